@@ -1,0 +1,24 @@
+"""What a user can put right, and how it is said: one line that names the option, its value and what is allowed."""
+
+from __future__ import annotations
+
+
+class BadInput(ValueError):
+    """Something the user gave cannot be honoured; the command ends with this one line and exit status 2.
+
+    Args:
+        message: what is wrong and what is allowed, without the option's name if `option` is given.
+        option: name of the constructor argument at fault; the command line prefixes the component it belongs
+            to, so that `mu` of an algorithm is shown as `--algorithm.mu`.
+    """
+
+    def __init__(self, message: str, option: str | None = None) -> None:
+        super().__init__(f"{option} {message}" if option else message)
+        self.message = message
+        self.option = option
+
+
+def require(condition: bool, option: str, value: object, allowed: str) -> None:
+    """Raise `BadInput` unless `condition` holds: `require(mu >= 0, "mu", mu, "at least 0")`."""
+    if not condition:
+        raise BadInput(f"= {value}: must be {allowed}", option)
