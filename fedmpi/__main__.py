@@ -1,0 +1,38 @@
+"""`mpirun -n 16 python -m fedmpi`: from the command line to a running experiment."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the experiment that the command line describes, on every rank; rank 0 speaks for all."""
+    try:
+        from fedmpi.mpi.world import World
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        print(f"fedmpi: error: no MPI library found ({reason}): load your cluster's MPI module, or pip install"
+              " 'fedmpi[mpich]'", file=sys.stderr)  # fmt: skip
+        sys.exit(2)
+
+    from fedmpi.command_line import parse
+    from fedmpi.errors import BadInput
+    from fedmpi.failure import end_job
+
+    world = World()
+    try:
+        with world.agreed():
+            experiment, config = parse(sys.argv[1:], speaks=world.is_server)
+        experiment.run(world, config)
+    except BadInput as error:
+        if world.is_server:
+            print(f"fedmpi: error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except SystemExit:  # of --help and --print_config, which every rank comes to
+        raise
+    except BaseException as error:
+        end_job(world, error, "reading the command line", None)
+
+
+if __name__ == "__main__":
+    main()

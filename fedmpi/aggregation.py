@@ -1,0 +1,121 @@
+"""Exact, order-free weighted means.
+
+Floating-point sums depend on their order, hence on how clients are spread over ranks. Here every term is first
+rounded to a multiple of a fixed unit, small enough to be lost in float32 and large enough that sums of such terms
+are exact in float64. Whatever the order or grouping, MPI's sum included, the bits are the same.
+
+Rounding to a multiple of u is two additions: with M = 1.5 * 2^52 u, (t + M) - M is t rounded, for |t| < 2^51 u.
+Parameters use u = 2^-43 (|t| < 2^8), floating-point buffers such as running variances u = 2^-29 (|t| < 2^22).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedmpi.mpi.world import World
+
+if TYPE_CHECKING:
+    from fedmpi.training.local import Block
+
+PARAMETER_UNIT, PARAMETER_LIMIT = 2.0**-43, 2.0**8
+BUFFER_UNIT, BUFFER_LIMIT = 2.0**-29, 2.0**22
+# Stays in cache with its float64 copy.
+BLOCK_ELEMENTS = 1 << 16
+
+
+class Diverged(ArithmeticError):
+    """A client's weights are too large or not finite: training has diverged, and a mean would be meaningless."""
+
+
+class WeightedMean:
+    """Collects the clients' vectors of a round on every rank, then forms one mean (or one per group) at the server.
+
+    Args:
+        world: the ranks.
+        parameters: elements [0, parameters) of a vector are parameters, the others floating-point buffers.
+        size: P, the length of a vector.
+        total_mass: of the cohort; every vector is scaled by its client's mass / total_mass before it is summed.
+        groups: how many means are formed side by side; None for one mean without a leading dimension.
+        device: where the vectors are summed.
+    """
+
+    def __init__(
+        self, world: World, parameters: int, size: int, total_mass: int, groups: int | None, device: torch.device
+    ) -> None:
+        self._world = world
+        self._size = size
+        self._total_mass = total_mass
+        self._grouped = groups is not None
+        groups = groups or 1
+        self._sums = torch.zeros(groups, size + 1, dtype=torch.float64, device=device)
+        self._scratch = torch.empty(BLOCK_ELEMENTS, dtype=torch.float64, device=device)
+        self._segments = (
+            (0, parameters, PARAMETER_UNIT, PARAMETER_LIMIT),
+            (parameters, size, BUFFER_UNIT, BUFFER_LIMIT),
+        )
+        self.bytes_added = 0
+
+    def add(self, vectors: Tensor, block: Block, group: Tensor | NDArray[np.int64] | None = None) -> None:
+        """Add `vectors` [K, P] with the block's masses, each to the mean number `group` [K] (default: 0).
+
+        Raises:
+            Diverged: a vector is not finite or too large to be summed exactly.
+        """
+        for k, (vector, mass) in enumerate(zip(vectors, block.mass.tolist(), strict=True)):
+            if mass == 0:
+                continue
+            row = self._sums[0 if group is None else int(group[k])]
+            for start, stop, unit, limit in self._segments:
+                self._check(vector[start:stop], limit, block, k)
+                self._add_rounded(row[start:stop], vector[start:stop], mass / self._total_mass, unit)
+            row[-1] += mass
+        self.bytes_added += len(vectors) * self._size * 4
+
+    def reduce(self, empty: Tensor | None = None) -> Tensor:
+        """The mean over all ranks' vectors: [P], or [groups, P].
+
+        Args:
+            empty: what a mean without a single vector becomes, in the shape of the result; default zeros.
+
+        Returns:
+            The float32 mean at the server. On the other ranks a tensor of the same shape on the meta device: it
+            takes no memory, goes through the server's arithmetic, and cannot be read by mistake.
+        """
+        sums = self._sums.cpu()
+        self._world.sum(sums.numpy())
+        shape = (len(sums), self._size) if self._grouped else (self._size,)
+        if not self._world.is_server:
+            return torch.empty(shape, device="meta")
+        mass = sums[:, -1:]
+        # Exactly 1 where the whole cohort was added; masses are integers, so their sum is exact, too.
+        scale = self._total_mass / mass.clamp(min=1)
+        result = (sums[:, :-1] * scale).float()
+        if empty is not None:
+            result = torch.where(mass > 0, result, empty)
+        return result.view(shape)
+
+    def _add_rounded(self, into: Tensor, vector: Tensor, weight: float, unit: float) -> None:
+        magic = 1.5 * 2.0**52 * unit
+        for start in range(0, len(vector), BLOCK_ELEMENTS):
+            part = vector[start : start + BLOCK_ELEMENTS]
+            term = self._scratch[: len(part)]
+            term.copy_(part)
+            # A client of weight one is alone, and so passed through as it is: nothing to round it for.
+            if weight != 1:
+                term.mul_(weight).add_(magic).sub_(magic)
+            into[start : start + BLOCK_ELEMENTS].add_(term)
+
+    @staticmethod
+    def _check(part: Tensor, limit: float, block: Block, k: int) -> None:
+        if len(part):
+            largest = torch.linalg.vector_norm(part, ord=torch.inf).item()
+            if not largest < limit:
+                raise Diverged(
+                    f"client {block.clients[k]} diverged: the largest of its weights is {largest:g} (limit {limit:g});"
+                    " lower --local.lr, or set --local.clip_norm"
+                )

@@ -1,0 +1,71 @@
+"""What every method is: an object that lives on all ranks and whose `round` reads like the paper's pseudo-code."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedmpi.federation import Federation
+    from fedmpi.scheduling import Cohort
+    from fedmpi.training.flat import Net
+    from fedmpi.training.local import Block
+    from fedmpi.training.samples import Batch
+
+
+class Algorithm:
+    """Base of the federated methods.
+
+    A subclass writes `round`, and, where its local step differs from plain training, one or both of the hooks
+    `loss` and `direction`. Its options are the typed arguments of its constructor.
+
+    The state of a method is explicit. At the server: the attributes named in `server_state`, tensors that exist at
+    the server and are of the same shape on the meta device elsewhere, so that the same line of server arithmetic
+    runs on every rank but costs something on one. At the clients: what `Federation.client_state` hands out. Both
+    are created in `setup`, and nothing else outlives a round.
+
+    Attributes:
+        weights: [P], the global model; written to the results file.
+    """
+
+    #: Names of the attributes that hold the server's state.
+    server_state: tuple[str, ...] = ("weights",)
+    #: Numbers a client that the method records with `Federation.record`; columns of /clients.
+    client_metrics: tuple[str, ...] = ()
+
+    weights: "Tensor"
+
+    def setup(self, fed: "Federation") -> None:
+        """Create the state before the first round."""
+        self.weights = fed.initial_weights()
+
+    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+        """One round with the clients of `cohort`; runs on every rank, collectives are methods of `fed`."""
+        raise NotImplementedError
+
+    def evaluate(self, fed: "Federation") -> None:
+        """Measure the state after a round: the global model on the test set, unless a method has more to show."""
+        fed.report(fed.evaluate(self.weights))
+
+    def loss(self, net: "Net", batch: "Batch", start: "Tensor", client: "Mapping[str, Tensor]") -> "Tensor":
+        """Scalar loss of one client on one batch.
+
+        Args:
+            net: runs the client's own weights: `net(x)`, `net.features(x)`, `net.classify(z)`; `net.at(weights)`
+                runs any others.
+            batch: inputs, labels and sample numbers.
+            start: [P], the weights the client received.
+            client: this client's rows of the vectors given to `Federation.train`.
+        """
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(net(batch.x), batch.y)
+
+    def direction(self, gradient: "Tensor", weights: "Tensor", start: "Tensor", block: "Block") -> "Tensor":
+        """What the local optimizer steps along, from the gradient of the loss.
+
+        Args:
+            gradient, weights, start: [K, d], the d trained parameters of K clients; buffers are not among them.
+            block: the clients; `block["name"]` are their rows [K, ...] of the vectors given to `Federation.train`.
+        """
+        return gradient

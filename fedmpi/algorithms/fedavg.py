@@ -1,0 +1,25 @@
+"""Federated averaging.
+
+McMahan, Moore, Ramage, Hampson, Agüera y Arcas: Communication-Efficient Learning of Deep Networks from
+Decentralized Data. AISTATS 2017. https://arxiv.org/abs/1602.05629
+"""
+
+from typing import TYPE_CHECKING
+
+from fedmpi.algorithms.base import Algorithm
+
+if TYPE_CHECKING:
+    from fedmpi.federation import Federation
+    from fedmpi.scheduling import Cohort
+
+
+class FedAvg(Algorithm):
+    """Weighted average of locally trained models (McMahan et al., 2017)."""
+
+    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+        start = fed.broadcast(self.weights)
+        mean = fed.weighted_mean(cohort)
+        for block in fed.my_clients(cohort):
+            local = fed.train(block, start, self)
+            mean.add(local.weights, block)
+        self.weights = mean.reduce(empty=self.weights)

@@ -1,0 +1,161 @@
+"""From the settings of an experiment to a federation that is ready for its first round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmpi import randomness
+from fedmpi.algorithms import Algorithm
+from fedmpi.data import Arrays, Dataset, Split, as_seen, as_stored, make_split, prepared
+from fedmpi.environment import describe
+from fedmpi.errors import BadInput
+from fedmpi.evaluation import Evaluator
+from fedmpi.federation import Federation
+from fedmpi.mpi.devices import pick_device
+from fedmpi.mpi.shared import share
+from fedmpi.mpi.world import World
+from fedmpi.progress import say
+from fedmpi.results import Results
+from fedmpi.results.writer import check_writable
+from fedmpi.training.flat import FlatModel
+from fedmpi.training.layout import Layout
+from fedmpi.training.local import Trainer
+from fedmpi.training.samples import Samples
+
+if TYPE_CHECKING:
+    from fedmpi.experiment import Experiment
+
+
+def assemble(experiment: Experiment, world: World) -> Federation:
+    """Load the data, split it, build the model and set the algorithm up; on every rank.
+
+    Raises:
+        BadInput: on every rank alike.
+    """
+    torch.set_num_threads(experiment.threads)
+    with world.agreed():
+        if world.is_server:
+            check_writable(experiment.output, experiment.overwrite)
+    device = pick_device(world, experiment.device)
+    dataset = experiment.dataset
+    arrays = load_shared(world, dataset)
+
+    def build(number: int) -> FlatModel:
+        torch.manual_seed(randomness.key(experiment.seed, "initial weights", client=number))
+        return FlatModel(experiment.model.build(arrays.train_x.shape[1:], dataset.classes), device)
+
+    with world.agreed():
+        model = build(0)
+        split = make_split(
+            experiment.partition,
+            arrays.train_y,
+            arrays.test_y,
+            dataset.classes,
+            experiment.clients,
+            experiment.seed,
+        )
+    train = Samples(arrays.train_x, arrays.train_y, dataset.mean, dataset.std, device)
+    test = Samples(arrays.test_x, arrays.test_y, dataset.mean, dataset.std, device)
+    pixels = PixelOrders(split, train.pixels, device)
+    owners = np.empty(len(arrays.test_y), dtype=np.int64)
+    for client, shard in enumerate(split.test):
+        owners[shard] = client
+    fed = Federation(
+        world,
+        Trainer(model, train, split.train, pixels, experiment.local, experiment.seed),
+        Evaluator(build(0), train, test, split.train, owners, dataset.classes, pixels),
+        split,
+        lambda number: build(number).weights[0].clone(),
+        experiment.rounds,
+    )
+    algorithm = experiment.algorithm
+    algorithm.setup(fed)
+    if not world.is_server:
+        for name in algorithm.server_state:
+            setattr(algorithm, name, getattr(algorithm, name).to("meta"))
+    return fed
+
+
+def open_results(experiment: Experiment, fed: Federation, world: World, config: str) -> Results | None:
+    """Rank 0's results, written for the first time; None on the other ranks.
+
+    Raises:
+        BadInput: the file cannot be written; on every rank alike.
+    """
+    environment = describe(world, fed.device)
+    results: Results | None = None
+    with world.agreed():
+        if world.is_server:
+            names = {name: type(getattr(experiment, name)).__name__ for name in ("algorithm", "dataset", "model")}
+            attributes = {**names, "seed": experiment.seed, "config": config}
+            results = Results(experiment.output, attributes, environment, experiment.overwrite)
+            results.set_partition(fed.label_counts, fed.samples)
+            _describe_models(results, experiment.algorithm, fed.layout)
+            try:
+                results.write()
+            except OSError as error:
+                raise BadInput(f"= {experiment.output}: cannot be written ({error.strerror or error})", "--output") from None
+    return results
+
+
+def _describe_models(results: Results, algorithm: Algorithm, layout: Layout) -> None:
+    def current(name: str) -> Callable[[], np.ndarray]:
+        return lambda: layout.canonical(getattr(algorithm, name)).numpy()
+
+    # Methods with several models keep them in vectors of the same length.
+    models = [name for name in algorithm.server_state if getattr(algorithm, name).shape[-1:] == (layout.size,)]
+    results.set_model(
+        [entry.name for entry in layout.entries],
+        [entry.shape for entry in layout.entries],
+        [entry.offset for entry in layout.entries],
+        current("weights"),
+        {name: current(name) for name in models if name != "weights"},
+    )
+
+
+def load_shared(world: World, dataset: Dataset) -> Arrays:
+    """The arrays of a data set, one copy a node: mapped from prepared files, or else in memory shared by its ranks.
+
+    Raises:
+        BadInput: the data cannot be had on some node; on every rank alike.
+    """
+    arrays: Arrays | None = None
+    with world.agreed():
+        if world.is_server:
+            arrays = prepared.load(dataset, say)
+    if world.from_server(arrays is not None and arrays.on_disk):
+        with world.agreed():
+            arrays = arrays or prepared.open_prepared(dataset)
+            if arrays is None:
+                raise BadInput(f"{dataset.folder()} is not the same on {world.host} as on rank 0's node")
+        return arrays
+
+    def read() -> list[np.ndarray]:
+        mine = arrays or prepared.load(dataset, lambda line: None)
+        return [as_stored(x) for x in (mine.train_x, mine.train_y, mine.test_x, mine.test_y)]
+
+    return Arrays(*map(as_seen, share(world, read)))
+
+
+class PixelOrders:
+    """client -> the order [pixels] in which it sees the pixels of its samples, or None: as they are.
+
+    Made when first asked for, and kept on the training device.
+    """
+
+    def __init__(self, split: Split, pixels: int, device: torch.device) -> None:
+        self._split = split
+        self._pixels = pixels
+        self._device = device
+        self._known: dict[int, Tensor | None] = {}
+
+    def __call__(self, client: int) -> Tensor | None:
+        if client not in self._known:
+            order = self._split.pixels(client, self._pixels)
+            self._known[client] = None if order is None else torch.from_numpy(order).to(self._device)
+        return self._known[client]

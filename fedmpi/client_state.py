@@ -1,0 +1,80 @@
+"""Vectors that clients keep between rounds: on one rank at a time, allocated when first written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedmpi.mpi.world import World
+
+if TYPE_CHECKING:
+    from fedmpi.training.local import Block
+
+
+class ClientState:
+    """One named flat vector a client, such as SCAFFOLD's control variate.
+
+    `state[block]` are the rows [K, n] of a block's clients (a client that never wrote has `initial`), and
+    `state[block] = rows` keeps new ones. A row lies in host memory of the rank that trained the client last, and
+    travels when another rank is to train it (`StateKeeper.gather`).
+
+    Args:
+        initial: [n] float32, the value before the first round.
+        device: of the rows handed out.
+    """
+
+    def __init__(self, initial: Tensor, device: torch.device) -> None:
+        self.initial = initial.cpu()
+        self.rows: dict[int, Tensor] = {}
+        self._device = device
+
+    def __getitem__(self, block: Block) -> Tensor:
+        rows = [self.rows.get(client, self.initial) for client in block.clients.tolist()]
+        return torch.stack(rows).to(self._device)
+
+    def __setitem__(self, block: Block, rows: Tensor) -> None:
+        for client, row in zip(block.clients.tolist(), rows.detach().cpu(), strict=True):
+            self.rows[client] = row.clone()
+
+
+class StateKeeper:
+    """All client states of an algorithm, and where each client's rows are.
+
+    Args:
+        world: the ranks.
+        clients: how many clients there are.
+
+    Attributes:
+        home: [clients] int64, the rank that holds a client's rows; -1 before its first round. Every rank knows it,
+            because every rank knows who trained whom.
+    """
+
+    def __init__(self, world: World, clients: int) -> None:
+        self._world = world
+        self.states: dict[str, ClientState] = {}
+        self.home: NDArray[np.int64] = np.full(clients, -1)
+
+    def create(self, name: str, initial: Tensor, device: torch.device) -> ClientState:
+        self.states[name] = ClientState(initial, device)
+        return self.states[name]
+
+    def gather(self, clients: NDArray[np.int64], ranks: NDArray[np.int64]) -> None:
+        """Bring the rows of `clients` [m] to the `ranks` [m] that train them next; a collective."""
+        me = self._world.rank
+        moves = [
+            (client, source, target)
+            for client, source, target in zip(clients.tolist(), self.home[clients].tolist(), ranks.tolist(), strict=True)
+            if source not in (-1, target) and me in (source, target)
+        ]
+        self.home[clients] = ranks
+        for state in self.states.values():
+            leaving = [(to, state.rows.pop(client, state.initial)) for client, source, to in moves if source == me]
+            arriving = [(source, client, torch.empty_like(state.initial)) for client, source, to in moves if to == me]
+            self._world.exchange(
+                [(rank, row.numpy()) for rank, row in leaving], [(rank, row.numpy()) for rank, _, row in arriving]
+            )
+            state.rows.update((client, row) for _, client, row in arriving)

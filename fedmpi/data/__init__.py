@@ -1,0 +1,46 @@
+"""Data sets, and how they are split among clients: each class has a name on the command line."""
+
+from __future__ import annotations
+
+import sys
+
+from fedmpi.components import import_all
+from fedmpi.data.base import Arrays, Dataset, Progress, as_seen, as_stored
+from fedmpi.data.digits import Digits
+from fedmpi.data.images import CIFAR10, CIFAR100, MNIST, FashionMNIST
+from fedmpi.data.partitions import (
+    IID,
+    ClassesPerClient,
+    Dirichlet,
+    DirichletPrior,
+    LogNormal,
+    Partition,
+    Permuted,
+    Shards,
+)
+from fedmpi.data.split import Split, make_split
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "IID",
+    "MNIST",
+    "Arrays",
+    "ClassesPerClient",
+    "Dataset",
+    "Digits",
+    "Dirichlet",
+    "DirichletPrior",
+    "FashionMNIST",
+    "LogNormal",
+    "Partition",
+    "Permuted",
+    "Progress",
+    "Shards",
+    "Split",
+    "as_seen",
+    "as_stored",
+    "make_split",
+]
+
+import_all(sys.modules[__name__])  # a new file in this folder needs no line above to be known by name

@@ -1,0 +1,76 @@
+"""Steps of which partitions are made: an array `owner` [n] says which client each sample belongs to."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Integers = NDArray[np.int64]
+
+NOBODY = -1
+
+
+def apportion(weights: NDArray, total: int, rng: np.random.Generator) -> Integers:
+    """Whole numbers of sum `total` in proportion to `weights`, by largest remainders, ties at random."""
+    exact = weights * (total / weights.sum())
+    parts: Integers = np.floor(exact).astype(np.int64)
+    best_first = np.lexsort((rng.random(len(parts)), parts - exact))
+    parts[best_first[: total - parts.sum()]] += 1
+    return parts
+
+
+def draw_classes(
+    priors: NDArray[np.float64], turns: Integers, left: Integers, rng: np.random.Generator
+) -> Integers:
+    """[turns] the class that each turn takes, drawn from its client's prior over the classes that are left.
+
+    Args:
+        priors: [clients, C] class shares.
+        turns: [turns] the client whose turn it is.
+        left: [C] samples of each class, together at least as many as turns.
+    """
+    taken = np.empty(len(turns), np.int64)
+    left = left.copy()
+    done = 0
+    while done < len(turns):  # a pass completes its chunk of turns, or uses up a class
+        chunk = turns[done : done + 4096]
+        # The small term serves a client whose prior is used up altogether: it takes any class that is left.
+        shares = np.cumsum((priors[chunk] + 1e-30) * (left > 0), axis=1)
+        point = rng.random(len(chunk)) * shares[:, -1]
+        drawn = np.minimum((shares <= point[:, None]).sum(axis=1), np.flatnonzero(left)[-1])
+        wanted = np.cumsum(drawn[:, None] == np.arange(len(left)), axis=0)
+        too_many = (wanted > left).any(axis=1)
+        valid = int(too_many.argmax()) if too_many.any() else len(chunk)
+        taken[done : done + valid] = drawn[:valid]
+        left -= np.bincount(drawn[:valid], minlength=len(left))
+        done += valid
+    return taken
+
+
+def top_up(owner: Integers, clients: int, least: int, rng: np.random.Generator) -> Integers:
+    """Move random samples from the largest clients, cut to one level, to those with fewer than `least`."""
+    sizes = np.bincount(owner, minlength=clients)
+    missing = np.maximum(least - sizes, 0)
+    if not missing.any():
+        return owner
+    # The highest level that yields enough if all larger clients are cut to it.
+    low, high = least, int(sizes.max())
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if np.maximum(sizes - middle, 0).sum() >= missing.sum() else (low, middle)
+    given = np.maximum(sizes - low, 0)
+    spare = given.sum() - missing.sum()
+    given[np.flatnonzero(given)[:spare]] -= 1
+    by_client = np.lexsort((rng.random(len(owner)), owner))
+    rank = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    moved = rng.permutation(by_client[rank < np.repeat(given, sizes)])
+    topped: Integers = owner.copy()
+    topped[moved] = np.repeat(np.arange(clients), missing)
+    return topped
+
+
+def by_owner(owner: Integers, clients: int) -> list[Integers]:
+    """The samples of each client in rising order; those of `NOBODY` are left out."""
+    order = np.argsort(owner, kind="stable")
+    ends = np.searchsorted(owner[order], np.arange(clients + 1))
+    return [order[ends[client] : ends[client + 1]] for client in range(clients)]

@@ -1,0 +1,122 @@
+"""What a data set is to the rest of fedmpi: four arrays, and where they come from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi.errors import BadInput
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A data set in memory, or mapped into memory from prepared files.
+
+    Attributes:
+        train_x: images uint8 [n, C, H, W], features float32 [n, ...], or tokens int32 or int64 [n, L]. The
+            channels of images come last in memory in what `prepared` returns.
+        train_y: int64 [n], labels 0 .. classes - 1.
+        test_x: like `train_x`.
+        test_y: like `train_y`.
+        on_disk: the arrays map prepared files, which any other process can open, too.
+    """
+
+    train_x: NDArray
+    train_y: NDArray[np.int64]
+    test_x: NDArray
+    test_y: NDArray[np.int64]
+    on_disk: bool = field(default=False, kw_only=True)
+
+
+class Dataset(ABC):
+    """Where the samples come from. A data set of your own, used with `--dataset my_module.Mine`:
+
+        class Mine(Dataset):
+            classes = 2
+
+            def read(self, progress: Progress) -> Arrays:
+                x, y = np.load("x.npy"), np.load("y.npy")    # float32 [n, features], int64 [n]
+                return Arrays(x[100:], y[100:], x[:100], y[:100])
+
+    Import heavy packages inside `read` only, so that `--help` stays fast.
+
+    Attributes:
+        classes: number of classes.
+        mean: per channel, for uint8 images on the scale 0..1; None: images are only scaled to 0..1.
+        std: like `mean`.
+    """
+
+    classes: int
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @abstractmethod
+    def read(self, progress: Progress) -> Arrays:
+        """Decode the published form; `progress` takes lines to show to the user.
+
+        Raises:
+            BadInput: a file is missing or damaged; the message names it.
+        """
+
+    def sources(self) -> list[Path]:
+        """The files that `read` decodes: prepared arrays are made anew when one of them has changed."""
+        return []
+
+    def folder(self) -> Path | None:
+        """Where prepared arrays are kept; None: `read` is fast, or there is no place, and nothing is kept."""
+        return None
+
+    def fetch(self) -> None:
+        """Download what is missing of `sources`, on a machine with internet access."""
+        raise BadInput(f"{type(self).__name__} has nothing to fetch: it is not a data set to download")
+
+
+def check_arrays(dataset: Dataset, arrays: Arrays) -> None:
+    """Raise `BadInput`, with the first problem, unless `arrays` are what `Arrays` promises."""
+    for problem in _problems(dataset, arrays):
+        raise BadInput(f"data set {type(dataset).__name__}: {problem}")
+
+
+def _problems(dataset: Dataset, arrays: Arrays) -> Iterator[str]:
+    for part, x, y in (("train", arrays.train_x, arrays.train_y), ("test", arrays.test_x, arrays.test_y)):
+        for name, array in ((f"{part}_x", x), (f"{part}_y", y)):
+            if not isinstance(array, np.ndarray):
+                yield f"{name} is a {type(array).__name__}: it must be a NumPy array"
+        if x.ndim < 2 or len(x) == 0:
+            yield f"{part}_x has shape {x.shape}: it must be [samples, ...], with one sample at least"
+        if x.dtype not in (np.uint8, np.float32, np.int32, np.int64):
+            yield f"{part}_x is {x.dtype}: images are uint8, features float32, tokens int32 or int64"
+        if x.dtype == np.uint8 and x.ndim != 4:
+            yield f"{part}_x is uint8 of shape {x.shape}: images are [samples, channels, height, width]"
+        if x.dtype == np.float32 and not np.isfinite(x).all():
+            yield f"{part}_x has values that are not finite"
+        if y.dtype != np.int64 or y.shape != x.shape[:1]:
+            yield f"{part}_y is {y.dtype} of shape {y.shape}: it must be int64 of shape ({len(x)},)"
+        if y.min() < 0 or y.max() >= dataset.classes:
+            yield f"{part}_y is from {y.min()} to {y.max()}: labels are 0 to {dataset.classes - 1}"
+    train_x, test_x = arrays.train_x, arrays.test_x
+    if train_x.shape[1:] != test_x.shape[1:] or train_x.dtype != test_x.dtype:
+        yield f"train_x is {train_x.dtype} {train_x.shape}, but test_x is {test_x.dtype} {test_x.shape}"
+    for name, channels in (("mean", dataset.mean), ("std", dataset.std)):
+        if channels is not None and len(channels) != train_x.shape[1]:
+            yield f"{name} is {channels}, but the samples have {train_x.shape[1]} channels"
+
+
+def as_stored(x: NDArray) -> NDArray:
+    """`x` as it lies in memory, on disk and in windows: images [n, H, W, C], the rest as it is; C-contiguous.
+
+    With the channels last, a row is a sample and gathered rows are a batch in PyTorch's channels_last layout.
+    """
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1) if x.ndim == 4 else x)
+
+
+def as_seen(stored: NDArray) -> NDArray:
+    """The inverse of `as_stored`, as a view: images [n, C, H, W]."""
+    return stored.transpose(0, 3, 1, 2) if stored.ndim == 4 else stored

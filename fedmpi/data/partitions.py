@@ -1,0 +1,238 @@
+"""How the training samples are spread over the clients: `--partition` knows each class by its name.
+
+A partition is a pure function of the labels, the number of clients and a random stream. Every sample goes to
+at most one client, every client gets samples, and the work is bounded: where published code draws again until
+nobody is left short, here as few samples as possible move from the largest clients (`top_up`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from fedmpi.data._owners import NOBODY, Integers, apportion, by_owner, draw_classes, top_up
+from fedmpi.errors import BadInput, require
+
+
+class Partition(ABC):
+    """A way to split samples among clients. One of your own, used with `--partition my_module.Halves`:
+
+        class Halves(Partition):
+            def split(self, labels, clients, rng):
+                return np.array_split(rng.permutation(len(labels) // 2), clients)
+
+    Attributes:
+        permutes_pixels: whether clients see their samples with permuted pixels (`Split.pixels`).
+    """
+
+    permutes_pixels: bool = False
+
+    @abstractmethod
+    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
+        """The samples of each client, as indices into `labels` (int64 [n]) in any order; none occurs twice.
+
+        Raises:
+            BadInput: there are too few samples for so many clients.
+        """
+
+    def groups(self, clients: int, rng: np.random.Generator) -> Integers | None:
+        """[clients] the true groups, whose clients draw from one distribution; None: there are none."""
+        return None
+
+
+class IID(Partition):
+    """Every client gets a random part of all samples; the parts' sizes differ by one at most."""
+
+    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
+        _require_samples(len(labels), clients, 1)
+        return np.array_split(rng.permutation(len(labels)), clients)
+
+
+class LogNormal(Partition):
+    """Random samples for every client, but different numbers of them, in proportion to exp(sigma * N(0, 1)).
+
+    Args:
+        sigma: spread of the sizes; 0 makes them equal.
+        min_samples: the least that a client gets, taken from the largest clients where needed.
+    """
+
+    def __init__(self, sigma: float = 1.0, min_samples: int = 2) -> None:
+        require(0 <= sigma <= 10, "sigma", sigma, "between 0 and 10")
+        require(min_samples >= 1, "min_samples", min_samples, "at least 1")
+        self.sigma = sigma
+        self.min_samples = min_samples
+
+    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
+        _require_samples(len(labels), clients, self.min_samples)
+        sizes = apportion(np.exp(self.sigma * rng.standard_normal(clients)), len(labels), rng)
+        owner = np.empty(len(labels), np.int64)
+        owner[rng.permutation(len(labels))] = np.repeat(np.arange(clients), sizes)
+        return by_owner(top_up(owner, clients, self.min_samples, rng), clients)
+
+
+class Dirichlet(Partition):
+    """The clients divide the samples of each class in proportions drawn from Dir(alpha) over the clients.
+
+    The form of Yurochkin et al. (2019) and NIID-Bench (Li et al., 2022), without the latter's cap on a
+    client's size, and without drawing again until every client has enough. Sizes and label shares both vary.
+
+    Args:
+        alpha: concentration: towards 0 a class has one owner, large values come near to IID.
+        min_samples: the least that a client gets, taken from the largest clients where needed.
+    """
+
+    def __init__(self, alpha: float = 0.5, min_samples: int = 2) -> None:
+        _require_alpha(alpha)
+        require(min_samples >= 1, "min_samples", min_samples, "at least 1")
+        self.alpha = alpha
+        self.min_samples = min_samples
+
+    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
+        _require_samples(len(labels), clients, self.min_samples)
+        owner = np.empty(len(labels), np.int64)
+        for label in np.unique(labels):
+            samples = rng.permutation(np.flatnonzero(labels == label))
+            shares = rng.dirichlet(np.full(clients, self.alpha))
+            # Rounding leaves the same positions short in every class: the clients take them in another order.
+            order = rng.permutation(clients)
+            ends = np.floor(np.cumsum(shares) * len(samples)).astype(np.int64)
+            ends[-1] = len(samples)
+            owner[samples] = np.repeat(order, np.diff(ends, prepend=0))
+        return by_owner(top_up(owner, clients, self.min_samples, rng), clients)
+
+
+class DirichletPrior(Partition):
+    """Equally large clients, each with class shares drawn from Dir(alpha) over the classes.
+
+    The protocol of FedDyn (Acar et al., 2021) and FedFTG (Zhang et al., 2022): in random order, a client
+    draws a class from its prior and takes a sample of it; a class that is used up is no longer drawn. Samples
+    beyond the equal sizes stay unused.
+
+    Args:
+        alpha: concentration: towards 0 a client has one class, large values come near to IID.
+    """
+
+    def __init__(self, alpha: float = 0.5) -> None:
+        _require_alpha(alpha)
+        self.alpha = alpha
+
+    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
+        _require_samples(len(labels), clients, 1)
+        _, labels, left = np.unique(labels, return_inverse=True, return_counts=True)
+        supply = np.split(np.lexsort((rng.random(len(labels)), labels)), np.cumsum(left)[:-1])
+        priors = rng.dirichlet(np.full(len(left), self.alpha), size=clients)
+        turns = rng.permutation(np.repeat(np.arange(clients), len(labels) // clients))
+        taken = draw_classes(priors, turns, left, rng)
+        owner = np.full(len(labels), NOBODY)
+        for label, samples in enumerate(supply):
+            takers = turns[taken == label]
+            owner[samples[: len(takers)]] = takers
+        return by_owner(owner, clients)
+
+
+class Shards(Partition):
+    """Sorted by label, the samples are cut into equal shards; every client gets a few (McMahan et al., 2017).
+
+    Args:
+        shards_per_client: shards that a client gets, and so about the most classes it can have.
+        total: shards that are cut; None: as many as are dealt. The rest stays unused.
+    """
+
+    def __init__(self, shards_per_client: int = 2, total: int | None = None) -> None:
+        require(shards_per_client >= 1, "shards_per_client", shards_per_client, "at least 1")
+        self.shards_per_client = shards_per_client
+        self.total = total
+
+    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
+        _require_samples(len(labels), clients, self.shards_per_client)
+        dealt = clients * self.shards_per_client
+        total = dealt if self.total is None else self.total
+        require(
+            dealt <= total <= len(labels),
+            "total",
+            self.total,
+            f"between {dealt} (clients x shards_per_client) and {len(labels)} (training samples)",
+        )
+        shards = np.array_split(np.lexsort((rng.random(len(labels)), labels)), total)
+        hands = rng.permutation(total)[:dealt].reshape(clients, self.shards_per_client)
+        return [np.concatenate([shards[shard] for shard in hand]) for hand in hands]
+
+
+class ClassesPerClient(Partition):
+    """Every client has samples of exactly so many classes, and every class about equally many owners.
+
+    The owners of a class divide its samples equally. All classes are used if there are enough clients.
+
+    Args:
+        classes: number of classes of a client.
+    """
+
+    def __init__(self, classes: int = 2) -> None:
+        require(classes >= 1, "classes", classes, "at least 1")
+        self.classes = classes
+
+    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
+        known, sizes = np.unique(labels, return_counts=True)
+        require(self.classes <= len(known), "classes", self.classes, f"at most {len(known)}, as in the data")
+        hands = self._deal(len(known), clients, rng)
+        owner = np.full(len(labels), NOBODY)
+        for label, size in enumerate(sizes):
+            owners = rng.permutation(np.flatnonzero((hands == label).any(axis=1)))
+            if len(owners) > size:
+                raise BadInput(
+                    f"--clients = {clients}: {len(owners)} of them share class {known[label]}, which has only"
+                    f" {size} training samples; use fewer clients or fewer classes a client"
+                )
+            if len(owners) > 0:
+                samples = rng.permutation(np.flatnonzero(labels == known[label]))
+                owner[samples] = owners[np.arange(size) % len(owners)]
+        return by_owner(owner, clients)
+
+    def _deal(self, known: int, clients: int, rng: np.random.Generator) -> Integers:
+        """[clients, classes] dealt from shuffled decks of all classes; no hand holds a class twice."""
+        dealt: list[int] = []
+        while len(dealt) < clients * self.classes:
+            begun = dealt[len(dealt) - len(dealt) % self.classes :]  # the hand that this deck has to complete
+            deck = rng.permutation(known)
+            again = np.isin(deck, begun)
+            dealt.extend([*deck[~again], *deck[again]])
+        return np.array(dealt[: clients * self.classes]).reshape(clients, self.classes)
+
+
+class Permuted(Partition):
+    """Every client, or every group of clients, sees its samples with its own fixed permutation of the pixels.
+
+    The user-specific partition of FeatureFusion (Yao et al., 2019), known as permuted MNIST.
+
+    Args:
+        over: how the samples are split; None: IID.
+        permutations: number of different permutations, given to equally many clients each; 0: one a client.
+    """
+
+    permutes_pixels = True
+
+    def __init__(self, over: Partition | None = None, permutations: int = 0) -> None:
+        require(permutations >= 0, "permutations", permutations, "at least 0")
+        self.over = over or IID()
+        self.permutations = permutations
+
+    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
+        return self.over.split(labels, clients, rng)
+
+    def groups(self, clients: int, rng: np.random.Generator) -> Integers:
+        if self.permutations == 0:
+            return np.arange(clients)
+        return rng.permutation(clients) % self.permutations
+
+
+def _require_alpha(alpha: float) -> None:
+    require(1e-6 <= alpha <= 1e6, "alpha", alpha, "greater than 0 (from 1e-6 to 1e6)")
+
+
+def _require_samples(samples: int, clients: int, least: int) -> None:
+    if clients * least > samples:
+        raise BadInput(
+            f"--clients = {clients}: must be at most {samples // least}, for {samples} training samples"
+            f" and at least {least} for each client"
+        )

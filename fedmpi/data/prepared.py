@@ -1,0 +1,252 @@
+"""Prepared arrays: a data set decoded once, kept beside its published files, and mapped into memory since.
+
+    ROOT/FashionMNIST/fedmpi-1/train_x.npy, train_y.npy, test_x.npy, test_y.npy, manifest.json
+
+The folder appears at once and complete, by a rename, so any number of jobs may prepare it at the same time.
+The manifest holds size, time and SHA-256 of the arrays and of the published files they were made from.
+Opening compares sizes and times alone; where a time differs (a copied folder), the checksum decides.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi.data.base import Arrays, Dataset, Progress, as_seen, as_stored, check_arrays
+from fedmpi.errors import BadInput
+
+FOLDER = "fedmpi-1"  # the number of the format
+_ARRAYS = ("train_x", "train_y", "test_x", "test_y")
+_MANIFEST = "manifest.json"
+
+
+class DamagedArrays(BadInput):
+    """A prepared file is not what was written."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} is damaged ({reason}): delete {path.parent} to have it prepared anew")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[DamagedArrays], tuple[Path, str]]:
+        return type(self), (self.path, self.reason)  # errors travel between ranks
+
+
+def load(dataset: Dataset, progress: Progress) -> Arrays:
+    """The arrays of a data set: mapped where they are prepared or can be (`on_disk`), else in memory.
+
+    Damaged arrays are prepared anew if the published files are there. Let one process call this before the
+    others call `open_prepared`, which never decodes.
+
+    Raises:
+        BadInput: a published file is missing or damaged, or `read` returned what no data set may hold.
+        DamagedArrays: a prepared file is damaged, and the published files are gone.
+    """
+    with suppress(DamagedArrays):
+        if (arrays := open_prepared(dataset)) is not None:
+            return arrays
+    with _alone(dataset.folder()):
+        try:
+            if (arrays := open_prepared(dataset)) is not None:
+                return arrays  # another job has prepared them in the meantime
+        except DamagedArrays as damage:
+            if not all(path.exists() for path in dataset.sources()):
+                raise
+            progress(f"{damage.path} is damaged ({damage.reason}): preparing anew")
+        return _prepare(dataset, progress)
+
+
+def open_prepared(dataset: Dataset) -> Arrays | None:
+    """Map the prepared arrays, copy-on-write; None: there are none, or the published files have changed.
+
+    Raises:
+        DamagedArrays: a file is missing, cut, or was changed since it was written.
+    """
+    return _open(dataset, full=False)
+
+
+def verify(dataset: Dataset) -> None:
+    """Compare the checksum of every prepared array, and of every published file that is there.
+
+    Raises:
+        DamagedArrays: an array's content is not what was written.
+        BadInput: no arrays are prepared, or the published files have changed since.
+    """
+    if _open(dataset, full=True) is None:
+        raise BadInput(
+            f"data set {type(dataset).__name__}: {dataset.folder()} has no prepared arrays of its present"
+            " files: run `python -m fedmpi.data prepare`"
+        )
+
+
+def _open(dataset: Dataset, full: bool) -> Arrays | None:
+    folder = dataset.folder()
+    if folder is None:
+        return None
+    path = folder / FOLDER / _MANIFEST
+    try:
+        text = path.read_text()
+        manifest = json.loads(text)
+        if not _sources_unchanged(dataset, folder, manifest["sources"], full):
+            return None
+        records = manifest["arrays"]
+        arrays = [_map(path.with_name(f"{name}.npy"), records[name], full) for name in _ARRAYS]
+    except BadInput:
+        raise
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise BadInput(f"data set {type(dataset).__name__} cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedArrays(path, f"{type(error).__name__}: {error}") from error
+    if json.dumps(manifest, indent=1) != text:
+        _remember(path, manifest)
+    return Arrays(*arrays, on_disk=True)
+
+
+def _map(path: Path, record: dict[str, Any], full: bool) -> NDArray:
+    if not path.is_file():
+        raise DamagedArrays(path, "missing")
+    if not _unchanged(path, record, full):
+        raise DamagedArrays(path, "its size or checksum differs from the manifest")
+    return as_seen(np.load(path, mmap_mode="c"))  # PyTorch wants writable arrays; nothing is ever written
+
+
+def _sources_unchanged(dataset: Dataset, folder: Path, records: dict[str, Any], full: bool) -> bool:
+    """Published files that are gone do not matter: the arrays replace them."""
+    there = {_name(path, folder): path for path in dataset.sources() if path.exists()}
+    return all(name in records and _unchanged(path, records[name], full) for name, path in there.items())
+
+
+def _unchanged(path: Path, record: dict[str, Any], full: bool) -> bool:
+    """Compare a file with its record; a new time of the same content is put into the record."""
+    status = path.stat()
+    if status.st_size != record["size"]:
+        return False
+    if status.st_mtime_ns == record["mtime_ns"] and not full:
+        return True
+    record["mtime_ns"] = status.st_mtime_ns
+    return bool(_sha256(path) == record["sha256"])
+
+
+def _remember(path: Path, manifest: dict[str, Any]) -> None:
+    """Keep the new times, so that the next job need not read the files of a copied folder again."""
+    new = path.with_name(f"{_MANIFEST}.{uuid.uuid4().hex}")
+    with suppress(OSError):  # where nothing can be written, every job compares checksums
+        new.write_text(json.dumps(manifest, indent=1))
+        new.replace(path)
+
+
+@contextmanager
+def _alone(folder: Path | None) -> Iterator[None]:
+    """Hold the folder's lock, so that of many jobs that start together one decodes and the others wait for it.
+
+    Where there is no folder yet, or a file system that does not lock, each of them decodes, to the same end.
+    """
+    with ExitStack() as stack:
+        with suppress(OSError):
+            if folder is not None:
+                handle = os.open(folder, os.O_RDONLY)
+                stack.callback(os.close, handle)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _prepare(dataset: Dataset, progress: Progress) -> Arrays:
+    """Decode the published files and keep the arrays; where that is impossible, return them in memory."""
+    folder = dataset.folder()
+    try:
+        sources = {} if folder is None else _fingerprints(dataset.sources(), folder)  # before they are read
+        decoded = dataset.read(progress)
+    except OSError as error:
+        raise BadInput(f"data set {type(dataset).__name__} cannot be read: {error}") from error
+    check_arrays(dataset, decoded)
+    stored = {name: as_stored(getattr(decoded, name)) for name in _ARRAYS}
+    arrays = Arrays(*map(as_seen, stored.values()))
+    if folder is None:
+        return arrays
+    try:
+        _write(dataset, folder, stored, sources)
+    except OSError as error:
+        reason = error.strerror or error
+        progress(f"{folder} cannot be written ({reason}): the arrays stay in memory, for this job alone")
+        return arrays
+    progress(f"{type(dataset).__name__}: prepared arrays are in {folder / FOLDER}")
+    return open_prepared(dataset) or arrays
+
+
+def _write(dataset: Dataset, folder: Path, stored: dict[str, NDArray], sources: dict[str, Any]) -> None:
+    new = folder / f".{FOLDER}.{uuid.uuid4().hex}"
+    try:
+        new.mkdir(parents=True)
+        records = {}
+        for name, x in stored.items():
+            path = new / f"{name}.npy"
+            with path.open("wb") as file:
+                np.save(file, x)
+                file.flush()
+                os.fsync(file.fileno())
+            records[name] = {
+                **_fingerprint(path),
+                "shape": x.shape,
+                "dtype": x.dtype.str,
+                "order": "NHWC" if x.ndim == 4 else "C",
+            }
+        name = type(dataset).__name__
+        manifest = {"format": FOLDER, "dataset": name, "sources": sources, "arrays": records}
+        (new / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+        _install(new, dataset, folder / FOLDER)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _install(new: Path, dataset: Dataset, final: Path) -> None:
+    """Rename the folder into place, unless another job was faster; outdated or damaged arrays make room."""
+    while True:
+        try:
+            new.rename(final)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        with suppress(DamagedArrays):
+            if open_prepared(dataset) is not None:
+                return
+        outdated = final.with_name(f"{new.name}.outdated")
+        with suppress(FileNotFoundError):  # another job may be at it
+            final.rename(outdated)
+        shutil.rmtree(outdated, ignore_errors=True)
+
+
+def _fingerprints(paths: list[Path], folder: Path) -> dict[str, Any]:
+    return {_name(path, folder): _fingerprint(path) for path in paths if path.exists()}
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    status = path.stat()
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": _sha256(path)}
+
+
+def _name(path: Path, folder: Path) -> str:
+    """Relative, so that a data folder can be moved as a whole."""
+    return os.path.relpath(path, folder)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

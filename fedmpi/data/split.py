@@ -1,0 +1,86 @@
+"""The samples of each client, for training and for tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedmpi.data._owners import Integers, apportion, by_owner
+from fedmpi.data.partitions import Partition
+from fedmpi.errors import BadInput
+from fedmpi.randomness import stream
+
+
+@dataclass(frozen=True)
+class Split:
+    """Who has what.
+
+    Attributes:
+        train: for each client, int64 indices of its training samples, in rising order.
+        test: likewise of its test samples. Every test sample belongs to exactly one client, so the mean of a
+            model's client accuracies, weighted by test samples, is its accuracy on the whole test set.
+        label_counts: int64 [clients, classes] training samples.
+        groups: int64 [clients] the true groups, if the partition has any.
+        pixel_seed: seed of the groups' permutations of pixels; None: nothing is permuted.
+    """
+
+    train: list[Integers]
+    test: list[Integers]
+    label_counts: Integers
+    groups: Integers | None
+    pixel_seed: int | None
+
+    @property
+    def samples(self) -> Integers:
+        """[clients] training samples."""
+        return np.asarray(self.label_counts.sum(axis=1))
+
+    def pixels(self, client: int, count: int) -> Integers | None:
+        """[count] the order in which a client sees the pixels of all its samples; None: as they are."""
+        if self.pixel_seed is None:
+            return None
+        group = client if self.groups is None else int(self.groups[client])
+        return stream(self.pixel_seed, "pixels", client=group).permutation(count)
+
+
+def make_split(
+    partition: Partition, train_y: Integers, test_y: Integers, classes: int, clients: int, seed: int
+) -> Split:
+    """Split the training samples as the partition says, and the test samples in the same proportions.
+
+    Raises:
+        BadInput: there are too few samples for so many clients, or the partition breaks its promises.
+    """
+    train = [np.sort(part) for part in partition.split(train_y, clients, stream(seed, "partition"))]
+    _check(partition, train, clients)
+    cells = [client * classes + train_y[samples] for client, samples in enumerate(train)]
+    label_counts = np.bincount(np.concatenate(cells), minlength=clients * classes).reshape(clients, classes)
+    return Split(
+        train,
+        _test_shards(label_counts, test_y, stream(seed, "test shards")),
+        label_counts,
+        partition.groups(clients, stream(seed, "groups")),
+        seed if partition.permutes_pixels else None,
+    )
+
+
+def _check(partition: Partition, train: list[Integers], clients: int) -> None:
+    name = type(partition).__name__
+    if len(train) != clients or not all(map(len, train)):
+        raise BadInput(f"partition {name}: it must give samples to each of the {clients} clients")
+    used = np.concatenate(train)
+    if len(np.unique(used)) < len(used):
+        raise BadInput(f"partition {name}: it gives a sample to two clients")
+
+
+def _test_shards(label_counts: Integers, test_y: Integers, rng: np.random.Generator) -> list[Integers]:
+    """Divide the test samples of each class like its training samples; if it has none, like all samples."""
+    clients, classes = label_counts.shape
+    everyone = np.arange(clients)
+    owner = np.empty(len(test_y), np.int64)
+    for label in range(classes):
+        samples = rng.permutation(np.flatnonzero(test_y == label))
+        weights = label_counts[:, label] if label_counts[:, label].any() else label_counts.sum(axis=1)
+        owner[samples] = np.repeat(everyone, apportion(weights, len(samples), rng))
+    return by_owner(owner, clients)

@@ -1,0 +1,158 @@
+"""Measuring models on the test set: per sample, and from that per class, per client and overall.
+
+The test set is cut into fixed blocks that are dealt out to the ranks, and what travels is the loss of every single
+sample and whether it was classified correctly. So nothing is added up before it is in the order of the test set,
+and the result has the same bits for any number of ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
+
+from fedmpi.training.flat import FlatModel
+from fedmpi.training.local import PixelOrder
+from fedmpi.training.samples import Samples
+
+BLOCK = 250
+
+
+class Evaluation:
+    """How one model, or each client's own, does on the test set.
+
+    Attributes:
+        losses: [n] float32, cross entropy of each test sample; NaN where none was measured.
+        correct: [n] float32, 1 where the sample was classified correctly.
+        labels: [n] int64.
+        owners: [n] int64, the client to whose shard a sample belongs.
+        classes, clients: how many there are.
+    """
+
+    def __init__(
+        self,
+        measured: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        owners: NDArray[np.int64],
+        classes: int,
+        clients: int,
+    ) -> None:
+        self.losses, self.correct = measured
+        self.labels = labels
+        self.owners = owners
+        self.classes = classes
+        self.clients = clients
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the measured samples that are classified correctly."""
+        return _share(self.correct)
+
+    @property
+    def loss(self) -> float:
+        """Mean cross entropy over the measured samples."""
+        measured = self.losses[~np.isnan(self.correct)]
+        return float(measured.mean(dtype=np.float64)) if len(measured) else math.nan
+
+    @property
+    def class_accuracy(self) -> NDArray[np.float64]:
+        """[classes], NaN for a class without test samples."""
+        return _shares(self.correct, self.labels, self.classes)
+
+    @property
+    def client_accuracy(self) -> NDArray[np.float64]:
+        """[clients], each on its own shard; NaN for an empty shard."""
+        return _shares(self.correct, self.owners, self.clients)
+
+    @classmethod
+    def matched(cls, models: Sequence[Evaluation], choice: NDArray[np.int64]) -> Evaluation:
+        """Each sample as measured with the model that its owner chose; not measured where that is -1."""
+        one = models[0]
+        number = choice[one.owners]
+        each = np.array([[model.losses, model.correct] for model in models])
+        measured = each[number, :, np.arange(len(number))].T
+        measured[:, number < 0] = np.nan
+        return cls(measured, one.labels, one.owners, one.classes, one.clients)
+
+
+class Evaluator:
+    """Runs models forward on one rank.
+
+    Args:
+        model: a network of its own, so that a measurement does not disturb training.
+        train, test: the data.
+        train_shards: which training samples each client holds.
+        owners: [n] int64, the client to whose shard each test sample belongs.
+        classes: how many there are.
+        pixels: client -> the order in which it sees the pixels of its images, or None.
+    """
+
+    def __init__(
+        self,
+        model: FlatModel,
+        train: Samples,
+        test: Samples,
+        train_shards: list[NDArray[np.int64]],
+        owners: NDArray[np.int64],
+        classes: int,
+        pixels: PixelOrder,
+    ) -> None:
+        self._model = model
+        self._model.module.eval()
+        self._train = train
+        self._test = test
+        self._shards = train_shards
+        self._owners = owners
+        self._classes = classes
+        self._labels = test.y.cpu().numpy()
+        self._pixels = pixels
+
+    def nothing(self) -> NDArray[np.float32]:
+        """[2, n] zeros, to be filled by `measure` and then added up over the ranks."""
+        return np.zeros((2, len(self._labels)), dtype=np.float32)
+
+    @torch.inference_mode()
+    def measure(self, weights: torch.Tensor, part: int, parts: int, into: NDArray[np.float32]) -> None:
+        """Fill in the loss and the correctness of every block b of test samples for which b mod `parts` is `part`."""
+        self._model.load(weights)
+        for start in range(part * BLOCK, len(self._labels), parts * BLOCK):
+            index = np.arange(start, min(start + BLOCK, len(self._labels)))
+            batch = self._test.batch(index, self._seen_pixels(self._owners[index]))
+            logits = self._model.module(batch.x)
+            into[0, index] = cross_entropy(logits, batch.y, reduction="none").cpu().numpy()
+            into[1, index] = (logits.argmax(1) == batch.y).cpu().numpy()
+
+    def evaluation(self, measured: NDArray[np.float32]) -> Evaluation:
+        """What was measured, added up over the ranks."""
+        return Evaluation(measured, self._labels, self._owners, self._classes, len(self._shards))
+
+    @torch.inference_mode()
+    def training_loss(self, client: int, weights: torch.Tensor) -> float:
+        """Mean cross entropy of `weights` on all training samples of a client, unaugmented."""
+        shard = self._shards[client]
+        self._model.load(weights)
+        total = 0.0
+        for start in range(0, len(shard), BLOCK):
+            batch = self._train.batch(shard[start : start + BLOCK], self._pixels(client))
+            total += cross_entropy(self._model.module(batch.x), batch.y, reduction="sum").item()
+        return total / len(shard) if len(shard) else math.nan
+
+    def _seen_pixels(self, owners: NDArray[np.int64]) -> torch.Tensor | None:
+        orders = [self._pixels(client) for client in owners.tolist()]
+        return None if orders[0] is None else torch.stack([order for order in orders if order is not None])
+
+
+def _share(correct: NDArray[np.float32]) -> float:
+    measured = correct[~np.isnan(correct)]
+    return float(measured.sum(dtype=np.float64) / len(measured)) if len(measured) else math.nan
+
+
+def _shares(correct: NDArray[np.float32], of: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    measured = ~np.isnan(correct)
+    samples = np.bincount(of[measured], minlength=count)
+    hits = np.bincount(of[measured], weights=correct[measured], minlength=count)
+    return np.divide(hits, samples, out=np.full(count, np.nan), where=samples > 0)

@@ -1,0 +1,153 @@
+"""An experiment: the tree of its settings, and its course from start to end.
+
+Importing this module is cheap (no torch), because the command line is read from the constructor's signature.
+"""
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from fedmpi.algorithms import Algorithm
+from fedmpi.data import Dataset, Partition
+from fedmpi.errors import BadInput, require
+from fedmpi.models import Model
+from fedmpi.scheduling import Sampler, Weighting
+from fedmpi.training.settings import LocalTraining
+
+if TYPE_CHECKING:
+    from fedmpi.federation import Federation
+    from fedmpi.mpi.world import World
+    from fedmpi.results import Results
+
+
+class Experiment:
+    """One federated experiment.
+
+    Args:
+        algorithm: the federated method.
+        dataset: the samples.
+        partition: how the training samples are spread over the clients.
+        model: the network that is trained.
+        sampler: how the clients of a round, its cohort, are chosen.
+        clients: number of clients.
+        cohort: clients a round; null: 10, or all if there are fewer.
+        rounds: number of communication rounds.
+        weighting: what a client counts in a mean: its number of samples, or one.
+        local: training at a client.
+        evaluate_every: rounds from one evaluation to the next; the first and the last state are evaluated, too.
+            0: no evaluation.
+        device: what clients are trained on; auto takes GPUs where a rank sees any.
+        threads: CPU threads a rank, whatever OMP_NUM_THREADS says. More than one rarely pays: start more ranks.
+        seed: of everything random. The same seed gives the same results on any number of ranks.
+        output: the results file; null: a name under runs/ made of method, data set, seed and time.
+        overwrite: replace the results file if it exists.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        dataset: Dataset,
+        partition: Partition,
+        model: Model,
+        sampler: Sampler,
+        clients: int = 100,
+        cohort: int | None = None,
+        rounds: int = 50,
+        weighting: Weighting = "samples",
+        local: LocalTraining = LocalTraining(),  # noqa: B008 (frozen)
+        evaluate_every: int = 1,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        threads: int = 1,
+        seed: int = 0,
+        output: Path | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        require(clients >= 1, "clients", clients, "at least 1")
+        require(cohort is None or cohort >= 1, "cohort", cohort, "at least 1")
+        require(cohort is None or cohort <= clients, "cohort", cohort, f"at most the number of clients, {clients}")
+        require(rounds >= 1, "rounds", rounds, "at least 1")
+        require(evaluate_every >= 0, "evaluate_every", evaluate_every, "at least 0")
+        require(threads >= 1, "threads", threads, "at least 1")
+        require(seed >= 0, "seed", seed, "at least 0")
+        self.algorithm = algorithm
+        self.dataset = dataset
+        self.partition = partition
+        self.model = model
+        self.sampler = sampler
+        self.clients = clients
+        self.cohort = cohort or min(10, clients)
+        self.rounds = rounds
+        self.weighting: Weighting = weighting
+        self.local = local
+        self.evaluate_every = evaluate_every
+        self.device: Literal["auto", "cpu", "cuda"] = device
+        self.threads = threads
+        self.seed = seed
+        self.output = output or _readable_name(algorithm, dataset, seed)
+        self.overwrite = overwrite
+
+    def run(self, world: "World", config: str = "") -> None:
+        """Run from start to end; to be called on every rank of the job.
+
+        An error other than bad input ends the job (`fedmpi.failure.end_job`).
+
+        Args:
+            config: the settings as YAML, kept in the results file.
+
+        Raises:
+            BadInput: on every rank alike, before anything is trained or written.
+        """
+        # Before torch is imported, for it starts its threads then.
+        os.environ["OMP_NUM_THREADS"] = str(self.threads)
+        from fedmpi.assembly import assemble, open_results
+        from fedmpi.failure import end_job
+        from fedmpi.progress import Progress
+
+        fed: Federation | None = None
+        results: Results | None = None
+        try:
+            fed = assemble(self, world)
+            results = open_results(self, fed, world, config)
+            progress = Progress(self.rounds) if results else None
+            self._measure_start(fed, results)
+            for round in range(1, self.rounds + 1):
+                began = time.perf_counter()
+                cohort = self.sampler.cohort(round, self.cohort, fed.samples, self.weighting, self.seed)
+                fed.begin(round, cohort, self.algorithm.client_metrics)
+                self.algorithm.round(fed, cohort)
+                if self._is_evaluated(round):
+                    self.algorithm.evaluate(fed)
+                outcome = fed.finish()
+                if results and progress:
+                    outcome.row["seconds"] = time.perf_counter() - began
+                    outcome.store(results)
+                    results.write_if_due()
+                    progress.show(outcome.row)
+            if results and progress:
+                results.finish("finished")
+                progress.end(results.path)
+        except BadInput:
+            raise
+        except BaseException as error:
+            end_job(world, error, fed.where() if fed else "setting up", results)
+
+    def _measure_start(self, fed: "Federation", results: "Results | None") -> None:
+        """Evaluate the initial model."""
+        if self.evaluate_every:
+            fed.begin(0, self.sampler.cohort(0, 0, fed.samples, self.weighting, self.seed), ())
+            self.algorithm.evaluate(fed)
+            evaluation = fed.finish().evaluation
+            if results and evaluation:
+                results.set_initial(evaluation.loss, evaluation.accuracy)
+
+    def _is_evaluated(self, round: int) -> bool:
+        return bool(self.evaluate_every) and (round % self.evaluate_every == 0 or round == self.rounds)
+
+
+def _readable_name(algorithm: Algorithm, dataset: Dataset, seed: int) -> Path:
+    what = f"{type(algorithm).__name__}-{type(dataset).__name__}-seed{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, number = Path("runs", f"{what}.h5"), 2
+    while path.exists():
+        path, number = Path("runs", f"{what}-{number}.h5"), number + 1
+    return path

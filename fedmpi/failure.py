@@ -1,0 +1,40 @@
+"""How a job ends that cannot go on: one report, on rank 0, and a file that says so."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import TYPE_CHECKING, NoReturn
+
+from fedmpi.aggregation import Diverged
+from fedmpi.mpi.world import RemoteFailure
+
+if TYPE_CHECKING:
+    from fedmpi.mpi.world import World
+    from fedmpi.results import Results
+
+
+def end_job(world: World, error: BaseException, where: str, results: Results | None) -> NoReturn:
+    """Report an error once and end all ranks with exit status 1.
+
+    Rank 0 keeps what has been computed, with status = failed, before it prints the report: its own, or that of the
+    rank whose failure it has heard of first.
+    """
+    report = str(error) if isinstance(error, RemoteFailure) else _report(world, error, where)
+    if not world.is_server:
+        world.report_failure(report)
+    try:
+        if results is not None:
+            results.finish("failed")
+            report += f"\nThe results up to then are in {results.path}"
+    except OSError as problem:
+        report += f"\nThe results could not be written: {problem}"
+    print(report, file=sys.stderr, flush=True)
+    world.abort()
+
+
+def _report(world: World, error: BaseException, where: str) -> str:
+    headline = f"fedmpi: failed on rank {world.rank} of {world.size}: {where}"
+    if isinstance(error, Diverged):
+        return f"{headline}: {error}"
+    return f"{headline}\n{''.join(traceback.format_exception(error)).rstrip()}"

@@ -1,0 +1,228 @@
+"""What an algorithm sees of the experiment: clients to train, collectives over their models, and a place to report.
+
+The same calls are made on every rank in the same order (SPMD). What an algorithm never sees: ranks, MPI, devices,
+data files, random generators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedmpi.aggregation import WeightedMean
+from fedmpi.client_state import ClientState, StateKeeper
+from fedmpi.data import Split
+from fedmpi.evaluation import Evaluation, Evaluator
+from fedmpi.ledger import Ledger, Outcome
+from fedmpi.mpi.world import World
+from fedmpi.scheduling import Cohort
+from fedmpi.scheduling.placement import place
+from fedmpi.training.layout import Layout
+from fedmpi.training.local import Block, Hooks, Trainer
+
+
+@dataclass
+class Trained:
+    """The result of `Federation.train`: K models, and the mean training loss [K] of each.
+
+    `weights` [K, P] is the memory in which the next clients will be trained: use or clone it before the next call
+    of `train`. Reading it later is an error rather than a wrong result.
+    """
+
+    loss: NDArray[np.float64]
+    _weights: Tensor
+    _is_current: bool = True
+
+    @property
+    def weights(self) -> Tensor:
+        if not self._is_current:
+            raise RuntimeError("these weights were overwritten by a later train(); use or clone them before it")
+        return self._weights
+
+
+class Federation:
+    """The clients of an experiment, spread over the ranks of a job.
+
+    Args:
+        world: the ranks.
+        trainer, evaluator: this rank's.
+        split: who has what.
+        initial: number -> freshly drawn weights [P], the same on every rank.
+        rounds: how many there will be.
+
+    Attributes:
+        clients: how many there are.
+        samples: [clients] training samples of each.
+        label_counts: [clients, classes] training labels of each.
+        layout: where a model's tensors lie in its vector [P].
+        device: what this rank's vectors are on, but for the server's state, which is in host memory.
+        is_server: whether this rank holds the server's state.
+        round: the current round; they count from 1.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        trainer: Trainer,
+        evaluator: Evaluator,
+        split: Split,
+        initial: Callable[[int], Tensor],
+        rounds: int,
+    ) -> None:
+        self.clients = len(split.samples)
+        self.samples = split.samples
+        self.label_counts = split.label_counts
+        self.layout: Layout = trainer.model.layout
+        self.device = trainer.model.device
+        self.is_server = world.is_server
+        self.rounds = rounds
+        self.round = 0
+        self.states = StateKeeper(world, self.clients)
+        self._world = world
+        self._trainer = trainer
+        self._evaluator = evaluator
+        self._initial = initial
+        self._ledger: Ledger
+        self._means: list[WeightedMean] = []
+        self._trained: Trained | None = None
+        self._activity = "setting up"
+
+    # Models
+
+    def initial_weights(self, number: int = 0) -> Tensor:
+        """[P] freshly drawn weights, the same on every rank; other numbers give other draws."""
+        return self._initial(number).cpu()
+
+    def broadcast(self, vector: Tensor) -> Tensor:
+        """The server's `vector` [..., n] on every rank, on its device; counted as sent to each client of the round."""
+        self._ledger.bytes_down += vector.numel() * vector.element_size() * len(self._ledger.cohort)
+        return self._distribute(vector)
+
+    def weighted_mean(self, cohort: Cohort, groups: int | None = None) -> WeightedMean:
+        """An empty mean of vectors [P] over `cohort`, or several side by side; see `WeightedMean`."""
+        layout = self.layout
+        mean = WeightedMean(self._world, layout.parameters, layout.size, cohort.total_mass, groups, self.device)
+        self._means.append(mean)
+        return mean
+
+    # Clients
+
+    def client_state(self, name: str, initial: Tensor) -> ClientState:
+        """Give every client a vector [n] that it keeps between rounds; to be called in `Algorithm.setup`."""
+        return self.states.create(name, initial, self.device)
+
+    def my_clients(self, cohort: Cohort) -> Iterator[Block]:
+        """This rank's share of `cohort`, in blocks that are trained together, the longest first."""
+        steps = np.array([self._trainer.count_steps(n) for n in cohort.samples.tolist()], dtype=np.int64)
+        ranks = np.array(self._world.workers)[place(steps, len(self._world.workers))]
+        self.states.gather(cohort.clients, ranks)
+        mine = np.flatnonzero(ranks == self._world.rank)
+        for position in mine[np.argsort(-steps[mine], kind="stable")]:
+            one = slice(position, position + 1)
+            yield Block(cohort.clients[one], cohort.samples[one], cohort.mass[one])
+
+    def train(self, block: Block, start: Tensor, hooks: Hooks, **vectors: Tensor) -> Trained:
+        """Local training of a block's clients.
+
+        Args:
+            block: from `my_clients`.
+            start: [P] or [K, P], the weights they receive.
+            hooks: whose `loss` and `direction` are used; as a rule the algorithm itself.
+            vectors: what the hooks may read: [K, ...], a row each, or [n], the same for all.
+        """
+        with self._doing("training", block), self._ledger.timed("train_seconds"):
+            block.vectors = {name: v.expand(len(block), -1) if v.dim() == 1 else v for name, v in vectors.items()}
+            start = start.expand(len(block), -1)
+            work = self._trainer.train(block, start, hooks, self.round, self.rounds)
+        self._ledger.record_work(block, work.loss, work.steps, work.seconds)
+        if self._trained is not None:
+            self._trained._is_current = False
+        self._trained = Trained(work.loss, self._trainer.model.weights)
+        return self._trained
+
+    def losses(self, block: Block, models: Tensor) -> Tensor:
+        """[K, M]: the mean training loss of each of `models` [M, P] on each client of the block, forward only."""
+        with self._doing("measuring losses", block), self._ledger.timed("train_seconds"):
+            return torch.tensor(
+                [[self._evaluator.training_loss(client, m) for m in models] for client in block.clients.tolist()]
+            )
+
+    # Measurements
+
+    def evaluate(self, weights: Tensor) -> Evaluation:
+        """Measure the server's model `weights` [P] on the test set, spread over the ranks that train."""
+        received = self._distribute(weights)
+        measured = self._evaluator.nothing()
+        if self._world.is_worker:
+            with self._doing("evaluation"), self._ledger.timed("evaluation_seconds"):
+                part = self._world.workers.index(self._world.rank)
+                self._evaluator.measure(received, part, len(self._world.workers), measured)
+        self._world.sum(measured)
+        return self._evaluator.evaluation(measured)
+
+    def report(self, evaluation: Evaluation) -> None:
+        """Make an evaluation that of the round: test_loss and test_accuracy, per class and per client."""
+        self._ledger.evaluation = evaluation
+
+    def report_matched(self, models: Sequence[Evaluation], choice: Tensor) -> None:
+        """The same for several models, of which client k uses number `choice[k]`; -1, none yet, is left out.
+
+        test_accuracy and test_loss are client-matched: each client's model on the client's own shard of the test
+        set. The column global_matched_accuracy has each client's model on the whole test set, weighted by the
+        client's training samples.
+        """
+        if self.is_server:
+            chosen = choice.numpy()
+            samples = np.where(chosen < 0, 0, self.samples)
+            accuracy = np.array([model.accuracy for model in models])[chosen]
+            self.log(global_matched_accuracy=float(accuracy @ samples / samples.sum()) if samples.any() else np.nan)
+            self.report(Evaluation.matched(models, chosen))
+
+    def log(self, **values: float) -> None:
+        """Add columns to the round's row in the results; what the server logs is kept."""
+        self._ledger.log(values)
+
+    def record(self, block: Block, **values: Tensor) -> None:
+        """Record numbers [K] of a block's clients, under names that the algorithm lists in `client_metrics`."""
+        self._ledger.record(block, {name: value.cpu().numpy() for name, value in values.items()})
+
+    def gather_records(self) -> dict[str, NDArray[np.float64]]:
+        """What was recorded of the round's clients, on every rank: name -> [m], in the order of `cohort.clients`."""
+        with self._doing("gathering records"):
+            return self._ledger.gather()
+
+    # The engine's side
+
+    def begin(self, round: int, cohort: Cohort, client_metrics: tuple[str, ...]) -> None:
+        """Start a round."""
+        self.round = round
+        self._ledger = Ledger(self._world, round, cohort, client_metrics)
+        self._means.clear()
+
+    def finish(self) -> Outcome:
+        """End a round."""
+        with self._doing("ending the round"):
+            return self._ledger.close(sum(mean.bytes_added for mean in self._means))
+
+    def where(self) -> str:
+        """Where this rank is in the experiment, for the report of a failure."""
+        return f"round {self.round}, {self._activity}" if self.round else self._activity
+
+    def _distribute(self, vector: Tensor) -> Tensor:
+        with self._doing("broadcast"):
+            host = vector.contiguous() if self.is_server else torch.empty(vector.shape, dtype=vector.dtype)
+            self._world.broadcast(host.numpy())
+            return host.to(self.device)
+
+    @contextmanager
+    def _doing(self, activity: str, block: Block | None = None) -> Iterator[None]:
+        """Note what is done and, if that goes well, that it is over."""
+        self._activity = activity if block is None else f"client {', '.join(map(str, block.clients))}, {activity}"
+        yield
+        self._activity = "between two steps of the algorithm"

@@ -1,0 +1,154 @@
+"""The books of one round: what the clients did, what the ranks spent, what the algorithm logs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fedmpi.evaluation import Evaluation
+from fedmpi.mpi.world import World
+from fedmpi.scheduling import Cohort
+
+if TYPE_CHECKING:
+    from fedmpi.results import Results
+    from fedmpi.training.local import Block
+
+# What is recorded of every participation (an algorithm may add to it), and which of it are whole numbers.
+RECORDED = ("rank", "samples", "steps", "seconds", "loss")
+COUNTS = ("rank", "samples", "steps")
+# What every rank counts.
+SPENT = ("train_seconds", "communication_seconds", "evaluation_seconds", "wait_seconds", "clients", "bytes_up")
+SPENT_BY_WORKERS = SPENT[:3]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a round leaves for the results: its row of /rounds, its rows of /clients and /ranks, an evaluation."""
+
+    row: dict[str, float]
+    clients: dict[str, NDArray]
+    ranks: dict[str, NDArray]
+    evaluation: Evaluation | None
+
+    def store(self, results: Results) -> None:
+        """Hand it to rank 0's results."""
+        results.add_round(self.row)
+        results.add_clients(self.clients)
+        results.add_ranks(self.ranks)
+        if self.evaluation is not None:
+            results.add_evaluation(
+                int(self.row["round"]), self.evaluation.class_accuracy, self.evaluation.client_accuracy
+            )
+
+
+class Ledger:
+    """One round's books on one rank; `close` brings those of all ranks together by one small message.
+
+    Args:
+        world: the ranks.
+        round: its number.
+        cohort: the clients of the round; every rank has a row for each, and fills in those it trained.
+        client_metrics: names of what the algorithm records of a client.
+    """
+
+    def __init__(self, world: World, round: int, cohort: Cohort, client_metrics: tuple[str, ...]) -> None:
+        self.round = round
+        self.cohort = cohort
+        self.bytes_down = 0
+        self.evaluation: Evaluation | None = None
+        self._world = world
+        self._columns = [*RECORDED, *client_metrics]
+        self._records = np.zeros((len(cohort), len(self._columns)))
+        self._gathered = False
+        self._logged: dict[str, float] = {}
+        self._spent = dict.fromkeys(SPENT, 0.0)
+        self._waited, self._transferred = world.waited, world.transferred
+
+    def log(self, values: Mapping[str, float]) -> None:
+        """Add columns to the round's row."""
+        self._logged.update(values)
+
+    def record(self, block: Block, values: Mapping[str, ArrayLike]) -> None:
+        """Set numbers [K] of a block's clients."""
+        rows = np.searchsorted(self.cohort.clients, block.clients)
+        for name, value in values.items():
+            self._records[rows, self._columns.index(name)] = value
+
+    def record_work(self, block: Block, loss: ArrayLike, steps: ArrayLike, seconds: ArrayLike) -> None:
+        """A block was trained; steps and seconds add up if it was before in this round."""
+        rows = np.searchsorted(self.cohort.clients, block.clients)
+        columns = [self._columns.index(name) for name in ("steps", "seconds")]
+        self._spent["clients"] += int((self._records[rows, columns[0]] == 0).sum())
+        self._records[np.ix_(rows, columns)] += np.stack([np.asarray(steps), np.asarray(seconds)], axis=1)
+        self.record(block, {"rank": self._world.rank, "samples": block.samples, "loss": loss})
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the time of a block of code to what this rank spent."""
+        started = time.perf_counter()
+        yield
+        self._spent[name] += time.perf_counter() - started
+
+    def gather(self) -> dict[str, NDArray[np.float64]]:
+        """All clients' records: name -> [m] in the order of the cohort, on every rank. Once a round; a collective."""
+        self._world.sum(self._records)
+        self._gathered = True
+        return self._by_name()
+
+    def close(self, bytes_up: int) -> Outcome:
+        """End the round; a collective."""
+        self._spent["wait_seconds"] = self._world.waited - self._waited
+        self._spent["communication_seconds"] = self._world.transferred - self._transferred
+        self._spent["bytes_up"] = bytes_up
+        ranks = np.zeros((self._world.size, len(SPENT)))
+        ranks[self._world.rank] = list(self._spent.values())
+        if self._gathered:
+            self._world.sum(ranks)
+        else:
+            both = np.concatenate([self._records.ravel(), ranks.ravel()])
+            self._world.sum(both)
+            self._records = both[: self._records.size].reshape(self._records.shape)
+            ranks = both[self._records.size :].reshape(ranks.shape)
+        return self._outcome(dict(zip(SPENT, ranks.T, strict=True)))
+
+    def _outcome(self, ranks: dict[str, NDArray[np.float64]]) -> Outcome:
+        records = self._by_name()
+        workers = list(self._world.workers)
+        row = {
+            "round": self.round,
+            "train_loss": _weighted(records["loss"], self.cohort.weights),
+            **{name: float(ranks[name][workers].mean()) for name in SPENT_BY_WORKERS},
+            "bytes_up": int(ranks["bytes_up"].sum()),
+            "bytes_down": self.bytes_down,
+            **self._logged,
+        }
+        if self.evaluation is not None:
+            row |= {"test_loss": self.evaluation.loss, "test_accuracy": self.evaluation.accuracy}
+        clients = {
+            "round": np.full(len(self.cohort), self.round),
+            "client": self.cohort.clients,
+            **{name: column.astype(np.int64) if name in COUNTS else column for name, column in records.items()},
+        }
+        by_rank = {
+            "round": np.full(self._world.size, self.round),
+            "rank": np.arange(self._world.size),
+            "busy_seconds": ranks["train_seconds"] + ranks["evaluation_seconds"],
+            "wait_seconds": ranks["wait_seconds"],
+            "clients": ranks["clients"].astype(np.int64),
+        }
+        return Outcome(row, clients, by_rank, self.evaluation)
+
+    def _by_name(self) -> dict[str, NDArray[np.float64]]:
+        return dict(zip(self._columns, self._records.T, strict=True))
+
+
+def _weighted(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
+    """Sum without rounding on the way, so that no order of summation can show in the bits."""
+    return math.fsum(v * w for v, w in zip(values.tolist(), weights.tolist(), strict=True) if w)

@@ -1,0 +1,43 @@
+"""Networks to train: each class is a model that `--model` knows by its name."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from fedmpi.components import import_all
+from fedmpi.models.base import Model, Norm
+from fedmpi.models.cnn import CifarCNN, McMahanCNN
+from fedmpi.models.lenet import LeNet, LeNet5
+from fedmpi.models.mlp import MLP, LogisticRegression
+from fedmpi.models.resnet import ResNet18, ResNet34
+
+# The models' own files write `models.Backbone` and have no TYPE_CHECKING block: jsonargparse runs such blocks
+# in every file whose options it reads, so that --help would import torch.
+if TYPE_CHECKING:
+    from fedmpi.models._layers import Backbone
+
+__all__ = [
+    "MLP",
+    "Backbone",
+    "CifarCNN",
+    "LeNet",
+    "LeNet5",
+    "LogisticRegression",
+    "McMahanCNN",
+    "Model",
+    "Norm",
+    "ResNet18",
+    "ResNet34",
+]
+
+import_all(sys.modules[__name__])  # a new file in this folder needs no line above to be known by name
+
+
+def __getattr__(name: str) -> type:
+    """`Backbone` on first use: it needs torch, which the command line's --help does not wait for."""
+    if name == "Backbone":
+        from fedmpi.models._layers import Backbone
+
+        return Backbone
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,71 @@
+"""What a model is to the rest of fedmpi: options, and a way to build the network that they describe."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal, get_args
+
+from fedmpi.errors import BadInput, require
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Norm = Literal["batch", "group", "layer", "none"]
+
+
+class Model(ABC):
+    """A family of networks, described by the options of its constructor.
+
+    Any `nn.Module` will do as a network; a `Backbone` also offers the features before its classifier, which
+    some algorithms need. A model of your own, used with `--model my_module.Small --model.maps 32`:
+
+        from torch import nn
+        from fedmpi.models import Backbone, Model
+
+        class Small(Model):
+            def __init__(self, maps: int = 16) -> None:
+                self.maps = maps
+
+            def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
+                channels, height, width = self.image(shape)
+                extractor = nn.Sequential(nn.Conv2d(channels, self.maps, 3, padding=1), nn.ReLU())
+                classifier = nn.Sequential(nn.Flatten(), nn.Linear(self.maps * height * width, classes))
+                return Backbone(extractor, classifier)
+
+    Many clients are trained at once under `torch.func.vmap`, so control flow must not depend on values.
+    The models of this package import torch inside `build` only, so that the command line's --help is fast.
+    """
+
+    @abstractmethod
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        """A freshly initialised float32 network, from inputs [B, *shape] to raw logits [B, classes].
+
+        It draws its weights from torch's global generator, which the caller seeds.
+        """
+
+    def image(self, shape: tuple[int, ...], at_least: int = 1) -> tuple[int, int, int]:
+        """`shape` as (channels, height, width), or `BadInput` if it is no image or too small a one."""
+        match shape:
+            case (channels, height, width) if min(height, width) >= at_least:
+                return channels, height, width
+        raise BadInput(
+            f"{type(self).__name__} cannot take inputs of shape {shape}: "
+            f"it needs images (channels, height, width) of at least {at_least}x{at_least}"
+        )
+
+
+def require_norm(norm: Norm, groups: int, widths: Iterable[int]) -> None:
+    """Raise `BadInput` unless layers of these widths can be normalised in this way."""
+    require(norm in get_args(Norm), "norm", norm, f"one of {', '.join(get_args(Norm))}")
+    require(groups >= 1, "groups", groups, "at least 1")
+    if norm == "group":
+        for width in widths:
+            require(
+                width % groups == 0, "groups", groups, f"a divisor of every normalised width, here {width}"
+            )
+
+
+def require_dropout(dropout: float) -> None:
+    """Raise `BadInput` unless `dropout` is a probability that leaves something over."""
+    require(0 <= dropout < 1, "dropout", dropout, "at least 0 and below 1")

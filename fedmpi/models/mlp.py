@@ -1,0 +1,57 @@
+"""Networks without convolutions, for inputs of any shape."""
+
+from __future__ import annotations
+
+from math import prod
+
+from fedmpi import models
+from fedmpi.errors import require
+from fedmpi.models.base import Model, Norm, require_norm
+
+
+class MLP(Model):
+    """Fully connected layers with ReLU; the default is the "2NN" of McMahan et al. (2017).
+
+    Features: [B, width of the last hidden layer]. On 1x28x28 and 10 classes: 199,210 parameters.
+
+    Args:
+        hidden: widths of the hidden layers.
+        norm: normalisation of each hidden layer, before its ReLU (layer: group norm with one group).
+        groups: number of groups of group norm.
+    """
+
+    def __init__(self, hidden: tuple[int, ...] = (200, 200), norm: Norm = "none", groups: int = 2) -> None:
+        require(
+            len(hidden) > 0 and min(hidden) >= 1, "hidden", list(hidden), "one or more widths of at least 1"
+        )
+        require_norm(norm, groups, widths=hidden)
+        self.hidden = tuple(hidden)
+        self.norm = norm
+        self.groups = groups
+
+    def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
+        from torch import nn
+
+        from fedmpi.models._layers import Backbone, norm_layer
+
+        layers: list[nn.Module] = [nn.Flatten()]
+        width = prod(shape)
+        for outputs in self.hidden:
+            layers += [
+                nn.Linear(width, outputs),
+                norm_layer(self.norm, outputs, self.groups, of_maps=False),
+                nn.ReLU(),
+            ]
+            width = outputs
+        return Backbone(nn.Sequential(*layers), nn.Linear(width, classes))
+
+
+class LogisticRegression(Model):
+    """One linear layer; its features are the flat inputs. On 1x28x28 and 10 classes: 7,850 parameters."""
+
+    def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
+        from torch import nn
+
+        from fedmpi.models._layers import Backbone
+
+        return Backbone(nn.Flatten(), nn.Linear(prod(shape), classes))

@@ -1,0 +1,70 @@
+"""Residual networks (He et al., 2016), with the stems for small and for large images."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from fedmpi import models
+from fedmpi.errors import require
+from fedmpi.models.base import Model, Norm, require_norm
+
+_WIDTHS = (64, 128, 256, 512)  # of the four stages; each but the first halves the image
+
+
+class ResNet18(Model):
+    """ResNet-18 (He et al., 2016); convolutions have no bias and start from Kaiming normal, fan-out.
+
+    Features: [B, 512], the global average. On 3x32x32 and 10 classes: 11,173,962 parameters, 11,181,642 with
+    the ImageNet stem; batch norm keeps 9,600 floats in buffers, the statistics of 4,800 channels.
+
+    Args:
+        stem: cifar is a 3x3 convolution; imagenet a 7x7 with stride 2 and max pooling (FedFTG's on CIFAR).
+        norm: normalisation after each convolution (layer: group norm with one group).
+        groups: number of groups of group norm; 2 in the Fed-GN baseline.
+    """
+
+    blocks: ClassVar[tuple[int, int, int, int]] = (2, 2, 2, 2)
+
+    def __init__(
+        self, stem: Literal["cifar", "imagenet"] = "cifar", norm: Norm = "batch", groups: int = 2
+    ) -> None:
+        require(stem in ("cifar", "imagenet"), "stem", stem, "cifar or imagenet")
+        require_norm(norm, groups, _WIDTHS)
+        self.stem = stem
+        self.norm = norm
+        self.groups = groups
+
+    def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
+        from torch import nn
+
+        from fedmpi.models._layers import Backbone, ResidualBlock, norm_layer
+
+        channels, _, _ = self.image(shape)
+        if self.stem == "cifar":
+            convolution = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+            pooling: nn.Module = nn.Identity()
+        else:
+            convolution = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+            pooling = nn.MaxPool2d(3, stride=2, padding=1)
+        layers = [convolution, norm_layer(self.norm, 64, self.groups), nn.ReLU(), pooling]
+        inputs = 64
+        for width, blocks in zip(_WIDTHS, self.blocks, strict=True):
+            for _ in range(blocks):
+                stride = 1 if inputs == width else 2
+                layers.append(ResidualBlock(inputs, width, stride, self.norm, self.groups))
+                inputs = width
+        extractor = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        for layer in extractor.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        return Backbone(extractor, nn.Linear(512, classes))
+
+
+class ResNet34(ResNet18):
+    """ResNet-34 (He et al., 2016): ResNet-18 with 3, 4, 6 and 3 blocks in its stages.
+
+    Features: [B, 512]. On 3x32x32 and 10 classes: 21,282,122 parameters, with the ImageNet stem 21,289,802;
+    batch norm keeps 17,024 floats in buffers, the statistics of 8,512 channels.
+    """
+
+    blocks = (3, 4, 6, 3)

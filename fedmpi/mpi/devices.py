@@ -1,0 +1,38 @@
+"""Which device a rank trains on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from mpi4py import MPI
+
+from fedmpi.errors import BadInput
+from fedmpi.mpi.world import World
+
+if TYPE_CHECKING:
+    import torch
+
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+
+
+def pick_device(world: World, choice: DeviceChoice) -> torch.device:
+    """Deal the visible GPUs of a node out to the ranks on it that train, in turn; the server needs none.
+
+    Ranks are counted within the node, because a launcher may spread consecutive ranks over nodes. Where the
+    launcher shows each rank a GPU of its own (`--gpus-per-task=1`), that is the only one it sees, with index 0.
+
+    Raises:
+        BadInput: a GPU was asked for and a rank that trains sees none; on every rank alike.
+    """
+    import torch
+
+    with world.agreed():
+        visible = torch.cuda.device_count() if choice != "cpu" and world.is_worker else 0
+        if choice == "cuda" and world.is_worker and not visible:
+            raise BadInput(f"= cuda: rank {world.rank} on {MPI.Get_processor_name()} sees no GPU", "device")
+    training_before_me = world.node.exscan(int(world.is_worker)) or 0
+    if not visible:
+        return torch.device("cpu")
+    device = torch.device("cuda", training_before_me % visible)
+    torch.cuda.set_device(device)
+    return device

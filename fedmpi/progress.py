@@ -1,0 +1,49 @@
+"""What rank 0 tells while a run goes on: a bar on a terminal, one line a round in a log file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedmpi import results
+from fedmpi.results.summary import summarize
+
+
+def say(line: str) -> None:
+    """Show a line at once."""
+    print(line, flush=True)
+
+
+class Progress:
+    """Shows rounds as they end.
+
+    Args:
+        rounds: how many there will be.
+    """
+
+    def __init__(self, rounds: int) -> None:
+        self._rounds = rounds
+        self._bar = None
+        if sys.stdout.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=rounds, unit="round", file=sys.stdout, dynamic_ncols=True)
+
+    def show(self, row: Mapping[str, float]) -> None:
+        """A round has ended with this row of /rounds."""
+        facts = [f"train loss {row['train_loss']:.4f}"]
+        if "test_accuracy" in row:
+            facts += [f"test loss {row['test_loss']:.4f}", f"test accuracy {100 * row['test_accuracy']:.2f} %"]
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(facts), refresh=False)
+            self._bar.update()
+        else:
+            width = len(str(self._rounds))
+            say(f"round {row['round']:{width}}/{self._rounds}  {', '.join(facts)}, {row['seconds']:.2f} s")
+
+    def end(self, path: Path) -> None:
+        """The run is over: sum it up on one screen."""
+        if self._bar is not None:
+            self._bar.close()
+        say("\n" + summarize(results.open(path)))

@@ -1,0 +1,105 @@
+"""Curves of one or many runs, as PNG, PDF or SVG that can go into a paper as they are."""
+
+from __future__ import annotations
+
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi.errors import BadInput
+from fedmpi.results.reader import Run
+from fedmpi.results.schema import ROUND_LABELS
+from fedmpi.results.settings import differences
+
+# Okabe and Ito's colours, which people with any colour vision tell apart, without the pale yellow.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_DASHES = ("-", "--", ":", "-.")
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "pdf.fonttype": 42,
+}
+
+X_LABELS = {
+    "round": "Round",
+    "seconds": "Wall time (s)",
+    "bytes": "Clients' traffic, both ways (GB)",
+}
+SUFFIXES = (".png", ".pdf", ".svg")
+
+
+def curve(run: Run, column: str, x: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The points [n] of a column of /rounds: the initial model at x = 0, then the rounds that have a value.
+
+    Raises:
+        BadInput: the run has no such column, or no value in it yet.
+    """
+    if column not in run.rounds:
+        known = ", ".join(run.rounds) or "no rounds yet"
+        raise BadInput(f"{run.path}: no column {column!r} in its rounds ({known})")
+    reached = {
+        "round": lambda: run.rounds["round"],
+        "seconds": lambda: np.cumsum(run.rounds["seconds"]),
+        "bytes": lambda: np.cumsum(run.rounds["bytes_up"] + run.rounds["bytes_down"]) / 1e9,
+    }[x]()
+    xs = np.concatenate([[0.0], reached])
+    ys = np.concatenate([[run.initial.get(column, np.nan)], run.rounds[column]])
+    known_values = ~np.isnan(ys)
+    if not known_values.any():
+        raise BadInput(f"{run.path}: column {column!r} has no value yet")
+    return xs[known_values], ys[known_values] * (100 if _is_share(column) else 1)
+
+
+def draw(runs: list[Run], output: Path, column: str, x: str) -> None:
+    """Draw one curve for each run into `output`, whose suffix tells the format.
+
+    Raises:
+        BadInput: matplotlib is not installed, or `output` cannot be written.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise BadInput("matplotlib is not installed: pip install 'fedmpi[plot]'") from None
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(5.0, 3.2), layout="constrained")
+        axes = figure.subplots()
+        styles = cycle((dash, colour) for dash in _DASHES for colour in _COLOURS)
+        labels = _labels(runs)
+        for run, label, (dash, colour) in zip(runs, labels, styles, strict=False):
+            xs, ys = curve(run, column, x)
+            marker = "o" if len(xs) <= 25 else None
+            axes.plot(xs, ys, dash, color=colour, marker=marker, markersize=3, linewidth=1.4, label=label)
+        axes.set_xlabel(X_LABELS[x])
+        axes.set_ylabel(ROUND_LABELS.get(column, _title(column)))
+        axes.grid(alpha=0.3, linewidth=0.6)
+        axes.margins(x=0.02)
+        if len(runs) > 1:
+            columns = max(1, 80 // (max(map(len, labels)) + 8))  # about 80 characters fit in a line
+            figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+        try:
+            figure.savefig(output, dpi=300)
+        except OSError as error:
+            raise BadInput(f"{output}: {error.strerror}") from None
+
+
+def _labels(runs: list[Run]) -> list[str]:
+    """What differs between the runs' settings; with the file's name where that leaves two alike."""
+    labels = differences([run.settings for run in runs])
+    return [
+        label if label and labels.count(label) == 1 else f"{label} {run.path.name}".strip()
+        for label, run in zip(labels, runs, strict=True)
+    ]
+
+
+def _is_share(column: str) -> bool:
+    return column.endswith("accuracy")
+
+
+def _title(column: str) -> str:
+    text = column.replace("_", " ").capitalize()
+    return f"{text} (%)" if _is_share(column) else text

@@ -1,0 +1,210 @@
+"""The reader's side of the results file: `open(path)` gives a `Run` of plain NumPy arrays."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi.errors import BadInput
+from fedmpi.results.schema import SCHEMA
+
+if TYPE_CHECKING:
+    import pandas
+
+Table = dict[str, NDArray[Any]]
+
+
+class Accuracy(NamedTuple):
+    """Accuracies in [0, 1], NaN where nothing was evaluated; the best one is the earliest of equals."""
+
+    initial: float
+    last: float
+    best: float
+    best_round: int
+    last10: float  # mean of the last ten evaluations
+
+
+class Run:
+    """One run's results; the layout is described in `fedmpi.results.schema`.
+
+    The tables that can be large (`clients`, `ranks`, `partition`, `model`) are read when first asked for,
+    from the file as it is then: those of a run that is still going on may be some rounds ahead. All else is
+    read at once. No file is kept open.
+
+    Attributes:
+        config: the configuration, as YAML text.
+        attributes: algorithm, dataset, model, seed, started, ...
+        environment: what the job ran on.
+        initial: test_loss and test_accuracy of the model before the first round, if it was evaluated.
+        rounds: columns [rounds].
+        evaluation: columns [evaluations, ...].
+        weights_sha256: of the bytes of the last global model, or None before it is known.
+        status: running, finished, interrupted, failed or killed.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        with _opened(self.path) as file:
+            self.attributes: dict[str, Any] = dict(file.attrs)
+            self.config = str(self.attributes["config"])
+            self.status = _status(self.attributes)
+            self.environment: dict[str, Any] = dict(file["environment"].attrs)
+            self.initial: dict[str, float] = dict(file["evaluation"].attrs)
+            self.rounds = _read_table(file["rounds"])
+            self.evaluation = _read_table(file["evaluation"])
+            self.weights_sha256 = str(file["model"].attrs["sha256"]) if "model" in file else None
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The run's configuration, parsed."""
+        import yaml  # type: ignore[import-untyped]  # here, because it takes as long as reading ten files
+
+        settings: dict[str, Any] = yaml.safe_load(self.config) or {}
+        return settings
+
+    @cached_property
+    def clients(self) -> Table:
+        """Columns [participations]."""
+        return self._read("clients")
+
+    @cached_property
+    def ranks(self) -> Table:
+        """Columns [rounds x ranks]."""
+        return self._read("ranks")
+
+    @cached_property
+    def partition(self) -> Table:
+        """label_counts [clients, classes] and samples [clients]."""
+        return self._read("partition")
+
+    @cached_property
+    def model(self) -> Table:
+        """weights [P], names [T], shapes [T, D], offsets [T], and [M, P] arrays of methods with M models."""
+        return self._read("model")
+
+    @property
+    def weights(self) -> NDArray[np.float32]:
+        """The last global model in the canonical layout, [P]."""
+        return self.model["weights"]
+
+    def state_dict(self, weights: NDArray[np.float32] | None = None) -> dict[str, NDArray[np.float32]]:
+        """The tensors of `weights` [P] (the last global model if left out) by name, as views in their shapes.
+
+        Into a module: `module.load_state_dict({k: torch.from_numpy(v) for k, v in run.state_dict().items()},
+        strict=False)`; not strict, because BatchNorm's integer counters are no part of the weights.
+        """
+        vector = self.weights if weights is None else weights
+        tensors = {}
+        for name, padded, offset in zip(
+            *(self.model[key] for key in ("names", "shapes", "offsets")), strict=True
+        ):
+            shape = padded[padded >= 0]
+            tensors[name] = vector[offset : offset + shape.prod()].reshape(shape)
+        return tensors
+
+    def table(self, name: str) -> Table:
+        """The table of that name: rounds, clients, ranks, evaluation or partition."""
+        table: Table = getattr(self, name)
+        return table
+
+    def to_pandas(self, table: str = "rounds") -> pandas.DataFrame:
+        """A table as a data frame; a column [n, m] becomes m columns name_0, name_1, ...
+
+        Raises:
+            BadInput: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise BadInput("pandas is not installed: pip install 'fedmpi[plot]'") from None
+        columns: Table = {}
+        for name, values in self.table(table).items():
+            if values.ndim == 1:
+                columns[name] = values
+            else:
+                columns.update({f"{name}_{i}": values[:, i] for i in range(values.shape[1])})
+        return pandas.DataFrame(columns)
+
+    def accuracy(self, column: str = "test_accuracy") -> Accuracy:
+        """What is usually reported of a column of accuracies in /rounds."""
+        values = self.rounds.get(column, np.empty(0))
+        evaluated = np.flatnonzero(~np.isnan(values))
+        initial = float(self.initial.get(column, np.nan))
+        if not evaluated.size:
+            return Accuracy(initial, np.nan, np.nan, 0, np.nan)
+        values = values[evaluated]
+        best = int(values.argmax())
+        best_round = int(self.rounds["round"][evaluated[best]])
+        return Accuracy(
+            initial, float(values[-1]), float(values[best]), best_round, float(values[-10:].mean())
+        )
+
+    def _read(self, name: str) -> Table:
+        with _opened(self.path) as file:
+            return _read_table(file[name]) if name in file else {}
+
+
+def open(path: str | Path) -> Run:
+    """Read a run's results file.
+
+    Raises:
+        BadInput: it is missing, damaged, no results file, or of another schema.
+    """
+    return Run(path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    try:
+        path.open("rb").close()  # HDF5 itself is wordy about missing files
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}") from None
+    try:
+        with h5py.File(
+            path, "r", locking=False
+        ) as file:  # files are replaced, never changed: no lock is needed
+            schema = file.attrs.get("schema")
+            if schema is None:
+                raise BadInput(f"{path}: not a results file of fedmpi")
+            if schema != SCHEMA:
+                raise BadInput(f"{path}: has schema {schema}, this version of fedmpi reads schema {SCHEMA}")
+            yield file
+    except (OSError, KeyError, RuntimeError):
+        raise BadInput(f"{path}: not an HDF5 file, or a damaged one") from None
+
+
+def _read_table(group: h5py.Group) -> Table:
+    return {
+        name: dataset.asstr()[()] if h5py.check_string_dtype(dataset.dtype) else dataset[()]
+        for name, dataset in group.items()
+    }
+
+
+def _status(attributes: dict[str, Any]) -> str:
+    status = str(attributes["status"])
+    if status == "running" and not _is_alive(attributes):
+        return "killed"
+    return status
+
+
+def _is_alive(attributes: dict[str, Any]) -> bool:
+    if attributes["host"] == socket.gethostname():
+        try:
+            os.kill(int(attributes["pid"]), 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass  # somebody else's process, but there
+        return True
+    age = datetime.now(timezone.utc) - datetime.fromisoformat(attributes["last_write"])
+    return bool(age.total_seconds() < 10 * attributes["write_interval"])

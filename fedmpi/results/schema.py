@@ -1,0 +1,47 @@
+"""The results file, schema 1: one HDF5 file a run, for h5py, h5dump, MATLAB and whatever else reads HDF5.
+
+    /               attributes: schema, fedmpi_version, config (YAML text), algorithm, dataset, model, seed,
+                    started and last_write (ISO 8601, UTC), status, host, pid, write_interval (seconds)
+    /environment    attributes: what the job ran on; a list is one text with a line an entry
+    /rounds         one row a round; row r is the state after round r, rounds count from 1
+    /clients        one row a participation (round, client)
+    /ranks          one row a (round, rank)
+    /evaluation     one row an evaluation: round, per_class_accuracy [classes] and, if the method has it,
+                    client_accuracy [clients]; attributes: test_loss, test_accuracy of the initial model
+    /partition      one row a client: label_counts [classes], samples
+    /model          weights [P], the last global model; further [M, P] arrays of methods with M models;
+                    names [T], shapes [T, D] and offsets [T] of the tensors (a shape of fewer than D
+                    dimensions ends with -1); attribute: sha256 of the bytes of weights
+
+Each dataset of /rounds, /clients, /ranks, /evaluation and /partition is one column, int64 or float64; one
+that has no value in some row is float64, with NaN there. Texts are UTF-8. `weights` are little-endian
+float32, every tensor row-major in its PyTorch shape, one after another without padding; offsets count values.
+
+`status` is running, finished, interrupted (can be resumed) or failed. A killed run cannot change it, so
+readers call a running file killed when its process is gone (same host) or its last write is older than ten
+times `write_interval` (another host). That is the longest time between two writes so far, but at least one
+minute, and six minutes before the first round has ended.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+SCHEMA = 1
+
+Status = Literal["running", "finished", "interrupted", "failed"]
+
+# The columns that every run has in /rounds, with their axis labels. Training, communication and evaluation
+# are means over the ranks that train; what they leave of `seconds`, the wall time at rank 0, is waiting.
+ROUND_LABELS = {
+    "round": "Round",
+    "seconds": "Time of a round (s)",
+    "train_loss": "Training loss",
+    "test_loss": "Test loss",
+    "test_accuracy": "Test accuracy (%)",
+    "train_seconds": "Training in a round (s)",
+    "communication_seconds": "Communication in a round (s)",
+    "evaluation_seconds": "Evaluation in a round (s)",
+    "bytes_up": "Upload of a round's clients (bytes)",
+    "bytes_down": "Download of a round's clients (bytes)",
+}

@@ -1,0 +1,147 @@
+"""What a run did, on one screen of 80 columns."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from fedmpi.results.reader import Run
+from fedmpi.results.settings import describe
+
+_LABEL_WIDTH = 12
+
+
+def summarize(run: Run) -> str:
+    """Settings, accuracies, speed and traffic of a run, as text without a final newline."""
+    lines = [f"{'status':{_LABEL_WIDTH}}{run.status}"]
+    for label, text in _entries(run):
+        # The file's name is kept whole, so that it can be copied.
+        lines += textwrap.wrap(
+            text,
+            width=80,
+            initial_indent=f"{label:{_LABEL_WIDTH}}",
+            subsequent_indent=" " * _LABEL_WIDTH,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    return "\n".join(lines)
+
+
+def _entries(run: Run) -> Iterator[tuple[str, str]]:
+    settings = {**run.attributes, **run.settings}
+    experiment = [describe(settings[name]) for name in ("algorithm", "model", "dataset")]
+    yield "experiment", ", ".join([*experiment, f"seed {settings['seed']}"])
+    if "clients" in settings:
+        yield "clients", _clients(settings)
+    if "local" in settings:
+        yield "local", describe(settings["local"])
+    yield "rounds", _rounds(run)
+    yield (
+        "initially",
+        f"accuracy {_percent(run.accuracy().initial)}, loss {_loss(run.initial.get('test_loss'))}",
+    )
+    if _rounds_done(run):
+        yield "accuracy", _accuracy(run)
+        yield "loss", f"test {_loss(_last(run, 'test_loss'))}, training {_loss(_last(run, 'train_loss'))}"
+        yield "time", _time_split(run)
+        yield "speed", _speed(run)
+        yield "traffic", _traffic(run)
+    if run.weights_sha256:
+        yield "sha256", run.weights_sha256
+    yield "file", str(run.path)
+
+
+def _clients(settings: dict[str, Any]) -> str:
+    cohort, partition = settings.get("cohort"), settings.get("partition")
+    parts = [str(settings["clients"])]
+    if cohort:
+        parts.append(f"{cohort} a round")
+    if partition:
+        parts.append(describe(partition))
+    return ", ".join(parts)
+
+
+def _rounds(run: Run) -> str:
+    done, planned = _rounds_done(run), run.settings.get("rounds")
+    text = f"{done} of {planned}" if planned else str(done)
+    return f"{text}, {_duration(_total(run, 'seconds'))}" if done else text
+
+
+def _accuracy(run: Run) -> str:
+    score = run.accuracy()
+    if np.isnan(score.last):
+        return "-"
+    return (
+        f"last {_percent(score.last)}, best {_percent(score.best)} (round {score.best_round}), "
+        f"mean of last 10 {_percent(score.last10)}"
+    )
+
+
+def _time_split(run: Run) -> str:
+    wall = _total(run, "seconds")
+    shares = {
+        name: _total(run, f"{column}_seconds") / wall
+        for name, column in (
+            ("training", "train"),
+            ("communication", "communication"),
+            ("evaluation", "evaluation"),
+        )
+    }
+    shares["waiting"] = 1 - sum(shares.values())
+    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
+
+
+def _speed(run: Run) -> str:
+    wall = _total(run, "seconds")
+    parts = [f"{wall / _rounds_done(run):.3g} s a round"]
+    if run.ranks:
+        parts.insert(0, f"{run.ranks['clients'].sum() / wall:.3g} clients/s")
+    if "ranks" in run.environment:
+        parts.append(f"{run.environment['ranks']} ranks")
+    return ", ".join(parts)
+
+
+def _traffic(run: Run) -> str:
+    up, down = _total(run, "bytes_up"), _total(run, "bytes_down")
+    return f"clients sent {_bytes(up)}, received {_bytes(down)} (simulated, not MPI's)"
+
+
+def _total(run: Run, column: str) -> float:
+    return float(np.nansum(run.rounds.get(column, np.nan)))
+
+
+def _last(run: Run, column: str) -> float | None:
+    values = run.rounds.get(column, np.empty(0))
+    values = values[~np.isnan(values)]
+    return float(values[-1]) if values.size else None
+
+
+def _rounds_done(run: Run) -> int:
+    return len(run.rounds.get("round", ()))
+
+
+def _percent(value: float) -> str:
+    return "-" if np.isnan(value) else f"{100 * value:.2f} %"
+
+
+def _loss(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -1,0 +1,264 @@
+"""Rank 0's side of the results file: collect rows, and now and then put a complete new file in place.
+
+The layout of the file is described in `fedmpi.results.schema`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fedmpi import __version__
+from fedmpi.errors import BadInput
+from fedmpi.results.columns import Columns
+from fedmpi.results.reader import Run
+from fedmpi.results.schema import SCHEMA, Status
+
+_FIRST_ROUND = 360.0  # seconds between two writes that readers should expect before a round has ended
+
+Weights = Callable[[], NDArray[np.float32]]
+
+
+class Results:
+    """The results of one run, in memory, and their file, which any program can open at any moment.
+
+    Every write makes a new file beside the old one and renames it over that, so a reader sees a complete
+    state and never waits; nothing is written, and an old file stays, until the first `write`.
+
+    Args:
+        path: the file; missing folders are made at the first write.
+        attributes: config (YAML text), algorithm, dataset, model, seed, ...; None is left out.
+        environment: what the job runs on: numbers, texts, lists of texts; None is left out.
+        overwrite: whether a file that exists may be replaced.
+
+    Raises:
+        BadInput: as `check_writable`.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        attributes: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        overwrite: bool = False,
+    ) -> None:
+        check_writable(path, overwrite)
+        self.path = Path(path).resolve()  # a link's target is replaced, not the link
+        self._attributes = {
+            "schema": SCHEMA,
+            "fedmpi_version": __version__,
+            "started": _now(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            **attributes,
+        }
+        self._environment = environment
+        self._status: Status = "running"
+        self._tables = {name: Columns() for name in ("rounds", "clients", "ranks", "evaluation", "partition")}
+        self._initial: dict[str, float] = {}
+        self._model: _Model | None = None
+        self._pace = _Pace()
+
+    def add_round(self, values: Mapping[str, float]) -> None:
+        """One row of /rounds: round, seconds, ... and whatever the algorithm logs."""
+        self._tables["rounds"].add(values)
+
+    def add_clients(self, table: Mapping[str, ArrayLike]) -> None:
+        """Rows of /clients: columns [n] round, client, rank, samples, steps, seconds, loss, ..."""
+        self._tables["clients"].add(table)
+
+    def add_ranks(self, table: Mapping[str, ArrayLike]) -> None:
+        """Rows of /ranks: columns [n] round, rank, busy_seconds, wait_seconds, clients."""
+        self._tables["ranks"].add(table)
+
+    def add_evaluation(
+        self, round: int, per_class_accuracy: ArrayLike, client_accuracy: ArrayLike | None = None
+    ) -> None:
+        """One row of /evaluation: accuracies in [0, 1] of all classes [classes] and all clients [clients]."""
+        row = {"round": np.array([round]), "per_class_accuracy": np.asarray(per_class_accuracy)[None]}
+        if client_accuracy is not None:
+            row["client_accuracy"] = np.asarray(client_accuracy)[None]
+        self._tables["evaluation"].add(row)
+
+    def set_initial(self, test_loss: float, test_accuracy: float) -> None:
+        """How the model does before the first round."""
+        self._initial = {"test_loss": test_loss, "test_accuracy": test_accuracy}
+
+    def set_partition(self, label_counts: ArrayLike, samples: ArrayLike) -> None:
+        """How many samples of each class [clients, classes], and in all [clients], the clients hold."""
+        partition = self._tables["partition"] = Columns()
+        partition.add({"label_counts": label_counts, "samples": samples})
+
+    def set_model(
+        self,
+        names: Sequence[str],
+        shapes: Sequence[Sequence[int]],
+        offsets: Sequence[int],
+        weights: Weights,
+        others: Mapping[str, Weights] | None = None,
+    ) -> None:
+        """Say how the model looks and where its weights come from.
+
+        Args:
+            names, shapes, offsets: of the T tensors in the canonical layout; offsets count values, not bytes.
+            weights: gives the canonical weights [P]; called whenever the file is written, and only then.
+            others: the same for further arrays, such as the [M, P] centers of a method with M models.
+        """
+        self._model = _Model(names, shapes, offsets, {"weights": weights, **(others or {})})
+
+    def continue_from(self, run: Run, last_round: int) -> None:
+        """Take over the rows of this run's earlier part, up to and including `last_round`."""
+        self._attributes["started"] = run.attributes["started"]
+        self._initial = run.initial
+        for name in ("rounds", "clients", "ranks", "evaluation"):
+            table = run.table(name)
+            if table:
+                kept = table["round"] <= last_round
+                self._tables[name].add({column: values[kept] for column, values in table.items()})
+
+    def write_if_due(self) -> None:
+        """Write if the last write is long enough ago that writing takes at most two percent of the run."""
+        if self._pace.due():
+            self.write()
+
+    def finish(self, status: Status) -> None:
+        """Set how the run ended and write."""
+        self._status = status
+        self.write()
+
+    def write(self) -> None:
+        """Put a new file in the old one's place.
+
+        Raises:
+            OSError: the file cannot be written (a full disk, a vanished folder); the old one is unharmed.
+        """
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        with self._pace.writing():
+            image = self._image()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                _write_durably(temporary, image)
+                os.replace(temporary, self.path)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.path)) from None  # it may name no file
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def _image(self) -> bytes:
+        """The file's bytes, made in memory: HDF5 itself crashes the process when the disk is full."""
+        with h5py.File("image", "w", driver="core", backing_store=False, block_size=2**20) as file:
+            self._store(file)
+            file.flush()
+            image: bytes = file.id.get_file_image()
+        return image
+
+    def _store(self, file: h5py.File) -> None:
+        interval = self._pace.longest_gap if self._tables["rounds"].rows else _FIRST_ROUND
+        now = {"status": self._status, "last_write": _now(), "write_interval": interval}
+        _set_attributes(file, {**self._attributes, **now})
+        _set_attributes(file.create_group("environment"), self._environment)
+        for name, table in self._tables.items():
+            group = file.create_group(name, track_order=True)  # readers list columns in the order they came
+            for column, values in table.items():
+                group.create_dataset(column, data=values)
+        _set_attributes(file["evaluation"], self._initial)
+        if self._model:
+            self._model.store(file.create_group("model"))
+
+
+@dataclass
+class _Model:
+    names: Sequence[str]
+    shapes: Sequence[Sequence[int]]
+    offsets: Sequence[int]
+    arrays: dict[str, Weights]
+
+    def store(self, group: h5py.Group) -> None:
+        shapes = np.full((len(self.shapes), max(map(len, self.shapes), default=0)), -1, dtype=np.int64)
+        for row, shape in zip(shapes, self.shapes, strict=True):
+            row[: len(shape)] = shape
+        group.create_dataset("names", data=list(self.names), dtype=h5py.string_dtype())
+        group.create_dataset("shapes", data=shapes)
+        group.create_dataset("offsets", data=np.asarray(self.offsets, dtype=np.int64))
+        for name, give in self.arrays.items():
+            array = np.ascontiguousarray(give(), dtype="<f4")
+            group.create_dataset(name, data=array)
+            if name == "weights":
+                group.attrs["sha256"] = hashlib.sha256(array.data).hexdigest()
+
+
+class _Pace:
+    """When to write next, and how long it was between two writes at most."""
+
+    def __init__(self) -> None:
+        self.longest_gap = 60.0  # seconds
+        self._ended: float | None = None
+        self._duration = 0.0
+
+    def due(self) -> bool:
+        return self._ended is None or monotonic() - self._ended >= max(1.0, 50 * self._duration)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        began = monotonic()
+        if self._ended is not None:
+            self.longest_gap = max(self.longest_gap, began - self._ended)
+        try:
+            yield
+        finally:  # a write that fails counts as well, or the next would follow at once
+            self._ended = monotonic()
+            self._duration = self._ended - began
+
+
+def check_writable(path: str | Path, overwrite: bool) -> None:
+    """Make sure, without writing anything, that `path` can become a results file.
+
+    Raises:
+        BadInput: it exists and may not be overwritten, is a folder, or its folder cannot be made or written.
+    """
+    target = Path(path).resolve()
+    if target.is_dir():
+        raise BadInput(f"{path}: is a folder, not a file")
+    if target.exists() and not overwrite:
+        raise BadInput(f"{path}: exists already; give --overwrite to replace it or --resume to go on with it")
+    folder = next(parent for parent in target.parents if parent.exists())
+    if not folder.is_dir():
+        raise BadInput(f"{path}: {folder} is a file, not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BadInput(f"{path}: the folder {folder} cannot be written")
+
+
+def _set_attributes(group: h5py.Group, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        if isinstance(value, (list, tuple)):
+            value = "\n".join(map(str, value))  # an array attribute would end at 64 KiB, a text does not
+        if value is not None:
+            group.attrs[name] = value
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    """Write a file that survives a crash of the node: renamed unflushed, it could be empty, the old one gone.
+
+    What flushing costs on a slow disk counts into the pace of the writes. The rename is not flushed: after a
+    crash the name stands for the old file or the new one, both complete.
+    """
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")

@@ -1,0 +1,116 @@
+"""Who takes part in a round. Every rank draws the same cohort from the same stream, without a message."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi import randomness
+
+Weighting = Literal["samples", "uniform"]
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The clients of a round.
+
+    Attributes:
+        clients: [m] int64, ascending, each once.
+        samples: [m] int64, their training samples.
+        mass: [m] int64, what each counts in a mean over the cohort; 0 for one without samples.
+    """
+
+    clients: NDArray[np.int64]
+    samples: NDArray[np.int64]
+    mass: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.clients)
+
+    @property
+    def total_mass(self) -> int:
+        return int(self.mass.sum())
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """[m] shares in the mean; a quotient of integers, so the same bits on every rank."""
+        return self.mass / max(self.total_mass, 1)
+
+    def subset(self, positions: NDArray[np.int64]) -> Cohort:
+        """The members at these positions."""
+        return Cohort(self.clients[positions], self.samples[positions], self.mass[positions])
+
+
+class Sampler:
+    """Base of the rules by which clients are chosen."""
+
+    #: Set by a rule that draws clients in proportion to their samples: a weighted mean would count them twice.
+    weighting: Weighting | None = None
+
+    def draw(self, round: int, size: int, samples: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Choose clients for a round.
+
+        Args:
+            round: counts from 1.
+            size: of the cohort, at most the number of clients.
+            samples: [clients] training samples of each client.
+            rng: of this round.
+
+        Returns:
+            Numbers of clients; one that stands there twice counts twice in the mean.
+        """
+        raise NotImplementedError
+
+    def cohort(self, round: int, size: int, samples: NDArray[np.int64], weighting: Weighting, seed: int) -> Cohort:
+        """The cohort of a round, the same on every rank."""
+        drawn = self.draw(round, size, samples, randomness.stream(seed, "cohort", round))
+        clients, times = np.unique(drawn, return_counts=True)
+        mass = times * samples[clients] if (self.weighting or weighting) == "samples" else times
+        return Cohort(clients, samples[clients], np.where(samples[clients] > 0, mass, 0))
+
+
+class Uniform(Sampler):
+    """A fixed number of clients, uniformly, without replacement."""
+
+    def draw(self, round: int, size: int, samples: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        return rng.choice(len(samples), size, replace=False)
+
+
+class Bernoulli(Sampler):
+    """Every client with probability cohort / clients, independently; drawn again if nobody comes."""
+
+    def draw(self, round: int, size: int, samples: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        chosen = np.empty(0, dtype=np.int64)
+        while not len(chosen):  # empty with probability at most 1/e, for size >= 1
+            chosen = np.flatnonzero(rng.random(len(samples)) < size / len(samples))
+        return chosen
+
+
+class All(Sampler):
+    """Every client in every round."""
+
+    def draw(self, round: int, size: int, samples: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        return np.arange(len(samples))
+
+
+class RoundRobin(Sampler):
+    """The clients in turn, by number."""
+
+    def draw(self, round: int, size: int, samples: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        return ((round - 1) * size + np.arange(size)) % len(samples)
+
+
+class Weighted(Sampler):
+    """With replacement, in proportion to the clients' samples, for a plain mean.
+
+    The expected mean is that over all clients weighted by samples (Li et al., 2020, scheme I). A client drawn twice
+    trains once and counts twice.
+    """
+
+    weighting: Weighting | None = "uniform"
+
+    def draw(self, round: int, size: int, samples: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        return rng.choice(len(samples), size, replace=True, p=samples / samples.sum())

@@ -1,0 +1,1 @@
+"""Flat models and the local training of clients."""

@@ -1,0 +1,93 @@
+"""A network whose parameters and buffers are views of one vector, and the face that losses see of it."""
+
+from __future__ import annotations
+
+import copy
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedmpi.training.layout import Layout, aligned_rows
+
+
+class FlatModel:
+    """A module bound to a flat vector: writing the vector changes the network, and training it changes the vector.
+
+    Attributes:
+        weights: [1, P], the network's parameters and floating-point buffers (`layout` says where).
+        gradient: [1, layout.parameters], filled by `backward`.
+        normalises_batches: whether statistics over the batch are taken in training mode, which one sample cannot give.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self.module = module.to(device)
+        self.device = device
+        self.layout = Layout.of(module)
+        self.weights = aligned_rows(1, self.layout.size, device)
+        self.gradient = aligned_rows(1, self.layout.parameters, device)
+        self.normalises_batches = any(isinstance(layer, _BatchNorm) for layer in module.modules())
+        state = dict(module.named_parameters()) | dict(module.named_buffers())
+        for entry in self.layout.entries:
+            view, tensor = entry.view(self.weights[0]), state.pop(entry.name)
+            view.copy_(tensor.detach())
+            # Through .data, so that parameters shared by several layers stay shared and buffers keep their place.
+            tensor.data = view
+            if isinstance(tensor, nn.Parameter):
+                tensor.grad = entry.view(self.gradient[0])
+        # What is left (BatchNorm's batch counters) starts afresh with every client.
+        self._counters = [(tensor, tensor.clone()) for tensor in state.values()]
+
+    def load(self, weights: Tensor) -> None:
+        """Set the network to `weights` [P]."""
+        self.weights[0].copy_(weights)
+        for tensor, initial in self._counters:
+            tensor.copy_(initial)
+
+    def backward(self, loss: Tensor) -> None:
+        """Fill `gradient` with that of `loss`."""
+        self.gradient.zero_()
+        loss.backward()
+
+    @cached_property
+    def frozen(self) -> nn.Module:
+        """A second copy of the network in evaluation mode, to run with weights given call by call."""
+        return copy.deepcopy(self.module).eval().requires_grad_(False)
+
+
+class Net:
+    """The network as a loss sees it: with the weights being trained, or, by `at`, with any others.
+
+    The parts `features` and `classify` need a model built as `Backbone(extractor, classifier)`.
+    """
+
+    def __init__(self, model: FlatModel, fixed: Tensor | None = None) -> None:
+        self._model = model
+        self._fixed = None if fixed is None else model.layout.views(fixed)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits [B, classes] of inputs [B, ...]."""
+        return self._run("", x)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the extractor makes of inputs [B, ...]."""
+        return self._run("extractor", x)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits [B, classes] of the extractor's output."""
+        return self._run("classifier", features)
+
+    def at(self, weights: Tensor) -> Net:
+        """The same network with other weights [P], in evaluation mode; no gradient flows into them."""
+        return Net(self._model, weights)
+
+    def _run(self, part: str, x: Tensor) -> Tensor:
+        if self._fixed is None:
+            result: Tensor = self._model.module.get_submodule(part)(x)
+            return result
+        prefix = f"{part}." if part else ""
+        weights = {n.removeprefix(prefix): w for n, w in self._fixed.items() if n.startswith(prefix)}
+        fixed: Tensor = functional_call(self._model.frozen.get_submodule(part), weights, (x,))
+        return fixed

@@ -1,0 +1,64 @@
+"""Local optimizers on flat vectors: one step is a few operations, however many tensors the model has.
+
+The rules are those of `torch.optim.SGD` and `torch.optim.Adam` (a test compares the bits); what is saved is a
+Python loop over tensors in every step and a new optimizer object for every client.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class SGD:
+    """v := momentum v + g, w -= lr v; weight decay adds weight_decay w to g before."""
+
+    def __init__(self, shape: torch.Size, device: torch.device, momentum: float, weight_decay: float) -> None:
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.velocity = torch.zeros(shape, device=device) if momentum else None
+        self.steps = 0
+
+    def reset(self) -> None:
+        """Forget the past: a client starts every round without momentum."""
+        self.steps = 0
+
+    def step(self, weights: Tensor, gradient: Tensor, lr: float) -> None:
+        """Update `weights` [K, d] in place; `gradient` [K, d] may be overwritten."""
+        if self.weight_decay:
+            gradient = gradient.add_(weights, alpha=self.weight_decay)
+        if self.velocity is not None:
+            if self.steps:
+                self.velocity.mul_(self.momentum).add_(gradient)
+            else:
+                self.velocity.copy_(gradient)
+            gradient = self.velocity
+        weights.add_(gradient, alpha=-lr)
+        self.steps += 1
+
+
+class Adam:
+    """Kingma and Ba, 2015, with bias correction; weight decay is added to the gradient, as in `torch.optim.Adam`."""
+
+    def __init__(self, shape: torch.Size, device: torch.device, weight_decay: float) -> None:
+        self.beta1, self.beta2, self.epsilon = 0.9, 0.999, 1e-8
+        self.weight_decay = weight_decay
+        self.first = torch.zeros(shape, device=device)
+        self.second = torch.zeros(shape, device=device)
+        self.steps = 0
+
+    def reset(self) -> None:
+        """Forget the past: a client starts every round with empty moments."""
+        self.first.zero_()
+        self.second.zero_()
+        self.steps = 0
+
+    def step(self, weights: Tensor, gradient: Tensor, lr: float) -> None:
+        """Update `weights` [K, d] in place; `gradient` [K, d] may be overwritten."""
+        self.steps += 1
+        if self.weight_decay:
+            gradient = gradient.add_(weights, alpha=self.weight_decay)
+        self.first.lerp_(gradient, 1 - self.beta1)
+        self.second.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
+        denominator = (self.second.sqrt() / (1 - self.beta2**self.steps) ** 0.5).add_(self.epsilon)
+        weights.addcdiv_(self.first, denominator, value=-lr / (1 - self.beta1**self.steps))

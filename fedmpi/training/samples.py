@@ -1,0 +1,114 @@
+"""Batches of samples on the training device: gathered by index, seen as their client sees them, normalised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedmpi.training.settings import Augmentation
+
+CROP_PADDING = 4
+
+
+@dataclass
+class Batch:
+    """Samples of one client.
+
+    Attributes:
+        x: [B, ...] float32 inputs (tokens: int64).
+        y: [B] int64 labels.
+        index: [B] int64, which samples of the data set these are; the same sample has the same index in every round.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+class Samples:
+    """The training or the test set on a device.
+
+    Args:
+        x: [n, ...]; images as uint8 [n, C, H, W], in any memory order (gathering is fastest when every sample is
+            contiguous, and the network fastest when its channels come last).
+        y: [n] int64 labels.
+        mean, std: per channel, on the scale 0..1; None leaves images at 0..1.
+        device: where batches are made; the whole set is kept there.
+    """
+
+    def __init__(
+        self,
+        x: NDArray,
+        y: NDArray[np.int64],
+        mean: tuple[float, ...] | None,
+        std: tuple[float, ...] | None,
+        device: torch.device,
+    ) -> None:
+        self.images = x.ndim == 4
+        # Memory order [n, H, W, C]: a gathered batch is then channels_last as it lies.
+        stored = torch.from_numpy(x).movedim(1, -1) if self.images else torch.from_numpy(x)
+        self.x = stored.contiguous().to(device)
+        self.y = torch.from_numpy(y).to(device)
+        self.device = device
+        if x.dtype == np.uint8:
+            mean, std = mean or (0.0,), std or (1.0,)
+            self._scale = torch.tensor([1 / (255 * s) for s in std], device=device)
+            self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+
+    @property
+    def pixels(self) -> int:
+        """Places within a sample that a client may see in an order of its own: H * W of images, else all features."""
+        places = self.x.shape[1:-1] if self.images else self.x.shape[1:]
+        return places.numel()
+
+    def batch(
+        self,
+        index: NDArray[np.int64],
+        pixels: Tensor | None = None,
+        augmentation: Augmentation = "none",
+        bits: NDArray[np.uint64] | None = None,
+    ) -> Batch:
+        """The samples `index` [B].
+
+        Args:
+            pixels: [H * W] or [B, H * W], the order in which the client sees (each sample's) pixels.
+            augmentation: what is done to the batch at random, as drawn by `bits` [B, 3].
+        """
+        where = torch.from_numpy(index).to(self.device)
+        x = self.x.index_select(0, where)
+        if pixels is not None:
+            x = _permute(x, pixels)
+        if augmentation != "none":
+            assert bits is not None
+            x = _augment(x, augmentation, torch.from_numpy((bits >> np.uint64(33)).astype(np.int64)).to(self.device))
+        if x.dtype == torch.uint8:
+            x = x.float().mul_(self._scale).add_(self._shift)
+        elif not x.is_floating_point():
+            x = x.long()
+        return Batch(x.movedim(-1, 1) if self.images else x, self.y.index_select(0, where), where)
+
+
+def _permute(x: Tensor, pixels: Tensor) -> Tensor:
+    flat = x.reshape(len(x), pixels.shape[-1], -1)
+    order = pixels.expand(len(x), -1)[:, :, None].expand(flat.shape)
+    return flat.gather(1, order).reshape(x.shape)
+
+
+def _augment(x: Tensor, kind: Augmentation, draws: Tensor) -> Tensor:
+    """Random crop out of a zero-padded image, and mirror, for a whole batch [B, H, W, C] by one gather."""
+    batch, height, width, _ = x.shape
+    columns = torch.arange(width, device=x.device).expand(batch, -1)
+    columns = torch.where((draws[:, 2:] & 1) == 1, columns.flip(1), columns)
+    rows = torch.arange(height, device=x.device).expand(batch, -1)
+    if kind == "crop_flip":
+        x = torch.nn.functional.pad(x, (0, 0, CROP_PADDING, CROP_PADDING, CROP_PADDING, CROP_PADDING))
+        rows = rows + draws[:, :1] % (2 * CROP_PADDING + 1)
+        columns = columns + draws[:, 1:2] % (2 * CROP_PADDING + 1)
+    return x[torch.arange(batch, device=x.device)[:, None, None], rows[:, :, None], columns[:, None, :]]

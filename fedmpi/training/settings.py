@@ -1,0 +1,75 @@
+"""The options of local training (`--local.*`)."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from fedmpi.errors import require
+
+Augmentation = Literal["none", "flip", "crop_flip"]
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How a client trains on its own samples in one round.
+
+    Args:
+        epochs: passes over the client's samples.
+        steps: optimizer steps instead of epochs; a client with few samples goes over them again.
+        batch_size: samples a step; the last, smaller batch of a pass is kept.
+        lr: learning rate of the first round.
+        optimizer: sgd or adam; starts afresh in every round.
+        momentum: of sgd.
+        weight_decay: added to the gradient as weight_decay times the weights.
+        schedule: how the learning rate changes from round to round; within a round it is constant.
+        decay: factor a round of the exponential schedule.
+        clip_norm: longest gradient of a step (L2 norm, after an algorithm's correction, before weight decay).
+        augmentation: of each training batch of images: mirrored at random, or also cropped at random out of a frame
+            of 4 zero pixels.
+    """
+
+    epochs: int = 5
+    steps: int | None = None
+    batch_size: int = 10
+    lr: float = 0.1
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "exponential", "cosine"] = "constant"
+    decay: float = 0.99
+    clip_norm: float | None = None
+    augmentation: Augmentation = "none"
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        require(self.steps is None or self.steps >= 1, "steps", self.steps, "at least 1")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        require(0 < self.lr < math.inf, "lr", self.lr, "above 0")
+        require(0 <= self.momentum < 1, "momentum", self.momentum, "at least 0 and below 1")
+        require(self.momentum == 0 or self.optimizer == "sgd", "momentum", self.momentum, "0 with optimizer adam")
+        require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "at least 0")
+        require(0 < self.decay <= 1, "decay", self.decay, "above 0 and at most 1")
+        require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "above 0")
+
+    def rate(self, round: int, rounds: int) -> float:
+        """The learning rate of a round (they count from 1) out of `rounds`."""
+        if self.schedule == "exponential":
+            return self.lr * self.decay ** (round - 1)
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * (round - 1) / rounds))
+        return self.lr
+
+    def batches(self, samples: int, merge_single: bool) -> list[slice]:
+        """How one pass over so many samples is cut.
+
+        With `merge_single`, a last batch of one sample joins the one before: batch normalisation cannot train on it.
+        """
+        starts = list(range(0, samples, self.batch_size))
+        if merge_single and len(starts) > 1 and samples - starts[-1] == 1:
+            starts.pop()
+        return [slice(a, b) for a, b in zip(starts, [*starts[1:], samples], strict=True)] if samples else []
+
+    def count_steps(self, samples: int, merge_single: bool) -> int:
+        """Optimizer steps of a client with so many samples."""
+        a_pass = len(self.batches(samples, merge_single))
+        return self.steps if self.steps and a_pass else self.epochs * a_pass

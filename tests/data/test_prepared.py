@@ -1,0 +1,546 @@
+"""Data sets, their prepared arrays, and `python -m fedmpi.data`."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fedmpi.data import CIFAR10, MNIST, Arrays, Dataset, Digits, FashionMNIST, Progress, as_stored, prepared
+from fedmpi.data.__main__ import main
+from fedmpi.data.prepared import DamagedArrays, open_prepared, verify
+from fedmpi.errors import BadInput
+
+HERE = Path(__file__).parent
+
+
+class Toy(Dataset):
+    """A published file of 12 images, and how often it was decoded."""
+
+    classes = 3
+
+    def __init__(self, root: Path, seconds: float = 0.0) -> None:
+        self.root = root
+        self.seconds = seconds
+        self.reads = 0
+
+    def sources(self) -> list[Path]:
+        return [self.root / "published.npy"]
+
+    def folder(self) -> Path:
+        return self.root / "toy"
+
+    def read(self, progress: Progress) -> Arrays:
+        self.reads += 1
+        progress("decoding")
+        time.sleep(self.seconds)
+        if not self.sources()[0].exists():
+            raise BadInput(f"{self.sources()[0]} is missing")
+        x = np.load(self.sources()[0])
+        y = np.arange(len(x)) % 3
+        return Arrays(x[:8], y[:8], x[8:], y[8:])
+
+
+class InMemory(Dataset):
+    """As in the documentation of `Dataset`."""
+
+    classes = 2
+
+    def read(self, progress: Progress) -> Arrays:
+        x, y = np.ones((9, 4), np.float32), np.arange(9) % 2
+        return Arrays(x[3:], y[3:], x[:3], y[:3])
+
+
+def images(seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (12, 3, 5, 4), dtype=np.uint8)
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Toy:
+    np.save(tmp_path / "published.npy", images())
+    return Toy(tmp_path)
+
+
+@pytest.fixture
+def lines() -> list[str]:
+    return []
+
+
+def keep_times(path: Path, change: Any) -> None:
+    """Change a file behind the back of its modification time."""
+    status = path.stat()
+    change(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def flip_last_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 5)
+
+
+def stored(toy: Toy, name: str) -> Path:
+    return toy.folder() / prepared.FOLDER / name
+
+
+def test_round_trip(toy: Toy, lines: list[str]) -> None:
+    assert open_prepared(toy) is None
+    made = prepared.load(toy, lines.append)
+    again = prepared.load(toy, lines.append)
+    assert toy.reads == 1
+    assert any(str(toy.folder()) in line for line in lines)
+    for arrays in (made, again):
+        assert arrays.on_disk
+        assert np.array_equal(arrays.train_x, images()[:8])
+        assert np.array_equal(arrays.test_x, images()[8:])
+        assert arrays.train_y.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+        assert arrays.train_x.dtype == np.uint8
+        assert arrays.train_y.dtype == np.int64
+
+
+def test_channels_come_last_in_memory(toy: Toy, lines: list[str]) -> None:
+    arrays = prepared.load(toy, lines.append)
+    assert arrays.train_x.shape == (8, 3, 5, 4)
+    assert arrays.train_x.transpose(0, 2, 3, 1).flags.c_contiguous
+    assert np.shares_memory(as_stored(arrays.train_x), arrays.train_x)
+    manifest = json.loads(stored(toy, "manifest.json").read_text())
+    assert manifest["arrays"]["train_x"]["order"] == "NHWC"
+    assert manifest["arrays"]["train_x"]["shape"] == [8, 5, 4, 3]
+
+
+def test_mapped_arrays_are_writable_but_nothing_is_written(toy: Toy, lines: list[str]) -> None:
+    arrays = prepared.load(toy, lines.append)
+    arrays.train_x[:] = 0
+    again = open_prepared(toy)
+    assert again is not None
+    assert np.array_equal(again.train_x, images()[:8])
+    verify(toy)
+
+
+@pytest.mark.parametrize("damage", [cut, flip_last_byte, Path.unlink])
+@pytest.mark.parametrize("name", ["train_x.npy", "test_y.npy"])
+def test_damaged_arrays_are_named(toy: Toy, lines: list[str], damage: Any, name: str) -> None:
+    prepared.load(toy, lines.append)
+    damage(stored(toy, name))
+    for attempt in (open_prepared, verify):
+        with pytest.raises(DamagedArrays, match=name) as error:
+            attempt(toy)
+        assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
+        assert "\n" not in str(error.value)
+        assert str(stored(toy, name).parent) in str(error.value)
+
+
+def test_damaged_arrays_are_prepared_anew(toy: Toy, lines: list[str]) -> None:
+    prepared.load(toy, lines.append)
+    flip_last_byte(stored(toy, "train_x.npy"))
+    arrays = prepared.load(toy, lines.append)
+    assert any("train_x.npy is damaged" in line and "anew" in line for line in lines)
+    assert arrays.on_disk
+    assert np.array_equal(arrays.train_x, images()[:8])
+    verify(toy)
+    assert [path.name for path in toy.folder().iterdir()] == [prepared.FOLDER]
+
+
+def test_damaged_arrays_without_published_files(toy: Toy, lines: list[str]) -> None:
+    prepared.load(toy, lines.append)
+    toy.sources()[0].unlink()
+    cut(stored(toy, "train_x.npy"))
+    with pytest.raises(DamagedArrays, match="delete"):
+        prepared.load(toy, lines.append)
+
+
+def test_damage_that_keeps_size_and_time_needs_checksums(toy: Toy, lines: list[str]) -> None:
+    prepared.load(toy, lines.append)
+    keep_times(stored(toy, "train_x.npy"), flip_last_byte)
+    assert open_prepared(toy) is not None
+    with pytest.raises(DamagedArrays, match="train_x"):
+        verify(toy)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"arrays": {}}'])
+def test_damaged_manifest(toy: Toy, lines: list[str], text: str) -> None:
+    prepared.load(toy, lines.append)
+    stored(toy, "manifest.json").write_text(text)
+    with pytest.raises(DamagedArrays, match="manifest"):
+        open_prepared(toy)
+    assert prepared.load(toy, lines.append).on_disk
+    verify(toy)
+
+
+def test_changed_source(toy: Toy, lines: list[str]) -> None:
+    prepared.load(toy, lines.append)
+    np.save(toy.sources()[0], images(1))
+    assert open_prepared(toy) is None
+    with pytest.raises(BadInput, match="prepare"):
+        verify(toy)
+    arrays = prepared.load(toy, lines.append)
+    assert toy.reads == 2
+    assert np.array_equal(arrays.train_x, images(1)[:8])
+
+
+def test_touched_files_are_compared_once(toy: Toy, lines: list[str]) -> None:
+    """A copied folder has new times: the checksums decide, and the times are kept for the next job."""
+    prepared.load(toy, lines.append)
+    for path in (toy.sources()[0], stored(toy, "train_x.npy")):
+        os.utime(path, ns=(1, 1))
+    assert open_prepared(toy) is not None
+    manifest = json.loads(stored(toy, "manifest.json").read_text())
+    assert manifest["arrays"]["train_x"]["mtime_ns"] == 1
+    assert manifest["sources"]["../published.npy"]["mtime_ns"] == 1
+    assert toy.reads == 1
+    verify(toy)
+
+
+def test_missing_source_does_not_matter(toy: Toy, lines: list[str]) -> None:
+    prepared.load(toy, lines.append)
+    toy.sources()[0].unlink()
+    assert prepared.load(toy, lines.append).on_disk
+    verify(toy)
+
+
+def test_moved_root(toy: Toy, lines: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    prepared.load(toy, lines.append)
+    moved = tmp_path_factory.mktemp("other") / "root"
+    toy.root.rename(moved)
+    assert open_prepared(Toy(moved)) is not None
+
+
+def test_root_that_cannot_be_written(tmp_path: Path, lines: list[str]) -> None:
+    np.save(tmp_path / "published.npy", images())
+    (tmp_path / "toy").write_text("a file where the folder should be")
+    toy = Toy(tmp_path)
+    arrays = prepared.load(toy, lines.append)
+    assert not arrays.on_disk
+    assert open_prepared(toy) is None
+    assert np.array_equal(arrays.train_x, images()[:8])
+    assert arrays.train_x.transpose(0, 2, 3, 1).flags.c_contiguous
+    assert any("cannot be written" in line for line in lines)
+
+
+def test_unreadable_files(toy: Toy, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, *_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    prepared.load(toy, lines.append)
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(BadInput, match=r"data set Toy cannot be read: .* denied: .*manifest\.json"):
+        prepared.load(toy, lines.append)
+    monkeypatch.undo()
+    monkeypatch.setattr(Path, "open", refuse)
+    stored(toy, "manifest.json").unlink()
+    with pytest.raises(BadInput, match=r"data set Toy cannot be read: .* denied: .*published\.npy"):
+        prepared.load(toy, lines.append)
+
+
+def test_full_disk(toy: Toy, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "save", no_space)
+    assert not prepared.load(toy, lines.append).on_disk
+    assert any("No space left" in line for line in lines)
+    assert list(toy.folder().iterdir()) == []
+
+
+@pytest.mark.parametrize("before", ["nothing", "outdated", "damaged"])
+def test_jobs_that_prepare_at_once(toy: Toy, lines: list[str], before: str) -> None:
+    if before != "nothing":
+        prepared.load(toy, lines.append)
+    if before == "outdated":
+        np.save(toy.sources()[0], images(1))
+    if before == "damaged":
+        cut(stored(toy, "train_x.npy"))
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from fedmpi.data import prepared; from test_prepared import Toy\n"
+        "arrays = prepared.load(Toy(Path(sys.argv[1]), 0.3), print)\n"
+        "assert arrays.on_disk; print(arrays.train_x.sum())"
+    )
+    command = [sys.executable, "-c", code, str(toy.root)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}
+    jobs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(3)]
+    outputs = [job.communicate(timeout=60)[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0, 0]
+    expected = images(1 if before == "outdated" else 0)[:8].sum()
+    assert [int(output.split()[-1]) for output in outputs] == [expected] * 3
+    assert [path.name for path in toy.folder().iterdir()] == [prepared.FOLDER]
+    verify(toy)
+    if before != "nothing":  # there was a folder to lock
+        assert sum("decoding" in output for output in outputs) == 1
+
+
+def test_file_system_without_locks(toy: Toy, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    toy.folder().mkdir()
+    monkeypatch.setattr(prepared.fcntl, "flock", no_locks)
+    assert prepared.load(toy, lines.append).on_disk
+
+
+def test_data_set_that_keeps_nothing_on_disk(lines: list[str]) -> None:
+    arrays = prepared.load(InMemory(), lines.append)
+    assert not arrays.on_disk
+    assert arrays.train_x.shape == (6, 4)
+    assert open_prepared(InMemory()) is None
+    with pytest.raises(BadInput, match="InMemory has nothing to fetch"):
+        InMemory().fetch()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("train_x", np.ones((0, 4), np.float32), r"train_x has shape \(0, 4\)"),
+        ("train_x", np.ones(6, np.float32), r"train_x has shape \(6,\)"),
+        ("train_x", np.ones((6, 4)), "train_x is float64"),
+        ("train_x", [[1.0]], "train_x is a list"),
+        ("train_x", np.ones((6, 4), np.uint8), "images are"),
+        ("train_x", np.full((6, 4), np.nan, np.float32), "train_x has values that are not finite"),
+        ("train_x", np.ones((6, 5), np.float32), "but test_x is"),
+        ("train_y", np.arange(5) % 2, r"train_y is int64 of shape \(5,\): it must be int64 of shape \(6,\)"),
+        ("train_y", np.zeros(6, np.int32), "train_y is int32"),
+        ("test_y", np.array([0, 1, 2]), "test_y is from 0 to 2: labels are 0 to 1"),
+        ("test_y", np.array([0, -1, 1]), "test_y is from -1 to 1"),
+    ],
+)
+def test_what_a_data_set_may_not_return(field: str, value: Any, message: str, lines: list[str]) -> None:
+    class Wrong(InMemory):
+        def read(self, progress: Progress) -> Arrays:
+            parts = vars(super().read(progress)) | {field: value}
+            return Arrays(**parts)
+
+    with pytest.raises(BadInput, match=f"data set Wrong: .*{message}"):
+        prepared.load(Wrong(), lines.append)
+
+
+def test_mean_of_too_few_channels(toy: Toy, lines: list[str]) -> None:
+    toy.mean = (0.5,)
+    with pytest.raises(BadInput, match=r"data set Toy: mean .* 3 channels"):
+        prepared.load(toy, lines.append)
+
+
+def test_digits(lines: list[str]) -> None:
+    from sklearn.datasets import load_digits
+
+    start = time.process_time()
+    arrays = prepared.load(Digits(), lines.append)
+    assert time.process_time() - start < 0.06
+    assert arrays.train_x.shape == (1442, 1, 8, 8)
+    assert arrays.test_x.shape == (355, 1, 8, 8)
+    published = load_digits()
+    test = np.zeros(1797, bool)
+    for label in range(10):
+        test[np.flatnonzero(published.target == label)[4::5]] = True
+    for mask, x, y in ((~test, arrays.train_x, arrays.train_y), (test, arrays.test_x, arrays.test_y)):
+        assert np.array_equal(np.rint(x[:, 0] / (255 / 16)), published.images[mask])
+        assert np.array_equal(y, published.target[mask])
+    assert (arrays.train_x.min(), arrays.train_x.max()) == (0, 255)
+    shares = np.bincount(arrays.test_y) / np.bincount(published.target)
+    assert np.abs(shares - 0.2).max() < 0.01
+    assert_normalised(Digits(), arrays)
+
+
+def assert_normalised(dataset: Dataset, arrays: Arrays) -> None:
+    assert dataset.mean is not None
+    assert dataset.std is not None
+    values = np.arange(256) / 255
+    for channel, (mean, std) in enumerate(zip(dataset.mean, dataset.std, strict=True)):
+        share = (
+            np.bincount(arrays.train_x[:, channel].ravel(), minlength=256) / arrays.train_x[:, channel].size
+        )
+        assert share @ values == pytest.approx(mean, abs=1e-4)
+        assert np.sqrt(share @ (values - mean) ** 2) == pytest.approx(std, abs=1e-4)
+
+
+def write_idx(path: Path, array: NDArray[np.uint8]) -> None:
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+    path.write_bytes(header + array.tobytes())
+
+
+@pytest.fixture
+def small_mnist(tmp_path: Path) -> Path:
+    """A root with a MNIST of 40 and 20 samples."""
+    rng = np.random.default_rng(0)
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, count in (("train", 40), ("t10k", 20)):
+        write_idx(raw / f"{part}-images-idx3-ubyte", rng.integers(0, 256, (count, 28, 28), dtype=np.uint8))
+        write_idx(raw / f"{part}-labels-idx1-ubyte", (np.arange(count) % 10).astype(np.uint8))
+    return tmp_path
+
+
+def test_idx_files(small_mnist: Path, lines: list[str]) -> None:
+    arrays = prepared.load(MNIST(small_mnist), lines.append)
+    assert arrays.train_x.shape == (40, 1, 28, 28)
+    assert arrays.test_y.tolist() == [*range(10), *range(10)]
+    raw = (small_mnist / "MNIST" / "raw" / "t10k-images-idx3-ubyte").read_bytes()
+    assert arrays.test_x.tobytes() == raw[16:]
+    assert (small_mnist / "MNIST" / prepared.FOLDER / "train_x.npy").exists()
+
+
+@pytest.mark.parametrize("name", MNIST.files)
+def test_missing_published_file(small_mnist: Path, lines: list[str], name: str) -> None:
+    path = small_mnist / "MNIST" / name
+    path.unlink()
+    with pytest.raises(BadInput) as error:
+        prepared.load(MNIST(small_mnist), lines.append)
+    assert str(path) in str(error.value)
+    assert f"python -m fedmpi.data fetch MNIST --root {small_mnist}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "damage", [cut, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"x" * 999)]
+)
+@pytest.mark.parametrize("name", MNIST.files)
+def test_damaged_published_file(small_mnist: Path, lines: list[str], damage: Any, name: str) -> None:
+    path = small_mnist / "MNIST" / name
+    damage(path)
+    with pytest.raises(BadInput, match="is damaged") as error:
+        prepared.load(MNIST(small_mnist), lines.append)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_published_file_that_differs_from_its_archive(small_mnist: Path, lines: list[str]) -> None:
+    path = small_mnist / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    prepared.load(MNIST(small_mnist), lines.append)
+    flip_last_byte(path)
+    with pytest.raises(BadInput, match=r"train-images-idx3-ubyte is damaged .*checksum"):
+        prepared.load(MNIST(small_mnist), lines.append)
+
+
+def test_damaged_cifar_file(tmp_path: Path, lines: list[str]) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in CIFAR10.files:
+        (folder / name).write_bytes(b"nothing of the kind")
+    with pytest.raises(BadInput, match=r"data_batch_1 is damaged .*checksum"):
+        prepared.load(CIFAR10(tmp_path), lines.append)
+
+
+@pytest.mark.parametrize("dataset", [MNIST, FashionMNIST, CIFAR10])
+def test_published_data(dataset: type[MNIST], tmp_path: Path, lines: list[str]) -> None:
+    given = os.environ.get("FEDMPI_TEST_DATA")
+    if given is None:
+        pytest.skip("FEDMPI_TEST_DATA names no folder of data sets")
+    real, here = dataset(Path(given)), dataset(tmp_path)
+    for source, link in zip(real.sources(), here.sources(), strict=True):
+        if not source.exists():
+            pytest.skip(f"{source} is missing")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(source)
+    arrays = prepared.load(here, lines.append)
+    start = time.perf_counter()
+    again = open_prepared(here)
+    assert time.perf_counter() - start < 0.05
+    assert again is not None
+    assert arrays.on_disk
+    assert_normalised(here, arrays)
+    assert len(again.test_y) == 10_000
+    for part, x, y in ((True, arrays.train_x, again.train_y), (False, arrays.test_x, again.test_y)):
+        published = here.published(train=part)
+        for index in (0, 77, len(y) - 1):
+            image, label = published[index]
+            pixels = np.asarray(image)
+            assert np.array_equal(x[index], pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None])
+            assert y[index] == label
+    verify(here)
+
+
+def test_commands(small_mnist: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = ["--root", str(small_mnist)]
+    assert main(["check", "MNIST", *root]) == 2
+    assert "no prepared arrays" in capsys.readouterr().err
+    assert main(["fetch", "MNIST", *root]) == 0  # the files are there: no network needed
+    assert main(["prepare", "MNIST", *root]) == 0
+    assert main(["check", "MNIST", *root]) == 0
+    assert "MNIST: intact" in capsys.readouterr().out
+    keep_times(small_mnist / "MNIST" / prepared.FOLDER / "test_x.npy", flip_last_byte)
+    assert main(["check", "MNIST", *root]) == 2
+    assert "test_x.npy is damaged" in capsys.readouterr().err
+    assert main(["list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in ("Digits", "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "MNIST", "--root", "nowhere"], "nowhere/MNIST/raw/train-images-idx3-ubyte is missing"),
+        (["prepare", "MNISTT"], "unknown data set MNISTT: must be one of CIFAR10"),
+        (["prepare", "Digits"], "Digits needs no files"),
+        (["fetch"], "name"),
+        (["fetch", "MNIST", "--roo", "x"], "--roo"),
+        (["unpack"], "unpack"),
+        ([], "command"),
+    ],
+)
+def test_commands_that_cannot_be(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    output, error = capsys.readouterr()
+    assert message in error
+    assert error.count("\n") == 1
+    assert output == ""
+
+
+def test_fetch_without_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torchvision
+
+    monkeypatch.setattr(
+        torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/", "http://127.0.0.1:9/again/"]
+    )
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar.tar.gz")
+    for name in ("MNIST", "CIFAR10"):
+        assert main(["fetch", name, "--root", str(tmp_path)]) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith(f"error: {name} cannot be fetched into {tmp_path}: ")
+        assert "refused" in line
+
+
+def test_imports_are_light() -> None:
+    code = (
+        "import sys, fedmpi.data\n"
+        "heavy = {'torch', 'torchvision', 'sklearn', 'h5py', 'jsonargparse', 'mpi4py'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+        "from fedmpi.data import Digits, prepared\n"
+        "prepared.load(Digits(), print)\n"
+        "assert 'sklearn' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE.parents[1])
+
+
+def test_options_on_the_command_line() -> None:
+    from jsonargparse import ArgumentParser
+
+    from fedmpi.data import Dirichlet, Partition, Permuted
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--dataset", type=Dataset, default="Digits")
+    parser.add_argument("--partition", type=Partition, default="IID")
+    arguments = "--dataset CIFAR100 --dataset.root there --partition Permuted --partition.over Dirichlet"
+    made = parser.instantiate(parser.parse_args([*arguments.split(), "--partition.over.alpha", "0.1"]))
+    assert made.dataset.root == Path("there")
+    assert isinstance(made.partition, Permuted)
+    assert isinstance(made.partition.over, Dirichlet)
+    assert made.partition.over.alpha == 0.1

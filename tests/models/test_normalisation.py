@@ -1,0 +1,64 @@
+"""Fed-GN's promises (Hsieh et al., 2020): group norm keeps no statistics and looks at each sample alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fedmpi.models import MLP, LeNet, Model, Norm, ResNet18
+from fedmpi.models._layers import norm_layer
+
+SHAPE = (1, 8, 8)
+WITHOUT_BATCH: list[Norm] = ["group", "layer"]
+
+
+def models(norm: Norm) -> list[Model]:
+    return [LeNet(norm=norm), MLP(norm=norm), ResNet18(norm=norm), ResNet18(stem="imagenet", norm=norm)]
+
+
+@pytest.mark.parametrize("norm", WITHOUT_BATCH)
+def test_no_buffers_and_as_many_parameters_as_with_batch_norm(norm: Norm) -> None:
+    with torch.device("meta"):
+        for model, batch in zip(models(norm), models("batch"), strict=True):
+            network = model.build(SHAPE, 10)
+            assert not list(network.buffers())
+            shapes = [p.shape for p in network.parameters()]
+            assert shapes == [p.shape for p in batch.build(SHAPE, 10).parameters()]
+
+
+@pytest.mark.parametrize("norm", WITHOUT_BATCH)
+def test_a_sample_gives_the_same_alone_in_any_batch_and_in_either_mode(norm: Norm) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, *SHAPE)
+    for model in models(norm):
+        network = model.build(SHAPE, 10)
+        together = network.train()(x)
+        for mode in (True, False):
+            alone = torch.cat([network.train(mode)(sample[None]) for sample in x])
+            torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-6)
+            shuffled = network.train(mode)(x.flip(0)).flip(0)
+            torch.testing.assert_close(shuffled, together, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [norm_layer("group", 6, groups=1), norm_layer("layer", 6, groups=2)])
+def test_one_group_is_layer_norm_with_an_affine_map_a_channel(layer: nn.GroupNorm) -> None:
+    x = torch.randn(3, 6, 4, 5)
+    nn.init.normal_(layer.weight)
+    nn.init.normal_(layer.bias)
+    normalised = nn.functional.layer_norm(x, x.shape[1:])
+    expected = normalised * layer.weight[:, None, None] + layer.bias[:, None, None]
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_groups_option_reaches_every_layer() -> None:
+    network = ResNet18(norm="group", groups=32).build(SHAPE, 10)
+    groups = [layer.num_groups for layer in network.modules() if isinstance(layer, nn.GroupNorm)]
+    assert groups == [32] * 20
+
+
+def test_none_leaves_normalisation_out() -> None:
+    for model in models("none"):
+        network = model.build(SHAPE, 10)
+        assert not any(isinstance(layer, nn.GroupNorm | nn.BatchNorm2d) for layer in network.modules())
+        assert network(torch.randn(2, *SHAPE)).isfinite().all()
