@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 
 def main() -> None:
@@ -15,22 +16,24 @@ def main() -> None:
               " 'fedmpi[mpich]'", file=sys.stderr)  # fmt: skip
         sys.exit(2)
 
-    from fedmpi.command_line import parse
+    from fedmpi.command_line import Answered, parse
     from fedmpi.errors import BadInput
-    from fedmpi.failure import end_job
 
     world = World()
     try:
-        with world.agreed():
-            experiment, config = parse(sys.argv[1:], speaks=world.is_server)
-        experiment.run(world, config)
+        parsed = None
+        with world.agreed(), suppress(Answered):
+            parsed = parse(sys.argv[1:], speaks=world.is_server)
+        if parsed:
+            experiment, config = parsed
+            experiment.run(world, config)
     except BadInput as error:
         if world.is_server:
-            print(f"fedmpi: error: {error}", file=sys.stderr, flush=True)
+            print(f"fedmpi: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         sys.exit(2)
-    except SystemExit:  # of --help and --print_config, which every rank comes to
-        raise
     except BaseException as error:
+        from fedmpi.failure import end_job  # here, because it imports torch, which --help does without
+
         end_job(world, error, "reading the command line", None)
 
 

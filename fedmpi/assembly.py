@@ -51,6 +51,8 @@ def assemble(experiment: Experiment, world: World) -> Federation:
 
     with world.agreed():
         model = build(0)
+        if model.normalises_batches and experiment.local.batch_size == 1:
+            raise BadInput("= 1: must be at least 2 for a model with batch normalisation", "--local.batch_size")
         split = make_split(
             experiment.partition,
             arrays.train_y,

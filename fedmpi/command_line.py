@@ -8,18 +8,22 @@ import inspect
 import os
 import re
 import textwrap
-from argparse import ArgumentError
+import traceback
+from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import jsonargparse
+import jsonargparse._typehints
+import yaml  # type: ignore[import-untyped]
 from docstring_parser import parse as parse_docstring
 
 from fedmpi.algorithms import Algorithm
 from fedmpi.components import subclasses
 from fedmpi.data import Dataset, Partition
-from fedmpi.errors import BadInput
+from fedmpi.errors import BadInput, require
 from fedmpi.experiment import Experiment
 from fedmpi.models import Model
 from fedmpi.scheduling import Sampler
@@ -37,6 +41,10 @@ COMPONENTS: dict[str, tuple[type, str]] = {
 FLAGS = ("--overwrite",)
 
 
+class Answered(Exception):
+    """What was asked for has been printed, by --help or --print_config: there is nothing to run."""
+
+
 def parse(arguments: list[str], speaks: bool = True) -> tuple[Experiment, str]:
     """The experiment that the arguments describe, and its settings as YAML.
 
@@ -46,24 +54,42 @@ def parse(arguments: list[str], speaks: bool = True) -> tuple[Experiment, str]:
 
     Raises:
         BadInput: in one line.
-        SystemExit: after --help or --print_config.
+        Answered: after --help or --print_config.
     """
     parser = make_parser()
     with contextlib.ExitStack() as quiet:
         if not speaks:
             quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
+        for path in _config_files(arguments):
+            _check_config(path)
         try:
             settings = parser.parse_args([f"{a}=true" if a in FLAGS else a for a in arguments])
-        except ArgumentError as error:
-            raise BadInput(_in_one_line(str(error), parser)) from None
-    for base in [base for base, _ in COMPONENTS.values()] + [LocalTraining]:
+        except _Exit:
+            raise Answered from None
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # the files of a user's classes are imported here, and may do anything
+            if place := _failed_import(error):
+                raise BadInput(f"cannot import {place}") from None
+            if isinstance(error, ArgumentError):
+                raise BadInput(_in_one_line(str(error), parser, arguments)) from None
+            raise
+    if settings.local is None:
+        raise BadInput("--local = null: must be options, or a YAML file of them")
+    for base in [*_bases(), LocalTraining]:
         parser.add_instantiator(partial(_make, settings.as_dict()), base, subclasses=True)
     try:
         made = parser.instantiate(settings).as_dict()
-        experiment = _make({}, Experiment, **{name: value for name, value in made.items() if name != "config"})
+        experiment = _make(
+            {}, Experiment, **{name: value for name, value in made.items() if name != "config"}
+        )
     except _Refused as refused:
-        raise BadInput(str(refused)) from None
+        raise BadInput(_flat(str(refused))) from None
     return experiment, parser.dump(settings, skip_unset=False)
+
+
+def _bases() -> list[type]:
+    return [base for base, _ in COMPONENTS.values()]
 
 
 def make_parser() -> jsonargparse.ArgumentParser:
@@ -76,15 +102,62 @@ def make_parser() -> jsonargparse.ArgumentParser:
         exit_on_error=False,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", action="config", help="YAML file of settings, as --print_config prints them.")
+    parser.add_argument(
+        "--config", action="config", help="YAML file of settings, as --print_config prints them."
+    )
     parser.add_class_arguments(Experiment, fail_untyped=True)
     parser.set_defaults({name: {"class_path": default} for name, (_, default) in COMPONENTS.items()})
     return parser
 
 
+def _forget_other_class(parser: object, previous: Any, value: Any) -> None:
+    """A class that is named anew starts from its own defaults.
+
+    jsonargparse would keep those options of the class named before (or of the default) that the new one happens to
+    have as well: `--model MLP` would be normalised because LeNet is. It has no setting for that, so its function is
+    replaced.
+    """
+    if previous and "init_args" in previous and previous["class_path"] != value["class_path"]:
+        for option in list(previous["init_args"].keys()):
+            previous["init_args"].pop(option)
+
+
+setattr(jsonargparse._typehints, "discard_init_args_on_class_path_change", _forget_other_class)  # noqa: B010
+
+
+def _config_files(arguments: list[str]) -> Iterator[str]:
+    for position, argument in enumerate(arguments):
+        if argument == "--config":
+            yield from arguments[position + 1 : position + 2]
+        elif argument.startswith("--config="):
+            yield argument.partition("=")[2]
+
+
+def _check_config(path: str) -> None:
+    """What jsonargparse says of a file that holds no settings does not name the file."""
+    try:
+        settings = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise BadInput(f"--config = {path}: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise BadInput(f"--config = {path}: is not YAML (line {line}: {error.problem})") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise BadInput(f"--config = {path}: is not YAML, but binary") from None
+    if not isinstance(settings, dict) or not settings:
+        raise BadInput(f"--config = {path}: must hold settings, as in `clients: 100`")
+
+
+class _Exit(BaseException):
+    """The parser has printed what was asked for; not SystemExit, which a user's file may raise as well."""
+
+
 class _Parser(jsonargparse.ArgumentParser):
-    def format_help(self) -> str:
-        text: str = super().format_help()
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        raise _Exit
+
+    def format_help(self, *args: Any, **options: Any) -> str:
+        text: str = super().format_help(*args, **options)
         text = re.sub(r"\(required,\s+", "(", text)  # required by the constructor, but there is a default
         return text + "\n" + "\n".join(_catalogue()) + "\n" if self.prog == "python -m fedmpi" else text
 
@@ -106,7 +179,9 @@ def _catalogue() -> Iterator[str]:
 
 
 def _wrapped(head: str, text: str, indent: int) -> list[str]:
-    return textwrap.wrap(f"{head}  {text}", 80, initial_indent=" " * indent, subsequent_indent=" " * (indent + 4))
+    return textwrap.wrap(
+        f"{head}  {text}", 80, initial_indent=" " * indent, subsequent_indent=" " * (indent + 4)
+    )
 
 
 class _Refused(BaseException):
@@ -115,62 +190,153 @@ class _Refused(BaseException):
 
 def _make(settings: Mapping[str, Any], cls: type, *args: Any, **options: Any) -> Any:
     """Construct a component; what it says of bad input is completed by the place of its options."""
+    if cls in _bases():
+        raise _Refused(_unknown_class(_place(settings, cls, None, options)[:-1], cls.__name__))
     try:
+        for name, value in options.items():
+            require(value is not None or _takes_null(cls, name), name, "null", "given")
         return cls(*args, **options)
     except BadInput as error:
-        place = next(_places(settings, cls), "")
-        raise _Refused(f"--{place}{error.option} {error.message}" if error.option else error.message) from None
+        place = _place(settings, cls, error.option, options)
+        raise _Refused(
+            f"--{place}{error.option} {error.message}" if error.option else error.message
+        ) from None
     except ValueError as error:
-        raise _Refused(f"--{next(_places(settings, cls), '')[:-1]} {cls.__name__}: {error}") from None
+        raise _Refused(f"--{_place(settings, cls, None, options)[:-1]} = {cls.__name__}: {error}") from None
 
 
-def _places(settings: Mapping[str, Any], cls: type, prefix: str = "") -> Iterator[str]:
-    """Prefixes, such as `partition.over.`, under which the settings name a class."""
+def _takes_null(cls: type, name: str) -> bool:
+    parameter = inspect.signature(cls).parameters.get(name)
+    return parameter is None or parameter.default is None or "None" in str(parameter.annotation)
+
+
+def _place(settings: Mapping[str, Any], cls: type, option: str | None, options: Mapping[str, Any]) -> str:
+    """Where the settings name this class with this value of the option: a prefix such as `partition.over.`"""
+    for place, given in _places(settings, cls):
+        if option is None or given.get(option) == options.get(option):
+            return place
+    return ""
+
+
+def _places(
+    settings: Mapping[str, Any], cls: type, prefix: str = ""
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every prefix under which the settings name a class, with the options given there."""
     if cls is LocalTraining:
-        yield "local."
+        yield "local.", settings["local"]
     for name, value in settings.items():
-        if isinstance(value, Mapping):
-            if str(value.get("class_path", "")).rpartition(".")[2] == cls.__name__:
-                yield f"{prefix}{name}."
-            yield from _places(value.get("init_args") or {}, cls, f"{prefix}{name}.")
+        if isinstance(value, Mapping) and "class_path" in value:
+            given = value.get("init_args") or {}
+            if value["class_path"].rpartition(".")[2] == cls.__name__:
+                yield f"{prefix}{name}.", given
+            yield from _places(given, cls, f"{prefix}{name}.")
+
+
+def _failed_import(error: BaseException | None) -> str | None:
+    """File, line and message of the exception that an import ended with, if that is behind `error`."""
+    while error is not None:
+        text = f"{type(error).__name__}: {_flat(str(error.args[0] if error.args else ''))}"
+        if isinstance(error, SyntaxError):
+            return f"{error.filename}, line {error.lineno}: {text}"
+        top_level = [f for f in traceback.extract_tb(error.__traceback__) if f.name == "<module>"]
+        if top_level and isinstance(error, (Exception, SystemExit)):
+            return f"{top_level[-1].filename}, line {top_level[-1].lineno}: {text}"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 # jsonargparse's messages are trees of several lines; each reader below knows one kind of leaf.
 
 
-def _in_one_line(message: str, parser: jsonargparse.ArgumentParser) -> str:
-    option = ".".join(re.findall(r'[Kk]ey "([^"]+)"', message))
-    owner = re.findall(r"class_path '[^']*?(\w+)'", message)[-1:]
+def _in_one_line(message: str, parser: jsonargparse.ArgumentParser, arguments: list[str]) -> str:
+    keys = re.findall(r'[Kk]ey "([^"]+)"', message) or re.findall(r"^--(\w+)\.help:", message)
+    option = ".".join(keys)
+    owner = re.findall(r"class_path '([^']*)'", message)[-1:]
+    given = _shown(
+        (re.findall(r"Got value: (.*)", message) or re.findall(r"Given value: (.*)", message) or [""])[-1]
+    )
+    # Of an option that takes one of several types, what the innermost one that failed takes.
+    takes = re.findall(r"Subtypes: \[(.*)\]", message)[-1:]
     if found := re.search(r"unrecognized arguments: (\S+)", message):
-        return f"{found[1]}: no such option{_nearest(found[1].split('=')[0], _options(parser))}"
-    if found := re.search(r"Expected a dot import path string: (\S+)", message):
-        return _unknown_class(option, found[1])
-    if found := re.search(r"Option '(\S+)' is not accepted", message):
-        return _unknown_option(option, found[1], owner)
-    if found := re.search(r"Expected an? (.+?)\. Got value: (.*)", message):
-        return f"--{option} = {found[2]}: must be {_type_name(found[1])}"
+        name = found[1].partition("=")[0]
+        problem = "no such option" if name.startswith("-") else "belongs to no option"
+        return f"{name}: {problem}{_nearest(name, _options(parser))}"
     if found := re.search(r"argument (\S+): expected one argument", message):
-        return f"{found[1]}: needs a value"
-    flat = " ".join(re.sub(r'Parser key "([^"]+)":', r"--\1:", message).split())
+        return f"{_without_value(found[1], arguments)}: needs a value"
+    if found := re.search(r"Unable to load config '(.*)'", message):
+        return f"--{keys[0]} = {found[1]}: must be options, or a YAML file of them"
+    if found := re.search(r"Expected a dot import path string: ?(.*)|class, but (\S+) is abstract", message):
+        return _unknown_class(option, found[1] or found[2] or "")
+    if found := re.search(r"Unexpected import path format: (.*)", message):
+        return (
+            f"--{option} = {found[1]}: must be a name, or an import path such as my_package.my_module.MyClass"
+        )
+    if found := re.search(r"Import path (\S* ?)does not correspond to a subclass of (\S+)", message):
+        return f"--{option} = {found[1].strip() or given}: must be a subclass of {found[2]}"
+    if found := re.search(r"Not a valid subclass of (\w+)", message):
+        return f"--{option} = {given}: must be the name of a class, a subclass of {found[1]}"
+    if found := re.search(r"(?:Group '(\S+)' does not accept o|O)ption '(\S+?)'", message):
+        return _unknown_option(found[1] or option, found[2], owner, _options(parser))
+    if found := re.search(r"arguments are required: (\S+)", message):
+        return (
+            f"--{option}.{found[1]}: needs a value, {owner[0]} has no default"
+            if owner
+            else f"--{found[1]}: needs a value"
+        )
+    if found := re.search(r"Expected an? (.+?)\. Got value", message):
+        return f"--{option} = {given}: must be {_type_name(found[1])}"
+    if found := re.search(r"Problem with given class_path '([^']*)':\s*(No module .*|module .*)", message):
+        return f"--{option} = {found[1]}: {found[2]}"
+    if takes:
+        names = re.findall(r"<class '[^']*'>|typing\.Literal\[[^\]]*\]", takes[0])
+        given = _shown(re.findall(r"Given value: (.*)", message.rpartition("Subtypes:")[2])[0])
+        return f"--{option} = {given}: must be {' or '.join(map(_type_name, names))}"
+    flat = _flat(re.sub(r'Parser key "([^"]+)":', r"--\1:", message))
     return f"--{option}: {flat}" if option and not flat.startswith("--") else flat
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _shown(value: str) -> str:
+    return {"None": "null", "True": "true", "False": "false"}.get(value, value)
+
+
+def _without_value(option: str, arguments: list[str]) -> str:
+    """The argument without a value: `option`, as argparse says, or one of the class that it names."""
+    for position, argument in enumerate(arguments):
+        is_last = position + 1 == len(arguments) or arguments[position + 1].startswith("--")
+        if is_last and argument.split(".")[0] == option and "=" not in argument:
+            return argument
+    return option
 
 
 def _unknown_class(option: str, name: str) -> str:
     base = COMPONENTS[option.split(".")[0]][0]
-    known = [cls.__name__ for cls in subclasses(base) if not cls.__name__.startswith("_")]
+    public = [
+        cls for cls in subclasses(base) if not (inspect.isabstract(cls) or cls.__name__.startswith("_"))
+    ]
+    known = [cls.__name__ for cls in public]
     return f"--{option} = {name}: no such name{_nearest(name, known)}; known are {', '.join(known)}"
 
 
-def _unknown_option(option: str, name: str, owner: list[str]) -> str:
+def _unknown_option(option: str, name: str, owner: list[str], known: list[str]) -> str:
     if not owner:
-        return f"--{option}.{name}: no such option" if option else f"--{name}: no such option"
-    base = COMPONENTS[option.split(".")[0]][0]
-    has = [list(inspect.signature(cls).parameters) for cls in subclasses(base) if cls.__name__ == owner[0]]
-    return f"--{option}.{name}: {owner[0]} has no such option" + (f", it has {', '.join(has[0])}" if any(has) else "")
+        full = f"--{option}.{name}" if option else f"--{name}"
+        return f"{full}: no such option{_nearest(full, known)}"
+    if name == "class_path":
+        return f"--{option}: options of a class go under init_args, not beside class_path"
+    base, short = COMPONENTS[option.split(".")[0]][0], owner[0].rpartition(".")[2]
+    has = [list(inspect.signature(cls).parameters) for cls in subclasses(base) if cls.__name__ == short]
+    return f"--{option}.{name}: {short} has no such option" + (
+        f", it has {', '.join(has[0])}" if any(has) else ""
+    )
 
 
 def _options(parser: jsonargparse.ArgumentParser) -> list[str]:
-    return [string for action in parser._actions for string in action.option_strings]
+    shown = [action for action in parser._actions if action.help != SUPPRESS]
+    return [string for action in shown for string in action.option_strings]
 
 
 def _nearest(name: str, known: list[str]) -> str:
@@ -183,4 +349,11 @@ def _type_name(text: str) -> str:
     if choices := re.match(r"typing\.Literal\[(.*)\]", text):
         return "one of " + choices[1].replace("'", "")
     name = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
-    return {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(name, f"a {name}")
+    plain = {
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+        "tuple": "a list",
+        "NoneType": "null",
+    }
+    return plain.get(name, f"a {name}")

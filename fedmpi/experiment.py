@@ -12,7 +12,7 @@ from fedmpi.algorithms import Algorithm
 from fedmpi.data import Dataset, Partition
 from fedmpi.errors import BadInput, require
 from fedmpi.models import Model
-from fedmpi.scheduling import Sampler, Weighting
+from fedmpi.scheduling import Cohort, Sampler, Weighting
 from fedmpi.training.settings import LocalTraining
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Experiment:
     def _measure_start(self, fed: "Federation", results: "Results | None") -> None:
         """Evaluate the initial model."""
         if self.evaluate_every:
-            fed.begin(0, self.sampler.cohort(0, 0, fed.samples, self.weighting, self.seed), ())
+            fed.begin(0, Cohort.nobody(), self.algorithm.client_metrics)
             self.algorithm.evaluate(fed)
             evaluation = fed.finish().evaluation
             if results and evaluation:

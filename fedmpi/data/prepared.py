@@ -151,7 +151,7 @@ def _remember(path: Path, manifest: dict[str, Any]) -> None:
 
 @contextmanager
 def _alone(folder: Path | None) -> Iterator[None]:
-    """Hold the folder's lock, so that of many jobs that start together one decodes and the others wait for it.
+    """Hold the folder's lock: of many jobs that start together, one decodes and the others wait for it.
 
     Where there is no folder yet, or a file system that does not lock, each of them decodes, to the same end.
     """

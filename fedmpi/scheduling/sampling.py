@@ -39,6 +39,12 @@ class Cohort:
         """[m] shares in the mean; a quotient of integers, so the same bits on every rank."""
         return self.mass / max(self.total_mass, 1)
 
+    @classmethod
+    def nobody(cls) -> Cohort:
+        """For measuring before the first round."""
+        none = np.empty(0, dtype=np.int64)
+        return cls(none, none, none)
+
     def subset(self, positions: NDArray[np.int64]) -> Cohort:
         """The members at these positions."""
         return Cohort(self.clients[positions], self.samples[positions], self.mass[positions])

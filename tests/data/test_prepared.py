@@ -447,9 +447,9 @@ def test_published_data(dataset: type[MNIST], tmp_path: Path, lines: list[str]) 
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(source)
     arrays = prepared.load(here, lines.append)
-    start = time.perf_counter()
+    start = time.process_time()
     again = open_prepared(here)
-    assert time.perf_counter() - start < 0.05
+    assert time.process_time() - start < 0.05
     assert again is not None
     assert arrays.on_disk
     assert_normalised(here, arrays)

@@ -1,0 +1,88 @@
+"""The same seed gives the same bits, whatever the number of ranks: weights, metrics, client records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedmpi import results
+from tests.launch import REPOSITORY, mpirun, succeed
+
+SMALL = "--clients 12 --cohort 5 --rounds 3 --local.epochs 2"
+# What a client computes must not depend on the slot or the rank it is trained in: odd widths and batches of one make
+# matrix libraries take other paths, normalisation and dropout have state, momentum and Adam have memory.
+CASES = {
+    "batchnorm": f"{SMALL} --model LeNet",
+    "groupnorm": f"{SMALL} --model LeNet --model.norm group --local.momentum 0.9 --local.weight_decay 1e-3",
+    "odd_widths": f"{SMALL} --model MLP --model.hidden '[33, 17]' --local.batch_size 1",
+    "odd_batches": f"{SMALL} --model MLP --model.hidden '[61, 7]' --local.batch_size 7 --local.optimizer adam"
+    " --local.lr 0.01",
+    "dropout": f"{SMALL} --model CifarCNN --local.epochs 1 --local.lr 0.01",
+    "augmented": f"{SMALL} --model LogisticRegression --local.augmentation crop_flip --local.clip_norm 1",
+    "permuted": f"{SMALL} --model MLP --partition Permuted --partition.over Dirichlet --partition.over.alpha 0.1",
+    "weighted": f"{SMALL} --model LogisticRegression --sampler Weighted --local.schedule cosine",
+    "bernoulli": f"{SMALL} --model LogisticRegression --sampler Bernoulli --weighting uniform",
+    "all": "--clients 7 --rounds 2 --sampler All --model LogisticRegression --local.steps 3",
+    "one": f"{SMALL} --model LeNet --cohort 1 --sampler RoundRobin",
+    "fedprox": f"{SMALL} --algorithm FedProx --algorithm.mu 0.1 --model LogisticRegression",
+    "ifca": f"{SMALL} --algorithm IFCA --algorithm.models 2 --model LeNet",
+    "client_state": f"{SMALL} --rounds 8 --algorithm methods.Remembering --model LogisticRegression",
+    "lost_updates": f"{SMALL} --algorithm methods.EvenOnly --model LogisticRegression",
+    "rarely_evaluated": f"{SMALL} --evaluate_every 2 --model LogisticRegression",
+}
+TIMINGS = {"seconds", "train_seconds", "communication_seconds", "evaluation_seconds"}
+
+
+def run_all(folder: Path, ranks: int) -> dict[str, results.Run]:
+    folder.mkdir()
+    lines = folder / "lines"
+    lines.write_text("\n".join(f"{name} {options}" for name, options in CASES.items()))
+    programs = REPOSITORY / "tests" / "programs"
+    succeed(mpirun(ranks, programs / "runs.py", folder, lines, PYTHONPATH=f"{REPOSITORY}:{programs}"))
+    return {name: results.open(folder / f"{name}.h5") for name in CASES}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, results.Run]:
+    return run_all(tmp_path_factory.mktemp("ranks") / "alone", 0)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5, 16])
+def test_equal_bits(alone: dict[str, results.Run], ranks: int, tmp_path: Path) -> None:
+    for name, run in run_all(tmp_path / "many", ranks).items():
+        one = alone[name]
+        assert run.weights_sha256 == one.weights_sha256, name
+        np.testing.assert_array_equal(run.weights, one.weights, err_msg=name)
+        np.testing.assert_equal(run.initial, one.initial)
+        assert run.rounds.keys() == one.rounds.keys()
+        for column in run.rounds.keys() - TIMINGS:
+            np.testing.assert_array_equal(run.rounds[column], one.rounds[column], err_msg=f"{name} {column}")
+        for column in run.clients.keys() - {"rank", "seconds"}:
+            np.testing.assert_array_equal(run.clients[column], one.clients[column], err_msg=f"{name} {column}")
+        for column in run.evaluation:
+            np.testing.assert_array_equal(run.evaluation[column], one.evaluation[column], err_msg=f"{name} {column}")
+        assert set(run.clients["rank"]) <= set(range(1, ranks)), "rank 0 serves"
+        assert run.ranks["clients"].sum() == len(run.clients["client"])
+
+
+def test_the_cases_train(alone: dict[str, results.Run]) -> None:
+    """Equal bits would be easy to have if nothing moved."""
+    shas = {run.weights_sha256 for run in alone.values()}
+    assert len(shas) == len(CASES)
+    for name, run in alone.items():
+        assert run.status == "finished"
+        assert np.isfinite(run.weights).all()
+        assert (run.clients["steps"] > 0).all(), name
+        assert run.rounds["test_loss"][-1] != run.initial["test_loss"], name
+
+
+def test_client_state_follows_its_client(alone: dict[str, results.Run]) -> None:
+    clients, visits = alone["client_state"].clients["client"], alone["client_state"].clients["visits"]
+    for client in set(clients):
+        np.testing.assert_array_equal(visits[clients == client], np.arange(1, (clients == client).sum() + 1))
+
+
+def test_evaluation_on_demand(alone: dict[str, results.Run]) -> None:
+    np.testing.assert_array_equal(np.isnan(alone["rarely_evaluated"].rounds["test_accuracy"]), [True, False, False])
