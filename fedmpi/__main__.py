@@ -31,6 +31,8 @@ def main() -> None:
         if world.is_server:
             print(f"fedmpi: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except SystemExit:  # of a job that has been ended
+        raise
     except BaseException as error:
         from fedmpi.failure import end_job  # here, because it imports torch, which --help does without
 

@@ -45,7 +45,13 @@ class WeightedMean:
     """
 
     def __init__(
-        self, world: World, parameters: int, size: int, total_mass: int, groups: int | None, device: torch.device
+        self,
+        world: World,
+        parameters: int,
+        size: int,
+        total_mass: int,
+        groups: int | None,
+        device: torch.device,
     ) -> None:
         self._world = world
         self._size = size
@@ -116,6 +122,6 @@ class WeightedMean:
             largest = torch.linalg.vector_norm(part, ord=torch.inf).item()
             if not largest < limit:
                 raise Diverged(
-                    f"client {block.clients[k]} diverged: the largest of its weights is {largest:g} (limit {limit:g});"
+                    f"client {block.clients[k]} diverged: its largest weight is {largest:g} (limit {limit:g});"
                     " lower --local.lr, or set --local.clip_norm"
                 )

@@ -101,7 +101,9 @@ def open_results(experiment: Experiment, fed: Federation, world: World, config: 
             try:
                 results.write()
             except OSError as error:
-                raise BadInput(f"= {experiment.output}: cannot be written ({error.strerror or error})", "--output") from None
+                raise BadInput(
+                    f"= {experiment.output}: cannot be written ({error.strerror or error})", "--output"
+                ) from None
     return results
 
 

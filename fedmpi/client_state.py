@@ -67,7 +67,9 @@ class StateKeeper:
         me = self._world.rank
         moves = [
             (client, source, target)
-            for client, source, target in zip(clients.tolist(), self.home[clients].tolist(), ranks.tolist(), strict=True)
+            for client, source, target in zip(
+                clients.tolist(), self.home[clients].tolist(), ranks.tolist(), strict=True
+            )
             if source not in (-1, target) and me in (source, target)
         ]
         self.home[clients] = ranks
@@ -75,6 +77,7 @@ class StateKeeper:
             leaving = [(to, state.rows.pop(client, state.initial)) for client, source, to in moves if source == me]
             arriving = [(source, client, torch.empty_like(state.initial)) for client, source, to in moves if to == me]
             self._world.exchange(
-                [(rank, row.numpy()) for rank, row in leaving], [(rank, row.numpy()) for rank, _, row in arriving]
+                [(rank, row.numpy()) for rank, row in leaving],
+                [(rank, row.numpy()) for rank, _, row in arriving],
             )
             state.rows.update((client, row) for _, client, row in arriving)

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import jsonargparse
 import jsonargparse._typehints
-import yaml  # type: ignore[import-untyped]
+import yaml
 from docstring_parser import parse as parse_docstring
 
 from fedmpi.algorithms import Algorithm
@@ -76,13 +76,11 @@ def parse(arguments: list[str], speaks: bool = True) -> tuple[Experiment, str]:
             raise
     if settings.local is None:
         raise BadInput("--local = null: must be options, or a YAML file of them")
-    for base in [*_bases(), LocalTraining]:
-        parser.add_instantiator(partial(_make, settings.as_dict()), base, subclasses=True)
+    make = partial(_make, settings.as_dict())
+    makers = [(make, base, True) for base in [*_bases(), LocalTraining]]
     try:
-        made = parser.instantiate(settings).as_dict()
-        experiment = _make(
-            {}, Experiment, **{name: value for name, value in made.items() if name != "config"}
-        )
+        made = parser.instantiate(settings, instantiators=makers).as_dict()
+        experiment = _make({}, Experiment, **{name: value for name, value in made.items() if name != "config"})
     except _Refused as refused:
         raise BadInput(_flat(str(refused))) from None
     return experiment, parser.dump(settings, skip_unset=False)
@@ -102,9 +100,7 @@ def make_parser() -> jsonargparse.ArgumentParser:
         exit_on_error=False,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--config", action="config", help="YAML file of settings, as --print_config prints them."
-    )
+    parser.add_argument("--config", action="config", help="YAML file of settings, as --print_config prints them.")
     parser.add_class_arguments(Experiment, fail_untyped=True)
     parser.set_defaults({name: {"class_path": default} for name, (_, default) in COMPONENTS.items()})
     return parser
@@ -179,9 +175,7 @@ def _catalogue() -> Iterator[str]:
 
 
 def _wrapped(head: str, text: str, indent: int) -> list[str]:
-    return textwrap.wrap(
-        f"{head}  {text}", 80, initial_indent=" " * indent, subsequent_indent=" " * (indent + 4)
-    )
+    return textwrap.wrap(f"{head}  {text}", 80, initial_indent=" " * indent, subsequent_indent=" " * (indent + 4))
 
 
 class _Refused(BaseException):
@@ -198,10 +192,8 @@ def _make(settings: Mapping[str, Any], cls: type, *args: Any, **options: Any) ->
         return cls(*args, **options)
     except BadInput as error:
         place = _place(settings, cls, error.option, options)
-        raise _Refused(
-            f"--{place}{error.option} {error.message}" if error.option else error.message
-        ) from None
-    except ValueError as error:
+        raise _Refused(f"--{place}{error.option} {error.message}" if error.option else error.message) from None
+    except (ValueError, SystemExit) as error:
         raise _Refused(f"--{_place(settings, cls, None, options)[:-1]} = {cls.__name__}: {error}") from None
 
 
@@ -212,17 +204,16 @@ def _takes_null(cls: type, name: str) -> bool:
 
 def _place(settings: Mapping[str, Any], cls: type, option: str | None, options: Mapping[str, Any]) -> str:
     """Where the settings name this class with this value of the option: a prefix such as `partition.over.`"""
-    for place, given in _places(settings, cls):
-        if option is None or given.get(option) == options.get(option):
+    places = dict(_places(settings, cls))
+    for place, given in places.items():
+        if option is None or repr(given.get(option)) == repr(options.get(option)):
             return place
-    return ""
+    return next(iter(places), "")
 
 
-def _places(
-    settings: Mapping[str, Any], cls: type, prefix: str = ""
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _places(settings: Mapping[str, Any], cls: type, prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Every prefix under which the settings name a class, with the options given there."""
-    if cls is LocalTraining:
+    if cls is LocalTraining and not prefix:
         yield "local.", settings["local"]
     for name, value in settings.items():
         if isinstance(value, Mapping) and "class_path" in value:
@@ -252,9 +243,7 @@ def _in_one_line(message: str, parser: jsonargparse.ArgumentParser, arguments: l
     keys = re.findall(r'[Kk]ey "([^"]+)"', message) or re.findall(r"^--(\w+)\.help:", message)
     option = ".".join(keys)
     owner = re.findall(r"class_path '([^']*)'", message)[-1:]
-    given = _shown(
-        (re.findall(r"Got value: (.*)", message) or re.findall(r"Given value: (.*)", message) or [""])[-1]
-    )
+    given = _shown((re.findall(r"Got value: (.*)", message) or re.findall(r"Given value: (.*)", message) or [""])[-1])
     # Of an option that takes one of several types, what the innermost one that failed takes.
     takes = re.findall(r"Subtypes: \[(.*)\]", message)[-1:]
     if found := re.search(r"unrecognized arguments: (\S+)", message):
@@ -268,9 +257,7 @@ def _in_one_line(message: str, parser: jsonargparse.ArgumentParser, arguments: l
     if found := re.search(r"Expected a dot import path string: ?(.*)|class, but (\S+) is abstract", message):
         return _unknown_class(option, found[1] or found[2] or "")
     if found := re.search(r"Unexpected import path format: (.*)", message):
-        return (
-            f"--{option} = {found[1]}: must be a name, or an import path such as my_package.my_module.MyClass"
-        )
+        return f"--{option} = {found[1]}: must be a name, or an import path such as my_package.my_module.MyClass"
     if found := re.search(r"Import path (\S* ?)does not correspond to a subclass of (\S+)", message):
         return f"--{option} = {found[1].strip() or given}: must be a subclass of {found[2]}"
     if found := re.search(r"Not a valid subclass of (\w+)", message):
@@ -314,9 +301,7 @@ def _without_value(option: str, arguments: list[str]) -> str:
 
 def _unknown_class(option: str, name: str) -> str:
     base = COMPONENTS[option.split(".")[0]][0]
-    public = [
-        cls for cls in subclasses(base) if not (inspect.isabstract(cls) or cls.__name__.startswith("_"))
-    ]
+    public = [cls for cls in subclasses(base) if not (inspect.isabstract(cls) or cls.__name__.startswith("_"))]
     known = [cls.__name__ for cls in public]
     return f"--{option} = {name}: no such name{_nearest(name, known)}; known are {', '.join(known)}"
 
@@ -329,9 +314,7 @@ def _unknown_option(option: str, name: str, owner: list[str], known: list[str]) 
         return f"--{option}: options of a class go under init_args, not beside class_path"
     base, short = COMPONENTS[option.split(".")[0]][0], owner[0].rpartition(".")[2]
     has = [list(inspect.signature(cls).parameters) for cls in subclasses(base) if cls.__name__ == short]
-    return f"--{option}.{name}: {short} has no such option" + (
-        f", it has {', '.join(has[0])}" if any(has) else ""
-    )
+    return f"--{option}.{name}: {short} has no such option" + (f", it has {', '.join(has[0])}" if any(has) else "")
 
 
 def _options(parser: jsonargparse.ArgumentParser) -> list[str]:

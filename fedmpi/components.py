@@ -19,7 +19,8 @@ def subclasses(base: type) -> list[type]:
     found: set[type] = set()
     waiting = [base]
     while waiting:
-        for child in waiting.pop().__subclasses__():
+        children: list[type] = waiting.pop().__subclasses__()
+        for child in children:
             if child not in found:
                 found.add(child)
                 waiting.append(child)

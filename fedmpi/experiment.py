@@ -70,6 +70,7 @@ class Experiment:
         require(evaluate_every >= 0, "evaluate_every", evaluate_every, "at least 0")
         require(threads >= 1, "threads", threads, "at least 1")
         require(seed >= 0, "seed", seed, "at least 0")
+        require(seed < 2**63, "seed", seed, "below 2^63")
         self.algorithm = algorithm
         self.dataset = dataset
         self.partition = partition

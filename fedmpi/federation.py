@@ -100,7 +100,7 @@ class Federation:
         return self._initial(number).cpu()
 
     def broadcast(self, vector: Tensor) -> Tensor:
-        """The server's `vector` [..., n] on every rank, on its device; counted as sent to each client of the round."""
+        """The server's `vector` [..., n] on every rank and its device; counts as sent to each client of the round."""
         self._ledger.bytes_down += vector.numel() * vector.element_size() * len(self._ledger.cohort)
         return self._distribute(vector)
 
@@ -140,7 +140,7 @@ class Federation:
             block.vectors = {name: v.expand(len(block), -1) if v.dim() == 1 else v for name, v in vectors.items()}
             start = start.expand(len(block), -1)
             work = self._trainer.train(block, start, hooks, self.round, self.rounds)
-        self._ledger.record_work(block, work.loss, work.steps, work.seconds)
+        self._ledger.record_work(block, work)
         if self._trained is not None:
             self._trained._is_current = False
         self._trained = Trained(work.loss, self._trainer.model.weights)

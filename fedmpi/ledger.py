@@ -18,13 +18,20 @@ from fedmpi.scheduling import Cohort
 
 if TYPE_CHECKING:
     from fedmpi.results import Results
-    from fedmpi.training.local import Block
+    from fedmpi.training.local import Block, Work
 
 # What is recorded of every participation (an algorithm may add to it), and which of it are whole numbers.
 RECORDED = ("rank", "samples", "steps", "seconds", "loss")
 COUNTS = ("rank", "samples", "steps")
 # What every rank counts.
-SPENT = ("train_seconds", "communication_seconds", "evaluation_seconds", "wait_seconds", "clients", "bytes_up")
+SPENT = (
+    "train_seconds",
+    "communication_seconds",
+    "evaluation_seconds",
+    "wait_seconds",
+    "clients",
+    "bytes_up",
+)
 SPENT_BY_WORKERS = SPENT[:3]
 
 
@@ -65,7 +72,11 @@ class Ledger:
         self.evaluation: Evaluation | None = None
         self._world = world
         self._columns = [*RECORDED, *client_metrics]
-        self._records = np.zeros((len(cohort), len(self._columns)))
+        # One buffer for all books, so that one message brings them together.
+        shapes = (len(cohort), len(self._columns)), (world.size, len(SPENT))
+        self._books = np.zeros(sum(rows * columns for rows, columns in shapes))
+        records, ranks = np.split(self._books, [len(cohort) * len(self._columns)])
+        self._records, self._ranks = records.reshape(shapes[0]), ranks.reshape(shapes[1])
         self._gathered = False
         self._logged: dict[str, float] = {}
         self._spent = dict.fromkeys(SPENT, 0.0)
@@ -81,13 +92,14 @@ class Ledger:
         for name, value in values.items():
             self._records[rows, self._columns.index(name)] = value
 
-    def record_work(self, block: Block, loss: ArrayLike, steps: ArrayLike, seconds: ArrayLike) -> None:
+    def record_work(self, block: Block, work: Work) -> None:
         """A block was trained; steps and seconds add up if it was before in this round."""
         rows = np.searchsorted(self.cohort.clients, block.clients)
-        columns = [self._columns.index(name) for name in ("steps", "seconds")]
-        self._spent["clients"] += int((self._records[rows, columns[0]] == 0).sum())
-        self._records[np.ix_(rows, columns)] += np.stack([np.asarray(steps), np.asarray(seconds)], axis=1)
-        self.record(block, {"rank": self._world.rank, "samples": block.samples, "loss": loss})
+        done, took = self._columns.index("steps"), self._columns.index("seconds")
+        self._spent["clients"] += int((self._records[rows, done] == 0).sum())
+        self._records[rows, done] += work.steps
+        self._records[rows, took] += work.seconds
+        self.record(block, {"rank": self._world.rank, "samples": block.samples, "loss": work.loss})
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -107,16 +119,9 @@ class Ledger:
         self._spent["wait_seconds"] = self._world.waited - self._waited
         self._spent["communication_seconds"] = self._world.transferred - self._transferred
         self._spent["bytes_up"] = bytes_up
-        ranks = np.zeros((self._world.size, len(SPENT)))
-        ranks[self._world.rank] = list(self._spent.values())
-        if self._gathered:
-            self._world.sum(ranks)
-        else:
-            both = np.concatenate([self._records.ravel(), ranks.ravel()])
-            self._world.sum(both)
-            self._records = both[: self._records.size].reshape(self._records.shape)
-            ranks = both[self._records.size :].reshape(ranks.shape)
-        return self._outcome(dict(zip(SPENT, ranks.T, strict=True)))
+        self._ranks[self._world.rank] = list(self._spent.values())
+        self._world.sum(self._ranks if self._gathered else self._books)
+        return self._outcome(dict(zip(SPENT, self._ranks.T, strict=True)))
 
     def _outcome(self, ranks: dict[str, NDArray[np.float64]]) -> Outcome:
         records = self._by_name()

@@ -34,7 +34,10 @@ class Progress:
         """A round has ended with this row of /rounds."""
         facts = [f"train loss {row['train_loss']:.4f}"]
         if "test_accuracy" in row:
-            facts += [f"test loss {row['test_loss']:.4f}", f"test accuracy {100 * row['test_accuracy']:.2f} %"]
+            facts += [
+                f"test loss {row['test_loss']:.4f}",
+                f"test accuracy {100 * row['test_accuracy']:.2f} %",
+            ]
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(facts), refresh=False)
             self._bar.update()

@@ -48,7 +48,11 @@ class Algorithm:
         fed.report(fed.evaluate(self.weights))
 
     def loss(self, net: "Net", batch: "Batch", start: "Tensor", client: "Mapping[str, Tensor]") -> "Tensor":
-        """Scalar loss of one client on one batch.
+        """[B], the loss of each sample of one client's batch; training minimises their mean.
+
+        A term that is no sample's own (a penalty on the weights, say) is added to all of them. Samples apart, because
+        clients with different numbers of samples are trained side by side, and only the engine knows which of a
+        batch's rows are real.
 
         Args:
             net: runs the client's own weights: `net(x)`, `net.features(x)`, `net.classify(z)`; `net.at(weights)`
@@ -59,7 +63,7 @@ class Algorithm:
         """
         from torch.nn.functional import cross_entropy
 
-        return cross_entropy(net(batch.x), batch.y)
+        return cross_entropy(net(batch.x), batch.y, reduction="none")
 
     def direction(self, gradient: "Tensor", weights: "Tensor", start: "Tensor", block: "Block") -> "Tensor":
         """What the local optimizer steps along, from the gradient of the loss.

@@ -65,5 +65,5 @@ class IFCA(Algorithm):
         return self.centers[int(chosen.bincount().argmax()) if len(chosen) else 0]
 
     def evaluate(self, fed: "Federation") -> None:
-        """Client-matched accuracy, each client's model on the client's own test shard; global-matched, on all of it."""
+        """Each client's model on the client's own test shard (client-matched), and on all of it (global-matched)."""
         fed.report_matched([fed.evaluate(center) for center in self.centers], self.choice)

@@ -19,9 +19,7 @@ def apportion(weights: NDArray, total: int, rng: np.random.Generator) -> Integer
     return parts
 
 
-def draw_classes(
-    priors: NDArray[np.float64], turns: Integers, left: Integers, rng: np.random.Generator
-) -> Integers:
+def draw_classes(priors: NDArray[np.float64], turns: Integers, left: Integers, rng: np.random.Generator) -> Integers:
     """[turns] the class that each turn takes, drawn from its client's prior over the classes that are left.
 
     Args:

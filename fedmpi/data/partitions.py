@@ -141,6 +141,7 @@ class Shards(Partition):
 
     def __init__(self, shards_per_client: int = 2, total: int | None = None) -> None:
         require(shards_per_client >= 1, "shards_per_client", shards_per_client, "at least 1")
+        require(total is None or total >= 1, "total", total, "at least 1")
         self.shards_per_client = shards_per_client
         self.total = total
 

@@ -61,9 +61,7 @@ def require_norm(norm: Norm, groups: int, widths: Iterable[int]) -> None:
     require(groups >= 1, "groups", groups, "at least 1")
     if norm == "group":
         for width in widths:
-            require(
-                width % groups == 0, "groups", groups, f"a divisor of every normalised width, here {width}"
-            )
+            require(width % groups == 0, "groups", groups, f"a divisor of every normalised width, here {width}")
 
 
 def require_dropout(dropout: float) -> None:

@@ -21,9 +21,7 @@ class MLP(Model):
     """
 
     def __init__(self, hidden: tuple[int, ...] = (200, 200), norm: Norm = "none", groups: int = 2) -> None:
-        require(
-            len(hidden) > 0 and min(hidden) >= 1, "hidden", list(hidden), "one or more widths of at least 1"
-        )
+        require(len(hidden) > 0 and min(hidden) >= 1, "hidden", list(hidden), "one or more widths of at least 1")
         require_norm(norm, groups, widths=hidden)
         self.hidden = tuple(hidden)
         self.norm = norm

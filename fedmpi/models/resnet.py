@@ -25,9 +25,7 @@ class ResNet18(Model):
 
     blocks: ClassVar[tuple[int, int, int, int]] = (2, 2, 2, 2)
 
-    def __init__(
-        self, stem: Literal["cifar", "imagenet"] = "cifar", norm: Norm = "batch", groups: int = 2
-    ) -> None:
+    def __init__(self, stem: Literal["cifar", "imagenet"] = "cifar", norm: Norm = "batch", groups: int = 2) -> None:
         require(stem in ("cifar", "imagenet"), "stem", stem, "cifar or imagenet")
         require_norm(norm, groups, _WIDTHS)
         self.stem = stem

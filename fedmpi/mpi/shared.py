@@ -27,12 +27,12 @@ def share(world: World, read: Callable[[], list[NDArray]]) -> list[NDArray]:
     with world.agreed():
         if leader:
             arrays = [np.ascontiguousarray(array) for array in read()]
-            _check_room(sum(_padded(array.nbytes) for array in arrays))
+            _check_room(world, sum(_padded(array.nbytes) for array in arrays))
     world.meet(world.node)
     layout = world.node.bcast([(array.shape, array.dtype.str) for array in arrays])
     sizes = [int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize for shape, dtype in layout]
     window = MPI.Win.Allocate_shared(sum(map(_padded, sizes)) if leader else 0, 1, comm=world.node)
-    memory, _ = window.Shared_query(0)
+    memory = window.Shared_query(0)[0].cast("B")
     shared, offset = [], 0
     for (shape, dtype), size in zip(layout, sizes, strict=True):
         shared.append(np.frombuffer(memory, np.dtype(dtype), size // np.dtype(dtype).itemsize, offset).reshape(shape))
@@ -47,7 +47,7 @@ def _padded(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _check_room(needed: int) -> None:
+def _check_room(world: World, needed: int) -> None:
     try:
         status = os.statvfs("/dev/shm")
     except OSError:
@@ -55,6 +55,6 @@ def _check_room(needed: int) -> None:
     free = status.f_bavail * status.f_frsize
     if needed > free:
         raise BadInput(
-            f"/dev/shm on {MPI.Get_processor_name()} has {free >> 20} MiB free, the data set needs {needed >> 20} MiB:"
+            f"/dev/shm on {world.host} has {free >> 20} MiB free, the data set needs {needed >> 20} MiB:"
             " enlarge it, or let the data set's root be writable so that the arrays are kept there"
         )

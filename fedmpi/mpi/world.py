@@ -54,7 +54,7 @@ class World:
         self.waited = 0.0
         self.transferred = 0.0
         self._failures = self.comm.Dup()
-        self._node: MPI.Intracomm | None = None
+        self._node = MPI.Intracomm(self.comm.Split_type(MPI.COMM_TYPE_SHARED))
 
     @property
     def is_server(self) -> bool:
@@ -71,8 +71,6 @@ class World:
     @property
     def node(self) -> MPI.Intracomm:
         """The ranks that share this rank's memory."""
-        if self._node is None:
-            self._node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
         return self._node
 
     # Waiting

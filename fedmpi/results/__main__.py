@@ -73,9 +73,7 @@ def _attempt(path: Path, read: Callable[[Path], T]) -> T | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m fedmpi.results", allow_abbrev=False, description="Look at results files."
-    )
+    parser = _Parser(prog="python -m fedmpi.results", allow_abbrev=False, description="Look at results files.")
     commands = parser.add_subparsers(required=True, metavar="summary|plot")
 
     summary = commands.add_parser("summary", allow_abbrev=False, help="what a run did, on one screen")

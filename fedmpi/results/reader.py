@@ -67,7 +67,7 @@ class Run:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The run's configuration, parsed."""
-        import yaml  # type: ignore[import-untyped]  # here, because it takes as long as reading ten files
+        import yaml  # here, because it takes as long as reading ten files
 
         settings: dict[str, Any] = yaml.safe_load(self.config) or {}
         return settings
@@ -105,9 +105,7 @@ class Run:
         """
         vector = self.weights if weights is None else weights
         tensors = {}
-        for name, padded, offset in zip(
-            *(self.model[key] for key in ("names", "shapes", "offsets")), strict=True
-        ):
+        for name, padded, offset in zip(*(self.model[key] for key in ("names", "shapes", "offsets")), strict=True):
             shape = padded[padded >= 0]
             tensors[name] = vector[offset : offset + shape.prod()].reshape(shape)
         return tensors
@@ -145,9 +143,7 @@ class Run:
         values = values[evaluated]
         best = int(values.argmax())
         best_round = int(self.rounds["round"][evaluated[best]])
-        return Accuracy(
-            initial, float(values[-1]), float(values[best]), best_round, float(values[-10:].mean())
-        )
+        return Accuracy(initial, float(values[-1]), float(values[best]), best_round, float(values[-10:].mean()))
 
     def _read(self, name: str) -> Table:
         with _opened(self.path) as file:
@@ -170,9 +166,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}") from None
     try:
-        with h5py.File(
-            path, "r", locking=False
-        ) as file:  # files are replaced, never changed: no lock is needed
+        with h5py.File(path, "r", locking=False) as file:  # files are replaced, never changed: no lock is needed
             schema = file.attrs.get("schema")
             if schema is None:
                 raise BadInput(f"{path}: not a results file of fedmpi")

@@ -19,7 +19,7 @@ class FlatModel:
     Attributes:
         weights: [1, P], the network's parameters and floating-point buffers (`layout` says where).
         gradient: [1, layout.parameters], filled by `backward`.
-        normalises_batches: whether statistics over the batch are taken in training mode, which one sample cannot give.
+        normalises_batches: whether training takes statistics over the batch, which one sample cannot give.
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:

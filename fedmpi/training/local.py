@@ -112,7 +112,10 @@ class Trainer:
         optimizer.reset()
         torch.manual_seed(randomness.key(self.seed, "dropout", round, client))
         for batch in self._batches(client, round):
-            loss = hooks.loss(net, batch, start[0], rows)
+            losses = hooks.loss(net, batch, start[0], rows)
+            if losses.shape != batch.y.shape:
+                raise ValueError(f"loss returned {list(losses.shape)}, not a loss for each of {len(batch)} samples")
+            loss = losses.mean()
             model.backward(loss)
             with torch.no_grad():
                 step = hooks.direction(gradient, weights, origin, block) if corrects else gradient

@@ -117,9 +117,7 @@ def test_iid_sizes_differ_by_one_at_most() -> None:
 def test_dirichlet_moments(alpha: float) -> None:
     """Shares of a class over N clients: mean 1/N, variance (1/N)(1 - 1/N) / (N alpha + 1)."""
     clients, labels = 20, np.repeat(np.arange(CLASSES), 2000)
-    counts = [
-        make_split(Dirichlet(alpha), labels, labels, CLASSES, clients, s).label_counts for s in range(40)
-    ]
+    counts = [make_split(Dirichlet(alpha), labels, labels, CLASSES, clients, s).label_counts for s in range(40)]
     shares = np.array(counts) / 2000
     variance = (1 / clients) * (1 - 1 / clients) / (clients * alpha + 1)
     assert shares.mean() == pytest.approx(1 / clients, abs=1e-12)
@@ -137,9 +135,7 @@ def test_dirichlet_with_large_alpha_is_nearly_iid() -> None:
 
 def test_dirichlet_favours_no_client_where_classes_are_smaller_than_the_federation() -> None:
     labels = np.repeat(np.arange(CLASSES), 50)
-    sizes = sum(
-        make_split(Dirichlet(1e4, 1), labels, labels, CLASSES, 100, seed).samples for seed in range(100)
-    )
+    sizes = sum(make_split(Dirichlet(1e4, 1), labels, labels, CLASSES, 100, seed).samples for seed in range(100))
     assert np.std(sizes / 100) < 0.5  # five samples each; without shuffling, half of the clients had ten
 
 

@@ -360,9 +360,7 @@ def assert_normalised(dataset: Dataset, arrays: Arrays) -> None:
     assert dataset.std is not None
     values = np.arange(256) / 255
     for channel, (mean, std) in enumerate(zip(dataset.mean, dataset.std, strict=True)):
-        share = (
-            np.bincount(arrays.train_x[:, channel].ravel(), minlength=256) / arrays.train_x[:, channel].size
-        )
+        share = np.bincount(arrays.train_x[:, channel].ravel(), minlength=256) / arrays.train_x[:, channel].size
         assert share @ values == pytest.approx(mean, abs=1e-4)
         assert np.sqrt(share @ (values - mean) ** 2) == pytest.approx(std, abs=1e-4)
 
@@ -492,9 +490,7 @@ def test_commands(small_mnist: Path, capsys: pytest.CaptureFixture[str]) -> None
         ([], "command"),
     ],
 )
-def test_commands_that_cannot_be(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_commands_that_cannot_be(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     output, error = capsys.readouterr()
     assert message in error
@@ -507,9 +503,7 @@ def test_fetch_without_network(
 ) -> None:
     import torchvision
 
-    monkeypatch.setattr(
-        torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/", "http://127.0.0.1:9/again/"]
-    )
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/", "http://127.0.0.1:9/again/"])
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar.tar.gz")
     for name in ("MNIST", "CIFAR10"):
         assert main(["fetch", name, "--root", str(tmp_path)]) == 2

@@ -120,9 +120,7 @@ def test_extractor_and_classifier_make_the_network(
 
 
 @pytest.mark.parametrize(("stem", "first"), [("cifar", 32), ("imagenet", 8)])
-def test_each_residual_stage_but_the_first_halves_the_image(
-    stem: Literal["cifar", "imagenet"], first: int
-) -> None:
+def test_each_residual_stage_but_the_first_halves_the_image(stem: Literal["cifar", "imagenet"], first: int) -> None:
     x = torch.randn(1, *CIFAR)
     maps = []
     for layer in build(ResNet18(stem), CIFAR).eval().extractor.children():

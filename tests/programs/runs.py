@@ -1,6 +1,7 @@
 """Run several experiments one after another in one MPI job: python runs.py FOLDER FILE.
 
-Each line of FILE is NAME and the options; the results go to FOLDER/NAME.h5. (Starting a job takes seconds, a small run less.)
+Each line of FILE is NAME and the options; the results go to FOLDER/NAME.h5. (Starting a job takes seconds, a small
+run takes less.)
 """
 
 import shlex

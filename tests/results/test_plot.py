@@ -4,12 +4,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_runs import finished
 
 import fedmpi.results
 from fedmpi.results.__main__ import main
 from fedmpi.results.plot import curve
 from fedmpi.results.settings import describe, differences
+from tests.results.made_runs import finished
 
 
 def test_pictures_are_made_in_the_format_of_their_suffix(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from made_runs import NAMES, OFFSETS, SHAPES, finished, started, weights
 
 import fedmpi.results
 from fedmpi.errors import BadInput
+from tests.results.made_runs import NAMES, OFFSETS, SHAPES, finished, started, weights
 
 
 def change(path: Path, **attributes: Any) -> None:
@@ -90,9 +90,7 @@ def test_scalars_and_further_models_have_their_shapes(tmp_path: Path) -> None:
     results.finish("finished")
     run = fedmpi.results.open(results.path)
     assert run.state_dict()["scale"].shape == ()
-    np.testing.assert_array_equal(
-        run.state_dict(run.model["centers"][1])["weight"], 2 * weights()[:6].reshape(3, 2)
-    )
+    np.testing.assert_array_equal(run.state_dict(run.model["centers"][1])["weight"], 2 * weights()[:6].reshape(3, 2))
 
 
 def test_tables_become_data_frames(tmp_path: Path) -> None:

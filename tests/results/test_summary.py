@@ -3,11 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from made_runs import finished, started
 
 import fedmpi.results
 from fedmpi.results.__main__ import main
 from fedmpi.results.summary import summarize
+from tests.results.made_runs import finished, started
 
 
 def test_a_summary_says_what_the_run_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from made_runs import add_round, finished, started, weights
 from numpy.typing import NDArray
 
 import fedmpi.results
 from fedmpi.errors import BadInput
 from fedmpi.results import Results
 from fedmpi.results.writer import check_writable
+from tests.results.made_runs import add_round, finished, started, weights
 
 
 def child(code: str, path: Path) -> subprocess.Popen[str]:
@@ -221,7 +221,7 @@ WRITE_ON_AND_ON = """
 import sys
 from itertools import count
 from pathlib import Path
-from made_runs import add_round, started
+from tests.results.made_runs import add_round, started
 results = started(Path(sys.argv[1]), overwrite=True)
 for round in count(1):
     add_round(results, round)
@@ -254,7 +254,7 @@ def test_a_killed_writer_leaves_every_round_it_wrote(tmp_path: Path) -> None:
 FILL_THE_DISK = """
 import resource, sys
 from pathlib import Path
-from made_runs import add_round, started
+from tests.results.made_runs import add_round, started
 results = started(Path(sys.argv[1]))
 add_round(results, 1)
 results.write()

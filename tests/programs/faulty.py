@@ -1,0 +1,98 @@
+"""A method that fails as it is told; used by import path."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Literal
+
+from mpi4py import MPI
+
+from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.errors import BadInput
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from fedmpi.federation import Federation
+    from fedmpi.scheduling import Cohort
+    from fedmpi.training.flat import Net
+    from fedmpi.training.samples import Batch
+
+Kind = Literal["RuntimeError", "exit", "KeyboardInterrupt", "MemoryError", "nan", "BadInput", "kill"]
+Phase = Literal["constructor", "setup", "loss", "round", "evaluate"]
+
+
+class Faulty(FedAvg):
+    """Federated averaging that goes well for some rounds.
+
+    Args:
+        kind: what happens.
+        ranks: to whom.
+        phase: where: in a client's training, between two collectives of a round, ...
+        at: in which round.
+        server_sleeps: seconds for which rank 0 hears nothing, in the middle of that round.
+    """
+
+    def __init__(
+        self, kind: Kind, ranks: tuple[int, ...], phase: Phase, at: int = 3, server_sleeps: float = 0.0
+    ) -> None:
+        self.kind = kind
+        self.phase = phase
+        self.at = at
+        self.server_sleeps = server_sleeps
+        self.rank = MPI.COMM_WORLD.Get_rank()
+        self.fails = self.rank in ranks
+        self.now = 0
+        if phase == "constructor":
+            self.fail()
+
+    def setup(self, fed: Federation) -> None:
+        super().setup(fed)
+        if self.phase == "setup":
+            self.fail()
+
+    def round(self, fed: Federation, cohort: Cohort) -> None:
+        self.now = fed.round
+        start = fed.broadcast(self.weights)
+        if self.now == self.at and self.rank == 0:
+            time.sleep(self.server_sleeps)
+        mean = fed.weighted_mean(cohort)
+        for block in fed.my_clients(cohort):
+            mean.add(fed.train(block, start, self).weights, block)
+        self.fail_in("round")
+        self.weights = mean.reduce(empty=self.weights)
+
+    def loss(self, net: Net, batch: Batch, start: Tensor, client: Mapping[str, Tensor]) -> Tensor:
+        self.fail_in("loss")
+        loss = super().loss(net, batch, start, client)
+        return loss * float("nan") if self.kind == "nan" and self.is_due("loss") else loss
+
+    def evaluate(self, fed: Federation) -> None:
+        self.fail_in("evaluate")
+        super().evaluate(fed)
+
+    def is_due(self, phase: Phase) -> bool:
+        return self.fails and self.now == self.at and self.phase == phase
+
+    def fail_in(self, phase: Phase) -> None:
+        if self.is_due(phase):
+            self.fail()
+
+    def fail(self) -> None:
+        if not self.fails:
+            return
+        if self.kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.kind == "exit":
+            sys.exit(0)
+        if self.kind == "KeyboardInterrupt":
+            raise KeyboardInterrupt
+        if self.kind == "BadInput":
+            raise BadInput("is not what it should be", "kind")
+        if self.kind != "nan":
+            raise {"RuntimeError": RuntimeError, "MemoryError": MemoryError}[self.kind]("as I was told")

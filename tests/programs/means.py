@@ -1,0 +1,71 @@
+"""The same 64 vectors averaged in several groupings over the ranks: python means.py FOLDER.
+
+FOLDER/RANK.npz holds the mean of each grouping, if this rank could read it, and what it saw otherwise.
+"""
+
+import sys
+from functools import cache
+
+import numpy as np
+import torch
+
+from fedmpi.aggregation import WeightedMean
+from fedmpi.mpi.world import World
+from fedmpi.training.local import Block
+
+COUNT, SIZE, PARAMETERS = 64, 100_000, 90_000
+
+
+@cache
+def vectors() -> torch.Tensor:
+    """[64, 100,000], of which the last tenth are buffers."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((COUNT, SIZE), dtype=np.float32)
+    values[:, PARAMETERS:] *= 1e5
+    return torch.from_numpy(values)
+
+
+def masses() -> list[int]:
+    return np.random.default_rng(1).integers(1, 2000, COUNT).tolist()
+
+
+def mean_of(world: World, clients: list[int], at_once: int = 1) -> torch.Tensor:
+    """The mean of all 64, of which this rank adds `clients`, in this order, so many in a block."""
+    values, mass = vectors(), masses()
+    mean = WeightedMean(world, PARAMETERS, SIZE, sum(mass), None, torch.device("cpu"))
+    for start in range(0, len(clients), at_once):
+        some = clients[start : start + at_once]
+        mean.add(values[some], Block(np.array(some), np.ones(len(some), int), np.array([mass[k] for k in some])))
+    return mean.reduce()
+
+
+def main(folder: str) -> None:
+    world = World()
+    me, ranks = world.rank, world.size
+    shuffled = np.random.default_rng(2).permutation(COUNT).tolist()
+    groupings = {
+        "dealt": list(range(me, COUNT, ranks)),
+        "backwards": list(range(me, COUNT, ranks))[::-1],
+        "in_a_row": np.array_split(np.arange(COUNT), ranks)[me].tolist(),
+        "shuffled": shuffled[me::ranks],
+        "one_has_all": shuffled if me == ranks - 1 else [],
+    }
+    seen: dict[str, np.ndarray] = {}
+    for name, clients in groupings.items():
+        mean = mean_of(world, clients)
+        seen[f"{name} device"] = np.array(mean.device.type)
+        seen[f"{name} shape"] = np.array(mean.shape)
+        if world.is_server:
+            seen[name] = mean.numpy()
+    if not world.is_server:
+        moved = torch.where(mean > 0, 2 * mean + torch.zeros(1, device="meta"), mean)  # arithmetic of a server
+        seen["arithmetic"] = np.array(moved.shape)
+        try:
+            mean.sum().item()
+        except RuntimeError as error:
+            seen["reading"] = np.array(str(error))
+    np.savez(f"{folder}/{me}.npz", **seen)  # type: ignore[arg-type]  # no array is called allow_pickle
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

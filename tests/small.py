@@ -1,0 +1,160 @@
+"""Small experiments in this process, and the slow, plain computations that they are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedmpi import randomness, results
+from fedmpi.algorithms import Algorithm
+from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.data import IID, Arrays, Dataset, Digits
+from fedmpi.experiment import Experiment
+from fedmpi.models import Model
+from fedmpi.models.mlp import LogisticRegression
+from fedmpi.mpi.world import World
+from fedmpi.scheduling import All
+from fedmpi.training.flat import FlatModel
+from fedmpi.training.local import Block, Trainer, Work
+from fedmpi.training.samples import Samples
+from fedmpi.training.settings import LocalTraining
+
+CPU = torch.device("cpu")
+SEED = 3
+
+
+class Alone(World):
+    """The only rank of a job; where a failure would end the process, it fails the test."""
+
+    def abort(self) -> NoReturn:
+        raise AssertionError("the experiment failed")
+
+
+def run(path: Path, algorithm: Algorithm | None = None, **settings: Any) -> results.Run:
+    """Run an experiment in this process: by default 4 clients, all in every round, logistic regression on digits."""
+    components = {"dataset": Digits(), "partition": IID(), "model": LogisticRegression(), "sampler": All()}
+    chosen = {**components, "clients": 4, "rounds": 1, "device": "cpu", "seed": SEED, **settings}
+    Experiment(algorithm or FedAvg(), output=path, **chosen).run(Alone())
+    finished = results.open(path)
+    assert finished.status == "finished"
+    return finished
+
+
+def read(dataset: Dataset) -> Arrays:
+    return dataset.read(lambda line: None)
+
+
+def network(model: Model, shape: tuple[int, ...], classes: int, seed: int = SEED, number: int = 0) -> nn.Module:
+    """What an experiment of this seed starts from."""
+    torch.manual_seed(randomness.key(seed, "initial weights", client=number))
+    return model.build(shape, classes)
+
+
+def tensors(run: results.Run, weights: NDArray[np.float32] | None = None) -> dict[str, Tensor]:
+    """The tensors of a run's global model, or of other `weights` of the same shape."""
+    return {name: torch.from_numpy(tensor) for name, tensor in run.state_dict(weights).items()}
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and floating-point buffers of a module."""
+    return {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+
+
+def normalised(x: NDArray, dataset: Dataset) -> Tensor:
+    """uint8 images [n, C, H, W] as the network sees them."""
+    assert dataset.mean
+    assert dataset.std
+    mean, std = (torch.tensor(values)[:, None, None] for values in (dataset.mean, dataset.std))
+    return (torch.from_numpy(np.ascontiguousarray(x)).float() / 255 - mean) / std
+
+
+def order(epoch: int, round: int, client: int, samples: int, seed: int = SEED) -> NDArray[np.int64]:
+    """The order in which a client goes over its samples."""
+    key = randomness.keys(seed, f"order {epoch}", round, [client])
+    return randomness.hashed_bits(key, samples)[0].argsort(kind="stable")
+
+
+def plain_training(
+    module: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    settings: LocalTraining,
+    client: int = 0,
+    round: int = 1,
+    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+) -> float:
+    """One client's local training as anyone would write it in PyTorch, in place; returns the mean training loss.
+
+    The client holds the samples x, y and nothing else. Full passes only.
+    """
+    normalises = any(isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) for layer in module.modules())
+    optimizer = torch.optim.SGD(
+        module.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+    module.train(not (normalises and len(y) == 1))
+    total = 0.0
+    for epoch in range(settings.epochs):
+        for chosen in plain_batches(order(epoch, round, client, len(y)), settings.batch_size, normalises):
+            optimizer.zero_grad()
+            value = loss(module(x[chosen]), y[chosen])
+            value.backward()
+            total += value.item() * len(chosen)
+            if settings.clip_norm is not None:
+                gradients = [p.grad for p in module.parameters() if p.grad is not None]
+                norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+                for gradient in gradients:
+                    gradient.mul_((settings.clip_norm / norm).clamp(max=1))
+            optimizer.step()
+    return total / (settings.epochs * len(y))
+
+
+def plain_batches(samples: NDArray[np.int64], size: int, normalises: bool) -> Iterator[NDArray[np.int64]]:
+    """Batches in order; batch normalisation cannot train on a last batch of one, which joins the one before."""
+    while len(samples):
+        if normalises and len(samples) == size + 1:
+            size += 1
+        yield samples[:size]
+        samples = samples[size:]
+
+
+def block(*clients: int, samples: int = 1, mass: int = 1) -> Block:
+    """Clients that hold, and count, equally much."""
+    return Block(np.array(clients), np.full(len(clients), samples), np.full(len(clients), mass))
+
+
+class Client:
+    """Client 0 of a federation of one, with the samples x (uint8 images or float32 features) and y."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        x: NDArray,
+        y: NDArray[np.int64],
+        settings: LocalTraining,
+        dataset: Dataset | None = None,
+        pixels: Tensor | None = None,
+    ) -> None:
+        self.model = FlatModel(module, CPU)
+        self.start = self.model.weights.clone()
+        self.samples = len(y)
+        mean, std = (dataset.mean, dataset.std) if dataset else (None, None)
+        self._trainer = Trainer(
+            self.model, Samples(x, y, mean, std, CPU), [np.arange(len(y))], lambda client: pixels, settings, SEED
+        )
+
+    def train(self, algorithm: Algorithm | None = None, round: int = 1, rounds: int = 1, **vectors: Tensor) -> Work:
+        """Train it from the first weights; `model` then holds the result."""
+        one = block(0, samples=self.samples, mass=self.samples)
+        one.vectors = vectors
+        return self._trainer.train(one, self.start, algorithm or FedAvg(), round, rounds)
+
+    @property
+    def moved(self) -> Tensor:
+        """[P], how far training went."""
+        return (self.model.weights - self.start)[0]

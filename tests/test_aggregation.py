@@ -1,0 +1,230 @@
+"""Means: exact, independent of order and grouping, and an error where a client has diverged."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedmpi.aggregation import Diverged, WeightedMean
+from fedmpi.mpi.world import World
+from fedmpi.training.local import Block
+from tests.launch import REPOSITORY, mpirun, succeed
+from tests.programs import means
+from tests.programs.means import COUNT, PARAMETERS, SIZE
+from tests.small import CPU, Alone, block
+
+PROGRAM = REPOSITORY / "tests" / "programs" / "means.py"
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return Alone()
+
+
+@pytest.fixture(scope="module")
+def reference(world: World) -> Tensor:
+    return means.mean_of(world, list(range(COUNT)))
+
+
+def weighted(world: World, size: int, total: int, groups: int | None = None, buffers: int = 0) -> WeightedMean:
+    return WeightedMean(world, size - buffers, size, total, groups, CPU)
+
+
+def exact(values: Tensor, masses: list[int]) -> NDArray[np.float64]:
+    """The mean by `math.fsum`; a float32 times a mass below 2^29 is exact in float64."""
+    terms = values.double().numpy() * np.array(masses)[:, None]
+    return np.array([math.fsum(column) for column in terms.T]) / sum(masses)
+
+
+def assert_near(mean: Tensor, oracle: NDArray[np.float64], terms: int, unit: float) -> None:
+    """Every term is rounded by half a unit at most, and the result to the nearest float32."""
+    rounded = np.spacing(np.abs(oracle).astype(np.float32)).astype(np.float64) / 2
+    assert (np.abs(mean.double().numpy() - oracle) <= terms * unit / 2 + rounded * 1.0001).all()
+
+
+# Exactness
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 64])
+def test_any_order_gives_the_same_bits(world: World, reference: Tensor, at_once: int) -> None:
+    """Oracle: the mean in order of the clients' numbers, added one by one."""
+    for seed in range(2):
+        order = np.random.default_rng(seed).permutation(COUNT).tolist()
+        assert torch.equal(means.mean_of(world, order, at_once), reference)
+
+
+def test_plain_sums_depend_on_the_order() -> None:
+    """That the tests here could fail: the same 64 vectors, summed plainly, in float32 and in float64."""
+    shares = torch.tensor(means.masses(), dtype=torch.float64) / sum(means.masses())
+    terms = means.vectors().double() * shares[:, None]
+    for dtype in (torch.float32, torch.float64):
+        forwards, backwards = torch.zeros(2, SIZE, dtype=dtype)
+        for first, last in zip(terms.to(dtype), terms.to(dtype).flip(0), strict=True):
+            forwards += first
+            backwards += last
+        assert (forwards != backwards).double().mean() > 0.5
+
+
+def test_any_grouping_over_ranks_gives_the_same_bits(reference: Tensor, tmp_path: Path) -> None:
+    """Oracle: this process's mean; 4 ranks add the vectors in five groupings, and only the server can read them."""
+    succeed(mpirun(4, "-m", "mpi4py", PROGRAM, tmp_path))
+    server, *others = [dict(np.load(tmp_path / f"{rank}.npz")) for rank in range(4)]
+    groupings = [name for name, value in server.items() if value.dtype == np.float32]
+    assert len(groupings) == 5
+    for name in groupings:
+        np.testing.assert_array_equal(server[name], reference.numpy(), err_msg=name)
+        assert server[f"{name} device"] == "cpu"
+        for other in others:
+            assert name not in other
+            assert other[f"{name} device"] == "meta"
+            assert other[f"{name} shape"].tolist() == [SIZE]
+    for other in others:
+        assert other["arithmetic"].tolist() == [SIZE]
+        assert "meta" in str(other["reading"])
+
+
+def test_the_mean_is_right(reference: Tensor) -> None:
+    """Oracle: math.fsum, to 64 halves of a unit: 2^-38 for parameters, 2^-24 for buffers of about 1e5."""
+    values, masses = means.vectors(), means.masses()
+    some = torch.cat([torch.arange(1000), torch.arange(PARAMETERS - 500, PARAMETERS)])
+    assert_near(reference[some], exact(values[:, some], masses), COUNT, 2.0**-43)
+    some = torch.arange(PARAMETERS, PARAMETERS + 1000)
+    assert_near(reference[some], exact(values[:, some], masses), COUNT, 2.0**-29)
+    assert reference[some].abs().median() > 1000
+
+
+def test_small_parameters_keep_their_unit(world: World) -> None:
+    """Oracle: math.fsum; of values around 1e-9, where float32 is finer than the unit 2^-43 = 1.1e-13."""
+    values = torch.from_numpy(np.random.default_rng(0).standard_normal((10, 1000), dtype=np.float32)) * 1e-9
+    mean = weighted(world, 1000, 10)
+    mean.add(values, block(*range(10)))
+    assert_near(mean.reduce(), exact(values, [1] * 10), 10, 2.0**-43)
+
+
+def test_sums_reach_the_limits(world: World) -> None:
+    """Oracle: math.fsum, with parameters just below 2^8 and buffers just below 2^22, all of one sign."""
+    values = torch.cat([torch.full((7, 50), 255.99), torch.full((7, 50), 4.194e6)], 1)
+    values -= torch.from_numpy(np.random.default_rng(0).random((7, 100), dtype=np.float32))
+    masses = [1, 2, 3, 500, 7, 11, 13]
+    mean = weighted(world, 100, sum(masses), buffers=50)
+    mean.add(values, Block(np.arange(7), np.array(masses), np.array(masses)))
+    result = mean.reduce()
+    assert_near(result[:50], exact(values[:, :50], masses), 7, 2.0**-43)
+    assert_near(result[50:], exact(values[:, 50:], masses), 7, 2.0**-29)
+
+
+def test_sole_client_passes_through(world: World) -> None:
+    """Oracle: the vector itself, bit for bit, from the smallest to the largest values."""
+    rng = np.random.default_rng(0)
+    vector = torch.from_numpy((rng.standard_normal(100_001) * 10.0 ** rng.uniform(-42, 1, 100_001)).astype(np.float32))
+    vector[-3:] = torch.tensor([255.999, 1e-45, 4e6])
+    for mass in (1, 719):
+        mean = weighted(world, len(vector), mass, buffers=1)
+        mean.add(vector[None], block(5, mass=mass))
+        assert torch.equal(mean.reduce().view(torch.int32), vector.view(torch.int32))
+
+
+# Who counts
+
+
+def test_clients_without_mass_do_not_count(world: World) -> None:
+    """Oracle: the other client's vector, bit for bit; what does not count need not be finite."""
+    values = torch.tensor([[1.1, 2.2, 3.3], [torch.nan] * 3])
+    mean = weighted(world, 3, 7)
+    mean.add(values, Block(np.array([4, 5]), np.array([7, 0]), np.array([7, 0])))
+    assert torch.equal(mean.reduce(), values[0])
+
+
+def test_nobody_at_all(world: World) -> None:
+    """Oracle: `empty`, bit for bit; zeros by default."""
+    before = torch.randn(5)
+    assert torch.equal(weighted(world, 5, 0).reduce(empty=before), before)
+    assert torch.equal(weighted(world, 5, 12).reduce(), torch.zeros(5))
+    mean = weighted(world, 5, 0)
+    mean.add(torch.randn(1, 5), block(0, mass=0))
+    assert torch.equal(mean.reduce(empty=before), before)
+
+
+def test_lost_updates_leave_the_mean_of_the_others(world: World) -> None:
+    """Oracle: math.fsum over the 20 of 64 clients that were added; the total was that of all 64."""
+    values, masses = means.vectors()[:20, :1000], means.masses()
+    mean = weighted(world, 1000, sum(masses))
+    mean.add(values, Block(np.arange(20), np.ones(20, int), np.array(masses[:20])))
+    scale = sum(masses) / sum(masses[:20])
+    assert scale > 2
+    assert_near(mean.reduce(), exact(values, masses[:20]), 20, 2.0**-43 * scale)
+
+
+def test_groups(world: World) -> None:
+    """Oracle: a mean of its own for every group (up to the unit, for the total is another)."""
+    values, masses = means.vectors()[:9, :1000], means.masses()[:9]
+    choice, before = np.array([0, 2, 2, 0, 2, 0, 0, 2, 2]), torch.randn(3, 1000)
+    clients = Block(np.arange(9), np.ones(9, int), np.array(masses))
+    mean = weighted(world, 1000, sum(masses), groups=3)
+    mean.add(values[:4], Block(*(column[:4] for column in (clients.clients, clients.samples, clients.mass))), choice)
+    mean.add(
+        values[4:],
+        Block(*(column[4:] for column in (clients.clients, clients.samples, clients.mass))),
+        torch.from_numpy(choice[4:]),
+    )
+    result = mean.reduce(empty=before)
+    assert result.shape == (3, 1000)
+    assert torch.equal(result[1], before[1]), "nobody chose it"
+    for group in (0, 2):
+        own = [mass for mass, chosen in zip(masses, choice, strict=True) if chosen == group]
+        scale = sum(masses) / sum(own)
+        assert_near(result[group], exact(values[torch.from_numpy(choice == group)], own), 9, 2.0**-43 * scale)
+
+
+def test_one_group_is_no_group(world: World) -> None:
+    """Oracle: the mean without groups, bit for bit."""
+    values, masses = means.vectors()[:9, :1000], np.array(means.masses()[:9])
+    grouped, plain = weighted(world, 1000, masses.sum(), groups=1), weighted(world, 1000, masses.sum())
+    for mean in (grouped, plain):
+        mean.add(values, Block(np.arange(9), masses, masses))
+    assert grouped.reduce().shape == (1, 1000)
+    assert torch.equal(grouped.reduce()[0], plain.reduce())
+
+
+def test_bytes_are_those_of_the_clients(world: World) -> None:
+    """Oracle: 4 bytes for each of 10 elements of 3 clients, however they are summed."""
+    mean = weighted(world, 10, 3, groups=2)
+    mean.add(torch.zeros(2, 10), block(0, 1))
+    mean.add(torch.zeros(1, 10), block(2))
+    assert mean.bytes_added == 3 * 10 * 4
+
+
+# Divergence
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 256.0, -300.0, 3e38])
+def test_diverged_parameters(world: World, value: float) -> None:
+    """Oracle: the limit 2^8; the message names the client, the value and what to do."""
+    values = torch.zeros(3, 6)
+    values[1, 2] = value
+    size = "nan" if math.isnan(value) else f"{abs(value):g}"
+    with pytest.raises(Diverged, match=rf"client 41 diverged.* is {size.replace('+', '.')} \(limit 256\).*--local.lr"):
+        weighted(world, 6, 3, buffers=2).add(values, block(40, 41, 42))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 2.0**22, -(2.0**30)])
+def test_diverged_buffers(world: World, value: float) -> None:
+    """Oracle: the limit 2^22."""
+    values = torch.zeros(1, 6)
+    values[0, 5] = value
+    with pytest.raises(Diverged, match="client 7 diverged"):
+        weighted(world, 6, 3, buffers=2).add(values, block(7))
+
+
+def test_large_is_not_diverged(world: World) -> None:
+    """Oracle: the largest float32 below each limit passes, a buffer far above the parameters' limit too."""
+    vector = torch.tensor([[255.99998, -255.99998, 4194303.75, -5270.0]])
+    mean = weighted(world, 4, 1, buffers=2)
+    mean.add(vector, block(0))
+    assert torch.equal(mean.reduce(), vector[0])

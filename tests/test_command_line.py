@@ -1,0 +1,591 @@
+"""The command line: what it understands, and that bad input is one line, exit status 2 and nothing else."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedmpi.command_line import COMPONENTS, Answered, parse
+from fedmpi.components import subclasses
+from fedmpi.data import Dirichlet, Permuted
+from fedmpi.errors import BadInput
+from fedmpi.experiment import Experiment
+from fedmpi.training.settings import LocalTraining
+from tests.launch import REPOSITORY, fedmpi
+
+USER_CLASSES = """
+import os
+from fedmpi.algorithms import Algorithm
+from fedmpi.algorithms.fedavg import FedAvg
+
+class Mine(FedAvg):
+    def __init__(self, strength: float = 1.0) -> None:
+        if strength < 0:
+            raise ValueError("strength is negative;\\nit should not be")
+        self.strength = strength
+
+class Needy(FedAvg):
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+
+class OneRank(FedAvg):
+    def __init__(self) -> None:
+        if os.environ.get("PMI_RANK") == "2":
+            raise ValueError("the licence is missing on this node")
+
+class Leaving(FedAvg):
+    def __init__(self) -> None:
+        raise SystemExit("no GPU, no algorithm")
+
+class Unrelated:
+    pass
+"""
+
+
+def experiment(line: str) -> Experiment:
+    return parse(line.split())[0]
+
+
+def public(base: type) -> list[type]:
+    """What fedmpi itself offers by name."""
+    own = [cls for cls in subclasses(base) if cls.__module__.startswith("fedmpi.")]
+    return [cls for cls in own if not (inspect.isabstract(cls) or cls.__name__.startswith("_"))]
+
+
+def problem(*arguments: str) -> str:
+    """The line that the arguments are refused with."""
+    with pytest.raises(BadInput) as caught:
+        parse(list(arguments))
+    text = str(caught.value)
+    assert len(text.splitlines()) == 1
+    return text
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, str], str]:
+    def write_file(name: str, text: str) -> str:
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    return write_file
+
+
+@pytest.fixture
+def user_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Writes modules that can be imported, as those beside which a user starts a job."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write_module(name: str, text: str) -> None:
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+    return write_module
+
+
+# What is understood
+
+
+def test_defaults() -> None:
+    made = experiment("")
+    assert {name: type(getattr(made, name)).__name__ for name in COMPONENTS} == {
+        name: default for name, (_, default) in COMPONENTS.items()
+    }
+    assert (made.clients, made.cohort, made.rounds, made.seed) == (100, 10, 50, 0)
+    assert made.local == LocalTraining()
+    assert not made.overwrite
+
+
+def test_cohort_defaults_to_all_of_few_clients() -> None:
+    assert experiment("--clients 7").cohort == 7
+    assert experiment("--clients 7 --cohort null").cohort == 7
+
+
+def test_names_and_options() -> None:
+    made = experiment(
+        "--algorithm FedProx --algorithm.mu 0.3 --partition Dirichlet --partition.alpha 0.1 --model MLP"
+        " --model.hidden [64,32] --sampler All --dataset MNIST --dataset.root somewhere --clients 8"
+        " --local.lr 1e-3 --local.steps 4 --local.optimizer adam --weighting uniform --output a/b.h5 --overwrite"
+    )
+    assert type(made.algorithm).__name__ == "FedProx"
+    assert made.algorithm.mu == 0.3  # type: ignore[attr-defined]
+    assert made.partition.alpha == 0.1  # type: ignore[attr-defined]
+    assert made.model.hidden == (64, 32)  # type: ignore[attr-defined]
+    assert type(made.sampler).__name__ == "All"
+    assert made.dataset.root == Path("somewhere")  # type: ignore[attr-defined]
+    assert made.local == LocalTraining(lr=1e-3, steps=4, optimizer="adam")
+    assert made.output == Path("a/b.h5")
+    assert made.overwrite
+
+
+def test_partitions_nest() -> None:
+    made = experiment("--partition Permuted --partition.over Dirichlet --partition.over.alpha 0.1")
+    assert isinstance(made.partition, Permuted)
+    assert isinstance(made.partition.over, Dirichlet)
+    assert made.partition.over.alpha == 0.1
+
+
+def test_options_of_the_default_class_need_no_name() -> None:
+    assert experiment("--partition.alpha 0.2").partition.alpha == 0.2  # type: ignore[attr-defined]
+
+
+def test_later_options_win() -> None:
+    made = experiment("--clients 5 --clients 6 --algorithm IFCA --algorithm FedProx --algorithm.mu 2")
+    assert made.clients == 6
+    assert type(made.algorithm).__name__ == "FedProx"
+
+
+def test_a_class_named_anew_starts_from_its_own_defaults() -> None:
+    # Dirichlet has min_samples as well
+    made = experiment("--partition Dirichlet --partition.min_samples 7 --partition LogNormal")
+    assert made.partition.min_samples == 2  # type: ignore[attr-defined]
+
+
+def test_yaml_with_short_forms(write: Callable[[str, str], str]) -> None:
+    path = write("short.yaml", "algorithm: FedProx\npartition: Shards\nclients: 12\nlocal: {lr: 1e-3}\n")
+    made = experiment(f"--config {path}")
+    assert type(made.algorithm).__name__ == "FedProx"
+    assert type(made.partition).__name__ == "Shards"
+    assert (made.clients, made.local.lr) == (12, 1e-3)
+
+
+def test_yaml_with_options_of_classes(write: Callable[[str, str], str]) -> None:
+    path = write(
+        "nested.yaml",
+        "partition:\n  class_path: Permuted\n  init_args:\n    permutations: 2\n    over:\n"
+        "      class_path: Dirichlet\n      init_args: {alpha: 0.3}\n",
+    )
+    partition = experiment(f"--config {path}").partition
+    assert isinstance(partition, Permuted)
+    assert isinstance(partition.over, Dirichlet)
+    assert (partition.permutations, partition.over.alpha) == (2, 0.3)
+
+
+def test_file_and_options_in_the_order_they_are_given(write: Callable[[str, str], str]) -> None:
+    first = write("first.yaml", "clients: 11\nrounds: 3\n")
+    second = write("second.yaml", "clients: 22\n")
+    assert experiment(f"--config {first} --clients 33").clients == 33
+    assert experiment(f"--clients 33 --config {first}").clients == 11
+    both = experiment(f"--config={first} --config={second}")
+    assert (both.clients, both.rounds) == (22, 3)
+
+
+LINES = [
+    "",
+    "--algorithm FedProx --algorithm.mu 0.25 --local.lr 1e-05 --local.steps 7 --cohort 3 --seed 5",
+    "--partition Permuted --partition.over Dirichlet --partition.over.alpha 0.1 --model MLP --model.hidden [3,4]",
+    "--dataset MNIST --dataset.root over/there --output runs/x.h5 --overwrite --sampler Weighted",
+]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_config_text_gives_the_same_config_again(line: str, write: Callable[[str, str], str]) -> None:
+    first, config = parse(line.split())
+    second, again = parse(["--config", write("again.yaml", config)])
+    assert again == config
+    assert second.local == first.local
+    for name in COMPONENTS:
+        one, other = getattr(first, name), getattr(second, name)
+        assert type(one) is type(other)
+        assert {k: v for k, v in vars(one).items() if k != "over"} == {
+            k: v for k, v in vars(other).items() if k != "over"
+        }
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_printed_config_gives_the_same_config_again(
+    line: str, write: Callable[[str, str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Answered):
+        parse([*line.split(), "--print_config"])
+    printed = capsys.readouterr().out
+    assert parse(["--config", write("printed.yaml", printed)])[1] == parse(line.split())[1] == printed
+
+
+def test_a_class_of_ones_own(user_file: Any, write: Callable[[str, str], str]) -> None:
+    user_file("own_classes", USER_CLASSES)
+    made = experiment("--algorithm own_classes.Mine --algorithm.strength 3")
+    assert made.algorithm.strength == 3  # type: ignore[attr-defined]
+    short = write("short.yaml", "algorithm: own_classes.Mine\n")
+    assert experiment(f"--config {short}").algorithm.strength == 1  # type: ignore[attr-defined]
+    path = write("own.yaml", "algorithm:\n  class_path: own_classes.Mine\n  init_args: {strength: 2}\n")
+    own, config = parse(["--config", path])
+    assert own.algorithm.strength == 2  # type: ignore[attr-defined]
+    assert "own_classes.Mine" in config
+
+
+# What is refused: the option, its value, what is allowed
+
+REFUSED = {
+    # names
+    "--clent 3": "--clent: no such option, did you mean --clients?",
+    "--clent=3": "--clent: no such option, did you mean --clients?",
+    "--completely_different 3": "--completely_different: no such option",
+    "--local.lrr 3": "--local.lrr: no such option, did you mean --local.lr or --local or --local.clip_norm?",
+    "--algorithm FedProx --algorithm.nu 1": "--algorithm.nu: FedProx has no such option, it has mu",
+    "--algorithm.mu 1": "--algorithm.mu: FedAvg has no such option",
+    "--algorithm.mu 1 --algorithm FedProx": "--algorithm.mu: FedAvg has no such option",
+    "--partition Permuted --partition.over Dirichlet --partition.over.beta 1": "--partition.over.beta: Dirichlet"
+    " has no such option, it has alpha, min_samples",
+    "clients 3": "clients: belongs to no option, did you mean --clients?",
+    "--rounds 3 4": "4: belongs to no option",
+    "--overwrite maybe": "maybe: belongs to no option",
+    # abbreviations
+    "--client 3": "--client: no such option, did you mean --clients?",
+    "--hel": "--hel: no such option, did you mean --help or --model?",
+    "--conf x.yaml": "--conf: no such option, did you mean --config or --print_config?",
+    "--partition.alph 0.2": "--partition.alph: Dirichlet has no such option, it has alpha, min_samples",
+    # types
+    "--clients x": "--clients = x: must be a whole number",
+    "--clients 1.5": "--clients = 1.5: must be a whole number",
+    "--clients true": "--clients = true: must be a whole number",
+    "--clients null": "--clients = null: must be a whole number",
+    "--clients [1,2]": "--clients = [1, 2]: must be a whole number",
+    "--cohort x": "--cohort = x: must be a whole number or null",
+    "--local 3": "--local = 3: must be options, or a YAML file of them",
+    "--local.lr fast": "--local.lr = fast: must be a number",
+    "--local.lr nan": "--local.lr = nan: must be a number",
+    "--local.lr inf": "--local.lr = inf: must be a number",
+    "--local.clip_norm x": "--local.clip_norm = x: must be a number or null",
+    "--local.optimizer lion": "--local.optimizer = lion: must be one of sgd, adam",
+    "--weighting equal": "--weighting = equal: must be one of samples, uniform",
+    "--device tpu": "--device = tpu: must be one of auto, cpu, cuda",
+    "--overwrite=maybe": "--overwrite = maybe: must be true or false",
+    "--algorithm FedProx --algorithm.mu x": "--algorithm.mu = x: must be a number",
+    "--partition Shards --partition.total x": "--partition.total = x: must be a whole number or null",
+    "--partition Permuted --partition.over Shards --partition.over.total x": "--partition.over.total = x:"
+    " must be a whole number or null",
+    "--model MLP --model.hidden [1,x]": "--model.hidden = x: must be a whole number",
+    "--model MLP --model.hidden 3": "--model.hidden = 3: must be a list",
+    "--model.norm none_at_all": "--model.norm = none_at_all: must be one of batch, group, layer, none",
+    # missing values
+    "--clients": "--clients: needs a value",
+    "--clients --rounds 3": "--clients: needs a value",
+    "--config": "--config: needs a value",
+    "--algorithm": "--algorithm: needs a value",
+    "--algorithm FedProx --algorithm.mu": "--algorithm.mu: needs a value",
+    "--algorithm FedProx --algorithm.mu --rounds 3": "--algorithm.mu: needs a value",
+    # ranges
+    "--clients 0": "--clients = 0: must be at least 1",
+    "--clients -3": "--clients = -3: must be at least 1",
+    "--cohort 0": "--cohort = 0: must be at least 1",
+    "--cohort 101": "--cohort = 101: must be at most the number of clients, 100",
+    "--clients 5 --cohort 6": "--cohort = 6: must be at most the number of clients, 5",
+    "--rounds 0": "--rounds = 0: must be at least 1",
+    "--evaluate_every -1": "--evaluate_every = -1: must be at least 0",
+    "--seed -1": "--seed = -1: must be at least 0",
+    "--seed 9223372036854775808": "--seed = 9223372036854775808: must be below 2^63",
+    "--threads 0": "--threads = 0: must be at least 1",
+    "--local.epochs 0": "--local.epochs = 0: must be at least 1",
+    "--local.steps 0": "--local.steps = 0: must be at least 1",
+    "--local.batch_size 0": "--local.batch_size = 0: must be at least 1",
+    "--local.lr 0": "--local.lr = 0.0: must be above 0",
+    "--local.lr -1": "--local.lr = -1.0: must be above 0",
+    "--local.lr .nan": "--local.lr = nan: must be above 0",
+    "--local.lr .inf": "--local.lr = inf: must be above 0",
+    "--local.momentum -0.1": "--local.momentum = -0.1: must be at least 0 and below 1",
+    "--local.momentum 1": "--local.momentum = 1.0: must be at least 0 and below 1",
+    "--local.optimizer adam --local.momentum 0.9": "--local.momentum = 0.9: must be 0 with optimizer adam",
+    "--local.weight_decay -1": "--local.weight_decay = -1.0: must be at least 0",
+    "--local.weight_decay .inf": "--local.weight_decay = inf: must be at least 0",
+    "--local.decay 0": "--local.decay = 0.0: must be above 0 and at most 1",
+    "--local.decay 1.1": "--local.decay = 1.1: must be above 0 and at most 1",
+    "--local.clip_norm 0": "--local.clip_norm = 0.0: must be above 0",
+    "--algorithm FedProx --algorithm.mu -1": "--algorithm.mu = -1.0: must be at least 0",
+    "--algorithm FedProx --algorithm.mu .inf": "--algorithm.mu = inf: must be at least 0",
+    "--algorithm IFCA --algorithm.models 0": "--algorithm.models = 0: must be at least 1",
+    "--partition LogNormal --partition.sigma 11": "--partition.sigma = 11.0: must be between 0 and 10",
+    "--partition LogNormal --partition.min_samples 0": "--partition.min_samples = 0: must be at least 1",
+    "--partition.alpha 0": "--partition.alpha = 0.0: must be greater than 0 (from 1e-6 to 1e6)",
+    "--partition.alpha -1": "--partition.alpha = -1.0: must be greater than 0 (from 1e-6 to 1e6)",
+    "--partition DirichletPrior --partition.alpha 0": "--partition.alpha = 0.0: must be greater than 0"
+    " (from 1e-6 to 1e6)",
+    "--partition Shards --partition.shards_per_client 0": "--partition.shards_per_client = 0: must be at least 1",
+    "--partition Shards --partition.total 0": "--partition.total = 0: must be at least 1",
+    "--partition ClassesPerClient --partition.classes 0": "--partition.classes = 0: must be at least 1",
+    "--partition Permuted --partition.permutations -1": "--partition.permutations = -1: must be at least 0",
+    "--partition Permuted --partition.over Dirichlet --partition.over.alpha 0": "--partition.over.alpha = 0.0:"
+    " must be greater than 0 (from 1e-6 to 1e6)",
+    "--partition Permuted --partition.over Permuted --partition.over.permutations -1": ""
+    "--partition.over.permutations = -1: must be at least 0",
+    "--model MLP --model.hidden []": "--model.hidden = []: must be one or more widths of at least 1",
+    # files
+    "--config no.yaml": "--config = no.yaml: No such file or directory",
+    "--config=no.yaml": "--config = no.yaml: No such file or directory",
+}
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_bad_input(line: str) -> None:
+    assert problem(*line.split()) == REFUSED[line]
+
+
+UNKNOWN_NAMES = {
+    "--algorithm FedProks": "--algorithm = FedProks: no such name, did you mean FedProx?; known are ",
+    "--algorithm fedprox": "--algorithm = fedprox: no such name, did you mean FedProx?; known are ",
+    "--algorithm LeNet": "--algorithm = LeNet: no such name; known are ",
+    "--algorithm Algorithm": "--algorithm = Algorithm: no such name",
+    "--sampler Sampler": "--sampler = Sampler: no such name",
+    "--dataset MNST": "--dataset = MNST: no such name, did you mean MNIST",
+    "--model Model": "--model = Model: no such name",
+    "--partition Permuted --partition.over Dirichlett": "--partition.over = Dirichlett: no such name, did you"
+    " mean Dirichlet or DirichletPrior?; known are ",
+    "--algorithm.help FedProks": "--algorithm = FedProks: no such name, did you mean FedProx?; known are ",
+}
+
+
+@pytest.mark.parametrize("line", UNKNOWN_NAMES)
+def test_unknown_name(line: str) -> None:
+    text = problem(*line.split())
+    assert text.startswith(UNKNOWN_NAMES[line])
+    base = COMPONENTS[line.split()[0][2:].removesuffix(".help")][0]
+    assert all(cls.__name__ in text for cls in public(base))
+
+
+def test_empty_values() -> None:
+    assert problem("--algorithm", "").startswith("--algorithm = : no such name; known are ")
+    assert problem("--clients", "") == "--clients = : must be a whole number"
+
+
+def _numbers() -> list[tuple[str, str]]:
+    """Every option that is a number: the arguments that name its class, and its own name."""
+    found = [("", name) for name in _numeric(Experiment)] + [
+        ("", f"local.{name}") for name in _numeric(LocalTraining)
+    ]
+    for option, (base, _) in COMPONENTS.items():
+        for cls in public(base):
+            found += [(f"--{option} {cls.__name__}", f"{option}.{name}") for name in _numeric(cls)]
+    return found
+
+
+def _numeric(cls: type) -> list[str]:
+    parameters = inspect.signature(cls).parameters.values()
+    return [p.name for p in parameters if re.search(r"\b(int|float)\b(?!, \.\.\.)", str(p.annotation))]
+
+
+@pytest.mark.parametrize(("named", "option"), _numbers())
+def test_every_number_has_a_range(named: str, option: str) -> None:
+    text = problem(*named.split(), f"--{option}", "-1000000000")
+    assert text.startswith((f"--{option} = -1000000000: must be ", f"--{option} = -1000000000.0: must be "))
+
+
+YAML = {
+    "broken": ("a: [1\nb: }", "--config = FILE: is not YAML (line 2: "),
+    "tabs": ("\tclients: 3\n", "--config = FILE: is not YAML (line 1: "),
+    "binary": ("\0\1", "--config = FILE: is not YAML, but binary"),
+    "list": ("- 1\n", "--config = FILE: must hold settings, as in `clients: 100`"),
+    "text": ("hello\n", "--config = FILE: must hold settings, as in `clients: 100`"),
+    "empty": ("", "--config = FILE: must hold settings, as in `clients: 100`"),
+    "comment": ("# nothing\n", "--config = FILE: must hold settings, as in `clients: 100`"),
+    "unknown key": ("clientz: 3\n", "--clientz: no such option, did you mean --clients?"),
+    "unknown key of local": ("local: {lrr: 3}\n", "--local.lrr: no such option, did you mean --local.lr or "),
+    "unknown key of a class": (
+        "algorithm: {class_path: FedProx, init_args: {nu: 3}}\n",
+        "--algorithm.nu: FedProx has no such option, it has mu",
+    ),
+    "key in the wrong place": (
+        "algorithm: {class_path: FedProx, mu: 3}\n",
+        "--algorithm: options of a class go under init_args, not beside class_path",
+    ),
+    "unknown name": (
+        "algorithm: FedProks\n",
+        "--algorithm = FedProks: no such name, did you mean FedProx?; known",
+    ),
+    "unknown nested name": (
+        "partition: {class_path: Permuted, init_args: {over: {class_path: Foo, init_args: {alpha: 1}}}}\n",
+        "--partition.over = Foo: no such name; known are ",
+    ),
+    "no name": ("algorithm: 3\n", "--algorithm = 3: must be the name of a class, a subclass of Algorithm"),
+    "null for a class": ("algorithm: null\n", "--algorithm: needs a value"),
+    "null for a number": ("clients: null\n", "--clients = null: must be given"),
+    "null for a nested number": (
+        "partition: {class_path: Dirichlet, init_args: {alpha: null}}\n",
+        "--partition.alpha = null: must be given",
+    ),
+    "null for a group": ("local: null\n", "--local = null: must be options, or a YAML file of them"),
+    "type": ("clients: many\n", "--clients = many: must be a whole number"),
+    "boolean": ("clients: true\n", "--clients = true: must be a whole number"),
+    "type in local": ("local: {lr: x}\n", "--local.lr = x: must be a number"),
+    "range": ("local: {lr: -1}\n", "--local.lr = -1.0: must be above 0"),
+    "missing file": ("local: other.yaml\n", "--local = other.yaml: must be options, or a YAML file of them"),
+}
+
+
+@pytest.mark.parametrize("name", YAML)
+def test_bad_yaml(name: str, write: Callable[[str, str], str]) -> None:
+    content, expected = YAML[name]
+    path = write("settings.yaml", content)
+    assert problem("--config", path).startswith(expected.replace("FILE", path))
+
+
+def test_config_that_is_a_folder(tmp_path: Path) -> None:
+    assert problem("--config", str(tmp_path)) == f"--config = {tmp_path}: Is a directory"
+
+
+USER = {
+    "own_classes.Nope": "--algorithm = own_classes.Nope: module 'own_classes' has no attribute 'Nope'",
+    "own_classes.Unrelated": "--algorithm = own_classes.Unrelated: must be a subclass of Algorithm",
+    "collections.OrderedDict": "--algorithm = collections.OrderedDict: must be a subclass of Algorithm",
+    "no_such_module.Mine": "--algorithm = no_such_module.Mine: No module named 'no_such_module'",
+    "own_classes.": "--algorithm = own_classes.: must be a name, or an import path such as"
+    " my_package.my_module.MyClass",
+    "own_classes.Needy": "--algorithm.budget: needs a value, own_classes.Needy has no default",
+    "own_classes.Mine --algorithm.strength x": "--algorithm.strength = x: must be a number",
+    "own_classes.Mine --algorithm.force 1": "--algorithm.force: Mine has no such option, it has strength",
+    "own_classes.Leaving": "--algorithm = Leaving: no GPU, no algorithm",
+    "own_classes.Mine --algorithm.strength -1": "--algorithm = Mine: strength is negative; it should not be",
+}
+
+
+@pytest.mark.parametrize("line", USER)
+def test_bad_class_of_ones_own(line: str, user_file: Any) -> None:
+    user_file("own_classes", USER_CLASSES)
+    assert problem("--algorithm", *line.split()) == USER[line]
+
+
+def test_class_of_ones_own_for_another_option(user_file: Any) -> None:
+    user_file("own_classes", USER_CLASSES)
+    assert problem("--model", "own_classes.Mine") == "--model = own_classes.Mine: must be a subclass of Model"
+    text = problem("--partition", "Permuted", "--partition.over", "own_classes.Mine")
+    assert text == "--partition.over = own_classes.Mine: must be a subclass of Partition"
+
+
+BROKEN_FILES = {
+    "import": (
+        "import numpy\nimport not_installed_here\n",
+        "line 2: ModuleNotFoundError: No module named 'not_ins",
+    ),
+    "syntax": ("x = 1\ndef f(:\n", "line 2: SyntaxError: invalid syntax"),
+    "name": ("x = y\n", "line 1: NameError: name 'y' is not defined"),
+    "value": ("x = int('a\\nb')\n", "line 1: ValueError: invalid literal for int() with base 10: "),
+    "exit": ("import sys\nsys.exit(0)\n", "line 2: SystemExit: 0"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_FILES)
+def test_file_of_a_user_that_cannot_be_imported(kind: str, user_file: Any, tmp_path: Path) -> None:
+    content, expected = BROKEN_FILES[kind]
+    user_file(f"broken_{kind}", content)
+    text = problem("--algorithm", f"broken_{kind}.Mine")
+    assert text.startswith(f"cannot import {tmp_path / f'broken_{kind}.py'}, {expected}")
+
+
+# --help
+
+
+def test_help_shows_every_option_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Answered):
+        parse(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name in inspect.signature(Experiment).parameters:
+        assert f"--{name} " in text or f"--{name}." in text
+    for name in inspect.signature(LocalTraining).parameters:
+        assert f"--local.{name} " in text
+    for option, (base, _) in COMPONENTS.items():
+        for cls in public(base):
+            assert f"--{option} {cls.__name__}" in text
+            about = text[text.index(f"--{option} {cls.__name__}") :]
+            for parameter in inspect.signature(cls).parameters.values():
+                default = "null" if parameter.default is None else parameter.default
+                assert f"--{option}.{parameter.name} " in about
+                assert f"(default: {default})" in about
+
+
+@pytest.mark.parametrize("options", [["--help"], ["--algorithm.help", "FedProx"], ["--print_config"]])
+def test_only_the_rank_that_speaks_answers(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Answered):
+        parse(options, speaks=False)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(Answered):
+        parse(options)
+    assert capsys.readouterr().out
+
+
+def test_help_does_without_torch() -> None:
+    program = (
+        "import sys, fedmpi.__main__\n"
+        "sys.argv = ['fedmpi', '--help']\n"
+        "fedmpi.__main__.main()\n"
+        "heavy = {'torch', 'torchvision', 'sklearn', 'matplotlib', 'pandas', 'h5py'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "--algorithm FedProx" in result.stdout
+
+
+# In a job of several ranks, one of them speaks
+
+
+def test_answers_of_a_job() -> None:
+    for option in ("--help", "--print_config"):
+        job = fedmpi(4, option)
+        assert job.returncode == 0
+        assert job.stderr == ""
+        assert job.stdout == fedmpi(0, option).stdout != ""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder with everything that can go wrong in it."""
+    (tmp_path / "old.h5").write_text("precious")
+    (tmp_path / "folder").mkdir()
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        path = tmp_path / "corrupt" / "MNIST" / "raw" / f"{name}-ubyte"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"this is no image")
+    (tmp_path / "own.py").write_text(USER_CLASSES)
+    return tmp_path
+
+
+JOBS = {
+    "unknown option": ("--clent 3", "--clent: no such option, did you mean --clients?"),
+    "cohort": ("--clients 5 --cohort 6", "--cohort = 6: must be at most the number of clients, 5"),
+    "alpha": ("--partition.alpha 0", "--partition.alpha = 0.0: must be greater than 0 (from 1e-6 to 1e6)"),
+    "one rank": ("--algorithm own.OneRank", "--algorithm = OneRank: the licence is missing on this node"),
+    "missing data": ("--dataset MNIST --dataset.root FOLDER/nowhere", "FOLDER/nowhere/MNIST/raw"),
+    "corrupt data": (
+        "--dataset MNIST --dataset.root FOLDER/corrupt",
+        "FOLDER/corrupt/MNIST/raw/train-images-idx3-ubyte",
+    ),
+    "model": ("--model LeNet5", "LeNet5"),
+    "output exists": ("--output FOLDER/old.h5", "FOLDER/old.h5: exists already; give --overwrite"),
+    "output is a folder": ("--output FOLDER/folder", "FOLDER/folder: is a folder, not a file"),
+    "output below a file": ("--output FOLDER/old.h5/x.h5", "FOLDER/old.h5 is a file, not a folder"),
+    "output cannot be written": ("--output /proc/nowhere/x.h5", "/proc/nowhere/x.h5"),
+}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_bad_input_of_a_job_is_one_line(name: str, files: Path) -> None:
+    line, expected = (text.replace("FOLDER", str(files)) for text in JOBS[name])
+    options = line.split() if "--output" in line else [*line.split(), "--output", str(files / "new.h5")]
+    before = _listing(files)
+    job = fedmpi(4, *options, PYTHONPATH=os.pathsep.join([str(REPOSITORY), str(files)]))
+    assert job.stderr.startswith("fedmpi: error: ")
+    assert expected in job.stderr
+    assert len(job.stderr.splitlines()) == 1
+    assert job.stdout == "" or name == "corrupt data"  # which is looked at with a progress line
+    assert job.returncode == 2
+    assert _listing(files) == before
+
+
+def _listing(folder: Path) -> dict[Path, bytes | None]:
+    paths = [path for path in folder.rglob("*") if "__pycache__" not in path.parts]
+    return {path: path.read_bytes() if path.is_file() else None for path in paths}
+
+
+def test_no_mpi_library() -> None:
+    for broken in ({"MPI4PY_LIBMPI": "/nowhere/libmpi.so"}, {"MPI4PY_MPIABI": "unheard-of"}):
+        job = fedmpi(0, **broken)
+        assert job.stderr.startswith("fedmpi: error: no MPI library found (")
+        assert job.stderr.endswith("load your cluster's MPI module, or pip install 'fedmpi[mpich]'\n")
+        assert len(job.stderr.splitlines()) == 1
+        assert job.returncode == 2

@@ -1,0 +1,82 @@
+"""The optimizers on flat vectors are those of PyTorch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedmpi.training.optimizers import SGD, Adam
+from tests.small import CPU
+
+STEPS, CLIENTS, SIZE = 20, 3, 1001
+RATES = [0.1 if step < 10 else 0.03 for step in range(STEPS)]
+
+
+def gradients() -> Tensor:
+    """[20, 3, 1001] of very different sizes."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = 10 ** torch.linspace(-4, 1, SIZE)
+    return torch.randn(STEPS, CLIENTS, SIZE, generator=generator) * sizes
+
+
+def start() -> Tensor:
+    return torch.randn(CLIENTS, SIZE, generator=torch.Generator().manual_seed(1))
+
+
+def torchs(kind: type[torch.optim.Optimizer], **options: float) -> Tensor:
+    """[3, 1001] what PyTorch's optimizer makes of each client alone."""
+    results = []
+    for client, row in enumerate(start()):
+        weights = row.clone().requires_grad_()
+        optimizer = kind([weights], lr=RATES[0], **options)  # type: ignore[call-arg]  # the base class takes none
+        for gradient, lr in zip(gradients(), RATES, strict=True):
+            optimizer.param_groups[0]["lr"] = lr
+            weights.grad = gradient[client].clone()
+            optimizer.step()
+        results.append(weights.detach())
+    return torch.stack(results)
+
+
+def ours(optimizer: SGD | Adam) -> Tensor:
+    weights = start()
+    for gradient, lr in zip(gradients(), RATES, strict=True):
+        optimizer.step(weights, gradient.clone(), lr)
+    return weights
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("weight_decay", [0.0, 5e-4])
+def test_sgd(momentum: float, weight_decay: float) -> None:
+    """Oracle: torch.optim.SGD over 20 steps with a change of the learning rate, bit for bit."""
+    result = ours(SGD(torch.Size([CLIENTS, SIZE]), CPU, momentum, weight_decay))
+    assert torch.equal(result, torchs(torch.optim.SGD, momentum=momentum, weight_decay=weight_decay))
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 5e-4])
+def test_adam(weight_decay: float) -> None:
+    """Oracle: torch.optim.Adam over 20 steps, bit for bit."""
+    result = ours(Adam(torch.Size([CLIENTS, SIZE]), CPU, weight_decay))
+    assert torch.equal(result, torchs(torch.optim.Adam, weight_decay=weight_decay))
+
+
+def test_momentum_and_decay_matter() -> None:
+    """That the tests above could fail: each option changes most of the result."""
+    results = [ours(SGD(torch.Size([CLIENTS, SIZE]), CPU, m, d)) for m in (0.0, 0.9) for d in (0.0, 5e-4)]
+    for one, other in zip(results, results[1:], strict=False):
+        assert (one != other).double().mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        SGD(torch.Size([CLIENTS, SIZE]), CPU, 0.9, 1e-3),
+        SGD(torch.Size([CLIENTS, SIZE]), CPU, 0.0, 0.0),
+        Adam(torch.Size([CLIENTS, SIZE]), CPU, 1e-3),
+    ],
+)
+def test_a_client_starts_afresh(optimizer: SGD | Adam) -> None:
+    """Oracle: the same optimizer before it knew anything."""
+    first = ours(optimizer)
+    optimizer.reset()
+    assert torch.equal(ours(optimizer), first)
