@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fedmpi.command_line import COMPONENTS, Answered, parse
 from fedmpi.components import subclasses
