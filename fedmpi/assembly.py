@@ -13,7 +13,7 @@ from fedmpi import randomness
 from fedmpi.algorithms import Algorithm
 from fedmpi.data import Arrays, Dataset, Split, as_seen, as_stored, make_split, prepared
 from fedmpi.environment import describe
-from fedmpi.errors import BadInput
+from fedmpi.errors import BadInput, option_of
 from fedmpi.evaluation import Evaluator
 from fedmpi.federation import Federation
 from fedmpi.mpi.devices import pick_device
@@ -40,27 +40,32 @@ def assemble(experiment: Experiment, world: World) -> Federation:
     torch.set_num_threads(experiment.threads)
     with world.agreed():
         if world.is_server:
-            check_writable(experiment.output, experiment.overwrite)
+            try:
+                check_writable(experiment.output, experiment.overwrite)
+            except BadInput as error:
+                raise BadInput(f"--output = {error}") from None
     device = pick_device(world, experiment.device)
     dataset = experiment.dataset
     arrays = load_shared(world, dataset)
 
     def build(number: int) -> FlatModel:
         torch.manual_seed(randomness.key(experiment.seed, "initial weights", client=number))
-        return FlatModel(experiment.model.build(arrays.train_x.shape[1:], dataset.classes), device)
+        with option_of("model"):
+            return FlatModel(experiment.model.build(arrays.train_x.shape[1:], dataset.classes), device)
 
     with world.agreed():
         model = build(0)
         if model.normalises_batches and experiment.local.batch_size == 1:
             raise BadInput("= 1: must be at least 2 for a model with batch normalisation", "--local.batch_size")
-        split = make_split(
-            experiment.partition,
-            arrays.train_y,
-            arrays.test_y,
-            dataset.classes,
-            experiment.clients,
-            experiment.seed,
-        )
+        with option_of("partition"):
+            split = make_split(
+                experiment.partition,
+                arrays.train_y,
+                arrays.test_y,
+                dataset.classes,
+                experiment.clients,
+                experiment.seed,
+            )
     train = Samples(arrays.train_x, arrays.train_y, dataset.mean, dataset.std, device)
     test = Samples(arrays.test_x, arrays.test_y, dataset.mean, dataset.std, device)
     pixels = PixelOrders(split, train.pixels, device)

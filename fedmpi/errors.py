@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class BadInput(ValueError):
     """Something the user gave cannot be honoured; the command ends with this one line and exit status 2.
@@ -10,7 +13,13 @@ class BadInput(ValueError):
         message: what is wrong and what is allowed, without the option's name if `option` is given.
         option: name of the constructor argument at fault; the command line prefixes the component it belongs
             to, so that `mu` of an algorithm is shown as `--algorithm.mu`.
+
+    Attributes:
+        agreed: every rank of the job raises it (`World.agreed`). One that only some ranks raise is a failure of the
+            job like any other error, for the others go on and wait.
     """
+
+    agreed = False
 
     def __init__(self, message: str, option: str | None = None) -> None:
         super().__init__(f"{option} {message}" if option else message)
@@ -22,3 +31,14 @@ def require(condition: bool, option: str, value: object, allowed: str) -> None:
     """Raise `BadInput` unless `condition` holds: `require(mu >= 0, "mu", mu, "at least 0")`."""
     if not condition:
         raise BadInput(f"= {value}: must be {allowed}", option)
+
+
+@contextmanager
+def option_of(place: str) -> Iterator[None]:
+    """Complete the option that bad input names: within `option_of("partition")`, `classes` is --partition.classes."""
+    try:
+        yield
+    except BadInput as error:
+        if error.option is None or error.option.startswith("--"):
+            raise
+        raise BadInput(error.message, f"--{place}.{error.option}") from None

@@ -128,9 +128,9 @@ class Experiment:
             if results and progress:
                 results.finish("finished")
                 progress.end(results.path)
-        except BadInput:
-            raise
         except BaseException as error:
+            if isinstance(error, BadInput) and error.agreed:
+                raise
             end_job(world, error, fed.where() if fed else "setting up", results)
 
     def _measure_start(self, fed: "Federation", results: "Results | None") -> None:

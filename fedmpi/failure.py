@@ -23,6 +23,7 @@ def end_job(world: World, error: BaseException, where: str, results: Results | N
     report = str(error) if isinstance(error, RemoteFailure) else _report(world, error, where)
     if not world.is_server:
         world.report_failure(report)
+    world.announce_end()
     try:
         if results is not None:
             results.finish("failed")

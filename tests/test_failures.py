@@ -63,6 +63,7 @@ LAST_LINES = {
     "MemoryError": "MemoryError: as I was told",
     "exit": "SystemExit: 0",
     "KeyboardInterrupt": "KeyboardInterrupt",
+    "BadInput": "fedmpi.errors.BadInput: kind is not what it should be",
 }
 
 
@@ -81,6 +82,8 @@ LAST_LINES = {
         (4, "KeyboardInterrupt", (1,), "evaluate"),
         (4, "KeyboardInterrupt", (0, 1, 2, 3), "round"),
         (4, "MemoryError", (2,), "loss"),
+        (4, "BadInput", (2,), "setup"),
+        (4, "BadInput", (0, 1, 2, 3), "round"),
         (2, "exit", (0, 1), "round"),
         (2, "MemoryError", (0,), "evaluate"),
         (0, "RuntimeError", (0,), "loss"),

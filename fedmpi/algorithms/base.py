@@ -1,5 +1,6 @@
 """What every method is: an object that lives on all ranks and whose `round` reads like the paper's pseudo-code."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from fedmpi.training.samples import Batch
 
 
-class Algorithm:
+class Algorithm(ABC):
     """Base of the federated methods.
 
     A subclass writes `round`, and, where its local step differs from plain training, one or both of the hooks
@@ -39,9 +40,9 @@ class Algorithm:
         """Create the state before the first round."""
         self.weights = fed.initial_weights()
 
+    @abstractmethod
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         """One round with the clients of `cohort`; runs on every rank, collectives are methods of `fed`."""
-        raise NotImplementedError
 
     def evaluate(self, fed: "Federation") -> None:
         """Measure the state after a round: the global model on the test set, unless a method has more to show."""

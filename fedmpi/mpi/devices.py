@@ -29,7 +29,7 @@ def pick_device(world: World, choice: DeviceChoice) -> torch.device:
     with world.agreed():
         visible = torch.cuda.device_count() if choice != "cpu" and world.is_worker else 0
         if choice == "cuda" and world.is_worker and not visible:
-            raise BadInput(f"= cuda: rank {world.rank} on {MPI.Get_processor_name()} sees no GPU", "device")
+            raise BadInput(f"= cuda: rank {world.rank} on {MPI.Get_processor_name()} sees no GPU", "--device")
     training_before_me = world.node.exscan(int(world.is_worker)) or 0
     if not visible:
         return torch.device("cpu")

@@ -23,7 +23,9 @@ from fedmpi.mpi.node import Segments, SharedMean
 
 SPIN_SECONDS = 50e-6
 LONGEST_SLEEP = 5e-3
+# How long a rank that failed waits for rank 0 to answer, and then for it to end the job.
 PATIENCE_SECONDS = 3.0
+ENDING_SECONDS = 600.0
 # Well below 2^31, the largest count that an MPI-3 library takes.
 CHUNK_ELEMENTS = 1 << 28
 
@@ -219,7 +221,9 @@ class World:
         self.meet()
         first = self.comm.allreduce(self.size if problem is None else self.rank, op=MPI.MIN)
         if first < self.size:
-            raise self.comm.bcast(problem, root=first)
+            agreed: BadInput = self.comm.bcast(problem, root=first)
+            agreed.agreed = True
+            raise agreed
 
     # For the set-up of a job, not for its rounds: these send pickles.
 
@@ -243,12 +247,19 @@ class World:
             self._failures.Recv(text, source=status.Get_source())
             raise RemoteFailure(text.decode(errors="replace"))
 
+    def announce_end(self) -> None:
+        """Rank 0 tells all others that it is ending the job, and may have to write a large file first."""
+        for rank in range(1, self.size):
+            self._failures.Isend(b"", dest=rank)
+
     def report_failure(self, report: str) -> NoReturn:
         """Hand a worker's report to rank 0, which prints it and ends the job; if it does not, do so here."""
         request = self._failures.Isend(report.encode(), dest=0)
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline, answered = time.monotonic() + PATIENCE_SECONDS, False
         while time.monotonic() < deadline:
             request.Test()
+            if not answered and self._failures.Iprobe(source=0):
+                deadline, answered = deadline + ENDING_SECONDS, True
             time.sleep(LONGEST_SLEEP)
         print(report, file=sys.stderr, flush=True)
         self.abort()

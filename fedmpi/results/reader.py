@@ -198,7 +198,15 @@ def _is_alive(attributes: dict[str, Any]) -> bool:
         except ProcessLookupError:
             return False
         except PermissionError:
-            pass  # somebody else's process, but there
-        return True
+            return True  # somebody else's process, but there
+        return not _is_zombie(int(attributes["pid"]))
     age = datetime.now(timezone.utc) - datetime.fromisoformat(attributes["last_write"])
     return bool(age.total_seconds() < 10 * attributes["write_interval"])
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether a process has ended and only waits to be asked how; on Linux, elsewhere it counts as alive."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return False

@@ -23,7 +23,6 @@ from numpy.typing import ArrayLike, NDArray
 from fedmpi import __version__
 from fedmpi.errors import BadInput
 from fedmpi.results.columns import Columns
-from fedmpi.results.reader import Run
 from fedmpi.results.schema import SCHEMA, Status
 
 _FIRST_ROUND = 360.0  # seconds between two writes that readers should expect before a round has ended
@@ -117,16 +116,6 @@ class Results:
             others: the same for further arrays, such as the [M, P] centers of a method with M models.
         """
         self._model = _Model(names, shapes, offsets, {"weights": weights, **(others or {})})
-
-    def continue_from(self, run: Run, last_round: int) -> None:
-        """Take over the rows of this run's earlier part, up to and including `last_round`."""
-        self._attributes["started"] = run.attributes["started"]
-        self._initial = run.initial
-        for name in ("rounds", "clients", "ranks", "evaluation"):
-            table = run.table(name)
-            if table:
-                kept = table["round"] <= last_round
-                self._tables[name].add({column: values[kept] for column, values in table.items()})
 
     def write_if_due(self) -> None:
         """Write if the last write is long enough ago that writing takes at most two percent of the run."""
@@ -232,7 +221,7 @@ def check_writable(path: str | Path, overwrite: bool) -> None:
     if target.is_dir():
         raise BadInput(f"{path}: is a folder, not a file")
     if target.exists() and not overwrite:
-        raise BadInput(f"{path}: exists already; give --overwrite to replace it or --resume to go on with it")
+        raise BadInput(f"{path}: exists already; give --overwrite to replace it")
     folder = next(parent for parent in target.parents if parent.exists())
     if not folder.is_dir():
         raise BadInput(f"{path}: {folder} is a file, not a folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,12 +51,13 @@ class Cohort:
         return Cohort(self.clients[positions], self.samples[positions], self.mass[positions])
 
 
-class Sampler:
+class Sampler(ABC):
     """Base of the rules by which clients are chosen."""
 
     #: Set by a rule that draws clients in proportion to their samples: a weighted mean would count them twice.
     weighting: Weighting | None = None
 
+    @abstractmethod
     def draw(self, round: int, size: int, samples: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
         """Choose clients for a round.
 
@@ -68,7 +70,6 @@ class Sampler:
         Returns:
             Numbers of clients; one that stands there twice counts twice in the mean.
         """
-        raise NotImplementedError
 
     def cohort(self, round: int, size: int, samples: NDArray[np.int64], weighting: Weighting, seed: int) -> Cohort:
         """The cohort of a round, the same on every rank."""

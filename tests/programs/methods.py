@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
-from fedmpi.algorithms import Algorithm
 from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.algorithms.ifca import IFCA
 
 if TYPE_CHECKING:
     from fedmpi.federation import Federation
@@ -49,8 +51,37 @@ class EvenOnly(FedAvg):
         self.weights = mean.reduce(empty=self.weights)
 
 
-class Idle(Algorithm):
-    """Trains nobody."""
+class Planted(IFCA):
+    """IFCA that starts from given models.
 
-    def round(self, fed: Federation, cohort: Cohort) -> None:
-        self.weights = fed.weighted_mean(cohort).reduce(empty=self.weights)
+    Args:
+        file: .npy of [models, P].
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.centers_given = torch.from_numpy(np.load(file))
+        super().__init__(len(self.centers_given))
+
+    def setup(self, fed: Federation) -> None:
+        super().setup(fed)
+        self.centers = self.centers_given.clone()
+
+
+class Reordered(IFCA):
+    """IFCA whose random first models are in another order."""
+
+    def __init__(self, order: tuple[int, ...]) -> None:
+        super().__init__(len(order))
+        self.order = order
+
+    def setup(self, fed: Federation) -> None:
+        super().setup(fed)
+        self.centers = self.centers[list(self.order)]
+
+
+class Alike(IFCA):
+    """IFCA whose first models are all the same."""
+
+    def setup(self, fed: Federation) -> None:
+        super().setup(fed)
+        self.centers = self.centers[:1].repeat(self.models, 1)

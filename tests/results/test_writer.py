@@ -203,20 +203,6 @@ def test_the_write_interval_is_the_longest_so_far(tmp_path: Path, clock: Clock) 
     assert interval() == 100
 
 
-def test_a_run_goes_on_where_its_checkpoint_was(tmp_path: Path) -> None:
-    before = fedmpi.results.open(finished(tmp_path / "run.h5", rounds=5))
-    results = started(before.path, overwrite=True)
-    results.continue_from(before, last_round=3)
-    add_round(results, 4)
-    results.finish("interrupted")
-    after = fedmpi.results.open(before.path)
-    assert after.rounds["round"].tolist() == [1, 2, 3, 4]
-    assert after.clients["round"].tolist() == np.repeat([1, 2, 3, 4], 4).tolist()
-    assert after.evaluation["round"].tolist() == [2, 4]
-    assert after.attributes["started"] == before.attributes["started"]
-    assert after.initial == before.initial
-
-
 WRITE_ON_AND_ON = """
 import sys
 from itertools import count

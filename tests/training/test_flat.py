@@ -94,7 +94,9 @@ def test_gradient_is_autograds(model: Model, shape: tuple[int, ...]) -> None:
         assert bound.gradient.shape == (1, bound.layout.parameters)
         views = {e.name: e.view(bound.gradient[0]) for e in bound.layout.entries if e.segment != "statistics"}
         for name, parameter in plain.named_parameters():
-            torch.testing.assert_close(views[name], parameter.grad, rtol=1e-4, atol=1e-5)
+            assert parameter.grad is not None
+            # A bias before a normalisation has no gradient but rounding errors.
+            assert (views[name] - parameter.grad).norm() <= 1e-4 * parameter.grad.norm() + 1e-6, name
     for name, tensor in state(plain).items():
         torch.testing.assert_close(bound.layout.views(bound.weights[0])[name], tensor, rtol=1e-5, atol=1e-6)
 

@@ -1,0 +1,108 @@
+"""FedProx: FedAvg without its pull, the closed form on least squares, and less movement the stronger it pulls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fedmpi import results
+from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.algorithms.fedprox import FedProx
+from fedmpi.errors import BadInput
+from fedmpi.models import LeNet
+from fedmpi.training.settings import LocalTraining
+from tests.launch import REPOSITORY, mpirun, succeed
+from tests.programs.regression import CLIENTS, DIMENSION, EACH, InOrder, OneVector, Regression, SquaresFedAvg, SquaresFedProx
+from tests.small import read, run
+
+PROGRAMS = REPOSITORY / "tests" / "programs"
+START = np.arange(1.0, DIMENSION + 1)
+MUS = (0.0, 0.1, 1.0, 10.0)
+
+
+def squares(path: Path, mu: float, **local: Any) -> results.Run:
+    """A run on least squares, in full batches."""
+    settings = LocalTraining(batch_size=EACH, **local)
+    parts: dict[str, Any] = {"dataset": Regression(), "partition": InOrder(), "model": OneVector()}
+    algorithm = SquaresFedProx(mu) if mu else SquaresFedAvg()
+    return run(path, algorithm, **parts, clients=CLIENTS, local=settings, rounds=2, evaluate_every=0)
+
+
+def closed_form(mu: float, rounds: int = 2) -> NDArray[np.float64]:
+    """The mean of the clients' solutions of (A + mu I) w = A'b + mu w_t, round by round."""
+    samples = read(Regression()).train_x.astype(np.float64).reshape(CLIENTS, EACH, DIMENSION + 1)
+    weights = START
+    for _ in range(rounds):
+        solutions = []
+        for equations in samples:
+            a, b = equations[:, :-1], equations[:, -1]
+            solutions.append(
+                np.linalg.solve(a.T @ a / EACH + mu * np.eye(DIMENSION), a.T @ b / EACH + mu * weights)
+            )
+        weights = np.mean(solutions, 0)
+    return weights
+
+
+def test_without_pull_it_is_fedavg(tmp_path: Path) -> None:
+    """X1. Oracle: FedAvg, bit for bit, with momentum, decay and clipping; and with a pull something else."""
+    local = LocalTraining(epochs=2, momentum=0.9, weight_decay=1e-3, clip_norm=5.0, lr=0.02)
+    runs = [
+        run(tmp_path / f"{name}.h5", algorithm, model=LeNet(), rounds=2, local=local)
+        for name, algorithm in (("avg", FedAvg()), ("none", FedProx(0)), ("some", FedProx(0.01)))
+    ]
+    assert runs[0].weights_sha256 == runs[1].weights_sha256
+    for column in ("train_loss", "test_loss", "test_accuracy", "bytes_up", "bytes_down"):
+        np.testing.assert_array_equal(runs[0].rounds[column], runs[1].rounds[column])
+    assert runs[0].weights_sha256 != runs[2].weights_sha256
+
+
+@pytest.mark.parametrize("mu", MUS)
+def test_closed_form(mu: float, tmp_path: Path) -> None:
+    """X2. Oracle: the closed form of the converged local solutions, over two rounds."""
+    made = squares(tmp_path / "run.h5", mu, epochs=400, lr=min(0.3, 0.9 / (1 + mu)))
+    np.testing.assert_allclose(made.weights, closed_form(mu), rtol=2e-5)
+
+
+def test_the_stronger_the_pull_the_shorter_the_way(tmp_path: Path) -> None:
+    """X3. Oracle: monotonic, over converged solutions; one step alone does not feel the pull, two do."""
+    ways = [np.linalg.norm(closed_form(mu, 1) - START) for mu in MUS]
+    assert all(near < far for far, near in zip(ways, ways[1:], strict=False)), "so it is for the closed form"
+    runs = [squares(tmp_path / f"{mu}.h5", mu, epochs=100, lr=0.05) for mu in MUS]
+    ways = [float(np.linalg.norm(made.weights - START)) for made in runs]
+    assert all(near < 0.99 * far for far, near in zip(ways, ways[1:], strict=False))
+    for steps, alike in ((1, True), (2, False)):
+        without, pulled = (squares(tmp_path / f"{steps}-{mu}.h5", mu, epochs=steps, lr=0.1) for mu in (0.0, 1.0))
+        assert np.array_equal(without.weights, pulled.weights) == alike
+
+
+@pytest.mark.parametrize("mu", [-0.1, float("nan"), float("inf")])
+def test_pulls_that_cannot_be(mu: float) -> None:
+    """Oracle: the message."""
+    with pytest.raises(BadInput, match=r"mu = .*: must be at least 0"):
+        FedProx(mu)
+
+
+def test_on_three_ranks(tmp_path: Path) -> None:
+    """X1, X2. Oracles: FedAvg bit for bit, the closed form, and this process's own run bit for bit."""
+    digits = "--rounds 2 --clients 6 --cohort 4 --model LeNet --local.epochs 1"
+    squared = (
+        "--algorithm regression.SquaresFedProx --algorithm.mu 1 --dataset regression.Regression --sampler All --seed 3"
+        " --partition regression.InOrder --model regression.OneVector --clients 5 --rounds 2 --evaluate_every 0"
+        " --local.batch_size 12 --local.epochs 400 --local.lr 0.3"
+    )
+    lines = {
+        "avg": digits,
+        "prox": f"{digits} --algorithm FedProx --algorithm.mu 0",
+        "squares": squared,
+    }
+    (tmp_path / "lines").write_text("\n".join(f"{name} {options}" for name, options in lines.items()))
+    succeed(mpirun(3, PROGRAMS / "runs.py", tmp_path, tmp_path / "lines", PYTHONPATH=f"{REPOSITORY}:{PROGRAMS}"))
+    avg, prox, made = (results.open(tmp_path / f"{name}.h5") for name in lines)
+    assert avg.weights_sha256 == prox.weights_sha256
+    np.testing.assert_array_equal(avg.rounds["test_loss"], prox.rounds["test_loss"])
+    np.testing.assert_allclose(made.weights, closed_form(1.0), rtol=2e-5)
+    assert made.weights_sha256 == squares(tmp_path / "here.h5", 1.0, epochs=400, lr=0.3).weights_sha256

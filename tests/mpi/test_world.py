@@ -1,0 +1,134 @@
+"""Collectives on four ranks: what arrives, in which pieces, who agrees, and that waiting costs nothing."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedmpi.mpi.world import World
+from tests.launch import REPOSITORY, mpirun, succeed
+from tests.programs.collectives import CHUNK, SHAPES, values
+
+PROGRAMS = REPOSITORY / "tests" / "programs"
+RANKS = range(4)
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of four ranks saw."""
+    folder = tmp_path_factory.mktemp("collectives")
+    succeed(mpirun(4, "-m", "mpi4py", PROGRAMS / "collectives.py", folder))
+    return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in RANKS]
+
+
+def test_roles(seen: list[dict[str, Any]]) -> None:
+    """Oracle: rank 0 serves, the others train."""
+    assert [one["roles"] for one in seen] == [(rank, 4, rank == 0, rank > 0, [1, 2, 3]) for rank in RANKS]
+
+
+def test_roles_of_a_lone_rank() -> None:
+    """Oracle: it serves and trains, and talks to nobody."""
+    world = World()
+    assert (world.rank, world.size, world.is_server, world.is_worker, list(world.workers)) == (0, 1, True, True, [0])
+    buffer = np.arange(5.0)
+    world.broadcast(buffer)
+    world.sum(buffer)
+    world.exchange([], [])
+    assert buffer.tolist() == [0, 1, 2, 3, 4]
+    assert world.from_server("text") == "text"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_broadcast_and_sum(seen: list[dict[str, Any]], dtype: str, shape: tuple[int, ...]) -> None:
+    """Oracle: rank 0's numbers, and NumPy's sum, on every rank; 1,000 numbers at most in a message."""
+    for one in seen:
+        np.testing.assert_array_equal(one[f"broadcast {dtype} {shape}"], values(0, shape, dtype))
+        np.testing.assert_array_equal(
+            one[f"sum {dtype} {shape}"], sum(values(rank, shape, dtype) for rank in RANKS)
+        )
+        messages = -(-int(np.prod(shape)) // CHUNK)
+        assert one[f"broadcast {dtype} {shape} calls"] == messages
+        assert one[f"sum {dtype} {shape} calls"] == messages
+
+
+def test_more_than_one_message_was_needed() -> None:
+    """That the test above could fail: its longest buffer goes in three."""
+    assert max(int(np.prod(shape)) for shape in SHAPES) == 2515
+
+
+def test_exchange(seen: list[dict[str, Any]]) -> None:
+    """Oracle: each rank's three rows at its right neighbour, in order, though two are cut; one more row at rank 0."""
+    for rank, one in enumerate(seen):
+        left = (rank - 1) % 4
+        for number, (row, length) in enumerate(zip(one["exchanged"], (5, 2 * CHUNK + 1, 100_000), strict=False)):
+            np.testing.assert_array_equal(row, values(left, (length,), "float32") + number)
+    assert [row.tolist() for row in seen[0]["exchanged"][3:]] == [[rank] * 3 for rank in (1, 2, 3)]
+
+
+def test_agreement(seen: list[dict[str, Any]]) -> None:
+    """Oracle: no problem, nobody complains; else everyone says the same, as the first rank with a problem put it."""
+    assert [one["agreed ()"] for one in seen] == [None] * 4
+    assert [one["agreed (2,)"] for one in seen] == [("mu = 2: found by rank 2", "mu")] * 4
+    assert [one["agreed (3, 1)"] for one in seen] == [("mu = 1: found by rank 1", "mu")] * 4
+
+
+def test_texts_and_the_servers_word(seen: list[dict[str, Any]]) -> None:
+    """Oracle: by hand."""
+    assert [one["from server"] for one in seen] == [{"rank": 0}] * 4
+    assert [one["texts"] for one in seen] == [[f"text of {rank}" for rank in RANKS]] * 4
+
+
+def test_shared_arrays(seen: list[dict[str, Any]]) -> None:
+    """Oracle: what one rank has read; it lies in memory once: what rank 1 writes, the others read."""
+    assert [one["read"] for one in seen] == [1, 0, 0, 0]
+    expected = [np.arange(5, dtype=np.uint8), values(0, (30, 7), "float32")[:, ::2], np.arange(3), np.zeros((0, 4))]
+    for one in seen:
+        assert one["written by another"] == -42
+        assert one["aligned"][:3] == [0, 0, 0]
+        for array, original in zip(one["shared"], expected, strict=True):
+            assert array.dtype == original.dtype
+            np.testing.assert_array_equal(array, original)
+
+
+def test_arrays_that_cannot_be_shared(seen: list[dict[str, Any]]) -> None:
+    """Oracle: the same complaint on every rank; of a shared memory of 3 MiB, 3 MiB are not too much and 5 MiB are."""
+    assert [one["missing"] for one in seen] == [("rank 0 finds no file", None)] * 4
+    assert [one["fits"] for one in seen] == [None] * 4
+    message, _ = seen[0]["too large"]
+    assert "has 3 MiB free, the data set needs 5 MiB" in message
+    assert [one["too large"] for one in seen] == [(message, None)] * 4
+
+
+def test_waiting_ranks_sleep(seen: list[dict[str, Any]]) -> None:
+    """Oracle: the CPU's clock: less than 15 % of the 2 seconds for which three ranks wait for the fourth."""
+    for one in seen[:3]:
+        assert one["wall"] > 1.9
+        assert one["cpu"] < 0.15 * one["wall"]
+        assert one["waited"] == pytest.approx(one["wall"], rel=0.1)
+    assert seen[3]["waited"] < 1
+
+
+def test_traffic_of_a_round(tmp_path: Path) -> None:
+    """Oracle: 650 parameters: a round is one Bcast of 4 bytes each, one Allreduce of 8 bytes each and the client's mass,
+    and one small Allreduce of the books; no pickles. (What a run of 5 rounds sends more than one of 2.)
+    """
+    options = "--model LogisticRegression --clients 6 --cohort 4 --local.epochs 1 --evaluate_every 0".split()
+    succeed(mpirun(3, "-m", "mpi4py", PROGRAMS / "counted_runs.py", tmp_path, *options))
+    for rank in range(3):
+        two, five = (Counter(json.loads((tmp_path / f"{rounds}-{rank}.json").read_text())) for rounds in (2, 5))
+        assert sum(two.values()) > 0
+        assert not two - five
+        three_rounds = dict(five - two)
+        assert three_rounds.pop(f"Bcast {650 * 4}") == 3
+        assert three_rounds.pop(f"Allreduce {651 * 8}") == 3
+        (small, times), *rest = three_rounds.items()
+        name, size = small.split()
+        assert (name, times, rest) == ("Allreduce", 3, [])
+        assert int(size) < 1000
