@@ -57,8 +57,9 @@ class WeightedMean:
         self._size = size
         self._total_mass = total_mass
         self._grouped = groups is not None
-        groups = groups or 1
-        self._sums = torch.zeros(groups, size + 1, dtype=torch.float64, device=device)
+        self._shared = world.shared_mean(groups or 1, size)
+        shared_rows = torch.from_numpy(self._shared.rows)
+        self._rows = shared_rows if device.type == "cpu" else torch.empty_like(shared_rows, device=device)
         self._scratch = torch.empty(BLOCK_ELEMENTS, dtype=torch.float64, device=device)
         self._segments = (
             (0, parameters, PARAMETER_UNIT, PARAMETER_LIMIT),
@@ -75,11 +76,13 @@ class WeightedMean:
         for k, (vector, mass) in enumerate(zip(vectors, block.mass.tolist(), strict=True)):
             if mass == 0:
                 continue
-            row = self._sums[0 if group is None else int(group[k])]
+            row = 0 if group is None else int(group[k])
+            if not self._shared.masses[row]:
+                self._rows[row].zero_()
             for start, stop, unit, limit in self._segments:
                 self._check(vector[start:stop], limit, block, k)
-                self._add_rounded(row[start:stop], vector[start:stop], mass / self._total_mass, unit)
-            row[-1] += mass
+                self._add_rounded(self._rows[row, start:stop], vector[start:stop], mass / self._total_mass, unit)
+            self._shared.masses[row] += mass
         self.bytes_added += len(vectors) * self._size * 4
 
     def reduce(self, empty: Tensor | None = None) -> Tensor:
@@ -92,17 +95,15 @@ class WeightedMean:
             The float32 mean at the server. On the other ranks a tensor of the same shape on the meta device: it
             takes no memory, goes through the server's arithmetic, and cannot be read by mistake.
         """
-        sums = self._sums.cpu()
-        self._world.sum(sums.numpy())
-        shape = (len(sums), self._size) if self._grouped else (self._size,)
+        if self._rows.device.type != "cpu":
+            torch.from_numpy(self._shared.rows).copy_(self._rows)
+        means, masses = self._shared.form(self._total_mass)
+        shape = means.shape if self._grouped else means.shape[1:]
         if not self._world.is_server:
             return torch.empty(shape, device="meta")
-        mass = sums[:, -1:]
-        # Exactly 1 where the whole cohort was added; masses are integers, so their sum is exact, too.
-        scale = self._total_mass / mass.clamp(min=1)
-        result = (sums[:, :-1] * scale).float()
-        if empty is not None:
-            result = torch.where(mass > 0, result, empty)
+        result = torch.from_numpy(means).clone()
+        for row in np.flatnonzero(masses == 0):
+            result[row] = 0 if empty is None else empty.view(result.shape)[row]
         return result.view(shape)
 
     def _add_rounded(self, into: Tensor, vector: Tensor, weight: float, unit: float) -> None:

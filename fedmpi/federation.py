@@ -100,7 +100,10 @@ class Federation:
         return self._initial(number).cpu()
 
     def broadcast(self, vector: Tensor) -> Tensor:
-        """The server's `vector` [..., n] on every rank and its device; counts as sent to each client of the round."""
+        """The server's `vector` [..., n] on every rank and its device; counts as sent to each client of the round.
+
+        To be read only, and only in this round: the ranks of a node share one copy. Clone what is to be kept.
+        """
         self._ledger.bytes_down += vector.numel() * vector.element_size() * len(self._ledger.cohort)
         return self._distribute(vector)
 
@@ -202,6 +205,7 @@ class Federation:
     def begin(self, round: int, cohort: Cohort, client_metrics: tuple[str, ...]) -> None:
         """Start a round."""
         self.round = round
+        self._world.begin_round()
         self._ledger = Ledger(self._world, round, cohort, client_metrics)
         self._means.clear()
 
@@ -216,9 +220,8 @@ class Federation:
 
     def _distribute(self, vector: Tensor) -> Tensor:
         with self._doing("broadcast"):
-            host = vector.contiguous() if self.is_server else torch.empty(vector.shape, dtype=vector.dtype)
-            self._world.broadcast(host.numpy())
-            return host.to(self.device)
+            mine = vector.contiguous() if self.is_server else torch.empty(vector.shape, dtype=vector.dtype)
+            return torch.from_numpy(self._world.broadcast(mine.numpy())).to(self.device)
 
     @contextmanager
     def _doing(self, activity: str, block: Block | None = None) -> Iterator[None]:

@@ -198,7 +198,7 @@ class World:
         number = self._broadcasts_used
         self._broadcasts_used += 1
         if number == len(self._broadcasts) or len(self._broadcasts[number]) < size:
-            self._broadcasts[number:number + 1] = Segments(self.node, size, np.uint8, number=1).arrays
+            self._broadcasts[number : number + 1] = Segments(self.node, size, np.uint8, number=1).arrays
         return self._broadcasts[number]
 
     def _next_scratch(self, size: int) -> list[NDArray[np.uint8]]:
@@ -240,7 +240,8 @@ class World:
     # Failure
 
     def _raise_remote_failure(self) -> None:
-        if self.is_server and self._failures.Iprobe():
+        # Asked on every rank: it also lets MPI get on with what other ranks want of this one.
+        if self._failures.Iprobe() and self.is_server:
             status = MPI.Status()
             self._failures.Probe(status=status)
             text = bytearray(status.Get_count(MPI.BYTE))
