@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from functools import cached_property
 
 import torch
@@ -61,11 +62,17 @@ class Net:
     """The network as a loss sees it: with the weights being trained, or, by `at`, with any others.
 
     The parts `features` and `classify` need a model built as `Backbone(extractor, classifier)`.
+
+    Args:
+        model: the network.
+        tensors: run it with these, by name; None: with the model's own.
+        frozen: run it in evaluation mode.
     """
 
-    def __init__(self, model: FlatModel, fixed: Tensor | None = None) -> None:
+    def __init__(self, model: FlatModel, tensors: Mapping[str, Tensor] | None = None, frozen: bool = False) -> None:
         self._model = model
-        self._fixed = None if fixed is None else model.layout.views(fixed)
+        self._tensors = tensors
+        self._module = model.frozen if frozen else model.module
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits [B, classes] of inputs [B, ...]."""
@@ -81,13 +88,14 @@ class Net:
 
     def at(self, weights: Tensor) -> Net:
         """The same network with other weights [P], in evaluation mode; no gradient flows into them."""
-        return Net(self._model, weights)
+        return Net(self._model, self._model.layout.views(weights.detach()), frozen=True)
 
     def _run(self, part: str, x: Tensor) -> Tensor:
-        if self._fixed is None:
-            result: Tensor = self._model.module.get_submodule(part)(x)
+        module = self._module.get_submodule(part)
+        if self._tensors is None:
+            result: Tensor = module(x)
             return result
         prefix = f"{part}." if part else ""
-        weights = {n.removeprefix(prefix): w for n, w in self._fixed.items() if n.startswith(prefix)}
-        fixed: Tensor = functional_call(self._model.frozen.get_submodule(part), weights, (x,))
-        return fixed
+        tensors = {n.removeprefix(prefix): t for n, t in self._tensors.items() if n.startswith(prefix)}
+        with_others: Tensor = functional_call(module, tensors, (x,))
+        return with_others

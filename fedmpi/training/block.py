@@ -1,0 +1,67 @@
+"""What training takes and gives: a block of clients, an algorithm's hooks, and the account of the work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedmpi.training.flat import Net
+from fedmpi.training.samples import Batch
+
+
+class Hooks(Protocol):
+    """What an algorithm may change in a local step; see `fedmpi.algorithms.Algorithm`."""
+
+    def loss(self, net: Net, batch: Batch, start: Tensor, client: Mapping[str, Tensor]) -> Tensor: ...
+
+    def direction(self, gradient: Tensor, weights: Tensor, start: Tensor, block: Block) -> Tensor: ...
+
+
+@dataclass
+class Block:
+    """K clients that a rank trains together.
+
+    Attributes:
+        clients: [K] their numbers.
+        samples: [K] how many training samples each holds; in a block of several, most first.
+        mass: [K] int64, what each counts in a mean over the cohort.
+        vectors: named rows [K, ...] that the hooks may read, given to `Federation.train`.
+    """
+
+    clients: NDArray[np.int64]
+    samples: NDArray[np.int64]
+    mass: NDArray[np.int64]
+    vectors: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.clients)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.vectors[name]
+
+    def rows(self, which: slice | list[int]) -> Block:
+        """Some of the clients, with their rows."""
+        vectors = {name: rows[which] for name, rows in self.vectors.items()}
+        return Block(self.clients[which], self.samples[which], self.mass[which], vectors)
+
+
+@dataclass
+class Work:
+    """The models that training made, and what they cost.
+
+    Attributes:
+        weights: [K, P], in memory that the next training overwrites.
+        loss: [K] mean over the samples seen; NaN for a client without any.
+        steps: [K] optimizer steps.
+        seconds: [K]; of clients that were trained together, equal shares by steps.
+    """
+
+    weights: Tensor
+    loss: NDArray[np.float64]
+    steps: NDArray[np.int64]
+    seconds: NDArray[np.float64]

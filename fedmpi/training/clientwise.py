@@ -1,0 +1,147 @@
+"""Operations that know which client they are run for, under any unmodified network.
+
+Two things in a network need care. Dropout must draw each client's own numbers, the same whether it is trained alone
+or beside others: here they are a hash of (client, round, step, layer, element). And where clients are trained side by
+side, batch normalisation must leave out the rows that only pad a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+# Of MurmurHash3's 32-bit finaliser (Appleby, 2011), and the golden ratio, which spreads the counter.
+_FACTORS = (0x85EBCA6B, 0xC2B2AE35)
+_GOLDEN = 0x9E3779B9
+
+
+class ClientWise(TorchFunctionMode):
+    """While active, dropout and batch normalisation in training mode are those of one client.
+
+    Args:
+        key: of the client, round and step; below 2^31, an int, or an int32 scalar where clients run side by side.
+        real: [B] float32, 1 for the rows of the batch that are samples; None if all are.
+        buffers: the network's buffers by name; running statistics among them are not changed in place.
+
+    Attributes:
+        changed: the new values of buffers, by name.
+    """
+
+    def __init__(
+        self, key: int | Tensor, real: Tensor | None = None, buffers: Mapping[str, Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        self.changed: dict[str, Tensor] = {}
+        self._key = key
+        self._real = real
+        self._names = {id(buffer): name for name, buffer in (buffers or {}).items()}
+        self._dropouts = 0
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is functional.dropout:
+            return self._dropout(*args, **(kwargs or {}))
+        if func is functional.batch_norm and self._real is not None:
+            return self._batch_norm(func, self._real, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _dropout(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if not training or p == 0:
+            return x
+        self._dropouts += 1
+        if isinstance(self._key, int) and x.device.type == "cpu":
+            bits = torch.from_numpy(_hashed(self._key, self._dropouts, x.numel()))
+        else:
+            bits = _hashed_tensor(torch.as_tensor(self._key, dtype=torch.int32, device=x.device), self._dropouts, x)
+        # In the order of the batch's rows, whatever the memory format, so that rows that pad come last.
+        kept = (bits >= round(p * 2**31)).view(x.shape)
+        return x * kept.to(x.dtype).mul_(1 / (1 - p))
+
+    def _batch_norm(
+        self,
+        func: Callable[..., Tensor],
+        is_real: Tensor,
+        x: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        """The same as PyTorch's, over the real rows; one sample alone is normalised by the running statistics."""
+        if not training:
+            return func(x, running_mean, running_var, weight, bias, False, momentum, eps)
+        others = [dimension for dimension in range(x.dim()) if dimension != 1]
+        wide = [1, -1] + [1] * (x.dim() - 2)
+        rows = is_real.sum()
+        real = is_real.view(-1, *[1] * (x.dim() - 1))
+        count = rows * x[0, 0].numel()
+        mean = (x * real).sum(others) / count
+        centred = x - mean.view(wide)
+        var = (centred.square() * real).sum(others) / count
+        if running_mean is not None and running_var is not None:
+            unbiased = var * count / (count - 1).clamp(min=1)
+            several = rows > 1
+            self._change(running_mean, torch.where(several, running_mean.lerp(mean, momentum), running_mean))
+            self._change(running_var, torch.where(several, running_var.lerp(unbiased, momentum), running_var))
+            centred = torch.where(several, centred, x - running_mean.view(wide))
+            var = torch.where(several, var, running_var)
+        result = centred * (var + eps).rsqrt().view(wide)
+        if weight is not None:
+            result = result * weight.view(wide)
+        return result if bias is None else result + bias.view(wide)
+
+    def _change(self, buffer: Tensor, value: Tensor) -> None:
+        self.changed[self._names[id(buffer)]] = value.detach()
+
+
+def _hashed(key: int, layer: int, count: int) -> NDArray[np.int32]:
+    """[count] integers below 2^31, a hash of key, layer and position."""
+    x = np.arange(count, dtype=np.uint32)
+    x *= np.uint32(_GOLDEN)
+    x += np.uint32((key + layer * _GOLDEN) & 0xFFFFFFFF)
+    shifted = np.empty_like(x)
+    for shift, factor in ((16, _FACTORS[0]), (13, _FACTORS[1])):
+        np.right_shift(x, np.uint32(shift), out=shifted)
+        x ^= shifted
+        x *= np.uint32(factor)
+    x ^= np.uint32(key)
+    np.right_shift(x, np.uint32(16), out=shifted)
+    x ^= shifted
+    x &= np.uint32(0x7FFFFFFF)
+    return x.view(np.int32)
+
+
+def _hashed_tensor(key: Tensor, layer: int, like: Tensor) -> Tensor:
+    """The same, in PyTorch's signed arithmetic, for keys of several clients or on another device."""
+    x = torch.arange(prod(like.shape), dtype=torch.int32, device=like.device) * _signed(_GOLDEN)
+    x = x + (key + _signed(layer * _GOLDEN))
+    for shift, factor in ((16, _FACTORS[0]), (13, _FACTORS[1])):
+        x = (x ^ _shifted(x, shift)) * _signed(factor)
+    x = x ^ key
+    return (x ^ _shifted(x, 16)) & 0x7FFFFFFF
+
+
+def _shifted(x: Tensor, by: int) -> Tensor:
+    """Logical shift to the right; PyTorch has only the arithmetic one."""
+    return (x >> by) & ((1 << (32 - by)) - 1)
+
+
+def _signed(bits: int) -> int:
+    bits &= 0xFFFFFFFF
+    return bits - (1 << 32) if bits >= 1 << 31 else bits

@@ -1,0 +1,101 @@
+"""Local training: what clients do between receiving a model and returning it, whichever way they are computed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedmpi import randomness
+from fedmpi.algorithms.base import Algorithm
+from fedmpi.training.block import Block, Hooks, Work
+from fedmpi.training.flat import FlatModel
+from fedmpi.training.optimizers import SGD, Adam
+from fedmpi.training.samples import Samples
+from fedmpi.training.settings import LocalTraining
+
+#: client -> [H * W] the order in which it sees the pixels of its images, or None
+PixelOrder = Callable[[int], Tensor | None]
+
+
+class Trainer(ABC):
+    """Trains the clients of one rank, so many at once.
+
+    Args:
+        model: the network; its own weights are not touched by trainers that keep several.
+        samples: the whole training set.
+        shards: which samples each client holds.
+        pixels: the order in which a client sees the pixels of its images.
+        settings: see `LocalTraining`.
+        seed: of the experiment.
+        at_once: K, how many clients `train` takes at the most.
+    """
+
+    def __init__(
+        self,
+        model: FlatModel,
+        samples: Samples,
+        shards: list[NDArray[np.int64]],
+        pixels: PixelOrder,
+        settings: LocalTraining,
+        seed: int,
+        at_once: int = 1,
+    ) -> None:
+        self.model = model
+        self.samples = samples
+        self.shards = shards
+        self.pixels = pixels
+        self.settings = settings
+        self.seed = seed
+        self.at_once = at_once
+        self._drops_out = any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in model.module.modules())
+
+    @abstractmethod
+    def train(self, block: Block, start: Tensor, hooks: Hooks, round: int, rounds: int) -> Work:
+        """Train the block's clients.
+
+        Args:
+            start: [K, P], the weights they receive.
+            hooks: the algorithm's loss and direction.
+            round, rounds: for the learning rate's schedule, and for what is random.
+        """
+
+    def count_steps(self, samples: int) -> int:
+        """Optimizer steps of a client with so many samples."""
+        return self.settings.count_steps(samples, self.model.normalises_batches)
+
+    def _hashed(self, purpose: str, round: int, clients: NDArray[np.int64], count: int) -> NDArray[np.uint64]:
+        """[K, count] random bits; a client's are the same beside any others, and the first few of more."""
+        return randomness.hashed_bits(randomness.keys(self.seed, purpose, round, clients), count)
+
+    def _dropout_keys(self, round: int, clients: NDArray[np.int64]) -> NDArray[np.int32]:
+        """[K] for `ClientWise`."""
+        return (randomness.keys(self.seed, "dropout", round, clients) >> np.uint64(33)).astype(np.int32)
+
+    def _make_optimizer(self, rows: int) -> SGD | Adam:
+        shape, device = torch.Size((rows, self.model.layout.parameters)), self.model.device
+        if self.settings.optimizer == "adam":
+            return Adam(shape, device, self.settings.weight_decay)
+        return SGD(shape, device, self.settings.momentum, self.settings.weight_decay)
+
+    def _clipped(self, step: Tensor) -> Tensor:
+        """`step` [K, d], each row no longer than the settings allow."""
+        if self.settings.clip_norm is None:
+            return step
+        norm = torch.linalg.vector_norm(step, dim=1, keepdim=True)
+        return step * (self.settings.clip_norm / norm).clamp_(max=1)
+
+
+def corrects(hooks: Hooks) -> bool:
+    """Whether an algorithm changes the direction of the local steps."""
+    return type(hooks).direction is not Algorithm.direction
+
+
+def check_losses(losses: Tensor, labels: Tensor) -> None:
+    """Raise ValueError unless there is a loss for each sample."""
+    if losses.shape != labels.shape:
+        raise ValueError(f"loss returned {list(losses.shape)}, not a loss for each of {len(labels)} samples")
