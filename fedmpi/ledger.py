@@ -155,5 +155,7 @@ class Ledger:
 
 
 def _weighted(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
-    """Sum without rounding on the way, so that no order of summation can show in the bits."""
+    """Sum without rounding on the way, so that no order of summation can show in the bits; NaN if there is nobody."""
+    if not weights.any():
+        return math.nan
     return math.fsum(v * w for v, w in zip(values.tolist(), weights.tolist(), strict=True) if w)

@@ -25,6 +25,8 @@ from fedmpi.training.local import Block, Trainer, Work
 from fedmpi.training.samples import Samples
 from fedmpi.training.settings import LocalTraining
 
+torch.set_num_threads(1)  # as in a job: threads that wait for one another take seconds on a busy machine
+
 CPU = torch.device("cpu")
 SEED = 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from fedmpi.mpi.world import World
 from fedmpi.training.local import Block
 from tests.launch import REPOSITORY, mpirun, succeed
 from tests.programs import means
-from tests.programs.means import COUNT, PARAMETERS, SIZE
+from tests.programs.means import CANCELLING, COUNT, PARAMETERS, SIZE
 from tests.small import CPU, Alone, block
 
 PROGRAM = REPOSITORY / "tests" / "programs" / "means.py"
@@ -69,6 +70,7 @@ def test_plain_sums_depend_on_the_order() -> None:
             forwards += first
             backwards += last
         assert (forwards != backwards).double().mean() > 0.5
+        assert (forwards.float() != backwards.float())[:CANCELLING].double().mean() > 0.01
 
 
 def test_any_grouping_over_ranks_gives_the_same_bits(reference: Tensor, tmp_path: Path) -> None:
@@ -99,12 +101,15 @@ def test_the_mean_is_right(reference: Tensor) -> None:
     assert reference[some].abs().median() > 1000
 
 
-def test_small_parameters_keep_their_unit(world: World) -> None:
-    """Oracle: math.fsum; of values around 1e-9, where float32 is finer than the unit 2^-43 = 1.1e-13."""
+def test_small_values_keep_their_unit(world: World) -> None:
+    """Oracle: math.fsum; where float32 is finer than the unit: parameters of 1e-9, buffers of 1e-5."""
     values = torch.from_numpy(np.random.default_rng(0).standard_normal((10, 1000), dtype=np.float32)) * 1e-9
-    mean = weighted(world, 1000, 10)
+    values[:, 500:] *= 1e4
+    mean = weighted(world, 1000, 10, buffers=500)
     mean.add(values, block(*range(10)))
-    assert_near(mean.reduce(), exact(values, [1] * 10), 10, 2.0**-43)
+    result = mean.reduce()
+    assert_near(result[:500], exact(values[:, :500], [1] * 10), 10, 2.0**-43)
+    assert_near(result[500:], exact(values[:, 500:], [1] * 10), 10, 2.0**-29)
 
 
 def test_sums_reach_the_limits(world: World) -> None:
@@ -119,10 +124,29 @@ def test_sums_reach_the_limits(world: World) -> None:
     assert_near(result[50:], exact(values[:, 50:], masses), 7, 2.0**-29)
 
 
+def test_large_values_do_not_swallow_small_ones(world: World) -> None:
+    """Oracle: math.fsum, in all 24 orders of 4 clients: two near the limits, which cancel, and two small."""
+    values = torch.from_numpy(np.random.default_rng(0).random((4, 1000), dtype=np.float32)) * 1e-8
+    values[:, 500:] *= 1e4
+    values[:2] = torch.tensor([[1.0], [-1.0]]) * torch.tensor([255.0, 4.19e6]).repeat_interleave(500)
+    oracle = exact(values, [100] * 4)
+    results = []
+    for order in permutations(range(4)):
+        mean = weighted(world, 1000, 400, buffers=500)
+        mean.add(values[list(order)], block(*order, mass=100))
+        result = mean.reduce()
+        assert_near(result[:500], oracle[:500], 2, 2.0**-43)
+        assert_near(result[500:], oracle[500:], 2, 2.0**-29)
+        results.append(result)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
 def test_sole_client_passes_through(world: World) -> None:
     """Oracle: the vector itself, bit for bit, from the smallest to the largest values."""
     rng = np.random.default_rng(0)
-    vector = torch.from_numpy((rng.standard_normal(100_001) * 10.0 ** rng.uniform(-42, 1, 100_001)).astype(np.float32))
+    vector = torch.from_numpy(
+        (rng.standard_normal(100_001) * 10.0 ** rng.uniform(-42, 1, 100_001)).astype(np.float32)
+    )
     vector[-3:] = torch.tensor([255.999, 1e-45, 4e6])
     for mass in (1, 719):
         mean = weighted(world, len(vector), mass, buffers=1)
@@ -165,14 +189,9 @@ def test_groups(world: World) -> None:
     """Oracle: a mean of its own for every group (up to the unit, for the total is another)."""
     values, masses = means.vectors()[:9, :1000], means.masses()[:9]
     choice, before = np.array([0, 2, 2, 0, 2, 0, 0, 2, 2]), torch.randn(3, 1000)
-    clients = Block(np.arange(9), np.ones(9, int), np.array(masses))
     mean = weighted(world, 1000, sum(masses), groups=3)
-    mean.add(values[:4], Block(*(column[:4] for column in (clients.clients, clients.samples, clients.mass))), choice)
-    mean.add(
-        values[4:],
-        Block(*(column[4:] for column in (clients.clients, clients.samples, clients.mass))),
-        torch.from_numpy(choice[4:]),
-    )
+    for some, their_choice in ((slice(0, 4), choice[:4]), (slice(4, 9), torch.from_numpy(choice[4:]))):
+        mean.add(values[some], Block(np.arange(9)[some], np.ones(9, int)[some], np.array(masses)[some]), their_choice)
     result = mean.reduce(empty=before)
     assert result.shape == (3, 1000)
     assert torch.equal(result[1], before[1]), "nobody chose it"
@@ -209,7 +228,9 @@ def test_diverged_parameters(world: World, value: float) -> None:
     values = torch.zeros(3, 6)
     values[1, 2] = value
     size = "nan" if math.isnan(value) else f"{abs(value):g}"
-    with pytest.raises(Diverged, match=rf"client 41 diverged.* is {size.replace('+', '.')} \(limit 256\).*--local.lr"):
+    with pytest.raises(
+        Diverged, match=rf"client 41 diverged.* is {size.replace('+', '.')} \(limit 256\).*--local.lr"
+    ):
         weighted(world, 6, 3, buffers=2).add(values, block(40, 41, 42))
 
 

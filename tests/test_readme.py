@@ -15,7 +15,9 @@ from fedmpi.models import LeNet
 from tests.launch import REPOSITORY, mpirun, succeed
 
 README = (REPOSITORY / "README.md").read_text()
-EXAMPLE = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if block.startswith("# mine.py"))
+EXAMPLE = next(
+    block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if block.startswith("# mine.py")
+)
 
 
 def command(beginning: str) -> list[str]:
@@ -35,7 +37,12 @@ def test_a_method_a_model_and_a_data_set_of_ones_own(tmp_path: Path, monkeypatch
     assert run.status == "finished"
     assert run.settings["algorithm"] == {"class_path": "mine.SignedSGD", "init_args": {"share": 0.2}}
     assert run.attributes["dataset"] == "TwoMoons"
-    assert run.model["names"].tolist() == ["classifier.weight", "classifier.bias", "extractor.0.weight", "extractor.0.bias"]
+    assert run.model["names"].tolist() == [
+        "classifier.weight",
+        "classifier.bias",
+        "extractor.0.weight",
+        "extractor.0.bias",
+    ]
     assert len(run.rounds["round"]) == 20
     assert run.accuracy().last > 0.9
     assert f"{100 * run.accuracy().last:.2f} %" in output

@@ -120,9 +120,7 @@ def test_equal_clients_are_any_one_of_them(model: Model, tmp_path: Path) -> None
 
 
 def test_equal_samples_give_equal_clients(tmp_path: Path) -> None:
-    """A3. Oracle: one client, to the unit of the sum, 2^-43, and so to a float32 rounding, for every order is the same:
-    each of three clients holds one sample eight times.
-    """
+    """A3. Oracle: one client, to the unit of the sum, 2^-43: three clients hold one sample eight times each."""
     settings: dict[str, Any] = {
         "model": MLP(hidden=(33,)),
         "partition": InOrder(),
@@ -173,5 +171,7 @@ def test_accuracy_and_loss_are_the_networks(tmp_path: Path) -> None:
     with torch.inference_mode():
         logits, y = plain(normalised(DIGITS.test_x, Digits())), torch.from_numpy(DIGITS.test_y)
     assert made.rounds["test_loss"][-1] == pytest.approx(cross_entropy(logits, y).item(), rel=1e-5)
-    assert made.rounds["test_accuracy"][-1] == pytest.approx((logits.argmax(1) == y).double().mean().item(), abs=0.003)
+    assert made.rounds["test_accuracy"][-1] == pytest.approx(
+        (logits.argmax(1) == y).double().mean().item(), abs=0.003
+    )
     assert made.rounds["test_accuracy"][-1] > 0.9

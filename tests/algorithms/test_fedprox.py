@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,16 @@ from fedmpi.errors import BadInput
 from fedmpi.models import LeNet
 from fedmpi.training.settings import LocalTraining
 from tests.launch import REPOSITORY, mpirun, succeed
-from tests.programs.regression import CLIENTS, DIMENSION, EACH, InOrder, OneVector, Regression, SquaresFedAvg, SquaresFedProx
+from tests.programs.regression import (
+    CLIENTS,
+    DIMENSION,
+    EACH,
+    InOrder,
+    OneVector,
+    Regression,
+    SquaresFedAvg,
+    SquaresFedProx,
+)
 from tests.small import read, run
 
 PROGRAMS = REPOSITORY / "tests" / "programs"
@@ -40,9 +50,7 @@ def closed_form(mu: float, rounds: int = 2) -> NDArray[np.float64]:
         solutions = []
         for equations in samples:
             a, b = equations[:, :-1], equations[:, -1]
-            solutions.append(
-                np.linalg.solve(a.T @ a / EACH + mu * np.eye(DIMENSION), a.T @ b / EACH + mu * weights)
-            )
+            solutions.append(np.linalg.solve(a.T @ a / EACH + mu * np.eye(DIMENSION), a.T @ b / EACH + mu * weights))
         weights = np.mean(solutions, 0)
     return weights
 
@@ -69,11 +77,11 @@ def test_closed_form(mu: float, tmp_path: Path) -> None:
 
 def test_the_stronger_the_pull_the_shorter_the_way(tmp_path: Path) -> None:
     """X3. Oracle: monotonic, over converged solutions; one step alone does not feel the pull, two do."""
-    ways = [np.linalg.norm(closed_form(mu, 1) - START) for mu in MUS]
-    assert all(near < far for far, near in zip(ways, ways[1:], strict=False)), "so it is for the closed form"
+    ways = [float(np.linalg.norm(closed_form(mu, 1) - START)) for mu in MUS]
+    assert all(near < far for far, near in pairwise(ways)), "so it is for the closed form"
     runs = [squares(tmp_path / f"{mu}.h5", mu, epochs=100, lr=0.05) for mu in MUS]
     ways = [float(np.linalg.norm(made.weights - START)) for made in runs]
-    assert all(near < 0.99 * far for far, near in zip(ways, ways[1:], strict=False))
+    assert all(near < 0.99 * far for far, near in pairwise(ways))
     for steps, alike in ((1, True), (2, False)):
         without, pulled = (squares(tmp_path / f"{steps}-{mu}.h5", mu, epochs=steps, lr=0.1) for mu in (0.0, 1.0))
         assert np.array_equal(without.weights, pulled.weights) == alike
@@ -90,9 +98,9 @@ def test_on_three_ranks(tmp_path: Path) -> None:
     """X1, X2. Oracles: FedAvg bit for bit, the closed form, and this process's own run bit for bit."""
     digits = "--rounds 2 --clients 6 --cohort 4 --model LeNet --local.epochs 1"
     squared = (
-        "--algorithm regression.SquaresFedProx --algorithm.mu 1 --dataset regression.Regression --sampler All --seed 3"
-        " --partition regression.InOrder --model regression.OneVector --clients 5 --rounds 2 --evaluate_every 0"
-        " --local.batch_size 12 --local.epochs 400 --local.lr 0.3"
+        "--algorithm regression.SquaresFedProx --algorithm.mu 1 --dataset regression.Regression --sampler All"
+        " --seed 3 --partition regression.InOrder --model regression.OneVector --clients 5 --rounds 2"
+        " --evaluate_every 0 --local.batch_size 12 --local.epochs 400 --local.lr 0.3"
     )
     lines = {
         "avg": digits,

@@ -50,9 +50,7 @@ def test_broadcast_and_sum(seen: list[dict[str, Any]], dtype: str, shape: tuple[
     """Oracle: rank 0's numbers, and NumPy's sum, on every rank; 1,000 numbers at most in a message."""
     for one in seen:
         np.testing.assert_array_equal(one[f"broadcast {dtype} {shape}"], values(0, shape, dtype))
-        np.testing.assert_array_equal(
-            one[f"sum {dtype} {shape}"], sum(values(rank, shape, dtype) for rank in RANKS)
-        )
+        np.testing.assert_array_equal(one[f"sum {dtype} {shape}"], sum(values(rank, shape, dtype) for rank in RANKS))
         messages = -(-int(np.prod(shape)) // CHUNK)
         assert one[f"broadcast {dtype} {shape} calls"] == messages
         assert one[f"sum {dtype} {shape} calls"] == messages
@@ -116,11 +114,13 @@ def test_waiting_ranks_sleep(seen: list[dict[str, Any]]) -> None:
 
 
 def test_traffic_of_a_round(tmp_path: Path) -> None:
-    """Oracle: 650 parameters: a round is one Bcast of 4 bytes each, one Allreduce of 8 bytes each and the client's mass,
-    and one small Allreduce of the books; no pickles. (What a run of 5 rounds sends more than one of 2.)
+    """Oracle: by hand, for 650 parameters; what a run of 5 rounds sends more than one of 2.
+
+    A round is one Bcast of the model in float32, one Allreduce of its sum in float64 with the mass, and one small
+    Allreduce of the books; no pickles.
     """
-    options = "--model LogisticRegression --clients 6 --cohort 4 --local.epochs 1 --evaluate_every 0".split()
-    succeed(mpirun(3, "-m", "mpi4py", PROGRAMS / "counted_runs.py", tmp_path, *options))
+    options = "--model LogisticRegression --clients 6 --cohort 4 --local.epochs 1 --evaluate_every 0"
+    succeed(mpirun(3, "-m", "mpi4py", PROGRAMS / "counted_runs.py", tmp_path, *options.split()))
     for rank in range(3):
         two, five = (Counter(json.loads((tmp_path / f"{rounds}-{rank}.json").read_text())) for rounds in (2, 5))
         assert sum(two.values()) > 0

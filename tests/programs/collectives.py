@@ -108,7 +108,7 @@ def share(job: World) -> dict[str, Any]:
 
     seen["missing"] = complaint(lambda: shared.share(job, missing))
     real = os.statvfs
-    os.statvfs = lambda path: SimpleNamespace(f_bavail=3, f_frsize=1 << 20)  # type: ignore[assignment, return-value, misc]
+    os.statvfs = lambda path: SimpleNamespace(f_bavail=3, f_frsize=1 << 20)  # type: ignore[assignment, return-value]
     seen["fits"] = complaint(lambda: shared.share(job, lambda: [np.zeros(3 << 20, np.uint8)]))
     seen["too large"] = complaint(lambda: shared.share(job, lambda: [np.zeros(5 << 20, np.uint8)]))
     os.statvfs = real

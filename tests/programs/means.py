@@ -13,20 +13,24 @@ from fedmpi.aggregation import WeightedMean
 from fedmpi.mpi.world import World
 from fedmpi.training.local import Block
 
-COUNT, SIZE, PARAMETERS = 64, 100_000, 90_000
+COUNT, SIZE, PARAMETERS, CANCELLING = 64, 100_000, 90_000, 10_000
 
 
 @cache
 def vectors() -> torch.Tensor:
-    """[64, 100,000], of which the last tenth are buffers."""
+    """[64, 100,000], of which the last tenth are buffers; in the first tenth, clients k and k + 32 nearly cancel.
+
+    There the mean is so small that a float32 shows the rounding errors of sums in float64.
+    """
     rng = np.random.default_rng(0)
     values = rng.standard_normal((COUNT, SIZE), dtype=np.float32)
     values[:, PARAMETERS:] *= 1e5
+    values[32:, :CANCELLING] = values[32:, :CANCELLING] * np.float32(1e-6) - values[:32, :CANCELLING]
     return torch.from_numpy(values)
 
 
 def masses() -> list[int]:
-    return np.random.default_rng(1).integers(1, 2000, COUNT).tolist()
+    return 2 * np.random.default_rng(1).integers(1, 2000, COUNT // 2).tolist()
 
 
 def mean_of(world: World, clients: list[int], at_once: int = 1) -> torch.Tensor:

@@ -72,7 +72,7 @@ def test_ends() -> None:
 
 
 def test_large_cohorts_are_placed_at_once() -> None:
-    """Oracle: the clock: 10,000 clients on 16 ranks in less than 50 ms (the best of 5, as others use this machine)."""
+    """Oracle: the clock: 10,000 clients on 16 ranks in less than 50 ms (the best of 5 times)."""
     cost = np.random.default_rng(0).integers(1, 1000, 10_000)
     seconds = []
     for _ in range(5):

@@ -45,7 +45,7 @@ def test_rounds_and_seeds_differ(make: type[Sampler]) -> None:
 
 
 def test_uniform() -> None:
-    """J2. Oracle: 7 different clients; each in 7/30 of 10,000 rounds, each pair in 7/30 * 6/29, within 4 (5) sigma."""
+    """J2. Oracle: 7 different clients; each in 7/30 of 10,000 rounds, each pair in 7/30 * 6/29, 4 and 5 sigma."""
     drawn = cohorts(Uniform())
     assert all(len(one) == SIZE for one in drawn)
     chance = SIZE / CLIENTS
@@ -98,7 +98,7 @@ def test_round_robin() -> None:
 
 @pytest.mark.parametrize("weighting", ["samples", "uniform"])
 def test_weighted_is_unbiased(weighting: Weighting) -> None:
-    """J3. Oracle: the mean over all clients weighted by samples, by Monte Carlo within 4 sigma, whatever is asked for."""
+    """J3. Oracle: the mean over all clients weighted by samples, by Monte Carlo within 4 sigma."""
     values = np.random.default_rng(1).standard_normal(CLIENTS) + SAMPLES / 50
     target = values @ SAMPLES / SAMPLES.sum()
     aggregates = np.array([values[one.clients] @ one.weights for one in cohorts(Weighted(), weighting)])

@@ -24,6 +24,8 @@ class Tied(nn.Module):
         self.down = nn.Linear(4, 4, bias=False)
         self.up = nn.Linear(4, 4, bias=False)
         self.up.weight = self.down.weight
+        self.shift: Tensor
+        self.calls: Tensor
         self.register_buffer("shift", torch.arange(4.0), persistent=False)
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
@@ -197,7 +199,9 @@ def test_net_at_other_weights_leaves_the_trained_ones_alone(bound: FlatModel, ba
     assert torch.equal(bound.gradient, alone), "a constant beside the loss"
 
 
-def test_gradient_flows_through_other_weights_into_the_features(bound: FlatModel, batch: tuple[Tensor, Tensor]) -> None:
+def test_gradient_flows_through_other_weights_into_the_features(
+    bound: FlatModel, batch: tuple[Tensor, Tensor]
+) -> None:
     """Oracle: autograd on copies: a fixed classifier after the trained extractor moves the extractor alone."""
     x, y = batch
     plain, fixed = copy.deepcopy(bound.module), copy.deepcopy(bound.module)

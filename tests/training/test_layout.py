@@ -32,6 +32,7 @@ class Awkward(nn.Module):
         self.tied = nn.Linear(5, 5)
         self.tied.weight = self.second.weight
         self.scale = nn.Parameter(torch.tensor(1.5))
+        self.table: Tensor
         self.register_buffer("table", torch.randn(3, 3), persistent=False)
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
         self.register_buffer("average", torch.randn(4))
@@ -74,7 +75,9 @@ def test_segments_follow_one_another(model: Model, shape: tuple[int, ...]) -> No
         inside = [entry for entry in layout.entries if entry.segment == segment]
         assert sum(entry.size for entry in inside) == layout.segments[segment].stop - layout.segments[segment].start
         assert all(layout.segments[segment].start <= entry.offset for entry in inside)
-    assert {entry.name: entry.shape for entry in layout.entries} == {k: tuple(v.shape) for k, v in state(module).items()}
+    assert {entry.name: entry.shape for entry in layout.entries} == {
+        k: tuple(v.shape) for k, v in state(module).items()
+    }
     assert layout.parameters == sum(parameter.numel() for parameter in module.parameters())
     assert layout.size == sum(tensor.numel() for tensor in state(module).values())
 
@@ -88,7 +91,9 @@ def test_lenet() -> None:
         *("classifier.1.weight", "classifier.1.bias"),
     ]
     assert names(layout, "norm") == [f"extractor.{i}.{kind}" for i in (1, 5) for kind in ("weight", "bias")]
-    assert names(layout, "statistics") == [f"extractor.{i}.running_{kind}" for i in (1, 5) for kind in ("mean", "var")]
+    assert names(layout, "statistics") == [
+        f"extractor.{i}.running_{kind}" for i in (1, 5) for kind in ("mean", "var")
+    ]
     assert (layout.parameters, layout.size) == (108_094, 108_190)
     assert layout.segments["head"] == slice(0, 610)
     assert layout.segments["statistics"] == slice(108_094, 108_190)

@@ -53,7 +53,8 @@ def test_batches(merge_single: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "merge_single", "expected"), [(10, True, [3, 3, 4]), (10, False, [3, 3, 3, 1]), (1, True, [1]), (0, True, [])]
+    ("samples", "merge_single", "expected"),
+    [(10, True, [3, 3, 4]), (10, False, [3, 3, 3, 1]), (1, True, [1]), (0, True, [])],
 )
 def test_a_last_batch_of_one(samples: int, merge_single: bool, expected: list[int]) -> None:
     """Oracle: by hand, for batches of three."""
@@ -159,7 +160,7 @@ def test_training_is_a_plain_loop(model: Model, settings: dict[str, Any]) -> Non
 def test_training_again_gives_the_same() -> None:
     """Oracle: its own bits: momentum, statistics, counters and dropout start afresh."""
     for model, settings in ((LeNet(), {"momentum": 0.9}), (CifarCNN(dropout=0.5), {"lr": 0.01})):
-        one = client(model, 30, epochs=1, **settings)  # type: ignore[arg-type]  # some of the settings
+        one = client(model, 30, epochs=1, **settings)
         first = one.train()
         weights = one.model.weights.clone()
         torch.rand(7)
@@ -168,6 +169,17 @@ def test_training_again_gives_the_same() -> None:
         assert again.loss == first.loss
         one.train(round=2)
         assert not torch.equal(one.model.weights, weights), "another round, another order and other units dropped"
+
+
+def test_dropout_differs_from_round_to_round() -> None:
+    """Oracle: batches of one and the same sample, whose order cannot matter: with dropout the rounds differ."""
+    x, y = DIGITS.train_x[:1].repeat(20, 0), DIGITS.train_y[:1].repeat(20)
+    for dropout, alike in ((0.0, True), (0.5, False)):
+        one = Client(network(CifarCNN(dropout=dropout), SHAPE, 10), x, y, LocalTraining(epochs=1, lr=0.01), Digits())
+        one.train(round=1)
+        first = one.model.weights.clone()
+        one.train(round=2)
+        assert torch.equal(one.model.weights, first) == alike
 
 
 def test_training_does_not_touch_what_it_starts_from() -> None:
@@ -220,7 +232,7 @@ def test_nothing_to_train_on() -> None:
 
 
 def test_clipping() -> None:
-    """Oracle: one step of rate 1 goes as far as the gradient is long, and at most `clip_norm`, in the same direction."""
+    """Oracle: one step of rate 1 goes as far as the gradient is long, at most `clip_norm`, in the same direction."""
     ways = []
     for clip_norm in (None, 1e3, 0.25):
         one = client(MLP(hidden=(20,)), 40, epochs=1, batch_size=40, lr=1.0, clip_norm=clip_norm)
@@ -327,7 +339,9 @@ def test_net_at_the_weights_received() -> None:
 
         def loss(self, net: Net, batch: Batch, start: Tensor, client: Mapping[str, Tensor]) -> Tensor:
             logits = net(batch.x)
-            return cross_entropy(logits, batch.y, reduction="none") + (logits - net.at(start)(batch.x)).square().mean(1)
+            return cross_entropy(logits, batch.y, reduction="none") + (logits - net.at(start)(batch.x)).square().mean(
+                1
+            )
 
     one = client(LeNet(), 40, epochs=5, batch_size=40, lr=0.05)
     one.train(Near())

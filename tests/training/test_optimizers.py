@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -24,7 +27,7 @@ def start() -> Tensor:
     return torch.randn(CLIENTS, SIZE, generator=torch.Generator().manual_seed(1))
 
 
-def torchs(kind: type[torch.optim.Optimizer], **options: float) -> Tensor:
+def torchs(kind: type[torch.optim.Optimizer], **options: Any) -> Tensor:
     """[3, 1001] what PyTorch's optimizer makes of each client alone."""
     results = []
     for client, row in enumerate(start()):
@@ -63,7 +66,7 @@ def test_adam(weight_decay: float) -> None:
 def test_momentum_and_decay_matter() -> None:
     """That the tests above could fail: each option changes most of the result."""
     results = [ours(SGD(torch.Size([CLIENTS, SIZE]), CPU, m, d)) for m in (0.0, 0.9) for d in (0.0, 5e-4)]
-    for one, other in zip(results, results[1:], strict=False):
+    for one, other in pairwise(results):
         assert (one != other).double().mean() > 0.5
 
 

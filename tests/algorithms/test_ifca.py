@@ -1,0 +1,254 @@
+"""IFCA: FedAvg with one model, indifferent to the models' order, and finding the groups that there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
+
+from fedmpi import results
+from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.algorithms.ifca import IFCA
+from fedmpi.data import Digits, Dirichlet, Permuted, Split, make_split
+from fedmpi.errors import BadInput
+from fedmpi.models import CifarCNN, LeNet, Model
+from fedmpi.models.mlp import LogisticRegression
+from fedmpi.scheduling import RoundRobin, Uniform
+from fedmpi.training.flat import FlatModel
+from fedmpi.training.settings import LocalTraining
+from tests.launch import REPOSITORY, mpirun, succeed
+from tests.programs.methods import Alike, Planted, Reordered
+from tests.small import CPU, network, normalised, read, run, tensors
+
+PROGRAMS = REPOSITORY / "tests" / "programs"
+SHAPE, CLIENTS, PARAMETERS = (1, 8, 8), 12, 650
+DIGITS = read(Digits())
+TWO_GROUPS: dict[str, Any] = {
+    "partition": Permuted(permutations=2),
+    "clients": CLIENTS,
+    "local": LocalTraining(epochs=2, lr=0.05),
+}
+
+
+def split_of(seed: int) -> Split:
+    return make_split(Permuted(permutations=2), DIGITS.train_y, DIGITS.test_y, 10, CLIENTS, seed)
+
+
+def groups_of(seed: int) -> NDArray[np.int64]:
+    groups = split_of(seed).groups
+    assert groups is not None
+    assert np.bincount(groups).tolist() == [6, 6]
+    return groups
+
+
+def seen_by(split: Split, client: int, x: NDArray[np.uint8]) -> torch.Tensor:
+    """Images as a client sees them, its pixels in its order."""
+    order = split.pixels(client, 64)
+    return normalised(x.reshape(-1, 64)[:, order].reshape(-1, *SHAPE), Digits())
+
+
+def optimum(split: Split, client: int) -> NDArray[np.float32]:
+    """[P], logistic regression trained by PyTorch on all digits as this client, and so its group, sees them."""
+    module = network(LogisticRegression(), SHAPE, 10)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+    x, y = seen_by(split, client, DIGITS.train_x), torch.from_numpy(DIGITS.train_y)
+    for _ in range(60):
+        optimizer.zero_grad()
+        cross_entropy(module(x), y).backward()
+        optimizer.step()
+    return FlatModel(module, CPU).weights[0].numpy()
+
+
+@pytest.fixture(scope="module")
+def optima(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NDArray[np.float32]]:
+    """[3, 650] the optimum of group 1, that of group 0, and a model that is always wrong."""
+    groups = groups_of(0)
+    first, second = (optimum(split_of(0), int(np.flatnonzero(groups == group)[0])) for group in (1, 0))
+    path = tmp_path_factory.mktemp("optima") / "optima.npy"
+    models = np.stack([first, second, -5 * first])
+    np.save(path, models)
+    return path, models
+
+
+def clusters(made: results.Run) -> NDArray[np.int64]:
+    """[rounds, clients], with every client in every round."""
+    return made.clients["cluster"].reshape(-1, CLIENTS).astype(np.int64)
+
+
+# One model
+
+
+@pytest.mark.parametrize(
+    ("model", "local"),
+    [
+        (LeNet(), LocalTraining(epochs=2, momentum=0.9)),
+        (CifarCNN(dropout=0.5), LocalTraining(epochs=1, lr=0.01, augmentation="flip")),
+    ],
+)
+def test_one_model_is_fedavg(model: Model, local: LocalTraining, tmp_path: Path) -> None:
+    """C1. Oracle: FedAvg, bit for bit: measuring losses disturbs neither statistics, dropout nor augmentation."""
+    settings: dict[str, Any] = {
+        "model": model,
+        "local": local,
+        "sampler": Uniform(),
+        "partition": Dirichlet(0.3),
+        "clients": 8,
+        "cohort": 3,
+        "rounds": 2,
+    }
+    one, plain = run(tmp_path / "one.h5", IFCA(1), **settings), run(tmp_path / "plain.h5", FedAvg(), **settings)
+    assert one.weights_sha256 == plain.weights_sha256
+    np.testing.assert_array_equal(one.model["centers"], plain.weights[None])
+    for column in ("train_loss", "bytes_up", "bytes_down"):
+        np.testing.assert_array_equal(one.rounds[column], plain.rounds[column])
+
+
+def test_accuracies_of_one_model(tmp_path: Path) -> None:
+    """C1. Oracle: FedAvg's, once every client has been asked: matched by clients and globally are then the same."""
+    settings: dict[str, Any] = {"sampler": RoundRobin(), "cohort": 2, "clients": 4, "rounds": 3}
+    one, plain = run(tmp_path / "one.h5", IFCA(1), **settings), run(tmp_path / "plain.h5", **settings)
+    assert one.rounds["cluster_size_0"].tolist() == [2, 4, 4]
+    np.testing.assert_array_equal(one.rounds["test_accuracy"][1:], plain.rounds["test_accuracy"][1:])
+    np.testing.assert_array_equal(one.rounds["test_loss"][1:], plain.rounds["test_loss"][1:])
+    np.testing.assert_allclose(one.rounds["global_matched_accuracy"], plain.rounds["test_accuracy"], rtol=1e-12)
+    unasked = np.isnan(one.evaluation["client_accuracy"]).sum(1)
+    assert unasked.tolist() == [2, 0, 0]
+
+
+# Several
+
+
+def test_the_order_of_the_models_does_not_matter(tmp_path: Path) -> None:
+    """C2. Oracle: the same models in another order, bit for bit, and the clusters renamed likewise."""
+    order = (2, 0, 1)
+    some, others = (
+        run(tmp_path / f"{name}.h5", Reordered(given), rounds=3, seed=0, **TWO_GROUPS)
+        for name, given in (("some", (0, 1, 2)), ("others", order))
+    )
+    np.testing.assert_array_equal(others.model["centers"], some.model["centers"][list(order)])
+    np.testing.assert_array_equal(np.array(order)[clusters(others)], clusters(some))
+    assert len(np.unique(clusters(some))) > 1
+    for column in ("test_loss", "test_accuracy", "global_matched_accuracy"):
+        np.testing.assert_allclose(others.rounds[column], some.rounds[column], rtol=1e-12)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_groups_are_found(seed: int, tmp_path: Path) -> None:
+    """C3. Oracle: the two groups that permute pixels differently: adjusted Rand index 1; FedAvg's accuracy by far."""
+    from sklearn.metrics import adjusted_rand_score
+
+    made = run(tmp_path / "ifca.h5", IFCA(2), rounds=4, seed=seed, **TWO_GROUPS)
+    plain = run(tmp_path / "plain.h5", rounds=4, seed=seed, **TWO_GROUPS)
+    for found in clusters(made)[1:]:
+        assert adjusted_rand_score(groups_of(seed), found) == 1
+    assert made.rounds["cluster_size_0"][1:].tolist() == made.rounds["cluster_size_1"][1:].tolist() == [6, 6, 6]
+    ahead = made.rounds["test_accuracy"] - plain.rounds["test_accuracy"]
+    assert ahead[1] > 0.08
+    assert ahead.mean() > 0.02
+    assert made.rounds["test_accuracy"][-1] > 0.9
+    assert made.rounds["global_matched_accuracy"][-1] < 0.6, "on the other group's pixels, a model is lost"
+
+
+def test_planted_optima_are_chosen(optima: tuple[Path, NDArray[np.float32]], tmp_path: Path) -> None:
+    """I1, C5. Oracle: each group's own optimum in the first round; the model that nobody chose keeps its bits."""
+    path, models = optima
+    made = run(tmp_path / "run.h5", Planted(path), rounds=2, seed=0, **TWO_GROUPS)
+    for found in clusters(made):
+        np.testing.assert_array_equal(found, 1 - groups_of(0))
+    np.testing.assert_array_equal(made.model["centers"][2], models[2])
+    assert (made.model["centers"][:2] != models[:2]).mean() > 0.5
+    assert made.rounds["cluster_size_2"].tolist() == [0, 0]
+
+
+def test_choice_and_accuracies_are_those_of_the_written_models(
+    optima: tuple[Path, NDArray[np.float32]], tmp_path: Path
+) -> None:
+    """Oracle: PyTorch: each client's training loss is least with its model; accuracies sample by sample."""
+    made = run(tmp_path / "run.h5", Planted(optima[0]), rounds=2, seed=0, **TWO_GROUPS)
+    split, choice = split_of(0), clusters(made)[-1]
+    correct, on_all = 0, []
+    networks = []
+    for weights in made.model["centers"]:
+        module = network(LogisticRegression(), SHAPE, 10)
+        module.load_state_dict(tensors(made, weights))
+        networks.append(module.eval())
+    whole = np.empty((len(DIGITS.test_y), *SHAPE), dtype=np.float32)
+    for client, shard in enumerate(split.test):
+        whole[shard] = seen_by(split, client, DIGITS.test_x[shard]).numpy()
+    with torch.inference_mode():
+        for client, chosen in enumerate(choice):
+            x, y = seen_by(split, client, DIGITS.train_x[split.train[client]]), DIGITS.train_y[split.train[client]]
+            losses = [cross_entropy(module(x), torch.from_numpy(y)).item() for module in networks]
+            assert np.argmin(losses) == chosen
+            mine = split.test[client]
+            correct += int(
+                (networks[chosen](torch.from_numpy(whole[mine])).argmax(1).numpy() == DIGITS.test_y[mine]).sum()
+            )
+            hits = networks[chosen](torch.from_numpy(whole)).argmax(1).numpy() == DIGITS.test_y
+            on_all.append(hits.mean())
+    assert made.rounds["test_accuracy"][-1] == pytest.approx(correct / 355, abs=0.003)
+    samples = made.partition["samples"]
+    assert made.rounds["global_matched_accuracy"][-1] == pytest.approx(on_all @ samples / samples.sum(), abs=0.003)
+
+
+def test_equal_models_never_part(tmp_path: Path) -> None:
+    """I2. Oracle: everyone takes the first of equal models, which becomes FedAvg's; the others keep their bits."""
+    made = run(tmp_path / "run.h5", Alike(3), rounds=3)
+    plain = run(tmp_path / "plain.h5", rounds=3)
+    assert not made.clients["cluster"].any()
+    np.testing.assert_array_equal(made.model["centers"][0], plain.weights)
+    start = FlatModel(network(LogisticRegression(), SHAPE, 10), CPU).weights.numpy()
+    np.testing.assert_array_equal(made.model["centers"][1:], start.repeat(2, 0))
+    assert made.weights_sha256 == plain.weights_sha256, "the global model is the one that most clients chose"
+
+
+def test_first_models_differ(tmp_path: Path) -> None:
+    """Oracle: independent draws of the same initialisation, of which a model that nobody chose has kept the bits."""
+    made = run(tmp_path / "run.h5", Reordered((0, 1, 2)), rounds=1)
+    starts = [network(LogisticRegression(), SHAPE, 10, number=number) for number in range(3)]
+    vectors = np.stack([FlatModel(module, CPU).weights[0].numpy() for module in starts])
+    assert np.abs(np.corrcoef(vectors)[np.triu_indices(3, 1)]).max() < 0.2
+    unchosen = [number for number in range(3) if made.rounds[f"cluster_size_{number}"][-1] == 0]
+    assert unchosen
+    for number in unchosen:
+        np.testing.assert_array_equal(made.model["centers"][number], vectors[number])
+
+
+def test_bytes(tmp_path: Path) -> None:
+    """Oracle: 650 parameters of 4 bytes; all 3 models down to, and one up from, each of 5 clients."""
+    made = run(tmp_path / "run.h5", IFCA(3), sampler=Uniform(), clients=8, cohort=5, rounds=2)
+    assert made.rounds["bytes_down"].tolist() == [3 * 5 * PARAMETERS * 4] * 2
+    assert made.rounds["bytes_up"].tolist() == [5 * PARAMETERS * 4] * 2
+
+
+def test_no_models() -> None:
+    """Oracle: the message."""
+    with pytest.raises(BadInput, match="models = 0: must be at least 1"):
+        IFCA(0)
+
+
+def test_on_three_ranks(optima: tuple[Path, NDArray[np.float32]], tmp_path: Path) -> None:
+    """C1, I1, C5. Oracles: FedAvg bit for bit, the planted groups, and this process's own runs bit for bit."""
+    small = "--clients 8 --cohort 3 --rounds 2 --model LeNet --local.epochs 1 --sampler RoundRobin"
+    two_groups = (
+        f"--clients {CLIENTS} --sampler All --rounds 2 --partition Permuted --partition.over IID"
+        " --partition.permutations 2 --model LogisticRegression --local.epochs 2 --local.lr 0.05"
+    )
+    lines = {
+        "plain": small,
+        "one": f"{small} --algorithm IFCA --algorithm.models 1",
+        "planted": f"{two_groups} --algorithm methods.Planted --algorithm.file {optima[0]}",
+    }
+    (tmp_path / "lines").write_text("\n".join(f"{name} {options}" for name, options in lines.items()))
+    succeed(mpirun(3, PROGRAMS / "runs.py", tmp_path, tmp_path / "lines", PYTHONPATH=f"{REPOSITORY}:{PROGRAMS}"))
+    plain, one, planted = (results.open(tmp_path / f"{name}.h5") for name in lines)
+    assert one.weights_sha256 == plain.weights_sha256
+    np.testing.assert_array_equal(clusters(planted), np.stack([1 - groups_of(0)] * 2))
+    np.testing.assert_array_equal(planted.model["centers"][2], optima[1][2])
+    here = run(tmp_path / "here.h5", Planted(optima[0]), rounds=2, seed=0, **TWO_GROUPS)
+    np.testing.assert_array_equal(planted.model["centers"], here.model["centers"])
