@@ -20,7 +20,7 @@ from torch import Tensor
 from fedmpi.mpi.world import World
 
 if TYPE_CHECKING:
-    from fedmpi.training.local import Block
+    from fedmpi.training.block import Block
 
 PARAMETER_UNIT, PARAMETER_LIMIT = 2.0**-43, 2.0**8
 BUFFER_UNIT, BUFFER_LIMIT = 2.0**-29, 2.0**22
@@ -73,17 +73,23 @@ class WeightedMean:
         Raises:
             Diverged: a vector is not finite or too large to be summed exactly.
         """
-        for k, (vector, mass) in enumerate(zip(vectors, block.mass.tolist(), strict=True)):
-            if mass == 0:
-                continue
-            row = 0 if group is None else int(group[k])
+        self.bytes_added += len(vectors) * self._size * 4
+        groups = np.zeros(len(vectors), dtype=np.int64) if group is None else torch.as_tensor(group).cpu().numpy()
+        counted = np.flatnonzero(block.mass)
+        if len(counted) < len(vectors):
+            vectors, groups, block = vectors[counted], groups[counted], block.rows(counted.tolist())
+        if not len(block):
+            return
+        for row in np.unique(groups).tolist():
             if not self._shared.masses[row]:
                 self._rows[row].zero_()
-            for start, stop, unit, limit in self._segments:
-                self._check(vector[start:stop], limit, block, k)
-                self._add_rounded(self._rows[row, start:stop], vector[start:stop], mass / self._total_mass, unit)
-            self._shared.masses[row] += mass
-        self.bytes_added += len(vectors) * self._size * 4
+            self._shared.masses[row] += block.mass[groups == row].sum()
+        weights = torch.from_numpy(block.mass / self._total_mass).to(self._rows.device)
+        rows = torch.from_numpy(groups).to(self._rows.device)
+        for start, stop, unit, limit in self._segments:
+            part = vectors[:, start:stop]
+            self._check(part, limit, block)
+            self._add_rounded(start, part, weights, unit, rows)
 
     def reduce(self, empty: Tensor | None = None) -> Tensor:
         """The mean over all ranks' vectors: [P], or [groups, P].
@@ -106,23 +112,30 @@ class WeightedMean:
             result[row] = 0 if empty is None else empty.view(result.shape)[row]
         return result.view(shape)
 
-    def _add_rounded(self, into: Tensor, vector: Tensor, weight: float, unit: float) -> None:
+    def _add_rounded(self, at: int, vectors: Tensor, weights: Tensor, unit: float, rows: Tensor) -> None:
         magic = 1.5 * 2.0**52 * unit
-        for start in range(0, len(vector), BLOCK_ELEMENTS):
-            part = vector[start : start + BLOCK_ELEMENTS]
-            term = self._scratch[: len(part)]
-            term.copy_(part)
-            # A client of weight one is alone, and so passed through as it is: nothing to round it for.
-            if weight != 1:
-                term.mul_(weight).add_(magic).sub_(magic)
-            into[start : start + BLOCK_ELEMENTS].add_(term)
+        # A client of weight one is alone, and so passed through as it is: nothing to round it for.
+        alone = bool((weights == 1).any())
+        width = max(BLOCK_ELEMENTS // len(vectors), 1)
+        for start in range(0, vectors.shape[1], width):
+            part = vectors[:, start : start + width]
+            term = self._scratch[: part.numel()].view(part.shape)
+            term.copy_(part).mul_(weights[:, None])
+            if not alone:
+                term.add_(magic).sub_(magic)
+            into = self._rows[:, at + start : at + start + part.shape[1]]
+            if len(into) == 1:
+                into[0].add_(term.sum(0) if len(term) > 1 else term[0])
+            else:
+                into.index_add_(0, rows, term)
 
     @staticmethod
-    def _check(part: Tensor, limit: float, block: Block, k: int) -> None:
-        if len(part):
-            largest = torch.linalg.vector_norm(part, ord=torch.inf).item()
-            if not largest < limit:
+    def _check(part: Tensor, limit: float, block: Block) -> None:
+        if part.shape[1]:
+            largest = torch.linalg.vector_norm(part, ord=torch.inf, dim=1)
+            if not bool((largest < limit).all()):
+                k = int(torch.nonzero(~(largest < limit))[0])
                 raise Diverged(
-                    f"client {block.clients[k]} diverged: its largest weight is {largest:g} (limit {limit:g});"
+                    f"client {block.clients[k]} diverged: its largest weight is {largest[k]:g} (limit {limit:g});"
                     " lower --local.lr, or set --local.clip_norm"
                 )

@@ -22,9 +22,9 @@ from fedmpi.mpi.world import World
 from fedmpi.progress import say
 from fedmpi.results import Results
 from fedmpi.results.writer import check_writable
+from fedmpi.training.choice import make_trainer
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.layout import Layout
-from fedmpi.training.local import Trainer
 from fedmpi.training.samples import Samples
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def assemble(experiment: Experiment, world: World) -> Federation:
         owners[shard] = client
     fed = Federation(
         world,
-        Trainer(model, train, split.train, pixels, experiment.local, experiment.seed),
+        make_trainer(model, train, split.train, pixels, experiment.local, experiment.seed),
         Evaluator(build(0), train, test, split.train, owners, dataset.classes, pixels),
         split,
         lambda number: build(number).weights[0].clone(),

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedmpi.mpi.world import World
 
 if TYPE_CHECKING:
-    from fedmpi.training.local import Block
+    from fedmpi.training.block import Block
 
 
 class ClientState:

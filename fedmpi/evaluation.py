@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from fedmpi.training.flat import FlatModel
-from fedmpi.training.local import PixelOrder
 from fedmpi.training.samples import Samples
+from fedmpi.training.trainer import PixelOrder
 
 BLOCK = 250
 

@@ -23,8 +23,9 @@ from fedmpi.ledger import Ledger, Outcome
 from fedmpi.mpi.world import World
 from fedmpi.scheduling import Cohort
 from fedmpi.scheduling.placement import place
+from fedmpi.training.block import Block, Hooks
 from fedmpi.training.layout import Layout
-from fedmpi.training.local import Block, Hooks, Trainer
+from fedmpi.training.trainer import Trainer
 
 
 @dataclass
@@ -126,9 +127,10 @@ class Federation:
         ranks = np.array(self._world.workers)[place(steps, len(self._world.workers))]
         self.states.gather(cohort.clients, ranks)
         mine = np.flatnonzero(ranks == self._world.rank)
-        for position in mine[np.argsort(-steps[mine], kind="stable")]:
-            one = slice(position, position + 1)
-            yield Block(cohort.clients[one], cohort.samples[one], cohort.mass[one])
+        mine = mine[np.argsort(-steps[mine], kind="stable")]
+        for first in range(0, len(mine), self._trainer.at_once):
+            some = mine[first : first + self._trainer.at_once]
+            yield Block(cohort.clients[some], cohort.samples[some], cohort.mass[some])
 
     def train(self, block: Block, start: Tensor, hooks: Hooks, **vectors: Tensor) -> Trained:
         """Local training of a block's clients.
@@ -146,7 +148,7 @@ class Federation:
         self._ledger.record_work(block, work)
         if self._trained is not None:
             self._trained._is_current = False
-        self._trained = Trained(work.loss, self._trainer.model.weights)
+        self._trained = Trained(work.loss, work.weights)
         return self._trained
 
     def losses(self, block: Block, models: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from fedmpi.scheduling import Cohort
 
 if TYPE_CHECKING:
     from fedmpi.results import Results
-    from fedmpi.training.local import Block, Work
+    from fedmpi.training.block import Block, Work
 
 # What is recorded of every participation (an algorithm may add to it), and which of it are whole numbers.
 RECORDED = ("rank", "samples", "steps", "seconds", "loss")

@@ -20,8 +20,9 @@ from fedmpi.models import Model
 from fedmpi.models.mlp import LogisticRegression
 from fedmpi.mpi.world import World
 from fedmpi.scheduling import All
+from fedmpi.training.block import Block, Work
 from fedmpi.training.flat import FlatModel
-from fedmpi.training.local import Block, Trainer, Work
+from fedmpi.training.plain import PlainTrainer
 from fedmpi.training.samples import Samples
 from fedmpi.training.settings import LocalTraining
 
@@ -146,7 +147,7 @@ class Client:
         self.start = self.model.weights.clone()
         self.samples = len(y)
         mean, std = (dataset.mean, dataset.std) if dataset else (None, None)
-        self._trainer = Trainer(
+        self._trainer = PlainTrainer(
             self.model, Samples(x, y, mean, std, CPU), [np.arange(len(y))], lambda client: pixels, settings, SEED
         )
 

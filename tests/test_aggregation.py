@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedmpi.aggregation import Diverged, WeightedMean
 from fedmpi.mpi.world import World
-from fedmpi.training.local import Block
+from fedmpi.training.block import Block
 from tests.launch import REPOSITORY, mpirun, succeed
 from tests.programs import means
 from tests.programs.means import CANCELLING, COUNT, PARAMETERS, SIZE

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 
     from fedmpi.federation import Federation
     from fedmpi.scheduling import Cohort
+    from fedmpi.training.block import Block
     from fedmpi.training.flat import Net
-    from fedmpi.training.local import Block
     from fedmpi.training.samples import Batch
 
 

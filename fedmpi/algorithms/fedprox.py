@@ -12,7 +12,7 @@ from fedmpi.errors import require
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedmpi.training.local import Block
+    from fedmpi.training.block import Block
 
 
 class FedProx(FedAvg):

@@ -53,10 +53,13 @@ class Segments:
                 f"/dev/shm on {MPI.Get_processor_name()} is too small: {total >> 20} MiB more are needed; enlarge it"
                 " (in a container: --shm-size), or start fewer ranks a node"
             )
-        self._window = MPI.Win.Allocate_shared(total if first else 0, 1, comm=node)
+        self._window = MPI.Win.Allocate_shared(total + ALIGNMENT if first else 0, 1, comm=node)
         self._window.Lock_all()  # for `publish`
-        memory = self._window.Shared_query(0)[0].cast("B")
-        self.arrays = [np.frombuffer(memory, dtype, count, place * size) for place in range(number)]
+        memory = np.frombuffer(self._window.Shared_query(0)[0].cast("B"), np.uint8)
+        # Pages begin alike in all processes, but a rank that is alone on its node gets no whole pages.
+        begin = -memory.ctypes.data % ALIGNMENT
+        starts = [begin + place * size for place in range(number)]
+        self.arrays = [memory[start : start + count * dtype.itemsize].view(dtype) for start in starts]
 
     def publish(self) -> None:
         """A memory barrier: what this rank wrote is seen by the others, and the other way round."""
@@ -86,10 +89,10 @@ class SharedMean:
 
     def __init__(self, world: World, rows: int, columns: int) -> None:
         self._world = world
-        sums = Segments(world.node, rows * columns, np.float64).arrays
+        self._sums = Segments(world.node, rows * (columns + 1), np.float64).arrays
         means = Segments(world.node, rows * columns, np.float32, number=1).arrays
-        self._all_rows = [array.reshape(rows, columns) for array in sums]
-        self._all_masses = Segments(world.node, rows, np.float64).arrays
+        self._all_rows = [array[rows:].reshape(rows, columns) for array in self._sums]
+        self._all_masses = [array[:rows] for array in self._sums]
         self._means = means[0].reshape(rows, columns)
         self._scratch = np.empty(BLOCK_ELEMENTS)
         self.rows: NDArray[np.float64] = self._all_rows[world.node.Get_rank()]
@@ -112,8 +115,7 @@ class SharedMean:
                 self._all_rows[0][row, part] = self._sum_of(row, part)
             self._all_masses[0][:] = masses
             self._world.meet()
-            self._world.sum_over_nodes(self._all_rows[0])
-            self._world.sum_over_nodes(self._all_masses[0])
+            self._world.sum_over_nodes(self._sums[0])
             self._world.meet()
             masses = self._all_masses[0].copy()
         # Exactly 1 where the whole cohort was added; masses are integers, so their sum is exact.

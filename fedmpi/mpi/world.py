@@ -68,7 +68,7 @@ class World:
         self.leads = self.node.Get_rank() == 0
         # One rank a node speaks for it; rank 0 is among them.
         leaders = self.comm.Split(0 if self.leads else MPI.UNDEFINED)
-        self._leaders = MPI.Intracomm(leaders) if self.leads else None
+        self._leaders = type(self.comm)(leaders) if self.leads else None
         self.nodes: int = self.node.bcast(self._leaders.Get_size() if self._leaders else 0)
         self._meetings = 0
         self._arrivals = Segments(self.node, 2, np.int64)
@@ -131,6 +131,8 @@ class World:
         Returns:
             It, in memory that the node's ranks share: to be read only, and only until the end of the round.
         """
+        if self.size == 1:
+            return vector
         with self._transfer():
             region = _as(self._next_region(vector.nbytes), vector)
             if self.is_server:

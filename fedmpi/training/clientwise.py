@@ -97,8 +97,8 @@ class ClientWise(TorchFunctionMode):
         if running_mean is not None and running_var is not None:
             unbiased = var * count / (count - 1).clamp(min=1)
             several = rows > 1
-            self._change(running_mean, torch.where(several, running_mean.lerp(mean, momentum), running_mean))
-            self._change(running_var, torch.where(several, running_var.lerp(unbiased, momentum), running_var))
+            self._move(running_mean, mean, momentum, several)
+            self._move(running_var, unbiased, momentum, several)
             centred = torch.where(several, centred, x - running_mean.view(wide))
             var = torch.where(several, var, running_var)
         result = centred * (var + eps).rsqrt().view(wide)
@@ -106,8 +106,10 @@ class ClientWise(TorchFunctionMode):
             result = result * weight.view(wide)
         return result if bias is None else result + bias.view(wide)
 
-    def _change(self, buffer: Tensor, value: Tensor) -> None:
-        self.changed[self._names[id(buffer)]] = value.detach()
+    def _move(self, buffer: Tensor, towards: Tensor, by: float, if_true: Tensor) -> None:
+        name = self._names[id(buffer)]
+        before = self.changed.get(name, buffer)  # a loss may run a layer twice
+        self.changed[name] = torch.where(if_true, before.lerp(towards.detach(), by), before)
 
 
 def _hashed(key: int, layer: int, count: int) -> NDArray[np.int32]:

@@ -24,15 +24,16 @@ class SGD:
         self.steps = 0
 
     def step(self, weights: Tensor, gradient: Tensor, lr: float) -> None:
-        """Update `weights` [K, d] in place; `gradient` [K, d] may be overwritten."""
+        """Update `weights` [K, d] in place; `gradient` [K, d] may be overwritten. K may fall from step to step."""
         if self.weight_decay:
             gradient = gradient.add_(weights, alpha=self.weight_decay)
         if self.velocity is not None:
+            velocity = self.velocity[: len(weights)]
             if self.steps:
-                self.velocity.mul_(self.momentum).add_(gradient)
+                velocity.mul_(self.momentum).add_(gradient)
             else:
-                self.velocity.copy_(gradient)
-            gradient = self.velocity
+                velocity.copy_(gradient)
+            gradient = velocity
         weights.add_(gradient, alpha=-lr)
         self.steps += 1
 
@@ -54,11 +55,12 @@ class Adam:
         self.steps = 0
 
     def step(self, weights: Tensor, gradient: Tensor, lr: float) -> None:
-        """Update `weights` [K, d] in place; `gradient` [K, d] may be overwritten."""
+        """Update `weights` [K, d] in place; `gradient` [K, d] may be overwritten. K may fall from step to step."""
         self.steps += 1
         if self.weight_decay:
             gradient = gradient.add_(weights, alpha=self.weight_decay)
-        self.first.lerp_(gradient, 1 - self.beta1)
-        self.second.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
-        denominator = (self.second.sqrt() / (1 - self.beta2**self.steps) ** 0.5).add_(self.epsilon)
-        weights.addcdiv_(self.first, denominator, value=-lr / (1 - self.beta1**self.steps))
+        first, second = self.first[: len(weights)], self.second[: len(weights)]
+        first.lerp_(gradient, 1 - self.beta1)
+        second.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
+        denominator = (second.sqrt() / (1 - self.beta2**self.steps) ** 0.5).add_(self.epsilon)
+        weights.addcdiv_(first, denominator, value=-lr / (1 - self.beta1**self.steps))

@@ -89,9 +89,9 @@ class Samples:
             assert bits is not None
             x = _augment(x, augmentation, torch.from_numpy((bits >> np.uint64(33)).astype(np.int64)).to(self.device))
         if x.dtype == torch.uint8:
-            x = x.float().mul_(self._scale).add_(self._shift)
-        elif not x.is_floating_point():
-            x = x.long()
+            x = x.to(self._scale.dtype).mul_(self._scale).add_(self._shift)
+        else:
+            x = x.to(torch.get_default_dtype()) if x.is_floating_point() else x.long()
         return Batch(x.movedim(-1, 1) if self.images else x, self.y.index_select(0, where), where)
 
 

@@ -26,6 +26,8 @@ class LocalTraining:
         clip_norm: longest gradient of a step (L2 norm, after an algorithm's correction, before weight decay).
         augmentation: of each training batch of images: mirrored at random, or also cropped at random out of a frame
             of 4 zero pixels.
+        vectorize: how many clients a rank trains side by side, as one computation; off is one after another. auto
+            goes by a fixed rule: many on a GPU, and of small networks without convolutions; else one.
     """
 
     epochs: int = 5
@@ -39,6 +41,7 @@ class LocalTraining:
     decay: float = 0.99
     clip_norm: float | None = None
     augmentation: Augmentation = "none"
+    vectorize: int | Literal["auto", "off"] = "auto"
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
@@ -49,6 +52,8 @@ class LocalTraining:
         require(self.momentum == 0 or self.optimizer == "sgd", "momentum", self.momentum, "0 with optimizer adam")
         require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "at least 0")
         require(0 < self.decay <= 1, "decay", self.decay, "above 0 and at most 1")
+        at_once = self.vectorize
+        require(isinstance(at_once, str) or at_once >= 1, "vectorize", at_once, "auto, off or at least 1")
         require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "above 0")
 
     def rate(self, round: int, rounds: int) -> float:
@@ -64,12 +69,15 @@ class LocalTraining:
 
         With `merge_single`, a last batch of one sample joins the one before: batch normalisation cannot train on it.
         """
-        starts = list(range(0, samples, self.batch_size))
-        if merge_single and len(starts) > 1 and samples - starts[-1] == 1:
-            starts.pop()
-        return [slice(a, b) for a, b in zip(starts, [*starts[1:], samples], strict=True)] if samples else []
+        cuts = [self.batch_size * number for number in range(self.count_cuts(samples, merge_single))]
+        return [slice(a, b) for a, b in zip(cuts, [*cuts[1:], samples], strict=True)] if samples else []
 
     def count_steps(self, samples: int, merge_single: bool) -> int:
         """Optimizer steps of a client with so many samples."""
-        a_pass = len(self.batches(samples, merge_single))
+        a_pass = self.count_cuts(samples, merge_single)
         return self.steps if self.steps and a_pass else self.epochs * a_pass
+
+    def count_cuts(self, samples: int, merge_single: bool) -> int:
+        """How many batches one pass over so many samples is cut into."""
+        cuts = -(-samples // self.batch_size)
+        return cuts - 1 if merge_single and cuts > 1 and samples % self.batch_size == 1 else cuts

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.modules.conv import _ConvNd
 
+from fedmpi.algorithms.base import Algorithm
 from fedmpi.training.block import Block, Hooks, Work
 from fedmpi.training.clientwise import ClientWise
 from fedmpi.training.flat import FlatModel, Net
@@ -27,10 +29,10 @@ from fedmpi.training.trainer import PixelOrder, Trainer, check_losses, corrects
 
 @dataclass
 class Step:
-    """The batches of one step: of the first K clients, B rows each, of which `counts` [K] are real."""
+    """The batches of one step: [K, B] sample numbers, of which the first `counts` [K] in each row are real."""
 
     number: int
-    where: NDArray[np.int64]
+    index: NDArray[np.int64]
     counts: NDArray[np.int64]
     bits: NDArray[np.uint64] | None
 
@@ -38,8 +40,11 @@ class Step:
 class SideBySideTrainer(Trainer):
     """Trains up to `at_once` clients side by side.
 
-    On a CPU a client's bits do not depend on who is trained beside it, as long as there is somebody: matrix products
-    of one and of several matrices are different code. A client that is left alone is therefore given company.
+    A client's bits must not depend on who is trained beside it. On a CPU they do not for matrix products, as long as
+    there is somebody (products of one and of several matrices are different code); convolutions are computed in
+    groups, and their bits depend on the number of groups. So there is a fewest number of rows, 2 or `at_once`: a
+    smaller block is filled up with its last client again, and of the clients that are done some train on for company,
+    with their results put back.
     """
 
     def __init__(
@@ -53,47 +58,145 @@ class SideBySideTrainer(Trainer):
         at_once: int,
     ) -> None:
         super().__init__(model, samples, shards, pixels, settings, seed, at_once)
-        layout, rows = model.layout, max(at_once, 2)
         model.module.train()
+        convolves = any(isinstance(layer, _ConvNd) for layer in model.module.modules())
+        self._fewest = at_once if convolves and at_once > 1 else 2
+        layout, rows = model.layout, max(at_once, self._fewest)
         self._weights = aligned_rows(rows, layout.size, model.device)
         self._gradient = aligned_rows(rows, layout.parameters, model.device)
         self._optimizer = self._make_optimizer(rows)
         self._parameters = [entry for entry in layout.entries if entry.segment != "statistics"]
-        self._buffers = [entry for entry in layout.entries if entry.segment == "statistics"]
+        self._statistics = [entry for entry in layout.entries if entry.segment == "statistics"]
+        self._is_client_wise = self._drops_out or model.normalises_batches
         self._sizes = np.array([len(shard) for shard in shards])
+        merges = model.normalises_batches
+        self._cuts = np.array([settings.count_cuts(size, merges) for size in self._sizes.tolist()])
         self._starts = np.cumsum(self._sizes) - self._sizes
-        self._samples_of_all = np.concatenate(shards)
-        # The same for every block, for the bits' sake.
+        self._shards_in_a_row = np.concatenate(shards)
+        # Of every step of every block, for the bits' sake.
         self._width = min(settings.batch_size + int(model.normalises_batches), int(self._sizes.max()))
 
     def train(self, block: Block, start: Tensor, hooks: Hooks, round: int, rounds: int) -> Work:
-        if len(block) == 1:
-            work = self.train(block.rows([0, 0]), start[[0, 0]], hooks, round, rounds)
-            return Work(work.weights[:1], work.loss[:1], work.steps[:1], 2 * work.seconds[:1])
+        if len(block) < self._fewest:
+            filled = [*range(len(block)), *[len(block) - 1] * (self._fewest - len(block))]
+            work = self.train(block.rows(filled), start[filled], hooks, round, rounds)
+            kept = slice(len(block))
+            share = work.steps.sum() / max(work.steps[kept].sum(), 1)
+            return Work(work.weights[kept], work.loss[kept], work.steps[kept], share * work.seconds[kept])
+        if type(hooks).loss is not Algorithm.loss:
+            self.model.frozen  # noqa: B018 (made here, for it cannot be made under vmap)
         began = time.perf_counter()
-        count, trained = len(block), self.model.layout.parameters
-        lr = self.settings.rate(round, rounds)
-        has_direction = corrects(hooks)
+        lr, has_direction = self.settings.rate(round, rounds), corrects(hooks)
+        trained = self.model.layout.parameters
+        steps = np.array([self.count_steps(n) for n in self._sizes[block.clients].tolist()])
         keys = torch.from_numpy(self._dropout_keys(round, block.clients)).to(self.model.device)
-        total = torch.zeros(count, device=self.model.device)
-        self._weights[:count].copy_(start)
+        total = torch.zeros(len(block), device=self.model.device)
+        self._weights[: len(block)].copy_(start)
         self._optimizer.reset()
-        leaves: list[Tensor] = []
-        done = self._weights.new_empty(0)
-        alone = False
-        for step in self._steps(block.clients, round):
-            active = len(step.counts)
-            if len(leaves) == 0 or len(leaves[0]) != active:
-                leaves = [entry.view(self._weights[:active]).detach().requires_grad_() for entry in self._parameters]
-            share = self._shares(step.counts)
-            losses = self._losses(block, step, leaves, keys, start, hooks)
+        for step in self._steps(block.clients, steps, round):
+            rows = slice(len(step.counts))
+            active = int((steps > step.number).sum())
+            put_back = self._weights[active : rows.stop].clone()
+            leaves = [entry.view(self._weights[rows]).detach().requires_grad_() for entry in self._parameters]
+            here = block.rows(rows)
+            losses, share, statistics = self._losses(here, step, leaves, keys[rows], start[rows], hooks)
             gradients = torch.autograd.grad(losses, leaves, grad_outputs=share)
             with torch.no_grad():
-                for entry, gradient in zip(self._parameters, gradients, strict=True):
-                    entry.view(self._gradient[:active]).copy_(gradient)
-                direction, weights = self._gradient[:active], self._weights[:active, :trained]
+                gradient, weights = self._gradient[rows], self._weights[rows, :trained]
+                torch._foreach_copy_([entry.view(gradient) for entry in self._parameters], list(gradients))
                 if has_direction:
-                    direction = hooks.direction(direction, weights, start[:active, :trained], block.rows(slice(active)))
-                self._optimizer.step(weights, self._clipped(direction), lr)
-                total[:active] += (losses * share).sum(1) * torch.from_numpy(step.counts).to(total.device)
-        raise NotImplementedError
+                    gradient = hooks.direction(gradient, weights, start[rows, :trained], here)
+                self._optimizer.step(weights, self._clipped(gradient), lr)
+                for entry, new in zip(self._statistics, statistics, strict=True):
+                    entry.view(self._weights[rows]).copy_(new)
+                self._weights[active : rows.stop] = put_back
+                counts = torch.from_numpy(step.counts).to(total.device)
+                total[:active] += ((losses * share).sum(1) * counts)[:active]
+        seen = self._samples_seen(block.clients, steps)
+        loss = np.divide(total.cpu().numpy(), seen, out=np.full(len(block), np.nan), where=seen > 0)
+        seconds = (time.perf_counter() - began) * steps / max(steps.sum(), 1)
+        return Work(self._weights[: len(block)], loss, steps, seconds)
+
+    def _losses(
+        self, block: Block, step: Step, leaves: list[Tensor], keys: Tensor, start: Tensor, hooks: Hooks
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """[K, B] the loss of every row, [K, B] its share in its client's mean (0 if it pads), and new statistics."""
+        device = self.model.device
+        real = torch.from_numpy(np.arange(step.index.shape[1]) < step.counts[:, None]).to(device, start.dtype)
+        batch = self._batch(block, step)
+        statistics = [entry.view(self._weights[: len(block)]) for entry in self._statistics]
+
+        def one(
+            parameters: list[Tensor],
+            statistics: list[Tensor],
+            x: Tensor,
+            y: Tensor,
+            index: Tensor,
+            real: Tensor,
+            key: Tensor,
+            start: Tensor,
+            rows: dict[str, Tensor],
+        ) -> tuple[Tensor, list[Tensor]]:
+            buffers = {entry.name: t for entry, t in zip(self._statistics, statistics, strict=True)}
+            tensors = {entry.name: t for entry, t in zip(self._parameters, parameters, strict=True)} | buffers
+            net, part = Net(self.model, tensors), Batch(x, y, index)
+            if not self._is_client_wise:
+                losses = hooks.loss(net, part, start, rows)
+            else:
+                with ClientWise((key + step.number) & 0x7FFFFFFF, real, buffers) as mode:
+                    losses = hooks.loss(net, part, start, rows)
+                statistics = [mode.changed.get(entry.name, buffers[entry.name]) for entry in self._statistics]
+            check_losses(losses, y)
+            return losses, statistics
+
+        losses, changed = torch.vmap(one)(
+            leaves, statistics, batch.x, batch.y, batch.index, real, keys, start, block.vectors
+        )
+        return losses, real / real.sum(1, keepdim=True), changed
+
+    def _steps(self, clients: NDArray[np.int64], steps: NDArray[np.int64], round: int) -> Iterator[Step]:
+        """The steps of a block: each of the clients that still take part, and of others for company."""
+        sizes, size = self._sizes[clients], self.settings.batch_size
+        cuts = self._cuts[clients]
+        columns = np.arange(self._width)
+        for number in range(int(steps.max(initial=0))):
+            rows = max(int((steps > number).sum()), self._fewest)
+            epoch, place = np.divmod(number, cuts[:rows])
+            first = place * size
+            counts = np.where(place == cuts[:rows] - 1, sizes[:rows] - first, size)
+            positions = np.minimum(first[:, None] + columns, sizes[:rows, None] - 1)
+            chosen, bits = self._draw(clients[:rows], epoch, positions, round)
+            yield Step(number, self._shards_in_a_row[self._starts[clients[:rows], None] + chosen], counts, bits)
+
+    def _draw(
+        self, clients: NDArray[np.int64], epochs: NDArray[np.int64], positions: NDArray[np.int64], round: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.uint64] | None]:
+        """[K, B] the samples at these positions in each client's order of its epoch; and bits for augmentation."""
+        chosen = np.empty_like(positions)
+        bits = None if self.settings.augmentation == "none" else np.empty((*positions.shape, 3), dtype=np.uint64)
+        for epoch in np.unique(epochs).tolist():
+            which = np.flatnonzero(epochs == epoch)
+            sizes = self._sizes[clients[which]]
+            keys = self._hashed(f"order {epoch}", round, clients[which], int(sizes.max()))
+            keys[np.arange(keys.shape[1]) >= sizes[:, None]] = np.iinfo(np.uint64).max
+            order = keys.argsort(axis=1, kind="stable")
+            chosen[which] = np.take_along_axis(order, positions[which], axis=1)
+            if bits is not None:
+                drawn = self._hashed(f"augmentation {epoch}", round, clients[which], 3 * int(sizes.max()))
+                bits[which] = drawn.reshape(len(which), -1, 3)[np.arange(len(which))[:, None], chosen[which]]
+        return chosen, bits
+
+    def _batch(self, block: Block, step: Step) -> Batch:
+        """x [K, B, ...], y and index [K, B]."""
+        shape = step.index.shape
+        orders = [order for client in block.clients.tolist() if (order := self.pixels(client)) is not None]
+        pixels = torch.stack(orders).repeat_interleave(shape[1], dim=0) if orders else None
+        bits = None if step.bits is None else step.bits.reshape(-1, 3)
+        flat = self.samples.batch(step.index.reshape(-1), pixels, self.settings.augmentation, bits)
+        return Batch(flat.x.unflatten(0, shape), flat.y.view(shape), flat.index.view(shape))
+
+    def _samples_seen(self, clients: NDArray[np.int64], steps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[K] how many samples so many steps take, those seen again counted again."""
+        sizes, size = self._sizes[clients], self.settings.batch_size
+        passes, rest = np.divmod(steps, np.maximum(self._cuts[clients], 1))
+        return np.asarray(passes * sizes + rest * size)

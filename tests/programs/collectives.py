@@ -1,4 +1,7 @@
-"""What every rank sees of the collectives: python collectives.py FOLDER, which gets a file RANK.pickle each."""
+"""What every rank sees of the collectives: python collectives.py FOLDER [RANKS_A_NODE].
+
+FOLDER gets a file RANK.pickle each.
+"""
 
 import os
 import pickle
@@ -40,12 +43,14 @@ def broadcast_and_sum(job: World) -> dict[str, Any]:
     seen: dict[str, Any] = {}
     for dtype in ("float32", "float64"):
         for shape in SHAPES:
-            for name, collective in (("broadcast", job.broadcast), ("sum", job.sum)):
-                buffer = values(job.rank, shape, dtype)
-                calls.clear()
-                collective(buffer)
-                seen[f"{name} {dtype} {shape}"] = buffer
-                seen[f"{name} {dtype} {shape} calls"] = calls["Bcast"] + calls["Allreduce"]
+            job.begin_round()
+            calls.clear()
+            seen[f"broadcast {dtype} {shape}"] = job.broadcast(values(job.rank, shape, dtype)).copy()
+            seen[f"broadcast {dtype} {shape} calls"] = calls["Bcast"]
+            buffer = values(job.rank, shape, dtype)
+            job.sum(buffer)
+            seen[f"sum {dtype} {shape}"] = buffer
+            seen[f"sum {dtype} {shape} calls"] = calls["Allreduce"]
     return seen
 
 
@@ -130,8 +135,8 @@ def wait_for_the_last(job: World, seconds: float) -> dict[str, Any]:
     }
 
 
-def main(folder: str) -> None:
-    job = World(Counting(MPI.COMM_WORLD))
+def main(folder: str, ranks_a_node: int | None = None) -> None:
+    job = World(Counting(MPI.COMM_WORLD), ranks_a_node)
     world.CHUNK_ELEMENTS = CHUNK
     seen = broadcast_and_sum(job) | exchange(job)
     world.CHUNK_ELEMENTS = 1 << 28
@@ -146,4 +151,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -1,4 +1,4 @@
-"""Count what travels during the rounds of an experiment: python counted_runs.py FOLDER OPTION...
+"""Count the messages during the rounds of an experiment: python counted_runs.py FOLDER RANKS_A_NODE OPTION...
 
 FOLDER/ROUNDS-RANK.json: {"METHOD BYTES": how often} over a run of so many rounds, for 2 and for 5.
 """
@@ -35,15 +35,15 @@ class Counting(MPI.Intracomm):
         return counted
 
 
-def main(folder: str, options: list[str]) -> None:
+def main(folder: str, ranks_a_node: int, options: list[str]) -> None:
     for rounds in (2, 5):
         output = Path(folder, f"{rounds}.h5")
         experiment, config = parse([*options, "--rounds", str(rounds), "--output", str(output)], speaks=False)
         calls.clear()
-        world = World(Counting(MPI.COMM_WORLD))
+        world = World(Counting(MPI.COMM_WORLD), ranks_a_node)
         experiment.run(world, config)
         Path(folder, f"{rounds}-{world.rank}.json").write_text(json.dumps(calls))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3:])

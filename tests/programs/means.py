@@ -11,7 +11,7 @@ import torch
 
 from fedmpi.aggregation import WeightedMean
 from fedmpi.mpi.world import World
-from fedmpi.training.local import Block
+from fedmpi.training.block import Block
 
 COUNT, SIZE, PARAMETERS, CANCELLING = 64, 100_000, 90_000, 10_000
 

@@ -46,8 +46,8 @@ class EvenOnly(FedAvg):
         mean = fed.weighted_mean(cohort)
         for block in fed.my_clients(cohort):
             local = fed.train(block, start, self)
-            if block.clients[0] % 2 == 0:
-                mean.add(local.weights, block)
+            kept = [k for k, client in enumerate(block.clients) if client % 2 == 0]
+            mean.add(local.weights[kept], block.rows(kept))
         self.weights = mean.reduce(empty=self.weights)
 
 

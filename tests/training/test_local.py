@@ -18,8 +18,8 @@ from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.data import Digits
 from fedmpi.errors import BadInput
 from fedmpi.models import MLP, CifarCNN, LeNet, McMahanCNN, Model
+from fedmpi.training.block import Block
 from fedmpi.training.flat import FlatModel, Net
-from fedmpi.training.local import Block
 from fedmpi.training.samples import Batch
 from fedmpi.training.settings import LocalTraining
 from tests.small import Client, network, normalised, plain_batches, plain_training, read, state

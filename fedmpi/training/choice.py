@@ -1,0 +1,48 @@
+"""Which way clients are trained: by a rule, for a timing would make the bits of a run depend on luck."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from fedmpi.training.flat import FlatModel
+from fedmpi.training.plain import PlainTrainer
+from fedmpi.training.samples import Samples
+from fedmpi.training.settings import LocalTraining
+from fedmpi.training.sidebyside import SideBySideTrainer
+from fedmpi.training.trainer import PixelOrder, Trainer
+
+# On a CPU, networks up to this size spend most of their time between operations; larger ones fill the caches.
+SMALL_ON_CPU = 50_000
+AT_ONCE_ON_CPU = 128
+AT_ONCE_ON_GPU = 32
+
+
+def clients_at_once(model: FlatModel, settings: LocalTraining) -> int:
+    """How many clients a rank trains side by side."""
+    if settings.vectorize == "off":
+        return 1
+    if settings.vectorize != "auto":
+        return settings.vectorize
+    layers = list(model.module.modules())
+    if any(isinstance(layer, nn.RNNBase) for layer in layers):
+        return 1
+    if model.device.type != "cpu":
+        return AT_ONCE_ON_GPU
+    convolves = any(isinstance(layer, nn.modules.conv._ConvNd) for layer in layers)
+    return AT_ONCE_ON_CPU if not convolves and model.layout.parameters <= SMALL_ON_CPU else 1
+
+
+def make_trainer(
+    model: FlatModel,
+    samples: Samples,
+    shards: list[NDArray[np.int64]],
+    pixels: PixelOrder,
+    settings: LocalTraining,
+    seed: int,
+) -> Trainer:
+    """The trainer of one rank; see `Trainer` for the arguments."""
+    at_once = clients_at_once(model, settings)
+    kind = PlainTrainer if settings.vectorize == "off" or at_once == 1 else SideBySideTrainer
+    return kind(model, samples, shards, pixels, settings, seed, at_once)

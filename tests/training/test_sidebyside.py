@@ -1,0 +1,164 @@
+"""Clients trained side by side end where they would one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedmpi.algorithms import Algorithm
+from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.algorithms.fedprox import FedProx
+from fedmpi.models import MLP, CifarCNN, LeNet, LogisticRegression, Model
+from fedmpi.training.block import Block, Work
+from fedmpi.training.flat import FlatModel
+from fedmpi.training.plain import PlainTrainer
+from fedmpi.training.samples import Samples
+from fedmpi.training.settings import LocalTraining
+from fedmpi.training.sidebyside import SideBySideTrainer
+from tests.small import CPU, SEED
+
+# Of every kind that matters with batches of 4: less than one batch, one, one and a single sample more, several; a
+# single sample; two of the same size.
+SIZES = [21, 13, 9, 9, 5, 4, 3, 1]
+MODELS: dict[str, Model] = {
+    "logistic": LogisticRegression(),
+    "mlp": MLP((17, 5)),
+    "mlp batch": MLP((16, 8), norm="batch"),
+    "lenet batch": LeNet(),
+    "lenet group": LeNet("group"),
+    "dropout": CifarCNN(),
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "momentum": {"momentum": 0.9, "weight_decay": 0.01, "clip_norm": 0.5},
+    "adam": {"optimizer": "adam", "lr": 0.01, "weight_decay": 0.01},
+    "steps": {"steps": 7},
+    "augmented": {"augmentation": "crop_flip"},
+}
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Everything in float64, in which the two ways must agree nearly to the last bit."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class Both:
+    """The same clients, data and first model for both trainers."""
+
+    def __init__(self, model: Model, at_once: int = len(SIZES), permuted: bool = False, **settings: Any) -> None:
+        rng = np.random.default_rng(5)
+        x = rng.integers(0, 256, (sum(SIZES), 3, 8, 8), dtype=np.uint8)
+        samples = Samples(x, rng.integers(0, 10, sum(SIZES)), (0.5,) * 3, (0.25,) * 3, CPU)
+        shards = np.split(rng.permutation(sum(SIZES)), np.cumsum(SIZES)[:-1])
+        orders = [torch.from_numpy(rng.permutation(64)) for _ in SIZES]
+        local = LocalTraining(**{"epochs": 2, "batch_size": 4, "lr": 0.05, **settings})
+
+        def pixels(client: int) -> Tensor | None:
+            return orders[client] if permuted else None
+
+        def network() -> FlatModel:
+            torch.manual_seed(SEED)
+            return FlatModel(model.build((3, 8, 8), 10), CPU)
+
+        self.plain = PlainTrainer(network(), samples, shards, pixels, local, SEED)
+        self.side = SideBySideTrainer(network(), samples, shards, pixels, local, SEED, at_once)
+        self.start = self.plain.model.weights.clone()
+
+    def one_by_one(self, algorithm: Algorithm, **vectors: Tensor) -> tuple[Tensor, list[Work]]:
+        works, weights = [], []
+        for client in range(len(SIZES)):
+            rows = {name: vector[client : client + 1] for name, vector in vectors.items()}
+            works.append(self.plain.train(block([client], rows), self.start, algorithm, 3, 10))
+            weights.append(works[-1].weights[0].clone())
+        return torch.stack(weights), works
+
+    def together(
+        self, algorithm: Algorithm, clients: Sequence[int] = range(len(SIZES)), /, **vectors: Tensor
+    ) -> Work:
+        chosen = list(clients)
+        start = self.start.expand(len(chosen), -1)
+        return self.side.train(block(chosen, vectors), start, algorithm, 3, 10)
+
+
+def block(clients: list[int], vectors: dict[str, Tensor]) -> Block:
+    sizes: NDArray[np.int64] = np.array(SIZES)[clients]
+    return Block(np.array(clients), sizes, sizes, vectors)
+
+
+def compare(both: Both, algorithm: Algorithm, tolerance: float, **vectors: Tensor) -> None:
+    expected, works = both.one_by_one(algorithm, **vectors)
+    work = both.together(algorithm, **vectors)
+    moved = (expected - both.start).norm(dim=1)
+    assert (moved > 0).all()
+    assert ((work.weights - expected).norm(dim=1) <= tolerance * moved).all()
+    assert work.steps.tolist() == [int(one.steps[0]) for one in works]
+    np.testing.assert_allclose(work.loss, [one.loss[0] for one in works], rtol=max(tolerance, 1e-6))
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.usefixtures("double")
+def test_a_round_in_double_precision(model: str, settings: str) -> None:
+    """Oracle: training one by one; 1e-12 of the way."""
+    compare(Both(MODELS[model], **SETTINGS[settings]), FedAvg(), 1e-12)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_step_in_single_precision(model: str) -> None:
+    """Oracle: training one by one; 1e-5 of the way, with gradients of order one in float32."""
+    compare(Both(MODELS[model], steps=1), FedAvg(), 1e-5)
+
+
+@pytest.mark.parametrize("model", ["mlp", "lenet batch"])
+@pytest.mark.usefixtures("double")
+def test_hooks(model: str) -> None:
+    """Oracle: training one by one, with a correction, per-client vectors, other weights in the loss, own pixels."""
+
+    class Pulled(FedProx):
+        def loss(self, net: Any, batch: Any, start: Tensor, client: Any) -> Tensor:
+            old = net.at(client["old"])
+            apart = (net.features(batch.x).flatten(1) - old.features(batch.x).flatten(1)).square().mean(1)
+            return super().loss(net, batch, start, client) + 0.1 * apart + 1e-3 * client["shift"].mean()
+
+        def direction(self, gradient: Tensor, weights: Tensor, start: Tensor, block: Block) -> Tensor:
+            return super().direction(gradient, weights, start, block) + block["shift"]
+
+    both = Both(MODELS[model], permuted=True)
+    rng = torch.Generator().manual_seed(1)
+    old = both.start + 0.1 * torch.randn(len(SIZES), both.start.shape[1], generator=rng)
+    old[:, both.plain.model.layout.segments["statistics"]].abs_()
+    shift = 0.1 * torch.randn(len(SIZES), both.plain.model.layout.parameters, generator=rng)
+    compare(both, Pulled(0.3), 1e-12, old=old, shift=shift)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("company", [(0,), (0, 7), (0, 1, 2), (1, 2, 3, 4)])
+def test_bits_do_not_depend_on_the_company(model: str, company: tuple[int, ...]) -> None:
+    """Oracle: the same client beside all others; also in another row, and where the others are done before it."""
+    both = Both(MODELS[model], batch_size=1 if model in ("mlp", "logistic") else 4)
+    everybody = both.together(FedAvg()).weights.clone()
+    some = both.together(FedAvg(), company).weights
+    assert torch.equal(some, everybody[list(company)])
+
+
+class Noise(torch.nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.rand_like(x)
+
+
+def test_random_layers_other_than_dropout_are_refused_rather_than_shared() -> None:
+    class Noisy(Model):
+        def build(self, shape: tuple[int, ...], classes: int) -> torch.nn.Module:
+            return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, classes), Noise())
+
+    with pytest.raises(RuntimeError, match="random"):
+        Both(Noisy()).together(FedAvg())
