@@ -31,6 +31,9 @@ class Algorithm(ABC):
 
     #: Names of the attributes that hold the server's state.
     server_state: tuple[str, ...] = ("weights",)
+    #: Whether `direction` treats each parameter by itself, so that it may be asked for some of them at a time, with
+    #: the block's rows of length d cut alike. It then runs while the gradient is still in the processor's cache.
+    direction_is_elementwise: bool = False
     #: Numbers a client that the method records with `Federation.record`; columns of /clients.
     client_metrics: tuple[str, ...] = ()
 

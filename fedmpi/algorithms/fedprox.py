@@ -24,6 +24,8 @@ class FedProx(FedAvg):
         mu: strength of the pull; 0 is FedAvg.
     """
 
+    direction_is_elementwise = True
+
     def __init__(self, mu: float = 0.01) -> None:
         require(0 <= mu < float("inf"), "mu", mu, "at least 0")
         self.mu = mu

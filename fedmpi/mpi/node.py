@@ -140,8 +140,10 @@ class SharedMean:
         """The sum over the node's ranks; exact, so the order does not matter."""
         total = self._scratch[: part.stop - part.start]
         contributions = [r[row, part] for r, m in zip(self._all_rows, self._all_masses, strict=True) if m[row]]
-        if len(contributions) < 2:
-            total[:] = contributions[0] if contributions else 0
+        if len(contributions) == 1:
+            return contributions[0]
+        if not contributions:
+            total.fill(0)
             return total
         np.add(contributions[0], contributions[1], out=total)
         for contribution in contributions[2:]:

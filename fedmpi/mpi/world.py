@@ -8,6 +8,7 @@ And an error on any rank reaches rank 0 while it waits, so that no job hangs.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from fedmpi.errors import BadInput
 from fedmpi.mpi.node import Segments, SharedMean
 
 SPIN_SECONDS = 50e-6
+SHORTEST_SLEEP = 20e-6
 LONGEST_SLEEP = 5e-3
 # How long a rank that failed waits for rank 0 to answer, and then for it to end the job.
 PATIENCE_SECONDS = 3.0
@@ -70,6 +72,9 @@ class World:
         leaders = self.comm.Split(0 if self.leads else MPI.UNDEFINED)
         self._leaders = type(self.comm)(leaders) if self.leads else None
         self.nodes: int = self.node.bcast(self._leaders.Get_size() if self._leaders else 0)
+        # Ranks that share cores must not keep them from those they wait for by looking too often.
+        crowd = max(self.node.Get_size() / len(os.sched_getaffinity(0)), 1)
+        self._shortest_sleep = SHORTEST_SLEEP * (crowd * crowd - 1)
         self._meetings = 0
         self._arrivals = Segments(self.node, 2, np.int64)
         self._broadcasts: list[NDArray[np.uint8]] = []
@@ -98,7 +103,7 @@ class World:
             elapsed = time.perf_counter() - started
             if elapsed > SPIN_SECONDS:
                 self._raise_remote_failure()
-                time.sleep(min(elapsed / 20, LONGEST_SLEEP))
+                time.sleep(min(max(elapsed / 20, self._shortest_sleep), LONGEST_SLEEP))
         self.waited += time.perf_counter() - started
 
     def meet(self) -> None:

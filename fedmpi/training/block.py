@@ -17,6 +17,8 @@ from fedmpi.training.samples import Batch
 class Hooks(Protocol):
     """What an algorithm may change in a local step; see `fedmpi.algorithms.Algorithm`."""
 
+    direction_is_elementwise: bool
+
     def loss(self, net: Net, batch: Batch, start: Tensor, client: Mapping[str, Tensor]) -> Tensor: ...
 
     def direction(self, gradient: Tensor, weights: Tensor, start: Tensor, block: Block) -> Tensor: ...
@@ -48,6 +50,11 @@ class Block:
         """Some of the clients, with their rows."""
         vectors = {name: rows[which] for name, rows in self.vectors.items()}
         return Block(self.clients[which], self.samples[which], self.mass[which], vectors)
+
+    def columns(self, columns: slice, of: int) -> Block:
+        """All of the clients, with a part of those rows that are `of` long."""
+        vectors = {name: rows[..., columns] if rows.shape[-1] == of else rows for name, rows in self.vectors.items()}
+        return Block(self.clients, self.samples, self.mass, vectors)
 
 
 @dataclass

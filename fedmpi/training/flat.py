@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedmpi.training.layout import Layout, aligned_rows
+from fedmpi.training.layout import Entry, Layout, aligned_rows
 
 
 class FlatModel:
@@ -19,7 +19,6 @@ class FlatModel:
 
     Attributes:
         weights: [1, P], the network's parameters and floating-point buffers (`layout` says where).
-        gradient: [1, layout.parameters], filled by `backward`.
         normalises_batches: whether training takes statistics over the batch, which one sample cannot give.
     """
 
@@ -28,16 +27,17 @@ class FlatModel:
         self.device = device
         self.layout = Layout.of(module)
         self.weights = aligned_rows(1, self.layout.size, device)
-        self.gradient = aligned_rows(1, self.layout.parameters, device)
         self.normalises_batches = any(isinstance(layer, _BatchNorm) for layer in module.modules())
-        state = dict(module.named_parameters()) | dict(module.named_buffers())
+        parameters = dict(module.named_parameters())
+        self._parameters = [(entry, parameters[entry.name]) for entry in self.layout.entries if entry.is_parameter]
+        self._is_hooked = False
+        self._update: Callable[[slice, Tensor], None] | None = None
+        state = parameters | dict(module.named_buffers())
         for entry in self.layout.entries:
             view, tensor = entry.view(self.weights[0]), state.pop(entry.name)
             view.copy_(tensor.detach())
             # Through .data, so that parameters shared by several layers stay shared and buffers keep their place.
             tensor.data = view
-            if isinstance(tensor, nn.Parameter):
-                tensor.grad = entry.view(self.gradient[0])
         # What is left (BatchNorm's batch counters) starts afresh with every client.
         self._counters = [(tensor, tensor.clone()) for tensor in state.values()]
 
@@ -47,10 +47,41 @@ class FlatModel:
         for tensor, initial in self._counters:
             tensor.copy_(initial)
 
+    @cached_property
+    def gradient(self) -> Tensor:
+        """[1, layout.parameters], filled by `backward`."""
+        return aligned_rows(1, self.layout.parameters, self.device)
+
     def backward(self, loss: Tensor) -> None:
         """Fill `gradient` with that of `loss`."""
+        self._update = None
         self.gradient.zero_()
+        for entry, parameter in self._parameters:
+            if parameter.grad is None:
+                parameter.grad = entry.view(self.gradient[0])
         loss.backward()
+
+    def backward_in_parts(self, loss: Tensor, update: Callable[[slice, Tensor], None]) -> None:
+        """Call `update(columns, gradient [1, n])` for every parameter, as soon as nothing needs its old value.
+
+        No gradient of the whole model is ever kept, which saves two passes over memory: for networks of a million
+        parameters a tenth of the time of a step.
+        """
+        if self._update is None:
+            for _, parameter in self._parameters:
+                parameter.grad = None
+        if not self._is_hooked:
+            self._is_hooked = True
+            for entry, parameter in self._parameters:
+                parameter.register_post_accumulate_grad_hook(partial(self._pass_on, entry))
+        self._update = update
+        loss.backward()
+
+    def _pass_on(self, entry: Entry, parameter: Tensor) -> None:
+        if self._update is not None and parameter.grad is not None:
+            gradient, parameter.grad = parameter.grad, None
+            in_order = gradient.permute(0, 2, 3, 1) if entry.channels_last else gradient
+            self._update(slice(entry.offset, entry.offset + entry.size), in_order.reshape(1, -1))
 
     @cached_property
     def frozen(self) -> nn.Module:

@@ -42,6 +42,10 @@ class Entry:
     def size(self) -> int:
         return prod(self.shape)
 
+    @property
+    def is_parameter(self) -> bool:
+        return self.segment != "statistics"
+
     def view(self, vector: Tensor) -> Tensor:
         """The tensor in its PyTorch shape, as a view of `vector` [..., P]."""
         part = vector[..., self.offset : self.offset + self.size]

@@ -2,12 +2,16 @@
 
 The rules are those of `torch.optim.SGD` and `torch.optim.Adam` (a test compares the bits); what is saved is a
 Python loop over tensors in every step and a new optimizer object for every client.
+
+A step begins with `advance`; then `step` is called once for all parameters, or for each part of them.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+ALL = slice(None)
 
 
 class SGD:
@@ -23,19 +27,25 @@ class SGD:
         """Forget the past: a client starts every round without momentum."""
         self.steps = 0
 
-    def step(self, weights: Tensor, gradient: Tensor, lr: float) -> None:
-        """Update `weights` [K, d] in place; `gradient` [K, d] may be overwritten. K may fall from step to step."""
+    def advance(self) -> None:
+        """Begin the next step."""
+        self.steps += 1
+
+    def step(self, weights: Tensor, gradient: Tensor, lr: float, columns: slice = ALL) -> None:
+        """Update `weights` [K, n] in place, columns of [K, d]; `gradient` [K, n] may be overwritten.
+
+        K may fall from step to step.
+        """
         if self.weight_decay:
             gradient = gradient.add_(weights, alpha=self.weight_decay)
         if self.velocity is not None:
-            velocity = self.velocity[: len(weights)]
-            if self.steps:
+            velocity = self.velocity[: len(weights), columns]
+            if self.steps > 1:
                 velocity.mul_(self.momentum).add_(gradient)
             else:
                 velocity.copy_(gradient)
             gradient = velocity
         weights.add_(gradient, alpha=-lr)
-        self.steps += 1
 
 
 class Adam:
@@ -54,12 +64,18 @@ class Adam:
         self.second.zero_()
         self.steps = 0
 
-    def step(self, weights: Tensor, gradient: Tensor, lr: float) -> None:
-        """Update `weights` [K, d] in place; `gradient` [K, d] may be overwritten. K may fall from step to step."""
+    def advance(self) -> None:
+        """Begin the next step."""
         self.steps += 1
+
+    def step(self, weights: Tensor, gradient: Tensor, lr: float, columns: slice = ALL) -> None:
+        """Update `weights` [K, n] in place, columns of [K, d]; `gradient` [K, n] may be overwritten.
+
+        K may fall from step to step.
+        """
         if self.weight_decay:
             gradient = gradient.add_(weights, alpha=self.weight_decay)
-        first, second = self.first[: len(weights)], self.second[: len(weights)]
+        first, second = self.first[: len(weights), columns], self.second[: len(weights), columns]
         first.lerp_(gradient, 1 - self.beta1)
         second.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
         denominator = (second.sqrt() / (1 - self.beta2**self.steps) ** 0.5).add_(self.epsilon)

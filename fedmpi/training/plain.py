@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 import numpy as np
@@ -18,24 +18,21 @@ from fedmpi.training.flat import Net
 from fedmpi.training.samples import Batch
 from fedmpi.training.trainer import Trainer, check_losses, corrects
 
+# From so many parameters on, updating each tensor within the backward pass is faster than keeping a flat gradient.
+LARGE = 100_000
+
 
 class PlainTrainer(Trainer):
     """Trains clients one by one; the model's vector holds the result of the last."""
 
     def train(self, block: Block, start: Tensor, hooks: Hooks, round: int, rounds: int) -> Work:
         began = time.perf_counter()
-        client = int(block.clients[0])
-        model = self.model
-        optimizer = self._make_optimizer(1)
-        trained = model.layout.parameters
-        weights, gradient, origin = model.weights[:, :trained], model.gradient, start[:, :trained]
-        lr = self.settings.rate(round, rounds)
-        has_direction = corrects(hooks)
+        client, model = int(block.clients[0]), self.model
         rows = {name: value[0] for name, value in block.vectors.items()}
         net = Net(model)
         key = int(self._dropout_keys(round, block.clients)[0])
+        step = self._step(block, start, hooks, self.settings.rate(round, rounds))
         total, seen, steps = torch.zeros((), device=model.device), 0, 0
-
         model.load(start[0])
         self._prepare(len(self.shards[client]))
         for batch in self._batches(client, round):
@@ -43,16 +40,39 @@ class PlainTrainer(Trainer):
                 losses = hooks.loss(net, batch, start[0], rows)
             check_losses(losses, batch.y)
             loss = losses.mean()
-            model.backward(loss)
-            with torch.no_grad():
-                step = hooks.direction(gradient, weights, origin, block) if has_direction else gradient
-                optimizer.step(weights, self._clipped(step), lr)
-                total.add_(loss, alpha=len(batch))
+            step(loss)
+            total.add_(loss.detach(), alpha=len(batch))
             seen += len(batch)
             steps += 1
         mean = total.item() / seen if seen else math.nan
         seconds = time.perf_counter() - began
         return Work(model.weights, np.array([mean]), np.array([steps]), np.array([seconds]))
+
+    def _step(self, block: Block, start: Tensor, hooks: Hooks, lr: float) -> Callable[[Tensor], None]:
+        """What turns the loss of a batch into new weights."""
+        model, optimizer, has_direction = self.model, self._optimizer, corrects(hooks)
+        count = model.layout.parameters
+        weights, start = model.weights[:, :count], start[:, :count]
+        optimizer.reset()
+
+        @torch.no_grad()
+        def update(columns: slice, gradient: Tensor) -> None:
+            part = weights[:, columns]
+            if has_direction:
+                gradient = hooks.direction(gradient, part, start[:, columns], block.columns(columns, count))
+            optimizer.step(part, self._clipped(gradient), lr, columns)
+
+        def at_once(loss: Tensor) -> None:
+            optimizer.advance()
+            model.backward(loss)
+            update(slice(0, count), model.gradient)
+
+        def in_parts(loss: Tensor) -> None:
+            optimizer.advance()
+            model.backward_in_parts(loss, update)
+
+        separable = self.settings.clip_norm is None and (hooks.direction_is_elementwise or not has_direction)
+        return in_parts if separable and count >= LARGE else at_once
 
     def _prepare(self, samples: int) -> None:
         """Training mode; but one sample has no variance, so a client without others keeps received statistics."""

@@ -38,7 +38,7 @@ class Step:
 
 
 class SideBySideTrainer(Trainer):
-    """Trains up to `at_once` clients side by side.
+    """Trains up to `at_once` clients side by side, two or more.
 
     A client's bits must not depend on who is trained beside it. On a CPU they do not for matrix products, as long as
     there is somebody (products of one and of several matrices are different code); convolutions are computed in
@@ -60,13 +60,12 @@ class SideBySideTrainer(Trainer):
         super().__init__(model, samples, shards, pixels, settings, seed, at_once)
         model.module.train()
         convolves = any(isinstance(layer, _ConvNd) for layer in model.module.modules())
-        self._fewest = at_once if convolves and at_once > 1 else 2
-        layout, rows = model.layout, max(at_once, self._fewest)
-        self._weights = aligned_rows(rows, layout.size, model.device)
-        self._gradient = aligned_rows(rows, layout.parameters, model.device)
-        self._optimizer = self._make_optimizer(rows)
-        self._parameters = [entry for entry in layout.entries if entry.segment != "statistics"]
-        self._statistics = [entry for entry in layout.entries if entry.segment == "statistics"]
+        self._fewest = at_once if convolves else 2
+        layout = model.layout
+        self._weights = aligned_rows(at_once, layout.size, model.device)
+        self._gradient = aligned_rows(at_once, layout.parameters, model.device)
+        self._parameters = [entry for entry in layout.entries if entry.is_parameter]
+        self._statistics = [entry for entry in layout.entries if not entry.is_parameter]
         self._is_client_wise = self._drops_out or model.normalises_batches
         self._sizes = np.array([len(shard) for shard in shards])
         merges = model.normalises_batches
@@ -106,6 +105,7 @@ class SideBySideTrainer(Trainer):
                 torch._foreach_copy_([entry.view(gradient) for entry in self._parameters], list(gradients))
                 if has_direction:
                     gradient = hooks.direction(gradient, weights, start[rows, :trained], here)
+                self._optimizer.advance()
                 self._optimizer.step(weights, self._clipped(gradient), lr)
                 for entry, new in zip(self._statistics, statistics, strict=True):
                     entry.view(self._weights[rows]).copy_(new)

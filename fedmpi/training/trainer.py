@@ -52,6 +52,7 @@ class Trainer(ABC):
         self.settings = settings
         self.seed = seed
         self.at_once = at_once
+        self._optimizer = self._make_optimizer(at_once)
         self._drops_out = any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in model.module.modules())
 
     @abstractmethod

@@ -44,6 +44,7 @@ def torchs(kind: type[torch.optim.Optimizer], **options: Any) -> Tensor:
 def ours(optimizer: SGD | Adam) -> Tensor:
     weights = start()
     for gradient, lr in zip(gradients(), RATES, strict=True):
+        optimizer.advance()
         optimizer.step(weights, gradient.clone(), lr)
     return weights
 
