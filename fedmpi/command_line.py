@@ -302,8 +302,8 @@ def _without_value(option: str, arguments: list[str]) -> str:
 
 def _unknown_class(option: str, name: str) -> str:
     base = COMPONENTS[option.split(".")[0]][0]
-    public = [cls for cls in subclasses(base) if not (inspect.isabstract(cls) or cls.__name__.startswith("_"))]
-    known = [cls.__name__ for cls in public]
+    ours = [cls for cls in subclasses(base) if cls.__module__.startswith("fedmpi.") and not inspect.isabstract(cls)]
+    known = [cls.__name__ for cls in ours if not cls.__name__.startswith("_")]
     return f"--{option} = {name}: no such name{_nearest(name, known)}; known are {', '.join(known)}"
 
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import cross_entropy
 
 from fedmpi.training.flat import FlatModel
+from fedmpi.training.losses import cross_entropy
 from fedmpi.training.samples import Samples
 from fedmpi.training.trainer import PixelOrder
 
@@ -123,7 +123,7 @@ class Evaluator:
             index = np.arange(start, min(start + BLOCK, len(self._labels)))
             batch = self._test.batch(index, self._seen_pixels(self._owners[index]))
             logits = self._model.module(batch.x)
-            into[0, index] = cross_entropy(logits, batch.y, reduction="none").cpu().numpy()
+            into[0, index] = cross_entropy(logits, batch.y).cpu().numpy()
             into[1, index] = (logits.argmax(1) == batch.y).cpu().numpy()
 
     def evaluation(self, measured: NDArray[np.float32]) -> Evaluation:
@@ -138,7 +138,7 @@ class Evaluator:
         total = 0.0
         for start in range(0, len(shard), BLOCK):
             batch = self._train.batch(shard[start : start + BLOCK], self._pixels(client))
-            total += cross_entropy(self._model.module(batch.x), batch.y, reduction="sum").item()
+            total += cross_entropy(self._model.module(batch.x), batch.y).sum().item()
         return total / len(shard) if len(shard) else math.nan
 
     def _seen_pixels(self, owners: NDArray[np.int64]) -> torch.Tensor | None:

@@ -111,6 +111,8 @@ class Experiment:
             fed = assemble(self, world)
             results = open_results(self, fed, world, config)
             progress = Progress(self.rounds) if results else None
+            if results:
+                fed.when_idle = results.write_if_due
             self._measure_start(fed, results)
             for round in range(1, self.rounds + 1):
                 began = time.perf_counter()
@@ -123,7 +125,6 @@ class Experiment:
                 if results and progress:
                     outcome.row["seconds"] = time.perf_counter() - began
                     outcome.store(results)
-                    results.write_if_due()
                     progress.show(outcome.row)
             if results and progress:
                 results.finish("finished")

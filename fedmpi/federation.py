@@ -65,6 +65,7 @@ class Federation:
         device: what this rank's vectors are on, but for the server's state, which is in host memory.
         is_server: whether this rank holds the server's state.
         round: the current round; they count from 1.
+        when_idle: called at the server once a round: while the others train, or at the round's end if it trains, too.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Federation:
         self.is_server = world.is_server
         self.rounds = rounds
         self.round = 0
+        self.when_idle: Callable[[], None] = _nothing
         self.states = StateKeeper(world, self.clients)
         self._world = world
         self._trainer = trainer
@@ -123,9 +125,11 @@ class Federation:
 
     def my_clients(self, cohort: Cohort) -> Iterator[Block]:
         """This rank's share of `cohort`, in blocks that are trained together, the longest first."""
-        steps = np.array([self._trainer.count_steps(n) for n in cohort.samples.tolist()], dtype=np.int64)
+        steps = self._trainer.steps[cohort.clients]
         ranks = np.array(self._world.workers)[place(steps, len(self._world.workers))]
         self.states.gather(cohort.clients, ranks)
+        if not self._world.is_worker:
+            self._be_idle()
         mine = np.flatnonzero(ranks == self._world.rank)
         mine = mine[np.argsort(-steps[mine], kind="stable")]
         for first in range(0, len(mine), self._trainer.at_once):
@@ -210,15 +214,22 @@ class Federation:
         self._world.begin_round()
         self._ledger = Ledger(self._world, round, cohort, client_metrics)
         self._means.clear()
+        self._was_idle = False
 
     def finish(self) -> Outcome:
         """End a round."""
         with self._doing("ending the round"):
+            self._be_idle()
             return self._ledger.close(sum(mean.bytes_added for mean in self._means))
 
     def where(self) -> str:
         """Where this rank is in the experiment, for the report of a failure."""
         return f"round {self.round}, {self._activity}" if self.round else self._activity
+
+    def _be_idle(self) -> None:
+        if self.is_server and not self._was_idle:
+            self._was_idle = True
+            self.when_idle()
 
     def _distribute(self, vector: Tensor) -> Tensor:
         with self._doing("broadcast"):
@@ -228,6 +239,16 @@ class Federation:
     @contextmanager
     def _doing(self, activity: str, block: Block | None = None) -> Iterator[None]:
         """Note what is done and, if that goes well, that it is over."""
-        self._activity = activity if block is None else f"client {', '.join(map(str, block.clients))}, {activity}"
+        self._activity = activity if block is None else f"{_named(block)}, {activity}"
         yield
         self._activity = "between two steps of the algorithm"
+
+
+def _nothing() -> None:
+    """What the server does when it is idle, unless it is told otherwise."""
+
+
+def _named(block: Block) -> str:
+    shown = ", ".join(map(str, block.clients[:8]))
+    more = f" and {len(block) - 8} more" if len(block) > 8 else ""
+    return f"client {shown}" if len(block) == 1 else f"clients {shown}{more}"

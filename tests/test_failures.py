@@ -54,7 +54,7 @@ def run(folder: Path, size: int, kind: str, ranks: tuple[int, ...], phase: str, 
 PLACES = {
     "constructor": r"reading the command line",
     "setup": r"setting up",
-    "loss": rf"round {FAILS_IN}, client \d, training",
+    "loss": rf"round {FAILS_IN}, clients? \d(, \d)*, training",
     "round": rf"round {FAILS_IN}, between two steps of the algorithm",
     "evaluate": rf"round {FAILS_IN}, between two steps of the algorithm",
 }

@@ -61,7 +61,9 @@ def test_the_first_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert line in README, "the README shows another experiment: paste the new one"
     accuracy = re.search(r"^accuracy +last ([\d.]+) %", README, re.MULTILINE)
     assert accuracy
-    assert 100 * run.accuracy().last == pytest.approx(float(accuracy[1]), abs=1), "the last bits depend on the processor"
+    assert 100 * run.accuracy().last == pytest.approx(float(accuracy[1]), abs=1), (
+        "the last bits depend on the processor"
+    )
     for shown in ("status", "time ", "speed", "file"):
         assert re.search(rf"^{shown}", output, re.MULTILINE)
     assert str(file) in output

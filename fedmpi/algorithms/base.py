@@ -65,9 +65,9 @@ class Algorithm(ABC):
             start: [P], the weights the client received.
             client: this client's rows of the vectors given to `Federation.train`.
         """
-        from torch.nn.functional import cross_entropy
+        from fedmpi.training.losses import cross_entropy
 
-        return cross_entropy(net(batch.x), batch.y, reduction="none")
+        return cross_entropy(net(batch.x), batch.y)
 
     def direction(self, gradient: "Tensor", weights: "Tensor", start: "Tensor", block: "Block") -> "Tensor":
         """What the local optimizer steps along, from the gradient of the loss.

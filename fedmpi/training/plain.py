@@ -87,7 +87,7 @@ class PlainTrainer(Trainer):
         pixels, augmentation = self.pixels(client), self.settings.augmentation
         cuts = self.settings.batches(len(shard), self.model.normalises_batches)
         draws = None
-        for step in range(self.count_steps(len(shard))):
+        for step in range(int(self.steps[client])):
             epoch, place = divmod(step, len(cuts))
             if place == 0:
                 order = self._hashed(f"order {epoch}", round, clients, len(shard))[0].argsort(kind="stable")

@@ -56,6 +56,11 @@ class LocalTraining:
         require(isinstance(at_once, str) or at_once >= 1, "vectorize", at_once, "auto, off or at least 1")
         require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "above 0")
 
+    @property
+    def is_plain_sgd(self) -> bool:
+        """Whether a step is w -= lr g and nothing else."""
+        return self.optimizer == "sgd" and not (self.momentum or self.weight_decay or self.clip_norm)
+
     def rate(self, round: int, rounds: int) -> float:
         """The learning rate of a round (they count from 1) out of `rounds`."""
         if self.schedule == "exponential":

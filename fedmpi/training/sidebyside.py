@@ -87,7 +87,9 @@ class SideBySideTrainer(Trainer):
         began = time.perf_counter()
         lr, has_direction = self.settings.rate(round, rounds), corrects(hooks)
         trained = self.model.layout.parameters
-        steps = np.array([self.count_steps(n) for n in self._sizes[block.clients].tolist()])
+        # w -= lr g needs no gradient in one piece.
+        is_plain = not has_direction and self.settings.is_plain_sgd
+        steps = self.steps[block.clients]
         keys = torch.from_numpy(self._dropout_keys(round, block.clients)).to(self.model.device)
         total = torch.zeros(len(block), device=self.model.device)
         self._weights[: len(block)].copy_(start)
@@ -101,12 +103,15 @@ class SideBySideTrainer(Trainer):
             losses, share, statistics = self._losses(here, step, leaves, keys[rows], start[rows], hooks)
             gradients = torch.autograd.grad(losses, leaves, grad_outputs=share)
             with torch.no_grad():
-                gradient, weights = self._gradient[rows], self._weights[rows, :trained]
-                torch._foreach_copy_([entry.view(gradient) for entry in self._parameters], list(gradients))
-                if has_direction:
-                    gradient = hooks.direction(gradient, weights, start[rows, :trained], here)
-                self._optimizer.advance()
-                self._optimizer.step(weights, self._clipped(gradient), lr)
+                if is_plain:
+                    torch._foreach_add_(leaves, list(gradients), alpha=-lr)
+                else:
+                    gradient, weights = self._gradient[rows], self._weights[rows, :trained]
+                    torch._foreach_copy_([entry.view(gradient) for entry in self._parameters], list(gradients))
+                    if has_direction:
+                        gradient = hooks.direction(gradient, weights, start[rows, :trained], here)
+                    self._optimizer.advance()
+                    self._optimizer.step(weights, self._clipped(gradient), lr)
                 for entry, new in zip(self._statistics, statistics, strict=True):
                     entry.view(self._weights[rows]).copy_(new)
                 self._weights[active : rows.stop] = put_back

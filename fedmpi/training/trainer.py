@@ -33,6 +33,9 @@ class Trainer(ABC):
         settings: see `LocalTraining`.
         seed: of the experiment.
         at_once: K, how many clients `train` takes at the most.
+
+    Attributes:
+        steps: [clients] optimizer steps that each client does in a round.
     """
 
     def __init__(
@@ -52,6 +55,8 @@ class Trainer(ABC):
         self.settings = settings
         self.seed = seed
         self.at_once = at_once
+        merges = model.normalises_batches
+        self.steps = np.array([settings.count_steps(len(shard), merges) for shard in shards], dtype=np.int64)
         self._optimizer = self._make_optimizer(at_once)
         self._drops_out = any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in model.module.modules())
 
@@ -64,10 +69,6 @@ class Trainer(ABC):
             hooks: the algorithm's loss and direction.
             round, rounds: for the learning rate's schedule, and for what is random.
         """
-
-    def count_steps(self, samples: int) -> int:
-        """Optimizer steps of a client with so many samples."""
-        return self.settings.count_steps(samples, self.model.normalises_batches)
 
     def _hashed(self, purpose: str, round: int, clients: NDArray[np.int64], count: int) -> NDArray[np.uint64]:
         """[K, count] random bits; a client's are the same beside any others, and the first few of more."""

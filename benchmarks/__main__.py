@@ -1,0 +1,167 @@
+"""python -m benchmarks [RUNG ...]: run the ladder, print one table, keep it as CSV.
+
+Every rung is measured in several repeats, fedmpi and its reference in turn, because a machine's speed drifts; what
+counts are the ratios of pairs, not the absolute figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.workloads import TRAINING
+from fedmpi import results
+
+LR_MNIST = (
+    "--dataset MNIST --model LogisticRegression --partition ClassesPerClient --clients 1000 --cohort 10"
+    " --rounds 100 --evaluate_every 20 --local.epochs 1 --local.batch_size 10 --local.lr 0.03"
+)
+
+
+@dataclass
+class Row:
+    """One figure: `value` of fedmpi and of its reference; the ratio says how many times as fast fedmpi is."""
+
+    rung: str
+    what: str
+    unit: str
+    fedmpi: float
+    reference: float
+    ratios: list[float]
+
+
+def mpirun(ranks: int, *arguments: str) -> str:
+    launcher = Path(sys.executable).with_name("mpirun")
+    command = [str(launcher) if launcher.exists() else shutil.which("mpirun") or "mpirun", "-n", str(ranks)]
+    return subprocess.run([*command, sys.executable, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def fedmpi(ranks: int, options: str, folder: Path) -> results.Run:
+    output = folder / "run.h5"
+    mpirun(ranks, "-m", "fedmpi", *shlex.split(options), "--output", str(output), "--overwrite")
+    return results.open(output)
+
+
+def paired(
+    repeats: int, ours: Callable[[], float], reference: Callable[[], float]
+) -> tuple[float, float, list[float]]:
+    """Medians of both, and the ratio of each pair; larger is better for both."""
+    pairs = [(ours(), reference()) for _ in range(repeats)]
+    return (*np.median(pairs, axis=0).tolist(), [a / b for a, b in pairs])
+
+
+def training(rung: str, repeats: int, folder: Path) -> Iterator[Row]:
+    """Clients a second in whole rounds, results file included: server and two workers, beside a bare loop on two."""
+    workload = TRAINING[rung]
+
+    def ours() -> float:
+        run = fedmpi(3, f"{workload.options} --rounds {workload.rounds + 1} --evaluate_every 0", folder)
+        cohort = int(run.settings["cohort"])
+        return cohort / float(np.median(run.rounds["seconds"][1:]))
+
+    def bare() -> float:
+        seconds = [float(line) for line in mpirun(2, "-m", "benchmarks.bare", rung, str(workload.rounds + 1)).split()]
+        cohort = int(shlex.split(workload.options)[shlex.split(workload.options).index("--cohort") + 1])
+        return cohort / float(np.median(seconds[1:]))
+
+    yield Row(rung, f"{workload.title}: clients/s, bare loop beside", "1/s", *paired(repeats, ours, bare))
+
+
+def null(repeats: int, folder: Path) -> Iterator[Row]:
+    """Broadcast and mean without training, beside MPI_Bcast and MPI_Reduce."""
+    for ranks in (2, 4, 16):
+        found: dict[str, list[tuple[float, float]]] = {}
+        for _ in range(repeats):
+            for line in mpirun(ranks, "-m", "benchmarks.null_round").splitlines():
+                size, ours, plain = line.split()
+                found.setdefault(size, []).append((float(ours), float(plain)))
+        for size, pairs in found.items():
+            ours_ms, plain_ms = np.median(pairs, axis=0).tolist()
+            if size == "books":
+                yield Row("null", f"{ranks} ranks, the round's books", "ms", ours_ms, float("nan"), [])
+            else:
+                what = f"{ranks} ranks, {int(size):,} parameters; MPI beside"
+                yield Row("null", what, "ms", ours_ms, plain_ms, [b / a for a, b in pairs])
+
+
+def start(repeats: int, folder: Path) -> Iterator[Row]:
+    """Seconds from mpirun to the first round, beside importing torch and mpi4py on as many ranks."""
+    options = "--rounds 1 --evaluate_every 0 --clients 20 --cohort 2 --local.epochs 1"
+
+    def ours(ranks: int) -> float:
+        began = time.time()
+        run = fedmpi(ranks, options, folder)
+        return 1 / (datetime.fromisoformat(str(run.attributes["started"])).timestamp() - began)
+
+    def imports(ranks: int) -> float:
+        began = time.time()
+        mpirun(ranks, "-c", "import torch, mpi4py.MPI")
+        return 1 / (time.time() - began)
+
+    for ranks in (2, 4, 16):
+        rate, reference, ratios = paired(repeats, lambda n=ranks: ours(n), lambda n=ranks: imports(n))  # type: ignore[misc]
+        yield Row("start", f"{ranks} ranks, digits; imports alone beside", "s", 1 / rate, 1 / reference, ratios)
+
+
+def lr_mnist(repeats: int, folder: Path, data: Path) -> Iterator[Row]:
+    """The LR-MNIST row of FLUTE's table, the whole run with start-up, two workers."""
+    seconds, accuracy = [], []
+    for _ in range(repeats):
+        began = time.time()
+        run = fedmpi(3, f"{LR_MNIST} --dataset.root {data}", folder)
+        seconds.append(time.time() - began)
+        accuracy.append(run.accuracy().last)
+    what = f"100 rounds, whole run (accuracy {100 * np.median(accuracy):.1f} %); FLUTE on CPU beside"
+    yield Row("lr_mnist", what, "s", float(np.median(seconds)), 200.0, [200.0 / s for s in seconds])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    known = [*TRAINING, "null", "start", "lr_mnist"]
+    parser.add_argument("rungs", nargs="*", metavar="RUNG", help=f"of {', '.join(known)} (default: all)")
+    parser.add_argument("--repeats", type=int, default=3, help="of every measurement (default: 3)")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="root of the MNIST files (default: data)")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks.csv"), help="(default: benchmarks.csv)")
+    options = parser.parse_args()
+    if unknown := set(options.rungs) - set(known):
+        parser.error(f"no such rung: {', '.join(sorted(unknown))}; known are {', '.join(known)}")
+    rows: list[Row] = []
+    print(f"{platform.node()}, {os.cpu_count()} cores, {datetime.now():%Y-%m-%d %H:%M}\n", flush=True)
+    print(f"{'rung':9}{'fedmpi':>10}{'beside':>10}   {'ratio (of pairs)':22}  what", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for rung in options.rungs or known:
+            measures = {"null": null, "start": start}
+            if rung == "lr_mnist":
+                found = lr_mnist(options.repeats, Path(folder), options.data)
+            elif rung in measures:
+                found = measures[rung](options.repeats, Path(folder))
+            else:
+                found = training(rung, options.repeats, Path(folder))
+            for row in found:
+                rows.append(row)
+                ratios = sorted(row.ratios)
+                spread = f"{np.median(ratios):5.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})" if ratios else ""
+                figures = f"{row.fedmpi:10.3g}{row.reference:10.3g}"
+                print(f"{row.rung:9}{figures}   {spread:22}  {row.what} [{row.unit}]", flush=True)
+    with options.output.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["rung", "what", "unit", "fedmpi", "reference", "ratios"])
+        writer.writerows([r.rung, r.what, r.unit, r.fedmpi, r.reference, " ".join(map(str, r.ratios))] for r in rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""A round in which nothing is trained: mpirun -n 4 python -m benchmarks.null_round.
+
+For each size of a model: broadcast and mean as fedmpi does them, beside plain MPI_Bcast and MPI_Reduce of float32
+vectors of that size, which is less (fedmpi's sums are float64 and exact). And the cost of a whole round of the engine
+on top of that. Prints one line a size: parameters, milliseconds of both, milliseconds of the engine.
+"""
+
+import os
+import time
+from collections.abc import Callable
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import torch
+
+from fedmpi.aggregation import WeightedMean
+from fedmpi.ledger import Ledger
+from fedmpi.mpi.world import World
+from fedmpi.scheduling import Cohort
+from fedmpi.training.block import Block
+
+SIZES = (25_000, 415_000, 1_660_000, 11_170_000)
+CPU = torch.device("cpu")
+
+
+def median_ms(world: World, times: int, run: Callable[[], float]) -> float:
+    found = []
+    for _ in range(times):
+        world.meet()
+        found.append(run())
+    return 1e3 * float(np.median(found[times // 4 :]))
+
+
+def exchange(world: World, size: int) -> tuple[float, float]:
+    """Milliseconds of broadcast and mean of so many parameters: as fedmpi does them, and by MPI alone."""
+    vector, one = torch.randn(size) * 0.01, Block(np.array([0]), np.array([1]), np.array([1]))
+    received, summed = np.empty(size, np.float32), np.empty(size, np.float32)
+
+    def ours() -> float:
+        world.begin_round()
+        world.meet()
+        began = time.perf_counter()
+        world.broadcast(vector.numpy())
+        took = time.perf_counter() - began
+        mean = WeightedMean(world, size, size, len(world.workers), None, CPU)
+        if world.is_worker:
+            mean.add(vector[None], one)
+        world.meet()
+        began = time.perf_counter()
+        mean.reduce()
+        return took + time.perf_counter() - began
+
+    def plain() -> float:
+        began = time.perf_counter()
+        world.comm.Bcast(received, root=0)
+        world.comm.Reduce(vector.numpy(), summed, root=0)
+        return time.perf_counter() - began
+
+    times = 12 if size > 5_000_000 else 40
+    return median_ms(world, times, ours), median_ms(world, times, plain)
+
+
+def books(world: World) -> float:
+    """Milliseconds of what the engine notes of a round of ten clients, and brings together."""
+    clients = np.arange(10)
+    cohort = Cohort(clients, clients + 1, clients + 1)
+
+    def keep() -> float:
+        began = time.perf_counter()
+        Ledger(world, 1, cohort, ()).close(0)
+        return time.perf_counter() - began
+
+    return median_ms(world, 200, keep)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    world = World()
+    for size in SIZES:
+        ours, plain = exchange(world, size)
+        if world.is_server:
+            print(size, ours, plain, flush=True)
+    kept = books(world)
+    if world.is_server:
+        print("books", kept, 0, flush=True)
+
+
+if __name__ == "__main__":
+    main()
