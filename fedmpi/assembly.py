@@ -26,6 +26,7 @@ from fedmpi.training.choice import make_trainer
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.layout import Layout
 from fedmpi.training.samples import Samples
+from fedmpi.training.trainer import Task
 
 if TYPE_CHECKING:
     from fedmpi.experiment import Experiment
@@ -74,7 +75,7 @@ def assemble(experiment: Experiment, world: World) -> Federation:
         owners[shard] = client
     fed = Federation(
         world,
-        make_trainer(model, train, split.train, pixels, experiment.local, experiment.seed),
+        make_trainer(Task(model, train, split.train, pixels, experiment.local, experiment.seed)),
         Evaluator(build(0), train, test, split.train, owners, dataset.classes, pixels),
         split,
         lambda number: build(number).weights[0].clone(),

@@ -121,7 +121,7 @@ class Experiment:
                 self.algorithm.round(fed, cohort)
                 if self._is_evaluated(round):
                     self.algorithm.evaluate(fed)
-                outcome = fed.finish()
+                outcome = fed.finish(vars(self.algorithm))
                 if results and progress:
                     outcome.row["seconds"] = time.perf_counter() - began
                     outcome.store(results)
@@ -139,7 +139,7 @@ class Experiment:
         if self.evaluate_every:
             fed.begin(0, Cohort.nobody(), self.algorithm.client_metrics)
             self.algorithm.evaluate(fed)
-            evaluation = fed.finish().evaluation
+            evaluation = fed.finish({}).evaluation
             if results and evaluation:
                 results.set_initial(evaluation.loss, evaluation.accuracy)
 

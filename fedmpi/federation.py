@@ -6,7 +6,7 @@ data files, random generators.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -216,8 +216,18 @@ class Federation:
         self._means.clear()
         self._was_idle = False
 
-    def finish(self) -> Outcome:
-        """End a round."""
+    def finish(self, kept: Mapping[str, object]) -> Outcome:
+        """End a round.
+
+        Args:
+            kept: the algorithm's attributes.
+
+        Raises:
+            RuntimeError: one of them is a vector that was broadcast, which the next round would overwrite.
+        """
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.device.type == "cpu" and self._world.lent(value.detach().numpy()):
+                raise RuntimeError(f"{name} is kept beyond the round in which it was broadcast: keep its clone()")
         with self._doing("ending the round"):
             self._be_idle()
             return self._ledger.close(sum(mean.bytes_added for mean in self._means))

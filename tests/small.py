@@ -25,6 +25,7 @@ from fedmpi.training.flat import FlatModel
 from fedmpi.training.plain import PlainTrainer
 from fedmpi.training.samples import Samples
 from fedmpi.training.settings import LocalTraining
+from fedmpi.training.trainer import Task
 
 torch.set_num_threads(1)  # as in a job: threads that wait for one another take seconds on a busy machine
 
@@ -147,9 +148,9 @@ class Client:
         self.start = self.model.weights.clone()
         self.samples = len(y)
         mean, std = (dataset.mean, dataset.std) if dataset else (None, None)
-        self._trainer = PlainTrainer(
-            self.model, Samples(x, y, mean, std, CPU), [np.arange(len(y))], lambda client: pixels, settings, SEED
-        )
+        shards = [np.arange(len(y))]
+        task = Task(self.model, Samples(x, y, mean, std, CPU), shards, lambda client: pixels, settings, SEED)
+        self._trainer = PlainTrainer(task)
 
     def train(self, algorithm: Algorithm | None = None, round: int = 1, rounds: int = 1, **vectors: Tensor) -> Work:
         """Train it from the first weights; `model` then holds the result."""

@@ -157,3 +157,11 @@ def _holds_the_finished_rounds(job: Job, status: str) -> None:
         assert {len(column) for column in file["rounds"].values()} == {FAILS_IN - 1}
     assert results.open(job.path).status == status
     assert [path.name for path in job.path.parent.iterdir()] == ["run.h5"]
+
+
+def test_keeping_a_broadcast_vector(tmp_path: Path) -> None:
+    """It would be overwritten in the next round: an error rather than a wrong result."""
+    options = f"--algorithm methods.Keeping --model LogisticRegression --rounds 2 --output {tmp_path / 'run.h5'}"
+    result = fedmpi(3, *options.split(), PYTHONPATH=f"{REPOSITORY}:{PROGRAMS}")
+    assert result.returncode == 1
+    assert "previous is kept beyond the round in which it was broadcast: keep its clone()" in result.stderr

@@ -149,6 +149,11 @@ class World:
             self.meet()
         return region
 
+    def lent(self, array: NDArray) -> bool:
+        """Whether `array` lies in memory that `broadcast` gave, which the next round uses again."""
+        address = array.ctypes.data
+        return any(r.ctypes.data <= address < r.ctypes.data + r.nbytes for r in self._broadcasts)
+
     def shared_mean(self, rows: int, columns: int) -> SharedMean:
         """An empty sum for means of this shape; to be used in this round."""
         while True:

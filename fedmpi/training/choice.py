@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.plain import PlainTrainer
-from fedmpi.training.samples import Samples
 from fedmpi.training.settings import LocalTraining
 from fedmpi.training.sidebyside import SideBySideTrainer
-from fedmpi.training.trainer import PixelOrder, Trainer
+from fedmpi.training.trainer import Task, Trainer
 
 # On a CPU, networks up to this size spend most of their time between operations; larger ones fill the caches.
 SMALL_ON_CPU = 50_000
@@ -34,15 +31,7 @@ def clients_at_once(model: FlatModel, settings: LocalTraining) -> int:
     return AT_ONCE_ON_CPU if not convolves and model.layout.parameters <= SMALL_ON_CPU else 1
 
 
-def make_trainer(
-    model: FlatModel,
-    samples: Samples,
-    shards: list[NDArray[np.int64]],
-    pixels: PixelOrder,
-    settings: LocalTraining,
-    seed: int,
-) -> Trainer:
-    """The trainer of one rank; see `Trainer` for the arguments."""
-    at_once = clients_at_once(model, settings)
-    kind = PlainTrainer if settings.vectorize == "off" or at_once == 1 else SideBySideTrainer
-    return kind(model, samples, shards, pixels, settings, seed, at_once)
+def make_trainer(task: Task) -> Trainer:
+    """The trainer of one rank."""
+    at_once = clients_at_once(task.model, task.settings)
+    return PlainTrainer(task) if at_once == 1 else SideBySideTrainer(task, at_once)

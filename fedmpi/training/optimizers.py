@@ -2,11 +2,11 @@
 
 The rules are those of `torch.optim.SGD` and `torch.optim.Adam` (a test compares the bits); what is saved is a
 Python loop over tensors in every step and a new optimizer object for every client.
-
-A step begins with `advance`; then `step` is called once for all parameters, or for each part of them.
 """
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
@@ -14,17 +14,19 @@ from torch import Tensor
 ALL = slice(None)
 
 
-class SGD:
-    """v := momentum v + g, w -= lr v; weight decay adds weight_decay w to g before."""
+class Optimizer(ABC):
+    """The optimizer of K clients: a step begins with `advance`; then `step` is called for all parameters or for parts
 
-    def __init__(self, shape: torch.Size, device: torch.device, momentum: float, weight_decay: float) -> None:
-        self.momentum = momentum
+    Args:
+        weight_decay: what times the weights is added to the gradient.
+    """
+
+    def __init__(self, weight_decay: float) -> None:
         self.weight_decay = weight_decay
-        self.velocity = torch.zeros(shape, device=device) if momentum else None
         self.steps = 0
 
     def reset(self) -> None:
-        """Forget the past: a client starts every round without momentum."""
+        """Forget the past: a client starts every round without momentum or moments."""
         self.steps = 0
 
     def advance(self) -> None:
@@ -38,6 +40,21 @@ class SGD:
         """
         if self.weight_decay:
             gradient = gradient.add_(weights, alpha=self.weight_decay)
+        self._move(weights, gradient, lr, columns)
+
+    @abstractmethod
+    def _move(self, weights: Tensor, gradient: Tensor, lr: float, columns: slice) -> None: ...
+
+
+class SGD(Optimizer):
+    """v := momentum v + g, w -= lr v."""
+
+    def __init__(self, shape: torch.Size, device: torch.device, momentum: float, weight_decay: float) -> None:
+        super().__init__(weight_decay)
+        self.momentum = momentum
+        self.velocity = torch.zeros(shape, device=device) if momentum else None
+
+    def _move(self, weights: Tensor, gradient: Tensor, lr: float, columns: slice) -> None:
         if self.velocity is not None:
             velocity = self.velocity[: len(weights), columns]
             if self.steps > 1:
@@ -48,33 +65,21 @@ class SGD:
         weights.add_(gradient, alpha=-lr)
 
 
-class Adam:
+class Adam(Optimizer):
     """Kingma and Ba, 2015, with bias correction; weight decay is added to the gradient, as in `torch.optim.Adam`."""
 
     def __init__(self, shape: torch.Size, device: torch.device, weight_decay: float) -> None:
+        super().__init__(weight_decay)
         self.beta1, self.beta2, self.epsilon = 0.9, 0.999, 1e-8
-        self.weight_decay = weight_decay
         self.first = torch.zeros(shape, device=device)
         self.second = torch.zeros(shape, device=device)
-        self.steps = 0
 
     def reset(self) -> None:
-        """Forget the past: a client starts every round with empty moments."""
+        super().reset()
         self.first.zero_()
         self.second.zero_()
-        self.steps = 0
 
-    def advance(self) -> None:
-        """Begin the next step."""
-        self.steps += 1
-
-    def step(self, weights: Tensor, gradient: Tensor, lr: float, columns: slice = ALL) -> None:
-        """Update `weights` [K, n] in place, columns of [K, d]; `gradient` [K, n] may be overwritten.
-
-        K may fall from step to step.
-        """
-        if self.weight_decay:
-            gradient = gradient.add_(weights, alpha=self.weight_decay)
+    def _move(self, weights: Tensor, gradient: Tensor, lr: float, columns: slice) -> None:
         first, second = self.first[: len(weights), columns], self.second[: len(weights), columns]
         first.lerp_(gradient, 1 - self.beta1)
         second.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)

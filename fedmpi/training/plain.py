@@ -34,7 +34,7 @@ class PlainTrainer(Trainer):
         step = self._step(block, start, hooks, self.settings.rate(round, rounds))
         total, seen, steps = torch.zeros((), device=model.device), 0, 0
         model.load(start[0])
-        self._prepare(len(self.shards[client]))
+        self._prepare(len(self._shards[client]))
         for batch in self._batches(client, round):
             with ClientWise((key + steps) & 0x7FFFFFFF) if self._drops_out else nullcontext():
                 losses = hooks.loss(net, batch, start[0], rows)
@@ -83,8 +83,8 @@ class PlainTrainer(Trainer):
                     layer.eval()
 
     def _batches(self, client: int, round: int) -> Iterator[Batch]:
-        shard, clients = self.shards[client], np.array([client])
-        pixels, augmentation = self.pixels(client), self.settings.augmentation
+        shard, clients = self._shards[client], np.array([client])
+        pixels, augmentation = self._pixels(client), self.settings.augmentation
         cuts = self.settings.batches(len(shard), self.model.normalises_batches)
         draws = None
         for step in range(int(self.steps[client])):
@@ -95,4 +95,4 @@ class PlainTrainer(Trainer):
                     bits = self._hashed(f"augmentation {epoch}", round, clients, 3 * len(shard))
                     draws = bits.reshape(-1, 3)
             chosen = order[cuts[place]]
-            yield self.samples.batch(shard[chosen], pixels, augmentation, None if draws is None else draws[chosen])
+            yield self._samples.batch(shard[chosen], pixels, augmentation, None if draws is None else draws[chosen])

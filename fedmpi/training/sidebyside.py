@@ -20,11 +20,10 @@ from torch.nn.modules.conv import _ConvNd
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.training.block import Block, Hooks, Work
 from fedmpi.training.clientwise import ClientWise
-from fedmpi.training.flat import FlatModel, Net
+from fedmpi.training.flat import Net
 from fedmpi.training.layout import aligned_rows
-from fedmpi.training.samples import Batch, Samples
-from fedmpi.training.settings import LocalTraining
-from fedmpi.training.trainer import PixelOrder, Trainer, check_losses, corrects
+from fedmpi.training.samples import Batch
+from fedmpi.training.trainer import Task, Trainer, check_losses, corrects
 
 
 @dataclass
@@ -47,17 +46,9 @@ class SideBySideTrainer(Trainer):
     with their results put back.
     """
 
-    def __init__(
-        self,
-        model: FlatModel,
-        samples: Samples,
-        shards: list[NDArray[np.int64]],
-        pixels: PixelOrder,
-        settings: LocalTraining,
-        seed: int,
-        at_once: int,
-    ) -> None:
-        super().__init__(model, samples, shards, pixels, settings, seed, at_once)
+    def __init__(self, task: Task, at_once: int) -> None:
+        super().__init__(task, at_once)
+        model, shards, settings = task.model, task.shards, task.settings
         model.module.train()
         convolves = any(isinstance(layer, _ConvNd) for layer in model.module.modules())
         self._fewest = at_once if convolves else 2
@@ -194,10 +185,10 @@ class SideBySideTrainer(Trainer):
     def _batch(self, block: Block, step: Step) -> Batch:
         """x [K, B, ...], y and index [K, B]."""
         shape = step.index.shape
-        orders = [order for client in block.clients.tolist() if (order := self.pixels(client)) is not None]
+        orders = [order for client in block.clients.tolist() if (order := self._pixels(client)) is not None]
         pixels = torch.stack(orders).repeat_interleave(shape[1], dim=0) if orders else None
         bits = None if step.bits is None else step.bits.reshape(-1, 3)
-        flat = self.samples.batch(step.index.reshape(-1), pixels, self.settings.augmentation, bits)
+        flat = self._samples.batch(step.index.reshape(-1), pixels, self.settings.augmentation, bits)
         return Batch(flat.x.unflatten(0, shape), flat.y.view(shape), flat.index.view(shape))
 
     def _samples_seen(self, clients: NDArray[np.int64], steps: NDArray[np.int64]) -> NDArray[np.int64]:

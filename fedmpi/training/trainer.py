@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.modules.dropout import _DropoutNd
 
 from fedmpi import randomness
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.training.block import Block, Hooks, Work
 from fedmpi.training.flat import FlatModel
-from fedmpi.training.optimizers import SGD, Adam
+from fedmpi.training.optimizers import SGD, Adam, Optimizer
 from fedmpi.training.samples import Samples
 from fedmpi.training.settings import LocalTraining
 
@@ -22,43 +24,51 @@ from fedmpi.training.settings import LocalTraining
 PixelOrder = Callable[[int], Tensor | None]
 
 
-class Trainer(ABC):
-    """Trains the clients of one rank, so many at once.
+@dataclass(frozen=True)
+class Task:
+    """What a rank trains.
 
-    Args:
+    Attributes:
         model: the network; its own weights are not touched by trainers that keep several.
         samples: the whole training set.
         shards: which samples each client holds.
         pixels: the order in which a client sees the pixels of its images.
         settings: see `LocalTraining`.
         seed: of the experiment.
+    """
+
+    model: FlatModel
+    samples: Samples
+    shards: list[NDArray[np.int64]]
+    pixels: PixelOrder
+    settings: LocalTraining
+    seed: int
+
+
+class Trainer(ABC):
+    """Trains the clients of one rank.
+
+    Args:
+        task: what there is to train.
         at_once: K, how many clients `train` takes at the most.
 
     Attributes:
         steps: [clients] optimizer steps that each client does in a round.
     """
 
-    def __init__(
-        self,
-        model: FlatModel,
-        samples: Samples,
-        shards: list[NDArray[np.int64]],
-        pixels: PixelOrder,
-        settings: LocalTraining,
-        seed: int,
-        at_once: int = 1,
-    ) -> None:
-        self.model = model
-        self.samples = samples
-        self.shards = shards
-        self.pixels = pixels
-        self.settings = settings
-        self.seed = seed
+    def __init__(self, task: Task, at_once: int = 1) -> None:
         self.at_once = at_once
-        merges = model.normalises_batches
-        self.steps = np.array([settings.count_steps(len(shard), merges) for shard in shards], dtype=np.int64)
-        self._optimizer = self._make_optimizer(at_once)
-        self._drops_out = any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in model.module.modules())
+        self.model = model = task.model
+        self.settings = settings = task.settings
+        self.steps = np.array(
+            [settings.count_steps(len(shard), model.normalises_batches) for shard in task.shards], dtype=np.int64
+        )
+        self._samples = task.samples
+        self._shards = task.shards
+        self._pixels = task.pixels
+        self._seed = task.seed
+        self._optimizer = self._make_optimizer()
+        self._drops_out = any(isinstance(layer, _DropoutNd) for layer in model.module.modules())
 
     @abstractmethod
     def train(self, block: Block, start: Tensor, hooks: Hooks, round: int, rounds: int) -> Work:
@@ -72,14 +82,14 @@ class Trainer(ABC):
 
     def _hashed(self, purpose: str, round: int, clients: NDArray[np.int64], count: int) -> NDArray[np.uint64]:
         """[K, count] random bits; a client's are the same beside any others, and the first few of more."""
-        return randomness.hashed_bits(randomness.keys(self.seed, purpose, round, clients), count)
+        return randomness.hashed_bits(randomness.keys(self._seed, purpose, round, clients), count)
 
     def _dropout_keys(self, round: int, clients: NDArray[np.int64]) -> NDArray[np.int32]:
         """[K] for `ClientWise`."""
-        return (randomness.keys(self.seed, "dropout", round, clients) >> np.uint64(33)).astype(np.int32)
+        return (randomness.keys(self._seed, "dropout", round, clients) >> np.uint64(33)).astype(np.int32)
 
-    def _make_optimizer(self, rows: int) -> SGD | Adam:
-        shape, device = torch.Size((rows, self.model.layout.parameters)), self.model.device
+    def _make_optimizer(self) -> Optimizer:
+        shape, device = torch.Size((self.at_once, self.model.layout.parameters)), self.model.device
         if self.settings.optimizer == "adam":
             return Adam(shape, device, self.settings.weight_decay)
         return SGD(shape, device, self.settings.momentum, self.settings.weight_decay)

@@ -85,3 +85,11 @@ class Alike(IFCA):
     def setup(self, fed: Federation) -> None:
         super().setup(fed)
         self.centers = self.centers[:1].repeat(self.models, 1)
+
+
+class Keeping(FedAvg):
+    """Keeps what was broadcast, in memory that the next round overwrites."""
+
+    def round(self, fed: Federation, cohort: Cohort) -> None:
+        super().round(fed, cohort)
+        self.previous = fed.broadcast(self.weights)

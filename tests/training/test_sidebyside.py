@@ -21,6 +21,7 @@ from fedmpi.training.plain import PlainTrainer
 from fedmpi.training.samples import Samples
 from fedmpi.training.settings import LocalTraining
 from fedmpi.training.sidebyside import SideBySideTrainer
+from fedmpi.training.trainer import Task
 from tests.small import CPU, SEED
 
 # Of every kind that matters with batches of 4: less than one batch, one, one and a single sample more, several; a
@@ -69,8 +70,8 @@ class Both:
             torch.manual_seed(SEED)
             return FlatModel(model.build((3, 8, 8), 10), CPU)
 
-        self.plain = PlainTrainer(network(), samples, shards, pixels, local, SEED)
-        self.side = SideBySideTrainer(network(), samples, shards, pixels, local, SEED, at_once)
+        self.plain = PlainTrainer(Task(network(), samples, shards, pixels, local, SEED))
+        self.side = SideBySideTrainer(Task(network(), samples, shards, pixels, local, SEED), at_once)
         self.start = self.plain.model.weights.clone()
 
     def one_by_one(self, algorithm: Algorithm, **vectors: Tensor) -> tuple[Tensor, list[Work]]:
