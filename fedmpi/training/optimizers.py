@@ -15,7 +15,7 @@ ALL = slice(None)
 
 
 class Optimizer(ABC):
-    """The optimizer of K clients: a step begins with `advance`; then `step` is called for all parameters or for parts
+    """The optimizer of K clients: a step begins with `advance`; then `step` is called for all parameters or parts.
 
     Args:
         weight_decay: what times the weights is added to the gradient.
