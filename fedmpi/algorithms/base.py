@@ -39,6 +39,16 @@ class Algorithm(ABC):
 
     weights: "Tensor"
 
+    @property
+    def changes_loss(self) -> bool:
+        """Whether the method has a loss of its own."""
+        return type(self).loss is not Algorithm.loss
+
+    @property
+    def changes_direction(self) -> bool:
+        """Whether the method has a direction of its own."""
+        return type(self).direction is not Algorithm.direction
+
     def setup(self, fed: "Federation") -> None:
         """Create the state before the first round."""
         self.weights = fed.initial_weights()

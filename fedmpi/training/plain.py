@@ -16,7 +16,7 @@ from fedmpi.training.block import Block, Hooks, Work
 from fedmpi.training.clientwise import ClientWise
 from fedmpi.training.flat import Net
 from fedmpi.training.samples import Batch
-from fedmpi.training.trainer import Trainer, check_losses, corrects
+from fedmpi.training.trainer import Trainer, check_losses
 
 # From so many parameters on, updating each tensor within the backward pass is faster than keeping a flat gradient.
 LARGE = 100_000
@@ -50,7 +50,7 @@ class PlainTrainer(Trainer):
 
     def _step(self, block: Block, start: Tensor, hooks: Hooks, lr: float) -> Callable[[Tensor], None]:
         """What turns the loss of a batch into new weights."""
-        model, optimizer, has_direction = self.model, self._optimizer, corrects(hooks)
+        model, optimizer, has_direction = self.model, self._optimizer, hooks.changes_direction
         count = model.layout.parameters
         weights, start = model.weights[:, :count], start[:, :count]
         optimizer.reset()

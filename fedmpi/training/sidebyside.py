@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
-from fedmpi.algorithms.base import Algorithm
 from fedmpi.training.block import Block, Hooks, Work
 from fedmpi.training.clientwise import ClientWise
 from fedmpi.training.flat import Net
 from fedmpi.training.layout import aligned_rows
 from fedmpi.training.samples import Batch
-from fedmpi.training.trainer import Task, Trainer, check_losses, corrects
+from fedmpi.training.trainer import Task, Trainer, check_losses
 
 
 @dataclass
@@ -73,10 +72,10 @@ class SideBySideTrainer(Trainer):
             kept = slice(len(block))
             share = work.steps.sum() / max(work.steps[kept].sum(), 1)
             return Work(work.weights[kept], work.loss[kept], work.steps[kept], share * work.seconds[kept])
-        if type(hooks).loss is not Algorithm.loss:
+        if hooks.changes_loss:
             self.model.frozen  # noqa: B018 (made here, for it cannot be made under vmap)
         began = time.perf_counter()
-        lr, has_direction = self.settings.rate(round, rounds), corrects(hooks)
+        lr, has_direction = self.settings.rate(round, rounds), hooks.changes_direction
         trained = self.model.layout.parameters
         # w -= lr g needs no gradient in one piece.
         is_plain = not has_direction and self.settings.is_plain_sgd

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
 from fedmpi import randomness
-from fedmpi.algorithms.base import Algorithm
 from fedmpi.training.block import Block, Hooks, Work
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.optimizers import SGD, Adam, Optimizer
@@ -100,11 +99,6 @@ class Trainer(ABC):
             return step
         norm = torch.linalg.vector_norm(step, dim=1, keepdim=True)
         return step * (self.settings.clip_norm / norm).clamp_(max=1)
-
-
-def corrects(hooks: Hooks) -> bool:
-    """Whether an algorithm changes the direction of the local steps."""
-    return type(hooks).direction is not Algorithm.direction
 
 
 def check_losses(losses: Tensor, labels: Tensor) -> None:
