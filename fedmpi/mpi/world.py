@@ -73,7 +73,7 @@ class World:
         self._leaders = type(self.comm)(leaders) if self.leads else None
         self.nodes: int = self.node.bcast(self._leaders.Get_size() if self._leaders else 0)
         # Ranks that share cores must not keep them from those they wait for by looking too often.
-        crowd = max(self.node.Get_size() / len(os.sched_getaffinity(0)), 1)
+        crowd = max(self.node.Get_size() / _cores(), 1)
         self._shortest_sleep = SHORTEST_SLEEP * (crowd * crowd - 1)
         self._meetings = 0
         self._arrivals = Segments(self.node, 2, np.int64)
@@ -283,6 +283,11 @@ class World:
         sys.stderr.flush()
         self.comm.Abort(1)
         raise SystemExit(1)
+
+
+def _cores() -> int:
+    """Cores that this rank may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _as(memory: NDArray[np.uint8], like: NDArray) -> NDArray:
