@@ -27,7 +27,8 @@ class LocalTraining:
         augmentation: of each training batch of images: mirrored at random, or also cropped at random out of a frame
             of 4 zero pixels.
         vectorize: how many clients a rank trains side by side, as one computation; off is one after another. auto
-            goes by a fixed rule: many on a GPU, and of small networks without convolutions; else one.
+            goes by a fixed rule: several on a GPU; many of a small network without convolutions, if the cohort has
+            32 or more; else one.
     """
 
     epochs: int = 5
