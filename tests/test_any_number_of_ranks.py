@@ -20,6 +20,11 @@ CASES = {
     "odd_batches": f"{SMALL} --model MLP --model.hidden '[61, 7]' --local.batch_size 7 --local.optimizer adam"
     " --local.lr 0.01",
     "dropout": f"{SMALL} --model CifarCNN --local.epochs 1 --local.lr 0.01",
+    "side_by_side": f"{SMALL} --local.vectorize 3 --model MLP --model.hidden '[33, 17]' --local.batch_size 1",
+    "side_by_side_batchnorm": f"{SMALL} --local.vectorize 2 --model LeNet --local.momentum 0.9",
+    "side_by_side_dropout": f"{SMALL} --local.vectorize 2 --model CifarCNN --local.epochs 1 --local.lr 0.01",
+    "many": "--clients 60 --cohort 40 --rounds 2 --local.epochs 1 --model LogisticRegression --algorithm FedProx",
+    "noise": f"{SMALL} --model methods.Noisy",
     "augmented": f"{SMALL} --model LogisticRegression --local.augmentation crop_flip --local.clip_norm 1",
     "permuted": f"{SMALL} --model MLP --partition Permuted --partition.over Dirichlet --partition.over.alpha 0.1",
     "weighted": f"{SMALL} --model LogisticRegression --sampler Weighted --local.schedule cosine",

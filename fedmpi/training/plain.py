@@ -34,6 +34,7 @@ class PlainTrainer(Trainer):
         step = self._step(block, start, hooks, self.settings.rate(round, rounds))
         total, seen, steps = torch.zeros((), device=model.device), 0, 0
         model.load(start[0])
+        torch.manual_seed(key)  # for what else in a network is random
         self._prepare(len(self._shards[client]))
         for batch in self._batches(client, round):
             with ClientWise((key + steps) & 0x7FFFFFFF) if self._drops_out else nullcontext():

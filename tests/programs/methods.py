@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,25 @@ import torch
 
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.ifca import IFCA
+from fedmpi.models import Model
 
 if TYPE_CHECKING:
     from fedmpi.federation import Federation
     from fedmpi.scheduling import Cohort
+
+
+class Noise(torch.nn.Module):
+    """Adds random numbers by PyTorch's own generator."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.rand_like(x) if self.training else x
+
+
+class Noisy(Model):
+    """Logistic regression on noisy inputs."""
+
+    def build(self, shape: tuple[int, ...], classes: int) -> torch.nn.Module:
+        return torch.nn.Sequential(Noise(), torch.nn.Flatten(), torch.nn.Linear(math.prod(shape), classes))
 
 
 class Remembering(FedAvg):
