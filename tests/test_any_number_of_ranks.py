@@ -40,12 +40,13 @@ CASES = {
 TIMINGS = {"seconds", "train_seconds", "communication_seconds", "evaluation_seconds"}
 
 
-def run_all(folder: Path, ranks: int) -> dict[str, results.Run]:
+def run_all(folder: Path, ranks: int, ranks_a_node: int | None = None) -> dict[str, results.Run]:
     folder.mkdir()
     lines = folder / "lines"
     lines.write_text("\n".join(f"{name} {options}" for name, options in CASES.items()))
     programs = REPOSITORY / "tests" / "programs"
-    succeed(mpirun(ranks, programs / "runs.py", folder, lines, PYTHONPATH=f"{REPOSITORY}:{programs}"))
+    nodes = [] if ranks_a_node is None else [str(ranks_a_node)]
+    succeed(mpirun(ranks, programs / "runs.py", folder, lines, *nodes, PYTHONPATH=f"{REPOSITORY}:{programs}"))
     return {name: results.open(folder / f"{name}.h5") for name in CASES}
 
 
@@ -54,9 +55,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, results.Run]:
     return run_all(tmp_path_factory.mktemp("ranks") / "alone", 0)
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 5, 16])
-def test_equal_bits(alone: dict[str, results.Run], ranks: int, tmp_path: Path) -> None:
-    for name, run in run_all(tmp_path / "many", ranks).items():
+@pytest.mark.parametrize(
+    ("ranks", "ranks_a_node"),
+    [(2, None), (3, None), (5, None), (16, None), (5, 2)],
+    ids=["2", "3", "5", "16", "5 on nodes of 2"],
+)
+def test_equal_bits(alone: dict[str, results.Run], ranks: int, ranks_a_node: int | None, tmp_path: Path) -> None:
+    for name, run in run_all(tmp_path / "many", ranks, ranks_a_node).items():
         one = alone[name]
         assert run.weights_sha256 == one.weights_sha256, name
         np.testing.assert_array_equal(run.weights, one.weights, err_msg=name)

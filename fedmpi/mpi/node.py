@@ -113,8 +113,9 @@ class SharedMean:
         if self._world.nodes > 1:
             for row, part in self._my_share():
                 self._all_rows[0][row, part] = self._sum_of(row, part)
-            self._all_masses[0][:] = masses
-            self._world.meet()
+            self._world.meet()  # before that, others may still read the first rank's masses as its own
+            if self._world.leads:
+                self._all_masses[0][:] = masses
             self._world.sum_over_nodes(self._sums[0])
             self._world.meet()
             masses = self._all_masses[0].copy()

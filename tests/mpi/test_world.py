@@ -155,3 +155,10 @@ def test_traffic_of_a_round(tmp_path: Path, nodes: int) -> None:
         name, size = small.split()
         assert (name, times, rest) == ("Allreduce", 3, [])
         assert int(size) < 1000
+
+
+def test_ranks_of_a_node_that_are_late(tmp_path: Path) -> None:
+    """Oracle: round + 2, the mean over ranks 1, 2, 3, though a node's second rank reads after the first wrote."""
+    succeed(mpirun(4, "-m", "mpi4py", PROGRAMS / "late_ranks.py", tmp_path))
+    expected = np.repeat(np.arange(4)[:, None] + 2.0, 1000, axis=1)
+    np.testing.assert_allclose(np.load(tmp_path / "means.npy"), expected, rtol=1e-6)
