@@ -26,10 +26,11 @@ class Job:
     seconds: float
     path: Path
 
-    def reports(self) -> list[tuple[int, str]]:
-        """Rank and place, as every report says them."""
+    def report(self) -> tuple[int, str]:
+        """Rank and place, as the only report says them."""
         found = re.findall(r"^fedmpi: failed on rank (\d+) of \d+: (.*)$", self.result.stderr, re.MULTILINE)
-        return [(int(rank), place) for rank, place in found]
+        assert len(found) == 1, f"exit status {self.result.returncode} after {self.seconds} s\n{self.result.stderr}"
+        return int(found[0][0]), found[0][1]
 
     @property
     def tracebacks(self) -> int:
@@ -95,7 +96,7 @@ def test_failure(size: int, kind: str, ranks: tuple[int, ...], phase: str, tmp_p
     job = run(tmp_path, size, kind, ranks, phase)
     assert job.result.returncode not in (0, 2)
     assert job.seconds < LONGEST
-    ((rank, place),) = job.reports()
+    rank, place = job.report()
     assert rank in ranks
     assert re.fullmatch(PLACES[phase], place)
     assert job.tracebacks == 1
@@ -111,7 +112,7 @@ def test_training_that_diverges(ranks: tuple[int, ...], tmp_path: Path) -> None:
     job = run(tmp_path, 4, "nan", ranks, "loss")
     assert job.result.returncode not in (0, 2)
     assert job.seconds < LONGEST
-    ((rank, place),) = job.reports()
+    rank, place = job.report()
     assert rank in ranks
     assert re.match(rf"round {FAILS_IN}, .*: client \d diverged: its largest weight is nan", place)
     assert "--local.lr" in place
@@ -134,7 +135,7 @@ def test_server_that_does_not_listen(tmp_path: Path) -> None:
     job = run(tmp_path, 4, "RuntimeError", (2,), "loss", server_sleeps=60)
     assert job.result.returncode not in (0, 2)
     assert job.seconds < LONGEST
-    ((rank, place),) = job.reports()
+    rank, place = job.report()
     assert rank == 2
     assert re.fullmatch(PLACES["loss"], place)
     assert job.tracebacks == 1

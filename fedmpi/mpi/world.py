@@ -28,6 +28,8 @@ LONGEST_SLEEP = 5e-3
 # How long a rank that failed waits for rank 0 to answer, and then for it to end the job.
 PATIENCE_SECONDS = 3.0
 ENDING_SECONDS = 600.0
+# How long the launcher has to pass on what was printed, before the end of the job closes its pipes.
+FORWARDING_SECONDS = 0.5
 # Well below 2^31, the largest count that an MPI-3 library takes.
 CHUNK_ELEMENTS = 1 << 28
 
@@ -281,6 +283,7 @@ class World:
         """End all ranks at once with exit status 1."""
         sys.stdout.flush()
         sys.stderr.flush()
+        time.sleep(FORWARDING_SECONDS)
         self.comm.Abort(1)
         raise SystemExit(1)
 
