@@ -64,21 +64,18 @@ def paired(
     return (*np.median(pairs, axis=0).tolist(), [a / b for a, b in pairs])
 
 
-def training(rung: str, repeats: int, folder: Path) -> Iterator[Row]:
+def training(rung: str, repeats: int) -> Iterator[Row]:
     """Clients a second in whole rounds, results file included: server and two workers, beside a bare loop on two."""
     workload = TRAINING[rung]
-
-    def ours() -> float:
-        run = fedmpi(3, f"{workload.options} --rounds {workload.rounds + 1} --evaluate_every 0", folder)
-        cohort = int(run.settings["cohort"])
-        return cohort / float(np.median(run.rounds["seconds"][1:]))
-
-    def bare() -> float:
-        seconds = [float(line) for line in mpirun(2, "-m", "benchmarks.bare", rung, str(workload.rounds + 1)).split()]
-        cohort = int(shlex.split(workload.options)[shlex.split(workload.options).index("--cohort") + 1])
-        return cohort / float(np.median(seconds[1:]))
-
-    yield Row(rung, f"{workload.title}: clients/s, bare loop beside", "1/s", *paired(repeats, ours, bare))
+    words = shlex.split(workload.options)
+    cohort = int(words[words.index("--cohort") + 1])
+    pairs = [
+        [cohort / float(seconds) for seconds in line.split()]
+        for _ in range(repeats)
+        for line in mpirun(3, "-m", "benchmarks.pairs", rung, str(workload.pairs)).splitlines()
+    ]
+    ours, bare = np.median(pairs, axis=0).tolist()
+    yield Row(rung, f"{workload.title}: clients/s, bare loop beside", "1/s", ours, bare, [a / b for a, b in pairs])
 
 
 def null(repeats: int, folder: Path) -> Iterator[Row]:
@@ -150,7 +147,7 @@ def main() -> None:
             elif rung in measures:
                 found = measures[rung](options.repeats, Path(folder))
             else:
-                found = training(rung, options.repeats, Path(folder))
+                found = training(rung, options.repeats)
             for row in found:
                 rows.append(row)
                 ratios = sorted(row.ratios)

@@ -72,11 +72,21 @@ class PflCNN(models.Model):
 
 @dataclass(frozen=True)
 class Workload:
-    """One rung of the ladder: what it is, its options, and how many rounds tell enough."""
+    """One rung of the ladder.
+
+    Attributes:
+        title: what it is.
+        options: of fedmpi.
+        pairs: how many are measured; one is this many rounds of fedmpi and as many of the bare loop:
+        rounds_a_pair: enough for half a second at least.
+        vectorised: whether the bare loop trains clients side by side, which only pays for small networks.
+    """
 
     title: str
     options: str
-    rounds: int
+    pairs: int = 12
+    rounds_a_pair: int = 1
+    vectorised: bool = False
 
 
 TRAINING = {
@@ -84,34 +94,33 @@ TRAINING = {
         "McMahan CNN, 1.66 M",
         "--dataset benchmarks.workloads.MadeUp --model McMahanCNN --partition IID"
         " --clients 1000 --cohort 50 --local.epochs 1 --local.batch_size 10 --local.lr 0.01",
-        5,
     ),
     "B": Workload(
         "pfl's CIFAR-10 CNN, 1.63 M",
         "--dataset benchmarks.workloads.MadeUp --dataset.samples 50000 --dataset.channels 3 --dataset.side 32"
         " --model benchmarks.workloads.PflCNN --partition IID"
         " --clients 1000 --cohort 50 --local.epochs 1 --local.batch_size 10 --local.lr 0.01",
-        4,
     ),
     "C": Workload(
         "ResNet18, BatchNorm, 11.2 M",
         "--dataset benchmarks.workloads.MadeUp --dataset.samples 1000 --dataset.channels 3 --dataset.side 32"
         " --model ResNet18 --partition IID"
         " --clients 10 --cohort 10 --local.epochs 1 --local.batch_size 50 --local.lr 0.01",
-        2,
+        pairs=4,
     ),
     "D": Workload(
         "MLP 64-32-10, 500 of 1000",
         "--dataset benchmarks.workloads.MadeUp --dataset.samples 20000 --dataset.side 8"
         " --model MLP --model.hidden [32] --partition benchmarks.workloads.Ragged"
         " --clients 1000 --cohort 500 --local.epochs 1 --local.batch_size 10 --local.lr 0.1",
-        300,
+        pairs=20,
+        rounds_a_pair=50,
+        vectorised=True,
     ),
     "E": Workload(
         "as A, log-normal sizes",
         "--dataset benchmarks.workloads.MadeUp --model McMahanCNN --partition LogNormal --partition.sigma 1.0"
         " --partition.min_samples 10"
         " --clients 1000 --cohort 50 --local.epochs 1 --local.batch_size 10 --local.lr 0.01",
-        5,
     ),
 }

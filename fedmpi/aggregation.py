@@ -2,10 +2,9 @@
 
 Floating-point sums depend on their order, hence on how clients are spread over ranks. Here every term is first
 rounded to a multiple of a fixed unit, small enough to be lost in float32 and large enough that sums of such terms
-are exact in float64. Whatever the order or grouping, MPI's sum included, the bits are the same.
-
-Rounding to a multiple of u is two additions: with M = 1.5 * 2^52 u, (t + M) - M is t rounded, for |t| < 2^51 u.
-Parameters use u = 2^-43 (|t| < 2^8), floating-point buffers such as running variances u = 2^-29 (|t| < 2^22).
+are exact, as sums of integers are (`fedmpi.mpi.node.FixedPoint`). Whatever the order or grouping, MPI's sum included,
+the bits are the same. The unit of parameters is 2^-43 (|t| < 2^8), that of floating-point buffers such as running
+variances 2^-29 (|t| < 2^22).
 """
 
 from __future__ import annotations
@@ -17,15 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedmpi.mpi.node import FixedPoint
 from fedmpi.mpi.world import World
 
 if TYPE_CHECKING:
     from fedmpi.training.block import Block
 
-PARAMETER_UNIT, PARAMETER_LIMIT = 2.0**-43, 2.0**8
-BUFFER_UNIT, BUFFER_LIMIT = 2.0**-29, 2.0**22
+PARAMETER_KIND, PARAMETER_LIMIT = FixedPoint(2.0**-43), 2.0**8
+BUFFER_KIND, BUFFER_LIMIT = FixedPoint(2.0**-29), 2.0**22
 # Large enough that the cost of calls does not count, small enough for a cache.
-BLOCK_ELEMENTS = 1 << 17
+BLOCK_ELEMENTS = 1 << 16
 
 
 class Diverged(ArithmeticError):
@@ -57,13 +57,14 @@ class WeightedMean:
         self._size = size
         self._total_mass = total_mass
         self._grouped = groups is not None
-        self._shared = world.shared_mean(groups or 1, size)
+        kinds = ((parameters, PARAMETER_KIND), (size, BUFFER_KIND))
+        self._shared = world.shared_mean(groups or 1, size, kinds)
         shared_rows = torch.from_numpy(self._shared.rows)
         self._rows = shared_rows if device.type == "cpu" else torch.empty_like(shared_rows, device=device)
         self._scratch = torch.empty(BLOCK_ELEMENTS, dtype=torch.float64, device=device)
         self._segments = (
-            (0, parameters, PARAMETER_UNIT, PARAMETER_LIMIT),
-            (parameters, size, BUFFER_UNIT, BUFFER_LIMIT),
+            (slice(0, parameters), PARAMETER_KIND.magic, PARAMETER_LIMIT),
+            (slice(parameters, size), BUFFER_KIND.magic, BUFFER_LIMIT),
         )
         self.bytes_added = 0
 
@@ -80,16 +81,17 @@ class WeightedMean:
             vectors, groups, block = vectors[counted], groups[counted], block.rows(counted.tolist())
         if not len(block):
             return
+        # A client that is the whole cohort is passed through as it is.
+        alone = bool((block.mass == self._total_mass).any())
         for row in np.unique(groups).tolist():
             if not self._shared.masses[row]:
                 self._rows[row].zero_()
             self._shared.masses[row] += block.mass[groups == row].sum()
+            self._shared.terms[row] += 0 if alone else (groups == row).sum()
         weights = torch.from_numpy(block.mass / self._total_mass).to(self._rows.device)
         rows = torch.from_numpy(groups).to(self._rows.device)
-        for start, stop, unit, limit in self._segments:
-            part = vectors[:, start:stop]
-            self._check(part, limit, block)
-            self._add_rounded(start, part, weights, unit, rows)
+        for columns, magic, limit in self._segments:
+            self._add(columns, vectors[:, columns], weights, None if alone else magic, limit, rows, block)
 
     def reduce(self, empty: Tensor | None = None) -> Tensor:
         """The mean over all ranks' vectors: [P], or [groups, P].
@@ -112,31 +114,39 @@ class WeightedMean:
             result[row] = 0 if empty is None else empty.view(result.shape)[row]
         return result.view(shape)
 
-    def _add_rounded(self, at: int, vectors: Tensor, weights: Tensor, unit: float, rows: Tensor) -> None:
-        magic = 1.5 * 2.0**52 * unit
-        # A client of weight one is alone, and so passed through as it is: nothing to round it for.
-        alone = bool((weights == 1).any())
+    def _add(
+        self,
+        columns: slice,
+        vectors: Tensor,
+        weights: Tensor,
+        magic: float | None,
+        limit: float,
+        rows: Tensor,
+        block: Block,
+    ) -> None:
         width = max(BLOCK_ELEMENTS // len(vectors), 1)
-        for start in range(0, vectors.shape[1], width):
-            part = vectors[:, start : start + width]
+        parts = zip(vectors.split(width, 1), self._rows[:, columns].split(width, 1), strict=True)
+        for part, into in parts:
+            if not part.numel():
+                continue
+            self._check(part, limit, block)  # just here, for it brings the part into the cache
             term = self._scratch[: part.numel()].view(part.shape)
             term.copy_(part).mul_(weights[:, None])
-            if not alone:
-                term.add_(magic).sub_(magic)
-            into = self._rows[:, at + start : at + start + part.shape[1]]
+            if magic is not None:
+                term.add_(magic)
+            patterns = term.view(torch.int64)
             if len(into) == 1:
-                into[0].add_(term.sum(0) if len(term) > 1 else term[0])
+                into[0].add_(patterns.sum(0) if len(patterns) > 1 else patterns[0])
             else:
-                into.index_add_(0, rows, term)
+                into.index_add_(0, rows, patterns)
 
     @staticmethod
     def _check(part: Tensor, limit: float, block: Block) -> None:
-        if part.shape[1]:
-            low, high = torch.aminmax(part)
-            if not (-limit < low and high < limit):  # also of NaN, which aminmax passes on
-                largest = part.abs().amax(1)
-                k = int(torch.nonzero(~(largest < limit))[0])
-                raise Diverged(
-                    f"client {block.clients[k]} diverged: its largest weight is {largest[k]:g} (limit {limit:g});"
-                    " lower --local.lr, or set --local.clip_norm"
-                )
+        low, high = torch.aminmax(part)
+        if not (-limit < low and high < limit):  # also of NaN, which aminmax passes on
+            largest = part.abs().amax(1)
+            k = int(torch.nonzero(~(largest < limit))[0])
+            raise Diverged(
+                f"client {block.clients[k]} diverged: its largest weight is {largest[k]:g} (limit {limit:g});"
+                " lower --local.lr, or set --local.clip_norm"
+            )

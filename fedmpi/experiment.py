@@ -5,6 +5,7 @@ Importing this module is cheap (no torch), because the command line is read from
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +18,7 @@ from fedmpi.training.settings import LocalTraining
 
 if TYPE_CHECKING:
     from fedmpi.federation import Federation
+    from fedmpi.ledger import Outcome
     from fedmpi.mpi.world import World
     from fedmpi.results import Results
 
@@ -89,7 +91,12 @@ class Experiment:
         self.overwrite = overwrite
 
     def run(self, world: "World", config: str = "") -> None:
-        """Run from start to end; to be called on every rank of the job.
+        """Run from start to end; to be called on every rank of the job, see `outcomes`."""
+        for _ in self.outcomes(world, config):
+            pass
+
+    def outcomes(self, world: "World", config: str = "") -> "Iterator[Outcome]":
+        """Run, and give what each round left when it is over; to be called, and used up, on every rank of the job.
 
         An error other than bad input ends the job (`fedmpi.failure.end_job`).
 
@@ -115,24 +122,32 @@ class Experiment:
                 fed.when_idle = results.write_if_due
             self._measure_start(fed, results)
             for round in range(1, self.rounds + 1):
-                began = time.perf_counter()
-                cohort = self.sampler.cohort(round, self.cohort, fed.samples, self.weighting, self.seed)
-                fed.begin(round, cohort, self.algorithm.client_metrics)
-                self.algorithm.round(fed, cohort)
-                if self._is_evaluated(round):
-                    self.algorithm.evaluate(fed)
-                outcome = fed.finish(vars(self.algorithm))
+                outcome = self._round(fed, round)
                 if results and progress:
-                    outcome.row["seconds"] = time.perf_counter() - began
                     outcome.store(results)
                     progress.show(outcome.row)
+                yield outcome
             if results and progress:
                 results.finish("finished")
                 progress.end(results.path)
+        except GeneratorExit:  # whoever asked for outcomes wants no more
+            if results:
+                results.finish("interrupted")
         except BaseException as error:
             if isinstance(error, BadInput) and error.agreed:
                 raise
             end_job(world, error, fed.where() if fed else "setting up", results)
+
+    def _round(self, fed: "Federation", round: int) -> "Outcome":
+        began = time.perf_counter()
+        cohort = self.sampler.cohort(round, self.cohort, fed.samples, self.weighting, self.seed)
+        fed.begin(round, cohort, self.algorithm.client_metrics)
+        self.algorithm.round(fed, cohort)
+        if self._is_evaluated(round):
+            self.algorithm.evaluate(fed)
+        outcome = fed.finish(vars(self.algorithm))
+        outcome.row["seconds"] = time.perf_counter() - began
+        return outcome
 
     def _measure_start(self, fed: "Federation", results: "Results | None") -> None:
         """Evaluate the initial model."""

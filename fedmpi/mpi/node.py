@@ -7,7 +7,8 @@ ranks' vectors, where they lie, and nothing is copied. Between nodes MPI carries
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 # Matrix libraries choose code by alignment: whatever a rank may compute with starts on a cache line.
 ALIGNMENT = 64
-# So many float64 values stay in a core's cache while all ranks' contributions are added to them.
+# So many 8-byte values stay in a core's cache while all ranks' contributions are added to them.
 BLOCK_ELEMENTS = 1 << 14
 
 
@@ -75,30 +76,69 @@ def _room() -> int:
     return status.f_bavail * status.f_frsize
 
 
+@dataclass(frozen=True)
+class FixedPoint:
+    """How the float64 terms of a sum are kept as integers.
+
+    Adding 1.5 * 2^52 * unit to a term t, |t| < 2^51 units, rounds it to a multiple of the unit, and the bit pattern
+    of the result, read as an integer, is that of 1.5 * 2^52 * unit plus t in units. So bit patterns can be summed in
+    place of floats, exactly, and one pass over memory is saved.
+
+    Args:
+        unit: a power of two.
+    """
+
+    unit: float
+
+    @property
+    def magic(self) -> float:
+        """What is added to a term."""
+        return 1.5 * 2.0**52 * self.unit
+
+    def total(self, patterns: NDArray[np.int64], terms: int) -> NDArray[np.int64]:
+        """The sum in units of so many terms, whose bit patterns were summed (modulo 2^64)."""
+        bias = int(np.float64(self.magic).view(np.int64)) * terms % 2**64
+        total: NDArray[np.int64] = (patterns.view(np.uint64) - np.uint64(bias)).view(np.int64)
+        return total
+
+
 class SharedMean:
     """Rows of vectors that every rank adds to, and their means over all ranks.
 
     Args:
         world: the ranks.
         rows, columns: shape of the means.
+        kinds: how the columns up to a certain one, and from the one before, are kept.
 
     Attributes:
-        rows: [rows, columns] float64, this rank's sums; a row is undefined while its mass is 0.
-        masses: [rows] float64, this rank's; what each row has been added in all, zeros at first.
+        rows: [rows, columns] int64, this rank's sums of bit patterns as in `FixedPoint`; undefined while nothing has
+            been added. Of a row of a single term in all, which needs no rounding: the pattern of the term itself.
+        masses: [rows] int64, this rank's; what each row has been added in all, zeros at first.
+        terms: [rows] int64, this rank's; how many terms each row has been added, a single one in all not counted.
     """
 
-    def __init__(self, world: World, rows: int, columns: int) -> None:
+    def __init__(self, world: World, rows: int, columns: int, kinds: Sequence[tuple[int, FixedPoint]]) -> None:
         self._world = world
-        self._sums = Segments(world.node, rows * (columns + 1), np.float64).arrays
+        self._kinds = kinds
+        self._sums = Segments(world.node, rows * (columns + 2), np.int64).arrays
         means = Segments(world.node, rows * columns, np.float32, number=1).arrays
-        self._all_rows = [array[rows:].reshape(rows, columns) for array in self._sums]
-        self._all_masses = [array[:rows] for array in self._sums]
+        self._all_rows = [array[2 * rows :].reshape(rows, columns) for array in self._sums]
+        self._all_counts = [array[: 2 * rows].reshape(2, rows) for array in self._sums]
         self._means = means[0].reshape(rows, columns)
-        self._scratch = np.empty(BLOCK_ELEMENTS)
-        self.rows: NDArray[np.float64] = self._all_rows[world.node.Get_rank()]
-        self.masses: NDArray[np.float64] = self._all_masses[world.node.Get_rank()]
+        self._scratch = np.empty(BLOCK_ELEMENTS, dtype=np.int64)
+        self.rows: NDArray[np.int64] = self._all_rows[world.node.Get_rank()]
+        self.masses, self.terms = self._all_counts[world.node.Get_rank()]
 
-    def form(self, total_mass: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    def suits(self, rows: int, columns: int, kinds: Sequence[tuple[int, FixedPoint]]) -> bool:
+        """Whether this was made with these arguments."""
+        return self.rows.shape == (rows, columns) and self._kinds == kinds
+
+    def clear(self) -> None:
+        """Forget what this rank has added."""
+        self.masses.fill(0)
+        self.terms.fill(0)
+
+    def form(self, total_mass: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The means, and the mass of each; a collective.
 
         Args:
@@ -109,21 +149,29 @@ class SharedMean:
             memory that the next `form` overwrites. And [rows] masses.
         """
         self._world.meet()
-        masses = np.sum(self._all_masses, axis=0)
+        masses, terms = np.sum(self._all_counts, axis=0)
         if self._world.nodes > 1:
             for row, part in self._my_share():
                 self._all_rows[0][row, part] = self._sum_of(row, part)
-            self._world.meet()  # before that, others may still read the first rank's masses as its own
+            self._world.meet()  # before that, others may still read the first rank's counts as its own
             if self._world.leads:
-                self._all_masses[0][:] = masses
-            self._world.sum_over_nodes(self._sums[0])
+                self._all_counts[0][:] = masses, terms
+            self._world.sum_over_nodes(self._sums[0].view(np.uint64))  # as unsigned, so that they may overflow
             self._world.meet()
-            masses = self._all_masses[0].copy()
+            masses, terms = self._all_counts[0].copy()
         # Exactly 1 where the whole cohort was added; masses are integers, so their sum is exact.
         scale = total_mass / np.maximum(masses, 1)
         for row, part in self._my_share():
             summed = self._all_rows[0][row, part] if self._world.nodes > 1 else self._sum_of(row, part)
-            np.multiply(summed, scale[row], out=self._means[row, part], casting="same_kind")
+            mean, first = self._means[row, part], 0
+            for stop, kind in self._kinds:
+                some = slice(first, max(min(stop - part.start, len(mean)), first))
+                first = some.stop
+                if not terms[row]:
+                    mean[some] = summed[some].view(np.float64)
+                else:
+                    total, factor = kind.total(summed[some], int(terms[row])), kind.unit * scale[row]
+                    np.multiply(total, factor, out=mean[some], casting="same_kind")
         self._world.meet()
         return self._means, masses
 
@@ -137,10 +185,10 @@ class SharedMean:
             row, number = divmod(block, len(starts))
             yield row, slice(starts[number], min(starts[number] + BLOCK_ELEMENTS, columns))
 
-    def _sum_of(self, row: int, part: slice) -> NDArray[np.float64]:
-        """The sum over the node's ranks; exact, so the order does not matter."""
+    def _sum_of(self, row: int, part: slice) -> NDArray[np.int64]:
+        """The sum over the node's ranks, modulo 2^64."""
         total = self._scratch[: part.stop - part.start]
-        contributions = [r[row, part] for r, m in zip(self._all_rows, self._all_masses, strict=True) if m[row]]
+        contributions = [r[row, part] for r, c in zip(self._all_rows, self._all_counts, strict=True) if c[0, row]]
         if len(contributions) == 1:
             return contributions[0]
         if not contributions:

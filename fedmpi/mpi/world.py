@@ -1,9 +1,9 @@
 """The ranks of a job: who serves and who trains, how they exchange flat buffers, wait, agree and fail.
 
-Two rules hold for every collective here. A rank that waits sleeps: ranks first meet in a barrier that is polled
-with short sleeps, and only when all have arrived does the transfer itself run, at the full speed of MPI's blocking
-calls. (MPI implementations spin inside blocking calls; a server that spins takes a core away from the clients.)
-And an error on any rank reaches rank 0 while it waits, so that no job hangs.
+Two rules hold for every collective here. A rank that waits sleeps: ranks first meet, those of a node where the last
+to come wakes the others, and only when all have arrived does the transfer itself run, at the full speed of MPI's
+blocking calls. (MPI implementations spin inside blocking calls; a server that spins takes a core away from the
+clients.) And an error on any rank reaches rank 0 while it waits, so that no job hangs.
 """
 
 from __future__ import annotations
@@ -20,11 +20,17 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from fedmpi.errors import BadInput
-from fedmpi.mpi.node import Segments, SharedMean
+from fedmpi.mpi.bell import Bell
+from fedmpi.mpi.node import FixedPoint, Segments, SharedMean
 
 SPIN_SECONDS = 50e-6
 SHORTEST_SLEEP = 20e-6
 LONGEST_SLEEP = 5e-3
+# A rank that is woken tends to be put on the core of the one that wakes it, which then does nothing else for a while:
+# for short waits naps are better.
+NAPS_SECONDS = 20e-3
+# How soon a rank that waits for others of its node hears of a failure.
+LONGEST_DEAFNESS = 50e-3
 # How long a rank that failed waits for rank 0 to answer, and then for it to end the job.
 PATIENCE_SECONDS = 3.0
 ENDING_SECONDS = 600.0
@@ -78,7 +84,10 @@ class World:
         crowd = max(self.node.Get_size() / _cores(), 1)
         self._shortest_sleep = SHORTEST_SLEEP * (crowd * crowd - 1)
         self._meetings = 0
-        self._arrivals = Segments(self.node, 2, np.int64)
+        self._rings = 0
+        # Of each rank the last meeting it came to; the first rank's: the last that all nodes came to; the bell.
+        self._arrivals = Segments(self.node, 3, np.int64)
+        self._bell = Bell(self._arrivals.arrays[0][2:].view(np.int32)[:1])
         self._broadcasts: list[NDArray[np.uint8]] = []
         self._means: list[SharedMean] = []
         self._scratch: list[list[NDArray[np.uint8]]] = [[], []]
@@ -99,14 +108,12 @@ class World:
     # Waiting
 
     def wait(self, is_over: Callable[[], bool]) -> None:
-        """Poll: spin for microseconds, then sleep, ever longer up to 5 ms."""
-        started = time.perf_counter()
-        while not is_over():
-            elapsed = time.perf_counter() - started
-            if elapsed > SPIN_SECONDS:
-                self._raise_remote_failure()
-                time.sleep(min(max(elapsed / 20, self._shortest_sleep), LONGEST_SLEEP))
-        self.waited += time.perf_counter() - started
+        """Poll: spin for microseconds, then sleep, ever longer up to 5 ms. For what MPI alone can tell."""
+        with self._waiting() as elapsed:
+            while not is_over():
+                if elapsed() > SPIN_SECONDS:
+                    self._raise_remote_failure()
+                    self._nap(elapsed())
 
     def meet(self) -> None:
         """Sleep until every rank is here; what each wrote into shared memory before, the others then see."""
@@ -117,13 +124,42 @@ class World:
         arrivals.publish()
         mine = arrivals.arrays[self.node.Get_rank()]
         mine[0] = number
-        self.wait(lambda: all(array[0] >= number for array in arrivals.arrays))
+        self._await_node(lambda: all(array[0] >= number for array in arrivals.arrays))
         if self.nodes > 1:
             if self._leaders:
                 self.wait(self._leaders.Ibarrier().Test)
                 mine[1] = number
-            self.wait(lambda: bool(arrivals.arrays[0][1] >= number))
+            self._await_node(lambda: bool(arrivals.arrays[0][1] >= number))
         arrivals.publish()
+
+    def _await_node(self, is_over: Callable[[], bool]) -> None:
+        """Sleep until ranks of this node have made something true; whoever has, wakes the others."""
+        self._arrivals.publish()  # else two ranks that come at once may each miss the other
+        if is_over():
+            self._rings += 1
+            self._bell.ring(self._rings * self.size + self.rank)
+            return
+        with self._waiting() as elapsed:
+            while True:
+                last = self._bell.last
+                if is_over():
+                    return
+                if elapsed() > SPIN_SECONDS:
+                    self._raise_remote_failure()
+                    if elapsed() < NAPS_SECONDS:
+                        self._nap(elapsed())
+                    else:
+                        self._bell.sleep(last, LONGEST_DEAFNESS)
+
+    def _nap(self, elapsed: float) -> None:
+        time.sleep(min(max(elapsed / 20, self._shortest_sleep), LONGEST_SLEEP))
+
+    @contextmanager
+    def _waiting(self) -> Iterator[Callable[[], float]]:
+        """Count the time as waiting; gives what tells the seconds since."""
+        started = time.perf_counter()
+        yield lambda: time.perf_counter() - started
+        self.waited += time.perf_counter() - started
 
     # Vectors
 
@@ -156,15 +192,15 @@ class World:
         address = array.ctypes.data
         return any(r.ctypes.data <= address < r.ctypes.data + r.nbytes for r in self._broadcasts)
 
-    def shared_mean(self, rows: int, columns: int) -> SharedMean:
+    def shared_mean(self, rows: int, columns: int, kinds: Sequence[tuple[int, FixedPoint]]) -> SharedMean:
         """An empty sum for means of this shape; to be used in this round."""
         while True:
             if self._means_used == len(self._means):
-                self._means.append(SharedMean(self, rows, columns))
+                self._means.append(SharedMean(self, rows, columns, kinds))
             mean = self._means[self._means_used]
             self._means_used += 1
-            if mean.rows.shape == (rows, columns):
-                mean.masses.fill(0)
+            if mean.suits(rows, columns, kinds):
+                mean.clear()
                 return mean
 
     def sum(self, buffer: NDArray) -> None:

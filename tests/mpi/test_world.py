@@ -150,7 +150,7 @@ def test_traffic_of_a_round(tmp_path: Path, nodes: int) -> None:
             assert three_rounds == {}
             continue
         assert three_rounds.pop(f"Bcast {650 * 4}") == 3
-        assert three_rounds.pop(f"Allreduce {651 * 8}") == 3
+        assert three_rounds.pop(f"Allreduce {652 * 8}") == 3
         (small, times), *rest = three_rounds.items()
         name, size = small.split()
         assert (name, times, rest) == ("Allreduce", 3, [])
