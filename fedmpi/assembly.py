@@ -76,7 +76,7 @@ def assemble(experiment: Experiment, world: World) -> Federation:
     fed = Federation(
         world,
         make_trainer(Task(model, train, split.train, pixels, experiment.local, experiment.seed), experiment.cohort),
-        Evaluator(build(0), train, test, split.train, owners, dataset.classes, pixels),
+        Evaluator(build(0), train, test, split.train, split.test, owners, dataset.classes, pixels),
         split,
         lambda number: build(number).weights[0].clone(),
         experiment.rounds,

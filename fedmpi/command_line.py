@@ -27,6 +27,7 @@ from fedmpi.errors import BadInput, require
 from fedmpi.experiment import Experiment
 from fedmpi.models import Model
 from fedmpi.scheduling import Sampler
+from fedmpi.server_optimizers import ServerOptimizer
 from fedmpi.training.settings import LocalTraining
 
 #: The options that take a class by its name: the base of what may be named, and the default.
@@ -36,6 +37,7 @@ COMPONENTS: dict[str, tuple[type, str]] = {
     "partition": (Partition, "Dirichlet"),
     "model": (Model, "LeNet"),
     "sampler": (Sampler, "Uniform"),
+    "server_optimizer": (ServerOptimizer, "Replace"),
 }
 #: Options that stand alone.
 FLAGS = ("--overwrite",)

@@ -85,7 +85,7 @@ class Evaluator:
     Args:
         model: a network of its own, so that a measurement does not disturb training.
         train, test: the data.
-        train_shards: which training samples each client holds.
+        train_shards, test_shards: which training and test samples each client holds.
         owners: [n] int64, the client to whose shard each test sample belongs.
         classes: how many there are.
         pixels: client -> the order in which it sees the pixels of its images, or None.
@@ -97,6 +97,7 @@ class Evaluator:
         train: Samples,
         test: Samples,
         train_shards: list[NDArray[np.int64]],
+        test_shards: list[NDArray[np.int64]],
         owners: NDArray[np.int64],
         classes: int,
         pixels: PixelOrder,
@@ -106,6 +107,7 @@ class Evaluator:
         self._train = train
         self._test = test
         self._shards = train_shards
+        self._test_shards = test_shards
         self._owners = owners
         self._classes = classes
         self._labels = test.y.cpu().numpy()
@@ -120,11 +122,21 @@ class Evaluator:
         """Fill in the loss and the correctness of every block b of test samples for which b mod `parts` is `part`."""
         self._model.load(weights)
         for start in range(part * BLOCK, len(self._labels), parts * BLOCK):
-            index = np.arange(start, min(start + BLOCK, len(self._labels)))
-            batch = self._test.batch(index, self._seen_pixels(self._owners[index]))
-            logits = self._model.module(batch.x)
-            into[0, index] = cross_entropy(logits, batch.y).cpu().numpy()
-            into[1, index] = (logits.argmax(1) == batch.y).cpu().numpy()
+            self._measure(np.arange(start, min(start + BLOCK, len(self._labels))), into)
+
+    @torch.inference_mode()
+    def measure_client(self, weights: torch.Tensor, client: int, into: NDArray[np.float32]) -> None:
+        """Fill in the loss and the correctness of a client's own test samples."""
+        self._model.load(weights)
+        shard = self._test_shards[client]
+        for start in range(0, len(shard), BLOCK):
+            self._measure(shard[start : start + BLOCK], into)
+
+    def _measure(self, index: NDArray[np.int64], into: NDArray[np.float32]) -> None:
+        batch = self._test.batch(index, self._seen_pixels(self._owners[index]))
+        logits = self._model.module(batch.x)
+        into[0, index] = cross_entropy(logits, batch.y).cpu().numpy()
+        into[1, index] = (logits.argmax(1) == batch.y).cpu().numpy()
 
     def evaluation(self, measured: NDArray[np.float32]) -> Evaluation:
         """What was measured, added up over the ranks."""

@@ -14,6 +14,7 @@ from fedmpi.data import Dataset, Partition
 from fedmpi.errors import BadInput, require
 from fedmpi.models import Model
 from fedmpi.scheduling import Cohort, Sampler, Weighting
+from fedmpi.server_optimizers import Replace, ServerOptimizer
 from fedmpi.training.settings import LocalTraining
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Experiment:
         partition: how the training samples are spread over the clients.
         model: the network that is trained.
         sampler: how the clients of a round, its cohort, are chosen.
+        server_optimizer: how the server moves its model towards the mean of the clients'.
         clients: number of clients.
         cohort: clients a round; null: 10, or all if there are fewer.
         rounds: number of communication rounds.
@@ -53,6 +55,7 @@ class Experiment:
         partition: Partition,
         model: Model,
         sampler: Sampler,
+        server_optimizer: ServerOptimizer,
         clients: int = 100,
         cohort: int | None = None,
         rounds: int = 50,
@@ -73,6 +76,11 @@ class Experiment:
         require(threads >= 1, "threads", threads, "at least 1")
         require(seed >= 0, "seed", seed, "at least 0")
         require(seed < 2**63, "seed", seed, "below 2^63")
+        if algorithm.takes_server_optimizer:
+            algorithm.server_optimizer = server_optimizer
+        elif not isinstance(server_optimizer, Replace):
+            rule = type(server_optimizer).__name__
+            raise BadInput(f"= {rule}: {type(algorithm).__name__} has a rule of its own", "server_optimizer")
         self.algorithm = algorithm
         self.dataset = dataset
         self.partition = partition
@@ -142,7 +150,8 @@ class Experiment:
         began = time.perf_counter()
         cohort = self.sampler.cohort(round, self.cohort, fed.samples, self.weighting, self.seed)
         fed.begin(round, cohort, self.algorithm.client_metrics)
-        self.algorithm.round(fed, cohort)
+        if cohort.total_mass:  # else there is nothing to learn from
+            self.algorithm.round(fed, cohort)
         if self._is_evaluated(round):
             self.algorithm.evaluate(fed)
         outcome = fed.finish(vars(self.algorithm))

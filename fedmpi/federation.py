@@ -23,20 +23,21 @@ from fedmpi.ledger import Ledger, Outcome
 from fedmpi.mpi.world import World
 from fedmpi.scheduling import Cohort
 from fedmpi.scheduling.placement import place
-from fedmpi.training.block import Block, Hooks
+from fedmpi.training.block import Block, Hooks, Phase
 from fedmpi.training.layout import Layout
-from fedmpi.training.trainer import Trainer
+from fedmpi.training.trainer import WHOLE, Trainer
 
 
 @dataclass
 class Trained:
-    """The result of `Federation.train`: K models, and the mean training loss [K] of each.
+    """The result of `Federation.train`: K models, and the mean training loss [K] and optimizer steps [K] of each.
 
     `weights` [K, P] is the memory in which the next clients will be trained: use or clone it before the next call
     of `train`. Reading it later is an error rather than a wrong result.
     """
 
     loss: NDArray[np.float64]
+    steps: NDArray[np.int64]
     _weights: Tensor
     _is_current: bool = True
 
@@ -65,6 +66,7 @@ class Federation:
         device: what this rank's vectors are on, but for the server's state, which is in host memory.
         is_server: whether this rank holds the server's state.
         round: the current round; they count from 1.
+        local: the settings of local training.
         when_idle: called at the server once a round: while the others train, or at the round's end if it trains, too.
     """
 
@@ -83,6 +85,7 @@ class Federation:
         self.layout: Layout = trainer.model.layout
         self.device = trainer.model.device
         self.is_server = world.is_server
+        self.local = trainer.settings
         self.rounds = rounds
         self.round = 0
         self.when_idle: Callable[[], None] = _nothing
@@ -95,6 +98,11 @@ class Federation:
         self._means: list[WeightedMean] = []
         self._trained: Trained | None = None
         self._activity = "setting up"
+
+    @property
+    def lr(self) -> float:
+        """The clients' learning rate of this round."""
+        return self.local.rate(self.round, self.rounds)
 
     # Models
 
@@ -125,7 +133,7 @@ class Federation:
 
     def my_clients(self, cohort: Cohort) -> Iterator[Block]:
         """This rank's share of `cohort`, in blocks that are trained together, the longest first."""
-        steps = self._trainer.steps[cohort.clients]
+        steps = self._trainer.count_steps(cohort.clients, cohort.completed)
         ranks = np.array(self._world.workers)[place(steps, len(self._world.workers))]
         self.states.gather(cohort.clients, ranks)
         if not self._world.is_worker:
@@ -134,25 +142,26 @@ class Federation:
         mine = mine[np.argsort(-steps[mine], kind="stable")]
         for first in range(0, len(mine), self._trainer.at_once):
             some = mine[first : first + self._trainer.at_once]
-            yield Block(cohort.clients[some], cohort.samples[some], cohort.mass[some])
+            yield cohort.block(some)
 
-    def train(self, block: Block, start: Tensor, hooks: Hooks, **vectors: Tensor) -> Trained:
+    def train(self, block: Block, start: Tensor, hooks: Hooks, phase: Phase = WHOLE, **vectors: Tensor) -> Trained:
         """Local training of a block's clients.
 
         Args:
             block: from `my_clients`.
             start: [P] or [K, P], the weights they receive.
             hooks: whose `loss` and `direction` are used; as a rule the algorithm itself.
+            phase: which of several trainings of the round it is, of how long, and of which part of the model.
             vectors: what the hooks may read: [K, ...], a row each, or [n], the same for all.
         """
         with self._doing("training", block), self._ledger.timed("train_seconds"):
             block.vectors = {name: v.expand(len(block), -1) if v.dim() == 1 else v for name, v in vectors.items()}
             start = start.expand(len(block), -1)
-            work = self._trainer.train(block, start, hooks, self.round, self.rounds)
+            work = self._trainer.train(block, start, hooks, self.round, self.rounds, phase)
         self._ledger.record_work(block, work)
         if self._trained is not None:
             self._trained._is_current = False
-        self._trained = Trained(work.loss, work.weights)
+        self._trained = Trained(work.loss, work.steps, work.weights)
         return self._trained
 
     def losses(self, block: Block, models: Tensor) -> Tensor:
@@ -174,6 +183,39 @@ class Federation:
                 self._evaluator.measure(received, part, len(self._world.workers), measured)
         self._world.sum(measured)
         return self._evaluator.evaluation(measured)
+
+    def evaluate_clients(self, weights: Tensor, personal: Callable[[Block, Tensor], Tensor]) -> Evaluation:
+        """Measure every client's own model on the client's own shard of the test set, where its state lies.
+
+        Args:
+            weights: [P], the server's model.
+            personal: the models [K, P] of a block's clients, from what they keep and the server's model [P].
+        """
+        received = self._distribute(weights)
+        measured = self._evaluator.nothing()
+        if self._world.is_worker:
+            workers = np.array(self._world.workers)
+            home = np.where(self.states.home < 0, workers[np.arange(self.clients) % len(workers)], self.states.home)
+            mine = np.flatnonzero(home == self._world.rank)
+            with self._doing("evaluation"), self._ledger.timed("evaluation_seconds"):
+                for client in mine.tolist():
+                    alone = np.array([client])
+                    block = Block(alone, self.samples[alone], self.samples[alone])
+                    self._evaluator.measure_client(personal(block, received)[0], client, measured)
+        self._world.sum(measured)
+        return self._evaluator.evaluation(measured)
+
+    def report_personal(self, evaluation: Evaluation) -> None:
+        """Report what `evaluate_clients` found, with its distribution over the clients.
+
+        test_accuracy and test_loss are over all test samples, that is weighted by the clients' test samples; further
+        columns are the mean, the standard deviation and three percentiles of the clients' accuracies.
+        """
+        self.report(evaluation)
+        known = evaluation.client_accuracy[~np.isnan(evaluation.client_accuracy)]
+        shares = dict(zip((10, 50, 90), np.percentile(known, (10, 50, 90)).tolist(), strict=True))
+        self.log(client_accuracy_mean=float(known.mean()), client_accuracy_std=float(known.std()))
+        self.log(**{f"client_accuracy_p{percent}": value for percent, value in shares.items()})
 
     def report(self, evaluation: Evaluation) -> None:
         """Make an evaluation that of the round: test_loss and test_accuracy, per class and per client."""

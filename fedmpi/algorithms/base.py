@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     from fedmpi.federation import Federation
     from fedmpi.scheduling import Cohort
+    from fedmpi.server_optimizers import ServerOptimizer
     from fedmpi.training.block import Block
     from fedmpi.training.flat import Net
     from fedmpi.training.samples import Batch
@@ -34,10 +35,13 @@ class Algorithm(ABC):
     #: Whether `direction` treats each parameter by itself, so that it may be asked for some of them at a time, with
     #: the block's rows of length d cut alike. It then runs while the gradient is still in the processor's cache.
     direction_is_elementwise: bool = False
+    #: Whether the global model is moved by `server_step`, and so by any `--server_optimizer`.
+    takes_server_optimizer: bool = False
     #: Numbers a client that the method records with `Federation.record`; columns of /clients.
     client_metrics: tuple[str, ...] = ()
 
     weights: "Tensor"
+    server_optimizer: "ServerOptimizer"
 
     @property
     def changes_loss(self) -> bool:
@@ -56,6 +60,10 @@ class Algorithm(ABC):
     @abstractmethod
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         """One round with the clients of `cohort`; runs on every rank, collectives are methods of `fed`."""
+
+    def server_step(self, fed: "Federation", mean: "Tensor") -> None:
+        """Move the global model towards the mean [P] of the clients' models, as the server's optimizer does."""
+        self.weights = self.server_optimizer.step(self.weights, mean, fed.layout.parameters)
 
     def evaluate(self, fed: "Federation") -> None:
         """Measure the state after a round: the global model on the test set, unless a method has more to show."""

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 class FedAvg(Algorithm):
     """Weighted average of locally trained models (McMahan et al., 2017)."""
 
+    takes_server_optimizer = True
+
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         start = fed.broadcast(self.weights)
         mean = fed.weighted_mean(cohort)
         for block in fed.my_clients(cohort):
             local = fed.train(block, start, self)
             mean.add(local.weights, block)
-        self.weights = mean.reduce(empty=self.weights)
+        self.server_step(fed, mean.reduce(empty=self.weights))

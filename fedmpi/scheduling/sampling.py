@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi import randomness
+from fedmpi.training.block import Block
 
 Weighting = Literal["samples", "uniform"]
 
@@ -22,11 +23,13 @@ class Cohort:
         clients: [m] int64, ascending, each once.
         samples: [m] int64, their training samples.
         mass: [m] int64, what each counts in a mean over the cohort; 0 for one without samples.
+        completed: [m] float64, the share of the local training that each gets done; None: all.
     """
 
     clients: NDArray[np.int64]
     samples: NDArray[np.int64]
     mass: NDArray[np.int64]
+    completed: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.clients)
@@ -48,7 +51,13 @@ class Cohort:
 
     def subset(self, positions: NDArray[np.int64]) -> Cohort:
         """The members at these positions."""
-        return Cohort(self.clients[positions], self.samples[positions], self.mass[positions])
+        completed = None if self.completed is None else self.completed[positions]
+        return Cohort(self.clients[positions], self.samples[positions], self.mass[positions], completed)
+
+    def block(self, positions: NDArray[np.int64]) -> Block:
+        """The members at these positions, to be trained together."""
+        some = self.subset(positions)
+        return Block(some.clients, some.samples, some.mass, completed=some.completed)
 
 
 class Sampler(ABC):

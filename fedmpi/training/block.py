@@ -39,12 +39,14 @@ class Block:
         samples: [K] how many training samples each holds; in a block of several, most first.
         mass: [K] int64, what each counts in a mean over the cohort.
         vectors: named rows [K, ...] that the hooks may read, given to `Federation.train`.
+        completed: [K] float64, the share of the local training that each gets done; None: all.
     """
 
     clients: NDArray[np.int64]
     samples: NDArray[np.int64]
     mass: NDArray[np.int64]
     vectors: dict[str, Tensor] = field(default_factory=dict)
+    completed: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.clients)
@@ -55,12 +57,30 @@ class Block:
     def rows(self, which: slice | list[int]) -> Block:
         """Some of the clients, with their rows."""
         vectors = {name: rows[which] for name, rows in self.vectors.items()}
-        return Block(self.clients[which], self.samples[which], self.mass[which], vectors)
+        completed = None if self.completed is None else self.completed[which]
+        return Block(self.clients[which], self.samples[which], self.mass[which], vectors, completed)
 
     def columns(self, columns: slice, of: int) -> Block:
         """All of the clients, with a part of those rows that are `of` long."""
         vectors = {name: rows[..., columns] if rows.shape[-1] == of else rows for name, rows in self.vectors.items()}
-        return Block(self.clients, self.samples, self.mass, vectors)
+        return Block(self.clients, self.samples, self.mass, vectors, self.completed)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One of several trainings of the same clients in the same round.
+
+    Attributes:
+        name: of its random streams: phases of one name see the same batches in the same order.
+        epochs: passes over the client's samples; None: as the settings of local training say.
+        columns: the columns of the model's vector [P] that are trained, made of whole tensors; None: all. The others
+            keep their values, whatever the optimizer; and batch normalisation that is not trained uses the running
+            statistics that it received.
+    """
+
+    name: str = ""
+    epochs: int | None = None
+    columns: slice | None = None
 
 
 @dataclass

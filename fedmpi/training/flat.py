@@ -31,6 +31,7 @@ class FlatModel:
         parameters = dict(module.named_parameters())
         self._parameters = [(entry, parameters[entry.name]) for entry in self.layout.entries if entry.is_parameter]
         self._is_hooked = False
+        self._selected = slice(0, self.layout.parameters)
         self._update: Callable[[slice, Tensor], None] | None = None
         state = parameters | dict(module.named_buffers())
         for entry in self.layout.entries:
@@ -47,6 +48,17 @@ class FlatModel:
         for tensor, initial in self._counters:
             tensor.copy_(initial)
 
+    def select(self, columns: slice) -> None:
+        """Let only these columns of the parameters have gradients; they are made of whole tensors."""
+        if columns == self._selected:
+            return
+        self._selected = columns
+        for entry, parameter in self._parameters:
+            inside = columns.start <= entry.offset and entry.offset + entry.size <= columns.stop
+            assert inside or entry.offset + entry.size <= columns.start or columns.stop <= entry.offset
+            parameter.requires_grad_(inside)
+            parameter.grad = None
+
     @cached_property
     def gradient(self) -> Tensor:
         """[1, layout.parameters], filled by `backward`."""
@@ -57,7 +69,7 @@ class FlatModel:
         self._update = None
         self.gradient.zero_()
         for entry, parameter in self._parameters:
-            if parameter.grad is None:
+            if parameter.grad is None and parameter.requires_grad:
                 parameter.grad = entry.view(self.gradient[0])
         loss.backward()
 

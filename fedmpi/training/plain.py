@@ -10,13 +10,12 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedmpi.training.block import Block, Hooks, Work
+from fedmpi.training.block import Block, Hooks, Phase, Work
 from fedmpi.training.clientwise import ClientWise
 from fedmpi.training.flat import Net
 from fedmpi.training.samples import Batch
-from fedmpi.training.trainer import Trainer, check_losses
+from fedmpi.training.trainer import WHOLE, Trainer, check_losses
 
 # From so many parameters on, updating each tensor within the backward pass is faster than keeping a flat gradient.
 LARGE = 100_000
@@ -25,18 +24,19 @@ LARGE = 100_000
 class PlainTrainer(Trainer):
     """Trains clients one by one; the model's vector holds the result of the last."""
 
-    def train(self, block: Block, start: Tensor, hooks: Hooks, round: int, rounds: int) -> Work:
+    def train(self, block: Block, start: Tensor, hooks: Hooks, round: int, rounds: int, phase: Phase = WHOLE) -> Work:
         began = time.perf_counter()
         client, model = int(block.clients[0]), self.model
         rows = {name: value[0] for name, value in block.vectors.items()}
         net = Net(model)
-        key = int(self._dropout_keys(round, block.clients)[0])
-        step = self._step(block, start, hooks, self.settings.rate(round, rounds))
+        key = int(self._dropout_keys(phase, round, block.clients)[0])
+        count = int(self.count_steps(block.clients, block.completed, phase)[0])
+        columns = self._prepare(phase, lone_sample=len(self._shards[client]) == 1)
+        step = self._step(block, start, hooks, self.settings.rate(round, rounds), columns)
         total, seen, steps = torch.zeros((), device=model.device), 0, 0
         model.load(start[0])
         torch.manual_seed(key)  # for what else in a network is random
-        self._prepare(len(self._shards[client]))
-        for batch in self._batches(client, round):
+        for batch in self._batches(client, round, phase, count):
             with ClientWise((key + steps) & 0x7FFFFFFF) if self._drops_out else nullcontext():
                 losses = hooks.loss(net, batch, start[0], rows)
             check_losses(losses, batch.y)
@@ -49,12 +49,13 @@ class PlainTrainer(Trainer):
         seconds = time.perf_counter() - began
         return Work(model.weights, np.array([mean]), np.array([steps]), np.array([seconds]))
 
-    def _step(self, block: Block, start: Tensor, hooks: Hooks, lr: float) -> Callable[[Tensor], None]:
-        """What turns the loss of a batch into new weights."""
+    def _step(self, block: Block, start: Tensor, hooks: Hooks, lr: float, trained: slice) -> Callable[[Tensor], None]:
+        """What turns the loss of a batch into new weights, those in the columns `trained`."""
         model, optimizer, has_direction = self.model, self._optimizer, hooks.changes_direction
         count = model.layout.parameters
         weights, start = model.weights[:, :count], start[:, :count]
         optimizer.reset()
+        model.select(trained)
 
         @torch.no_grad()
         def update(columns: slice, gradient: Tensor) -> None:
@@ -66,7 +67,7 @@ class PlainTrainer(Trainer):
         def at_once(loss: Tensor) -> None:
             optimizer.advance()
             model.backward(loss)
-            update(slice(0, count), model.gradient)
+            update(trained, model.gradient[:, trained])
 
         def in_parts(loss: Tensor) -> None:
             optimizer.advance()
@@ -75,25 +76,18 @@ class PlainTrainer(Trainer):
         separable = self.settings.clip_norm is None and (hooks.direction_is_elementwise or not has_direction)
         return in_parts if separable and count >= LARGE else at_once
 
-    def _prepare(self, samples: int) -> None:
-        """Training mode; but one sample has no variance, so a client without others keeps received statistics."""
-        self.model.module.train()
-        if samples == 1 and self.model.normalises_batches:
-            for layer in self.model.module.modules():
-                if isinstance(layer, _BatchNorm):
-                    layer.eval()
-
-    def _batches(self, client: int, round: int) -> Iterator[Batch]:
+    def _batches(self, client: int, round: int, phase: Phase, count: int) -> Iterator[Batch]:
         shard, clients = self._shards[client], np.array([client])
         pixels, augmentation = self._pixels(client), self.settings.augmentation
         cuts = self.settings.batches(len(shard), self.model.normalises_batches)
         draws = None
-        for step in range(int(self.steps[client])):
+        for step in range(count):
             epoch, place = divmod(step, len(cuts))
             if place == 0:
-                order = self._hashed(f"order {epoch}", round, clients, len(shard))[0].argsort(kind="stable")
+                keys = self._hashed(f"{phase.name}order {epoch}", round, clients, len(shard))
+                order = keys[0].argsort(kind="stable")
                 if augmentation != "none":
-                    bits = self._hashed(f"augmentation {epoch}", round, clients, 3 * len(shard))
+                    bits = self._hashed(f"{phase.name}augmentation {epoch}", round, clients, 3 * len(shard))
                     draws = bits.reshape(-1, 3)
             chosen = order[cuts[place]]
             yield self._samples.batch(shard[chosen], pixels, augmentation, None if draws is None else draws[chosen])

@@ -78,10 +78,10 @@ class LocalTraining:
         cuts = [self.batch_size * number for number in range(self.count_cuts(samples, merge_single))]
         return [slice(a, b) for a, b in zip(cuts, [*cuts[1:], samples], strict=True)] if samples else []
 
-    def count_steps(self, samples: int, merge_single: bool) -> int:
-        """Optimizer steps of a client with so many samples."""
+    def count_steps(self, samples: int, merge_single: bool, epochs: int | None = None) -> int:
+        """Optimizer steps of a client with so many samples; given `epochs`, of so many passes."""
         a_pass = self.count_cuts(samples, merge_single)
-        return self.steps if self.steps and a_pass else self.epochs * a_pass
+        return self.steps if self.steps and a_pass and epochs is None else (epochs or self.epochs) * a_pass
 
     def count_cuts(self, samples: int, merge_single: bool) -> int:
         """How many batches one pass over so many samples is cut into."""

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
-from fedmpi.training.block import Block, Hooks, Work
+from fedmpi.training.block import Block, Hooks, Phase, Work
 from fedmpi.training.clientwise import ClientWise
 from fedmpi.training.flat import Net
-from fedmpi.training.layout import aligned_rows
+from fedmpi.training.layout import Entry, aligned_rows
 from fedmpi.training.samples import Batch
-from fedmpi.training.trainer import Task, Trainer, check_losses
+from fedmpi.training.trainer import WHOLE, Task, Trainer, check_losses
 
 
 @dataclass
@@ -48,13 +48,13 @@ class SideBySideTrainer(Trainer):
     def __init__(self, task: Task, at_once: int) -> None:
         super().__init__(task, at_once)
         model, shards, settings = task.model, task.shards, task.settings
-        model.module.train()
         convolves = any(isinstance(layer, _ConvNd) for layer in model.module.modules())
         self._fewest = at_once if convolves else 2
         layout = model.layout
         self._weights = aligned_rows(at_once, layout.size, model.device)
         self._gradient = aligned_rows(at_once, layout.parameters, model.device)
-        self._parameters = [entry for entry in layout.entries if entry.is_parameter]
+        self._parameters = [entry for entry in layout.entries if entry.is_parameter]  # those that a phase trains
+        self._others: list[Entry] = []
         self._statistics = [entry for entry in layout.entries if not entry.is_parameter]
         self._is_client_wise = self._drops_out or model.normalises_batches
         self._sizes = np.array([len(shard) for shard in shards])
@@ -65,10 +65,16 @@ class SideBySideTrainer(Trainer):
         # Of every step of every block, for the bits' sake.
         self._width = min(settings.batch_size + int(model.normalises_batches), int(self._sizes.max()))
 
-    def train(self, block: Block, start: Tensor, hooks: Hooks, round: int, rounds: int) -> Work:
+    def train(self, block: Block, start: Tensor, hooks: Hooks, round: int, rounds: int, phase: Phase = WHOLE) -> Work:
+        steps = self.count_steps(block.clients, block.completed, phase)
+        if (np.diff(steps) > 0).any():
+            longest_first = np.argsort(-steps, kind="stable")
+            work = self.train(block.rows(longest_first.tolist()), start[longest_first], hooks, round, rounds, phase)
+            back = np.argsort(longest_first)
+            return Work(work.weights[back], work.loss[back], work.steps[back], work.seconds[back])
         if len(block) < self._fewest:
             filled = [*range(len(block)), *[len(block) - 1] * (self._fewest - len(block))]
-            work = self.train(block.rows(filled), start[filled], hooks, round, rounds)
+            work = self.train(block.rows(filled), start[filled], hooks, round, rounds, phase)
             kept = slice(len(block))
             share = work.steps.sum() / max(work.steps[kept].sum(), 1)
             return Work(work.weights[kept], work.loss[kept], work.steps[kept], share * work.seconds[kept])
@@ -76,15 +82,14 @@ class SideBySideTrainer(Trainer):
             self.model.frozen  # noqa: B018 (made here, for it cannot be made under vmap)
         began = time.perf_counter()
         lr, has_direction = self.settings.rate(round, rounds), hooks.changes_direction
-        trained = self.model.layout.parameters
+        trained = self._select(phase)
         # w -= lr g needs no gradient in one piece.
         is_plain = not has_direction and self.settings.is_plain_sgd
-        steps = self.steps[block.clients]
-        keys = torch.from_numpy(self._dropout_keys(round, block.clients)).to(self.model.device)
+        keys = torch.from_numpy(self._dropout_keys(phase, round, block.clients)).to(self.model.device)
         total = torch.zeros(len(block), device=self.model.device)
         self._weights[: len(block)].copy_(start)
         self._optimizer.reset()
-        for step in self._steps(block.clients, steps, round):
+        for step in self._steps(block.clients, steps, round, phase):
             rows = slice(len(step.counts))
             active = int((steps > step.number).sum())
             put_back = self._weights[active : rows.stop].clone()
@@ -96,12 +101,14 @@ class SideBySideTrainer(Trainer):
                 if is_plain:
                     torch._foreach_add_(leaves, list(gradients), alpha=-lr)
                 else:
-                    gradient, weights = self._gradient[rows], self._weights[rows, :trained]
-                    torch._foreach_copy_([entry.view(gradient) for entry in self._parameters], list(gradients))
+                    whole, weights = self._gradient[rows], self._weights[rows, trained]
+                    torch._foreach_copy_([entry.view(whole) for entry in self._parameters], list(gradients))
+                    gradient = whole[:, trained]
                     if has_direction:
-                        gradient = hooks.direction(gradient, weights, start[rows, :trained], here)
+                        mine = here.columns(trained, self.model.layout.parameters)
+                        gradient = hooks.direction(gradient, weights, start[rows, trained], mine)
                     self._optimizer.advance()
-                    self._optimizer.step(weights, self._clipped(gradient), lr)
+                    self._optimizer.step(weights, self._clipped(gradient), lr, trained)
                 for entry, new in zip(self._statistics, statistics, strict=True):
                     entry.view(self._weights[rows]).copy_(new)
                 self._weights[active : rows.stop] = put_back
@@ -119,10 +126,13 @@ class SideBySideTrainer(Trainer):
         device = self.model.device
         real = torch.from_numpy(np.arange(step.index.shape[1]) < step.counts[:, None]).to(device, start.dtype)
         batch = self._batch(block, step)
-        statistics = [entry.view(self._weights[: len(block)]) for entry in self._statistics]
+        others, statistics = (
+            [entry.view(self._weights[: len(block)]) for entry in kind] for kind in (self._others, self._statistics)
+        )
 
         def one(
             parameters: list[Tensor],
+            others: list[Tensor],
             statistics: list[Tensor],
             x: Tensor,
             y: Tensor,
@@ -133,7 +143,9 @@ class SideBySideTrainer(Trainer):
             rows: dict[str, Tensor],
         ) -> tuple[Tensor, list[Tensor]]:
             buffers = {entry.name: t for entry, t in zip(self._statistics, statistics, strict=True)}
-            tensors = {entry.name: t for entry, t in zip(self._parameters, parameters, strict=True)} | buffers
+            trained = {entry.name: t for entry, t in zip(self._parameters, parameters, strict=True)}
+            kept = {entry.name: t for entry, t in zip(self._others, others, strict=True)}
+            tensors = trained | kept | buffers
             net, part = Net(self.model, tensors), Batch(x, y, index)
             if not self._is_client_wise:
                 losses = hooks.loss(net, part, start, rows)
@@ -145,11 +157,21 @@ class SideBySideTrainer(Trainer):
             return losses, statistics
 
         losses, changed = torch.vmap(one)(
-            leaves, statistics, batch.x, batch.y, batch.index, real, keys, start, block.vectors
+            leaves, others, statistics, batch.x, batch.y, batch.index, real, keys, start, block.vectors
         )
         return losses, real / real.sum(1, keepdim=True), changed
 
-    def _steps(self, clients: NDArray[np.int64], steps: NDArray[np.int64], round: int) -> Iterator[Step]:
+    def _select(self, phase: Phase) -> slice:
+        """The columns that a phase trains."""
+        trained = self._prepare(phase)
+        parameters = [entry for entry in self.model.layout.entries if entry.is_parameter]
+        self._parameters = [entry for entry in parameters if trained.start <= entry.offset < trained.stop]
+        self._others = [entry for entry in parameters if not trained.start <= entry.offset < trained.stop]
+        return trained
+
+    def _steps(
+        self, clients: NDArray[np.int64], steps: NDArray[np.int64], round: int, phase: Phase
+    ) -> Iterator[Step]:
         """The steps of a block: each of the clients that still take part, and of others for company."""
         sizes, size = self._sizes[clients], self.settings.batch_size
         cuts = self._cuts[clients]
@@ -160,11 +182,16 @@ class SideBySideTrainer(Trainer):
             first = place * size
             counts = np.where(place == cuts[:rows] - 1, sizes[:rows] - first, size)
             positions = np.minimum(first[:, None] + columns, sizes[:rows, None] - 1)
-            chosen, bits = self._draw(clients[:rows], epoch, positions, round)
+            chosen, bits = self._draw(clients[:rows], epoch, positions, round, phase)
             yield Step(number, self._shards_in_a_row[self._starts[clients[:rows], None] + chosen], counts, bits)
 
     def _draw(
-        self, clients: NDArray[np.int64], epochs: NDArray[np.int64], positions: NDArray[np.int64], round: int
+        self,
+        clients: NDArray[np.int64],
+        epochs: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        round: int,
+        phase: Phase,
     ) -> tuple[NDArray[np.int64], NDArray[np.uint64] | None]:
         """[K, B] the samples at these positions in each client's order of its epoch; and bits for augmentation."""
         chosen = np.empty_like(positions)
@@ -172,12 +199,12 @@ class SideBySideTrainer(Trainer):
         for epoch in np.unique(epochs).tolist():
             which = np.flatnonzero(epochs == epoch)
             sizes = self._sizes[clients[which]]
-            keys = self._hashed(f"order {epoch}", round, clients[which], int(sizes.max()))
+            keys = self._hashed(f"{phase.name}order {epoch}", round, clients[which], int(sizes.max()))
             keys[np.arange(keys.shape[1]) >= sizes[:, None]] = np.iinfo(np.uint64).max
             order = keys.argsort(axis=1, kind="stable")
             chosen[which] = np.take_along_axis(order, positions[which], axis=1)
             if bits is not None:
-                drawn = self._hashed(f"augmentation {epoch}", round, clients[which], 3 * int(sizes.max()))
+                drawn = self._hashed(f"{phase.name}augmentation {epoch}", round, clients[which], 3 * int(sizes.max()))
                 bits[which] = drawn.reshape(len(which), -1, 3)[np.arange(len(which))[:, None], chosen[which]]
         return chosen, bits
 

@@ -10,14 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from fedmpi import randomness
-from fedmpi.training.block import Block, Hooks, Work
+from fedmpi.training.block import Block, Hooks, Phase, Work
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.optimizers import SGD, Adam, Optimizer
 from fedmpi.training.samples import Samples
 from fedmpi.training.settings import LocalTraining
+
+WHOLE = Phase()
 
 #: client -> [H * W] the order in which it sees the pixels of its images, or None
 PixelOrder = Callable[[int], Tensor | None]
@@ -50,42 +53,70 @@ class Trainer(ABC):
     Args:
         task: what there is to train.
         at_once: K, how many clients `train` takes at the most.
-
-    Attributes:
-        steps: [clients] optimizer steps that each client does in a round.
     """
 
     def __init__(self, task: Task, at_once: int = 1) -> None:
         self.at_once = at_once
         self.model = model = task.model
-        self.settings = settings = task.settings
-        self.steps = np.array(
-            [settings.count_steps(len(shard), model.normalises_batches) for shard in task.shards], dtype=np.int64
-        )
+        self.settings = task.settings
         self._samples = task.samples
         self._shards = task.shards
         self._pixels = task.pixels
         self._seed = task.seed
+        self._steps_in: dict[int | None, NDArray[np.int64]] = {}  # of every client, by the epochs of a phase
         self._optimizer = self._make_optimizer()
         self._drops_out = any(isinstance(layer, _DropoutNd) for layer in model.module.modules())
 
     @abstractmethod
-    def train(self, block: Block, start: Tensor, hooks: Hooks, round: int, rounds: int) -> Work:
+    def train(self, block: Block, start: Tensor, hooks: Hooks, round: int, rounds: int, phase: Phase = WHOLE) -> Work:
         """Train the block's clients.
 
         Args:
             start: [K, P], the weights they receive.
             hooks: the algorithm's loss and direction.
             round, rounds: for the learning rate's schedule, and for what is random.
+            phase: which training of the round it is.
         """
+
+    def count_steps(
+        self, clients: NDArray[np.int64], completed: NDArray[np.float64] | None = None, phase: Phase = WHOLE
+    ) -> NDArray[np.int64]:
+        """[K] optimizer steps that clients do: one at least, if they have samples.
+
+        Args:
+            completed: [K] the share of the training that each gets done; None: all.
+        """
+        if phase.epochs not in self._steps_in:
+            merges = self.model.normalises_batches
+            counts = [self.settings.count_steps(len(shard), merges, phase.epochs) for shard in self._shards]
+            self._steps_in[phase.epochs] = np.array(counts, dtype=np.int64)
+        steps = self._steps_in[phase.epochs][clients]
+        if completed is not None:
+            steps = np.maximum(np.rint(steps * completed).astype(np.int64), np.minimum(steps, 1))
+        return steps
+
+    def _prepare(self, phase: Phase, lone_sample: bool = False) -> slice:
+        """Training mode, and the columns [0, parameters) that move.
+
+        A batch normalisation that is not trained keeps its statistics; nor has one sample alone any variance.
+        """
+        layout, module = self.model.layout, self.model.module.train()
+        columns = phase.columns or slice(0, layout.parameters)
+        begin, end = columns.start or 0, min(columns.stop, layout.parameters)
+        norm = layout.segments["norm"]
+        if self.model.normalises_batches and (lone_sample or not begin <= norm.start <= norm.stop <= end):
+            for layer in module.modules():
+                if isinstance(layer, _BatchNorm):
+                    layer.eval()
+        return slice(begin, end)
 
     def _hashed(self, purpose: str, round: int, clients: NDArray[np.int64], count: int) -> NDArray[np.uint64]:
         """[K, count] random bits; a client's are the same beside any others, and the first few of more."""
         return randomness.hashed_bits(randomness.keys(self._seed, purpose, round, clients), count)
 
-    def _dropout_keys(self, round: int, clients: NDArray[np.int64]) -> NDArray[np.int32]:
+    def _dropout_keys(self, phase: Phase, round: int, clients: NDArray[np.int64]) -> NDArray[np.int32]:
         """[K] for `ClientWise`."""
-        return (randomness.keys(self._seed, "dropout", round, clients) >> np.uint64(33)).astype(np.int32)
+        return (randomness.keys(self._seed, f"{phase.name}dropout", round, clients) >> np.uint64(33)).astype(np.int32)
 
     def _make_optimizer(self) -> Optimizer:
         shape, device = torch.Size((self.at_once, self.model.layout.parameters)), self.model.device

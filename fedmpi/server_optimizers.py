@@ -1,0 +1,171 @@
+"""How the server moves its model towards the mean of the clients' models.
+
+The difference between the mean and the present model is taken for a gradient step of the server (Reddi et al.:
+Adaptive Federated Optimization. ICLR 2021. https://arxiv.org/abs/2003.00295). Running statistics of normalisation
+layers are no parameters: they become those of the mean.
+"""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from fedmpi.errors import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class ServerOptimizer(ABC):
+    """Base of the rules; all tensors are float32 and at the server, or on the meta device elsewhere.
+
+    Attributes:
+        state: [d] each, by name; what is kept from round to round.
+    """
+
+    def __init__(self) -> None:
+        self.state: dict[str, Tensor] = {}
+
+    def step(self, weights: "Tensor", mean: "Tensor", parameters: int) -> "Tensor":
+        """The next model.
+
+        Args:
+            weights: [P] the present one, whose first `parameters` elements are trained.
+            mean: [P] of the clients' models.
+        """
+        delta = mean[:parameters] - weights[:parameters]
+        result = mean.clone()
+        result[:parameters] = weights[:parameters] + self.update(delta)
+        return result
+
+    @abstractmethod
+    def update(self, delta: "Tensor") -> "Tensor":
+        """[d] what is added to the parameters, from the clients' mean change [d]."""
+
+    def kept(self, name: str, like: "Tensor", value: float = 0.0) -> "Tensor":
+        """A vector of the state; at first full of `value`."""
+        if name not in self.state:
+            self.state[name] = like.new_full(like.shape, value)
+        return self.state[name]
+
+
+class Replace(ServerOptimizer):
+    """The mean of the clients' models is the next model, as in FedAvg."""
+
+    def step(self, weights: "Tensor", mean: "Tensor", parameters: int) -> "Tensor":
+        return mean
+
+    def update(self, delta: "Tensor") -> "Tensor":
+        return delta
+
+
+class Momentum(ServerOptimizer):
+    """m := momentum m + (1 - dampening) delta, w += lr m (FedAvgM: Hsu, Qi, Brown, 2019).
+
+    Args:
+        lr: learning rate of the server.
+        momentum: how much of the past is kept.
+        dampening: how much of the new is left out.
+        nesterov: w += lr (delta + momentum m) instead.
+    """
+
+    def __init__(
+        self, lr: float = 1.0, momentum: float = 0.9, dampening: float = 0.0, nesterov: bool = False
+    ) -> None:
+        super().__init__()
+        require(0 < lr < float("inf"), "lr", lr, "above 0")
+        require(0 <= momentum < 1, "momentum", momentum, "at least 0 and below 1")
+        require(0 <= dampening < 1, "dampening", dampening, "at least 0 and below 1")
+        self.lr = lr
+        self.momentum = momentum
+        self.dampening = dampening
+        self.nesterov = nesterov
+
+    def step(self, weights: "Tensor", mean: "Tensor", parameters: int) -> "Tensor":
+        # Then it is FedAvg to the last bit, which weights + (mean - weights) is not.
+        is_plain = self.lr == 1 and not self.momentum and not self.dampening
+        return mean if is_plain else super().step(weights, mean, parameters)
+
+    def update(self, delta: "Tensor") -> "Tensor":
+        kept = self.kept("momentum", delta)
+        kept.mul_(self.momentum).add_(delta, alpha=1 - self.dampening)
+        return self.lr * (delta + self.momentum * kept if self.nesterov else kept)
+
+
+class Adaptive(ServerOptimizer):
+    """Base of the three adaptive rules of Reddi et al. (2021), algorithm 2: w += lr m / (sqrt(v) + tau).
+
+    m := beta1 m + (1 - beta1) delta, without bias correction; v starts at tau^2.
+    """
+
+    def __init__(self, lr: float, beta1: float, tau: float) -> None:
+        super().__init__()
+        require(0 < lr < float("inf"), "lr", lr, "above 0")
+        require(0 <= beta1 < 1, "beta1", beta1, "at least 0 and below 1")
+        require(0 < tau < float("inf"), "tau", tau, "above 0")
+        self.lr = lr
+        self.beta1 = beta1
+        self.tau = tau
+
+    def update(self, delta: "Tensor") -> "Tensor":
+        first = self.kept("first", delta)
+        first.mul_(self.beta1).add_(delta, alpha=1 - self.beta1)
+        second = self.kept("second", delta, self.tau**2)
+        self.move(second, delta * delta)
+        return self.lr * first / (second.sqrt() + self.tau)
+
+    @abstractmethod
+    def move(self, second: "Tensor", square: "Tensor") -> None:
+        """Update v [d] in place, from the square of delta."""
+
+
+class Adagrad(Adaptive):
+    """v := v + delta^2.
+
+    Args:
+        lr: learning rate of the server.
+        beta1: decay of the first moment.
+        tau: how far the rule adapts; v starts at its square.
+    """
+
+    def __init__(self, lr: float = 0.1, beta1: float = 0.0, tau: float = 1e-3) -> None:
+        super().__init__(lr, beta1, tau)
+
+    def move(self, second: "Tensor", square: "Tensor") -> None:
+        second.add_(square)
+
+
+class Adam(Adaptive):
+    """v := beta2 v + (1 - beta2) delta^2.
+
+    Args:
+        lr: learning rate of the server.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        tau: how far the rule adapts; v starts at its square.
+    """
+
+    def __init__(self, lr: float = 0.1, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3) -> None:
+        super().__init__(lr, beta1, tau)
+        require(0 <= beta2 < 1, "beta2", beta2, "at least 0 and below 1")
+        self.beta2 = beta2
+
+    def move(self, second: "Tensor", square: "Tensor") -> None:
+        second.mul_(self.beta2).add_(square, alpha=1 - self.beta2)
+
+
+class Yogi(Adaptive):
+    """v := v - (1 - beta2) delta^2 sign(v - delta^2).
+
+    Args:
+        lr: learning rate of the server.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        tau: how far the rule adapts; v starts at its square.
+    """
+
+    def __init__(self, lr: float = 0.1, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3) -> None:
+        super().__init__(lr, beta1, tau)
+        require(0 <= beta2 < 1, "beta2", beta2, "at least 0 and below 1")
+        self.beta2 = beta2
+
+    def move(self, second: "Tensor", square: "Tensor") -> None:
+        second.sub_((1 - self.beta2) * square * (second - square).sign())
