@@ -21,12 +21,12 @@ from fedmpi.models.mlp import LogisticRegression
 from fedmpi.mpi.world import World
 from fedmpi.scheduling import All
 from fedmpi.server_optimizers import Replace
-from fedmpi.training.block import Block, Work
+from fedmpi.training.block import Block, Phase, Work
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.plain import PlainTrainer
 from fedmpi.training.samples import Samples
 from fedmpi.training.settings import LocalTraining
-from fedmpi.training.trainer import Task
+from fedmpi.training.trainer import WHOLE, Task
 
 torch.set_num_threads(1)  # as in a job: threads that wait for one another take seconds on a busy machine
 
@@ -80,9 +80,9 @@ def normalised(x: NDArray, dataset: Dataset) -> Tensor:
     return (torch.from_numpy(np.ascontiguousarray(x)).float() / 255 - mean) / std
 
 
-def order(epoch: int, round: int, client: int, samples: int, seed: int = SEED) -> NDArray[np.int64]:
+def order(epoch: int, round: int, client: int, samples: int, seed: int = SEED, phase: str = "") -> NDArray[np.int64]:
     """The order in which a client goes over its samples."""
-    key = randomness.keys(seed, f"order {epoch}", round, [client])
+    key = randomness.keys(seed, f"{phase}order {epoch}", round, [client])
     return randomness.hashed_bits(key, samples)[0].argsort(kind="stable")
 
 
@@ -94,19 +94,25 @@ def plain_training(
     client: int = 0,
     round: int = 1,
     loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+    phase: str = "",
 ) -> float:
     """One client's local training as anyone would write it in PyTorch, in place; returns the mean training loss.
 
-    The client holds the samples x, y and nothing else. Full passes only.
+    The client holds the samples x, y and nothing else. Full passes only. Parameters that require no gradient are not
+    trained, and batch normalisation with such parameters is in evaluation mode.
     """
-    normalises = any(isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) for layer in module.modules())
-    optimizer = torch.optim.SGD(
-        module.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
+    layers = [layer for layer in module.modules() if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    normalises = bool(layers)
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
     module.train(not (normalises and len(y) == 1))
+    for layer in layers:
+        if not layer.weight.requires_grad:
+            layer.eval()
     total = 0.0
     for epoch in range(settings.epochs):
-        for chosen in plain_batches(order(epoch, round, client, len(y)), settings.batch_size, normalises):
+        seen = order(epoch, round, client, len(y), phase=phase)
+        for chosen in plain_batches(seen, settings.batch_size, normalises):
             optimizer.zero_grad()
             value = loss(module(x[chosen]), y[chosen])
             value.backward()
@@ -154,11 +160,20 @@ class Client:
         task = Task(self.model, Samples(x, y, mean, std, CPU), shards, lambda client: pixels, settings, SEED)
         self._trainer = PlainTrainer(task)
 
-    def train(self, algorithm: Algorithm | None = None, round: int = 1, rounds: int = 1, **vectors: Tensor) -> Work:
-        """Train it from the first weights; `model` then holds the result."""
+    def train(
+        self,
+        algorithm: Algorithm | None = None,
+        round: int = 1,
+        rounds: int = 1,
+        phase: Phase = WHOLE,
+        start: Tensor | None = None,
+        **vectors: Tensor,
+    ) -> Work:
+        """Train it, by default from the first weights; `model` then holds the result."""
         one = block(0, samples=self.samples, mass=self.samples)
         one.vectors = vectors
-        return self._trainer.train(one, self.start, algorithm or FedAvg(), round, rounds)
+        received = self.start if start is None else start
+        return self._trainer.train(one, received, algorithm or FedAvg(), round, rounds, phase)
 
     @property
     def moved(self) -> Tensor:

@@ -30,7 +30,7 @@ class FlatModel:
         self.normalises_batches = any(isinstance(layer, _BatchNorm) for layer in module.modules())
         parameters = dict(module.named_parameters())
         self._parameters = [(entry, parameters[entry.name]) for entry in self.layout.entries if entry.is_parameter]
-        self._is_hooked = False
+        self._hooked: set[str] = set()
         self._selected = slice(0, self.layout.parameters)
         self._update: Callable[[slice, Tensor], None] | None = None
         state = parameters | dict(module.named_buffers())
@@ -82,9 +82,9 @@ class FlatModel:
         if self._update is None:
             for _, parameter in self._parameters:
                 parameter.grad = None
-        if not self._is_hooked:
-            self._is_hooked = True
-            for entry, parameter in self._parameters:
+        for entry, parameter in self._parameters:
+            if parameter.requires_grad and entry.name not in self._hooked:  # there is no hooking to one without
+                self._hooked.add(entry.name)
                 parameter.register_post_accumulate_grad_hook(partial(self._pass_on, entry))
         self._update = update
         loss.backward()
