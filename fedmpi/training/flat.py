@@ -20,6 +20,7 @@ class FlatModel:
     Attributes:
         weights: [1, P], the network's parameters and floating-point buffers (`layout` says where).
         normalises_batches: whether training takes statistics over the batch, which one sample cannot give.
+        has_features: whether it has the two parts of a `Backbone`.
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
@@ -28,6 +29,7 @@ class FlatModel:
         self.layout = Layout.of(module)
         self.weights = aligned_rows(1, self.layout.size, device)
         self.normalises_batches = any(isinstance(layer, _BatchNorm) for layer in module.modules())
+        self.has_features = {"extractor", "classifier"} <= dict(module.named_children()).keys()
         parameters = dict(module.named_parameters())
         self._parameters = [(entry, parameters[entry.name]) for entry in self.layout.entries if entry.is_parameter]
         self._hooked: set[str] = set()
