@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -133,6 +134,33 @@ def plain_batches(samples: NDArray[np.int64], size: int, normalises: bool) -> It
             size += 1
         yield samples[:size]
         samples = samples[size:]
+
+
+def plain_partly_shared(
+    start: nn.Module,
+    keeps: Collection[str],
+    clients: int,
+    rounds: int,
+    train: Callable[[nn.Module, int, int], object],
+) -> tuple[list[nn.Module], dict[str, Tensor]]:
+    """Federated averaging in PyTorch of all tensors but those that `keeps` names; the clients are equally large.
+
+    Args:
+        train: (network, client, round), in place.
+
+    Returns:
+        The clients' networks after their last training, and the server's tensors.
+    """
+    networks = [copy.deepcopy(start) for _ in range(clients)]
+    server = {name: tensor.clone() for name, tensor in state(start).items()}
+    for round in range(1, rounds + 1):
+        for client, module in enumerate(networks):
+            received = {name: tensor for name, tensor in server.items() if name not in keeps}
+            module.load_state_dict(received, strict=False)
+            train(module, client, round)
+        for name in server.keys() - set(keeps):
+            server[name] = torch.stack([state(module)[name] for module in networks]).mean(0)
+    return networks, server
 
 
 def block(*clients: int, samples: int = 1, mass: int = 1) -> Block:

@@ -58,13 +58,15 @@ class MOON(FedAvg):
     def loss(self, net: "Net", batch: "Batch", start: "Tensor", client: "Mapping[str, Tensor]") -> "Tensor":
         if not self.mu:
             return super().loss(net, batch, start, client)
-        from torch.nn.functional import cosine_similarity, softplus
+        from torch import stack, zeros_like
+        from torch.nn.functional import cosine_similarity
 
         from fedmpi.training.losses import cross_entropy
 
-        def likeness(other: "Tensor") -> "Tensor":
-            return cosine_similarity(features.flatten(1), net.at(other).features(batch.x).flatten(1))
-
         features = net.features(batch.x)
-        contrast = softplus((likeness(client["previous"]) - likeness(start)) / self.tau)  # that is l
+        theirs = (net.at(weights).features(batch.x) for weights in (start, client["previous"]))
+        cosines = [cosine_similarity(features.flatten(1), other.flatten(1)) for other in theirs]
+        # As the paper's code has it. A softplus would be shorter, but its last bits depend on where an element lies,
+        # and so, for clients side by side, on the company.
+        contrast = cross_entropy(stack(cosines, 1) / self.tau, zeros_like(batch.y))
         return cross_entropy(net.classify(features), batch.y) + self.mu * contrast
