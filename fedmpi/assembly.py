@@ -82,7 +82,8 @@ def assemble(experiment: Experiment, world: World) -> Federation:
         experiment.rounds,
     )
     algorithm = experiment.algorithm
-    algorithm.setup(fed)
+    with world.agreed():
+        algorithm.setup(fed)
     if not world.is_server:
         for name in algorithm.server_state:
             setattr(algorithm, name, getattr(algorithm, name).to("meta"))

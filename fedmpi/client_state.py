@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmpi.mpi.world import World
+from fedmpi.training.layout import aligned_rows
 
 if TYPE_CHECKING:
     from fedmpi.training.block import Block
@@ -33,8 +34,10 @@ class ClientState:
         self._device = device
 
     def __getitem__(self, block: Block) -> Tensor:
-        rows = [self.rows.get(client, self.initial) for client in block.clients.tolist()]
-        return torch.stack(rows).to(self._device)
+        rows = aligned_rows(len(block), len(self.initial), self._device)
+        for row, client in zip(rows, block.clients.tolist(), strict=True):
+            row.copy_(self.rows.get(client, self.initial))
+        return rows
 
     def __setitem__(self, block: Block, rows: Tensor) -> None:
         for client, row in zip(block.clients.tolist(), rows.detach().cpu(), strict=True):

@@ -63,6 +63,7 @@ class Federation:
         samples: [clients] training samples of each.
         label_counts: [clients, classes] training labels of each.
         layout: where a model's tensors lie in its vector [P].
+        has_features: whether the network is a `Backbone`, so that a loss may look at its features.
         device: what this rank's vectors are on, but for the server's state, which is in host memory.
         is_server: whether this rank holds the server's state.
         round: the current round; they count from 1.
@@ -83,6 +84,7 @@ class Federation:
         self.samples = split.samples
         self.label_counts = split.label_counts
         self.layout: Layout = trainer.model.layout
+        self.has_features = trainer.model.has_features
         self.device = trainer.model.device
         self.is_server = world.is_server
         self.local = trainer.settings
@@ -118,10 +120,16 @@ class Federation:
         self._ledger.bytes_down += vector.numel() * vector.element_size() * len(self._ledger.cohort)
         return self._distribute(vector)
 
-    def weighted_mean(self, cohort: Cohort, groups: int | None = None) -> WeightedMean:
-        """An empty mean of vectors [P] over `cohort`, or several side by side; see `WeightedMean`."""
-        layout = self.layout
-        mean = WeightedMean(self._world, layout.parameters, layout.size, cohort.total_mass, groups, self.device)
+    def weighted_mean(self, cohort: Cohort, groups: int | None = None, columns: slice | None = None) -> WeightedMean:
+        """An empty mean of vectors [P] over `cohort`, or several side by side; see `WeightedMean`.
+
+        Args:
+            groups: how many means are formed side by side.
+            columns: the part of the model that the vectors are, if not all of it; only this part is sent.
+        """
+        start, stop, _ = (columns or slice(None)).indices(self.layout.size)
+        parameters = min(max(self.layout.parameters - start, 0), stop - start)
+        mean = WeightedMean(self._world, parameters, stop - start, cohort.total_mass, groups, self.device)
         self._means.append(mean)
         return mean
 
@@ -188,8 +196,8 @@ class Federation:
         """Measure every client's own model on the client's own shard of the test set, where its state lies.
 
         Args:
-            weights: [P], the server's model.
-            personal: the models [K, P] of a block's clients, from what they keep and the server's model [P].
+            weights: [P] or [n], the server's model or the part of it that clients receive.
+            personal: the models [K, P] of a block's clients, from what they keep and `weights`.
         """
         received = self._distribute(weights)
         measured = self._evaluator.nothing()
@@ -209,13 +217,15 @@ class Federation:
         """Report what `evaluate_clients` found, with its distribution over the clients.
 
         test_accuracy and test_loss are over all test samples, that is weighted by the clients' test samples; further
-        columns are the mean, the standard deviation and three percentiles of the clients' accuracies.
+        columns are the mean, the standard deviation and three percentiles of the clients' accuracies. All clients
+        count, those that never took part with what they have from the start; clients_trained is how many did.
         """
         self.report(evaluation)
         known = evaluation.client_accuracy[~np.isnan(evaluation.client_accuracy)]
         shares = dict(zip((10, 50, 90), np.percentile(known, (10, 50, 90)).tolist(), strict=True))
         self.log(client_accuracy_mean=float(known.mean()), client_accuracy_std=float(known.std()))
         self.log(**{f"client_accuracy_p{percent}": value for percent, value in shares.items()})
+        self.log(clients_trained=int((self.states.home >= 0).sum()))
 
     def report(self, evaluation: Evaluation) -> None:
         """Make an evaluation that of the round: test_loss and test_accuracy, per class and per client."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,12 +22,12 @@ from fedmpi.models.mlp import LogisticRegression
 from fedmpi.mpi.world import World
 from fedmpi.scheduling import All
 from fedmpi.server_optimizers import Replace
-from fedmpi.training.block import Block, Work
+from fedmpi.training.block import Block, Phase, Work
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.plain import PlainTrainer
 from fedmpi.training.samples import Samples
 from fedmpi.training.settings import LocalTraining
-from fedmpi.training.trainer import Task
+from fedmpi.training.trainer import WHOLE, Task
 
 torch.set_num_threads(1)  # as in a job: threads that wait for one another take seconds on a busy machine
 
@@ -80,9 +81,9 @@ def normalised(x: NDArray, dataset: Dataset) -> Tensor:
     return (torch.from_numpy(np.ascontiguousarray(x)).float() / 255 - mean) / std
 
 
-def order(epoch: int, round: int, client: int, samples: int, seed: int = SEED) -> NDArray[np.int64]:
+def order(epoch: int, round: int, client: int, samples: int, seed: int = SEED, phase: str = "") -> NDArray[np.int64]:
     """The order in which a client goes over its samples."""
-    key = randomness.keys(seed, f"order {epoch}", round, [client])
+    key = randomness.keys(seed, f"{phase}order {epoch}", round, [client])
     return randomness.hashed_bits(key, samples)[0].argsort(kind="stable")
 
 
@@ -94,19 +95,25 @@ def plain_training(
     client: int = 0,
     round: int = 1,
     loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+    phase: str = "",
 ) -> float:
     """One client's local training as anyone would write it in PyTorch, in place; returns the mean training loss.
 
-    The client holds the samples x, y and nothing else. Full passes only.
+    The client holds the samples x, y and nothing else. Full passes only. Parameters that require no gradient are not
+    trained, and batch normalisation with such parameters is in evaluation mode.
     """
-    normalises = any(isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) for layer in module.modules())
-    optimizer = torch.optim.SGD(
-        module.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
+    layers = [layer for layer in module.modules() if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    normalises = bool(layers)
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
     module.train(not (normalises and len(y) == 1))
+    for layer in layers:
+        if not layer.weight.requires_grad:
+            layer.eval()
     total = 0.0
     for epoch in range(settings.epochs):
-        for chosen in plain_batches(order(epoch, round, client, len(y)), settings.batch_size, normalises):
+        seen = order(epoch, round, client, len(y), phase=phase)
+        for chosen in plain_batches(seen, settings.batch_size, normalises):
             optimizer.zero_grad()
             value = loss(module(x[chosen]), y[chosen])
             value.backward()
@@ -127,6 +134,33 @@ def plain_batches(samples: NDArray[np.int64], size: int, normalises: bool) -> It
             size += 1
         yield samples[:size]
         samples = samples[size:]
+
+
+def plain_partly_shared(
+    start: nn.Module,
+    keeps: Collection[str],
+    clients: int,
+    rounds: int,
+    train: Callable[[nn.Module, int, int], object],
+) -> tuple[list[nn.Module], dict[str, Tensor]]:
+    """Federated averaging in PyTorch of all tensors but those that `keeps` names; the clients are equally large.
+
+    Args:
+        train: (network, client, round), in place.
+
+    Returns:
+        The clients' networks after their last training, and the server's tensors.
+    """
+    networks = [copy.deepcopy(start) for _ in range(clients)]
+    server = {name: tensor.clone() for name, tensor in state(start).items()}
+    for round in range(1, rounds + 1):
+        for client, module in enumerate(networks):
+            received = {name: tensor for name, tensor in server.items() if name not in keeps}
+            module.load_state_dict(received, strict=False)
+            train(module, client, round)
+        for name in server.keys() - set(keeps):
+            server[name] = torch.stack([state(module)[name] for module in networks]).mean(0)
+    return networks, server
 
 
 def block(*clients: int, samples: int = 1, mass: int = 1) -> Block:
@@ -154,11 +188,20 @@ class Client:
         task = Task(self.model, Samples(x, y, mean, std, CPU), shards, lambda client: pixels, settings, SEED)
         self._trainer = PlainTrainer(task)
 
-    def train(self, algorithm: Algorithm | None = None, round: int = 1, rounds: int = 1, **vectors: Tensor) -> Work:
-        """Train it from the first weights; `model` then holds the result."""
+    def train(
+        self,
+        algorithm: Algorithm | None = None,
+        round: int = 1,
+        rounds: int = 1,
+        phase: Phase = WHOLE,
+        start: Tensor | None = None,
+        **vectors: Tensor,
+    ) -> Work:
+        """Train it, by default from the first weights; `model` then holds the result."""
         one = block(0, samples=self.samples, mass=self.samples)
         one.vectors = vectors
-        return self._trainer.train(one, self.start, algorithm or FedAvg(), round, rounds)
+        received = self.start if start is None else start
+        return self._trainer.train(one, received, algorithm or FedAvg(), round, rounds, phase)
 
     @property
     def moved(self) -> Tensor:

@@ -11,6 +11,7 @@ from fedmpi import results
 from tests.launch import REPOSITORY, mpirun, succeed
 
 SMALL = "--clients 12 --cohort 5 --rounds 3 --local.epochs 2"
+SIDE_BY_SIDE = f"{SMALL} --local.vectorize 3 --local.epochs 1 --model MLP --model.hidden '[33, 17]'"
 # What a client computes must not depend on the slot or the rank it is trained in: odd widths and batches of one make
 # matrix libraries take other paths, normalisation and dropout have state, momentum and Adam have memory.
 CASES = {
@@ -35,6 +36,18 @@ CASES = {
     "ifca": f"{SMALL} --algorithm IFCA --algorithm.models 2 --model LeNet",
     "client_state": f"{SMALL} --rounds 8 --algorithm methods.Remembering --model LogisticRegression",
     "lost_updates": f"{SMALL} --algorithm methods.EvenOnly --model LogisticRegression",
+    # Clients that keep something, measured where they keep it.
+    "moon": f"{SMALL} --algorithm MOON --model LeNet --local.epochs 1",
+    "ditto": f"{SMALL} --algorithm Ditto --model LeNet --local.epochs 1 --local.momentum 0.5",
+    "fedbn": f"{SMALL} --algorithm FedBN --model LeNet --local.epochs 1",
+    "fedper": f"{SMALL} --algorithm FedPer --model LeNet --local.epochs 1",
+    "fedrep": f"{SMALL} --algorithm FedRep --algorithm.head_epochs 1 --model LeNet --local.epochs 1",
+    "side_by_side_moon": f"{SIDE_BY_SIDE} --algorithm MOON --model Projected --model.size 7 --model.over MLP"
+    " --model.over.hidden '[33, 17]'",
+    "side_by_side_ditto": f"{SIDE_BY_SIDE} --algorithm Ditto --local.momentum 0.5",
+    "side_by_side_fedbn": f"{SIDE_BY_SIDE} --algorithm FedBN --model.norm batch",
+    "side_by_side_fedper": f"{SIDE_BY_SIDE} --algorithm FedPer",
+    "side_by_side_fedrep": f"{SIDE_BY_SIDE} --algorithm FedRep --algorithm.head_epochs 1 --model.norm batch",
     "rarely_evaluated": f"{SMALL} --evaluate_every 2 --model LogisticRegression",
 }
 TIMINGS = {"seconds", "train_seconds", "communication_seconds", "evaluation_seconds"}

@@ -10,6 +10,7 @@ from fedmpi.models.base import Model, Norm
 from fedmpi.models.cnn import CifarCNN, McMahanCNN
 from fedmpi.models.lenet import LeNet, LeNet5
 from fedmpi.models.mlp import MLP, LogisticRegression
+from fedmpi.models.projected import Projected
 from fedmpi.models.resnet import ResNet18, ResNet34
 
 # The models' own files write `models.Backbone` and have no TYPE_CHECKING block: jsonargparse runs such blocks
@@ -27,6 +28,7 @@ __all__ = [
     "McMahanCNN",
     "Model",
     "Norm",
+    "Projected",
     "ResNet18",
     "ResNet34",
 ]

@@ -20,6 +20,7 @@ class FlatModel:
     Attributes:
         weights: [1, P], the network's parameters and floating-point buffers (`layout` says where).
         normalises_batches: whether training takes statistics over the batch, which one sample cannot give.
+        has_features: whether it has the two parts of a `Backbone`.
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
@@ -28,9 +29,10 @@ class FlatModel:
         self.layout = Layout.of(module)
         self.weights = aligned_rows(1, self.layout.size, device)
         self.normalises_batches = any(isinstance(layer, _BatchNorm) for layer in module.modules())
+        self.has_features = {"extractor", "classifier"} <= dict(module.named_children()).keys()
         parameters = dict(module.named_parameters())
         self._parameters = [(entry, parameters[entry.name]) for entry in self.layout.entries if entry.is_parameter]
-        self._is_hooked = False
+        self._hooked: set[str] = set()
         self._selected = slice(0, self.layout.parameters)
         self._update: Callable[[Entry, Tensor, Tensor], None] | None = None
         state = parameters | dict(module.named_buffers())
@@ -82,9 +84,9 @@ class FlatModel:
         if self._update is None:
             for _, parameter in self._parameters:
                 parameter.grad = None
-        if not self._is_hooked:
-            self._is_hooked = True
-            for entry, parameter in self._parameters:
+        for entry, parameter in self._parameters:
+            if parameter.requires_grad and entry.name not in self._hooked:  # there is no hooking to one without
+                self._hooked.add(entry.name)
                 parameter.register_post_accumulate_grad_hook(partial(self._pass_on, entry))
         self._update = update
         loss.backward()

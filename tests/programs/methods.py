@@ -16,6 +16,7 @@ from fedmpi.models import Model
 if TYPE_CHECKING:
     from fedmpi.federation import Federation
     from fedmpi.scheduling import Cohort
+    from fedmpi.training.block import Block
 
 
 class Noise(torch.nn.Module):
@@ -52,6 +53,16 @@ class Remembering(FedAvg):
             self.visits[block] = self.visits[block] + 1
             fed.record(block, visits=self.visits[block][:, 0])
         self.weights = mean.reduce(empty=self.weights)
+
+
+class Halfway(Remembering):
+    """Measures each client's own model: half-way between the global one and its last one."""
+
+    def evaluate(self, fed: Federation) -> None:
+        fed.report_personal(fed.evaluate_clients(self.weights, self.own))
+
+    def own(self, block: Block, weights: torch.Tensor) -> torch.Tensor:
+        return (weights + self.last[block]) / 2
 
 
 class EvenOnly(FedAvg):

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedmpi.algorithms.ditto import Ditto
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.data import Arrays, Dataset, Partition, Progress
@@ -75,3 +76,7 @@ class SquaresFedAvg(HalfSquares, FedAvg):
 
 class SquaresFedProx(HalfSquares, FedProx):
     """FedProx on least squares."""
+
+
+class SquaresDitto(HalfSquares, Ditto):
+    """Ditto on least squares."""

@@ -15,13 +15,13 @@ from fedmpi.algorithms import Algorithm
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.models import MLP, CifarCNN, LeNet, LogisticRegression, Model
-from fedmpi.training.block import Block, Work
+from fedmpi.training.block import Block, Phase, Work
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.plain import PlainTrainer
 from fedmpi.training.samples import Samples
 from fedmpi.training.settings import LocalTraining
 from fedmpi.training.sidebyside import SideBySideTrainer
-from fedmpi.training.trainer import Task
+from fedmpi.training.trainer import WHOLE, Task
 from tests.small import CPU, SEED
 
 # Of every kind that matters with batches of 4: less than one batch, one, one and a single sample more, several; a
@@ -74,30 +74,49 @@ class Both:
         self.side = SideBySideTrainer(Task(network(), samples, shards, pixels, local, SEED), at_once)
         self.start = self.plain.model.weights.clone()
 
-    def one_by_one(self, algorithm: Algorithm, **vectors: Tensor) -> tuple[Tensor, list[Work]]:
+    def one_by_one(
+        self,
+        algorithm: Algorithm,
+        phase: Phase = WHOLE,
+        completed: NDArray[np.float64] | None = None,
+        **vectors: Tensor,
+    ) -> tuple[Tensor, list[Work]]:
         works, weights = [], []
+        everybody = block(list(range(len(SIZES))), vectors, completed)
         for client in range(len(SIZES)):
-            rows = {name: vector[client : client + 1] for name, vector in vectors.items()}
-            works.append(self.plain.train(block([client], rows), self.start, algorithm, 3, 10))
+            works.append(self.plain.train(everybody.rows([client]), self.start, algorithm, 3, 10, phase))
             weights.append(works[-1].weights[0].clone())
         return torch.stack(weights), works
 
     def together(
-        self, algorithm: Algorithm, clients: Sequence[int] = range(len(SIZES)), /, **vectors: Tensor
+        self,
+        algorithm: Algorithm,
+        clients: Sequence[int] = range(len(SIZES)),
+        /,
+        phase: Phase = WHOLE,
+        completed: NDArray[np.float64] | None = None,
+        **vectors: Tensor,
     ) -> Work:
         chosen = list(clients)
         start = self.start.expand(len(chosen), -1)
-        return self.side.train(block(chosen, vectors), start, algorithm, 3, 10)
+        return self.side.train(block(chosen, vectors, completed), start, algorithm, 3, 10, phase)
 
 
-def block(clients: list[int], vectors: dict[str, Tensor]) -> Block:
+def block(clients: list[int], vectors: dict[str, Tensor], completed: NDArray[np.float64] | None = None) -> Block:
     sizes: NDArray[np.int64] = np.array(SIZES)[clients]
-    return Block(np.array(clients), sizes, sizes, vectors)
+    return Block(np.array(clients), sizes, sizes, vectors, completed)
 
 
-def compare(both: Both, algorithm: Algorithm, tolerance: float, **vectors: Tensor) -> None:
-    expected, works = both.one_by_one(algorithm, **vectors)
-    work = both.together(algorithm, **vectors)
+def compare(
+    both: Both,
+    algorithm: Algorithm,
+    tolerance: float,
+    phase: Phase = WHOLE,
+    completed: NDArray[np.float64] | None = None,
+    **vectors: Tensor,
+) -> None:
+    expected, works = both.one_by_one(algorithm, phase, completed, **vectors)
+    work = both.together(algorithm, phase=phase, completed=completed, **vectors)
     moved = (expected - both.start).norm(dim=1)
     assert (moved > 0).all()
     assert ((work.weights - expected).norm(dim=1) <= tolerance * moved).all()

@@ -1,0 +1,73 @@
+"""A personal model beside the global one.
+
+Li, Hu, Beirami, Smith: Ditto: Fair and Robust Federated Learning Through Personalization. ICML 2021.
+https://arxiv.org/abs/2012.04221
+"""
+
+from typing import TYPE_CHECKING
+
+from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.errors import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedmpi.federation import Federation
+    from fedmpi.scheduling import Cohort
+    from fedmpi.training.block import Block
+
+
+class Ditto(FedAvg):
+    """FedAvg, and a personal model of each client that is pulled towards the global one (Li et al., 2021).
+
+    Beside its part in FedAvg, which goes on as if nothing else did, a client of the round trains its personal model v
+    on F_k(v) + pull/2 |v - w|^2, the second term over the trained parameters only; w is the global model that it
+    received. Personal models start as the initial one. They are what is measured; the column global_accuracy is the
+    global model's.
+
+    Args:
+        pull: strength of the pull, the paper's lambda; 0 trains the personal models alone.
+        epochs: passes over a client's samples by its personal model; null: as the global one.
+    """
+
+    def __init__(self, pull: float = 1.0, epochs: int | None = None) -> None:
+        require(0 <= pull < float("inf"), "pull", pull, "at least 0")
+        require(epochs is None or epochs >= 1, "epochs", epochs, "at least 1")
+        self.pull = pull
+        self.epochs = epochs
+
+    def setup(self, fed: "Federation") -> None:
+        super().setup(fed)
+        self.personal = fed.client_state("personal", self.weights)
+
+    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+        from fedmpi.training.block import Phase
+
+        phase, hooks = Phase("personal", self.epochs), Pulled(self)
+        start = fed.broadcast(self.weights)
+        mean = fed.weighted_mean(cohort)
+        for block in fed.my_clients(cohort):
+            local = fed.train(block, start, self)
+            mean.add(local.weights, block)
+            received = start[: fed.layout.parameters]
+            own = fed.train(block, self.personal[block], hooks, phase, received=received)
+            self.personal[block] = own.weights
+        self.server_step(fed, mean.reduce(empty=self.weights))
+
+    def evaluate(self, fed: "Federation") -> None:
+        """Each client's personal model on the client's own test shard, and the global one on the whole test set."""
+        fed.report_personal(fed.evaluate_clients(self.weights, lambda block, weights: self.personal[block]))
+        fed.log(global_accuracy=fed.evaluate(self.weights).accuracy)
+
+
+class Pulled:
+    """What training changes for the personal models: the method's own loss, with the pull."""
+
+    direction_is_elementwise = True
+
+    def __init__(self, method: Ditto) -> None:
+        self.changes_loss, self.loss = method.changes_loss, method.loss
+        self.changes_direction, self.pull = method.pull > 0, method.pull
+
+    def direction(self, gradient: "Tensor", weights: "Tensor", start: "Tensor", block: "Block") -> "Tensor":
+        return gradient + self.pull * (weights - block["received"])

@@ -1,0 +1,24 @@
+"""FedBN.
+
+Li, Jiang, Zhang, Kamp, Dou: FedBN: Federated Learning on Non-IID Features via Local Batch Normalization. ICLR 2021.
+https://arxiv.org/abs/2102.07623
+"""
+
+from typing import TYPE_CHECKING
+
+from fedmpi.algorithms.partly_shared import PartlyShared
+
+if TYPE_CHECKING:
+    from fedmpi.training.layout import Layout
+
+
+class FedBN(PartlyShared):
+    """FedAvg on all but the normalisation layers, which stay with each client (Li et al., 2021).
+
+    Their scales, shifts and running statistics are the client's own; layers of every kind of normalisation count.
+    Without such layers it is FedAvg.
+    """
+
+    def split(self, layout: "Layout") -> tuple[slice, slice]:
+        first = layout.segments["norm"].start
+        return slice(first, layout.size), slice(0, first)

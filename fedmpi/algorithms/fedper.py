@@ -1,0 +1,50 @@
+"""A shared body under a head of each client's own.
+
+Arivazhagan, Aggarwal, Singh, Choudhary: Federated Learning with Personalization Layers. 2019.
+https://arxiv.org/abs/1912.00818
+Collins, Hassani, Mokhtari, Shakkottai: Exploiting Shared Representations for Personalized Federated Learning. ICML
+2021. https://arxiv.org/abs/2102.07078
+"""
+
+from typing import TYPE_CHECKING
+
+from fedmpi.algorithms.partly_shared import PartlyShared
+from fedmpi.errors import BadInput, require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedmpi.federation import Federation, Trained
+    from fedmpi.training.block import Block
+    from fedmpi.training.layout import Layout
+
+
+class FedPer(PartlyShared):
+    """FedAvg on all but the last fully connected layer, which stays with each client (Arivazhagan et al., 2019)."""
+
+    def split(self, layout: "Layout") -> tuple[slice, slice]:
+        head = layout.segments["head"]
+        if not 0 < head.stop < layout.parameters:
+            name = type(self).__name__
+            raise BadInput(f"--model: {name} needs one with a fully connected layer, and others to share")
+        return head, slice(head.stop, layout.size)
+
+
+class FedRep(FedPer):
+    """FedPer whose clients train the head first, under a frozen body, and then the body alone (Collins et al., 2021).
+
+    The body is trained as `--local` says.
+
+    Args:
+        head_epochs: passes over a client's samples in which its head is trained.
+    """
+
+    def __init__(self, head_epochs: int = 10) -> None:
+        require(head_epochs >= 1, "head_epochs", head_epochs, "at least 1")
+        self.head_epochs = head_epochs
+
+    def train(self, fed: "Federation", block: "Block", start: "Tensor") -> "Trained":
+        from fedmpi.training.block import Phase
+
+        head = fed.train(block, start, self, Phase("head", self.head_epochs, self.own))
+        return fed.train(block, head.weights.clone(), self, Phase("body", columns=self.shared))

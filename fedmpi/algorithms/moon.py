@@ -1,0 +1,72 @@
+"""Model-contrastive federated learning.
+
+Li, He, Song: Model-Contrastive Federated Learning. CVPR 2021. https://arxiv.org/abs/2103.16257
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.errors import BadInput, require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedmpi.federation import Federation
+    from fedmpi.scheduling import Cohort
+    from fedmpi.training.flat import Net
+    from fedmpi.training.samples import Batch
+
+
+class MOON(FedAvg):
+    """FedAvg with features near the global model's and far from the client's last one's (Li et al., 2021).
+
+    To the loss of each sample is added mu l, where l = -log(e^(s/tau) / (e^(s/tau) + e^(s'/tau))), s and s' are the
+    cosines of the sample's features with those of the received model and of the client's last local model. Both of
+    these run in evaluation mode and get no gradient. Before a client's first round its last model is the initial one,
+    as in the authors' code.
+
+    Features are what the model's classifier takes, as one vector. The paper's networks have a projection before their
+    classifier: `--model Projected`.
+
+    Args:
+        mu: weight of the term; 0 is FedAvg.
+        tau: temperature.
+    """
+
+    def __init__(self, mu: float = 1.0, tau: float = 0.5) -> None:
+        require(0 <= mu < float("inf"), "mu", mu, "at least 0")
+        require(0 < tau < float("inf"), "tau", tau, "above 0")
+        self.mu = mu
+        self.tau = tau
+
+    def setup(self, fed: "Federation") -> None:
+        if not fed.has_features:
+            raise BadInput("--model: MOON needs one built as Backbone(extractor, classifier)")
+        super().setup(fed)
+        self.previous = fed.client_state("previous", self.weights)
+
+    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+        start = fed.broadcast(self.weights)
+        mean = fed.weighted_mean(cohort)
+        for block in fed.my_clients(cohort):
+            local = fed.train(block, start, self, previous=self.previous[block])
+            mean.add(local.weights, block)
+            self.previous[block] = local.weights
+        self.server_step(fed, mean.reduce(empty=self.weights))
+
+    def loss(self, net: "Net", batch: "Batch", start: "Tensor", client: "Mapping[str, Tensor]") -> "Tensor":
+        if not self.mu:
+            return super().loss(net, batch, start, client)
+        from torch import stack, zeros_like
+        from torch.nn.functional import cosine_similarity
+
+        from fedmpi.training.losses import cross_entropy
+
+        features = net.features(batch.x)
+        theirs = (net.at(weights).features(batch.x) for weights in (start, client["previous"]))
+        cosines = [cosine_similarity(features.flatten(1), other.flatten(1)) for other in theirs]
+        # As the paper's code has it. A softplus would be shorter, but its last bits depend on where an element lies,
+        # and so, for clients side by side, on the company.
+        contrast = cross_entropy(stack(cosines, 1) / self.tau, zeros_like(batch.y))
+        return cross_entropy(net.classify(features), batch.y) + self.mu * contrast
