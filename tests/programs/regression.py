@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.algorithms.feddyn import FedDyn
+from fedmpi.algorithms.fednova import FedNova
 from fedmpi.algorithms.fedprox import FedProx
+from fedmpi.algorithms.scaffold import SCAFFOLD
 from fedmpi.data import Arrays, Dataset, Partition, Progress
 from fedmpi.models import Model
 
@@ -75,3 +78,15 @@ class SquaresFedAvg(HalfSquares, FedAvg):
 
 class SquaresFedProx(HalfSquares, FedProx):
     """FedProx on least squares."""
+
+
+class SquaresSCAFFOLD(HalfSquares, SCAFFOLD):
+    """SCAFFOLD on least squares."""
+
+
+class SquaresFedDyn(HalfSquares, FedDyn):
+    """FedDyn on least squares."""
+
+
+class SquaresFedNova(HalfSquares, FedNova):
+    """FedNova on least squares."""
