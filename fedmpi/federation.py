@@ -121,9 +121,7 @@ class Federation:
         self._ledger.bytes_down += vector.numel() * vector.element_size() * len(self._ledger.cohort)
         return self._distribute(vector)
 
-    def weighted_mean(
-        self, cohort: Cohort, groups: int | None = None, columns: slice = slice(None)
-    ) -> WeightedMean:
+    def weighted_mean(self, cohort: Cohort, groups: int | None = None, columns: slice = slice(None)) -> WeightedMean:
         """An empty mean over `cohort`, or several side by side; see `WeightedMean`.
 
         Args:

@@ -19,8 +19,8 @@ class FedNova(FedProx):
     """FedAvg of clients that do different numbers of steps, each counted by its mean step (Wang et al., 2020).
 
     w += tau sum_k p_k (w_k - w) / a_k, where a_k is what the gradients count in the client's way, the number of its
-    steps unless there is momentum or a pull, and tau = sum_k p_k a_k. So equal work is FedAvg's (or FedProx's). Weight
-    decay and clipping are not accounted for in a_k.
+    steps unless there is momentum or a pull, and tau = sum_k p_k a_k. So equal work is FedAvg's, or FedProx's. Of
+    weight decay and clipping a_k takes no account.
 
     Args:
         mu: strength of a proximal pull towards the global model, as in FedProx.

@@ -137,8 +137,10 @@ def test_one_client_is_sgd(tmp_path: Path) -> None:
         assert np.linalg.norm(one.weights - plain.weights) <= tolerance * way
 
 
-@pytest.mark.parametrize("vectorize", ["off", 4])
-def test_without_control_it_is_fedavg(vectorize: Literal["off", 4], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("option", "vectorize"), [("I", "off"), ("II", 4)])
+def test_without_control_it_is_fedavg(
+    option: Literal["I", "II"], vectorize: Literal["off", 4], tmp_path: Path
+) -> None:
     """S2. Oracle: FedAvg, uniformly weighted, bit for bit; and with control variates something else."""
     settings: dict[str, Any] = {
         "model": LeNet(),
@@ -147,7 +149,7 @@ def test_without_control_it_is_fedavg(vectorize: Literal["off", 4], tmp_path: Pa
         "local": LocalTraining(epochs=1, batch_size=100, momentum=0.5, weight_decay=1e-3, vectorize=vectorize),
     }
     plain = run(tmp_path / "plain.h5", weighting="uniform", **settings)
-    frozen = run(tmp_path / "frozen.h5", Frozen(), **settings)
+    frozen = run(tmp_path / "frozen.h5", Frozen(option), **settings)
     assert frozen.weights_sha256 == plain.weights_sha256
     assert run(tmp_path / "run.h5", SCAFFOLD(), **settings).weights_sha256 != plain.weights_sha256
 
