@@ -121,15 +121,16 @@ class Federation:
         self._ledger.bytes_down += vector.numel() * vector.element_size() * len(self._ledger.cohort)
         return self._distribute(vector)
 
-    def weighted_mean(self, cohort: Cohort, groups: int | None = None, columns: slice = slice(None)) -> WeightedMean:
-        """An empty mean over `cohort`, or several side by side; see `WeightedMean`.
+    def weighted_mean(self, cohort: Cohort, groups: int | None = None, columns: slice | None = None) -> WeightedMean:
+        """An empty mean of vectors [P] over `cohort`, or several side by side; see `WeightedMean`.
 
         Args:
-            columns: those of a model's vector [P] that are added and averaged.
+            groups: how many means are formed side by side.
+            columns: the part of the model that the vectors are, if not all of it; only this part is sent.
         """
-        first, stop, _ = columns.indices(self.layout.size)
-        parameters = min(max(self.layout.parameters - first, 0), stop - first)
-        mean = WeightedMean(self._world, parameters, stop - first, cohort.total_mass, groups, self.device)
+        start, stop, _ = (columns or slice(None)).indices(self.layout.size)
+        parameters = min(max(self.layout.parameters - start, 0), stop - start)
+        mean = WeightedMean(self._world, parameters, stop - start, cohort.total_mass, groups, self.device)
         self._means.append(mean)
         return mean
 

@@ -21,15 +21,13 @@ class FedDyn(Algorithm):
     """Local losses regularised so that their minima come to agree (Acar et al., 2021).
 
     Each client minimises F_k(w) - <g_k, w> + alpha/2 |w - w_t|^2 and renews g_k, which tends to the gradient of F_k
-    at the minimum of all. With `--weighting samples` a client of n samples is n clients of the paper's. The server's
-    model is not the mean of the local ones, which is often the better model: `cohort_mean_accuracy` is its accuracy,
-    and `mean` its weights.
+    at the minimum of all. With `--weighting samples` a client of n samples is n clients of the paper's.
 
     Args:
         alpha: strength of the pull.
     """
 
-    server_state = ("weights", "mean", "drift")
+    server_state = ("weights", "drift")
     direction_is_elementwise = True
     weighting = "uniform"
     counts_clients_once = True
@@ -40,7 +38,6 @@ class FedDyn(Algorithm):
 
     def setup(self, fed: "Federation") -> None:
         super().setup(fed)
-        self.mean = self.weights  # of the local models
         self.drift = self.weights.new_zeros(fed.layout.parameters)  # h, the mean of all g_k
         self.gradients = fed.client_state("gradient", self.drift)  # g_k
 
@@ -53,16 +50,10 @@ class FedDyn(Algorithm):
             local = fed.train(block, start, self, own=own)
             mean.add(local.weights, block)
             self.gradients[block] = own.sub_((local.weights - start)[:, trained], alpha=self.alpha)
-        self.mean = mean.reduce(empty=self.weights)
-        moved = self.mean[trained] - self.weights[trained]
-        self.drift = self.drift - self.alpha * fed.share(cohort) * moved
-        self.weights = self.mean.clone()
-        self.weights[trained] -= self.drift / self.alpha
-
-    def evaluate(self, fed: "Federation") -> None:
-        """The server's model, and the mean of the round's local models."""
-        super().evaluate(fed)
-        fed.log(cohort_mean_accuracy=fed.evaluate(self.mean).accuracy)
+        result = mean.reduce(empty=self.weights)
+        self.drift = self.drift - self.alpha * fed.share(cohort) * (result - self.weights)[trained]
+        result[trained] -= self.drift / self.alpha
+        self.weights = result
 
     def direction(self, gradient: "Tensor", weights: "Tensor", start: "Tensor", block: "Block") -> "Tensor":
         return gradient - block["own"] + self.alpha * (weights - start)

@@ -14,6 +14,7 @@ from torch import Tensor
 from fedmpi.training.block import Block, Hooks, Phase, Work
 from fedmpi.training.clientwise import ClientWise
 from fedmpi.training.flat import Net
+from fedmpi.training.layout import Entry
 from fedmpi.training.trainer import WHOLE, Trainer, check_losses
 
 # From so many parameters on, updating each tensor within the backward pass is faster than keeping a flat gradient.
@@ -33,7 +34,7 @@ class PlainTrainer(Trainer):
         step = self._step(block, start, hooks, self.settings.rate(round, rounds), columns)
         total, seen, steps = torch.zeros((), device=model.device), 0, 0
         model.load(start[0])
-        torch.manual_seed(key)  # for what else in a network is random
+        self._seed_others(key)
         for batch in self._batches(client, round, phase, count):
             with ClientWise((key + steps) & 0x7FFFFFFF) if self._drops_out else nullcontext():
                 losses = hooks.loss(net, batch, start[0], rows)
@@ -67,9 +68,18 @@ class PlainTrainer(Trainer):
             model.backward(loss)
             update(trained, model.gradient[:, trained])
 
+        def update_part(entry: Entry, parameter: Tensor, gradient: Tensor) -> None:
+            in_order = gradient.permute(0, 2, 3, 1) if entry.channels_last else gradient
+            update(slice(entry.offset, entry.offset + entry.size), in_order.reshape(1, -1))
+
+        def descend(entry: Entry, parameter: Tensor, gradient: Tensor) -> None:
+            parameter.add_(gradient, alpha=-lr)  # where it lies
+
+        is_plain = self.settings.is_plain_sgd and not has_direction
+
         def in_parts(loss: Tensor) -> None:
             optimizer.advance()
-            model.backward_in_parts(loss, update)
+            model.backward_in_parts(loss, descend if is_plain else update_part)
 
         separable = self.settings.clip_norm is None and (hooks.direction_is_elementwise or not has_direction)
         return in_parts if separable and count >= LARGE else at_once

@@ -96,7 +96,7 @@ class Trainer(ABC):
             shard = self._shards[client]
             model.select(self._prepare(phase, lone_sample=len(shard) == 1))
             model.load(weights[k])
-            torch.manual_seed(keys[k])
+            self._seed_others(keys[k])
             count = self.settings.count_cuts(len(shard), model.normalises_batches)
             for step, batch in enumerate(self._batches(client, round, phase, count)):
                 with ClientWise((keys[k] + step) & 0x7FFFFFFF) if self._drops_out else nullcontext():
@@ -153,6 +153,12 @@ class Trainer(ABC):
                     draws = bits.reshape(-1, 3)
             chosen = order[cuts[place]]
             yield self._samples.batch(shard[chosen], pixels, augmentation, None if draws is None else draws[chosen])
+
+    def _seed_others(self, key: int) -> None:
+        """For what else in a network is random. (torch.manual_seed keeps stack traces if there is no GPU.)"""
+        torch.default_generator.manual_seed(key)
+        if self.model.device.type == "cuda":
+            torch.cuda.manual_seed(key)
 
     def _hashed(self, purpose: str, round: int, clients: NDArray[np.int64], count: int) -> NDArray[np.uint64]:
         """[K, count] random bits; a client's are the same beside any others, and the first few of more."""

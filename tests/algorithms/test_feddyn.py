@@ -44,7 +44,7 @@ class AtOptimum(SquaresFedDyn):
 
     def setup(self, fed: Federation) -> None:
         super().setup(fed)
-        self.weights = self.mean = torch.from_numpy(OPTIMUM).float()
+        self.weights = torch.from_numpy(OPTIMUM).float()
         self.gradients.rows.update(enumerate(torch.from_numpy(AT_OPTIMUM).float()))
 
 
@@ -132,9 +132,9 @@ def test_at_the_optimum_nothing_moves(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("vectorize", ["off", 4])
 def test_the_first_round_is_fedavgs(vectorize: Literal["off", 4], tmp_path: Path) -> None:
-    """D4. Oracle: FedAvg, bit for bit, for the mean of the local models and for statistics.
+    """D4. Oracle: FedAvg, bit for bit for statistics; parameters go on by its way times the cohort's share of all.
 
-    The parameters go on from that mean, by its way times the share of all clients that took part: all, or half.
+    (With g_k = 0 and a tiny alpha local training is FedAvg's, and h / alpha is that part of its way.)
     """
     settings: dict[str, Any] = {
         "model": LeNet(),
@@ -147,15 +147,13 @@ def test_the_first_round_is_fedavgs(vectorize: Literal["off", 4], tmp_path: Path
         algorithm = FedDyn(1e-30)
         made = run(tmp_path / f"{cohort}.h5", algorithm, **settings, cohort=cohort)
         plain = run(tmp_path / f"plain{cohort}.h5", weighting="uniform", **settings, cohort=cohort)
-        np.testing.assert_array_equal(made.model["mean"], plain.weights)
-        assert made.rounds["cohort_mean_accuracy"].tolist() == plain.rounds["test_accuracy"].tolist()
         trained = slice(0, len(algorithm.drift))
         assert trained.stop < len(made.weights)
         np.testing.assert_array_equal(made.weights[trained.stop :], plain.weights[trained.stop :])
         start = run(tmp_path / f"start{cohort}.h5", Still(), **settings, cohort=cohort).weights
         way = plain.weights - start
         np.testing.assert_allclose(
-            (made.weights - start)[trained], (1 + cohort / 6) * way[trained], rtol=1e-4, atol=1e-6
+            (made.weights - start)[trained], (1 + cohort / 6) * way[trained], rtol=1e-5, atol=5e-7
         )
         assert np.abs(way[trained]).max() > 0.01
 
