@@ -22,6 +22,7 @@ from fedmpi.mpi.world import World
 from fedmpi.progress import say
 from fedmpi.results import Results
 from fedmpi.results.writer import check_writable
+from fedmpi.scheduling.sampling import masses
 from fedmpi.training.choice import make_trainer
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.layout import Layout
@@ -80,9 +81,10 @@ def assemble(experiment: Experiment, world: World) -> Federation:
         split,
         lambda number: build(number).weights[0].clone(),
         experiment.rounds,
+        int(masses(split.samples, experiment.weighting).sum()),
     )
     algorithm = experiment.algorithm
-    with world.agreed():
+    with world.agreed(), option_of("algorithm"):
         algorithm.setup(fed)
     if not world.is_server:
         for name in algorithm.server_state:

@@ -85,7 +85,8 @@ def parse(arguments: list[str], speaks: bool = True) -> tuple[Experiment, str]:
         experiment = _make({}, Experiment, **{name: value for name, value in made.items() if name != "config"})
     except _Refused as refused:
         raise BadInput(_flat(str(refused))) from None
-    settings.cohort, settings.output = experiment.cohort, experiment.output  # as they were completed
+    for name in ("cohort", "output", "weighting"):
+        settings[name] = getattr(experiment, name)  # as it was completed
     return experiment, parser.dump(settings, skip_unset=False)
 
 

@@ -37,7 +37,8 @@ class Experiment:
         clients: number of clients.
         cohort: clients a round; null: 10, or all if there are fewer.
         rounds: number of communication rounds.
-        weighting: what a client counts in a mean: its number of samples, or one.
+        weighting: what a client counts in a mean: its number of samples, or one; null: what it counts in the
+            method's paper, which is its number of samples unless the method says uniform.
         local: training at a client.
         evaluate_every: rounds from one evaluation to the next; the first and the last state are evaluated, too.
             0: no evaluation.
@@ -59,7 +60,7 @@ class Experiment:
         clients: int = 100,
         cohort: int | None = None,
         rounds: int = 50,
-        weighting: Weighting = "samples",
+        weighting: Weighting | None = None,
         local: LocalTraining = LocalTraining(),  # noqa: B008 (frozen)
         evaluate_every: int = 1,
         device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -81,6 +82,9 @@ class Experiment:
         elif not isinstance(server_optimizer, Replace):
             rule = type(server_optimizer).__name__
             raise BadInput(f"= {rule}: {type(algorithm).__name__} has a rule of its own", "server_optimizer")
+        if algorithm.counts_clients_once and sampler.weighting:
+            rule, method = type(sampler).__name__, type(algorithm).__name__
+            raise BadInput(f"= {rule}: draws clients twice, which {method} cannot count", "sampler")
         self.algorithm = algorithm
         self.dataset = dataset
         self.partition = partition
@@ -89,7 +93,7 @@ class Experiment:
         self.clients = clients
         self.cohort = cohort or min(10, clients)
         self.rounds = rounds
-        self.weighting: Weighting = weighting
+        self.weighting: Weighting = weighting or algorithm.weighting
         self.local = local
         self.evaluate_every = evaluate_every
         self.device: Literal["auto", "cpu", "cuda"] = device

@@ -57,6 +57,7 @@ class Federation:
         split: who has what.
         initial: number -> freshly drawn weights [P], the same on every rank.
         rounds: how many there will be.
+        total_mass: what all clients count together in a mean.
 
     Attributes:
         clients: how many there are.
@@ -79,6 +80,7 @@ class Federation:
         split: Split,
         initial: Callable[[int], Tensor],
         rounds: int,
+        total_mass: int,
     ) -> None:
         self.clients = len(split.samples)
         self.samples = split.samples
@@ -89,6 +91,7 @@ class Federation:
         self.is_server = world.is_server
         self.local = trainer.settings
         self.rounds = rounds
+        self.total_mass = total_mass
         self.round = 0
         self.when_idle: Callable[[], None] = _nothing
         self.states = StateKeeper(world, self.clients)
@@ -133,6 +136,10 @@ class Federation:
         self._means.append(mean)
         return mean
 
+    def share(self, cohort: Cohort) -> float:
+        """How much of all clients a cohort is: m / N if they count alike."""
+        return cohort.total_mass / self.total_mass
+
     # Clients
 
     def client_state(self, name: str, initial: Tensor) -> ClientState:
@@ -162,15 +169,25 @@ class Federation:
             phase: which of several trainings of the round it is, of how long, and of which part of the model.
             vectors: what the hooks may read: [K, ...], a row each, or [n], the same for all.
         """
+        self._forget_trained()
         with self._doing("training", block), self._ledger.timed("train_seconds"):
-            block.vectors = {name: v.expand(len(block), -1) if v.dim() == 1 else v for name, v in vectors.items()}
+            block.give(vectors)
             start = start.expand(len(block), -1)
             work = self._trainer.train(block, start, hooks, self.round, self.rounds, phase)
         self._ledger.record_work(block, work)
-        if self._trained is not None:
-            self._trained._is_current = False
         self._trained = Trained(work.loss, work.steps, work.weights)
         return self._trained
+
+    def gradients(self, block: Block, weights: Tensor, hooks: Hooks, **vectors: Tensor) -> Tensor:
+        """[K, d]: the gradient, at `weights` [P] or [K, P], of each client's mean loss over its training samples.
+
+        The loss is that of training: the hooks' own, batch by batch, in training mode. Without `direction`, weight
+        decay and clipping. Zeros for a client without samples.
+        """
+        self._forget_trained()
+        with self._doing("measuring gradients", block), self._ledger.timed("train_seconds"):
+            block.give(vectors)
+            return self._trainer.gradients(block, weights.expand(len(block), -1), hooks, self.round)
 
     def losses(self, block: Block, models: Tensor) -> Tensor:
         """[K, M]: the mean training loss of each of `models` [M, P] on each client of the block, forward only."""
@@ -287,6 +304,10 @@ class Federation:
     def where(self) -> str:
         """Where this rank is in the experiment, for the report of a failure."""
         return f"round {self.round}, {self._activity}" if self.round else self._activity
+
+    def _forget_trained(self) -> None:
+        if self._trained is not None:
+            self._trained._is_current = False
 
     def _be_idle(self) -> None:
         if self.is_server and not self._was_idle:

@@ -34,6 +34,10 @@ CASES = {
     "one": f"{SMALL} --model LeNet --cohort 1 --sampler RoundRobin",
     "fedprox": f"{SMALL} --algorithm FedProx --algorithm.mu 0.1 --model LogisticRegression",
     "ifca": f"{SMALL} --algorithm IFCA --algorithm.models 2 --model LeNet",
+    "scaffold": f"{SMALL} --algorithm SCAFFOLD --model LeNet --server_optimizer Adam --weighting samples",
+    "scaffold_I": f"{SMALL} --algorithm SCAFFOLD --algorithm.option I --model MLP --local.vectorize 3",
+    "feddyn": f"{SMALL} --algorithm FedDyn --model LeNet --local.vectorize 2",
+    "fednova": f"{SMALL} --algorithm FedNova --algorithm.mu 0.1 --model LeNet --local.momentum 0.5",
     "client_state": f"{SMALL} --rounds 8 --algorithm methods.Remembering --model LogisticRegression",
     "lost_updates": f"{SMALL} --algorithm methods.EvenOnly --model LogisticRegression",
     # Clients that keep something, measured where they keep it.

@@ -264,7 +264,7 @@ REFUSED = {
     "--local.lr inf": "--local.lr = inf: must be a number",
     "--local.clip_norm x": "--local.clip_norm = x: must be a number or null",
     "--local.optimizer lion": "--local.optimizer = lion: must be one of sgd, adam",
-    "--weighting equal": "--weighting = equal: must be one of samples, uniform",
+    "--weighting equal": "--weighting = equal: must be one of samples, uniform or null",
     "--device tpu": "--device = tpu: must be one of auto, cpu, cuda",
     "--overwrite=maybe": "--overwrite = maybe: must be true or false",
     "--algorithm FedProx --algorithm.mu x": "--algorithm.mu = x: must be a number",

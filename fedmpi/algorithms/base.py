@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedmpi.federation import Federation
-    from fedmpi.scheduling import Cohort
+    from fedmpi.scheduling import Cohort, Weighting
     from fedmpi.server_optimizers import ServerOptimizer
     from fedmpi.training.block import Block
     from fedmpi.training.flat import Net
@@ -37,6 +37,10 @@ class Algorithm(ABC):
     direction_is_elementwise: bool = False
     #: Whether the global model is moved by `server_step`, and so by any `--server_optimizer`.
     takes_server_optimizer: bool = False
+    #: What a client counts in a mean by the method's paper; the experiment may say otherwise.
+    weighting: "Weighting" = "samples"
+    #: Whether the server keeps a mean over all clients' states, in which none may count twice a round.
+    counts_clients_once: bool = False
     #: Numbers a client that the method records with `Federation.record`; columns of /clients.
     client_metrics: tuple[str, ...] = ()
 

@@ -60,6 +60,11 @@ class Cohort:
         return Block(some.clients, some.samples, some.mass, completed=some.completed)
 
 
+def masses(samples: NDArray[np.int64], weighting: Weighting) -> NDArray[np.int64]:
+    """[clients] what each of all clients counts in a mean; 0 for one without samples."""
+    return samples if weighting == "samples" else (samples > 0).astype(np.int64)
+
+
 class Sampler(ABC):
     """Base of the rules by which clients are chosen."""
 
@@ -84,8 +89,8 @@ class Sampler(ABC):
         """The cohort of a round, the same on every rank."""
         drawn = self.draw(round, size, samples, randomness.stream(seed, "cohort", round))
         clients, times = np.unique(drawn, return_counts=True)
-        mass = times * samples[clients] if (self.weighting or weighting) == "samples" else times
-        return Cohort(clients, samples[clients], np.where(samples[clients] > 0, mass, 0))
+        mass = times * masses(samples, self.weighting or weighting)[clients]
+        return Cohort(clients, samples[clients], mass)
 
 
 class Uniform(Sampler):

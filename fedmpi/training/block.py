@@ -54,6 +54,14 @@ class Block:
     def __getitem__(self, name: str) -> Tensor:
         return self.vectors[name]
 
+    def give(self, vectors: Mapping[str, Tensor]) -> None:
+        """Set what the hooks may read: vectors [K, ...], a row each, or [n], the same for all."""
+        self.vectors = {name: v.expand(len(self), -1) if v.dim() == 1 else v for name, v in vectors.items()}
+
+    def row(self, k: int) -> dict[str, Tensor]:
+        """What the hooks may read of one client."""
+        return {name: rows[k] for name, rows in self.vectors.items()}
+
     def rows(self, which: slice | list[int]) -> Block:
         """Some of the clients, with their rows."""
         vectors = {name: rows[which] for name, rows in self.vectors.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import numpy as np
@@ -15,7 +15,6 @@ from fedmpi.training.block import Block, Hooks, Phase, Work
 from fedmpi.training.clientwise import ClientWise
 from fedmpi.training.flat import Net
 from fedmpi.training.layout import Entry
-from fedmpi.training.samples import Batch
 from fedmpi.training.trainer import WHOLE, Trainer, check_losses
 
 # From so many parameters on, updating each tensor within the backward pass is faster than keeping a flat gradient.
@@ -28,8 +27,7 @@ class PlainTrainer(Trainer):
     def train(self, block: Block, start: Tensor, hooks: Hooks, round: int, rounds: int, phase: Phase = WHOLE) -> Work:
         began = time.perf_counter()
         client, model = int(block.clients[0]), self.model
-        rows = {name: value[0] for name, value in block.vectors.items()}
-        net = Net(model)
+        rows, net = block.row(0), Net(model)
         key = int(self._dropout_keys(phase, round, block.clients)[0])
         count = int(self.count_steps(block.clients, block.completed, phase)[0])
         columns = self._prepare(phase, lone_sample=len(self._shards[client]) == 1)
@@ -49,12 +47,6 @@ class PlainTrainer(Trainer):
         mean = total.item() / seen if seen else math.nan
         seconds = time.perf_counter() - began
         return Work(model.weights, np.array([mean]), np.array([steps]), np.array([seconds]))
-
-    def _seed_others(self, key: int) -> None:
-        """For what else in a network is random. (torch.manual_seed keeps stack traces if there is no GPU.)"""
-        torch.default_generator.manual_seed(key)
-        if self.model.device.type == "cuda":
-            torch.cuda.manual_seed(key)
 
     def _step(self, block: Block, start: Tensor, hooks: Hooks, lr: float, trained: slice) -> Callable[[Tensor], None]:
         """What turns the loss of a batch into new weights, those in the columns `trained`."""
@@ -91,19 +83,3 @@ class PlainTrainer(Trainer):
 
         separable = self.settings.clip_norm is None and (hooks.direction_is_elementwise or not has_direction)
         return in_parts if separable and count >= LARGE else at_once
-
-    def _batches(self, client: int, round: int, phase: Phase, count: int) -> Iterator[Batch]:
-        shard, clients = self._shards[client], np.array([client])
-        pixels, augmentation = self._pixels(client), self.settings.augmentation
-        cuts = self.settings.batches(len(shard), self.model.normalises_batches)
-        draws = None
-        for step in range(count):
-            epoch, place = divmod(step, len(cuts))
-            if place == 0:
-                keys = self._hashed(f"{phase.name}order {epoch}", round, clients, len(shard))
-                order = keys[0].argsort(kind="stable")
-                if augmentation != "none":
-                    bits = self._hashed(f"{phase.name}augmentation {epoch}", round, clients, 3 * len(shard))
-                    draws = bits.reshape(-1, 3)
-            chosen = order[cuts[place]]
-            yield self._samples.batch(shard[chosen], pixels, augmentation, None if draws is None else draws[chosen])

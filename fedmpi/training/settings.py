@@ -4,6 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedmpi.errors import require
 
 Augmentation = Literal["none", "flip", "crop_flip"]
@@ -69,6 +72,21 @@ class LocalTraining:
         if self.schedule == "cosine":
             return self.lr * 0.5 * (1 + math.cos(math.pi * (round - 1) / rounds))
         return self.lr
+
+    def normaliser(self, steps: NDArray[np.int64], pull: float = 0.0) -> NDArray[np.float64]:
+        """[K] what the gradients of so many steps count together in w_0 - w_steps, in units of lr.
+
+        The steps themselves, if there is no momentum (|a_k|_1 in FedNova: Wang et al., 2020); 1 for no steps at all,
+        so that one may divide by it. Of sgd, whose clipping and weight decay are not accounted for.
+
+        Args:
+            pull: how much of the way each step takes back: of a proximal term mu, it is lr mu.
+        """
+        way, velocity = [1.0, 1.0], 1.0
+        for _ in range(1, int(steps.max(initial=0))):
+            velocity = self.momentum * velocity + 1 - pull * way[-1]
+            way.append(way[-1] + velocity)
+        return np.array(way)[steps]
 
     def batches(self, samples: int, merge_single: bool) -> list[slice]:
         """How one pass over so many samples is cut.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +16,10 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from fedmpi import randomness
 from fedmpi.training.block import Block, Hooks, Phase, Work
-from fedmpi.training.flat import FlatModel
+from fedmpi.training.clientwise import ClientWise
+from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.optimizers import SGD, Adam, Optimizer
-from fedmpi.training.samples import Samples
+from fedmpi.training.samples import Batch, Samples
 from fedmpi.training.settings import LocalTraining
 
 WHOLE = Phase()
@@ -78,6 +80,32 @@ class Trainer(ABC):
             phase: which training of the round it is.
         """
 
+    def gradients(self, block: Block, weights: Tensor, hooks: Hooks, round: int) -> Tensor:
+        """[K, d]: the gradients of the clients' mean losses, without taking a step.
+
+        One client after another, batch by batch over one pass, as in training: a model that normalises batches has
+        no other loss. What is random has streams of its own, so that training afterwards is not disturbed.
+
+        Args:
+            weights: [K, P], where they are taken.
+        """
+        model, phase, net = self.model, Phase("gradient "), Net(self.model)
+        result = torch.zeros(len(block), model.layout.parameters, device=model.device)
+        keys = self._dropout_keys(phase, round, block.clients).tolist()
+        for k, client in enumerate(block.clients.tolist()):
+            shard = self._shards[client]
+            model.select(self._prepare(phase, lone_sample=len(shard) == 1))
+            model.load(weights[k])
+            self._seed_others(keys[k])
+            count = self.settings.count_cuts(len(shard), model.normalises_batches)
+            for step, batch in enumerate(self._batches(client, round, phase, count)):
+                with ClientWise((keys[k] + step) & 0x7FFFFFFF) if self._drops_out else nullcontext():
+                    losses = hooks.loss(net, batch, weights[k], block.row(k))
+                check_losses(losses, batch.y)
+                model.backward(losses.sum())
+                result[k].add_(model.gradient[0], alpha=1 / len(shard))
+        return result
+
     def count_steps(
         self, clients: NDArray[np.int64], completed: NDArray[np.float64] | None = None, phase: Phase = WHOLE
     ) -> NDArray[np.int64]:
@@ -109,6 +137,28 @@ class Trainer(ABC):
                 if isinstance(layer, _BatchNorm):
                     layer.eval()
         return slice(begin, end)
+
+    def _batches(self, client: int, round: int, phase: Phase, count: int) -> Iterator[Batch]:
+        shard, clients = self._shards[client], np.array([client])
+        pixels, augmentation = self._pixels(client), self.settings.augmentation
+        cuts = self.settings.batches(len(shard), self.model.normalises_batches)
+        draws = None
+        for step in range(count):
+            epoch, place = divmod(step, len(cuts))
+            if place == 0:
+                keys = self._hashed(f"{phase.name}order {epoch}", round, clients, len(shard))
+                order = keys[0].argsort(kind="stable")
+                if augmentation != "none":
+                    bits = self._hashed(f"{phase.name}augmentation {epoch}", round, clients, 3 * len(shard))
+                    draws = bits.reshape(-1, 3)
+            chosen = order[cuts[place]]
+            yield self._samples.batch(shard[chosen], pixels, augmentation, None if draws is None else draws[chosen])
+
+    def _seed_others(self, key: int) -> None:
+        """For what else in a network is random. (torch.manual_seed keeps stack traces if there is no GPU.)"""
+        torch.default_generator.manual_seed(key)
+        if self.model.device.type == "cuda":
+            torch.cuda.manual_seed(key)
 
     def _hashed(self, purpose: str, round: int, clients: NDArray[np.int64], count: int) -> NDArray[np.uint64]:
         """[K, count] random bits; a client's are the same beside any others, and the first few of more."""

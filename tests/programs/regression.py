@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from fedmpi.algorithms.ditto import Ditto
 from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.algorithms.feddyn import FedDyn
+from fedmpi.algorithms.fednova import FedNova
 from fedmpi.algorithms.fedprox import FedProx
+from fedmpi.algorithms.scaffold import SCAFFOLD
 from fedmpi.data import Arrays, Dataset, Partition, Progress
 from fedmpi.models import Model
 
@@ -80,3 +83,15 @@ class SquaresFedProx(HalfSquares, FedProx):
 
 class SquaresDitto(HalfSquares, Ditto):
     """Ditto on least squares."""
+
+
+class SquaresSCAFFOLD(HalfSquares, SCAFFOLD):
+    """SCAFFOLD on least squares."""
+
+
+class SquaresFedDyn(HalfSquares, FedDyn):
+    """FedDyn on least squares."""
+
+
+class SquaresFedNova(HalfSquares, FedNova):
+    """FedNova on least squares."""

@@ -1,0 +1,59 @@
+"""FedDyn.
+
+Acar, Zhao, Matas Navarro, Mattina, Whatmough, Saligrama: Federated Learning Based on Dynamic Regularization.
+ICLR 2021. https://arxiv.org/abs/2111.04263
+"""
+
+from typing import TYPE_CHECKING
+
+from fedmpi.algorithms.base import Algorithm
+from fedmpi.errors import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedmpi.federation import Federation
+    from fedmpi.scheduling import Cohort
+    from fedmpi.training.block import Block
+
+
+class FedDyn(Algorithm):
+    """Local losses regularised so that their minima come to agree (Acar et al., 2021).
+
+    Each client minimises F_k(w) - <g_k, w> + alpha/2 |w - w_t|^2 and renews g_k, which tends to the gradient of F_k
+    at the minimum of all. With `--weighting samples` a client of n samples is n clients of the paper's.
+
+    Args:
+        alpha: strength of the pull.
+    """
+
+    server_state = ("weights", "drift")
+    direction_is_elementwise = True
+    weighting = "uniform"
+    counts_clients_once = True
+
+    def __init__(self, alpha: float = 0.01) -> None:
+        require(0 < alpha < float("inf"), "alpha", alpha, "above 0")
+        self.alpha = alpha
+
+    def setup(self, fed: "Federation") -> None:
+        super().setup(fed)
+        self.drift = self.weights.new_zeros(fed.layout.parameters)  # h, the mean of all g_k
+        self.gradients = fed.client_state("gradient", self.drift)  # g_k
+
+    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+        trained = slice(0, fed.layout.parameters)
+        start = fed.broadcast(self.weights)
+        mean = fed.weighted_mean(cohort)
+        for block in fed.my_clients(cohort):
+            own = self.gradients[block]
+            local = fed.train(block, start, self, own=own)
+            mean.add(local.weights, block)
+            self.gradients[block] = own.sub_((local.weights - start)[:, trained], alpha=self.alpha)
+        result = mean.reduce(empty=self.weights)
+        self.drift = self.drift - self.alpha * fed.share(cohort) * (result - self.weights)[trained]
+        result[trained] -= self.drift / self.alpha
+        self.weights = result
+
+    def direction(self, gradient: "Tensor", weights: "Tensor", start: "Tensor", block: "Block") -> "Tensor":
+        return gradient - block["own"] + self.alpha * (weights - start)

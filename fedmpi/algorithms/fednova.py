@@ -1,0 +1,49 @@
+"""FedNova.
+
+Wang, Liu, Liang, Joshi, Poor: Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization.
+NeurIPS 2020. https://arxiv.org/abs/2007.07481
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+from fedmpi.algorithms.fedprox import FedProx
+from fedmpi.errors import require
+
+if TYPE_CHECKING:
+    from fedmpi.federation import Federation
+    from fedmpi.scheduling import Cohort
+
+
+class FedNova(FedProx):
+    """FedAvg of clients that do different numbers of steps, each counted by its mean step (Wang et al., 2020).
+
+    w += tau sum_k p_k (w_k - w) / a_k, where a_k is what the gradients count in the client's way, the number of its
+    steps unless there is momentum or a pull, and tau = sum_k p_k a_k. So equal work is FedAvg's, or FedProx's. Of
+    weight decay and clipping a_k takes no account.
+
+    Args:
+        mu: strength of a proximal pull towards the global model, as in FedProx.
+    """
+
+    def __init__(self, mu: float = 0.0) -> None:
+        super().__init__(mu)
+
+    def setup(self, fed: "Federation") -> None:
+        require(fed.local.optimizer == "sgd", "--local.optimizer", fed.local.optimizer, "sgd with FedNova")
+        super().setup(fed)
+
+    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+        trained, pull = slice(0, fed.layout.parameters), fed.lr * self.mu
+        start = fed.broadcast(self.weights)
+        mean = fed.weighted_mean(cohort)
+        for block in fed.my_clients(cohort):
+            local = fed.train(block, start, self)
+            update = local.weights.clone()
+            update[:, trained].sub_(start[trained])
+            update[:, trained].div_(start.new_tensor(fed.local.normaliser(local.steps, pull))[:, None])
+            mean.add(update, block)
+        counts = fed.local.normaliser(fed.gather_records()["steps"].astype(int), pull)
+        result = mean.reduce()
+        result[trained] = self.weights[trained] + math.fsum(cohort.weights * counts) * result[trained]
+        self.server_step(fed, result)

@@ -1,0 +1,67 @@
+"""SCAFFOLD.
+
+Karimireddy, Kale, Mohri, Reddi, Stich, Suresh: SCAFFOLD: Stochastic Controlled Averaging for Federated Learning.
+ICML 2020. https://arxiv.org/abs/1910.06378
+"""
+
+from typing import TYPE_CHECKING, Literal
+
+from fedmpi.algorithms.base import Algorithm
+from fedmpi.errors import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedmpi.federation import Federation
+    from fedmpi.scheduling import Cohort
+    from fedmpi.training.block import Block
+
+
+class SCAFFOLD(Algorithm):
+    """Local steps corrected by control variates, from the client's gradient to everyone's (Karimireddy et al., 2020).
+
+    Algorithm 1 of the paper; the server's learning rate is `--server_optimizer Momentum --server_optimizer.lr ETA
+    --server_optimizer.momentum 0`. With `--weighting samples` a client of n samples is n clients of the paper's. With
+    local momentum, option II divides by what the gradients count in the client's way, which without is the number of
+    steps; under `--local.clip_norm` it is an approximation.
+
+    Args:
+        option: of the client's new control variate: I, the gradient of its whole training loss at the received
+            model, for another pass over its samples; or II, the mean gradient of its local steps.
+    """
+
+    server_state = ("weights", "control")
+    direction_is_elementwise = True
+    takes_server_optimizer = True
+    weighting = "uniform"
+    counts_clients_once = True
+
+    def __init__(self, option: Literal["I", "II"] = "II") -> None:
+        self.option = option
+
+    def setup(self, fed: "Federation") -> None:
+        require(fed.local.optimizer == "sgd", "--local.optimizer", fed.local.optimizer, "sgd with SCAFFOLD")
+        super().setup(fed)
+        self.control = self.weights.new_zeros(fed.layout.parameters)  # c
+        self.controls = fed.client_state("control", self.control)  # c_k
+
+    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+        trained = slice(0, fed.layout.parameters)
+        start, control = fed.broadcast(self.weights), fed.broadcast(self.control)
+        models, changes = fed.weighted_mean(cohort), fed.weighted_mean(cohort, columns=trained)
+        for block in fed.my_clients(cohort):
+            own = self.controls[block]
+            if self.option == "I":
+                change = fed.gradients(block, start, self).sub_(own)
+            local = fed.train(block, start, self, correction=control - own)
+            if self.option == "II":
+                steps = start.new_tensor(fed.local.normaliser(local.steps))[:, None]
+                change = (start - local.weights)[:, trained].div_(fed.lr * steps).sub_(control)
+            models.add(local.weights, block)
+            changes.add(fed.lr * change, block)  # as a step, which is within the limits of weights
+            self.controls[block] = own.add_(change)
+        self.server_step(fed, models.reduce(empty=self.weights))
+        self.control = self.control + fed.share(cohort) / fed.lr * changes.reduce()
+
+    def direction(self, gradient: "Tensor", weights: "Tensor", start: "Tensor", block: "Block") -> "Tensor":
+        return gradient + block["correction"]
