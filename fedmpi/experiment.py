@@ -41,6 +41,9 @@ class Experiment:
         local: training at a client.
         evaluate_every: rounds from one evaluation to the next; the first and the last state are evaluated, too.
             0: no evaluation.
+        evaluate_means: whose models' mean is measured beside the server's model: that of the round's cohort (column
+            cohort_mean_accuracy), that of all clients' last models (clients_mean_accuracy; takes the memory of a
+            model a client), or both.
         device: what clients are trained on; auto takes GPUs where a rank sees any.
         threads: CPU threads a rank, whatever OMP_NUM_THREADS says. More than one rarely pays: start more ranks.
         seed: of everything random. The same seed gives the same results on any number of ranks.
@@ -62,6 +65,7 @@ class Experiment:
         weighting: Weighting = "samples",
         local: LocalTraining = LocalTraining(),  # noqa: B008 (frozen)
         evaluate_every: int = 1,
+        evaluate_means: Literal["none", "cohort", "clients", "both"] = "none",
         device: Literal["auto", "cpu", "cuda"] = "auto",
         threads: int = 1,
         seed: int = 0,
@@ -81,6 +85,9 @@ class Experiment:
         elif not isinstance(server_optimizer, Replace):
             rule = type(server_optimizer).__name__
             raise BadInput(f"= {rule}: {type(algorithm).__name__} has a rule of its own", "server_optimizer")
+        if evaluate_means != "none" and not algorithm.averages_models:
+            name = type(algorithm).__name__
+            raise BadInput(f"= {evaluate_means}: {name} does not average its clients' models", "evaluate_means")
         self.algorithm = algorithm
         self.dataset = dataset
         self.partition = partition
@@ -92,6 +99,7 @@ class Experiment:
         self.weighting: Weighting = weighting
         self.local = local
         self.evaluate_every = evaluate_every
+        self.evaluate_means: Literal["none", "cohort", "clients", "both"] = evaluate_means
         self.device: Literal["auto", "cpu", "cuda"] = device
         self.threads = threads
         self.seed = seed
@@ -149,11 +157,17 @@ class Experiment:
     def _round(self, fed: "Federation", round: int) -> "Outcome":
         began = time.perf_counter()
         cohort = self.sampler.cohort(round, self.cohort, fed.samples, self.weighting, self.seed)
+        if self.algorithm.pools_clients and cohort.total_mass:
+            cohort = cohort.pooled(fed.samples, by_steps=self.local.steps is not None)
+        is_evaluated = self._is_evaluated(round)
         fed.begin(round, cohort, self.algorithm.client_metrics)
+        if is_evaluated and self.evaluate_means in ("cohort", "both"):
+            fed.collect_models(cohort)
         if cohort.total_mass:  # else there is nothing to learn from
             self.algorithm.round(fed, cohort)
-        if self._is_evaluated(round):
+        if is_evaluated:
             self.algorithm.evaluate(fed)
+            fed.evaluate_means()
         outcome = fed.finish(vars(self.algorithm))
         outcome.row["seconds"] = time.perf_counter() - began
         return outcome
