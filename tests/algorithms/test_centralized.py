@@ -104,7 +104,7 @@ def test_part_of_the_samples_is_so_many_steps(tmp_path: Path) -> None:
 
 def test_the_evaluation_is_the_federations(tmp_path: Path) -> None:
     """EV1. Oracle: FedAvg's split; whole numbers of correct samples on its clients' shards, which add up."""
-    settings: dict[str, Any] = {"partition": Dirichlet(0.3), "clients": 7}
+    settings: dict[str, Any] = {"partition": Dirichlet(0.3), "clients": 7, "local": LocalTraining(batch_size=50)}
     fedavg, pooled = (run(tmp_path / f"{type(a).__name__}.h5", a, **settings) for a in (FedAvg(), Centralized()))
     for column, values in fedavg.partition.items():
         np.testing.assert_array_equal(pooled.partition[column], values)
@@ -125,13 +125,13 @@ def test_views_that_differ_cannot_be_pooled(tmp_path: Path) -> None:
 def test_on_three_ranks(tmp_path: Path) -> None:
     """L2. Oracle: this process's own run with a model without batch statistics, bit for bit."""
     (tmp_path / "lines").write_text(
-        "pooled --algorithm Centralized --clients 6 --cohort 2 --sampler RoundRobin --rounds 2 --local.epochs 2"
+        "pooled --algorithm Centralized --clients 6 --cohort 2 --sampler RoundRobin --rounds 2 --local.batch_size 50"
         " --seed 3 --partition IID --model LeNet --model.norm group"
     )
     succeed(mpirun(3, PROGRAMS / "runs.py", tmp_path, tmp_path / "lines"))
     many = results.open(tmp_path / "pooled.h5")
     settings: dict[str, Any] = {"clients": 6, "cohort": 2, "sampler": RoundRobin(), "rounds": 2}
-    local, model = LocalTraining(epochs=2), LeNet(norm="group")
+    local, model = LocalTraining(batch_size=50), LeNet(norm="group")
     here = run(tmp_path / "here.h5", Centralized(), local=local, model=model, **settings)
     assert many.weights_sha256 == here.weights_sha256
     for column in ("train_loss", "test_loss", "test_accuracy"):

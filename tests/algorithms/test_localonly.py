@@ -79,13 +79,13 @@ def test_nothing_is_sent(tmp_path: Path) -> None:
 def test_on_three_ranks(tmp_path: Path) -> None:
     """Oracle: this process's own runs, bit for bit, one client after another and four side by side."""
     common = f"--algorithm LocalOnly --partition.alpha 0.3 --clients {CLIENTS} --cohort 2 --rounds 3 --seed {SEED}"
-    common += " --model LeNet --local.epochs 1"
+    common += " --model LeNet --local.epochs 1 --local.batch_size 50"
     lines = {"off": common, "4": f"{common} --local.vectorize 4"}
     (tmp_path / "lines").write_text("\n".join(f"{name} {options}" for name, options in lines.items()))
     succeed(mpirun(3, PROGRAMS / "runs.py", tmp_path, tmp_path / "lines"))
     for name, vectorize in (("off", "off"), ("4", 4)):
         many = results.open(tmp_path / f"{name}.h5")
-        local: Any = LocalTraining(epochs=1, vectorize=vectorize)  # type: ignore[arg-type]
+        local: Any = LocalTraining(epochs=1, batch_size=50, vectorize=vectorize)  # type: ignore[arg-type]
         here = run(tmp_path / f"{name}-here.h5", LocalOnly(), model=LeNet(), local=local, **SETTINGS)
         columns = {column for column in here.rounds if "seconds" not in column}
         assert {"test_loss", "client_accuracy_p90", "global_matched_accuracy_std"} < columns
