@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,14 @@ import pytest
 
 from fedmpi import results
 from fedmpi.command_line import parse
+from fedmpi.errors import BadInput
+from fedmpi.scheduling import Bernoulli
 from tests.launch import REPOSITORY
 
 JOBS = REPOSITORY / "jobs"
 DIGITS = JOBS / "digits.yaml"
+#: The options of every row and variant in the tables of papers/README.md.
+PAPERS = re.findall(r"^\|[^|`]+\| `(--[^`]+)`", (JOBS / "papers" / "README.md").read_text(), re.MULTILINE)
 
 # Slurm, as far as the script sees it: a list of protocols, and a launcher of SLURM_NTASKS ranks.
 SRUN = """#!/usr/bin/env bash
@@ -44,10 +49,32 @@ def run(script: str, *arguments: str | Path, path: Path | None = None, **variabl
     return result.stderr + result.stdout
 
 
-@pytest.mark.parametrize("config", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("config", sorted(JOBS.rglob("*.yaml")), ids=lambda path: path.name)
 def test_settings_are_understood(config: Path) -> None:
+    """Oracle: the parser, which knows every option; all of these have 100 clients."""
     experiment, _ = parse(["--config", str(config)])
     assert experiment.clients == 100
+
+
+@pytest.mark.parametrize("options", PAPERS)
+def test_rows_of_the_papers(options: str) -> None:
+    """Oracle: the method that the row names, with the protocol of the paper; a method that is not here is named so."""
+    try:
+        experiment, _ = parse(["--config", str(JOBS / "papers" / "fedftg.yaml"), *options.split()])
+    except BadInput as error:
+        if "no such name" not in str(error):
+            raise
+        pytest.skip(str(error).partition(";")[0])
+    named = dict(zip(options.split()[::2], options.split()[1::2], strict=True))
+    assert type(experiment.algorithm).__name__ == named.get("--algorithm", "FedAvg")
+    assert type(experiment.sampler) is Bernoulli
+    assert (experiment.cohort, experiment.rounds, experiment.partition.alpha) == (  # type: ignore[attr-defined]
+        10,
+        1000,
+        float(named.get("--partition.alpha", 0.6)),
+    )
+    rates = [experiment.local.rate(round, 1000) for round in (1, 1000)]
+    assert rates == pytest.approx([0.1, 0.1 * 0.998**999])
 
 
 def test_the_digits_settings_are_the_defaults() -> None:
