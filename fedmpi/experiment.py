@@ -93,6 +93,7 @@ class Experiment:
         self.partition = partition
         self.model = model
         self.sampler = sampler
+        self.server_optimizer = server_optimizer
         self.clients = clients
         self.cohort = cohort or min(10, clients)
         self.rounds = rounds
