@@ -22,6 +22,7 @@ from fedmpi.mpi.world import World
 from fedmpi.progress import say
 from fedmpi.results import Results
 from fedmpi.results.writer import check_writable
+from fedmpi.scheduling import All
 from fedmpi.scheduling.sampling import masses
 from fedmpi.training.choice import make_trainer
 from fedmpi.training.flat import FlatModel
@@ -68,15 +69,23 @@ def assemble(experiment: Experiment, world: World) -> Federation:
                 experiment.clients,
                 experiment.seed,
             )
+        pools = experiment.algorithm.pools_clients
+        if pools and split.pixel_seed is not None:
+            name, how = (type(part).__name__ for part in (experiment.algorithm, experiment.partition))
+            raise BadInput(
+                f"= {name}: cannot pool what each client sees in a way of its own, as with {how}", "--algorithm"
+            )
     train = Samples(arrays.train_x, arrays.train_y, dataset.mean, dataset.std, device)
     test = Samples(arrays.test_x, arrays.test_y, dataset.mean, dataset.std, device)
     pixels = PixelOrders(split, train.pixels, device)
     owners = np.empty(len(arrays.test_y), dtype=np.int64)
     for client, shard in enumerate(split.test):
         owners[shard] = client
+    shards = [np.sort(np.concatenate(split.train))] if pools else split.train
+    task = Task(model, train, shards, pixels, experiment.local, experiment.seed)
     fed = Federation(
         world,
-        make_trainer(Task(model, train, split.train, pixels, experiment.local, experiment.seed), experiment.cohort),
+        make_trainer(task, 1 if pools else experiment.cohort),
         Evaluator(build(0), train, test, split.train, split.test, owners, dataset.classes, pixels),
         split,
         lambda number: build(number).weights[0].clone(),
@@ -86,6 +95,8 @@ def assemble(experiment: Experiment, world: World) -> Federation:
     algorithm = experiment.algorithm
     with world.agreed(), option_of("algorithm"):
         algorithm.setup(fed)
+    if experiment.evaluate_means in ("clients", "both"):
+        fed.keep_last_models(All().cohort(0, 0, fed.samples, experiment.weighting, experiment.seed))
     if not world.is_server:
         for name in algorithm.server_state:
             setattr(algorithm, name, getattr(algorithm, name).to("meta"))

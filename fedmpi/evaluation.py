@@ -132,6 +132,12 @@ class Evaluator:
         for start in range(0, len(shard), BLOCK):
             self._measure(shard[start : start + BLOCK], into)
 
+    def accuracy(self, weights: torch.Tensor) -> float:
+        """Share of all test samples that `weights` classifies correctly."""
+        measured = self.nothing()
+        self.measure(weights, 0, 1, measured)
+        return _share(measured[1])
+
     def _measure(self, index: NDArray[np.int64], into: NDArray[np.float32]) -> None:
         batch = self._test.batch(index, self._seen_pixels(self._owners[index]))
         logits = self._model.module(batch.x)

@@ -42,6 +42,9 @@ class Experiment:
         local: training at a client.
         evaluate_every: rounds from one evaluation to the next; the first and the last state are evaluated, too.
             0: no evaluation.
+        evaluate_means: whose models' mean is measured beside the server's model: that of the round's cohort (column
+            cohort_mean_accuracy), that of all clients' last models (clients_mean_accuracy; takes the memory of a
+            model a client), or both.
         device: what clients are trained on; auto takes GPUs where a rank sees any.
         threads: CPU threads a rank, whatever OMP_NUM_THREADS says. More than one rarely pays: start more ranks.
         seed: of everything random. The same seed gives the same results on any number of ranks.
@@ -63,6 +66,7 @@ class Experiment:
         weighting: Weighting | None = None,
         local: LocalTraining = LocalTraining(),  # noqa: B008 (frozen)
         evaluate_every: int = 1,
+        evaluate_means: Literal["none", "cohort", "clients", "both"] = "none",
         device: Literal["auto", "cpu", "cuda"] = "auto",
         threads: int = 1,
         seed: int = 0,
@@ -85,17 +89,22 @@ class Experiment:
         if algorithm.counts_clients_once and sampler.weighting:
             rule, method = type(sampler).__name__, type(algorithm).__name__
             raise BadInput(f"= {rule}: draws clients twice, which {method} cannot count", "sampler")
+        if evaluate_means != "none" and not algorithm.averages_models:
+            name = type(algorithm).__name__
+            raise BadInput(f"= {evaluate_means}: {name} does not average its clients' models", "evaluate_means")
         self.algorithm = algorithm
         self.dataset = dataset
         self.partition = partition
         self.model = model
         self.sampler = sampler
+        self.server_optimizer = server_optimizer
         self.clients = clients
         self.cohort = cohort or min(10, clients)
         self.rounds = rounds
         self.weighting: Weighting = weighting or algorithm.weighting
         self.local = local
         self.evaluate_every = evaluate_every
+        self.evaluate_means: Literal["none", "cohort", "clients", "both"] = evaluate_means
         self.device: Literal["auto", "cpu", "cuda"] = device
         self.threads = threads
         self.seed = seed
@@ -153,11 +162,17 @@ class Experiment:
     def _round(self, fed: "Federation", round: int) -> "Outcome":
         began = time.perf_counter()
         cohort = self.sampler.cohort(round, self.cohort, fed.samples, self.weighting, self.seed)
+        if self.algorithm.pools_clients and cohort.total_mass:
+            cohort = cohort.pooled(fed.samples, by_steps=self.local.steps is not None)
+        is_evaluated = self._is_evaluated(round)
         fed.begin(round, cohort, self.algorithm.client_metrics)
+        if is_evaluated and self.evaluate_means in ("cohort", "both"):
+            fed.collect_models(cohort)
         if cohort.total_mass:  # else there is nothing to learn from
             self.algorithm.round(fed, cohort)
-        if self._is_evaluated(round):
+        if is_evaluated:
             self.algorithm.evaluate(fed)
+            fed.evaluate_means()
         outcome = fed.finish(vars(self.algorithm))
         outcome.row["seconds"] = time.perf_counter() - began
         return outcome

@@ -102,6 +102,9 @@ class Federation:
         self._ledger: Ledger
         self._means: list[WeightedMean] = []
         self._trained: Trained | None = None
+        self._cohort_mean: WeightedMean | None = None
+        self._everyone: Cohort
+        self._last_models: ClientState | None = None
         self._activity = "setting up"
 
     @property
@@ -130,9 +133,7 @@ class Federation:
             groups: how many means are formed side by side.
             columns: the part of the model that the vectors are, if not all of it; only this part is sent.
         """
-        start, stop, _ = (columns or slice(None)).indices(self.layout.size)
-        parameters = min(max(self.layout.parameters - start, 0), stop - start)
-        mean = WeightedMean(self._world, parameters, stop - start, cohort.total_mass, groups, self.device)
+        mean = self._mean_over(cohort, groups, columns)
         self._means.append(mean)
         return mean
 
@@ -175,6 +176,11 @@ class Federation:
             start = start.expand(len(block), -1)
             work = self._trainer.train(block, start, hooks, self.round, self.rounds, phase)
         self._ledger.record_work(block, work)
+        if not phase.name:
+            if self._cohort_mean is not None:
+                self._cohort_mean.add(work.weights, block)
+            if self._last_models is not None:
+                self._last_models[block] = work.weights
         self._trained = Trained(work.loss, work.steps, work.weights)
         return self._trained
 
@@ -218,17 +224,37 @@ class Federation:
         """
         received = self._distribute(weights)
         measured = self._evaluator.nothing()
-        if self._world.is_worker:
-            workers = np.array(self._world.workers)
-            home = np.where(self.states.home < 0, workers[np.arange(self.clients) % len(workers)], self.states.home)
-            mine = np.flatnonzero(home == self._world.rank)
-            with self._doing("evaluation"), self._ledger.timed("evaluation_seconds"):
-                for client in mine.tolist():
-                    alone = np.array([client])
-                    block = Block(alone, self.samples[alone], self.samples[alone])
-                    self._evaluator.measure_client(personal(block, received)[0], client, measured)
+        with self._doing("evaluation"), self._ledger.timed("evaluation_seconds"):
+            for client in self._at_home().tolist():
+                self._evaluator.measure_client(personal(self._alone(client), received)[0], client, measured)
         self._world.sum(measured)
         return self._evaluator.evaluation(measured)
+
+    def accuracies(self, weights: Tensor, personal: Callable[[Block, Tensor], Tensor]) -> NDArray[np.float64]:
+        """[clients], every client's own model on the whole test set; as expensive as so many evaluations.
+
+        Args:
+            weights, personal: as in `evaluate_clients`.
+        """
+        received = self._distribute(weights)
+        found = np.zeros(self.clients)
+        with self._doing("evaluation"), self._ledger.timed("evaluation_seconds"):
+            for client in self._at_home().tolist():
+                found[client] = self._evaluator.accuracy(personal(self._alone(client), received)[0])
+        self._world.sum(found)
+        return found
+
+    def evaluate_means(self) -> None:
+        """Measure the means of the clients' models that are formed, beside the server's model, and log them."""
+        if self._cohort_mean is not None:
+            self.log(cohort_mean_accuracy=self.evaluate(self._cohort_mean.reduce()).accuracy)
+        if self._last_models is not None:
+            mean = self._mean_over(self._everyone)
+            with self._doing("averaging all clients' models"):
+                for client in self._at_home().tolist():
+                    block = self._everyone.block(np.array([client]))
+                    mean.add(self._last_models[block], block)
+            self.log(clients_mean_accuracy=self.evaluate(mean.reduce()).accuracy)
 
     def report_personal(self, evaluation: Evaluation) -> None:
         """Report what `evaluate_clients` found, with its distribution over the clients.
@@ -277,12 +303,22 @@ class Federation:
 
     # The engine's side
 
+    def keep_last_models(self, everyone: Cohort) -> None:
+        """Keep the last model of each client, the initial one at first, and measure the mean over `everyone`."""
+        self._everyone = everyone
+        self._last_models = self.client_state("last model", self.initial_weights())
+
+    def collect_models(self, cohort: Cohort) -> None:
+        """Form the mean of the models that this round's cohort trains, and measure it."""
+        self._cohort_mean = self._mean_over(cohort) if cohort.total_mass else None
+
     def begin(self, round: int, cohort: Cohort, client_metrics: tuple[str, ...]) -> None:
         """Start a round."""
         self.round = round
         self._world.begin_round()
         self._ledger = Ledger(self._world, round, cohort, client_metrics)
         self._means.clear()
+        self._cohort_mean = None
         self._was_idle = False
 
     def finish(self, kept: Mapping[str, object]) -> Outcome:
@@ -308,6 +344,23 @@ class Federation:
     def _forget_trained(self) -> None:
         if self._trained is not None:
             self._trained._is_current = False
+
+    def _mean_over(
+        self, cohort: Cohort, groups: int | None = None, columns: slice | None = None
+    ) -> WeightedMean:
+        start, stop, _ = (columns or slice(None)).indices(self.layout.size)
+        parameters = min(max(self.layout.parameters - start, 0), stop - start)
+        return WeightedMean(self._world, parameters, stop - start, cohort.total_mass, groups, self.device)
+
+    def _at_home(self) -> NDArray[np.int64]:
+        """The clients whose states lie here; those that have none yet are dealt out to the ranks that train."""
+        workers = np.array(self._world.workers)
+        home = np.where(self.states.home < 0, workers[np.arange(self.clients) % len(workers)], self.states.home)
+        return np.flatnonzero(home == self._world.rank)
+
+    def _alone(self, client: int) -> Block:
+        one = np.array([client])
+        return Block(one, self.samples[one], self.samples[one])
 
     def _be_idle(self) -> None:
         if self.is_server and not self._was_idle:

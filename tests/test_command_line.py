@@ -238,7 +238,7 @@ REFUSED = {
     "--clent=3": "--clent: no such option, did you mean --clients?",
     "--completely_different 3": "--completely_different: no such option",
     "--local.lrr 3": "--local.lrr: no such option, did you mean --local.lr or --local or --local.clip_norm?",
-    "--algorithm FedProx --algorithm.nu 1": "--algorithm.nu: FedProx has no such option, it has mu",
+    "--algorithm FedProx --algorithm.nu 1": "--algorithm.nu: FedProx has no such option, it has mu, anchor",
     "--algorithm.mu 1": "--algorithm.mu: FedAvg has no such option",
     "--algorithm.mu 1 --algorithm FedProx": "--algorithm.mu: FedAvg has no such option",
     "--partition Permuted --partition.over Dirichlet --partition.over.beta 1": "--partition.over.beta: Dirichlet"
@@ -397,7 +397,7 @@ YAML = {
     "unknown key of local": ("local: {lrr: 3}\n", "--local.lrr: no such option, did you mean --local.lr or "),
     "unknown key of a class": (
         "algorithm: {class_path: FedProx, init_args: {nu: 3}}\n",
-        "--algorithm.nu: FedProx has no such option, it has mu",
+        "--algorithm.nu: FedProx has no such option, it has mu, anchor",
     ),
     "key in the wrong place": (
         "algorithm: {class_path: FedProx, mu: 3}\n",

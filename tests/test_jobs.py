@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fedmpi import results
 from fedmpi.command_line import parse
+from fedmpi.errors import BadInput
+from fedmpi.scheduling import Bernoulli
+from fedmpi.training.settings import LocalTraining
 from tests.launch import REPOSITORY
 
 JOBS = REPOSITORY / "jobs"
 DIGITS = JOBS / "digits.yaml"
+#: The options of every row and variant in the tables of papers/README.md.
+PAPERS = re.findall(r"^\|[^|`]+\| `(--[^`]+)`", (JOBS / "papers" / "README.md").read_text(), re.MULTILINE)
 
 # Slurm, as far as the script sees it: a list of protocols, and a launcher of SLURM_NTASKS ranks.
 SRUN = """#!/usr/bin/env bash
@@ -44,10 +51,32 @@ def run(script: str, *arguments: str | Path, path: Path | None = None, **variabl
     return result.stderr + result.stdout
 
 
-@pytest.mark.parametrize("config", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("config", sorted(JOBS.rglob("*.yaml")), ids=lambda path: path.name)
 def test_settings_are_understood(config: Path) -> None:
+    """Oracle: the parser, which knows every option; all of these have 100 clients."""
     experiment, _ = parse(["--config", str(config)])
     assert experiment.clients == 100
+
+
+@pytest.mark.parametrize("options", PAPERS)
+def test_rows_of_the_papers(options: str) -> None:
+    """Oracle: the method that the row names, with the paper's protocol; a method that is not here is named so."""
+    try:
+        experiment, _ = parse(["--config", str(JOBS / "papers" / "fedftg.yaml"), *options.split()])
+    except BadInput as error:
+        if "no such name" not in str(error):
+            raise
+        pytest.skip(str(error).partition(";")[0])
+    named = dict(zip(options.split()[::2], options.split()[1::2], strict=True))
+    assert type(experiment.algorithm).__name__ == named.get("--algorithm", "FedAvg")
+    assert type(experiment.sampler) is Bernoulli
+    assert (experiment.cohort, experiment.rounds, experiment.partition.alpha) == (  # type: ignore[attr-defined]
+        10,
+        1000,
+        float(named.get("--partition.alpha", 0.6)),
+    )
+    protocol = LocalTraining(5, None, 50, 0.1, "sgd", 0.0, 1e-3, "exponential", 0.998, 10)
+    assert experiment.local == (replace(protocol, steps=50) if "--local.steps" in named else protocol)
 
 
 def test_the_digits_settings_are_the_defaults() -> None:

@@ -41,6 +41,11 @@ class Algorithm(ABC):
     weighting: "Weighting" = "samples"
     #: Whether the server keeps a mean over all clients' states, in which none may count twice a round.
     counts_clients_once: bool = False
+    #: Whether a client's part in a round is one model, that of its one `Federation.train` (not counting those in a
+    #: `Phase` with a name), so that `--evaluate_means` can average these models.
+    averages_models: bool = False
+    #: Whether the training samples of all clients lie in one place, with client 0 (`Cohort.pooled`).
+    pools_clients: bool = False
     #: Numbers a client that the method records with `Federation.record`; columns of /clients.
     client_metrics: tuple[str, ...] = ()
 

@@ -17,6 +17,7 @@ class FedAvg(Algorithm):
     """Weighted average of locally trained models (McMahan et al., 2017)."""
 
     takes_server_optimizer = True
+    averages_models = True
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         start = fed.broadcast(self.weights)

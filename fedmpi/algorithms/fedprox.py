@@ -4,7 +4,7 @@ Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith: Federated Optimization in Heterogen
 https://arxiv.org/abs/1812.06127
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.errors import require
@@ -12,6 +12,7 @@ from fedmpi.errors import require
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedmpi.federation import Federation
     from fedmpi.training.block import Block
 
 
@@ -22,13 +23,26 @@ class FedProx(FedAvg):
 
     Args:
         mu: strength of the pull; 0 is FedAvg.
+        anchor: where to: the global model w_t; or zero, as in the code released with FedFTG (Zhang et al., 2022),
+            which is no more than mu added to the weight decay.
     """
 
     direction_is_elementwise = True
 
-    def __init__(self, mu: float = 0.01) -> None:
+    def __init__(self, mu: float = 0.01, anchor: Literal["global", "zero"] = "global") -> None:
         require(0 <= mu < float("inf"), "mu", mu, "at least 0")
         self.mu = mu
+        self.anchor = anchor
+
+    def setup(self, fed: "Federation") -> None:
+        super().setup(fed)
+        local = fed.local
+        if local.optimizer == "sgd":
+            # Beyond it, steps along the pull alone lead further and further away (with momentum: Polyak, 1964).
+            limit = 2 * (1 + local.momentum) / local.lr
+            require(self.mu < limit, "mu", self.mu, f"below {limit:g}, for steps of --local.lr = {local.lr:g}")
 
     def direction(self, gradient: "Tensor", weights: "Tensor", start: "Tensor", block: "Block") -> "Tensor":
-        return gradient + self.mu * (weights - start) if self.mu else gradient
+        if not self.mu:
+            return gradient
+        return gradient + self.mu * (weights if self.anchor == "zero" else weights - start)

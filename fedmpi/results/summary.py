@@ -45,6 +45,9 @@ def _entries(run: Run) -> Iterator[tuple[str, str]]:
     )
     if _rounds_done(run):
         yield "accuracy", _accuracy(run)
+        for label, column in (("cohort mean", "cohort_mean_accuracy"), ("client mean", "clients_mean_accuracy")):
+            if column in run.rounds:
+                yield label, _accuracy(run, column)
         yield "loss", f"test {_loss(_last(run, 'test_loss'))}, training {_loss(_last(run, 'train_loss'))}"
         yield "time", _time_split(run)
         yield "speed", _speed(run)
@@ -70,8 +73,8 @@ def _rounds(run: Run) -> str:
     return f"{text}, {_duration(_total(run, 'seconds'))}" if done else text
 
 
-def _accuracy(run: Run) -> str:
-    score = run.accuracy()
+def _accuracy(run: Run, column: str = "test_accuracy") -> str:
+    score = run.accuracy(column)
     if np.isnan(score.last):
         return "-"
     return (

@@ -49,6 +49,17 @@ class Cohort:
         none = np.empty(0, dtype=np.int64)
         return cls(none, none, none)
 
+    def pooled(self, everyone: NDArray[np.int64], by_steps: bool) -> Cohort:
+        """One client, number 0, with everybody's samples, who works as much as these would.
+
+        Args:
+            everyone: [clients] training samples of each.
+            by_steps: the work is counted in optimizer steps, which each of these clients would do; else in passes.
+        """
+        total = everyone.sum(keepdims=True)
+        work = len(self) if by_steps else self.samples.sum() / total[0]
+        return Cohort(np.zeros(1, dtype=np.int64), total, total, np.array([work], dtype=np.float64))
+
     def subset(self, positions: NDArray[np.int64]) -> Cohort:
         """The members at these positions."""
         completed = None if self.completed is None else self.completed[positions]

@@ -24,6 +24,8 @@ def clients_at_once(model: FlatModel, settings: LocalTraining, cohort: int) -> i
         return 1
     if settings.vectorize != "auto":
         return settings.vectorize
+    if cohort == 1:
+        return 1
     layers = list(model.module.modules())
     if any(isinstance(layer, nn.RNNBase) for layer in layers):
         return 1

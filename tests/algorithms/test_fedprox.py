@@ -87,6 +87,42 @@ def test_the_stronger_the_pull_the_shorter_the_way(tmp_path: Path) -> None:
         assert np.array_equal(without.weights, pulled.weights) == alike
 
 
+def test_anchored_at_zero_it_is_weight_decay(tmp_path: Path) -> None:
+    """Oracle: FedAvg with mu more weight decay, to 1e-5 of the way; and not what the global model's pull gives."""
+    settings: dict[str, Any] = {"model": LeNet(norm="group"), "rounds": 2}
+    local: dict[str, Any] = {"epochs": 2, "batch_size": 50, "momentum": 0.9, "lr": 0.05}
+    zero, there, decay = (
+        run(tmp_path / f"{name}.h5", algorithm, local=LocalTraining(weight_decay=more, **local), **settings).weights
+        for name, algorithm, more in (
+            ("zero", FedProx(0.05, "zero"), 1e-3),
+            ("global", FedProx(0.05), 1e-3),
+            ("decay", FedAvg(), 0.05 + 1e-3),
+        )
+    )
+    assert np.linalg.norm(zero - decay) < 1e-5 * np.linalg.norm(decay)
+    assert np.linalg.norm(there - decay) > 1e-2 * np.linalg.norm(decay)
+
+
+@pytest.mark.parametrize(("momentum", "limit"), [(0.0, 20), (0.5, 30)])
+def test_pulls_that_overshoot(momentum: float, limit: float, tmp_path: Path) -> None:
+    """Oracle: w -= lr v, v := momentum v + mu w, ends at 0 just below the limit, and nowhere just above it."""
+    for mu, converges in ((0.99 * limit, True), (1.01 * limit, False)):
+        w, v = 1.0, 0.0
+        for _ in range(2000):
+            v = momentum * v + mu * w
+            w -= 0.1 * v
+        assert (abs(w) < 1e-3) == converges
+        local = LocalTraining(steps=1, lr=0.1, momentum=momentum)
+        if converges:
+            run(tmp_path / "run.h5", FedProx(mu), local=local)
+        else:
+            message = f"--algorithm.mu = {mu}: must be below {limit}, for steps of --local.lr = 0.1"
+            with pytest.raises(BadInput) as error:
+                run(tmp_path / "none.h5", FedProx(mu), local=local)
+            assert str(error.value) == message
+            run(tmp_path / "adam.h5", FedProx(mu), local=LocalTraining(steps=1, lr=0.1, optimizer="adam"))
+
+
 @pytest.mark.parametrize("mu", [-0.1, float("nan"), float("inf")])
 def test_pulls_that_cannot_be(mu: float) -> None:
     """Oracle: the message."""

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from fedmpi.models import MLP, LeNet, Model, Norm, ResNet18
+from fedmpi.components import subclasses
+from fedmpi.models import LeNet, Model, Norm, ResNet18
 from fedmpi.models._layers import norm_layer
+from fedmpi.training.settings import LocalTraining
+from tests.small import run
 
 SHAPE = (1, 8, 8)
 WITHOUT_BATCH: list[Norm] = ["group", "layer"]
 
 
 def models(norm: Norm) -> list[Model]:
-    return [LeNet(norm=norm), MLP(norm=norm), ResNet18(norm=norm), ResNet18(stem="imagenet", norm=norm)]
+    """Every model that has the option."""
+    ours = [cls for cls in subclasses(Model) if cls.__module__.startswith("fedmpi.")]
+    with_option = [cls(norm=norm) for cls in ours if "norm" in inspect.signature(cls).parameters]
+    return [*with_option, ResNet18(stem="imagenet", norm=norm)]
 
 
 @pytest.mark.parametrize("norm", WITHOUT_BATCH)
@@ -62,3 +73,14 @@ def test_none_leaves_normalisation_out() -> None:
         network = model.build(SHAPE, 10)
         assert not any(isinstance(layer, nn.GroupNorm | nn.BatchNorm2d) for layer in network.modules())
         assert network(torch.randn(2, *SHAPE)).isfinite().all()
+
+
+def test_in_a_federation_there_are_only_parameters(tmp_path: Path) -> None:
+    """Fed-GN. Oracle: FedAvg with batch norm has the same tensors, its statistics apart, and sends them as well."""
+    settings: dict[str, Any] = {"rounds": 2, "local": LocalTraining(epochs=1, batch_size=50)}
+    group, batch = (run(tmp_path / f"{n}.h5", model=LeNet(norm=n), **settings) for n in ("group", "batch"))
+    names = [name for name in batch.state_dict() if "running" not in name]
+    assert list(group.state_dict()) == names
+    assert len(batch.weights) - len(group.weights) == 96
+    np.testing.assert_array_equal(group.rounds["bytes_up"], [4 * 4 * len(group.weights)] * 2)
+    np.testing.assert_array_equal(batch.rounds["bytes_up"], [4 * 4 * len(batch.weights)] * 2)
