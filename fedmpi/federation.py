@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from fedmpi.scheduling.placement import place
 from fedmpi.training.block import Block, Hooks, Phase
 from fedmpi.training.layout import Layout
 from fedmpi.training.trainer import WHOLE, Trainer
+
+if TYPE_CHECKING:
+    from fedmpi.algorithms import Algorithm
 
 
 @dataclass
@@ -121,7 +125,15 @@ class Federation:
     def weighted_mean(self, cohort: Cohort, groups: int | None = None) -> WeightedMean:
         """An empty mean of vectors [P] over `cohort`, or several side by side; see `WeightedMean`."""
         layout = self.layout
-        mean = WeightedMean(self._world, layout.parameters, layout.size, cohort.total_mass, groups, self.device)
+        mean = WeightedMean(
+            self._world,
+            layout.parameters,
+            layout.size,
+            cohort.total_mass,
+            groups,
+            self.device,
+            cohort.expected_mass,
+        )
         self._means.append(mean)
         return mean
 
@@ -133,7 +145,7 @@ class Federation:
 
     def my_clients(self, cohort: Cohort) -> Iterator[Block]:
         """This rank's share of `cohort`, in blocks that are trained together, the longest first."""
-        steps = self._trainer.count_steps(cohort.clients, cohort.completed)
+        steps = self.count_steps(cohort)
         ranks = np.array(self._world.workers)[place(steps, len(self._world.workers))]
         self.states.gather(cohort.clients, ranks)
         if not self._world.is_worker:
@@ -170,6 +182,10 @@ class Federation:
             return torch.tensor(
                 [[self._evaluator.training_loss(client, m) for m in models] for client in block.clients.tolist()]
             )
+
+    def count_steps(self, cohort: Cohort) -> NDArray[np.int64]:
+        """[m] optimizer steps that each does when it is trained once."""
+        return self._trainer.count_steps(cohort.clients, cohort.completed)
 
     # Measurements
 
@@ -250,13 +266,28 @@ class Federation:
 
     # The engine's side
 
-    def begin(self, round: int, cohort: Cohort, client_metrics: tuple[str, ...]) -> None:
+    def begin(self, round: int) -> None:
         """Start a round."""
         self.round = round
         self._world.begin_round()
-        self._ledger = Ledger(self._world, round, cohort, client_metrics)
         self._means.clear()
         self._was_idle = False
+
+    def current_losses(self, clients: NDArray[np.int64], algorithm: Algorithm) -> NDArray[np.float64]:
+        """[m]: the mean loss of the global model on the training samples of each of these, on every rank alike."""
+        received = self._distribute(algorithm.weights if self.is_server else torch.empty(self.layout.size))
+        losses = np.zeros(len(clients))
+        if self._world.is_worker:
+            ranks = np.array(self._world.workers)[place(self.samples[clients], len(self._world.workers))]
+            with self._doing("measuring the losses of candidates"):
+                for position in np.flatnonzero(ranks == self._world.rank):
+                    losses[position] = self._evaluator.training_loss(int(clients[position]), received)
+        self._world.sum(losses)
+        return losses
+
+    def invite(self, cohort: Cohort, client_metrics: tuple[str, ...]) -> None:
+        """Open the round's books, for these clients."""
+        self._ledger = Ledger(self._world, self.round, cohort, client_metrics)
 
     def finish(self, kept: Mapping[str, object]) -> Outcome:
         """End a round.

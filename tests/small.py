@@ -19,7 +19,7 @@ from fedmpi.experiment import Experiment
 from fedmpi.models import Model
 from fedmpi.models.mlp import LogisticRegression
 from fedmpi.mpi.world import World
-from fedmpi.scheduling import All
+from fedmpi.scheduling import All, Always, Ideal
 from fedmpi.server_optimizers import Replace
 from fedmpi.training.block import Block, Work
 from fedmpi.training.flat import FlatModel
@@ -44,7 +44,7 @@ class Alone(World):
 def run(path: Path, algorithm: Algorithm | None = None, **settings: Any) -> results.Run:
     """Run an experiment in this process: by default 4 clients, all in every round, logistic regression on digits."""
     components = {"dataset": Digits(), "partition": IID(), "model": LogisticRegression(), "sampler": All()}
-    components["server_optimizer"] = Replace()
+    components |= {"server_optimizer": Replace(), "availability": Always(), "conditions": Ideal()}
     chosen = {**components, "clients": 4, "rounds": 1, "device": "cpu", "seed": SEED, **settings}
     Experiment(algorithm or FedAvg(), output=path, **chosen).run(Alone())
     finished = results.open(path)
