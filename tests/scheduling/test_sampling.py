@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
+from fedmpi.data import Digits
 from fedmpi.errors import BadInput
+from fedmpi.models import LeNet
+from fedmpi.models.mlp import LogisticRegression
 from fedmpi.scheduling import (
     All,
     Bernoulli,
@@ -23,6 +28,8 @@ from fedmpi.scheduling import (
     Weighted,
     Weighting,
 )
+from fedmpi.training.settings import LocalTraining
+from tests.small import SEED, Cut, network, normalised, read, run, state, tensors
 
 CLIENTS, SIZE, ROUNDS = 30, 7, 10_000
 SAMPLES = np.random.default_rng(0).integers(1, 200, CLIENTS)
@@ -39,7 +46,9 @@ def cohort(sampler: Sampler, round: int, weighting: Weighting = "samples", seed:
     return sampler.cohort(round, SIZE, pool(), weighting, seed)
 
 
-def cohorts(sampler: Sampler, weighting: Weighting = "samples") -> list[Cohort]:
+@cache
+def cohorts(make: type[Sampler], weighting: Weighting = "samples") -> list[Cohort]:
+    sampler = make()
     return [cohort(sampler, round, weighting) for round in range(1, ROUNDS + 1)]
 
 
@@ -69,7 +78,7 @@ def test_rounds_and_seeds_differ(make: type[Sampler]) -> None:
 
 def test_uniform() -> None:
     """J2. Oracle: 7 different clients; each in 7/30 of 10,000 rounds, each pair in 7/30 * 6/29, 4 and 5 sigma."""
-    drawn = cohorts(Uniform())
+    drawn = cohorts(Uniform)
     assert all(len(one) == SIZE for one in drawn)
     chance = SIZE / CLIENTS
     assert np.abs(frequency(drawn) - chance).max() < 4 * np.sqrt(chance * (1 - chance) / ROUNDS)
@@ -83,7 +92,7 @@ def test_uniform() -> None:
 
 def test_bernoulli() -> None:
     """J2. Oracle: the binomial distribution of the cohort's size (mean and variance within 4 sigma)."""
-    drawn = cohorts(Bernoulli())
+    drawn = cohorts(Bernoulli)
     chance = SIZE / CLIENTS
     assert np.abs(frequency(drawn) - chance).max() < 4 * np.sqrt(chance * (1 - chance) / ROUNDS)
     sizes = np.array([len(one) for one in drawn])
@@ -124,10 +133,10 @@ def test_weighted_is_unbiased(weighting: Weighting) -> None:
     """J3. Oracle: the mean over all clients weighted by samples, by Monte Carlo within 4 sigma."""
     values = np.random.default_rng(1).standard_normal(CLIENTS) + SAMPLES / 50
     target = values @ SAMPLES / SAMPLES.sum()
-    aggregates = np.array([values[one.clients] @ one.weights for one in cohorts(Weighted(), weighting)])
+    aggregates = np.array([values[one.clients] @ one.weights for one in cohorts(Weighted, weighting)])
     sigma = aggregates.std() / np.sqrt(ROUNDS)
     assert abs(aggregates.mean() - target) < 4 * sigma
-    plain = np.array([values[one.clients] @ one.weights for one in cohorts(Uniform(), "uniform")])
+    plain = np.array([values[one.clients].mean() for one in cohorts(Uniform)])
     assert abs(plain.mean() - target) > 20 * sigma, "uniform sampling and a plain mean have another expectation"
 
 
@@ -178,7 +187,7 @@ def test_nobody_and_some() -> None:
 
 def test_stratified() -> None:
     """J2. Oracle: each client in 7/30 of 10,000 rounds, 4 sigma; strata of 4, 11 and 15 of 30 in shares of 7."""
-    drawn = cohorts(Stratified())
+    drawn = cohorts(Stratified)
     assert all(len(one) == SIZE for one in drawn)
     chance = SIZE / CLIENTS
     assert np.abs(frequency(drawn) - chance).max() < 4 * np.sqrt(chance * (1 - chance) / ROUNDS)
@@ -294,3 +303,49 @@ def test_lists_that_cannot_be(text: str | bytes | None, problem: str, tmp_path: 
         file.write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(BadInput, match=problem):
         FixedList(file).check(CLIENTS, SIZE)
+
+
+SIZES = (40, 20, 80, 30, 60, 50)
+
+
+def test_the_worst_clients_are_trained(tmp_path: Path) -> None:
+    """Oracle: PyTorch's cross entropy of the model before the round, on each client's own samples.
+
+    All candidates received the model to measure it, those who train have it already.
+    """
+    settings = {"clients": 6, "cohort": 2, "partition": Cut(*SIZES), "local": LocalTraining(epochs=1)}
+    sampler = PowerOfChoice(6)
+    made = [run(tmp_path / f"{r}.h5", sampler=sampler, rounds=r, weighting="samples", **settings) for r in (1, 2)]
+    arrays = read(Digits())
+    parts = Cut(*SIZES).split(arrays.train_y, 6, np.random.default_rng())
+    module = network(LogisticRegression(), (1, 8, 8), 10)
+    for round in (1, 2):
+        losses = [
+            torch.nn.functional.cross_entropy(
+                module(normalised(arrays.train_x[part], Digits())), torch.from_numpy(arrays.train_y[part])
+            ).item()
+            for part in parts
+        ]
+        trained = made[1].clients["client"][made[1].clients["round"] == round]
+        assert trained.tolist() == sorted(np.argsort(losses)[-2:].tolist())
+        module.load_state_dict(tensors(made[0]))
+    model = 4 * 650
+    assert made[1].rounds["bytes_down"].tolist() == [6 * model] * 2
+    assert made[1].rounds["bytes_up"].tolist() == [2 * model] * 2
+
+
+def test_horvitz_thompson_in_a_run(tmp_path: Path) -> None:
+    """Oracle: parameters go sum n_k / (n m / N) times as far as with shares of those drawn; statistics as far."""
+    settings = {"clients": 6, "cohort": 3, "partition": Cut(*SIZES), "local": LocalTraining(epochs=1)}
+    settings |= {"sampler": Uniform(), "model": LeNet(), "evaluate_every": 0}
+    shares = run(tmp_path / "shares.h5", **settings)
+    made = run(tmp_path / "ht.h5", weighting="horvitz_thompson", **settings)
+    np.testing.assert_array_equal(made.clients["client"], shares.clients["client"])
+    factor = shares.clients["samples"].sum() / (sum(SIZES) * 3 / 6)
+    assert abs(factor - 1) > 0.1
+    module = network(LeNet(), (1, 8, 8), 10, SEED)
+    trained = {name for name, _ in module.named_parameters()}
+    for name, start in state(module).items():
+        usual, found = tensors(shares)[name], tensors(made)[name]
+        expected = start + factor * (usual - start) if name in trained else usual
+        np.testing.assert_allclose(found.numpy(), expected.detach().numpy(), rtol=1e-5, atol=1e-6)
