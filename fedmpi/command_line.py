@@ -168,7 +168,8 @@ def _catalogue() -> Iterator[str]:
     yield "what can be named, and its options; or the import path of a class of your own:"
     for option, (base, _) in COMPONENTS.items():
         for cls in subclasses(base):
-            if not cls.__name__.startswith("_") and cls.__module__.startswith("fedmpi."):
+            hidden = inspect.isabstract(cls) or cls.__name__.startswith("_")
+            if not hidden and cls.__module__.startswith("fedmpi."):
                 described = parse_docstring(cls.__doc__ or "")
                 yield ""
                 yield from _wrapped(f"--{option} {cls.__name__}", described.short_description or "", 2)

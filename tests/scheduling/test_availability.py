@@ -59,8 +59,9 @@ def test_markov_looks_back_as_a_chain_runs_forward() -> None:
 def test_markov_in_the_long_run() -> None:
     """Oracle: 40 chains of 2400 rounds: the mean share, and both transitions.
 
-    The variance of the former is by the chain's correlation. A step away has probability (1 - share) / (share absence), a step back 1 / absence; all within 4 sigma. With
-    the shortest absence allowed, rounds are independent.
+    The variance of the former is by the chain's correlation. A step away has probability (1 - share) /
+    (share absence), a step back 1 / absence; all within 4 sigma. With the shortest absence allowed, rounds are
+    independent.
     """
     absence = 8.0
     present = presence(Markov(SHARE, absence))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -313,7 +314,7 @@ def test_the_worst_clients_are_trained(tmp_path: Path) -> None:
 
     All candidates received the model to measure it, those who train have it already.
     """
-    settings = {"clients": 6, "cohort": 2, "partition": Cut(*SIZES), "local": LocalTraining(epochs=1)}
+    settings: dict[str, Any] = {"clients": 6, "cohort": 2, "partition": Cut(*SIZES), "local": LocalTraining(epochs=1)}
     sampler = PowerOfChoice(6)
     made = [run(tmp_path / f"{r}.h5", sampler=sampler, rounds=r, weighting="samples", **settings) for r in (1, 2)]
     arrays = read(Digits())
@@ -336,7 +337,7 @@ def test_the_worst_clients_are_trained(tmp_path: Path) -> None:
 
 def test_horvitz_thompson_in_a_run(tmp_path: Path) -> None:
     """Oracle: parameters go sum n_k / (n m / N) times as far as with shares of those drawn; statistics as far."""
-    settings = {"clients": 6, "cohort": 3, "partition": Cut(*SIZES), "local": LocalTraining(epochs=1)}
+    settings: dict[str, Any] = {"clients": 6, "cohort": 3, "partition": Cut(*SIZES), "local": LocalTraining(epochs=1)}
     settings |= {"sampler": Uniform(), "model": LeNet(), "evaluate_every": 0}
     shares = run(tmp_path / "shares.h5", **settings)
     made = run(tmp_path / "ht.h5", weighting="horvitz_thompson", **settings)
