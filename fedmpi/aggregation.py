@@ -42,6 +42,11 @@ class WeightedMean:
         total_mass: of the cohort; every vector is scaled by its client's mass / total_mass before it is summed.
         groups: how many means are formed side by side; None for one mean without a leading dimension.
         device: where the vectors are summed.
+        expected_mass: by which a mean of parameters is divided in place of the mass that was added; what is missing,
+            or too much, is made up for by `empty` in `reduce`. None: the mass that was added.
+
+    Raises:
+        ValueError: a mass was expected of several means together: nobody knows that of each.
     """
 
     def __init__(
@@ -52,10 +57,15 @@ class WeightedMean:
         total_mass: int,
         groups: int | None,
         device: torch.device,
+        expected_mass: float | None = None,
     ) -> None:
+        if groups is not None and expected_mass is not None:
+            raise ValueError("Horvitz-Thompson weights are for one mean, not for one of each group")
         self._world = world
+        self._parameters = parameters
         self._size = size
         self._total_mass = total_mass
+        self._expected_mass = expected_mass
         self._grouped = groups is not None
         kinds = ((parameters, PARAMETER_KIND), (size, BUFFER_KIND))
         self._shared = world.shared_mean(groups or 1, size, kinds)
@@ -97,7 +107,8 @@ class WeightedMean:
         """The mean over all ranks' vectors: [P], or [groups, P].
 
         Args:
-            empty: what a mean without a single vector becomes, in the shape of the result; default zeros.
+            empty: what stands for mass that is not there, as a rule that of a mean without a single vector; in the
+                shape of the result; default zeros.
 
         Returns:
             The float32 mean at the server, in memory that the node's ranks share, so that it can be broadcast without
@@ -114,7 +125,13 @@ class WeightedMean:
         result = torch.from_numpy(means)
         for row in np.flatnonzero(masses == 0):
             result[row] = 0 if empty is None else empty.view(result.shape)[row]
-        return result.view(shape)
+        result = result.view(shape)
+        if self._expected_mass is not None and self._expected_mass != masses[0]:
+            # sum_k m_k x_k / expected + (1 - sum_k m_k / expected) empty; a variance could become negative so.
+            trained = result[: self._parameters]
+            start = torch.zeros_like(trained) if empty is None else empty[: self._parameters]
+            trained.copy_(start.lerp(trained, masses[0] / self._expected_mass))
+        return result
 
     def _add(
         self,

@@ -22,7 +22,7 @@ from fedmpi.mpi.world import World
 from fedmpi.progress import say
 from fedmpi.results import Results
 from fedmpi.results.writer import check_writable
-from fedmpi.scheduling import All
+from fedmpi.scheduling import Cohort
 from fedmpi.scheduling.sampling import masses
 from fedmpi.training.choice import make_trainer
 from fedmpi.training.flat import FlatModel
@@ -96,7 +96,8 @@ def assemble(experiment: Experiment, world: World) -> Federation:
     with world.agreed(), option_of("algorithm"):
         algorithm.setup(fed)
     if experiment.evaluate_means in ("clients", "both"):
-        fed.keep_last_models(All().cohort(0, 0, fed.samples, experiment.weighting, experiment.seed))
+        counted = masses(fed.samples, experiment.weighting)
+        fed.keep_last_models(Cohort(np.arange(fed.clients), fed.samples, counted))
     if not world.is_server:
         for name in algorithm.server_state:
             setattr(algorithm, name, getattr(algorithm, name).to("meta"))

@@ -26,7 +26,7 @@ from fedmpi.data import Dataset, Partition
 from fedmpi.errors import BadInput, require
 from fedmpi.experiment import Experiment
 from fedmpi.models import Model
-from fedmpi.scheduling import Sampler
+from fedmpi.scheduling import Availability, Conditions, Sampler
 from fedmpi.server_optimizers import ServerOptimizer
 from fedmpi.training.settings import LocalTraining
 
@@ -38,6 +38,8 @@ COMPONENTS: dict[str, tuple[type, str]] = {
     "model": (Model, "LeNet"),
     "sampler": (Sampler, "Uniform"),
     "server_optimizer": (ServerOptimizer, "Replace"),
+    "availability": (Availability, "Always"),
+    "conditions": (Conditions, "Ideal"),
 }
 #: Options that stand alone.
 FLAGS = ("--overwrite",)
@@ -175,7 +177,8 @@ def _catalogue() -> Iterator[str]:
                 for parameter in list(inspect.signature(cls).parameters.values()):
                     texts = [p.description for p in described.params if p.arg_name == parameter.name]
                     default = "null" if parameter.default is None else parameter.default
-                    about = f"{texts[0] if texts else ''} (default: {default})"
+                    needed = "needed" if default is parameter.empty else f"default: {default}"
+                    about = f"{texts[0] if texts else ''} ({needed})"
                     yield from _wrapped(f"--{option}.{parameter.name}", about, 6)
 
 

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from fedmpi.algorithms import Algorithm
 from fedmpi.data import Dataset, Partition
 from fedmpi.errors import BadInput, require
 from fedmpi.models import Model
-from fedmpi.scheduling import Cohort, Sampler, Weighting
+from fedmpi.scheduling import Always, Availability, Cohort, Conditions, Course, Pool, Sampler, Weighting
 from fedmpi.server_optimizers import Replace, ServerOptimizer
 from fedmpi.training.settings import LocalTraining
 
@@ -34,10 +36,14 @@ class Experiment:
         model: the network that is trained.
         sampler: how the clients of a round, its cohort, are chosen.
         server_optimizer: how the server moves its model towards the mean of the clients'.
+        availability: which clients can be reached in a round.
+        conditions: how long the clients take in virtual time, and whose updates arrive.
         clients: number of clients.
         cohort: clients a round; null: 10, or all if there are fewer.
         rounds: number of communication rounds.
-        weighting: what a client counts in a mean: its number of samples, or one; null: what it counts in the
+        weighting: what a client counts in a mean: its number of samples, or one. horvitz_thompson: its share of all
+            samples, divided by its chance of being drawn; what is missing in a round is made up for by the global
+            model as it was, so that the expected mean is that over all clients. null: what a client counts in the
             method's paper, which is its number of samples unless the method says uniform.
         local: training at a client.
         evaluate_every: rounds from one evaluation to the next; the first and the last state are evaluated, too.
@@ -60,6 +66,8 @@ class Experiment:
         model: Model,
         sampler: Sampler,
         server_optimizer: ServerOptimizer,
+        availability: Availability,
+        conditions: Conditions,
         clients: int = 100,
         cohort: int | None = None,
         rounds: int = 50,
@@ -81,6 +89,13 @@ class Experiment:
         require(threads >= 1, "threads", threads, "at least 1")
         require(seed >= 0, "seed", seed, "at least 0")
         require(seed < 2**63, "seed", seed, "below 2^63")
+        size = cohort or min(10, clients)
+        sampler.check(clients, size)
+        availability.check(clients)
+        conditions.check(local)
+        has_chances = sampler.chance(size, clients) is not None
+        kind = type(sampler).__name__
+        require(weighting != "horvitz_thompson" or has_chances, "weighting", weighting, f"another with {kind}")
         if algorithm.takes_server_optimizer:
             algorithm.server_optimizer = server_optimizer
         elif not isinstance(server_optimizer, Replace):
@@ -98,8 +113,10 @@ class Experiment:
         self.model = model
         self.sampler = sampler
         self.server_optimizer = server_optimizer
+        self.availability = availability
+        self.conditions = conditions
         self.clients = clients
-        self.cohort = cohort or min(10, clients)
+        self.cohort = size
         self.rounds = rounds
         self.weighting: Weighting = weighting or algorithm.weighting
         self.local = local
@@ -161,11 +178,12 @@ class Experiment:
 
     def _round(self, fed: "Federation", round: int) -> "Outcome":
         began = time.perf_counter()
-        cohort = self.sampler.cohort(round, self.cohort, fed.samples, self.weighting, self.seed)
+        fed.begin(round)
+        course, bytes_lost = self._course(fed, round)
+        cohort, is_evaluated = course.cohort, self._is_evaluated(round)
         if self.algorithm.pools_clients and cohort.total_mass:
             cohort = cohort.pooled(fed.samples, by_steps=self.local.steps is not None)
-        is_evaluated = self._is_evaluated(round)
-        fed.begin(round, cohort, self.algorithm.client_metrics)
+        fed.invite(cohort, self.algorithm.client_metrics)
         if is_evaluated and self.evaluate_means in ("cohort", "both"):
             fed.collect_models(cohort)
         if cohort.total_mass:  # else there is nothing to learn from
@@ -174,13 +192,34 @@ class Experiment:
             self.algorithm.evaluate(fed)
             fed.evaluate_means()
         outcome = fed.finish(vars(self.algorithm))
+        outcome.row["bytes_down"] += bytes_lost
+        outcome.row.update(course.row)
         outcome.row["seconds"] = time.perf_counter() - began
+        outcome.clients.update(course.clients)
         return outcome
+
+    def _course(self, fed: "Federation", round: int) -> tuple[Course, int]:
+        """How the round goes for those who are asked, and the bytes that others received than those it uses.
+
+        The same on every rank.
+        """
+        present = self.availability.present(round, self.clients, self.seed)
+        pool = Pool(fed.samples, fed.label_counts, np.flatnonzero(present))
+        size = self.conditions.asked(self.cohort)
+        drawn = self.sampler.cohort(round, size, pool, self.weighting, self.seed)
+        asked = self.sampler.choose(drawn, size, lambda: fed.current_losses(drawn.clients, self.algorithm))
+        course = self.conditions.course(asked, self.cohort, fed, self.algorithm, self.seed)
+        if not isinstance(self.availability, Always):
+            course.row["unavailable"] = self.clients - len(pool.available)
+        down, _ = self.algorithm.payload(fed.layout)
+        model = 4 * fed.layout.size
+        return course, model * (len(drawn) - len(asked)) + down * (len(asked) - len(course.cohort))
 
     def _measure_start(self, fed: "Federation", results: "Results | None") -> None:
         """Evaluate the initial model."""
         if self.evaluate_every:
-            fed.begin(0, Cohort.nobody(), self.algorithm.client_metrics)
+            fed.begin(0)
+            fed.invite(Cohort.nobody(), self.algorithm.client_metrics)
             self.algorithm.evaluate(fed)
             evaluation = fed.finish({}).evaluation
             if results and evaluation:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from fedmpi.scheduling.placement import place
 from fedmpi.training.block import Block, Hooks, Phase
 from fedmpi.training.layout import Layout
 from fedmpi.training.trainer import WHOLE, Trainer
+
+if TYPE_CHECKING:
+    from fedmpi.algorithms import Algorithm
 
 
 @dataclass
@@ -133,7 +137,7 @@ class Federation:
             groups: how many means are formed side by side.
             columns: the part of the model that the vectors are, if not all of it; only this part is sent.
         """
-        mean = self._mean_over(cohort, groups, columns)
+        mean = self._mean_over(cohort, groups, columns, cohort.expected_mass)
         self._means.append(mean)
         return mean
 
@@ -149,7 +153,7 @@ class Federation:
 
     def my_clients(self, cohort: Cohort) -> Iterator[Block]:
         """This rank's share of `cohort`, in blocks that are trained together, the longest first."""
-        steps = self._trainer.count_steps(cohort.clients, cohort.completed)
+        steps = self.count_steps(cohort)
         ranks = np.array(self._world.workers)[place(steps, len(self._world.workers))]
         self.states.gather(cohort.clients, ranks)
         if not self._world.is_worker:
@@ -201,6 +205,10 @@ class Federation:
             return torch.tensor(
                 [[self._evaluator.training_loss(client, m) for m in models] for client in block.clients.tolist()]
             )
+
+    def count_steps(self, cohort: Cohort) -> NDArray[np.int64]:
+        """[m] optimizer steps that each does when it is trained once."""
+        return self._trainer.count_steps(cohort.clients, cohort.completed)
 
     # Measurements
 
@@ -312,14 +320,29 @@ class Federation:
         """Form the mean of the models that this round's cohort trains, and measure it."""
         self._cohort_mean = self._mean_over(cohort) if cohort.total_mass else None
 
-    def begin(self, round: int, cohort: Cohort, client_metrics: tuple[str, ...]) -> None:
+    def begin(self, round: int) -> None:
         """Start a round."""
         self.round = round
         self._world.begin_round()
-        self._ledger = Ledger(self._world, round, cohort, client_metrics)
         self._means.clear()
         self._cohort_mean = None
         self._was_idle = False
+
+    def current_losses(self, clients: NDArray[np.int64], algorithm: Algorithm) -> NDArray[np.float64]:
+        """[m]: the mean loss of the global model on the training samples of each of these, on every rank alike."""
+        received = self._distribute(algorithm.weights if self.is_server else torch.empty(self.layout.size))
+        losses = np.zeros(len(clients))
+        if self._world.is_worker:
+            ranks = np.array(self._world.workers)[place(self.samples[clients], len(self._world.workers))]
+            with self._doing("measuring the losses of candidates"):
+                for position in np.flatnonzero(ranks == self._world.rank):
+                    losses[position] = self._evaluator.training_loss(int(clients[position]), received)
+        self._world.sum(losses)
+        return losses
+
+    def invite(self, cohort: Cohort, client_metrics: tuple[str, ...]) -> None:
+        """Open the round's books, for these clients."""
+        self._ledger = Ledger(self._world, self.round, cohort, client_metrics)
 
     def finish(self, kept: Mapping[str, object]) -> Outcome:
         """End a round.
@@ -346,11 +369,17 @@ class Federation:
             self._trained._is_current = False
 
     def _mean_over(
-        self, cohort: Cohort, groups: int | None = None, columns: slice | None = None
+        self,
+        cohort: Cohort,
+        groups: int | None = None,
+        columns: slice | None = None,
+        expected_mass: float | None = None,
     ) -> WeightedMean:
         start, stop, _ = (columns or slice(None)).indices(self.layout.size)
         parameters = min(max(self.layout.parameters - start, 0), stop - start)
-        return WeightedMean(self._world, parameters, stop - start, cohort.total_mass, groups, self.device)
+        return WeightedMean(
+            self._world, parameters, stop - start, cohort.total_mass, groups, self.device, expected_mass
+        )
 
     def _at_home(self) -> NDArray[np.int64]:
         """The clients whose states lie here; those that have none yet are dealt out to the ranks that train."""

@@ -48,6 +48,11 @@ def stream(seed: int, purpose: str, round: int = 0, client: int = 0) -> np.rando
     return np.random.Generator(np.random.Philox(key=int(keys(seed, purpose, round, client))))
 
 
+def uniform(seed: int, purpose: str, round: int, clients: ArrayLike) -> NDArray[np.float64]:
+    """One number in [0, 1) for each client: an array of the shape of `clients`."""
+    return (keys(seed, purpose, round, clients) >> np.uint64(11)) * 2.0**-53
+
+
 def hashed_bits(of: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
     """[K, count] random 64-bit words for K keys; row k depends on key k alone, element i on the key and i."""
     with np.errstate(over="ignore"):

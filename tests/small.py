@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from fedmpi import randomness, results
 from fedmpi.algorithms import Algorithm
 from fedmpi.algorithms.fedavg import FedAvg
-from fedmpi.data import IID, Arrays, Dataset, Digits
+from fedmpi.data import IID, Arrays, Dataset, Digits, Partition
 from fedmpi.experiment import Experiment
 from fedmpi.models import Model
 from fedmpi.models.mlp import LogisticRegression
 from fedmpi.mpi.world import World
-from fedmpi.scheduling import All
+from fedmpi.scheduling import All, Always, Ideal
 from fedmpi.server_optimizers import Replace
 from fedmpi.training.block import Block, Phase, Work
 from fedmpi.training.flat import FlatModel
@@ -45,12 +45,23 @@ class Alone(World):
 def run(path: Path, algorithm: Algorithm | None = None, **settings: Any) -> results.Run:
     """Run an experiment in this process: by default 4 clients, all in every round, logistic regression on digits."""
     components = {"dataset": Digits(), "partition": IID(), "model": LogisticRegression(), "sampler": All()}
-    components["server_optimizer"] = Replace()
+    components |= {"server_optimizer": Replace(), "availability": Always(), "conditions": Ideal()}
     chosen = {**components, "clients": 4, "rounds": 1, "device": "cpu", "seed": SEED, **settings}
     Experiment(algorithm or FedAvg(), output=path, **chosen).run(Alone())
     finished = results.open(path)
     assert finished.status == "finished"
     return finished
+
+
+class Cut(Partition):
+    """So many samples for each client, in order; the rest nobody has."""
+
+    def __init__(self, *sizes: int) -> None:
+        self.sizes = sizes
+
+    def split(self, labels: NDArray[np.int64], clients: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+        ends = np.cumsum(self.sizes)
+        return [np.arange(end - size, end) for end, size in zip(ends, self.sizes, strict=True)]
 
 
 def read(dataset: Dataset) -> Arrays:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fedmpi import results
 from fedmpi.algorithms import Algorithm
 from fedmpi.data import Arrays, Partition, Progress
-from fedmpi.scheduling import All, Cohort, Weighting
+from fedmpi.scheduling import All, Cohort, Pool, Weighting
 from fedmpi.training.settings import LocalTraining
 from tests.programs.regression import CLIENTS, DIMENSION, EACH, InOrder, OneVector, Regression
 from tests.small import read, run
@@ -71,8 +71,8 @@ class Uneven(All):
     def __init__(self, completed: tuple[float, ...]) -> None:
         self.completed = np.array(completed)
 
-    def cohort(self, round: int, size: int, samples: NDArray[np.int64], weighting: Weighting, seed: int) -> Cohort:
-        return replace(super().cohort(round, size, samples, weighting, seed), completed=self.completed)
+    def cohort(self, round: int, size: int, pool: Pool, weighting: Weighting, seed: int) -> Cohort:
+        return replace(super().cohort(round, size, pool, weighting, seed), completed=self.completed)
 
 
 class Chosen(Regression):

@@ -28,7 +28,7 @@ from tests.launch import REPOSITORY, mpirun, succeed
 from tests.small import CPU, network, normalised, read, run
 
 if TYPE_CHECKING:
-    from fedmpi.scheduling import Cohort
+    pass
 
 CLIENTS, COHORT, ROUNDS, PROGRAMS = 7, 3, 4, REPOSITORY / "tests" / "programs"
 DIGITS = read(Digits())
@@ -56,10 +56,10 @@ class Spy:
         self.measured: list[list[Tensor]] = []
         train, evaluate, begin = Federation.train, Federation.evaluate, Federation.begin
 
-        def noting_begin(fed: Federation, round: int, cohort: Cohort, metrics: tuple[str, ...]) -> None:
+        def noting_begin(fed: Federation, round: int) -> None:
             self.trained.append({})
             self.measured.append([])
-            begin(fed, round, cohort, metrics)
+            begin(fed, round)
 
         def noting_train(fed: Federation, block: Block, *arguments: Any, **options: Any) -> Trained:
             result = train(fed, block, *arguments, **options)

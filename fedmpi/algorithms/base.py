@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fedmpi.server_optimizers import ServerOptimizer
     from fedmpi.training.block import Block
     from fedmpi.training.flat import Net
+    from fedmpi.training.layout import Layout
     from fedmpi.training.samples import Batch
 
 
@@ -46,6 +47,8 @@ class Algorithm(ABC):
     averages_models: bool = False
     #: Whether the training samples of all clients lie in one place, with client 0 (`Cohort.pooled`).
     pools_clients: bool = False
+    #: Whether the method makes sense of an update that is only a part of the local training; else it is dropped.
+    accepts_partial_work: bool = False
     #: Numbers a client that the method records with `Federation.record`; columns of /clients.
     client_metrics: tuple[str, ...] = ()
 
@@ -65,6 +68,10 @@ class Algorithm(ABC):
     def setup(self, fed: "Federation") -> None:
         """Create the state before the first round."""
         self.weights = fed.initial_weights()
+
+    def payload(self, layout: "Layout") -> tuple[int, int]:
+        """Bytes of vectors that a client receives, and sends, in a round; single numbers do not count."""
+        return 4 * layout.size, 4 * layout.size
 
     @abstractmethod
     def round(self, fed: "Federation", cohort: "Cohort") -> None:

@@ -28,6 +28,7 @@ class FedProx(FedAvg):
     """
 
     direction_is_elementwise = True
+    accepts_partial_work = True
 
     def __init__(self, mu: float = 0.01, anchor: Literal["global", "zero"] = "global") -> None:
         require(0 <= mu < float("inf"), "mu", mu, "at least 0")

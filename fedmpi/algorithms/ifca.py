@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from fedmpi.federation import Federation
     from fedmpi.scheduling import Cohort
+    from fedmpi.training.layout import Layout
 
 
 class IFCA(Algorithm):
@@ -40,6 +41,9 @@ class IFCA(Algorithm):
 
         self.centers = torch.stack([fed.initial_weights(m) for m in range(self.models)])
         self.choice = torch.full((fed.clients,), -1)  # -1: not asked yet
+
+    def payload(self, layout: "Layout") -> tuple[int, int]:
+        return self.models * 4 * layout.size, 4 * layout.size
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         centers = fed.broadcast(self.centers)

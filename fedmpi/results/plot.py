@@ -28,6 +28,7 @@ X_LABELS = {
     "round": "Round",
     "seconds": "Wall time (s)",
     "bytes": "Clients' traffic, both ways (GB)",
+    "virtual_seconds": "Virtual time (s)",
 }
 SUFFIXES = (".png", ".pdf", ".svg")
 
@@ -38,12 +39,14 @@ def curve(run: Run, column: str, x: str) -> tuple[NDArray[np.float64], NDArray[n
     Raises:
         BadInput: the run has no such column, or no value in it yet.
     """
-    if column not in run.rounds:
-        known = ", ".join(run.rounds) or "no rounds yet"
-        raise BadInput(f"{run.path}: no column {column!r} in its rounds ({known})")
+    for needed in (column, *({x} & {"virtual_seconds"})):
+        if needed not in run.rounds:
+            known = ", ".join(run.rounds) or "no rounds yet"
+            raise BadInput(f"{run.path}: no column {needed!r} in its rounds ({known})")
     reached = {
         "round": lambda: run.rounds["round"],
         "seconds": lambda: np.cumsum(run.rounds["seconds"]),
+        "virtual_seconds": lambda: np.cumsum(run.rounds["virtual_seconds"]),
         "bytes": lambda: np.cumsum(run.rounds["bytes_up"] + run.rounds["bytes_down"]) / 1e9,
     }[x]()
     xs = np.concatenate([[0.0], reached])

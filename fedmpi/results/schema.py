@@ -17,6 +17,15 @@ Each dataset of /rounds, /clients, /ranks, /evaluation and /partition is one col
 that has no value in some row is float64, with NaN there. Texts are UTF-8. `weights` are little-endian
 float32, every tensor row-major in its PyTorch shape, one after another without padding; offsets count values.
 
+bytes_up and bytes_down of /rounds are what clients send and receive by the method's definition: the models (or
+other vectors) of a round, whatever MPI moves; clients whose updates are lost or not used have received theirs.
+
+Under other conditions than ideal ones /rounds also has virtual_seconds, the round's duration by the virtual clock;
+selected, how many clients were asked; dropped, how many of them lost the connection; late, how many updates came
+after the deadline, after enough others, or not done where a method does not accept partial work; stragglers, how
+many got only a part of their training done. /clients has virtual_seconds, from the start of the round to the
+arrival of the client's update. Where clients cannot always be reached, /rounds has unavailable: how many could not.
+
 `status` is running, finished, interrupted (can be resumed) or failed. A killed run cannot change it, so
 readers call a running file killed when its process is gone (same host) or its last write is older than ten
 times `write_interval` (another host). That is the longest time between two writes so far, but at least one

@@ -51,6 +51,8 @@ def _entries(run: Run) -> Iterator[tuple[str, str]]:
         yield "loss", f"test {_loss(_last(run, 'test_loss'))}, training {_loss(_last(run, 'train_loss'))}"
         yield "time", _time_split(run)
         yield "speed", _speed(run)
+        if "virtual_seconds" in run.rounds:
+            yield "virtual", _virtual(run)
         yield "traffic", _traffic(run)
     if run.weights_sha256:
         yield "sha256", run.weights_sha256
@@ -105,6 +107,12 @@ def _speed(run: Run) -> str:
     if "ranks" in run.environment:
         parts.append(f"{run.environment['ranks']} ranks")
     return ", ".join(parts)
+
+
+def _virtual(run: Run) -> str:
+    """Virtual time, and what became of the clients that were asked."""
+    asked, dropped, late = (int(_total(run, column)) for column in ("selected", "dropped", "late"))
+    return f"{_duration(_total(run, 'virtual_seconds'))}; of {asked} clients asked {dropped} dropped out, {late} late"
 
 
 def _traffic(run: Run) -> str:

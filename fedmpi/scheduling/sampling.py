@@ -1,18 +1,24 @@
-"""Who takes part in a round. Every rank draws the same cohort from the same stream, without a message."""
+"""Who is asked to take part in a round. Every rank draws the same cohort from the same stream, without a message."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi import randomness
-from fedmpi.training.block import Block
+from fedmpi.errors import require
+from fedmpi.scheduling.lists import check_numbers, read_lists
 
-Weighting = Literal["samples", "uniform"]
+if TYPE_CHECKING:
+    from fedmpi.training.block import Block
+
+Weighting = Literal["samples", "uniform", "horvitz_thompson"]
 
 
 @dataclass(frozen=True)
@@ -24,12 +30,15 @@ class Cohort:
         samples: [m] int64, their training samples.
         mass: [m] int64, what each counts in a mean over the cohort; 0 for one without samples.
         completed: [m] float64, the share of the local training that each gets done; None: all.
+        expected_mass: by which a mean is divided in place of the mass that is there (Horvitz-Thompson); what is
+            missing of it, or too much, is made up for by the model as it was. None: the mass that is there.
     """
 
     clients: NDArray[np.int64]
     samples: NDArray[np.int64]
     mass: NDArray[np.int64]
     completed: NDArray[np.float64] | None = None
+    expected_mass: float | None = None
 
     def __len__(self) -> int:
         return len(self.clients)
@@ -63,17 +72,35 @@ class Cohort:
     def subset(self, positions: NDArray[np.int64]) -> Cohort:
         """The members at these positions."""
         completed = None if self.completed is None else self.completed[positions]
-        return Cohort(self.clients[positions], self.samples[positions], self.mass[positions], completed)
+        clients, samples, mass = (column[positions] for column in (self.clients, self.samples, self.mass))
+        return Cohort(clients, samples, mass, completed, self.expected_mass)
 
     def block(self, positions: NDArray[np.int64]) -> Block:
         """The members at these positions, to be trained together."""
+        from fedmpi.training.block import Block
+
         some = self.subset(positions)
         return Block(some.clients, some.samples, some.mass, completed=some.completed)
 
 
 def masses(samples: NDArray[np.int64], weighting: Weighting) -> NDArray[np.int64]:
-    """[clients] what each of all clients counts in a mean; 0 for one without samples."""
-    return samples if weighting == "samples" else (samples > 0).astype(np.int64)
+    """What clients with so many samples each count in a mean; 0 for one without samples."""
+    return (samples > 0).astype(np.int64) if weighting == "uniform" else samples
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Whom a rule may choose from, and what it knows of them.
+
+    Attributes:
+        samples: [clients] training samples of each client.
+        label_counts: [clients, classes] training labels of each client.
+        available: [a] int64, ascending: the clients that can be reached in this round.
+    """
+
+    samples: NDArray[np.int64]
+    label_counts: NDArray[np.int64]
+    available: NDArray[np.int64]
 
 
 class Sampler(ABC):
@@ -82,57 +109,92 @@ class Sampler(ABC):
     #: Set by a rule that draws clients in proportion to their samples: a weighted mean would count them twice.
     weighting: Weighting | None = None
 
+    def check(self, clients: int, cohort: int) -> None:  # noqa: B027 (most go with any)
+        """Raise BadInput if the options do not go with so many clients, and so many a round."""
+
     @abstractmethod
-    def draw(self, round: int, size: int, samples: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
         """Choose clients for a round.
 
         Args:
             round: counts from 1.
-            size: of the cohort, at most the number of clients.
-            samples: [clients] training samples of each client.
+            size: of the cohort, at least 1 and at most the number of available clients.
+            pool: whom to choose from.
             rng: of this round.
 
         Returns:
-            Numbers of clients; one that stands there twice counts twice in the mean.
+            Numbers of available clients; one that stands there twice counts twice in the mean.
         """
 
-    def cohort(self, round: int, size: int, samples: NDArray[np.int64], weighting: Weighting, seed: int) -> Cohort:
-        """The cohort of a round, the same on every rank."""
-        drawn = self.draw(round, size, samples, randomness.stream(seed, "cohort", round))
+    def choose(self, drawn: Cohort, size: int, losses: Callable[[], NDArray[np.float64]]) -> Cohort:
+        """Whom of those drawn to ask: all, unless a rule looks at them first.
+
+        Args:
+            size: of the cohort.
+            losses: [m], the global model's on the training samples of each of those drawn. They then receive the
+                model. A collective: to be called on every rank or on none.
+        """
+        return drawn
+
+    def chance(self, size: int, of: int) -> float | None:
+        """The probability of each of so many available clients to be drawn; None where it is not the same for all."""
+        return None
+
+    def cohort(self, round: int, size: int, pool: Pool, weighting: Weighting, seed: int) -> Cohort:
+        """Those who are drawn in a round, the same on every rank; fewer than `size` if fewer are available."""
+        available = len(pool.available)
+        if not available:
+            return Cohort.nobody()
+        size = min(size, available)
+        drawn = self.draw(round, size, pool, randomness.stream(seed, "cohort", round))
         clients, times = np.unique(drawn, return_counts=True)
-        mass = times * masses(samples, self.weighting or weighting)[clients]
-        return Cohort(clients, samples[clients], mass)
+        samples = pool.samples[clients]
+        mass = times * masses(samples, self.weighting or weighting)
+        chance = self.chance(size, available) if weighting == "horvitz_thompson" else None
+        expected = None if chance is None else chance * float(pool.samples[pool.available].sum())
+        return Cohort(clients, samples, mass, expected_mass=expected)
 
 
 class Uniform(Sampler):
     """A fixed number of clients, uniformly, without replacement."""
 
-    def draw(self, round: int, size: int, samples: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        return rng.choice(len(samples), size, replace=False)
+    def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
+        return rng.choice(pool.available, size, replace=False)
+
+    def chance(self, size: int, of: int) -> float | None:
+        return size / of
 
 
 class Bernoulli(Sampler):
     """Every client with probability cohort / clients, independently; drawn again if nobody comes."""
 
-    def draw(self, round: int, size: int, samples: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        chosen = np.empty(0, dtype=np.int64)
+    def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
+        chosen = pool.available[:0]
         while not len(chosen):  # empty with probability at most 1/e, for size >= 1
-            chosen = np.flatnonzero(rng.random(len(samples)) < size / len(samples))
+            chosen = pool.available[rng.random(len(pool.available)) < size / len(pool.available)]
         return chosen
+
+    def chance(self, size: int, of: int) -> float | None:
+        share = size / of
+        return share / (1 - (1 - share) ** of)  # given that somebody comes
 
 
 class All(Sampler):
     """Every client in every round."""
 
-    def draw(self, round: int, size: int, samples: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        return np.arange(len(samples))
+    def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
+        return pool.available
+
+    def chance(self, size: int, of: int) -> float | None:
+        return 1.0
 
 
 class RoundRobin(Sampler):
-    """The clients in turn, by number."""
+    """The clients in turn, by number; whoever cannot be reached is passed over."""
 
-    def draw(self, round: int, size: int, samples: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        return ((round - 1) * size + np.arange(size)) % len(samples)
+    def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
+        first = np.searchsorted(pool.available, (round - 1) * size % len(pool.samples))
+        return np.roll(pool.available, -first)[:size]
 
 
 class Weighted(Sampler):
@@ -144,5 +206,78 @@ class Weighted(Sampler):
 
     weighting: Weighting | None = "uniform"
 
-    def draw(self, round: int, size: int, samples: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        return rng.choice(len(samples), size, replace=True, p=samples / samples.sum())
+    def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
+        samples = pool.samples[pool.available]
+        if not samples.any():
+            return pool.available[:0]
+        return rng.choice(pool.available, size, replace=True, p=samples / samples.sum())
+
+
+class Stratified(Sampler):
+    """A fixed number of clients, as many of each stratum as is its share of the clients, rounded up or down.
+
+    A stratum are the clients with the same most frequent label. Every client has the same chance, cohort / clients:
+    out of a list of the strata, shuffled within each, every (clients / cohort)th is taken from a random place on.
+    """
+
+    def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
+        available = len(pool.available)
+        stratum = pool.label_counts[pool.available].argmax(1)
+        order = np.lexsort((rng.random(available), stratum))
+        places = (rng.integers(available) + available * np.arange(size)) // size
+        return pool.available[order[places]]
+
+    def chance(self, size: int, of: int) -> float | None:
+        return size / of
+
+
+class PowerOfChoice(Sampler):
+    """Of some candidates, those on whose samples the global model does worst, for a plain mean.
+
+    Cho, Wang, Joshi: Towards Understanding Biased Client Selection in Federated Learning. AISTATS 2022.
+    https://arxiv.org/abs/2010.01243 (pi_pow-d). Candidates are drawn without replacement, in proportion to their
+    samples, and all of them receive the model. Looking at the losses costs no virtual time.
+
+    Args:
+        candidates: how many; null: twice the cohort.
+    """
+
+    weighting: Weighting | None = "uniform"
+
+    def __init__(self, candidates: int | None = None) -> None:
+        require(candidates is None or candidates >= 1, "candidates", candidates, "at least 1")
+        self.candidates = candidates
+
+    def check(self, clients: int, cohort: int) -> None:
+        candidates = cohort if self.candidates is None else self.candidates
+        require(candidates >= cohort, "sampler.candidates", candidates, f"at least the cohort, {cohort}")
+        require(candidates <= clients, "sampler.candidates", candidates, f"at most the number of clients, {clients}")
+
+    def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
+        able = pool.available[pool.samples[pool.available] > 0]
+        number = min(max(self.candidates or 2 * size, size), len(able))
+        chances = pool.samples[able] / max(pool.samples[able].sum(), 1)
+        return rng.choice(able, number, replace=False, p=chances) if number else able
+
+    def choose(self, drawn: Cohort, size: int, losses: Callable[[], NDArray[np.float64]]) -> Cohort:
+        worst = np.argsort(-losses(), kind="stable")[:size]
+        return drawn.subset(np.sort(worst))
+
+
+class FixedList(Sampler):
+    """The clients that a file names, round by round, however large the cohort; from its start again at its end.
+
+    Args:
+        file: text with a line a round, the numbers of its clients; # begins a remark.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._rounds = read_lists(file)
+
+    def check(self, clients: int, cohort: int) -> None:
+        check_numbers(self._rounds, "sampler.file", self.file, clients)
+
+    def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
+        named = self._rounds[(round - 1) % len(self._rounds)]
+        return named[np.isin(named, pool.available)]

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from fedmpi.data import Arrays, Dataset, Digits, Dirichlet, Progress, make_split
 from fedmpi.models import MLP, LeNet, Model
 from fedmpi.models.mlp import LogisticRegression
-from fedmpi.scheduling import Sampler, Uniform
+from fedmpi.scheduling import Pool, Sampler, Uniform
 from fedmpi.training.settings import LocalTraining
 from tests.programs.regression import InOrder
 from tests.small import SEED, network, normalised, plain_training, read, run, state, tensors
@@ -52,7 +52,7 @@ class Few(Dataset):
 class Nobody(Sampler):
     """Nobody ever comes."""
 
-    def draw(self, round: int, size: int, samples: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
         return np.empty(0, dtype=np.int64)
 
 

@@ -83,3 +83,12 @@ def test_settings_read_like_prose() -> None:
     assert describe({"epochs": 2, "lr": 0.1}) == "epochs 2, lr 0.1"
     assert describe("my_package.Mine") == "Mine"
     assert describe(1.5) == "1.5"
+
+
+def test_a_curve_over_virtual_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: 2.5 virtual seconds a round, added up; a run without a virtual clock is named."""
+    with_clock = finished(tmp_path / "clock.h5", rounds=4, clock=True)
+    assert curve(fedmpi.results.open(with_clock), "test_accuracy", "virtual_seconds")[0].tolist() == [0, 5, 10]
+    without = str(finished(tmp_path / "run.h5", rounds=4))
+    assert main(["plot", without, "--x", "virtual_seconds", "-o", str(tmp_path / "out.png")]) == 2
+    assert capsys.readouterr().err.startswith(f"{without}: no column 'virtual_seconds' in its rounds (round, ")

@@ -30,6 +30,13 @@ def test_a_summary_says_what_the_run_did(tmp_path: Path, monkeypatch: pytest.Mon
     ]
 
 
+def test_a_summary_tells_virtual_time(tmp_path: Path) -> None:
+    """Oracle: 20 rounds of 2.5 virtual seconds, with 7 clients asked, 1 dropped out, 2 late."""
+    text = summarize(fedmpi.results.open(finished(tmp_path / "run.h5", clock=True)))
+    assert "virtual     50 s; of 140 clients asked 20 dropped out, 40 late\n" in text
+    assert len(text.splitlines()) < 16
+
+
 def test_a_summary_fits_on_a_screen(tmp_path: Path) -> None:
     text = summarize(fedmpi.results.open(finished(tmp_path / "run.h5")))
     *lines, _ = text.splitlines()
