@@ -132,20 +132,20 @@ SCALING = {
         "--dataset benchmarks.workloads.MadeUp --dataset.samples 20000 --dataset.side 8"
         " --model MLP --model.hidden [32] --partition benchmarks.workloads.Ragged"
         " --clients 1000 --cohort 320 --local.epochs 1 --local.batch_size 10 --local.lr 0.1",
-        pairs=40,
+        pairs=25,
     ),
     "wide MLP": Workload(
         "MLP 784-2084-10, 1.66 M, one step a client",
         "--dataset benchmarks.workloads.MadeUp --dataset.samples 10000 --model MLP --model.hidden [2084]"
         " --partition IID --clients 1000 --cohort 32 --local.epochs 1 --local.batch_size 10 --local.lr 0.01",
-        pairs=15,
+        pairs=12,
     ),
     "CNN": Workload(
         "McMahan CNN, 1.66 M, log-normal sizes",
         "--dataset benchmarks.workloads.MadeUp --model McMahanCNN --partition LogNormal --partition.sigma 1.0"
         " --partition.min_samples 10"
-        " --clients 1000 --cohort 32 --local.epochs 1 --local.batch_size 10 --local.lr 0.01",
-        pairs=6,
+        " --clients 1000 --cohort 16 --local.epochs 1 --local.batch_size 10 --local.lr 0.01",
+        pairs=5,
     ),
     "ResNet18": Workload(
         "ResNet18, 11.2 M",

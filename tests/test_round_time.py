@@ -80,7 +80,7 @@ def test_networks() -> None:
 
 
 def test_bookkeeping() -> None:
-    """Oracle: by hand, for 3 of 100 clients; 4 ranks on 2 cores, each of which adds up 4 times 3 * 5 + 4 * 6 numbers."""
+    """Oracle: by hand, for 3 of 100 clients; 4 ranks on 2 cores, each adds up 4 times 3 * 5 + 4 * 6 numbers."""
     what = machine(a_round=1.0, a_member=10.0, a_client=100.0)
     assert seconds(what, 4, one_node(4)) == {"books": 1 + 30 + 10_000}
     assert seconds(what, 4, one_node(2)) == {"books": 2 * (1 + 30 + 10_000)}
