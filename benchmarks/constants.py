@@ -37,7 +37,7 @@ from fedmpi.data._owners import apportion
 from fedmpi.experiment import Experiment
 from fedmpi.ledger import Ledger
 from fedmpi.mpi.world import World
-from fedmpi.scheduling import Uniform
+from fedmpi.scheduling import Bernoulli, Cohort, Sampler, Uniform, Weighted
 from fedmpi.scheduling.placement import place
 from fedmpi.server_optimizers import Replace
 from fedmpi.training.block import Block, Work
@@ -200,14 +200,23 @@ def clients(world: World) -> dict[str, Any]:
 
 
 def books(world: World, states: StateKeeper, samples: NDArray[np.int64], size: int) -> dict[str, float]:
-    """Seconds of drawing, placing, moving states (there are none) and keeping the ledger of a cohort."""
-    cohort = Uniform().cohort(1, size, samples, "samples", 0)
+    """Seconds of drawing, placing, moving states (there are none) and keeping the ledger of a cohort.
+
+    And, beside drawing uniformly, of drawing otherwise.
+    """
+
+    def draw(sampler: Sampler) -> Cohort:
+        return sampler.cohort(1, size, samples, "samples", 0)
+
+    cohort = draw(Uniform())
     ranks = place(cohort.samples, SOME_RANKS)
     return {
-        "draw": seconds(9, lambda: Uniform().cohort(1, size, samples, "samples", 0)),
+        "draw": seconds(9, lambda: draw(Uniform())),
         "place": seconds(9, lambda: place(cohort.samples, SOME_RANKS)),
         "states": seconds(9, lambda: states.gather(cohort.clients, ranks)),
         "ledger": seconds(9, lambda: Ledger(world, 1, cohort, ()).close(0)),
+        "bernoulli": seconds(9, lambda: draw(Bernoulli())),
+        "weighted": seconds(9, lambda: draw(Weighted())),
     }
 
 

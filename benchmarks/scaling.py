@@ -24,9 +24,16 @@ from benchmarks.workloads import CHECKED, SCALING
 
 CHECKED_RANKS = (2, 3, 5, 9, 17)
 RANKS = tuple(2**power for power in range(11))
-# Rounds on paper: workload and cohort, out of 100,000 clients with log-normally many samples, 60 on average.
-CASES = (("MLP", 10_000), ("CNN", 1_000), ("ResNet18", 1_000))
-MANY, SAMPLES, SIGMA, BATCH = 100_000, 60, 1.0, 10
+# Rounds on paper: title, workload, cohort and spread of the clients' sizes, which are log-normal.
+CASES = (
+    ("MLP, 10,000 clients", "MLP", 10_000, 1.0),
+    ("CNN, 1,000 clients", "CNN", 1_000, 1.0),
+    ("CNN, 10,000 equal clients", "CNN", 10_000, 0.0),
+    ("ResNet18, 1,000 clients", "ResNet18", 1_000, 1.0),
+)
+SHOWN = CASES[2]
+# Clients in all, the mean of their samples, samples a step.
+MANY, SAMPLES, BATCH = 100_000, 60, 10
 # Okabe and Ito's colours.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
@@ -186,30 +193,41 @@ def compared(
     return predicted, spent
 
 
-def steps_of(cohort: int) -> NDArray[np.int64]:
+def steps_of(cohort: int, sigma: float) -> NDArray[np.int64]:
     """[cohort] steps of clients with log-normally many samples."""
-    sizes = np.exp(SIGMA * np.random.default_rng(0).standard_normal(cohort) - SIGMA**2 / 2)
+    sizes = np.exp(sigma * np.random.default_rng(0).standard_normal(cohort) - sigma**2 / 2)
     return np.maximum(np.ceil(SAMPLES * sizes / BATCH), 1).astype(np.int64)
 
 
 def paper_table(
     machine: Machine, trainings: dict[str, Training], clusters: dict[str, Cluster]
 ) -> Iterator[list[str]]:
-    yield ["workload, cohort", "network", "ranks", "round", "speed-up", *PARTS]
-    for name, cohort in CASES:
-        steps, training = steps_of(cohort), trainings[name]
-        for network, cluster in clusters.items():
-            one = sum(round_time(machine, cluster, training, steps, 1, MANY).values())
-            for ranks in (1, 17, 64, 256, 1024):
+    yield ["workload", "ranks", "network", "a round", "speed-up", *PARTS]
+    for title, name, cohort, sigma in CASES:
+        steps, training = steps_of(cohort, sigma), trainings[name]
+        for ranks in (1, 17, 64, 256, 1024):
+            for number, (network, cluster) in enumerate(clusters.items()):
+                on_one_node = ranks <= cluster.ranks_a_node
+                if number and on_one_node:
+                    continue
+                one = sum(round_time(machine, cluster, training, steps, 1, MANY).values())
                 parts = round_time(machine, cluster, training, steps, ranks, MANY)
                 whole = sum(parts.values())
                 shares = [f"{100 * parts[part] / whole:.1f} %" for part in PARTS]
-                yield [f"{name}, {cohort:,}", network, str(ranks), f"{whole:.3g} s", f"{one / whole:.1f}", *shares]
+                within = "one node" if on_one_node else network
+                yield [
+                    title if ranks == 1 else "",
+                    str(ranks),
+                    within,
+                    f"{whole:.3g} s",
+                    f"{one / whole:.1f}",
+                    *shares,
+                ]
 
 
 def books_table(measured: dict[str, Any]) -> Iterator[list[str]]:
-    names = ("draw", "place", "states", "ledger")
-    yield ["clients", "cohort", *(f"{name}, ms" for name in names)]
+    names = ("draw", "place", "states", "ledger", "bernoulli", "weighted")
+    yield ["clients", "cohort", *(f"`{name}`, ms" for name in names)]
     for row in measured["clients"]["books"]:
         yield [f"{row['clients']:,}", f"{row['cohort']:,}", *(f"{1e3 * row[name]:.2f}" for name in names)]
 
@@ -240,7 +258,7 @@ def draw(
 
     style: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     with rc_context(style):
-        figure = Figure(figsize=(9.6, 7.0), layout="constrained")
+        figure = Figure(figsize=(9.6, 8.0), layout="constrained")
         (check, paper), (shares, growth) = figure.subplots(2, 2)
         draw_check(check, machine, trainings, measured)
         draw_paper(paper, machine, trainings, clusters)
@@ -267,30 +285,31 @@ def draw_check(axes: Any, machine: Machine, trainings: dict[str, Training], meas
 
 
 def draw_paper(axes: Any, machine: Machine, trainings: dict[str, Training], clusters: dict[str, Cluster]) -> None:
-    for colour, (name, cohort) in zip(COLOURS, CASES, strict=False):
-        steps = steps_of(cohort)
+    for colour, (title, name, cohort, sigma) in zip(COLOURS, CASES, strict=False):
+        steps = steps_of(cohort, sigma)
         for dash, (network, cluster) in zip(("-", "--", ":"), clusters.items(), strict=False):
-            seconds = [
-                sum(round_time(machine, cluster, trainings[name], steps, ranks, MANY).values()) for ranks in RANKS
-            ]
-            axes.plot(RANKS, seconds, dash, color=colour, label=f"{name}, {cohort:,} clients, {network}")
-        axes.plot(RANKS, [seconds[0] / ranks for ranks in RANKS], color="0.7", linewidth=0.8, zorder=0)
-    axes.set(xscale="log", yscale="log", xlabel="Ranks", ylabel="Seconds a round")
-    axes.set_title("On paper; grey: one rank's time divided by the ranks", fontsize=9)
+            rounds = [round_time(machine, cluster, trainings[name], steps, ranks, MANY) for ranks in RANKS]
+            seconds = np.array([sum(parts.values()) for parts in rounds])
+            label = f"{title}; {network}" if dash == "-" else network
+            axes.plot(RANKS, seconds[0] / seconds, dash, color=colour, label=label)
+    axes.plot(RANKS, RANKS, color="0.7", linewidth=0.8, zorder=0)
+    axes.set(xscale="log", yscale="log", xlabel="Ranks", ylabel="Speed-up over one rank")
+    axes.set_title("On paper; grey: as many times as fast as there are ranks", fontsize=9)
     ticks_of_ranks(axes)
-    finish(axes, columns=1)
+    finish(axes, columns=len(clusters))
 
 
 def draw_shares(axes: Any, machine: Machine, trainings: dict[str, Training], clusters: dict[str, Cluster]) -> None:
-    name, cohort = "CNN", 1_000
+    title, name, cohort, sigma = SHOWN
     network, cluster = list(clusters.items())[-1]
-    parts = [round_time(machine, cluster, trainings[name], steps_of(cohort), ranks, MANY) for ranks in RANKS]
-    values = np.array([list(part.values()) for part in parts]).T
-    axes.stackplot(RANKS, 100 * values / values.sum(axis=0), colors=COLOURS, labels=PARTS)
-    axes.set(xscale="log", xlabel="Ranks", ylabel="Share of the round (%)", xlim=(1, RANKS[-1]), ylim=(0, 100))
-    axes.set_title(f"On paper: {name}, {cohort:,} clients a round, {network}", fontsize=9)
+    steps = steps_of(cohort, sigma)
+    rounds = [round_time(machine, cluster, trainings[name], steps, ranks, MANY) for ranks in RANKS]
+    values = np.array([list(parts.values()) for parts in rounds]).T
+    axes.stackplot(RANKS, 100 * values[1:] / values.sum(axis=0), colors=COLOURS, labels=PARTS[1:])
+    axes.set(xscale="log", xlabel="Ranks", ylabel="Share of the round (%)", xlim=(1, RANKS[-1]))
+    axes.set_title(f"On paper, all but training: {title}; {network}", fontsize=9)
     ticks_of_ranks(axes)
-    finish(axes, columns=3)
+    finish(axes, columns=5)
 
 
 def draw_growth(axes: Any, measured: dict[str, Any]) -> None:
@@ -305,7 +324,7 @@ def draw_growth(axes: Any, measured: dict[str, Any]) -> None:
     axes.plot([row["clients"] for row in start], seconds, "k--", marker="D", label="at the start: make_split")
     axes.set(xscale="log", yscale="log", xlabel="Clients in all", ylabel="Seconds on every rank")
     axes.set_title("Measured: bookkeeping, and who has what", fontsize=9)
-    finish(axes, columns=1)
+    finish(axes, columns=2)
 
 
 def ticks_of_ranks(axes: Any) -> None:
@@ -315,7 +334,7 @@ def ticks_of_ranks(axes: Any) -> None:
 
 def finish(axes: Any, columns: int) -> None:
     axes.grid(alpha=0.3, linewidth=0.6)
-    axes.legend(fontsize=7, ncols=columns, framealpha=0.85)
+    axes.legend(fontsize=7, ncols=columns, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
 if __name__ == "__main__":
