@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from fedmpi.data import make_split
 from fedmpi.experiment import Experiment
-from fedmpi.scheduling.placement import place
+from fedmpi.scheduling.placement import CostModel
 from fedmpi.training.layout import Layout, aligned_rows
 
 AT_ONCE = 125
@@ -56,7 +56,7 @@ class BareLoop:
         self.comm.Bcast(self.start.numpy(), root=0)
         self.total.zero_()
         samples = self.split.samples[cohort]
-        mine = np.flatnonzero(place(-(-samples // self.size), self.comm.size) == self.comm.rank)
+        mine = np.flatnonzero(CostModel(self.comm.size).place(-(-samples // self.size))[0] == self.comm.rank)
         mine = mine[np.argsort(-samples[mine])]
         (self._side_by_side if self.vectorised else self._one_by_one)(cohort[mine], samples[mine] / samples.sum())
         self.comm.Allreduce(MPI.IN_PLACE, self.total.numpy())

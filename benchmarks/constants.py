@@ -37,8 +37,8 @@ from fedmpi.data._owners import apportion
 from fedmpi.experiment import Experiment
 from fedmpi.ledger import Ledger
 from fedmpi.mpi.world import World
-from fedmpi.scheduling import Bernoulli, Cohort, Sampler, Uniform, Weighted
-from fedmpi.scheduling.placement import place
+from fedmpi.scheduling import Bernoulli, Cohort, Pool, Sampler, Uniform, Weighted
+from fedmpi.scheduling.placement import CostModel
 from fedmpi.server_optimizers import Replace
 from fedmpi.training.block import Block, Work
 
@@ -205,14 +205,16 @@ def books(world: World, states: StateKeeper, samples: NDArray[np.int64], size: i
     And, beside drawing uniformly, of drawing otherwise.
     """
 
+    pool = Pool(samples, samples[:, None], np.arange(len(samples)))
+
     def draw(sampler: Sampler) -> Cohort:
-        return sampler.cohort(1, size, samples, "samples", 0)
+        return sampler.cohort(1, size, pool, "samples", 0)
 
     cohort = draw(Uniform())
-    ranks = place(cohort.samples, SOME_RANKS)
+    ranks, _ = CostModel(SOME_RANKS).place(cohort.samples)
     return {
         "draw": seconds(9, lambda: draw(Uniform())),
-        "place": seconds(9, lambda: place(cohort.samples, SOME_RANKS)),
+        "place": seconds(9, lambda: CostModel(SOME_RANKS).place(cohort.samples)),
         "states": seconds(9, lambda: states.gather(cohort.clients, ranks)),
         "ledger": seconds(9, lambda: Ledger(world, 1, cohort, ()).close(0)),
         "bernoulli": seconds(9, lambda: draw(Bernoulli())),

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.mpi.world import SHORTEST_SLEEP
-from fedmpi.scheduling.placement import place
+from fedmpi.scheduling.placement import CostModel
 
 # Numbers in a round's books: a client's (see fedmpi.ledger.RECORDED) and a rank's (SPENT).
 A_CLIENTS_BOOKS, A_RANKS_BOOKS = 5, 6
@@ -167,7 +167,7 @@ def round_time(
     crowd = max(on_node / cluster.cores, 1)
     lanes = min(on_node, cluster.cores)
 
-    placement = workers[place(steps, len(workers))]
+    placement = workers[CostModel(len(workers)).place(steps)[0]]
     work = _loads(training, machine.a_block, steps, placement, ranks)
     held = np.bincount(placement, minlength=ranks)
     added = held * size * machine.at("add", size)

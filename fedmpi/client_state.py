@@ -65,8 +65,20 @@ class StateKeeper:
         self.states[name] = ClientState(initial, device)
         return self.states[name]
 
-    def gather(self, clients: NDArray[np.int64], ranks: NDArray[np.int64]) -> None:
-        """Bring the rows of `clients` [m] to the `ranks` [m] that train them next; a collective."""
+    @property
+    def bytes(self) -> int:
+        """What one client keeps."""
+        return sum(state.initial.nbytes for state in self.states.values())
+
+    def gather(self, clients: NDArray[np.int64], ranks: NDArray[np.int64]) -> int:
+        """Bring the rows of `clients` [m] to the `ranks` [m] that train them next; a collective.
+
+        Returns:
+            How many bytes this rank sent and received.
+        """
+        if not self.states:
+            self.home[clients] = ranks
+            return 0
         me = self._world.rank
         moves = [
             (client, source, target)
@@ -84,3 +96,4 @@ class StateKeeper:
                 [(rank, row.numpy()) for rank, _, row in arriving],
             )
             state.rows.update((client, row) for _, client, row in arriving)
+        return len(moves) * self.bytes

@@ -6,6 +6,7 @@ data files, random generators.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from fedmpi.evaluation import Evaluation, Evaluator
 from fedmpi.ledger import Ledger, Outcome
 from fedmpi.mpi.world import World
 from fedmpi.scheduling import Cohort
-from fedmpi.scheduling.placement import place
+from fedmpi.scheduling.placement import CostModel
 from fedmpi.training.block import Block, Hooks, Phase
 from fedmpi.training.layout import Layout
 from fedmpi.training.trainer import WHOLE, Trainer
@@ -100,6 +101,7 @@ class Federation:
         self.when_idle: Callable[[], None] = _nothing
         self.states = StateKeeper(world, self.clients)
         self._world = world
+        self._costs = CostModel(len(world.workers), trainer.at_once)
         self._trainer = trainer
         self._evaluator = evaluator
         self._initial = initial
@@ -154,15 +156,22 @@ class Federation:
     def my_clients(self, cohort: Cohort) -> Iterator[Block]:
         """This rank's share of `cohort`, in blocks that are trained together, the longest first."""
         steps = self.count_steps(cohort)
-        ranks = np.array(self._world.workers)[place(steps, len(self._world.workers))]
-        self.states.gather(cohort.clients, ranks)
+        ranks = self._place(cohort, steps)
+        began = time.perf_counter()
+        moved = self.states.gather(cohort.clients, ranks)
+        if moved:
+            took = time.perf_counter() - began
+            self._ledger.observe(took, {"moved_bytes": moved, "moving_seconds": took})
         if not self._world.is_worker:
             self._be_idle()
         mine = np.flatnonzero(ranks == self._world.rank)
         mine = mine[np.argsort(-steps[mine], kind="stable")]
         for first in range(0, len(mine), self._trainer.at_once):
             some = mine[first : first + self._trainer.at_once]
+            began = time.perf_counter()
             yield cohort.block(some)
+            took, me = time.perf_counter() - began, self._world.rank - self._world.workers[0]
+            self._ledger.observe(took, self._costs.observation(me, steps[some], took))
 
     def train(self, block: Block, start: Tensor, hooks: Hooks, phase: Phase = WHOLE, **vectors: Tensor) -> Trained:
         """Local training of a block's clients.
@@ -333,7 +342,8 @@ class Federation:
         received = self._distribute(algorithm.weights if self.is_server else torch.empty(self.layout.size))
         losses = np.zeros(len(clients))
         if self._world.is_worker:
-            ranks = np.array(self._world.workers)[place(self.samples[clients], len(self._world.workers))]
+            placement, _ = CostModel(len(self._world.workers)).place(self.samples[clients])
+            ranks = np.array(self._world.workers)[placement]
             with self._doing("measuring the losses of candidates"):
                 for position in np.flatnonzero(ranks == self._world.rank):
                     losses[position] = self._evaluator.training_loss(int(clients[position]), received)
@@ -358,7 +368,13 @@ class Federation:
                 raise RuntimeError(f"{name} is kept beyond the round in which it was broadcast: keep its clone()")
         with self._doing("ending the round"):
             self._be_idle()
-            return self._ledger.close(sum(mean.bytes_added for mean in self._means))
+            outcome = self._ledger.close(sum(mean.bytes_added for mean in self._means))
+        workers = list(self._world.workers)
+        for name, values in self._costs.columns().items():
+            outcome.ranks[name] = np.full(self._world.size, np.nan)
+            outcome.ranks[name][workers] = values
+        self._costs.learn(self._ledger.observed)
+        return outcome
 
     def where(self) -> str:
         """Where this rank is in the experiment, for the report of a failure."""
@@ -390,6 +406,14 @@ class Federation:
     def _alone(self, client: int) -> Block:
         one = np.array([client])
         return Block(one, self.samples[one], self.samples[one])
+
+    def _place(self, cohort: Cohort, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[m] the ranks that train the cohort's clients, the same on every rank."""
+        first, kept = self._world.workers[0], self.states.bytes
+        home = self.states.home[cohort.clients] - first if kept else None
+        placement, expected = self._costs.place(steps, home, kept)
+        self._ledger.predict(expected if self._costs.is_fitted else np.full(len(expected), np.nan))
+        return first + placement
 
     def _be_idle(self) -> None:
         if self.is_server and not self._was_idle:

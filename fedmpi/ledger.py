@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from fedmpi.evaluation import Evaluation
 from fedmpi.mpi.world import World
 from fedmpi.scheduling import Cohort
+from fedmpi.scheduling.placement import OBSERVED
 
 if TYPE_CHECKING:
     from fedmpi.results import Results
@@ -30,6 +31,7 @@ SPENT = (
     "evaluation_seconds",
     "wait_seconds",
     "clients",
+    "client_seconds",
     "bytes_up",
 )
 SPENT_BY_WORKERS = SPENT[:3]
@@ -73,13 +75,14 @@ class Ledger:
         self._world = world
         self._columns = [*RECORDED, *client_metrics]
         # One buffer for all books, so that one message brings them together.
-        shapes = (len(cohort), len(self._columns)), (world.size, len(SPENT))
+        shapes = (len(cohort), len(self._columns)), (world.size, len(SPENT) + len(OBSERVED))
         self._books = np.zeros(sum(rows * columns for rows, columns in shapes))
         records, ranks = np.split(self._books, [len(cohort) * len(self._columns)])
         self._records, self._ranks = records.reshape(shapes[0]), ranks.reshape(shapes[1])
         self._gathered = False
         self._logged: dict[str, float] = {}
-        self._spent = dict.fromkeys(SPENT, 0.0)
+        self._spent = dict.fromkeys((*SPENT, *OBSERVED), 0.0)
+        self._predicted = np.zeros(world.size)
         self._waited, self._transferred = world.waited, world.transferred
 
     def log(self, values: Mapping[str, float]) -> None:
@@ -101,6 +104,21 @@ class Ledger:
         self._records[rows, took] += work.seconds
         self.record(block, {"rank": self._world.rank, "samples": block.samples, "loss": work.loss})
 
+    def predict(self, seconds: NDArray[np.float64]) -> None:
+        """Add what the ranks that train [workers] are expected to spend on their clients."""
+        self._predicted[list(self._world.workers)] += seconds
+
+    def observe(self, seconds: float, sums: Mapping[str, float]) -> None:
+        """Add time that this rank spent on its clients, and what the placement learns from it."""
+        self._spent["client_seconds"] += seconds
+        for name, value in sums.items():
+            self._spent[name] += value
+
+    @property
+    def observed(self) -> NDArray[np.float64]:
+        """[workers, OBSERVED], known when the round has ended."""
+        return self._ranks[list(self._world.workers), len(SPENT) :]
+
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Add the time of a block of code to what this rank spent."""
@@ -121,7 +139,7 @@ class Ledger:
         self._spent["bytes_up"] = bytes_up
         self._ranks[self._world.rank] = list(self._spent.values())
         self._world.sum(self._ranks if self._gathered else self._books)
-        return self._outcome(dict(zip(SPENT, self._ranks.T, strict=True)))
+        return self._outcome(dict(zip((*SPENT, *OBSERVED), self._ranks.T, strict=True)))
 
     def _outcome(self, ranks: dict[str, NDArray[np.float64]]) -> Outcome:
         records = self._by_name()
@@ -147,6 +165,8 @@ class Ledger:
             "busy_seconds": ranks["train_seconds"] + ranks["evaluation_seconds"],
             "wait_seconds": ranks["wait_seconds"],
             "clients": ranks["clients"].astype(np.int64),
+            "client_seconds": ranks["client_seconds"],
+            "predicted_seconds": self._predicted,
         }
         return Outcome(row, clients, by_rank, self.evaluation)
 

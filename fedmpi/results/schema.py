@@ -5,7 +5,10 @@
     /environment    attributes: what the job ran on; a list is one text with a line an entry
     /rounds         one row a round; row r is the state after round r, rounds count from 1
     /clients        one row a participation (round, client)
-    /ranks          one row a (round, rank)
+    /ranks          one row a (round, rank): what it did; client_seconds, for all it did with its clients, and
+                    predicted_seconds, what was expected of that by what the rounds before had taught: its speed (the
+                    mean is 1), fixed_seconds for a client (for those trained side by side: for a step of all) and
+                    step_seconds for a step of a client; NaN before the first round was over
     /evaluation     one row an evaluation: round, per_class_accuracy [classes] and, if the method has it,
                     client_accuracy [clients]; attributes: test_loss, test_accuracy of the initial model
     /partition      one row a client: label_counts [classes], samples
