@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fedmpi.federation import Federation
     from fedmpi.scheduling import Cohort
     from fedmpi.training.block import Block
+    from fedmpi.training.layout import Layout
 
 
 class LocalOnly(Algorithm):
@@ -27,6 +28,9 @@ class LocalOnly(Algorithm):
     def setup(self, fed: "Federation") -> None:
         super().setup(fed)
         self.own = fed.client_state("own", fed.initial_weights())
+
+    def payload(self, layout: "Layout") -> tuple[int, int]:
+        return 0, 0
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         for block in fed.my_clients(cohort):

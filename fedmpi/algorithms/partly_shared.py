@@ -37,6 +37,10 @@ class PartlyShared(Algorithm):
         self.own, self.shared = self.split(fed.layout)
         self.kept = fed.client_state("kept", self.weights[self.own])
 
+    def payload(self, layout: "Layout") -> tuple[int, int]:
+        _, shared = self.split(layout)
+        return 4 * (shared.stop - shared.start), 4 * (shared.stop - shared.start)
+
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         received = fed.broadcast(self.weights[self.shared])
         mean = fed.weighted_mean(cohort, columns=self.shared)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fedmpi.federation import Federation
     from fedmpi.scheduling import Cohort
     from fedmpi.training.block import Block
+    from fedmpi.training.layout import Layout
 
 
 class SCAFFOLD(Algorithm):
@@ -44,6 +45,10 @@ class SCAFFOLD(Algorithm):
         super().setup(fed)
         self.control = self.weights.new_zeros(fed.layout.parameters)  # c
         self.controls = fed.client_state("control", self.control)  # c_k
+
+    def payload(self, layout: "Layout") -> tuple[int, int]:
+        both = 4 * (layout.size + layout.parameters)
+        return both, both
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         trained = slice(0, fed.layout.parameters)
