@@ -1,17 +1,22 @@
-"""What training takes and gives: a block of clients, an algorithm's hooks, and the account of the work."""
+"""What training takes and gives: a block of clients, an algorithm's hooks, and the account of the work.
+
+Imports no torch: the command line imports samplers, samplers make blocks, and --help shall be fast.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from fedmpi.training.flat import Net
-from fedmpi.training.samples import Batch
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedmpi.training.flat import Net
+    from fedmpi.training.samples import Batch
 
 
 class Hooks(Protocol):

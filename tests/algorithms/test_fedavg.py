@@ -19,7 +19,7 @@ from fedmpi.models.mlp import LogisticRegression
 from fedmpi.scheduling import Pool, Sampler, Uniform
 from fedmpi.training.settings import LocalTraining
 from tests.programs.regression import InOrder
-from tests.small import SEED, network, normalised, plain_training, read, run, state, tensors
+from tests.small import SEED, Client, network, normalised, plain_training, read, run, state, tensors
 
 SHAPE = (1, 8, 8)
 DIGITS = read(Digits())
@@ -69,6 +69,17 @@ def test_one_client_is_plain_training(model: Model, tmp_path: Path) -> None:
     assert way > 0.3
     assert distance(tensors(made), state(plain)) < 1e-5 * way
     np.testing.assert_allclose(made.rounds["train_loss"], losses, rtol=1e-4)
+
+
+def test_one_client_is_passed_through(tmp_path: Path) -> None:
+    """A1. Oracle: local training without any federation, bit for bit, round after round."""
+    local = LocalTraining(epochs=2, batch_size=16, momentum=0.9)
+    made = run(tmp_path / "run.h5", dataset=Few(60), model=LeNet(), clients=1, rounds=3, local=local)
+    client = Client(network(LeNet(), SHAPE, 10), DIGITS.train_x[:60], DIGITS.train_y[:60], local, Digits())
+    for round in (1, 2, 3):
+        client.train(round=round, rounds=3)
+        client.start = client.model.weights.clone()
+    np.testing.assert_array_equal(client.model.layout.canonical(client.start[0]).numpy(), made.weights)
 
 
 @pytest.mark.parametrize("model", [LogisticRegression(), MLP(hidden=(33,))])
