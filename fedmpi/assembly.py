@@ -73,9 +73,12 @@ def assemble(experiment: Experiment, world: World) -> Federation:
     owners = np.empty(len(arrays.test_y), dtype=np.int64)
     for client, shard in enumerate(split.test):
         owners[shard] = client
+    task = Task(model, train, split.train, pixels, experiment.local, experiment.seed)
+    with world.agreed():
+        trainer = make_trainer(task, experiment.cohort)
     fed = Federation(
         world,
-        make_trainer(Task(model, train, split.train, pixels, experiment.local, experiment.seed), experiment.cohort),
+        trainer,
         Evaluator(build(0), train, test, split.train, split.test, owners, dataset.classes, pixels),
         split,
         lambda number: build(number).weights[0].clone(),

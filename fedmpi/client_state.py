@@ -64,6 +64,9 @@ class StateKeeper:
 
     def gather(self, clients: NDArray[np.int64], ranks: NDArray[np.int64]) -> None:
         """Bring the rows of `clients` [m] to the `ranks` [m] that train them next; a collective."""
+        if not self.states:
+            self.home[clients] = ranks
+            return
         me = self._world.rank
         moves = [
             (client, source, target)
