@@ -83,9 +83,11 @@ def assemble(experiment: Experiment, world: World) -> Federation:
         owners[shard] = client
     shards = [np.sort(np.concatenate(split.train))] if pools else split.train
     task = Task(model, train, shards, pixels, experiment.local, experiment.seed)
+    with world.agreed():
+        trainer = make_trainer(task, 1 if pools else experiment.cohort)
     fed = Federation(
         world,
-        make_trainer(task, 1 if pools else experiment.cohort),
+        trainer,
         Evaluator(build(0), train, test, split.train, split.test, owners, dataset.classes, pixels),
         split,
         lambda number: build(number).weights[0].clone(),

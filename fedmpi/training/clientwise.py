@@ -68,7 +68,7 @@ class ClientWise(TorchFunctionMode):
             bits = _hashed_tensor(torch.as_tensor(self._key, dtype=torch.int32, device=x.device), self._dropouts, x)
         # In the order of the batch's rows, whatever the memory format, so that rows that pad come last.
         kept = (bits >= round(p * 2**31)).view(x.shape)
-        return x * kept.to(x.dtype).mul_(1 / (1 - p))
+        return x * kept.to(torch.get_default_dtype()).mul_(1 / (1 - p))  # which bfloat16 would round
 
     def _batch_norm(
         self,

@@ -21,6 +21,7 @@ class FlatModel:
         weights: [1, P], the network's parameters and floating-point buffers (`layout` says where).
         normalises_batches: whether training takes statistics over the batch, which one sample cannot give.
         has_features: whether it has the two parts of a `Backbone`.
+        in_bf16: whether `Net` runs the network in bfloat16 where that is safe.
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
@@ -30,6 +31,7 @@ class FlatModel:
         self.weights = aligned_rows(1, self.layout.size, device)
         self.normalises_batches = any(isinstance(layer, _BatchNorm) for layer in module.modules())
         self.has_features = {"extractor", "classifier"} <= dict(module.named_children()).keys()
+        self.in_bf16 = False
         parameters = dict(module.named_parameters())
         self._parameters = [(entry, parameters[entry.name]) for entry in self.layout.entries if entry.is_parameter]
         self._hooked: set[str] = set()
@@ -135,6 +137,13 @@ class Net:
         return Net(self._model, self._model.layout.views(weights.detach()), frozen=True)
 
     def _run(self, part: str, x: Tensor) -> Tensor:
+        if not self._model.in_bf16:
+            return self._call(part, x)
+        # What it gives is float32 again, for losses. Nothing is cached: weights change with every step.
+        with torch.autocast(self._model.device.type, torch.bfloat16, cache_enabled=False):
+            return self._call(part, x).float()
+
+    def _call(self, part: str, x: Tensor) -> Tensor:
         module = self._module.get_submodule(part)
         if self._tensors is None:
             result: Tensor = module(x)

@@ -61,6 +61,7 @@ class Trainer(ABC):
         self.at_once = at_once
         self.model = model = task.model
         self.settings = task.settings
+        model.in_bf16 = task.settings.precision == "bf16"
         self._samples = task.samples
         self._shards = task.shards
         self._pixels = task.pixels
