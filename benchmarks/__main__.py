@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import os
 import platform
 import shlex
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.launch import mpirun, output_of
 from benchmarks.workloads import TRAINING
 from fedmpi import results
 
@@ -45,15 +45,9 @@ class Row:
     ratios: list[float]
 
 
-def mpirun(ranks: int, *arguments: str) -> str:
-    launcher = Path(sys.executable).with_name("mpirun")
-    command = [str(launcher) if launcher.exists() else shutil.which("mpirun") or "mpirun", "-n", str(ranks)]
-    return subprocess.run([*command, sys.executable, *arguments], capture_output=True, text=True, check=True).stdout
-
-
 def fedmpi(ranks: int, options: str, folder: Path) -> results.Run:
     output = folder / "run.h5"
-    mpirun(ranks, "-m", "fedmpi", *shlex.split(options), "--output", str(output), "--overwrite")
+    output_of([*mpirun(ranks), "-m", "fedmpi", *shlex.split(options), "--output", str(output), "--overwrite"])
     return results.open(output)
 
 
@@ -73,7 +67,7 @@ def training(rung: str, repeats: int) -> Iterator[Row]:
     pairs = [
         [cohort / float(seconds) for seconds in line.split()]
         for _ in range(repeats)
-        for line in mpirun(3, "-m", "benchmarks.pairs", rung, str(workload.pairs)).splitlines()
+        for line in output_of([*mpirun(3), "-m", "benchmarks.pairs", rung, str(workload.pairs)]).splitlines()
     ]
     ours, bare = np.median(pairs, axis=0).tolist()
     yield Row(rung, f"{workload.title}: clients/s, bare loop beside", "1/s", ours, bare, [a / b for a, b in pairs])
@@ -100,7 +94,7 @@ def null(repeats: int, folder: Path) -> Iterator[Row]:
     for ranks in (2, 4, 16):
         found: dict[str, list[tuple[float, float]]] = {}
         for _ in range(repeats):
-            for line in mpirun(ranks, "-m", "benchmarks.null_round").splitlines():
+            for line in output_of([*mpirun(ranks), "-m", "benchmarks.null_round"]).splitlines():
                 size, ours, plain = line.split()
                 found.setdefault(size, []).append((float(ours), float(plain)))
         for size, pairs in found.items():
@@ -123,7 +117,7 @@ def start(repeats: int, folder: Path) -> Iterator[Row]:
 
     def imports(ranks: int) -> float:
         began = time.time()
-        mpirun(ranks, "-c", "import torch, mpi4py.MPI")
+        output_of([*mpirun(ranks), "-c", "import torch, mpi4py.MPI"])
         return 1 / (time.time() - began)
 
     for ranks in (2, 4, 16):
@@ -143,9 +137,31 @@ def lr_mnist(repeats: int, folder: Path, data: Path) -> Iterator[Row]:
     yield Row("lr_mnist", what, "s", float(np.median(seconds)), 200.0, [200.0 / s for s in seconds])
 
 
+def peers(repeats: int, folder: Path) -> Iterator[Row]:
+    """Clients a second of whole runs, results file included: fedmpi and a peer in turn, both on two workers."""
+    from benchmarks.peers.programs import FEDMPI, PEERS, course
+
+    for rung in ("A", "B", "D", "E"):
+        for peer in PEERS:
+            if TRAINING[rung].vectorised and peer.channels_last:
+                continue  # it has no convolutions
+            if not importlib.util.find_spec(peer.package):
+                print(f"peers: {peer.package} is not installed: pip install -e '.[bench]'", file=sys.stderr)
+                continue
+            pairs = []
+            for _ in range(repeats):
+                (ours, our_way), (theirs, their_way) = course(FEDMPI, rung), course(peer, rung)
+                if not 0.8 < their_way / our_way < 1.25:
+                    raise SystemExit(f"{peer.title} on {rung}: moved by {their_way}, fedmpi by {our_way}: other work")
+                pairs.append((ours, theirs))
+            what = f"{rung}, {TRAINING[rung].title}: clients/s, {peer.title} beside"
+            fedmpi, reference = np.median(pairs, axis=0).tolist()
+            yield Row("peers", what, "1/s", fedmpi, reference, [a / b for a, b in pairs])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    known = [*TRAINING, "null", "start", "lr_mnist"]
+    known = [*TRAINING, "null", "start", "peers", "lr_mnist"]
     parser.add_argument("rungs", nargs="*", metavar="RUNG", help=f"of {', '.join(known)} (default: all)")
     parser.add_argument("--repeats", type=int, default=3, help="of every measurement (default: 3)")
     parser.add_argument("--data", type=Path, default=Path("data"), help="root of the MNIST files (default: data)")
@@ -158,7 +174,7 @@ def main() -> None:
     print(f"{'rung':9}{'fedmpi':>10}{'beside':>10}   {'ratio (of pairs)':22}  what", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for rung in options.rungs or known:
-            measures = {"null": null, "start": start}
+            measures = {"null": null, "start": start, "peers": peers}
             if rung == "lr_mnist":
                 found = lr_mnist(options.repeats, Path(folder), options.data)
             elif rung in measures:

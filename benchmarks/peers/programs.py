@@ -1,0 +1,63 @@
+"""How the programs that run a whole workload are started, and what their reports say."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.launch import mpirun, output_of
+from benchmarks.workloads import TRAINING
+
+ROUNDS = 5  # that are measured, after one that warms up
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@dataclass(frozen=True)
+class Program:
+    """What runs a workload from start to end.
+
+    Attributes:
+        launcher: command that starts a module with two processes that train.
+        module: of `benchmarks.peers`.
+        package: what it needs.
+        short_rounds: as ROUNDS, for small networks, whose rounds are short.
+        channels_last: with images and weights of convolutions in that memory order.
+    """
+
+    launcher: list[str]
+    module: str
+    package: str
+    short_rounds: int
+    channels_last: bool = False
+
+    @property
+    def title(self) -> str:
+        return f"{self.package} {importlib.metadata.version(self.package)}" + self.channels_last * ", channels_last"
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+FEDMPI = Program(mpirun(3), "ours", "fedmpi", 250)
+PEERS = (
+    Program(TORCHRUN, "pfl", "pfl", 25),
+    Program(TORCHRUN, "pfl", "pfl", 25, channels_last=True),
+    Program([sys.executable], "flower", "flwr", 5),
+    Program([sys.executable], "flower", "flwr", 5, channels_last=True),
+)
+
+
+def course(program: Program, rung: str) -> tuple[float, float]:
+    """Clients a second, the median of the rounds of one run, and how far the first round moved the model."""
+    rounds = 1 + (program.short_rounds if TRAINING[rung].vectorised else ROUNDS)
+    command = [*program.launcher, "-m", f"benchmarks.peers.{program.module}", rung, str(rounds)]
+    lines = output_of(command + program.channels_last * ["--channels_last"], ENVIRONMENT).splitlines()
+    reports = [[float(word) for word in line.split()[1:]] for line in lines if line.startswith("round ")]
+    seconds, clients, moved = np.array(reports).T
+    return float(np.median(clients[1:] / seconds[1:])), float(moved[0])
