@@ -44,18 +44,14 @@ def clients_at_once(model: FlatModel, settings: LocalTraining, cohort: int) -> i
     convolves = any(isinstance(layer, nn.modules.conv._ConvNd) for layer in layers)
     if convolves or model.layout.parameters > SMALL_ON_CPU or cohort < WORTH_IT_ON_CPU:
         return 1
-    return AT_ONCE_IF_FILLED if settings.compile or settings.precision == "bf16" else AT_ONCE_ON_CPU
+    return AT_ONCE_IF_FILLED if settings.precision == "bf16" else AT_ONCE_ON_CPU
 
 
 def make_trainer(task: Task, cohort: int) -> Trainer:
     """The trainer of one rank, in a job that trains so many clients a round.
 
     Raises:
-        BadInput: the settings do not suit the network or the machine.
+        BadInput: as `clients_at_once`.
     """
     at_once = clients_at_once(task.model, task.settings, cohort)
-    if at_once > 1:
-        return SideBySideTrainer(task, at_once)
-    if task.settings.compile:
-        raise BadInput("= true: only for clients side by side; set --local.vectorize to 64, say", "--local.compile")
-    return PlainTrainer(task)
+    return PlainTrainer(task) if at_once == 1 else SideBySideTrainer(task, at_once)

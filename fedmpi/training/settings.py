@@ -35,9 +35,6 @@ class LocalTraining:
         precision: bf16 runs networks forward and backward in bfloat16 where PyTorch's autocast holds that safe, which
             is matrix products and convolutions above all. Weights, losses, gradients as methods see them, optimizers,
             means and all evaluation stay float32.
-        compile: whether the step of clients side by side is compiled by torch.compile. That takes a C++ compiler on
-            every node and, at the first start, up to half a minute; it pays in long runs of small networks. On CPUs
-            only, and not with dropout or batch normalisation.
     """
 
     epochs: int = 5
@@ -53,7 +50,6 @@ class LocalTraining:
     augmentation: Augmentation = "none"
     vectorize: int | Literal["auto", "off"] = "auto"
     precision: Literal["float32", "bf16"] = "float32"
-    compile: bool = False
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "epochs", self.epochs, "at least 1")

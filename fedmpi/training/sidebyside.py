@@ -8,9 +8,8 @@ their number of steps, so that those which are done fall off the end.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,17 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
-from fedmpi.errors import BadInput
 from fedmpi.training.block import Block, Hooks, Phase, Work
 from fedmpi.training.clientwise import ClientWise
-from fedmpi.training.compiled import compiled
 from fedmpi.training.flat import Net
 from fedmpi.training.layout import Entry, aligned_rows
 from fedmpi.training.samples import Batch
 from fedmpi.training.trainer import WHOLE, Task, Trainer, check_losses
-
-# Elements that a processor's widest instructions compute at once.
-LANES = 16
 
 
 @dataclass
@@ -47,19 +41,15 @@ class SideBySideTrainer(Trainer):
     A client's bits must not depend on who is trained beside it. On a CPU they do not for matrix products, as long as
     there is somebody (products of one and of several matrices are different code); convolutions are computed in
     groups, and their bits depend on the number of groups; products in bfloat16 are different code from a certain size
-    of all together; and compiled code is made for one shape. So there is a fewest number of rows, 2 or `at_once`: a
-    smaller block is filled up with its last client again, and of the clients that are done some train on for company,
-    with their results put back.
-
-    Raises:
-        BadInput: the step cannot be compiled, but is to be.
+    of all of them on. So there is a fewest number of rows, 2 or `at_once`: a smaller block is filled up with its last
+    client again, and of the clients that are done some train on for company, with their results put back.
     """
 
     def __init__(self, task: Task, at_once: int) -> None:
         super().__init__(task, at_once)
         model, shards, settings = task.model, task.shards, task.settings
         convolves = any(isinstance(layer, _ConvNd) for layer in model.module.modules())
-        self._fewest = at_once if convolves or settings.compile or model.in_bf16 else 2
+        self._fewest = at_once if convolves or model.in_bf16 else 2
         layout = model.layout
         self._weights = aligned_rows(at_once, layout.size, model.device)
         self._gradient = aligned_rows(at_once, layout.parameters, model.device)
@@ -74,10 +64,7 @@ class SideBySideTrainer(Trainer):
         self._shards_in_a_row = np.concatenate(shards)
         # Of every step of every block, for the bits' sake.
         self._width = min(settings.batch_size + int(model.normalises_batches), int(self._sizes.max()))
-        self._hooks: Hooks
-        self._compiled = self._compile() if settings.compile else None
 
-    @torch.no_grad()
     def train(self, block: Block, start: Tensor, hooks: Hooks, round: int, rounds: int, phase: Phase = WHOLE) -> Work:
         steps = self.count_steps(block.clients, block.completed, phase)
         if (np.diff(steps) > 0).any():
@@ -95,7 +82,7 @@ class SideBySideTrainer(Trainer):
             self.model.frozen  # noqa: B018 (made here, for it cannot be made under vmap)
         began = time.perf_counter()
         lr, has_direction = self.settings.rate(round, rounds), hooks.changes_direction
-        trained, self._hooks = self._select(phase), hooks
+        trained = self._select(phase)
         # w -= lr g needs no gradient in one piece.
         is_plain = not has_direction and self.settings.is_plain_sgd
         keys = torch.from_numpy(self._dropout_keys(phase, round, block.clients)).to(self.model.device)
@@ -106,98 +93,73 @@ class SideBySideTrainer(Trainer):
             rows = slice(len(step.counts))
             active = int((steps > step.number).sum())
             put_back = self._weights[active : rows.stop].clone()
-            here, batch = block.rows(rows), self._batch(block.clients[rows], step)
-            losses, gradients, statistics = self._gradients(here, step, batch, keys[rows], start[rows])
-            if is_plain:
-                parameters = [entry.view(self._weights[rows]) for entry in self._parameters]
-                torch._foreach_add_(parameters, gradients, alpha=-lr)
-            else:
-                whole, weights = self._gradient[rows], self._weights[rows, trained]
-                torch._foreach_copy_([entry.view(whole) for entry in self._parameters], gradients)
-                gradient = whole[:, trained]
-                if has_direction:
-                    mine = here.columns(trained, self.model.layout.parameters)
-                    gradient = hooks.direction(gradient, weights, start[rows, trained], mine)
-                self._optimizer.advance()
-                self._optimizer.step(weights, self._clipped(gradient), lr, trained)
-            for entry, new in zip(self._statistics, statistics, strict=True):
-                entry.view(self._weights[rows]).copy_(new)
-            self._weights[active : rows.stop] = put_back
-            total[:active] += (losses * torch.from_numpy(step.counts).to(total.device))[:active]
+            leaves = [entry.view(self._weights[rows]).detach().requires_grad_() for entry in self._parameters]
+            here = block.rows(rows)
+            losses, share, statistics = self._losses(here, step, leaves, keys[rows], start[rows], hooks)
+            gradients = torch.autograd.grad(losses, leaves, grad_outputs=share)
+            with torch.no_grad():
+                if is_plain:
+                    torch._foreach_add_(leaves, list(gradients), alpha=-lr)
+                else:
+                    whole, weights = self._gradient[rows], self._weights[rows, trained]
+                    torch._foreach_copy_([entry.view(whole) for entry in self._parameters], list(gradients))
+                    gradient = whole[:, trained]
+                    if has_direction:
+                        mine = here.columns(trained, self.model.layout.parameters)
+                        gradient = hooks.direction(gradient, weights, start[rows, trained], mine)
+                    self._optimizer.advance()
+                    self._optimizer.step(weights, self._clipped(gradient), lr, trained)
+                for entry, new in zip(self._statistics, statistics, strict=True):
+                    entry.view(self._weights[rows]).copy_(new)
+                self._weights[active : rows.stop] = put_back
+                counts = torch.from_numpy(step.counts).to(total.device)
+                total[:active] += ((losses * share).sum(1) * counts)[:active]
         seen = self._samples_seen(block.clients, steps)
         loss = np.divide(total.cpu().numpy(), seen, out=np.full(len(block), np.nan), where=seen > 0)
         seconds = (time.perf_counter() - began) * steps / max(steps.sum(), 1)
         return Work(self._weights[: len(block)], loss, steps, seconds)
 
-    def _gradients(
-        self, block: Block, step: Step, batch: Batch, keys: Tensor, start: Tensor
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """[K] each client's mean loss, the gradients of its parameters, and its new statistics."""
-        rows, device = self._weights[: len(block)], self.model.device
-        parameters, others, statistics = (
-            [entry.view(rows) for entry in kind] for kind in (self._parameters, self._others, self._statistics)
-        )
-        real = torch.from_numpy(np.arange(step.index.shape[1]) < step.counts[:, None]).to(device, start.dtype)
-        share = real / real.sum(1, keepdim=True)
-        keys = (keys + step.number) & 0x7FFFFFFF
-        given = others, statistics, batch.x, batch.y, batch.index, real, keys, start, block.vectors
-        if self._compiled is not None:
-            gradients, losses = self._compiled(parameters, share, *given)
-            return (losses * share).sum(1), gradients, statistics
-        leaves = [parameter.detach().requires_grad_() for parameter in parameters]
-        with torch.enable_grad():
-            losses, statistics = torch.vmap(self._losses)(leaves, *given)
-        found = torch.autograd.grad(losses, leaves, grad_outputs=share)
-        return (losses.detach() * share).sum(1), list(found), statistics
-
     def _losses(
-        self,
-        parameters: list[Tensor],
-        others: list[Tensor],
-        statistics: list[Tensor],
-        x: Tensor,
-        y: Tensor,
-        index: Tensor,
-        real: Tensor,
-        key: Tensor,
-        start: Tensor,
-        rows: dict[str, Tensor],
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Of one client: the loss of every row of its batch [B], and its new statistics."""
-        kinds = (self._parameters, parameters), (self._others, others), (self._statistics, statistics)
-        tensors = {entry.name: t for entries, given in kinds for entry, t in zip(entries, given, strict=True)}
-        net, batch = Net(self.model, tensors), Batch(x, y, index)
-        if not self._is_client_wise:
-            losses = self._hooks.loss(net, batch, start, rows)
-        else:
-            buffers = {entry.name: tensors[entry.name] for entry in self._statistics}
-            with ClientWise(key, real, buffers) as mode:
-                losses = self._hooks.loss(net, batch, start, rows)
-            statistics = [mode.changed.get(name, buffer) for name, buffer in buffers.items()]
-        check_losses(losses, y)
-        return losses, statistics
+        self, block: Block, step: Step, leaves: list[Tensor], keys: Tensor, start: Tensor, hooks: Hooks
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """[K, B] the loss of every row, [K, B] its share in its client's mean (0 if it pads), and new statistics."""
+        device = self.model.device
+        real = torch.from_numpy(np.arange(step.index.shape[1]) < step.counts[:, None]).to(device, start.dtype)
+        batch = self._batch(block.clients, step)
+        others, statistics = (
+            [entry.view(self._weights[: len(block)]) for entry in kind] for kind in (self._others, self._statistics)
+        )
 
-    def _gradient_of_one(self, parameters: list[Tensor], share: Tensor, *given: Any) -> tuple[list[Tensor], Tensor]:
-        """Of one client: the gradients of its parameters and the loss of every row of its batch [B]."""
+        def one(
+            parameters: list[Tensor],
+            others: list[Tensor],
+            statistics: list[Tensor],
+            x: Tensor,
+            y: Tensor,
+            index: Tensor,
+            real: Tensor,
+            key: Tensor,
+            start: Tensor,
+            rows: dict[str, Tensor],
+        ) -> tuple[Tensor, list[Tensor]]:
+            buffers = {entry.name: t for entry, t in zip(self._statistics, statistics, strict=True)}
+            trained = {entry.name: t for entry, t in zip(self._parameters, parameters, strict=True)}
+            kept = {entry.name: t for entry, t in zip(self._others, others, strict=True)}
+            tensors = trained | kept | buffers
+            net, part = Net(self.model, tensors), Batch(x, y, index)
+            if not self._is_client_wise:
+                losses = hooks.loss(net, part, start, rows)
+            else:
+                with ClientWise((key + step.number) & 0x7FFFFFFF, real, buffers) as mode:
+                    losses = hooks.loss(net, part, start, rows)
+                statistics = [mode.changed.get(entry.name, buffers[entry.name]) for entry in self._statistics]
+            check_losses(losses, y)
+            return losses, statistics
 
-        def mean(parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
-            losses, _ = self._losses(parameters, *given)
-            return (losses * share).sum(), losses
-
-        return torch.func.grad(mean, has_aux=True)(parameters)
-
-    def _compile(self) -> Callable[..., tuple[list[Tensor], Tensor]]:
-        for condition, what in (
-            (self.model.device.type != "cpu", "on a GPU"),
-            (self._drops_out, "with dropout"),
-            (self.model.normalises_batches, "with batch normalisation"),
-        ):
-            if condition:
-                raise BadInput(f"= true: not {what}", "--local.compile")
-        if self.at_once % LANES:
-            # So that no row is left over for code of another kind.
-            raise BadInput(f"= {self.at_once}: must be a multiple of {LANES} to be compiled", "--local.vectorize")
-        return compiled(torch.vmap(self._gradient_of_one))
+        losses, changed = torch.vmap(one)(
+            leaves, others, statistics, batch.x, batch.y, batch.index, real, keys, start, block.vectors
+        )
+        return losses, real / real.sum(1, keepdim=True), changed
 
     def _select(self, phase: Phase) -> slice:
         """The columns that a phase trains."""
