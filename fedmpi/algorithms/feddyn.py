@@ -31,6 +31,7 @@ class FedDyn(Algorithm):
     direction_is_elementwise = True
     weighting = "uniform"
     counts_clients_once = True
+    averages_models = True
 
     def __init__(self, alpha: float = 0.01) -> None:
         require(0 < alpha < float("inf"), "alpha", alpha, "above 0")

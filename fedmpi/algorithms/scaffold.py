@@ -36,6 +36,7 @@ class SCAFFOLD(Algorithm):
     takes_server_optimizer = True
     weighting = "uniform"
     counts_clients_once = True
+    averages_models = True
 
     def __init__(self, option: Literal["I", "II"] = "II") -> None:
         self.option = option
