@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.launch import mpirun, output_of
+from benchmarks.methods import METHODS
 from benchmarks.workloads import TRAINING
 from fedmpi import results
 
@@ -35,7 +36,7 @@ LR_MNIST = (
 
 @dataclass
 class Row:
-    """One figure: `value` of fedmpi and of its reference; the ratio says how many times as fast fedmpi is."""
+    """One figure of fedmpi and of its reference; the ratio says how many times as fast, or as small, fedmpi is."""
 
     rung: str
     what: str
@@ -106,6 +107,26 @@ def null(repeats: int, folder: Path) -> Iterator[Row]:
                 yield Row("null", what, "ms", ours_ms, plain_ms, [b / a for a, b in pairs])
 
 
+def methods(repeats: int, folder: Path) -> Iterator[Row]:
+    """Seconds of a round of other methods on workload A, beside FedAvg's."""
+    for method in METHODS:
+        pairs = [
+            [float(seconds) for seconds in line.split()]
+            for _ in range(repeats)
+            for line in output_of([*mpirun(3), "-m", "benchmarks.methods", method, "4"]).splitlines()
+        ]
+        ours, plain = np.median(pairs, axis=0).tolist()
+        yield Row("methods", f"{method} on workload A; FedAvg beside", "s", ours, plain, [b / a for a, b in pairs])
+
+
+def state(repeats: int, folder: Path) -> Iterator[Row]:
+    """By how much ranks grow with what 10,000 clients keep, beside the bytes of that."""
+    found = [output_of([*mpirun(3), "-m", "benchmarks.state", "10000", "100000"]).split() for _ in range(repeats)]
+    grown, needed = np.median(np.array(found, dtype=np.float64), axis=0).tolist()
+    what = "memory for 100,000 numbers of each of 10,000 clients; their bytes beside"
+    yield Row("state", what, "GB", grown / 1e9, needed / 1e9, [float(b) / float(a) for a, b in found])
+
+
 def start(repeats: int, folder: Path) -> Iterator[Row]:
     """Seconds from mpirun to the first round, beside importing torch and mpi4py on as many ranks."""
     options = "--rounds 1 --evaluate_every 0 --clients 20 --cohort 2 --local.epochs 1"
@@ -161,7 +182,8 @@ def peers(repeats: int, folder: Path) -> Iterator[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    known = [*TRAINING, "null", "start", "peers", "lr_mnist"]
+    measures = {"null": null, "start": start, "methods": methods, "state": state, "peers": peers}
+    known = [*TRAINING, *measures, "lr_mnist"]
     parser.add_argument("rungs", nargs="*", metavar="RUNG", help=f"of {', '.join(known)} (default: all)")
     parser.add_argument("--repeats", type=int, default=3, help="of every measurement (default: 3)")
     parser.add_argument("--data", type=Path, default=Path("data"), help="root of the MNIST files (default: data)")
@@ -174,7 +196,6 @@ def main() -> None:
     print(f"{'rung':9}{'fedmpi':>10}{'beside':>10}   {'ratio (of pairs)':22}  what", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for rung in options.rungs or known:
-            measures = {"null": null, "start": start, "peers": peers}
             if rung == "lr_mnist":
                 found = lr_mnist(options.repeats, Path(folder), options.data)
             elif rung in measures:

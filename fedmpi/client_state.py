@@ -15,6 +15,10 @@ from fedmpi.training.layout import aligned_rows
 if TYPE_CHECKING:
     from fedmpi.training.block import Block
 
+# 64 MiB: more than any that the C library would carve out of its heap, where rows that come and go between other
+# vectors leave as much unused as they use. Of such a piece only the pages that were written take memory.
+PIECE_ELEMENTS = 1 << 24
+
 
 class ClientState:
     """One named flat vector a client, such as SCAFFOLD's control variate.
@@ -26,11 +30,16 @@ class ClientState:
     Args:
         initial: [n] float32, the value before the first round.
         device: of the rows handed out.
+
+    Attributes:
+        rows: [n] of each client that has one here.
+        unused: [n] each, memory for more.
     """
 
     def __init__(self, initial: Tensor, device: torch.device) -> None:
         self.initial = initial.cpu()
         self.rows: dict[int, Tensor] = {}
+        self.unused: list[Tensor] = []
         self._device = device
 
     def __getitem__(self, block: Block) -> Tensor:
@@ -40,8 +49,17 @@ class ClientState:
         return rows
 
     def __setitem__(self, block: Block, rows: Tensor) -> None:
-        for client, row in zip(block.clients.tolist(), rows.detach().cpu(), strict=True):
-            self.rows[client] = row.clone()
+        for client, row in zip(block.clients.tolist(), rows.detach(), strict=True):
+            if client not in self.rows:
+                self.rows[client] = self.empty_row()
+            self.rows[client].copy_(row)
+
+    def empty_row(self) -> Tensor:
+        """[n] that is nobody's."""
+        if not self.unused:
+            size = len(self.initial)
+            self.unused.extend(aligned_rows(max(PIECE_ELEMENTS // max(size, 16), 1), size, torch.device("cpu")))
+        return self.unused.pop()
 
 
 class StateKeeper:
@@ -89,11 +107,12 @@ class StateKeeper:
         ]
         self.home[clients] = ranks
         for state in self.states.values():
-            leaving = [(to, state.rows.pop(client, state.initial)) for client, source, to in moves if source == me]
-            arriving = [(source, client, torch.empty_like(state.initial)) for client, source, to in moves if to == me]
+            leaving = [(to, client) for client, source, to in moves if source == me]
+            arriving = [(source, client, state.empty_row()) for client, source, to in moves if to == me]
             self._world.exchange(
-                [(rank, row.numpy()) for rank, row in leaving],
+                [(rank, state.rows.get(client, state.initial).numpy()) for rank, client in leaving],
                 [(rank, row.numpy()) for rank, _, row in arriving],
             )
+            state.unused += [state.rows.pop(client) for _, client in leaving if client in state.rows]
             state.rows.update((client, row) for _, client, row in arriving)
         return len(moves) * self.bytes

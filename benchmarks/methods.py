@@ -1,0 +1,44 @@
+"""What a method costs, in one job: mpirun -n 3 python -m benchmarks.methods SCAFFOLD 5 (method and options, pairs).
+
+Rounds of FedAvg and of the method in turn, with the same clients: workload A. Prints, for every pair, the seconds of
+the method's round and of FedAvg's.
+"""
+
+import contextlib
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from benchmarks.workloads import TRAINING
+from fedmpi.command_line import parse
+from fedmpi.mpi.world import World
+
+if TYPE_CHECKING:
+    from fedmpi.ledger import Outcome
+
+METHODS = ("FedProx", "SCAFFOLD", "FedDyn", "FedNova")
+
+
+def main(method: str, pairs: int) -> None:
+    world = World()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),  # what fedmpi says of its rounds
+    ):
+
+        def outcomes(algorithm: str, name: str) -> "Iterator[Outcome]":
+            options = f"{TRAINING['A'].options} --algorithm {algorithm} --evaluate_every 0 --rounds {pairs + 1}"
+            experiment, config = parse([*shlex.split(options), "--output", f"{folder}/{name}.h5"], speaks=False)
+            return experiment.outcomes(world, config)
+
+        for other, plain in zip(outcomes(method, "method"), outcomes("FedAvg", "fedavg"), strict=True):
+            if world.is_server and plain.row["round"] > 1:  # the first pair warms up
+                print(other.row["seconds"], plain.row["seconds"], file=sys.__stdout__, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
