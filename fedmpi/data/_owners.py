@@ -14,8 +14,13 @@ def apportion(weights: NDArray, total: int, rng: np.random.Generator) -> Integer
     """Whole numbers of sum `total` in proportion to `weights`, by largest remainders, ties at random."""
     exact = weights * (total / weights.sum())
     parts: Integers = np.floor(exact).astype(np.int64)
-    best_first = np.lexsort((rng.random(len(parts)), parts - exact))
-    parts[best_first[: total - parts.sum()]] += 1
+    missing = total - parts.sum()
+    rest, tie = parts - exact, rng.random(len(parts))
+    if missing:
+        # Of very many clients a few get one more: only those that may be among them are sorted.
+        near = np.flatnonzero(rest <= np.partition(rest, missing - 1)[missing - 1])
+        best_first = near[np.lexsort((tie[near], rest[near]))]
+        parts[best_first[:missing]] += 1
     return parts
 
 

@@ -355,6 +355,20 @@ def test_apportion() -> None:
     assert np.abs(first - 300).max() < 75  # ties favour nobody: five standard deviations
 
 
+def test_the_largest_remainders_of_all_are_rounded_up() -> None:
+    """Oracle: the definition, by sorting all remainders, ties by the same random numbers."""
+    rng = np.random.default_rng(0)
+    for seed in range(300):
+        parts = int(rng.integers(1, 40))
+        weights = rng.integers(1, 4, parts) if seed % 2 else rng.random(parts)
+        total = int(rng.integers(0, 60))
+        exact = weights * (total / weights.sum())
+        expected = np.floor(exact)
+        order = np.lexsort((np.random.default_rng(seed).random(parts), expected - exact))
+        expected[order[: total - int(expected.sum())]] += 1
+        assert np.array_equal(apportion(weights, total, np.random.default_rng(seed)), expected)
+
+
 class Halves(Partition):
     """As in the documentation of `Partition`."""
 
