@@ -124,3 +124,36 @@ TRAINING = {
         " --clients 1000 --cohort 50 --local.epochs 1 --local.batch_size 10 --local.lr 0.01",
     ),
 }
+
+# For `python -m benchmarks.scaling`; `pairs` are rounds, and repeats of each timing.
+SCALING = {
+    "MLP": Workload(
+        "MLP 64-32-10, 2.4 k, side by side",
+        "--dataset benchmarks.workloads.MadeUp --dataset.samples 20000 --dataset.side 8"
+        " --model MLP --model.hidden [32] --partition benchmarks.workloads.Ragged"
+        " --clients 1000 --cohort 320 --local.epochs 1 --local.batch_size 10 --local.lr 0.1",
+        pairs=25,
+    ),
+    "wide MLP": Workload(
+        "MLP 784-2084-10, 1.66 M, one step a client",
+        "--dataset benchmarks.workloads.MadeUp --dataset.samples 10000 --model MLP --model.hidden [2084]"
+        " --partition IID --clients 1000 --cohort 32 --local.epochs 1 --local.batch_size 10 --local.lr 0.01",
+        pairs=12,
+    ),
+    "CNN": Workload(
+        "McMahan CNN, 1.66 M, log-normal sizes",
+        "--dataset benchmarks.workloads.MadeUp --model McMahanCNN --partition LogNormal --partition.sigma 1.0"
+        " --partition.min_samples 10"
+        " --clients 1000 --cohort 16 --local.epochs 1 --local.batch_size 10 --local.lr 0.01",
+        pairs=5,
+    ),
+    "ResNet18": Workload(
+        "ResNet18, 11.2 M",
+        "--dataset benchmarks.workloads.MadeUp --dataset.samples 1000 --dataset.channels 3 --dataset.side 32"
+        " --model ResNet18 --partition benchmarks.workloads.Ragged --partition.smallest 5 --partition.largest 40"
+        " --clients 20 --cohort 4 --local.epochs 1 --local.batch_size 10 --local.lr 0.01",
+        pairs=2,
+    ),
+}
+# Those whose rounds are also measured.
+CHECKED = ("MLP", "wide MLP", "CNN")

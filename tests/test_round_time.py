@@ -1,0 +1,85 @@
+"""The model of round time (`benchmarks.round_time`), with constants that let one part of it be worked out by hand."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.round_time import PARTS, Cluster, Machine, Network, Training, one_node, round_time
+
+FREE = dict.fromkeys(
+    ("meeting", "poll", "turn", "naps", "a_round", "a_block", "a_member", "a_client", "a_number"), 0.0
+)
+NOTHING = dict.fromkeys(("add", "total", "form"), (0.0, 0.0))
+INSTANT = Network(0.0, inf)
+INSTANTLY = Training(10, 1, 0.0, 0.0, 0.0)
+STEPS = np.array([3, 4, 3])
+
+
+def machine(**constants: float) -> Machine:
+    """Everything but these is free; those of vectors are the same for all sizes."""
+    vectors = {name: (value, value) for name, value in constants.items() if name in NOTHING}
+    others = {name: value for name, value in constants.items() if name not in NOTHING}
+    settings: dict[str, Any] = {"cores": 2, "sizes": (1, 1000), **FREE, **NOTHING, **others, **vectors}
+    return Machine(**settings)
+
+
+def seconds(what: Machine, ranks: int, cluster: Cluster, training: Training = INSTANTLY) -> dict[str, float]:
+    """The parts of a round of three clients out of a hundred that take any time."""
+    parts = round_time(what, cluster, training, STEPS, ranks, 100)
+    assert tuple(parts) == PARTS
+    return {name: value for name, value in parts.items() if value}
+
+
+@pytest.mark.parametrize(("ranks", "cores", "expected"), [(1, 8, 10), (3, 8, 6), (4, 8, 4), (3, 1, 10), (4, 2, 5)])
+def test_training_takes_the_longest_rank_or_all_work_over_the_cores(ranks: int, cores: int, expected: float) -> None:
+    """Oracle: by hand. Two workers get 4 and 3 + 3 steps, three get 4, 3 and 3; 10 steps in all."""
+    training = Training(10, 1, 0.0, 1.0, 0.0)
+    assert seconds(machine(), ranks, one_node(cores), training) == {"training": expected}
+
+
+def test_clients_side_by_side_pay_for_the_longest_of_a_block() -> None:
+    """Oracle: by hand. Blocks of 4, 3 and of 3 steps: two blocks of 100, 4 + 3 steps of 1, 10 of 0.1."""
+    assert seconds(machine(), 1, one_node(8), Training(10, 2, 100.0, 1.0, 0.1))["training"] == pytest.approx(208)
+
+
+def test_vectors_cost_by_the_parameter() -> None:
+    """Oracle: by hand, for 10 parameters. Workers have 1 and 2 clients; the sums of 2 of 3 ranks, on 2 of 4 cores."""
+    what = machine(add=1.0, total=3.0, form=6.0)
+    assert seconds(what, 3, one_node(2)) == {"adding": 20.0, "mean": (2 * 30.0 + 60.0) / 2}
+
+
+def test_a_node_is_no_faster_than_its_memory() -> None:
+    """Oracle: by hand. 2 sums of 10 numbers of 8 bytes, at 10 bytes a second; and 12 bytes for each of 10 means."""
+    slow = Cluster(4, 8, 10.0, INSTANT)
+    assert seconds(machine(), 3, slow)["mean"] == pytest.approx(16 + 12)
+
+
+def test_several_nodes_meet_more_often() -> None:
+    """Oracle: the calls of `World.meet` in FedAvg's round, 4 and 7; between nodes, ranks meet twice and leaders once,
+    and once more before they broadcast."""
+    assert seconds(machine(meeting=1.0), 4, one_node(8)) == {"meetings": 4}
+    nodes = Cluster(8, 2, inf, INSTANT)
+    assert seconds(machine(meeting=1.0), 4, nodes) == {"meetings": 14}
+    assert seconds(machine(), 4, Cluster(8, 2, inf, Network(1.0, inf)))["meetings"] == 7 + 1
+
+
+def test_networks() -> None:
+    """Oracle: the formulas by hand, where a message takes 1 s and a byte 1 s; on 2 nodes trees win, on 8 rings do."""
+    network = Network(1.0, 1.0)
+    assert network.broadcast(10, 2) == 11
+    assert network.broadcast(80, 8) == 3 + 7 + 2 * 70
+    assert network.sum(80, 2, 0.0) == 81
+    assert network.sum(80, 8, 8.0) == 6 + 70 * 3
+    assert network.barrier(9) == 4
+
+
+def test_bookkeeping() -> None:
+    """Oracle: by hand, for 3 of 100 clients; 4 ranks on 2 cores, each adds up 4 times 3 * 5 + 4 * 6 numbers."""
+    what = machine(a_round=1.0, a_member=10.0, a_client=100.0)
+    assert seconds(what, 4, one_node(4)) == {"books": 1 + 30 + 10_000}
+    assert seconds(what, 4, one_node(2)) == {"books": 2 * (1 + 30 + 10_000)}
+    assert seconds(machine(a_number=1.0), 4, one_node(2)) == {"books": 2 * 4 * 39}
