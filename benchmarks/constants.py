@@ -39,7 +39,6 @@ from fedmpi.ledger import Ledger
 from fedmpi.mpi.world import World
 from fedmpi.scheduling import Bernoulli, Cohort, Pool, Sampler, Uniform, Weighted
 from fedmpi.scheduling.placement import CostModel
-from fedmpi.server_optimizers import Replace
 from fedmpi.training.block import Block, Work
 
 SIZES = (25_000, 415_000, 1_660_000, 11_170_000)
@@ -67,8 +66,7 @@ def seconds(times: int, run: Callable[[], object], clock: Callable[[], float] = 
 def machine(world: World) -> dict[str, Any]:
     """`round_time.Machine` but for what clients cost, and a `round_time.Training` for each workload."""
     alone = World(MPI.COMM_SELF)
-    found: dict[str, Any] = {"cores": world.size, "meeting": meeting(world), "sizes": SIZES}
-    world.comm.Barrier()
+    found: dict[str, Any] = {"cores": world.size, "sizes": SIZES}
     fixed = of_vectors(alone, world.size * 16)
     of_sizes = [of_vectors(alone, size) for size in SIZES]
     for name, least in fixed.items():
@@ -102,7 +100,7 @@ def meeting(world: World) -> float:
 def of_vectors(alone: World, size: int) -> dict[str, float]:
     """Seconds of what is done to vectors of so many parameters."""
     times = 5 if size > 5_000_000 else 15
-    vector, region = torch.randn(1, size) * 0.01, np.zeros(size, np.float32)
+    vector = torch.randn(1, size) * 0.01
     one = Block(np.array([0]), np.array([1]), np.array([1]))
 
     def add() -> None:
@@ -125,8 +123,6 @@ def of_vectors(alone: World, size: int) -> dict[str, float]:
         "add": seconds(times, add),
         "total": total,
         "form": max(few - 2 * total, 0.0),
-        "copy": seconds(times, lambda: np.copyto(region, vector[0].numpy())),
-        "serve": seconds(times, lambda: Replace().step(vector[0], vector[0].clone(), size)),
     }
 
 
@@ -247,25 +243,35 @@ def memory() -> float:
 
 
 def rounds(world: World) -> dict[str, Any]:
-    """Of all rounds but the first of each workload: the seconds, the clients' steps. And the seconds of a meeting."""
+    """Of all rounds but the first of each workload: what `timed` gives, the processor's seconds over all ranks.
+
+    And the seconds of a meeting.
+    """
     found: dict[str, Any] = {"ranks": world.size, "meeting": meeting(world), "rounds": {}}
     for name in CHECKED:
-        found["rounds"][name] = list(timed(world, name))[1:]
+        spent, busy, steps = zip(*list(timed(world, name))[1:], strict=True)
+        found["rounds"][name] = {
+            "seconds": spent,
+            "busy": np.sum(world.comm.allgather(busy), 0).tolist(),
+            "steps": steps,
+        }
     return found
 
 
-def timed(world: World, name: str) -> Iterator[tuple[float, list[int]]]:
-    """Of each round: the seconds from the end of the last one to its own, results included; its clients' steps."""
+def timed(world: World, name: str) -> Iterator[tuple[float, float, list[int]]]:
+    """Of each round, results included: seconds from the end of the last one to its own; the processor's of this rank;
+    its clients' steps.
+    """
     with (
         tempfile.TemporaryDirectory() as folder,
         open(os.devnull, "w") as nowhere,
         contextlib.redirect_stdout(nowhere),  # what fedmpi says of its rounds
     ):
         experiment, config = experiment_of(SCALING[name].options, SCALING[name].pairs, folder)
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         for outcome in experiment.outcomes(world, config):
-            yield time.perf_counter() - began, outcome.clients["steps"].tolist()
-            began = time.perf_counter()
+            yield time.perf_counter() - began, time.process_time() - busy, outcome.clients["steps"].tolist()
+            began, busy = time.perf_counter(), time.process_time()
 
 
 if __name__ == "__main__":

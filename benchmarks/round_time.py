@@ -57,8 +57,6 @@ class Machine:
         add: adding a client's vector to the rank's sum.
         total: adding a rank's sum to those of its node.
         form: turning a sum into a mean.
-        copy: copying a model into the node's shared memory.
-        serve: what the server does with the mean.
         a_round: the engine's part of a round, without any clients.
         a_block: its part of a block of clients.
         a_member: bookkeeping, for a client of the cohort.
@@ -75,8 +73,6 @@ class Machine:
     add: Sequence[float]
     total: Sequence[float]
     form: Sequence[float]
-    copy: Sequence[float]
-    serve: Sequence[float]
     a_round: float
     a_block: float
     a_member: float
@@ -172,15 +168,16 @@ def round_time(
     held = np.bincount(placement, minlength=ranks)
     added = held * size * machine.at("add", size)
     longest, longer = _taking_turns(work, cluster), _taking_turns(work + added, cluster)
-    summing = max((int((part > 0).sum()), int(part.sum())) for part in np.split(held, range(on_node, ranks, on_node)))
+    by_node = np.split(held, range(on_node, ranks, on_node))
+    summed = size * max(int((part > 0).sum()) for part in by_node)
+    into_sums = size * max(int(part.sum()) for part in by_node)
 
-    def through_memory(seconds: float, size: float) -> float:
-        return max(seconds, size / cluster.memory)
+    def through_memory(seconds: float, amount: float) -> float:
+        return max(seconds, amount / cluster.memory)
 
-    total = through_memory(summing[0] * size * machine.at("total", size) / lanes, summing[0] * size * SUMMED)
-    form = through_memory(size * machine.at("form", size) / lanes, size * FORMED)
-    mean = total + form + size * machine.at("serve", size)
-    broadcast = size * machine.at("copy", size) if ranks > 1 else 0.0
+    mean = through_memory(summed * machine.at("total", size) / lanes, SUMMED * summed)
+    mean += through_memory(size * machine.at("form", size) / lanes, FORMED * size)
+    broadcast = 0.0  # within a node the mean is read where it was formed
     numbers = A_CLIENTS_BOOKS * members + A_RANKS_BOOKS * ranks
     gathering = on_node * numbers * machine.a_number  # each rank of a single node, or the first of each of several
     meeting = machine.meet(on_node, cluster.cores)
@@ -193,13 +190,13 @@ def round_time(
     else:
         # Two more around the sum over the nodes, one more for the books; all within the nodes and then between them.
         meetings = 7 * (2 * meeting + cluster.network.barrier(nodes)) + cluster.network.barrier(nodes)
-        broadcast += cluster.network.broadcast(4 * size, nodes)
+        broadcast = cluster.network.broadcast(4 * size, nodes)
         mean += cluster.network.sum(8 * size, nodes, machine.at("total", size))
         gathering += cluster.network.sum(8 * numbers, nodes, machine.a_number)
     books = machine.a_round + machine.a_member * members + machine.a_client * clients
     return {
         "training": longest,
-        "adding": max(longer - longest, summing[1] * size * ADDED / cluster.memory),
+        "adding": through_memory(longer - longest, ADDED * into_sums),
         "broadcast": broadcast,
         "mean": mean,
         "meetings": meetings,

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from benchmarks.__main__ import mpirun
+from benchmarks.launch import mpirun, output_of
 from benchmarks.round_time import PARTS, Cluster, Machine, Network, Training, nap, one_node, round_time
 from benchmarks.workloads import CHECKED, SCALING
 
@@ -95,7 +95,7 @@ def measure(output: Path) -> Path:
 
 def run(ranks: int, what: str) -> dict[str, Any]:
     print(f"measuring {what} on {ranks} ranks", file=sys.stderr, flush=True)
-    found: dict[str, Any] = json.loads(mpirun(ranks, "-m", "benchmarks.constants", what))
+    found: dict[str, Any] = json.loads(output_of([*mpirun(ranks), "-m", "benchmarks.constants", what]))
     return found
 
 
@@ -107,6 +107,7 @@ def constants(measured: dict[str, Any]) -> tuple[Machine, dict[str, Training]]:
     spent = [sum(row[name] for name in ("draw", "place", "states", "ledger")) for row in books]
     found["a_client"], found["a_member"], _ = fit([[row["clients"], row["cohort"], 1] for row in books], spent)
     crowds = {check["ranks"] / found["cores"]: check["meeting"] for check in measured["checks"]}
+    found["meeting"] = next(iter(crowds.values()))
     longer = {crowd: max(spent - found["meeting"], 1e-9) for crowd, spent in crowds.items() if crowd > 1}
     found["turn"], found["naps"] = fit([[crowd - 1, nap(crowd)] for crowd in longer], list(longer.values()))
     return Machine(**found), trainings
@@ -133,8 +134,6 @@ def constants_table(machine: Machine, trainings: dict[str, Training]) -> Iterato
         ("add", "add a client's vector to the sum"),
         ("total", "add a rank's sum to the node's"),
         ("form", "turn the sum into a mean"),
-        ("copy", "copy the model for a broadcast"),
-        ("serve", "the server's step"),
     ):
         yield [f"`{name}`: {what}, ns a parameter", *(f"{1e9 * value:.2f}" for value in getattr(machine, name))]
     blanks = [""] * (len(machine.sizes) - 1)
@@ -164,33 +163,40 @@ def meetings_table(machine: Machine, measured: dict[str, Any]) -> Iterator[list[
 
 
 def check_table(machine: Machine, trainings: dict[str, Training], measured: dict[str, Any]) -> Iterator[list[str]]:
-    yield ["workload", "ranks", "predicted", "measured, median", "fastest", "error", "of the fastest"]
+    yield ["workload", "ranks", "a round", "measured", "fastest", "error", "cores' time", "measured", "error"]
     for name in CHECKED:
         for check in measured["checks"]:
-            predicted, spent = compared(machine, trainings[name], check, name)
-            ratios = predicted / spent - 1
+            seconds, busy = predicted(machine, trainings[name], check, name)
+            took, worked = (np.array(check["rounds"][name][what]) for what in ("seconds", "busy"))
             yield [
                 SCALING[name].title if check["ranks"] == CHECKED_RANKS[0] else "",
                 str(check["ranks"]),
-                f"{1e3 * np.median(predicted):.4g} ms",
-                f"{1e3 * np.median(spent):.4g} ms",
-                f"{1e3 * spent.min():.4g} ms",
-                f"{100 * np.median(ratios):+.0f} %",
-                f"{100 * ratios.max():+.0f} %",
+                f"{1e3 * np.median(seconds):.3g} ms",
+                f"{1e3 * np.median(took):.3g} ms",
+                f"{1e3 * took.min():.3g} ms",
+                f"{100 * np.median(seconds / took - 1):+.0f} %",
+                f"{1e3 * np.median(busy):.3g} ms",
+                f"{1e3 * np.median(worked):.3g} ms",
+                f"{100 * np.median(busy / worked - 1):+.0f} %",
             ]
 
 
-def compared(
+def predicted(
     machine: Machine, training: Training, check: dict[str, Any], name: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Predicted and measured seconds of the same rounds."""
-    here, ranks = one_node(machine.cores), check["ranks"]
+    """Seconds of the rounds that were measured, and those of all cores together: what one core alone would take.
+
+    Waiting ranks leave their core to others, so meetings are not among the latter.
+    """
     rounds = [
-        (sum(round_time(machine, here, training, np.array(steps), ranks, 1000).values()), spent)
-        for spent, steps in check["rounds"][name]
+        [
+            round_time(machine, one_node(cores), training, np.array(steps), check["ranks"], 1000)
+            for cores in (machine.cores, 1)
+        ]
+        for steps in check["rounds"][name]["steps"]
     ]
-    predicted, spent = np.array(rounds).T
-    return predicted, spent
+    seconds = np.array([sum(here.values()) for here, _ in rounds])
+    return seconds, np.array([sum(alone.values()) - alone["meetings"] for _, alone in rounds])
 
 
 def steps_of(cohort: int, sigma: float) -> NDArray[np.int64]:
@@ -270,10 +276,11 @@ def draw(
 def draw_check(axes: Any, machine: Machine, trainings: dict[str, Training], measured: dict[str, Any]) -> None:
     for colour, marker, name in zip(COLOURS, "os^", CHECKED, strict=False):
         ranks = [check["ranks"] for check in measured["checks"]]
-        pairs = [compared(machine, trainings[name], check, name) for check in measured["checks"]]
-        axes.plot(ranks, [np.median(predicted) for predicted, _ in pairs], color=colour, label=f"{name}: model")
-        middle = np.array([np.median(spent) for _, spent in pairs])
-        below = middle - [spent.min() for _, spent in pairs]
+        seconds = [np.median(predicted(machine, trainings[name], check, name)[0]) for check in measured["checks"]]
+        axes.plot(ranks, seconds, color=colour, label=f"{name}: model")
+        rounds = [check["rounds"][name]["seconds"] for check in measured["checks"]]
+        middle = np.array([np.median(took) for took in rounds])
+        below = middle - [min(took) for took in rounds]
         axes.errorbar(
             ranks, middle, [below, 0 * below], fmt=marker, color=colour, capsize=3, label=f"{name}: measured"
         )

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import count
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,6 +48,7 @@ class Work:
         self.network = network.to(memory_format=order).train()
         self.start = {name: tensor.detach().clone() for name, tensor in network.named_parameters()}
         self.samples = split.samples
+        self.pool = Pool(split.samples, split.label_counts, np.arange(len(split.samples)))
         x, y = torch.from_numpy(arrays.train_x), torch.from_numpy(arrays.train_y)
         # `to`, for `contiguous` would leave images of one channel as they are.
         self.shards = [((x[part].float() / 255).to(memory_format=order), y[part]) for part in split.train]
@@ -55,7 +57,7 @@ class Work:
         """The members of fedmpi's cohorts, one cohort after the other, without end."""
         of = self.experiment
         for round in count(1):
-            yield from of.sampler.cohort(round, of.cohort, self.samples, of.weighting, of.seed).clients.tolist()
+            yield from of.sampler.cohort(round, of.cohort, self.pool, of.weighting, of.seed).clients.tolist()
 
     def report(self, seconds: float, samples: float, parameters: Mapping[str, Tensor]) -> None:
         """Print a line: what a round took, the clients of mean size it trained, how far the model is from the start.
