@@ -18,6 +18,7 @@ from benchmarks.workloads import TRAINING
 from fedmpi import randomness
 from fedmpi.command_line import parse
 from fedmpi.data import make_split
+from fedmpi.scheduling import Pool
 
 
 class Work:
