@@ -364,8 +364,8 @@ def test_bad_input(line: str) -> None:
 
 
 UNKNOWN_NAMES = {
-    "--algorithm FedProks": "--algorithm = FedProks: no such name, did you mean FedProx?; known are ",
-    "--algorithm fedprox": "--algorithm = fedprox: no such name, did you mean FedProx?; known are ",
+    "--algorithm FedProks": "--algorithm = FedProks: no such name, did you mean FedProx",
+    "--algorithm fedprox": "--algorithm = fedprox: no such name, did you mean FedProx",
     "--algorithm LeNet": "--algorithm = LeNet: no such name; known are ",
     "--algorithm Algorithm": "--algorithm = Algorithm: no such name",
     "--sampler Sampler": "--sampler = Sampler: no such name",
@@ -373,7 +373,7 @@ UNKNOWN_NAMES = {
     "--model Model": "--model = Model: no such name",
     "--partition Permuted --partition.over Dirichlett": "--partition.over = Dirichlett: no such name, did you"
     " mean Dirichlet or DirichletPrior?; known are ",
-    "--algorithm.help FedProks": "--algorithm = FedProks: no such name, did you mean FedProx?; known are ",
+    "--algorithm.help FedProks": "--algorithm = FedProks: no such name, did you mean FedProx",
 }
 
 
@@ -432,7 +432,7 @@ YAML = {
     ),
     "unknown name": (
         "algorithm: FedProks\n",
-        "--algorithm = FedProks: no such name, did you mean FedProx?; known",
+        "--algorithm = FedProks: no such name, did you mean FedProx",
     ),
     "unknown nested name": (
         "partition: {class_path: Permuted, init_args: {over: {class_path: Foo, init_args: {alpha: 1}}}}\n",
