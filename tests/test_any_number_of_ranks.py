@@ -24,6 +24,10 @@ CASES = {
     "side_by_side": f"{SMALL} --local.vectorize 3 --model MLP --model.hidden '[33, 17]' --local.batch_size 1",
     "side_by_side_batchnorm": f"{SMALL} --local.vectorize 2 --model LeNet --local.momentum 0.9",
     "side_by_side_dropout": f"{SMALL} --local.vectorize 2 --model CifarCNN --local.epochs 1 --local.lr 0.01",
+    "bf16": f"{SMALL} --local.precision bf16 --model LeNet",
+    "bf16_side_by_side": f"{SMALL} --local.precision bf16 --local.vectorize 4 --model MLP --model.hidden '[17, 32]'"
+    " --local.batch_size 3",
+    "recurrent": f"{SMALL} --model methods.Recurrent",
     "many": "--clients 60 --cohort 40 --rounds 2 --local.epochs 1 --model LogisticRegression --algorithm FedProx",
     "noise": f"{SMALL} --model methods.Noisy",
     "augmented": f"{SMALL} --model LogisticRegression --local.augmentation crop_flip --local.clip_norm 1",

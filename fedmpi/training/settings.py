@@ -34,7 +34,8 @@ class LocalTraining:
             32 or more; else one. Recurrent networks are trained one after another.
         precision: bf16 runs networks forward and backward in bfloat16 where PyTorch's autocast holds that safe, which
             is matrix products and convolutions above all. Weights, losses, gradients as methods see them, optimizers,
-            means and all evaluation stay float32.
+            means and all evaluation stay float32. For the bits' sake clients side by side are then trained in full
+            blocks, filled up with copies: let vectorize be no more than a rank's share of the cohort.
     """
 
     epochs: int = 5

@@ -177,7 +177,7 @@ class SideBySideTrainer(Trainer):
         sizes, cuts = np.maximum(self._sizes[clients], 1), np.maximum(self._cuts[clients], 1)
         size = self.settings.batch_size
         columns = np.arange(self._width)
-        shuffled = np.full(len(clients), -1)  # the epoch whose order each client's rows of these hold
+        shuffled = np.full(len(clients), -1)  # the epoch whose order a client's row holds
         order = np.empty((len(clients), int(sizes.max())), dtype=np.int64)
         bits = None if self.settings.augmentation == "none" else np.empty((*order.shape, 3), dtype=np.uint64)
         for number in range(int(steps.max(initial=0))):
@@ -186,12 +186,13 @@ class SideBySideTrainer(Trainer):
             behind = np.flatnonzero(epochs != shuffled[:rows])
             for epoch in np.unique(epochs[behind]).tolist():
                 which = behind[epochs[behind] == epoch]
-                order[which] = self._order(clients[which], order.shape[1], epoch, round, phase)
+                longest = int(sizes[which].max())
+                keys = self._hashed(f"{phase.name}order {epoch}", round, clients[which], longest)
+                keys[np.arange(longest) >= sizes[which, None]] = np.iinfo(np.uint64).max
+                order[which, :longest] = keys.argsort(axis=1, kind="stable")
                 if bits is not None:
-                    purpose = f"{phase.name}augmentation {epoch}"
-                    bits[which] = self._hashed(purpose, round, clients[which], bits[0].size).reshape(
-                        -1, *bits.shape[1:]
-                    )
+                    drawn = self._hashed(f"{phase.name}augmentation {epoch}", round, clients[which], 3 * longest)
+                    bits[which, :longest] = drawn.reshape(-1, longest, 3)
             shuffled[:rows] = epochs
             first = place * size
             counts = np.where(place == cuts[:rows] - 1, sizes[:rows] - first, size)
@@ -199,14 +200,6 @@ class SideBySideTrainer(Trainer):
             chosen = np.take_along_axis(order[:rows], positions, axis=1)
             draws = None if bits is None else bits[np.arange(rows)[:, None], chosen]
             yield Step(number, self._shards_in_a_row[self._starts[clients[:rows], None] + chosen], counts, draws)
-
-    def _order(
-        self, clients: NDArray[np.int64], longest: int, epoch: int, round: int, phase: Phase
-    ) -> NDArray[np.int64]:
-        """[K, longest] the order in which each client goes over its samples in an epoch, and any rest behind."""
-        keys = self._hashed(f"{phase.name}order {epoch}", round, clients, longest)
-        keys[np.arange(longest) >= self._sizes[clients, None]] = np.iinfo(np.uint64).max
-        return keys.argsort(axis=1, kind="stable")
 
     def _batch(self, clients: NDArray[np.int64], step: Step) -> Batch:
         """x [K, B, ...], y and index [K, B]."""

@@ -33,6 +33,27 @@ class Noisy(Model):
         return torch.nn.Sequential(Noise(), torch.nn.Flatten(), torch.nn.Linear(math.prod(shape), classes))
 
 
+class Rows(torch.nn.Module):
+    """A small LSTM that reads an image row by row."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.lstm = torch.nn.LSTM(width, 7, batch_first=True)
+        self.head = torch.nn.Linear(7, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        states, _ = self.lstm(x[:, 0])
+        logits: torch.Tensor = self.head(states[:, -1])
+        return logits
+
+
+class Recurrent(Model):
+    """A small recurrent network."""
+
+    def build(self, shape: tuple[int, ...], classes: int) -> torch.nn.Module:
+        return Rows(shape[-1], classes)
+
+
 class Remembering(FedAvg):
     """Each client starts half-way between the global model and its own last one, and counts its rounds."""
 

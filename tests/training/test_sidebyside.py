@@ -182,3 +182,18 @@ def test_random_layers_other_than_dropout_are_refused_rather_than_shared() -> No
 
     with pytest.raises(RuntimeError, match="random"):
         Both(Noisy()).together(FedAvg())
+
+
+@pytest.mark.parametrize("model", ["mlp", "lenet batch"])
+def test_clients_without_samples(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: training one by one; they return what they received, and nothing is seen of their company."""
+    monkeypatch.setitem(globals(), "SIZES", [21, 13, 0, 4, 0, 3, 1, 0])
+    both = Both(MODELS[model], steps=1)
+    expected, _ = both.one_by_one(FedAvg())
+    work = both.together(FedAvg())
+    empty = [2, 4, 7]
+    assert work.steps.tolist() == [1, 1, 0, 1, 0, 1, 1, 0]
+    assert np.flatnonzero(np.isnan(work.loss)).tolist() == empty
+    assert torch.equal(work.weights[empty], both.start.expand(3, -1))
+    assert ((work.weights - expected).norm(dim=1) <= 1e-5 * (expected - both.start).norm(dim=1)).all()
+    assert torch.equal(both.together(FedAvg(), [2, 7]).weights, both.start.expand(2, -1))
