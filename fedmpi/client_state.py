@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmpi.mpi.world import World
-from fedmpi.training.layout import aligned_rows
 
 if TYPE_CHECKING:
     from fedmpi.training.block import Block
 
-# 64 MiB: more than any that the C library would carve out of its heap, where rows that come and go between other
-# vectors leave as much unused as they use. Of such a piece only the pages that were written take memory.
+# 64 MiB, which the C library does not carve out of its heap, where rows that are made between other vectors leave as
+# much unused as they use. Of such a piece only the pages that were written take memory.
 PIECE_ELEMENTS = 1 << 24
+ROWS_A_PIECE = 256
 
 
 class ClientState:
@@ -58,7 +58,8 @@ class ClientState:
         """[n] that is nobody's."""
         if not self.unused:
             size = len(self.initial)
-            self.unused.extend(aligned_rows(max(PIECE_ELEMENTS // max(size, 16), 1), size, torch.device("cpu")))
+            rows = min(max(PIECE_ELEMENTS // max(size, 1), 1), ROWS_A_PIECE)
+            self.unused.extend(torch.empty(rows, size))
         return self.unused.pop()
 
 

@@ -625,3 +625,14 @@ def test_no_mpi_library() -> None:
         assert job.stderr.endswith("load your cluster's MPI module, or pip install 'fedmpi[mpich]'\n")
         assert len(job.stderr.splitlines()) == 1
         assert job.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "weighting"),
+    [("", "samples"), ("--algorithm SCAFFOLD", "uniform"), ("--algorithm SCAFFOLD --weighting samples", "samples")],
+)
+def test_weighting_is_the_papers_unless_given(line: str, weighting: str) -> None:
+    """Oracle: the papers; and the settings that are kept say which it was."""
+    experiment, config = parse(line.split())
+    assert experiment.weighting == weighting
+    assert yaml.safe_load(config)["weighting"] == weighting
