@@ -104,6 +104,9 @@ class Experiment:
         if algorithm.counts_clients_once and sampler.weighting:
             rule, method = type(sampler).__name__, type(algorithm).__name__
             raise BadInput(f"= {rule}: draws clients twice, which {method} cannot count", "sampler")
+        if algorithm.counts_clients_once and weighting == "horvitz_thompson":
+            name = type(algorithm).__name__
+            raise BadInput(f"= {weighting}: {name}'s server keeps a mean of its own over all clients", "weighting")
         if evaluate_means != "none" and not algorithm.averages_models:
             name = type(algorithm).__name__
             raise BadInput(f"= {evaluate_means}: {name} does not average its clients' models", "evaluate_means")

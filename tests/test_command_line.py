@@ -265,6 +265,8 @@ REFUSED = {
     "--local.lr inf": "--local.lr = inf: must be a number",
     "--local.clip_norm x": "--local.clip_norm = x: must be a number or null",
     "--local.optimizer lion": "--local.optimizer = lion: must be one of sgd, adam",
+    "--algorithm SCAFFOLD --weighting horvitz_thompson": "--weighting = horvitz_thompson: SCAFFOLD's server keeps a"
+    " mean of its own over all clients",
     "--weighting equal": "--weighting = equal: must be one of samples, uniform, horvitz_thompson or null",
     "--device tpu": "--device = tpu: must be one of auto, cpu, cuda",
     "--overwrite=maybe": "--overwrite = maybe: must be true or false",
