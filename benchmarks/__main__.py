@@ -127,10 +127,8 @@ def peers(repeats: int, folder: Path) -> Iterator[Row]:
         print(f"peers: {package} is not installed: pip install -e '.[bench]'", file=sys.stderr)
     for rung in ("A", "B", "D", "E"):
         for peer in PEERS:
-            if not peer.is_installed or (
-                peer.channels_last and TRAINING[rung].vectorised
-            ):  # that has no convolutions
-                continue
+            if not peer.is_installed or (peer.channels_last and TRAINING[rung].vectorised):
+                continue  # a small network has no convolutions
             pairs = []
             for _ in range(repeats):
                 (ours, our_way), (theirs, their_way) = course(FEDMPI, rung), course(peer, rung)
