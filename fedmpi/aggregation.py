@@ -100,8 +100,10 @@ class WeightedMean:
             empty: what a mean without a single vector becomes, in the shape of the result; default zeros.
 
         Returns:
-            The float32 mean at the server. On the other ranks a tensor of the same shape on the meta device: it
-            takes no memory, goes through the server's arithmetic, and cannot be read by mistake.
+            The float32 mean at the server, in memory that the node's ranks share, so that it can be broadcast without
+            a copy: not to be changed in place while they may read it. On the other ranks a tensor of the same shape
+            on the meta device: it takes no memory, goes through the server's arithmetic, and cannot be read by
+            mistake.
         """
         if self._rows.device.type != "cpu":
             torch.from_numpy(self._shared.rows).copy_(self._rows)
@@ -109,7 +111,7 @@ class WeightedMean:
         shape = means.shape if self._grouped else means.shape[1:]
         if not self._world.is_server:
             return torch.empty(shape, device="meta")
-        result = torch.from_numpy(means).clone()
+        result = torch.from_numpy(means)
         for row in np.flatnonzero(masses == 0):
             result[row] = 0 if empty is None else empty.view(result.shape)[row]
         return result.view(shape)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import ref
 
 import numpy as np
 from mpi4py import MPI
@@ -111,6 +112,7 @@ class SharedMean:
         kinds: how the columns up to a certain one, and from the one before, are kept.
 
     Attributes:
+        formed: [rows, columns] float32 each, where means were formed.
         rows: [rows, columns] int64, this rank's sums of bit patterns as in `FixedPoint`; undefined while nothing has
             been added. Of a row of a single term in all, which needs no rounding: the pattern of the term itself.
         masses: [rows] int64, this rank's; what each row has been added in all, zeros at first.
@@ -120,11 +122,11 @@ class SharedMean:
     def __init__(self, world: World, rows: int, columns: int, kinds: Sequence[tuple[int, FixedPoint]]) -> None:
         self._world = world
         self._kinds = kinds
+        self.formed: list[NDArray[np.float32]] = []
         self._sums = Segments(world.node, rows * (columns + 2), np.int64).arrays
-        means = Segments(world.node, rows * columns, np.float32, number=1).arrays
         self._all_rows = [array[2 * rows :].reshape(rows, columns) for array in self._sums]
         self._all_counts = [array[: 2 * rows].reshape(2, rows) for array in self._sums]
-        self._means = means[0].reshape(rows, columns)
+        self._in_use: list[ref[NDArray[np.float32]]] = []
         self._scratch = np.empty(BLOCK_ELEMENTS, dtype=np.int64)
         self.rows: NDArray[np.int64] = self._all_rows[world.node.Get_rank()]
         self.masses, self.terms = self._all_counts[world.node.Get_rank()]
@@ -146,9 +148,15 @@ class SharedMean:
 
         Returns:
             [rows, columns] float32: each row's sum times total_mass / its mass, undefined without any mass; in
-            memory that the next `form` overwrites. And [rows] masses.
+            memory of the node that is not written again as long as rank 0 refers to it. And [rows] masses.
         """
-        self._world.meet()
+        (number, *_) = self._world.meet(self._unused())
+        if number == len(self.formed):
+            segment = Segments(self._world.node, self.rows.size, np.float32, number=1).arrays[0]
+            self.formed.append(segment.reshape(self.rows.shape))
+            self._in_use.append(ref(segment))
+        means = self.formed[number].view()
+        self._in_use[number] = ref(means)
         masses, terms = np.sum(self._all_counts, axis=0)
         if self._world.nodes > 1:
             for row, part in self._my_share():
@@ -163,7 +171,7 @@ class SharedMean:
         scale = total_mass / np.maximum(masses, 1)
         for row, part in self._my_share():
             summed = self._all_rows[0][row, part] if self._world.nodes > 1 else self._sum_of(row, part)
-            mean, first = self._means[row, part], 0
+            mean, first = means[row, part], 0
             for stop, kind in self._kinds:
                 some = slice(first, max(min(stop - part.start, len(mean)), first))
                 first = some.stop
@@ -173,11 +181,15 @@ class SharedMean:
                     total, factor = kind.total(summed[some], int(terms[row])), kind.unit * scale[row]
                     np.multiply(total, factor, out=mean[some], casting="same_kind")
         self._world.meet()
-        return self._means, masses
+        return means, masses
+
+    def _unused(self) -> int:
+        """The number of a mean to which nothing refers any more; the next number if there is none."""
+        return next((number for number, mean in enumerate(self._in_use) if mean() is None), len(self.formed))
 
     def _my_share(self) -> Iterator[tuple[int, slice]]:
         """The blocks of the means that this rank forms."""
-        rows, columns = self._means.shape
+        rows, columns = self.rows.shape
         starts = range(0, columns, BLOCK_ELEMENTS)
         blocks = rows * len(starts)
         rank, ranks = self._world.node.Get_rank(), self._world.node.Get_size()

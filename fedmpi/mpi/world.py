@@ -38,6 +38,9 @@ ENDING_SECONDS = 600.0
 FORWARDING_SECONDS = 0.5
 # Well below 2^31, the largest count that an MPI-3 library takes.
 CHUNK_ELEMENTS = 1 << 28
+# How much the first rank of a node can say at a meeting.
+WORDS = 3
+NOWHERE = -1
 
 T = TypeVar("T")
 
@@ -85,8 +88,9 @@ class World:
         self._shortest_sleep = SHORTEST_SLEEP * (crowd * crowd - 1)
         self._meetings = 0
         self._rings = 0
-        # Of each rank the last meeting it came to; the first rank's: the last that all nodes came to; the bell.
-        self._arrivals = Segments(self.node, 3, np.int64)
+        # Of each rank: the last meeting it came to. The first rank's: the last that all nodes came to, the bell, and
+        # what it says at this meeting and at the next (nobody is further ahead).
+        self._arrivals = Segments(self.node, 3 + 2 * WORDS, np.int64)
         self._bell = Bell(self._arrivals.arrays[0][2:].view(np.int32)[:1])
         self._broadcasts: list[NDArray[np.uint8]] = []
         self._means: list[SharedMean] = []
@@ -115,14 +119,21 @@ class World:
                     self._raise_remote_failure()
                     self._nap(elapsed())
 
-    def meet(self) -> None:
-        """Sleep until every rank is here; what each wrote into shared memory before, the others then see."""
+    def meet(self, *words: int) -> tuple[int, ...]:
+        """Sleep until every rank is here; what each wrote into shared memory before, the others then see.
+
+        Returns:
+            The up to three `words` that the first rank of this node brought along; how many, all agree on.
+        """
         if self.size == 1:
-            return
+            return words
         self._meetings += 1
         number, arrivals = self._meetings, self._arrivals
         arrivals.publish()
         mine = arrivals.arrays[self.node.Get_rank()]
+        first_word = 3 + WORDS * (number % 2)
+        said = slice(first_word, first_word + len(words))
+        mine[said] = words
         mine[0] = number
         self._await_node(lambda: all(array[0] >= number for array in arrivals.arrays))
         if self.nodes > 1:
@@ -131,6 +142,7 @@ class World:
                 mine[1] = number
             self._await_node(lambda: bool(arrivals.arrays[0][1] >= number))
         arrivals.publish()
+        return tuple(arrivals.arrays[0][said].tolist())
 
     def _await_node(self, is_over: Callable[[], bool]) -> None:
         """Sleep until ranks of this node have made something true; whoever has, wakes the others."""
@@ -178,19 +190,37 @@ class World:
             return vector
         with self._transfer():
             region = _as(self._next_region(vector.nbytes), vector)
-            if self.is_server:
+            # A mean that was formed in the node's memory is read where it lies.
+            where = self._place_of(vector) if self.is_server else None
+            if self.is_server and where is None:
                 region[...] = vector
             if self._leaders and self.nodes > 1:
+                source = vector if where else region
                 self.wait(self._leaders.Ibarrier().Test)
-                for part in _chunks(region):
+                for part in _chunks(source):
                     self._leaders.Bcast(part, root=0)
-            self.meet()
-        return region
+            mean, formed, offset = self.meet(*(where or (NOWHERE, 0, 0)))
+            if where is not None:
+                return vector  # which keeps that memory from being used again
+            if mean == NOWHERE:
+                return region
+            memory = self._means[mean].formed[formed].reshape(-1).view(np.uint8)
+            return _as(memory[offset:], vector)
 
     def lent(self, array: NDArray) -> bool:
         """Whether `array` lies in memory that `broadcast` gave, which the next round uses again."""
-        address = array.ctypes.data
-        return any(r.ctypes.data <= address < r.ctypes.data + r.nbytes for r in self._broadcasts)
+        memories: list[NDArray] = list(self._broadcasts)
+        if not self.is_server:
+            memories += [formed for mean in self._means for formed in mean.formed]
+        return any(_offset(array, memory) is not None for memory in memories)
+
+    def _place_of(self, vector: NDArray) -> tuple[int, int, int] | None:
+        """The number of the mean, and of its memory, where `vector` lies, and how many bytes behind its begin."""
+        for i, mean in enumerate(self._means):
+            for j, formed in enumerate(mean.formed):
+                if (offset := _offset(vector, formed)) is not None:
+                    return i, j, offset
+        return None
 
     def shared_mean(self, rows: int, columns: int, kinds: Sequence[tuple[int, FixedPoint]]) -> SharedMean:
         """An empty sum for means of this shape; to be used in this round."""
@@ -327,6 +357,12 @@ class World:
 def _cores() -> int:
     """Cores that this rank may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _offset(array: NDArray, memory: NDArray) -> int | None:
+    """How many bytes behind the begin of `memory` an array begins; None: it does not lie there."""
+    offset: int = array.ctypes.data - memory.ctypes.data
+    return offset if 0 <= offset < memory.nbytes else None
 
 
 def _as(memory: NDArray[np.uint8], like: NDArray) -> NDArray:

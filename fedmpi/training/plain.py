@@ -14,6 +14,7 @@ from torch import Tensor
 from fedmpi.training.block import Block, Hooks, Phase, Work
 from fedmpi.training.clientwise import ClientWise
 from fedmpi.training.flat import Net
+from fedmpi.training.layout import Entry
 from fedmpi.training.samples import Batch
 from fedmpi.training.trainer import WHOLE, Trainer, check_losses
 
@@ -35,7 +36,7 @@ class PlainTrainer(Trainer):
         step = self._step(block, start, hooks, self.settings.rate(round, rounds), columns)
         total, seen, steps = torch.zeros((), device=model.device), 0, 0
         model.load(start[0])
-        torch.manual_seed(key)  # for what else in a network is random
+        self._seed_others(key)
         for batch in self._batches(client, round, phase, count):
             with ClientWise((key + steps) & 0x7FFFFFFF) if self._drops_out else nullcontext():
                 losses = hooks.loss(net, batch, start[0], rows)
@@ -48,6 +49,12 @@ class PlainTrainer(Trainer):
         mean = total.item() / seen if seen else math.nan
         seconds = time.perf_counter() - began
         return Work(model.weights, np.array([mean]), np.array([steps]), np.array([seconds]))
+
+    def _seed_others(self, key: int) -> None:
+        """For what else in a network is random. (torch.manual_seed keeps stack traces if there is no GPU.)"""
+        torch.default_generator.manual_seed(key)
+        if self.model.device.type == "cuda":
+            torch.cuda.manual_seed(key)
 
     def _step(self, block: Block, start: Tensor, hooks: Hooks, lr: float, trained: slice) -> Callable[[Tensor], None]:
         """What turns the loss of a batch into new weights, those in the columns `trained`."""
@@ -69,9 +76,18 @@ class PlainTrainer(Trainer):
             model.backward(loss)
             update(trained, model.gradient[:, trained])
 
+        def update_part(entry: Entry, parameter: Tensor, gradient: Tensor) -> None:
+            in_order = gradient.permute(0, 2, 3, 1) if entry.channels_last else gradient
+            update(slice(entry.offset, entry.offset + entry.size), in_order.reshape(1, -1))
+
+        def descend(entry: Entry, parameter: Tensor, gradient: Tensor) -> None:
+            parameter.add_(gradient, alpha=-lr)  # where it lies
+
+        is_plain = self.settings.is_plain_sgd and not has_direction
+
         def in_parts(loss: Tensor) -> None:
             optimizer.advance()
-            model.backward_in_parts(loss, update)
+            model.backward_in_parts(loss, descend if is_plain else update_part)
 
         separable = self.settings.clip_norm is None and (hooks.direction_is_elementwise or not has_direction)
         return in_parts if separable and count >= LARGE else at_once

@@ -162,3 +162,15 @@ def test_ranks_of_a_node_that_are_late(tmp_path: Path) -> None:
     succeed(mpirun(4, "-m", "mpi4py", PROGRAMS / "late_ranks.py", tmp_path))
     expected = np.repeat(np.arange(4)[:, None] + 2.0, 1000, axis=1)
     np.testing.assert_allclose(np.load(tmp_path / "means.npy"), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("ranks_a_node", ["3", "2"])
+def test_means_that_are_kept(tmp_path: Path, ranks_a_node: str) -> None:
+    """Oracle: every round adds 1.5, the mean of the ranks' numbers; what the server keeps of one stays."""
+    succeed(mpirun(3, "-m", "mpi4py", PROGRAMS / "kept_means.py", tmp_path, ranks_a_node))
+    for rank in range(3):
+        saved = np.load(tmp_path / f"{rank}.npz")
+        assert saved["received"].tolist() == [1.5 * round for round in range(8)]
+    server = np.load(tmp_path / "0.npz")
+    assert server["kept"].tolist() == [4.5] * 10
+    assert server["places"] == 3  # the mean that is kept, the present one, and the next
