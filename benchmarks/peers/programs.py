@@ -60,7 +60,7 @@ PEERS = (
 
 
 def course(program: Program, rung: str) -> tuple[float, NDArray[np.float64]]:
-    """Clients a second, the median of a run's rounds but the first; and the model's distance from its start by round."""
+    """Clients a second, the median of a run's rounds but the first; the model's distance from its start by round."""
     rounds = 1 + (program.short_rounds if TRAINING[rung].vectorised else ROUNDS)
     command = [*program.launcher, "-m", f"benchmarks.peers.{program.module}", rung, str(rounds)]
     lines = output_of(command + program.channels_last * ["--channels_last"], ENVIRONMENT).splitlines()
