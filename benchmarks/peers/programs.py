@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import sys
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.launch import mpirun, output_of
 from benchmarks.workloads import TRAINING
@@ -39,6 +41,10 @@ class Program:
     channels_last: bool = False
 
     @property
+    def is_installed(self) -> bool:
+        return importlib.util.find_spec(self.package) is not None
+
+    @property
     def title(self) -> str:
         return f"{self.package} {importlib.metadata.version(self.package)}" + self.channels_last * ", channels_last"
 
@@ -53,11 +59,11 @@ PEERS = (
 )
 
 
-def course(program: Program, rung: str) -> tuple[float, float]:
-    """Clients a second, the median of the rounds of one run, and how far the first round moved the model."""
+def course(program: Program, rung: str) -> tuple[float, NDArray[np.float64]]:
+    """Clients a second, the median of a run's rounds but the first; the model's distance from its start by round."""
     rounds = 1 + (program.short_rounds if TRAINING[rung].vectorised else ROUNDS)
     command = [*program.launcher, "-m", f"benchmarks.peers.{program.module}", rung, str(rounds)]
     lines = output_of(command + program.channels_last * ["--channels_last"], ENVIRONMENT).splitlines()
     reports = [[float(word) for word in line.split()[1:]] for line in lines if line.startswith("round ")]
     seconds, clients, moved = np.array(reports).T
-    return float(np.median(clients[1:] / seconds[1:])), float(moved[0])
+    return float(np.median(clients[1:] / seconds[1:])), moved

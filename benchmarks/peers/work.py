@@ -63,7 +63,7 @@ class Work:
     def report(self, seconds: float, samples: float, parameters: Mapping[str, Tensor]) -> None:
         """Print a line: what a round took, the clients of mean size it trained, how far the model is from the start.
 
-        The distance (L2) shows that the work was done: that of the first round depends little on the samples' order.
+        The distance (L2) shows that the work was done; other cohorts and another order of samples change it somewhat.
         """
         moved = math.hypot(*(float((parameters[name].detach() - old).norm()) for name, old in self.start.items()))
         print("round", seconds, samples / self.samples.mean(), moved, file=sys.__stdout__, flush=True)
