@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmpi.mpi.world import World
+from fedmpi.training.layout import aligned_rows
 
 if TYPE_CHECKING:
     from fedmpi.training.block import Block
