@@ -50,22 +50,26 @@ class Segments:
         dtype, number = np.dtype(dtype), number or node.Get_size()
         size = -(-count * dtype.itemsize // ALIGNMENT) * ALIGNMENT
         total, first = size * number, node.Get_rank() == 0
-        if node.bcast(first and total > _room(), root=0):
+        if node.Get_size() > 1 and node.bcast(first and total > _room(), root=0):
             raise BadInput(
                 f"/dev/shm on {MPI.Get_processor_name()} is too small: {total >> 20} MiB more are needed; enlarge it"
                 " (in a container: --shm-size), or start fewer ranks a node"
             )
-        self._window = MPI.Win.Allocate_shared(total + ALIGNMENT if first else 0, 1, comm=node)
-        self._window.Lock_all()  # for `publish`
-        memory = np.frombuffer(self._window.Shared_query(0)[0].cast("B"), np.uint8)
-        # Pages begin alike in all processes, but a rank that is alone on its node gets no whole pages.
+        self._window: MPI.Win | None = None
+        if node.Get_size() > 1:
+            self._window = MPI.Win.Allocate_shared(total + ALIGNMENT if first else 0, 1, comm=node)
+            self._window.Lock_all()  # for `publish`
+            memory = np.frombuffer(self._window.Shared_query(0)[0].cast("B"), np.uint8)
+        else:  # nothing to share, so nothing that MPI would keep until the process ends
+            memory = np.zeros(total + ALIGNMENT, dtype=np.uint8)
         begin = -memory.ctypes.data % ALIGNMENT
         starts = [begin + place * size for place in range(number)]
         self.arrays = [memory[start : start + count * dtype.itemsize].view(dtype) for start in starts]
 
     def publish(self) -> None:
         """A memory barrier: what this rank wrote is seen by the others, and the other way round."""
-        self._window.Sync()
+        if self._window is not None:
+            self._window.Sync()
 
 
 def _room() -> int:

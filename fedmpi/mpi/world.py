@@ -73,14 +73,17 @@ class World:
         self.workers = range(1, self.size) if self.size > 1 else range(1)
         self.waited = 0.0
         self.transferred = 0.0
-        self._failures = self.comm.Dup()
-        if ranks_a_node is None:
+        if self.size == 1:  # a process may run many experiments, and MPI knows a limited number of communicators
+            self._failures = self.node = self.comm
+        elif ranks_a_node is None:
+            self._failures = self.comm.Dup()
             self.node = MPI.Intracomm(self.comm.Split_type(MPI.COMM_TYPE_SHARED))
         else:
+            self._failures = self.comm.Dup()
             self.node = MPI.Intracomm(self.comm.Split(self.rank // ranks_a_node))
         self.leads = self.node.Get_rank() == 0
         # One rank a node speaks for it; rank 0 is among them.
-        leaders = self.comm.Split(0 if self.leads else MPI.UNDEFINED)
+        leaders = self.comm if self.size == 1 else self.comm.Split(0 if self.leads else MPI.UNDEFINED)
         self._leaders = type(self.comm)(leaders) if self.leads else None
         self.nodes: int = self.node.bcast(self._leaders.Get_size() if self._leaders else 0)
         # Ranks that share cores must not keep them from those they wait for by looking too often.
