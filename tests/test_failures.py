@@ -83,7 +83,6 @@ LAST_LINES = {
         (4, "KeyboardInterrupt", (1,), "evaluate"),
         (4, "KeyboardInterrupt", (0, 1, 2, 3), "round"),
         (4, "MemoryError", (2,), "loss"),
-        (4, "BadInput", (2,), "setup"),
         (4, "BadInput", (0, 1, 2, 3), "round"),
         (2, "exit", (0, 1), "round"),
         (2, "MemoryError", (0,), "evaluate"),
@@ -105,6 +104,14 @@ def test_failure(size: int, kind: str, ranks: tuple[int, ...], phase: str, tmp_p
         assert not list(tmp_path.iterdir())
     else:
         _holds_the_finished_rounds(job, "failed")
+
+
+def test_a_method_that_one_rank_cannot_set_up(tmp_path: Path) -> None:
+    """Bad input that a method finds in its set-up on one rank is everybody's: one line, and nothing is written."""
+    job = run(tmp_path, 4, "BadInput", (2,), "setup")
+    assert job.result.returncode == 2
+    assert job.result.stderr.splitlines() == ["fedmpi: error: --algorithm.kind is not what it should be"]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("ranks", [(1,), (1, 2, 3)])
