@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import platform
 import shlex
 import sys
 import tempfile
@@ -31,6 +30,18 @@ LR_MNIST = (
     "--dataset MNIST --model LogisticRegression --partition ClassesPerClient --clients 1000 --cohort 10"
     " --rounds 100 --evaluate_every 20 --local.epochs 1 --local.batch_size 10 --local.lr 0.03"
 )
+
+
+def machine() -> str:
+    """Where and on what the figures are measured, a fact a line."""
+    program = (
+        "import torch; from fedmpi.environment import describe; from fedmpi.mpi.world import World;"
+        "facts = describe(World(), torch.device('cpu'));"
+        "names = 'hosts', 'cpu', 'python', 'torch', 'numpy', 'mpi4py', 'mpi', 'git_revision';"
+        "print(*(f'{name}: {facts[name]}' for name in names), sep='\\n')"
+    )
+    described = output_of([*mpirun(1), "-c", program]).strip()
+    return f"measured: {datetime.now():%Y-%m-%d %H:%M}\ncores: {os.cpu_count()}\n{described}"
 
 
 @dataclass
@@ -191,9 +202,11 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.rungs) - set(known):
         parser.error(f"no such rung: {', '.join(sorted(unknown))}; known are {', '.join(known)}")
-    print(f"{platform.node()}, {os.cpu_count()} cores, {datetime.now():%Y-%m-%d %H:%M}\n", flush=True)
+    facts = machine()
+    print(f"{facts}\n", flush=True)
     print(f"{'rung':9}{'fedmpi':>10}{'beside':>10}   {'ratio (of pairs)':22}  what", flush=True)
     with tempfile.TemporaryDirectory() as folder, options.output.open("w", newline="", buffering=1) as file:
+        file.writelines(f"# {fact}\n" for fact in facts.splitlines())
         writer = csv.writer(file)
         writer.writerow(["rung", "what", "unit", "fedmpi", "reference", "ratios"])
         for rung in options.rungs or known:
