@@ -62,7 +62,8 @@ def _parser() -> ArgumentParser:
 
 
 def _known() -> dict[str, type[Dataset]]:
-    return {cls.__name__: cls for cls in subclasses(Dataset) if not cls.__name__.startswith("_")}
+    ours = [cls for cls in subclasses(Dataset) if cls.__module__.startswith("fedmpi.")]
+    return {cls.__name__: cls for cls in ours if not cls.__name__.startswith("_")}
 
 
 def _dataset(name: str, root: Path) -> Dataset:
