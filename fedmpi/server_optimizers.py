@@ -152,7 +152,7 @@ class Adam(Adaptive):
         second.mul_(self.beta2).add_(square, alpha=1 - self.beta2)
 
 
-class Yogi(Adaptive):
+class Yogi(Adam):
     """v := v - (1 - beta2) delta^2 sign(v - delta^2).
 
     Args:
@@ -161,11 +161,6 @@ class Yogi(Adaptive):
         beta2: decay of the second moment.
         tau: how far the rule adapts; v starts at its square.
     """
-
-    def __init__(self, lr: float = 0.1, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3) -> None:
-        super().__init__(lr, beta1, tau)
-        require(0 <= beta2 < 1, "beta2", beta2, "at least 0 and below 1")
-        self.beta2 = beta2
 
     def move(self, second: "Tensor", square: "Tensor") -> None:
         second.sub_((1 - self.beta2) * square * (second - square).sign())
