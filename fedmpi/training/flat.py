@@ -68,16 +68,16 @@ class FlatModel:
         """[1, layout.parameters], filled by `backward`."""
         return aligned_rows(1, self.layout.parameters, self.device)
 
-    def backward(self, loss: Tensor) -> None:
-        """Fill `gradient` with that of `loss`."""
+    def backward(self, losses: Tensor) -> None:
+        """Fill `gradient` with that of the mean of `losses`."""
         self._update = None
         self.gradient.zero_()
         for entry, parameter in self._parameters:
             if parameter.grad is None and parameter.requires_grad:
                 parameter.grad = entry.view(self.gradient[0])
-        loss.backward()
+        _backward(losses)
 
-    def backward_in_parts(self, loss: Tensor, update: Callable[[Entry, Tensor, Tensor], None]) -> None:
+    def backward_in_parts(self, losses: Tensor, update: Callable[[Entry, Tensor, Tensor], None]) -> None:
         """Call `update(entry, parameter, gradient)` for every parameter, as soon as nothing needs its old value.
 
         No gradient of the whole model is ever kept, which saves two passes over memory: for networks of a million
@@ -91,7 +91,7 @@ class FlatModel:
                 self._hooked.add(entry.name)
                 parameter.register_post_accumulate_grad_hook(partial(self._pass_on, entry))
         self._update = update
-        loss.backward()
+        _backward(losses)
 
     def _pass_on(self, entry: Entry, parameter: Tensor) -> None:
         if self._update is not None and parameter.grad is not None:
@@ -102,6 +102,11 @@ class FlatModel:
     def frozen(self) -> nn.Module:
         """A second copy of the network in evaluation mode, to run with weights given call by call."""
         return copy.deepcopy(self.module).eval().requires_grad_(False)
+
+
+def _backward(losses: Tensor) -> None:
+    """Of their mean, which needs not be computed for that."""
+    torch.autograd.backward(losses, torch.full_like(losses, 1 / max(losses.numel(), 1)))
 
 
 class Net:

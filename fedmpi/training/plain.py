@@ -32,24 +32,21 @@ class PlainTrainer(Trainer):
         count = int(self.count_steps(block.clients, block.completed, phase)[0])
         columns = self._prepare(phase, lone_sample=len(self._shards[client]) == 1)
         step = self._step(block, start, hooks, self.settings.rate(round, rounds), columns)
-        total, seen, steps = torch.zeros((), device=model.device), 0, 0
+        seen: list[Tensor] = []  # losses of samples
         model.load(start[0])
         self._seed_others(key)
-        for batch in self._batches(client, round, phase, count):
-            with ClientWise((key + steps) & 0x7FFFFFFF) if self._drops_out else nullcontext():
+        for number, batch in enumerate(self._batches(client, round, phase, count)):
+            with ClientWise((key + number) & 0x7FFFFFFF) if self._drops_out else nullcontext():
                 losses = hooks.loss(net, batch, start[0], rows)
             check_losses(losses, batch.y)
-            loss = losses.mean()
-            step(loss)
-            total.add_(loss.detach(), alpha=len(batch))
-            seen += len(batch)
-            steps += 1
-        mean = total.item() / seen if seen else math.nan
+            step(losses)
+            seen.append(losses.detach())
+        mean = torch.cat(seen).mean().item() if seen else math.nan
         seconds = time.perf_counter() - began
-        return Work(model.weights, np.array([mean]), np.array([steps]), np.array([seconds]))
+        return Work(model.weights, np.array([mean]), np.array([count]), np.array([seconds]))
 
     def _step(self, block: Block, start: Tensor, hooks: Hooks, lr: float, trained: slice) -> Callable[[Tensor], None]:
-        """What turns the loss of a batch into new weights, those in the columns `trained`."""
+        """What turns the losses [B] of a batch into new weights, those in the columns `trained`."""
         model, optimizer, has_direction = self.model, self._optimizer, hooks.changes_direction
         count = model.layout.parameters
         weights, start = model.weights[:, :count], start[:, :count]
@@ -63,9 +60,9 @@ class PlainTrainer(Trainer):
                 gradient = hooks.direction(gradient, part, start[:, columns], block.columns(columns, count))
             optimizer.step(part, self._clipped(gradient), lr, columns)
 
-        def at_once(loss: Tensor) -> None:
+        def at_once(losses: Tensor) -> None:
             optimizer.advance()
-            model.backward(loss)
+            model.backward(losses)
             update(trained, model.gradient[:, trained])
 
         def update_part(entry: Entry, parameter: Tensor, gradient: Tensor) -> None:
@@ -77,9 +74,9 @@ class PlainTrainer(Trainer):
 
         is_plain = self.settings.is_plain_sgd and not has_direction
 
-        def in_parts(loss: Tensor) -> None:
+        def in_parts(losses: Tensor) -> None:
             optimizer.advance()
-            model.backward_in_parts(loss, descend if is_plain else update_part)
+            model.backward_in_parts(losses, descend if is_plain else update_part)
 
         separable = self.settings.clip_norm is None and (hooks.direction_is_elementwise or not has_direction)
         return in_parts if separable and count >= LARGE else at_once

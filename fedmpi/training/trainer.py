@@ -103,8 +103,8 @@ class Trainer(ABC):
                 with ClientWise((keys[k] + step) & 0x7FFFFFFF) if self._drops_out else nullcontext():
                     losses = hooks.loss(net, batch, weights[k], block.row(k))
                 check_losses(losses, batch.y)
-                model.backward(losses.sum())
-                result[k].add_(model.gradient[0], alpha=1 / len(shard))
+                model.backward(losses)
+                result[k].add_(model.gradient[0], alpha=len(batch) / len(shard))
         return result
 
     def count_steps(
@@ -129,7 +129,9 @@ class Trainer(ABC):
 
         A batch normalisation that is not trained keeps its statistics; nor has one sample alone any variance.
         """
-        layout, module = self.model.layout, self.model.module.train()
+        layout, module = self.model.layout, self.model.module
+        if not module.training or self.model.normalises_batches:
+            module.train()
         columns = phase.columns or slice(0, layout.parameters)
         begin, end = columns.start or 0, min(columns.stop, layout.parameters)
         norm = layout.segments["norm"]
