@@ -9,6 +9,7 @@ variances 2^-29 (|t| < 2^22).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,8 +74,8 @@ class WeightedMean:
         self._rows = shared_rows if device.type == "cpu" else torch.empty_like(shared_rows, device=device)
         self._scratch = torch.empty(BLOCK_ELEMENTS, dtype=torch.float64, device=device)
         self._segments = (
-            (slice(0, parameters), PARAMETER_KIND.magic, PARAMETER_LIMIT),
-            (slice(parameters, size), BUFFER_KIND.magic, BUFFER_LIMIT),
+            (0, parameters, PARAMETER_KIND.magic, PARAMETER_LIMIT),
+            (parameters, size, BUFFER_KIND.magic, BUFFER_LIMIT),
         )
         self.bytes_added = 0
 
@@ -98,9 +99,18 @@ class WeightedMean:
                 self._rows[row].zero_()
             self._shared.masses[row] += block.mass[groups == row].sum()
             self._shared.terms[row] += 0 if alone else (groups == row).sum()
-        weights = block.mass / self._total_mass
-        for columns, magic, limit in self._segments:
-            self._add(columns, vectors[:, columns], weights, None if alone else magic, limit, groups, block)
+        device = self._rows.device
+        weights = torch.from_numpy(block.mass[:, None] / self._total_mass).to(device)
+        rows = torch.from_numpy(groups).to(device)
+        for begin, end, magic, limit in self._segments:
+            for some, columns in _tiles(len(vectors), begin, end):
+                part, into = vectors[some, columns], self._rows[:, columns]
+                _check(part, limit, block.clients[some])  # just here, for it brings the part into the cache
+                term = self._scratch[: part.numel()].view(part.shape)
+                term.copy_(part).mul_(weights[some])
+                if not alone:
+                    term.add_(magic)
+                _accumulate(into, rows[some], term.view(torch.int64))
 
     def reduce(self, empty: Tensor | None = None) -> Tensor:
         """The mean over all ranks' vectors: [P], or [groups, P].
@@ -132,46 +142,33 @@ class WeightedMean:
             trained.copy_(start.lerp(trained, masses[0] / self._expected_mass))
         return result
 
-    def _add(
-        self,
-        columns: slice,
-        vectors: Tensor,
-        weights: NDArray[np.float64],
-        magic: float | None,
-        limit: float,
-        groups: NDArray[np.int64],
-        block: Block,
-    ) -> None:
-        device, lone = self._rows.device, len(vectors) == 1
-        factor = float(weights[0]) if lone else torch.from_numpy(weights[:, None]).to(device)
-        rows = torch.from_numpy(groups).to(device)
-        width = max(BLOCK_ELEMENTS // len(vectors), 1)
-        for first in range(columns.start, columns.stop, width):
-            part = vectors[:, first - columns.start : first - columns.start + width]
-            into = self._rows[:, first : first + part.shape[1]]
-            self._check(part, limit, block)  # just here, for it brings the part into the cache
-            term = self._scratch[: part.numel()].view(part.shape)
-            term.copy_(part).mul_(factor)
-            if magic is not None:
-                term.add_(magic)
-            patterns = term.view(torch.int64)
-            if len(into) > 1:
-                into.index_add_(0, rows, patterns)
-                continue
-            pattern = patterns[0] if lone else patterns.sum(0)
-            if device.type == "cpu":
-                total = into[0].numpy()
-                np.add(total, pattern.numpy(), out=total)  # torch takes three times as long to add integers
-            else:
-                into[0].add_(pattern)
 
-    @staticmethod
-    def _check(part: Tensor, limit: float, block: Block) -> None:
-        low, high = torch.aminmax(part)
-        if not (-limit < low.item() and high.item() < limit):  # also of NaN, which aminmax passes on
-            largest = part.abs().amax(1)
-            k = int(torch.nonzero(~(largest < limit))[0])
-            raise Diverged(
-                f"client {block.clients[k]} diverged: its largest weight is {largest[k]:g} (limit {limit:g});"
-                " lower --local.lr, or set --local.clip_norm"
-            )
+def _tiles(rows: int, begin: int, end: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns, of those from `begin` to `end`, of blocks: as wide as possible, then as high."""
+    width = min(end - begin, BLOCK_ELEMENTS)
+    for first in range(begin, end, max(width, 1)):
+        for top in range(0, rows, BLOCK_ELEMENTS // width):
+            yield slice(top, top + BLOCK_ELEMENTS // width), slice(first, min(first + width, end))
+
+
+def _check(part: Tensor, limit: float, clients: NDArray[np.int64]) -> None:
+    low, high = torch.aminmax(part)
+    if not (-limit < low.item() and high.item() < limit):  # also of NaN, which aminmax passes on
+        largest = part.abs().amax(1)
+        k = int(torch.nonzero(~(largest < limit))[0])
+        raise Diverged(
+            f"client {clients[k]} diverged: its largest weight is {largest[k]:g} (limit {limit:g});"
+            " lower --local.lr, or set --local.clip_norm"
+        )
+
+
+def _accumulate(into: Tensor, rows: Tensor, patterns: Tensor) -> None:
+    """Add `patterns` [K, n], each to its row of `into` [groups, n]."""
+    if len(into) > 1:
+        into.index_add_(0, rows, patterns)
+        return
+    pattern = patterns[0] if len(patterns) == 1 else patterns.sum(0)
+    if into.device.type == "cpu":
+        np.add(into[0].numpy(), pattern.numpy(), out=into[0].numpy())  # torch takes three times as long
+    else:
+        into[0].add_(pattern)

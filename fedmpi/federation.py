@@ -412,6 +412,8 @@ class Federation:
         first, kept = self._world.workers[0], self.states.bytes
         home = self.states.home[cohort.clients] - first if kept else None
         placement, expected = self._costs.place(steps, home, kept)
+        if self._costs.is_fitted:
+            self._world.expect(float(expected.max()))
         self._ledger.predict(expected if self._costs.is_fitted else np.full(len(expected), np.nan))
         return first + placement
 

@@ -178,4 +178,4 @@ def _weighted(values: NDArray[np.float64], weights: NDArray[np.float64]) -> floa
     """Sum without rounding on the way, so that no order of summation can show in the bits; NaN if there is nobody."""
     if not weights.any():
         return math.nan
-    return math.fsum(v * w for v, w in zip(values.tolist(), weights.tolist(), strict=True) if w)
+    return math.fsum(np.where(weights, values * weights, 0).tolist())

@@ -29,6 +29,8 @@ LONGEST_SLEEP = 5e-3
 # A rank that is woken tends to be put on the core of the one that wakes it, which then does nothing else for a while:
 # for short waits naps are better.
 NAPS_SECONDS = 20e-3
+# How much of the time that ranks are expected to be busy they will be for certain.
+CERTAIN = 0.9
 # How soon a rank that waits for others of its node hears of a failure.
 LONGEST_DEAFNESS = 50e-3
 # How long a rank that failed waits for rank 0 to answer, and then for it to end the job.
@@ -89,6 +91,7 @@ class World:
         # Ranks that share cores must not keep them from those they wait for by looking too often.
         crowd = max(self.node.Get_size() / _cores(), 1)
         self._shortest_sleep = SHORTEST_SLEEP * (crowd * crowd - 1)
+        self._busy_until = 0.0
         self._meetings = 0
         self._rings = 0
         # Of each rank: the last meeting it came to. The first rank's: the last that all nodes came to, the bell, and
@@ -121,6 +124,10 @@ class World:
                 if elapsed() > SPIN_SECONDS:
                     self._raise_remote_failure()
                     self._nap(elapsed())
+
+    def expect(self, seconds: float) -> None:
+        """Other ranks are busy for about so long: until then, one that waits for them need not look often."""
+        self._busy_until = time.perf_counter() + CERTAIN * seconds
 
     def meet(self, *words: int) -> tuple[int, ...]:
         """Sleep until every rank is here; what each wrote into shared memory before, the others then see.
@@ -167,7 +174,8 @@ class World:
                         self._bell.sleep(last, LONGEST_DEAFNESS)
 
     def _nap(self, elapsed: float) -> None:
-        time.sleep(min(max(elapsed / 20, self._shortest_sleep), LONGEST_SLEEP))
+        left = self._busy_until - time.perf_counter()
+        time.sleep(min(max(elapsed / 20, self._shortest_sleep, left), LONGEST_SLEEP))
 
     @contextmanager
     def _waiting(self) -> Iterator[Callable[[], float]]:
