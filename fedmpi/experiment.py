@@ -107,6 +107,9 @@ class Experiment:
         if algorithm.counts_clients_once and weighting == "horvitz_thompson":
             name = type(algorithm).__name__
             raise BadInput(f"= {weighting}: {name}'s server keeps a mean of its own over all clients", "weighting")
+        if "weights" not in algorithm.server_state and weighting == "horvitz_thompson":
+            name = type(algorithm).__name__
+            raise BadInput(f"= {weighting}: {name} does not form one mean of all its clients' models", "weighting")
         if evaluate_means != "none" and not algorithm.averages_models:
             name = type(algorithm).__name__
             raise BadInput(f"= {evaluate_means}: {name} does not average its clients' models", "evaluate_means")

@@ -1,4 +1,4 @@
-"""`python -m fedmpi.results summary|plot FILE...`"""
+"""`python -m fedmpi.results summary|table|plot FILE...`"""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fedmpi.errors import BadInput
 from fedmpi.results.plot import SUFFIXES, X_LABELS, curve, draw
 from fedmpi.results.reader import Run, open
 from fedmpi.results.summary import summarize
+from fedmpi.results.table import FORMATS, tabulate
 
 T = TypeVar("T")
 
@@ -45,6 +46,20 @@ def _summary(options: argparse.Namespace) -> int:
     return status
 
 
+def _table(options: argparse.Namespace) -> int:
+    def with_column(path: Path) -> Run:
+        run = open(path)
+        curve(run, options.column, "round")  # a file without the column is named now, and left out
+        if run.status != "finished":
+            print(f"{path}: {run.status}, counted as far as it is", file=sys.stderr)
+        return run
+
+    runs, status = _each(options.files, with_column)
+    if runs:
+        print(tabulate(runs, options.column, options.targets, options.format))
+    return status
+
+
 def _plot(options: argparse.Namespace) -> int:
     def with_curve(path: Path) -> Run:
         run = open(path)
@@ -74,10 +89,18 @@ def _attempt(path: Path, read: Callable[[Path], T]) -> T | None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m fedmpi.results", allow_abbrev=False, description="Look at results files.")
-    commands = parser.add_subparsers(required=True, metavar="summary|plot")
+    commands = parser.add_subparsers(required=True, metavar="summary|table|plot")
 
     summary = commands.add_parser("summary", allow_abbrev=False, help="what a run did, on one screen")
     summary.set_defaults(command=_summary)
+
+    table = commands.add_parser("table", allow_abbrev=False, help="a line for each setting, over its seeds")
+    table.set_defaults(command=_table)
+    table.add_argument("--column", default="test_accuracy", help="an accuracy, a column of /rounds")
+    table.add_argument(
+        "--targets", type=_share, nargs="*", default=[], metavar="SHARE", help="accuracies of which to find the round"
+    )
+    table.add_argument("--format", choices=list(FORMATS), default="text", help="what the table is made for")
 
     plot = commands.add_parser("plot", allow_abbrev=False, help="a curve for each run")
     plot.set_defaults(command=_plot)
@@ -85,9 +108,19 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("--column", default="test_accuracy", help="a column of /rounds")
     plot.add_argument("--x", choices=list(X_LABELS), default="round", help="the horizontal axis")
 
-    for command in (summary, plot):
+    for command in (summary, table, plot):
         command.add_argument("files", nargs="+", type=Path, metavar="FILE")
     return parser
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a share from 0 to 1")
+    return value
 
 
 def _picture(name: str) -> Path:

@@ -23,13 +23,38 @@ def describe(value: Any) -> str:
 def differences(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """For each run's settings, what tells them from the others' (empty where nothing does)."""
     flat = [dict(_flat(settings)) for settings in runs]
+    keys = _differing(runs, flat)
+    found = [[(key, *one[key]) for key in keys if key in one] for one in flat]
+    return [
+        ", ".join(value if is_class else f"{_leaf(key)} {value}" for key, value, is_class in one) for one in found
+    ]
+
+
+def table(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The method of each run, with its arguments, and all other settings in which the runs differ, by short names."""
+    flat = [dict(_flat(settings)) for settings in runs]
+    others = [key for key in _differing(runs, flat) if key.split(".")[0] != "algorithm"]
+    leaves = [_leaf(key) for key in others]
+    names = [leaf if leaves.count(leaf) == 1 else key for key, leaf in zip(others, leaves, strict=True)]
+    missing = ("-", False)
+    columns = [[one.get(key, missing)[0] for one in flat] for key in others]
+    methods = [describe(settings["algorithm"]) for settings in runs]
+    return {"method": methods, **dict(zip(names, columns, strict=True))}
+
+
+def same_but_seed(settings: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
+    """Equal for settings that describe the same experiment, repeated."""
+    return frozenset((key, value) for key, (value, _) in _flat(settings) if key != "seed")
+
+
+def _differing(runs: Sequence[Mapping[str, Any]], flat: Sequence[Mapping[str, object]]) -> list[str]:
+    """The keys of `flat` that have not one value, in the order of the settings."""
     sections = list(dict.fromkeys(name for settings in runs for name in settings))
     keys = sorted(
         dict.fromkeys(key for one in flat for key in one),
         key=lambda key: sections.index(key.split(".")[0]),  # what only some runs have stands with its section
     )
-    differing = [key for key in keys if len({one.get(key) for one in flat}) > 1]
-    return [", ".join(one[key] for key in differing if key in one) for one in flat]
+    return [key for key in keys if len({one.get(key) for one in flat}) > 1]
 
 
 def _options(arguments: Mapping[str, Any]) -> Iterator[str]:
@@ -38,18 +63,22 @@ def _options(arguments: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} {describe(value)}"
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted keys and texts of all leaves; a class stands for itself, an option carries its name."""
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, tuple[str, bool]]]:
+    """Dotted keys of all leaves, their values as text, and whether that is a class's name."""
     for name, value in settings.items():
         if name in _PLACES or value is None:
             continue
         if not isinstance(value, Mapping):
-            yield prefix + name, f"{name} {value}"
+            yield prefix + name, (str(value), False)
         elif "class_path" in value:
-            yield prefix + name, _class_name(value["class_path"])
+            yield prefix + name, (_class_name(value["class_path"]), True)
             yield from _flat(value.get("init_args") or {}, f"{prefix}{name}.")
         else:
             yield from _flat(value, f"{prefix}{name}.")
+
+
+def _leaf(key: str) -> str:
+    return key.split(".")[-1]
 
 
 def _class_name(path: str) -> str:

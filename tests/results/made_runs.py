@@ -32,7 +32,7 @@ rounds: 20
 local:
   epochs: 2
   lr: 1.0e-05
-seed: 7
+seed: {seed}
 output: {path}
 """
 
@@ -46,14 +46,14 @@ def weights(scale: float = 1.0) -> NDArray[np.float32]:
     return scale * np.arange(9, dtype=np.float32)
 
 
-def started(path: Path, mu: float = 0.01, overwrite: bool = False) -> Results:
+def started(path: Path, mu: float = 0.01, overwrite: bool = False, seed: int = 7) -> Results:
     """A run before its first round and its first write."""
     attributes = {
-        "config": CONFIG.format(mu=mu, path=path),
+        "config": CONFIG.format(mu=mu, path=path, seed=seed),
         "algorithm": "FedProx",
         "dataset": "Digits",
         "model": "Linear",
-        "seed": 7,
+        "seed": seed,
     }
     environment = {"ranks": 3, "hosts": ["ä", "b"], "slurm_job": None}
     results = Results(path, attributes, environment, overwrite=overwrite)
@@ -88,8 +88,8 @@ def add_round(results: Results, round: int, clock: bool = False) -> None:
     results.add_ranks({"round": [round] * 2, "rank": [1, 2], "busy_seconds": [1.0, 1.5], "clients": [2, 2]})
 
 
-def finished(path: Path, rounds: int = 20, mu: float = 0.01, clock: bool = False) -> Path:
-    results = started(path, mu)
+def finished(path: Path, rounds: int = 20, mu: float = 0.01, clock: bool = False, seed: int = 7) -> Path:
+    results = started(path, mu, seed=seed)
     for round in range(1, rounds + 1):
         add_round(results, round, clock)
     results.finish("finished")

@@ -1,0 +1,94 @@
+"""Every single-model and personalised method on real Fashion-MNIST: python -m benchmarks.baselines --data DATA.
+
+LeNet with batch normalisation, 100 clients split by Dirichlet(0.1) and (0.5), 10 a round, one local epoch of batches
+of 50 at a learning rate of 0.05, and for the rest every method as fedmpi has it by default; what differs stands in
+METHODS. Each run is a process of its own on one rank, as many at a time as there are cores; those whose file is
+there and finished are not repeated. Prints the table at the end: it is `python -m fedmpi.results table`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+
+from tqdm import tqdm
+
+from fedmpi import results
+from fedmpi.errors import BadInput
+from fedmpi.results.__main__ import main as show
+
+PROTOCOL = (
+    "--dataset FashionMNIST --partition Dirichlet --model LeNet --clients 100 --cohort 10"
+    " --local.epochs 1 --local.batch_size 50 --local.lr 0.05"
+)
+METHODS = {
+    "fedavg": "",
+    "fedgn": "--model.norm group",
+    "fedprox": "--algorithm FedProx",
+    "scaffold": "--algorithm SCAFFOLD",
+    "scaffold1": "--algorithm SCAFFOLD --algorithm.option I",
+    "feddyn": "--algorithm FedDyn",
+    "moon": "--algorithm MOON",
+    "moon_projected": "--algorithm MOON --model Projected --model.over LeNet",
+    "fednova": "--algorithm FedNova",
+    "fedavgm": "--algorithm FedAvgM",
+    "fedadagrad": "--algorithm FedAdagrad",
+    "fedadam": "--algorithm FedAdam",
+    "fedyogi": "--algorithm FedYogi",
+    "fedbn": "--algorithm FedBN",
+    "fedper": "--algorithm FedPer",
+    "fedrep": "--algorithm FedRep",
+    "ditto": "--algorithm Ditto",
+    "local": "--algorithm LocalOnly",
+    "centralized": "--algorithm Centralized",
+}
+ALPHAS = (0.1, 0.5)
+TARGETS = ("0.7", "0.8")
+
+
+def done(path: Path) -> bool:
+    try:
+        return results.open(path).status == "finished"
+    except BadInput:
+        return False
+
+
+def train(path: Path, options: str) -> str:
+    """Run one experiment unless it is there; what it printed if it failed."""
+    if done(path):
+        return ""
+    command = [sys.executable, "-m", "fedmpi", *shlex.split(options), "--output", str(path), "--overwrite"]
+    found = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return f"{path}: {found.stderr.strip()}" if found.returncode else ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.baselines")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="root of the data set (default: data)")
+    parser.add_argument("--folder", type=Path, default=Path("runs/baselines"), help="(default: runs/baselines)")
+    parser.add_argument("--rounds", type=int, default=40, help="(default: 40)")
+    parser.add_argument("--seeds", type=int, default=3, help="(default: 3)")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), help="(default: all)")
+    chosen = parser.parse_args()
+    chosen.folder.mkdir(parents=True, exist_ok=True)
+    experiments = {
+        chosen.folder / f"{method}-{alpha}-{seed}.h5": f"{PROTOCOL} --dataset.root {shlex.quote(str(chosen.data))}"
+        f" --partition.alpha {alpha} --rounds {chosen.rounds} --seed {seed} {METHODS[method]}"
+        for seed, alpha, method in product(range(chosen.seeds), ALPHAS, chosen.methods)
+    }
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(train, experiments.keys(), experiments.values())
+        problems = [problem for problem in tqdm(found, total=len(experiments), unit="run") if problem]
+    print(*problems, sep="\n", file=sys.stderr)
+    by_method = sorted(experiments, key=lambda path: (path.name.split("-")[1], list(experiments).index(path)))
+    sys.exit(max(show(["table", *map(str, by_method), "--targets", *TARGETS]), bool(problems)))
+
+
+if __name__ == "__main__":
+    main()

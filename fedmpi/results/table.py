@@ -1,0 +1,118 @@
+"""Runs side by side: one line for those that differ by nothing but their seed, with what papers' tables have."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from fedmpi.results.reader import Run
+from fedmpi.results.settings import same_but_seed, table
+
+Format = Literal["text", "markdown", "latex", "csv"]
+
+
+def tabulate(runs: Sequence[Run], column: str, targets: Sequence[float], format: Format) -> str:
+    """A table of all runs, without a final newline.
+
+    A line for the runs of one setting: what sets it apart from the others, then mean ± standard deviation (with n-1)
+    over the runs of
+
+    - the last and the best accuracy, and the mean of the last ten that were measured, in percent;
+    - whose it is: of the server's model, or of each client's own on the client's own test samples;
+    - the first round with each target accuracy: the mean over the runs that reached it, and how many did;
+    - traffic of the clients, both ways by the method's definition, and seconds, of the whole run.
+
+    Args:
+        column: of /rounds, an accuracy.
+        targets: accuracies in [0, 1].
+    """
+    groups = _groups(runs)
+    settings = table([group[0].settings for group in groups])
+    lines = [
+        {**{name: values[k] for name, values in settings.items()}, **_figures(group, column, targets)}
+        for k, group in enumerate(groups)
+    ]
+    return FORMATS[format]([list(lines[0]), *[list(line.values()) for line in lines]])
+
+
+def _groups(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs of the same settings but for the seed, in the order in which settings first appear."""
+    keys = [same_but_seed(run.settings) for run in runs]
+    return [[run for run, other in zip(runs, keys, strict=True) if other == key] for key in dict.fromkeys(keys)]
+
+
+def _figures(group: Sequence[Run], column: str, targets: Sequence[float]) -> dict[str, str]:
+    accuracies = [run.accuracy(column) for run in group]
+    personal = any("client_accuracy_mean" in run.rounds or "global_matched_accuracy" in run.rounds for run in group)
+    traffic = [(run.rounds["bytes_up"] + run.rounds["bytes_down"]).sum() / 1e9 for run in group]
+    return {
+        "runs": str(len(group)),
+        "last (%)": _spread([100 * accuracy.last for accuracy in accuracies]),
+        "best (%)": _spread([100 * accuracy.best for accuracy in accuracies]),
+        "last 10 (%)": _spread([100 * accuracy.last10 for accuracy in accuracies]),
+        "whose": "client's" if personal else "server's",
+        **{f"rounds to {100 * target:g} %": _reached(group, column, target) for target in targets},
+        "GB": f"{np.mean(traffic):.3g}",
+        "seconds": f"{np.mean([run.rounds['seconds'].sum() for run in group]):.3g}",
+    }
+
+
+def _spread(values: list[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.2f}"
+    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
+
+
+def _reached(group: Sequence[Run], column: str, target: float) -> str:
+    """The mean of the first rounds with the target accuracy, and how many runs have one if not all do."""
+    first = []
+    for run in group:
+        there = np.flatnonzero(run.rounds[column] >= target)
+        first += [int(run.rounds["round"][there[0]])] if len(there) else []
+    if not first:
+        return "-"
+    return f"{np.mean(first):.0f}" + (f" ({len(first)} of {len(group)})" if len(first) < len(group) else "")
+
+
+def _text(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = [[f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join(row).rstrip() for row in padded)
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
+    lines.insert(1, " | ".join("---" for _ in rows[0]))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _latex(rows: list[list[str]]) -> str:
+    """For the package booktabs."""
+    escaped = [[_escaped(cell) for cell in row] for row in rows]
+    head, *body = [" & ".join(row) + r" \\" for row in escaped]
+    begin = rf"\begin{{tabular}}{{{'l' * len(rows[0])}}}"
+    return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"])
+
+
+def _escaped(text: str) -> str:
+    for character in "\\&%$#_{}":
+        text = text.replace(character, f"\\{character}" if character != "\\" else r"\textbackslash ")
+    return text.replace("±", r"$\pm$")
+
+
+def _csv(rows: list[list[str]]) -> str:
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(rows)
+    return file.getvalue().rstrip("\n")
+
+
+FORMATS: dict[Format, Callable[[list[list[str]]], str]] = {
+    "text": _text,
+    "markdown": _markdown,
+    "latex": _latex,
+    "csv": _csv,
+}

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from fedmpi.results.__main__ import main
+from tests.results.made_runs import add_round, finished, started
+
+
+def rows(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, str]]:
+    assert main(["table", *arguments, "--format", "csv"]) == 0
+    return list(csv.DictReader(capsys.readouterr().out.splitlines()))
+
+
+def test_runs_that_differ_by_their_seed_alone_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Accuracy is 0.04 times the round, every other round: 24 % after 6 rounds, 32 % after 8.
+    files = [finished(tmp_path / "a.h5", rounds=6, seed=1), finished(tmp_path / "b.h5", rounds=6, seed=2)]
+    files += [finished(tmp_path / "c.h5", rounds=8, mu=1.0)]
+    plain, strong = rows(capsys, *map(str, files), "--targets", "0.15", "0.3")
+    assert (plain["method"], strong["method"]) == ("FedProx (mu 0.01)", "FedProx (mu 1.0)")
+    assert (plain["runs"], strong["runs"]) == ("2", "1")
+    assert (plain["last (%)"], strong["last (%)"]) == ("24.00 ± 0.00", "32.00")
+    assert (plain["last 10 (%)"], strong["last 10 (%)"]) == ("16.00 ± 0.00", "20.00")
+    assert (plain["rounds to 15 %"], strong["rounds to 15 %"]) == ("4", "4")
+    assert (plain["rounds to 30 %"], strong["rounds to 30 %"]) == ("-", "8")
+    assert (plain["GB"], strong["GB"]) == ("0.024", "0.032")
+    assert (plain["seconds"], strong["seconds"]) == ("12", "16")
+    assert plain["whose"] == "server's"
+
+
+def test_spread_is_over_seeds_and_targets_count_who_reached_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = []
+    for seed, rounds in ((1, 4), (2, 6), (3, 8)):  # as if trained for as long, and learnt as much
+        files.append(str(finished(tmp_path / f"{seed}.h5", rounds=rounds, seed=seed)))
+    (line,) = rows(capsys, *files, "--targets", "0.2")
+    assert line["best (%)"] == "24.00 ± 8.00"  # of 16, 24, 32, with n-1
+    assert line["rounds to 20 %"] == "6 (2 of 3)"
+
+
+def test_settings_that_differ_are_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import tests.results.made_runs as made
+
+    one = finished(tmp_path / "one.h5")
+    config = made.CONFIG
+    try:
+        made.CONFIG = config.replace("alpha: 0.3", "alpha: 0.7").replace("lr: 1.0e-05", "lr: 0.1")
+        other = finished(tmp_path / "other.h5")
+    finally:
+        made.CONFIG = config
+    lines = rows(capsys, str(one), str(other))
+    assert [(line["alpha"], line["lr"]) for line in lines] == [("0.3", "1e-05"), ("0.7", "0.1")]
+    assert "epochs" not in lines[0]
+
+
+def test_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(finished(tmp_path / f"{seed}.h5", rounds=2, seed=seed)) for seed in (1, 2)]
+    shown = {}
+    for format in ("text", "markdown", "latex"):
+        assert main(["table", *files, "--format", format]) == 0
+        shown[format] = capsys.readouterr().out.splitlines()
+    assert shown["text"][0].split() == "method runs last (%) best (%) last 10 (%) whose GB seconds".split()
+    assert shown["text"][1].startswith("FedProx (mu 0.01)  2     8.00 ± 0.00")
+    assert shown["markdown"][1] == "| " + " | ".join(["---"] * 8) + " |"
+    assert shown["markdown"][2].startswith("| FedProx (mu 0.01) | 2 | 8.00 ± 0.00 | ")
+    assert shown["latex"][0] == r"\begin{tabular}{llllllll}"
+    assert shown["latex"][2].startswith(r"method & runs & last (\%) & ")
+    assert r"8.00 $\pm$ 0.00" in shown["latex"][4]
+
+
+def test_files_that_do_not_serve_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, going, young = finished(tmp_path / "good.h5"), tmp_path / "going.h5", tmp_path / "young.h5"
+    results = started(going, mu=3.0)
+    add_round(results, 1)
+    add_round(results, 2)
+    results.write()
+    started(young).write()
+    (tmp_path / "text.h5").write_text("no HDF5")
+    files = [str(tmp_path / name) for name in ("good.h5", "going.h5", "young.h5", "text.h5")]
+    assert main(["table", *files, "--format", "csv"]) == 1
+    output = capsys.readouterr()
+    assert [line.split(",")[0] for line in output.out.splitlines()] == [
+        "method",
+        "FedProx (mu 0.01)",
+        "FedProx (mu 3.0)",
+    ]
+    going_line, young_line, text_line = output.err.splitlines()
+    assert going_line == f"{going}: running, counted as far as it is"
+    assert young_line == f"{young}: no column 'test_accuracy' in its rounds (no rounds yet)"
+    assert text_line.startswith(f"{tmp_path / 'text.h5'}: ")
+    with pytest.raises(SystemExit) as raised:
+        main(["table", str(good), "--targets", "70"])
+    assert raised.value.code == 2
+    assert capsys.readouterr().err.endswith("70 must be a share from 0 to 1\n")
