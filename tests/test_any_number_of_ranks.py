@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +11,20 @@ import pytest
 from fedmpi import results
 from tests.launch import REPOSITORY, mpirun, succeed
 
-SMALL = "--clients 12 --cohort 5 --rounds 3 --local.epochs 2"
-SIDE_BY_SIDE = f"{SMALL} --local.vectorize 3 --local.epochs 1 --model MLP --model.hidden '[33, 17]'"
+SMALL = "--clients 12 --cohort 5 --rounds 3 --local.epochs 1"
+SIDE_BY_SIDE = f"{SMALL} --local.vectorize 3 --model MLP --model.hidden '[33, 17]'"
 # What a client computes must not depend on the slot or the rank it is trained in: odd widths and batches of one make
 # matrix libraries take other paths, normalisation and dropout have state, momentum and Adam have memory.
 CASES = {
-    "batchnorm": f"{SMALL} --model LeNet",
+    "batchnorm": f"{SMALL} --model LeNet --local.epochs 2",
     "groupnorm": f"{SMALL} --model LeNet --model.norm group --local.momentum 0.9 --local.weight_decay 1e-3",
     "odd_widths": f"{SMALL} --model MLP --model.hidden '[33, 17]' --local.batch_size 1",
     "odd_batches": f"{SMALL} --model MLP --model.hidden '[61, 7]' --local.batch_size 7 --local.optimizer adam"
     " --local.lr 0.01",
-    "dropout": f"{SMALL} --model CifarCNN --local.epochs 1 --local.lr 0.01",
-    "side_by_side": f"{SMALL} --local.vectorize 3 --model MLP --model.hidden '[33, 17]' --local.batch_size 1",
+    "dropout": f"{SMALL} --model CifarCNN --local.lr 0.01",
+    "side_by_side": f"{SIDE_BY_SIDE} --local.epochs 2 --local.batch_size 1",
     "side_by_side_batchnorm": f"{SMALL} --local.vectorize 2 --model LeNet --local.momentum 0.9",
-    "side_by_side_dropout": f"{SMALL} --local.vectorize 2 --model CifarCNN --local.epochs 1 --local.lr 0.01",
+    "side_by_side_dropout": f"{SMALL} --local.vectorize 2 --model CifarCNN --local.lr 0.01",
     "bf16": f"{SMALL} --local.precision bf16 --model LeNet",
     "bf16_side_by_side": f"{SMALL} --local.precision bf16 --local.vectorize 4 --model MLP --model.hidden '[17, 32]'"
     " --local.batch_size 3",
@@ -54,11 +55,11 @@ CASES = {
     "client_state": f"{SMALL} --rounds 8 --algorithm methods.Remembering --model LogisticRegression",
     "lost_updates": f"{SMALL} --algorithm methods.EvenOnly --model LogisticRegression",
     # Clients that keep something, measured where they keep it.
-    "moon": f"{SMALL} --algorithm MOON --model LeNet --local.epochs 1",
-    "ditto": f"{SMALL} --algorithm Ditto --model LeNet --local.epochs 1 --local.momentum 0.5",
-    "fedbn": f"{SMALL} --algorithm FedBN --model LeNet --local.epochs 1",
-    "fedper": f"{SMALL} --algorithm FedPer --model LeNet --local.epochs 1",
-    "fedrep": f"{SMALL} --algorithm FedRep --algorithm.head_epochs 1 --model LeNet --local.epochs 1",
+    "moon": f"{SMALL} --algorithm MOON --model LeNet",
+    "ditto": f"{SMALL} --algorithm Ditto --model LeNet --local.momentum 0.5",
+    "fedbn": f"{SMALL} --algorithm FedBN --model LeNet",
+    "fedper": f"{SMALL} --algorithm FedPer --model LeNet",
+    "fedrep": f"{SMALL} --algorithm FedRep --algorithm.head_epochs 1 --model LeNet",
     "side_by_side_moon": f"{SIDE_BY_SIDE} --algorithm MOON --model Projected --model.size 7 --model.over MLP"
     " --model.over.hidden '[33, 17]'",
     "side_by_side_ditto": f"{SIDE_BY_SIDE} --algorithm Ditto --local.momentum 0.5",
@@ -67,17 +68,37 @@ CASES = {
     "side_by_side_fedrep": f"{SIDE_BY_SIDE} --algorithm FedRep --algorithm.head_epochs 1 --model.norm batch",
     "rarely_evaluated": f"{SMALL} --evaluate_every 2 --model LogisticRegression",
 }
+# One of each kind, for the numbers of ranks on which a job of all cases takes minutes.
+SOME = (
+    "batchnorm",
+    "odd_widths",
+    "dropout",
+    "side_by_side_batchnorm",
+    "many",
+    "conditions",
+    "power_of_choice",
+    "one",
+    "server_optimizer",
+    "centralized",
+    "ifca",
+    "scaffold",
+    "client_state",
+    "fedbn",
+    "side_by_side_ditto",
+)
 TIMINGS = {"seconds", "train_seconds", "communication_seconds", "evaluation_seconds"}
 
 
-def run_all(folder: Path, ranks: int, ranks_a_node: int | None = None) -> dict[str, results.Run]:
+def run_all(
+    folder: Path, ranks: int, ranks_a_node: int | None = None, names: Iterable[str] = CASES
+) -> dict[str, results.Run]:
     folder.mkdir()
     lines = folder / "lines"
-    lines.write_text("\n".join(f"{name} {options}" for name, options in CASES.items()))
+    lines.write_text("\n".join(f"{name} {CASES[name]}" for name in names))
     programs = REPOSITORY / "tests" / "programs"
     nodes = [] if ranks_a_node is None else [str(ranks_a_node)]
     succeed(mpirun(ranks, programs / "runs.py", folder, lines, *nodes, PYTHONPATH=f"{REPOSITORY}:{programs}"))
-    return {name: results.open(folder / f"{name}.h5") for name in CASES}
+    return {name: results.open(folder / f"{name}.h5") for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +107,21 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, results.Run]:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "ranks_a_node"),
-    [(2, None), (3, None), (5, None), (16, None), (5, 2)],
-    ids=["2", "3", "5", "16", "5 on nodes of 2"],
+    ("ranks", "ranks_a_node", "names"),
+    [
+        (3, None, CASES),
+        (2, None, SOME),
+        (16, None, SOME),
+        (5, 2, SOME),
+        pytest.param(16, None, CASES, marks=pytest.mark.slow),
+        pytest.param(5, 2, CASES, marks=pytest.mark.slow),
+    ],
+    ids=["3", "2", "16", "5 on nodes of 2", "16, all cases", "5 on nodes of 2, all cases"],
 )
-def test_equal_bits(alone: dict[str, results.Run], ranks: int, ranks_a_node: int | None, tmp_path: Path) -> None:
-    for name, run in run_all(tmp_path / "many", ranks, ranks_a_node).items():
+def test_equal_bits(
+    alone: dict[str, results.Run], ranks: int, ranks_a_node: int | None, names: Iterable[str], tmp_path: Path
+) -> None:
+    for name, run in run_all(tmp_path / "many", ranks, ranks_a_node, names).items():
         one = alone[name]
         assert run.weights_sha256 == one.weights_sha256, name
         np.testing.assert_array_equal(run.weights, one.weights, err_msg=name)

@@ -7,7 +7,7 @@ ranks' vectors, where they lie, and nothing is copied. Between nodes MPI carries
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import ref
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 # Matrix libraries choose code by alignment: whatever a rank may compute with starts on a cache line.
 ALIGNMENT = 64
-# So many 8-byte values stay in a core's cache while all ranks' contributions are added to them.
-BLOCK_ELEMENTS = 1 << 14
+# So many 8-byte values stay in a core's cache while all ranks' contributions are added to them; and so many make up
+# for the calls it takes.
+MOST_ELEMENTS, FEWEST_ELEMENTS = 1 << 16, 1 << 13
 
 
 class Segments:
@@ -100,11 +101,10 @@ class FixedPoint:
         """What is added to a term."""
         return 1.5 * 2.0**52 * self.unit
 
-    def total(self, patterns: NDArray[np.int64], terms: int) -> NDArray[np.int64]:
+    def total(self, patterns: NDArray[np.int64], terms: int, into: NDArray[np.int64]) -> None:
         """The sum in units of so many terms, whose bit patterns were summed (modulo 2^64)."""
         bias = int(np.float64(self.magic).view(np.int64)) * terms % 2**64
-        total: NDArray[np.int64] = (patterns.view(np.uint64) - np.uint64(bias)).view(np.int64)
-        return total
+        np.subtract(patterns.view(np.uint64), np.uint64(bias), out=into.view(np.uint64))
 
 
 class SharedMean:
@@ -126,12 +126,14 @@ class SharedMean:
     def __init__(self, world: World, rows: int, columns: int, kinds: Sequence[tuple[int, FixedPoint]]) -> None:
         self._world = world
         self._kinds = kinds
+        self._blocks = self._my_share(rows, columns)
         self.formed: list[NDArray[np.float32]] = []
         self._sums = Segments(world.node, rows * (columns + 2), np.int64).arrays
         self._all_rows = [array[2 * rows :].reshape(rows, columns) for array in self._sums]
         self._all_counts = [array[: 2 * rows].reshape(2, rows) for array in self._sums]
         self._in_use: list[ref[NDArray[np.float32]]] = []
-        self._scratch = np.empty(BLOCK_ELEMENTS, dtype=np.int64)
+        self._integers = np.empty(min(MOST_ELEMENTS, columns), dtype=np.int64)
+        self._floats = np.empty(self._integers.shape)
         self.rows: NDArray[np.int64] = self._all_rows[world.node.Get_rank()]
         self.masses, self.terms = self._all_counts[world.node.Get_rank()]
 
@@ -163,7 +165,7 @@ class SharedMean:
         self._in_use[number] = ref(means)
         masses, terms = np.sum(self._all_counts, axis=0)
         if self._world.nodes > 1:
-            for row, part in self._my_share():
+            for row, part, _ in self._blocks:
                 self._all_rows[0][row, part] = self._sum_of(row, part)
             self._world.meet()  # before that, others may still read the first rank's counts as its own
             if self._world.leads:
@@ -173,17 +175,16 @@ class SharedMean:
             masses, terms = self._all_counts[0].copy()
         # Exactly 1 where the whole cohort was added; masses are integers, so their sum is exact.
         scale = total_mass / np.maximum(masses, 1)
-        for row, part in self._my_share():
+        for row, part, kind in self._blocks:
             summed = self._all_rows[0][row, part] if self._world.nodes > 1 else self._sum_of(row, part)
-            mean, first = means[row, part], 0
-            for stop, kind in self._kinds:
-                some = slice(first, max(min(stop - part.start, len(mean)), first))
-                first = some.stop
-                if not terms[row]:
-                    mean[some] = summed[some].view(np.float64)
-                else:
-                    total, factor = kind.total(summed[some], int(terms[row])), kind.unit * scale[row]
-                    np.multiply(total, factor, out=mean[some], casting="same_kind")
+            if not terms[row]:
+                means[row, part] = summed.view(np.float64)
+                continue
+            total, values = self._integers[: len(summed)], self._floats[: len(summed)]
+            kind.total(summed, int(terms[row]), into=total)
+            np.copyto(values, total)
+            values *= kind.unit * scale[row]
+            means[row, part] = values
         self._world.meet()
         return means, masses
 
@@ -191,19 +192,22 @@ class SharedMean:
         """The number of a mean to which nothing refers any more; the next number if there is none."""
         return next((number for number, mean in enumerate(self._in_use) if mean() is None), len(self.formed))
 
-    def _my_share(self) -> Iterator[tuple[int, slice]]:
-        """The blocks of the means that this rank forms."""
-        rows, columns = self.rows.shape
-        starts = range(0, columns, BLOCK_ELEMENTS)
-        blocks = rows * len(starts)
+    def _my_share(self, rows: int, columns: int) -> list[tuple[int, slice, FixedPoint]]:
+        """The blocks of the means that this rank forms, each of one kind."""
         rank, ranks = self._world.node.Get_rank(), self._world.node.Get_size()
-        for block in range(blocks * rank // ranks, blocks * (rank + 1) // ranks):
-            row, number = divmod(block, len(starts))
-            yield row, slice(starts[number], min(starts[number] + BLOCK_ELEMENTS, columns))
+        width = min(max(rows * columns // (4 * ranks), FEWEST_ELEMENTS), MOST_ELEMENTS)
+        begins = [0, *(stop for stop, _ in self._kinds)]
+        blocks = [
+            (row, slice(first, min(first + width, stop)), kind)
+            for row in range(rows)
+            for begin, (stop, kind) in zip(begins, self._kinds, strict=False)
+            for first in range(begin, stop, width)
+        ]
+        return blocks[len(blocks) * rank // ranks : len(blocks) * (rank + 1) // ranks]
 
     def _sum_of(self, row: int, part: slice) -> NDArray[np.int64]:
         """The sum over the node's ranks, modulo 2^64."""
-        total = self._scratch[: part.stop - part.start]
+        total = self._integers[: part.stop - part.start]
         contributions = [r[row, part] for r, c in zip(self._all_rows, self._all_counts, strict=True) if c[0, row]]
         if len(contributions) == 1:
             return contributions[0]

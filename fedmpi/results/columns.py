@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 class Columns:
     """Named columns of one length: int64 or float64, each value a number or an array of a fixed shape.
 
-    A column may start late or miss rows: it is NaN (and float64) there.
+    A column may start late or miss rows: it is NaN (and float64) there. Rows are put together only when they are
+    asked for, so that adding some takes microseconds.
     """
 
     def __init__(self) -> None:
@@ -31,53 +32,52 @@ class Columns:
         if len(lengths) != 1:
             raise ValueError(f"columns {', '.join(tables)} have lengths {sorted(lengths)}, not one length")
         for name, values in tables.items():
-            if name not in self._columns:
-                self._columns[name] = _Column(values)
-            self._columns[name].extend_from(self.rows, values)
+            column = self._columns.get(name)
+            if column is None:
+                column = self._columns[name] = _Column(values.shape[1:])
+            column.append(self.rows, values)
         self.rows += lengths.pop()
 
     def items(self) -> Iterator[tuple[str, NDArray[Any]]]:
         """Names and values [rows, ...], in the order in which the columns appeared; views, not copies."""
         for name, column in self._columns.items():
-            column.fill_up_to(self.rows)
-            yield name, column.values
+            yield name, column.values(self.rows)
 
 
 class _Column:
-    """A buffer that doubles when it is full, so that appending takes constant time on average."""
+    """Pieces, put together on demand.
 
-    def __init__(self, like: NDArray[Any]) -> None:
-        self._buffer = np.empty_like(like[:0])
+    Args:
+        shape: of a value.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        self._pieces: list[NDArray[Any]] = []
         self._rows = 0
 
-    @property
-    def values(self) -> NDArray[Any]:
-        return self._buffer[: self._rows]
-
-    def fill_up_to(self, row: int) -> None:
+    def append(self, row: int, values: NDArray[Any]) -> None:
+        """Values from `row` on; NaN for rows that are missed."""
+        if values.shape[1:] != self._shape:
+            raise ValueError(f"a value of shape {values.shape[1:]} in a column of {self._shape}")
         if row > self._rows:
-            self._extend(np.full((row - self._rows, *self._buffer.shape[1:]), np.nan))
+            self._pieces.append(np.full((row - self._rows, *self._shape), np.nan))
+        self._pieces.append(values)
+        self._rows = row + len(values)
 
-    def extend_from(self, row: int, values: NDArray[Any]) -> None:
-        if values.shape[1:] != self._buffer.shape[1:]:
-            raise ValueError(f"a value of shape {values.shape[1:]} in a column of {self._buffer.shape[1:]}")
-        self.fill_up_to(row)
-        self._extend(values)
-
-    def _extend(self, values: NDArray[Any]) -> None:
-        end = self._rows + len(values)
-        dtype = np.promote_types(self._buffer.dtype, values.dtype)
-        if end > len(self._buffer) or dtype != self._buffer.dtype:
-            grown = np.empty((max(end, 2 * len(self._buffer)), *self._buffer.shape[1:]), dtype)
-            grown[: self._rows] = self.values
-            self._buffer = grown
-        self._buffer[self._rows : end] = values
-        self._rows = end
+    def values(self, rows: int) -> NDArray[Any]:
+        missing = np.full((rows - self._rows, *self._shape), np.nan)
+        if len(self._pieces) > 1:
+            self._pieces = [np.concatenate(self._pieces)]
+        return np.concatenate([*self._pieces, missing]) if len(missing) else self._pieces[0]
 
 
 def _numbers(name: str, values: ArrayLike) -> NDArray[Any]:
-    """`values` as an array of int64 or float64 with at least one axis."""
-    array = np.array(values, ndmin=1, copy=None)
+    """`values` as an array of int64 or float64 with at least one axis, of its own."""
+    if type(values) is float:
+        array: NDArray[Any] = np.array([values])
+    else:
+        array = np.array(values, ndmin=1)
     if array.dtype.kind not in "biuf" or "/" in name:
         raise ValueError(f"column {name!r} of {array.dtype}: columns hold numbers, names hold no slash")
     return array.astype(np.float64 if array.dtype.kind == "f" else np.int64, copy=False)

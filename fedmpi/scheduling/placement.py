@@ -35,8 +35,10 @@ RIDGE = 0.01
 NOISE = 0.1
 # Before anything has been moved: 1 GB/s, as if one MB had shown it.
 BYTES_BEFORE, SECONDS_BEFORE = 1e6, 1e-3
-# The speeds depend on the costs and the costs on the speeds; the rounds to come continue where these passes end.
-PASSES = 3
+
+# The speeds depend on the costs and the costs on the speeds: a fit goes on where the last ended, and so many times
+# over in the first rounds.
+FIRST_PASSES, FIRST_ROUNDS = 3, 5
 
 
 class CostModel:
@@ -148,7 +150,7 @@ class CostModel:
         kept = np.where(worked & (self._rounds == 1), 0, KEPT)
         self._sums = kept[:, None] * self._sums + books
         self._rounds += worked
-        for _ in range(PASSES):
+        for _ in range(FIRST_PASSES if self._rounds.max() <= FIRST_ROUNDS else 1):
             self._fit()
 
     def columns(self) -> dict[str, NDArray[np.float64]]:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 from fedmpi import randomness
 from fedmpi.errors import require
 from fedmpi.scheduling.lists import check_numbers, read_lists
-
-if TYPE_CHECKING:
-    from fedmpi.training.block import Block
+from fedmpi.training.block import Block
 
 Weighting = Literal["samples", "uniform", "horvitz_thompson"]
 
@@ -77,10 +75,8 @@ class Cohort:
 
     def block(self, positions: NDArray[np.int64]) -> Block:
         """The members at these positions, to be trained together."""
-        from fedmpi.training.block import Block
-
-        some = self.subset(positions)
-        return Block(some.clients, some.samples, some.mass, completed=some.completed)
+        completed = None if self.completed is None else self.completed[positions]
+        return Block(self.clients[positions], self.samples[positions], self.mass[positions], completed=completed)
 
 
 def masses(samples: NDArray[np.int64], weighting: Weighting) -> NDArray[np.int64]:
