@@ -174,8 +174,10 @@ class World:
                         self._bell.sleep(last, LONGEST_DEAFNESS)
 
     def _nap(self, elapsed: float) -> None:
-        left = self._busy_until - time.perf_counter()
-        time.sleep(min(max(elapsed / 20, self._shortest_sleep, left), LONGEST_SLEEP))
+        """The longer it has been, the longer; but no look is worthwhile while others are busy for certain."""
+        over = time.perf_counter() - self._busy_until
+        nap = -over if over < 0 else max(min(elapsed, over) / 20, self._shortest_sleep)
+        time.sleep(min(nap, LONGEST_SLEEP))
 
     @contextmanager
     def _waiting(self) -> Iterator[Callable[[], float]]:
