@@ -267,7 +267,8 @@ REFUSED = {
     "--local.optimizer lion": "--local.optimizer = lion: must be one of sgd, adam",
     "--algorithm SCAFFOLD --weighting horvitz_thompson": "--weighting = horvitz_thompson: SCAFFOLD's server keeps a"
     " mean of its own over all clients",
-    "--algorithm IFCA --weighting horvitz_thompson": "--weighting = horvitz_thompson: IFCA does not form one mean of",
+    "--algorithm IFCA --weighting horvitz_thompson": "--weighting = horvitz_thompson: IFCA does not form one mean of"
+    " all its clients' models",
     "--weighting equal": "--weighting = equal: must be one of samples, uniform, horvitz_thompson or null",
     "--device tpu": "--device = tpu: must be one of auto, cpu, cuda",
     "--overwrite=maybe": "--overwrite = maybe: must be true or false",
