@@ -107,7 +107,8 @@ class Algorithm(ABC):
         """What the local optimizer steps along, from the gradient of the loss.
 
         Args:
-            gradient, weights, start: [K, d], the d trained parameters of K clients; buffers are not among them.
+            gradient, weights, start: [K, d], the d trained parameters of K clients; buffers are not among them. The
+                gradient may be overwritten, which is faster.
             block: the clients; `block["name"]` are their rows [K, ...] of the vectors given to `Federation.train`.
         """
         return gradient

@@ -70,4 +70,4 @@ class Pulled:
         self.changes_direction, self.pull = method.pull > 0, method.pull
 
     def direction(self, gradient: "Tensor", weights: "Tensor", start: "Tensor", block: "Block") -> "Tensor":
-        return gradient + self.pull * (weights - block["received"])
+        return gradient.add_(weights - block["received"], alpha=self.pull)

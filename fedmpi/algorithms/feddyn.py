@@ -57,4 +57,4 @@ class FedDyn(Algorithm):
         self.weights = result
 
     def direction(self, gradient: "Tensor", weights: "Tensor", start: "Tensor", block: "Block") -> "Tensor":
-        return gradient - block["own"] + self.alpha * (weights - start)
+        return gradient.sub_(block["own"]).add_(weights - start, alpha=self.alpha)

@@ -46,4 +46,4 @@ class FedProx(FedAvg):
     def direction(self, gradient: "Tensor", weights: "Tensor", start: "Tensor", block: "Block") -> "Tensor":
         if not self.mu:
             return gradient
-        return gradient + self.mu * (weights if self.anchor == "zero" else weights - start)
+        return gradient.add_(weights if self.anchor == "zero" else weights - start, alpha=self.mu)

@@ -58,16 +58,16 @@ class SCAFFOLD(Algorithm):
         for block in fed.my_clients(cohort):
             own = self.controls[block]
             if self.option == "I":
-                change = fed.gradients(block, start, self).sub_(own)
+                change = fed.gradients(block, start, self).sub_(own).mul_(fed.lr)
             local = fed.train(block, start, self, correction=control - own)
             if self.option == "II":
                 steps = start.new_tensor(fed.local.normaliser(local.steps))[:, None]
-                change = (start - local.weights)[:, trained].div_(fed.lr * steps).sub_(control)
+                change = (start - local.weights)[:, trained].div_(steps).sub_(control, alpha=fed.lr)
             models.add(local.weights, block)
-            changes.add(fed.lr * change, block)  # as a step, which is within the limits of weights
-            self.controls[block] = own.add_(change)
+            changes.add(change, block)  # times lr: as a step, which is within the limits of weights
+            self.controls[block] = own.add_(change, alpha=1 / fed.lr)
         self.server_step(fed, models.reduce(empty=self.weights))
         self.control = self.control + fed.share(cohort) / fed.lr * changes.reduce()
 
     def direction(self, gradient: "Tensor", weights: "Tensor", start: "Tensor", block: "Block") -> "Tensor":
-        return gradient + block["correction"]
+        return gradient.add_(block["correction"])

@@ -126,10 +126,10 @@ class Layout:
 
 
 def aligned_rows(count: int, size: int, device: torch.device) -> Tensor:
-    """[count, size] float32 zeros whose rows all start on a 64-byte boundary.
+    """[count, size] float32, of any value, whose rows all start on a 64-byte boundary.
 
     Matrix libraries choose code by the alignment of their operands, so a client's result would otherwise depend,
     in its last bits, on the row it happens to be trained in.
     """
     stride = -(-size // 16) * 16
-    return torch.zeros(count, stride, device=device)[:, :size]
+    return torch.empty(count, stride, device=device)[:, :size]

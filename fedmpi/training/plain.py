@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,6 +20,18 @@ from fedmpi.training.trainer import WHOLE, Trainer, check_losses
 
 # From so many parameters on, updating each tensor within the backward pass is faster than keeping a flat gradient.
 LARGE = 100_000
+# So many elements of a tensor stay in a core's cache from one operation of its update to the next.
+CACHED = 1 << 17
+
+
+@dataclass
+class Piece:
+    """Columns of a client's vectors: [1, n] of the weights, of those received, and of what the hooks may read."""
+
+    columns: slice
+    weights: Tensor
+    start: Tensor
+    block: Block
 
 
 class PlainTrainer(Trainer):
@@ -53,21 +66,34 @@ class PlainTrainer(Trainer):
         optimizer.reset()
         model.select(trained)
 
+        def cut(columns: slice) -> Piece:
+            received = start[:, columns] if has_direction else start
+            return Piece(columns, weights[:, columns], received, block.columns(columns, count))
+
         @torch.no_grad()
-        def update(columns: slice, gradient: Tensor) -> None:
-            part = weights[:, columns]
+        def update(piece: Piece, gradient: Tensor) -> None:
             if has_direction:
-                gradient = hooks.direction(gradient, part, start[:, columns], block.columns(columns, count))
-            optimizer.step(part, self._clipped(gradient), lr, columns)
+                gradient = hooks.direction(gradient, piece.weights, piece.start, piece.block)
+            optimizer.step(piece.weights, self._clipped(gradient), lr, piece.columns)
+
+        whole = cut(trained)
 
         def at_once(losses: Tensor) -> None:
             optimizer.advance()
             model.backward(losses)
-            update(trained, model.gradient[:, trained])
+            update(whole, model.gradient[:, trained])
+
+        pieces: dict[str, list[Piece]] = {}  # of each tensor: cut once, for all steps
 
         def update_part(entry: Entry, parameter: Tensor, gradient: Tensor) -> None:
             in_order = gradient.permute(0, 2, 3, 1) if entry.channels_last else gradient
-            update(slice(entry.offset, entry.offset + entry.size), in_order.reshape(1, -1))
+            if entry.name not in pieces:
+                end = entry.offset + entry.size
+                begins = range(entry.offset, end, CACHED)
+                pieces[entry.name] = [cut(slice(begin, min(begin + CACHED, end))) for begin in begins]
+            parts = in_order.reshape(1, -1).split(CACHED, 1)
+            for piece, part in zip(pieces[entry.name], parts, strict=True):
+                update(piece, part)
 
         def descend(entry: Entry, parameter: Tensor, gradient: Tensor) -> None:
             parameter.add_(gradient, alpha=-lr)  # where it lies
