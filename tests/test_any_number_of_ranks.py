@@ -36,9 +36,9 @@ CASES = {
     "weighted": f"{SMALL} --model LogisticRegression --sampler Weighted --local.schedule cosine",
     "bernoulli": f"{SMALL} --model LogisticRegression --sampler Bernoulli --weighting uniform",
     "all": "--clients 7 --rounds 2 --sampler All --model LogisticRegression --local.steps 3",
-    "conditions": f"{SMALL} --algorithm FedProx --model LogisticRegression --availability Markov --conditions"
-    " Heterogeneous --conditions.dropout 0.2 --conditions.over_select 1.5 --conditions.stragglers 0.4 --rounds 6"
-    " --conditions.deadline 2",
+    "conditions": f"{SMALL} --local.epochs 2 --algorithm FedProx --model LogisticRegression --availability Markov"
+    " --conditions Heterogeneous --conditions.dropout 0.2 --conditions.over_select 1.5 --conditions.stragglers 0.4"
+    " --rounds 6 --conditions.deadline 2",
     "power_of_choice": f"{SMALL} --model LogisticRegression --sampler PowerOfChoice --sampler.candidates 9",
     "power_of_choice_ifca": f"{SMALL} --model LogisticRegression --sampler PowerOfChoice --algorithm IFCA",
     "horvitz_thompson": f"{SMALL} --model LeNet --weighting horvitz_thompson --sampler Stratified",
