@@ -31,15 +31,24 @@ def differences(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def table(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The method of each run, with its arguments, and all other settings in which the runs differ, by short names."""
+    """The method of each run, with its arguments, and all other settings in which the runs differ, by short names.
+
+    A component that is not of one class in all runs is one column, with its arguments.
+    """
     flat = [dict(_flat(settings)) for settings in runs]
-    others = [key for key in _differing(runs, flat) if key.split(".")[0] != "algorithm"]
+    differing = _differing(runs, flat)
+    whole = {"algorithm", *(key for key in differing if "." not in key)}
+    others = [key for key in differing if key in whole or key.split(".")[0] not in whole]
     leaves = [_leaf(key) for key in others]
-    names = [leaf if leaves.count(leaf) == 1 else key for key, leaf in zip(others, leaves, strict=True)]
-    missing = ("-", False)
-    columns = [[one.get(key, missing)[0] for one in flat] for key in others]
-    methods = [describe(settings["algorithm"]) for settings in runs]
-    return {"method": methods, **dict(zip(names, columns, strict=True))}
+    columns = {"method": [describe(settings["algorithm"]) for settings in runs]}
+    for key, leaf in zip(others, leaves, strict=True):
+        if key in whole:
+            values = [describe(settings.get(key, "-")) for settings in runs]
+        else:
+            values = [one.get(key, ("-", False))[0] for one in flat]
+        if key != "algorithm":
+            columns[leaf if leaves.count(leaf) == 1 else key] = values
+    return columns
 
 
 def same_but_seed(settings: Mapping[str, Any]) -> frozenset[tuple[str, str]]:

@@ -56,6 +56,12 @@ def test_settings_that_differ_are_columns(tmp_path: Path, capsys: pytest.Capture
     lines = rows(capsys, str(one), str(other))
     assert [(line["alpha"], line["lr"]) for line in lines] == [("0.3", "1e-05"), ("0.7", "0.1")]
     assert "epochs" not in lines[0]
+    try:
+        made.CONFIG = config.replace("model: Linear", "model:\n  class_path: a.b.Wide\n  init_args:\n    norm: batch")
+        third = finished(tmp_path / "third.h5")
+    finally:
+        made.CONFIG = config
+    assert [line["model"] for line in rows(capsys, str(one), str(third))] == ["Linear", "Wide (norm batch)"]
 
 
 def test_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
