@@ -3,7 +3,7 @@
 LeNet with batch normalisation, 100 clients split by Dirichlet(0.1) and (0.5), 10 a round, one local epoch of batches
 of 50 at a learning rate of 0.05, and for the rest every method as fedmpi has it by default, without any tuning; what
 differs stands in METHODS. Each run is a process of its own on one rank, as many at a time as there are cores; those
-whose file is there and finished are not repeated. Prints the table at the end: it is
+whose file is there and finished with as many rounds are not repeated. Prints the table at the end: it is
 `python -m fedmpi.results table`.
 """
 
@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
+from itertools import product, repeat
 from pathlib import Path
 
 from tqdm import tqdm
@@ -52,18 +52,20 @@ ALPHAS = (0.1, 0.5)
 TARGETS = ("0.7", "0.8")
 
 
-def done(path: Path) -> bool:
+def done(path: Path, rounds: int) -> bool:
     try:
-        return results.open(path).status == "finished"
+        run = results.open(path)
     except BadInput:
         return False
+    return run.status == "finished" and run.settings["rounds"] == rounds
 
 
-def train(path: Path, options: str) -> str:
+def train(path: Path, options: str, rounds: int) -> str:
     """Run one experiment unless it is there; what it printed if it failed."""
-    if done(path):
+    if done(path, rounds):
         return ""
-    command = [sys.executable, "-m", "fedmpi", *shlex.split(options), "--output", str(path), "--overwrite"]
+    command = [sys.executable, "-m", "fedmpi", *shlex.split(options), "--rounds", str(rounds)]
+    command += ["--output", str(path), "--overwrite"]
     found = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     return f"{path}: {found.stderr.strip()}" if found.returncode else ""
 
@@ -79,13 +81,14 @@ def main() -> None:
     chosen.folder.mkdir(parents=True, exist_ok=True)
     experiments = {
         chosen.folder / f"{method}-{alpha}-{seed}.h5": f"{PROTOCOL} --dataset.root {shlex.quote(str(chosen.data))}"
-        f" --partition.alpha {alpha} --rounds {chosen.rounds} --seed {seed} {METHODS[method]}"
+        f" --partition.alpha {alpha} --seed {seed} {METHODS[method]}"
         for seed, alpha, method in product(range(chosen.seeds), ALPHAS, chosen.methods)
     }
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(train, experiments.keys(), experiments.values())
+        found = pool.map(train, experiments.keys(), experiments.values(), repeat(chosen.rounds))
         problems = [problem for problem in tqdm(found, total=len(experiments), unit="run") if problem]
-    print(*problems, sep="\n", file=sys.stderr)
+    for problem in problems:
+        print(problem, file=sys.stderr)
     by_method = sorted(experiments, key=lambda path: (path.name.split("-")[1], list(experiments).index(path)))
     sys.exit(max(show(["table", *map(str, by_method), "--targets", *TARGETS]), bool(problems)))
 

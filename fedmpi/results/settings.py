@@ -31,23 +31,24 @@ def differences(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def table(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The method of each run, with its arguments, and all other settings in which the runs differ, by short names.
+    """The method of each run, with its arguments, and all other settings but the seed in which runs differ.
 
-    A component that is not of one class in all runs is one column, with its arguments.
+    By short names. A component that is not of one class in all runs is one column, with its arguments.
     """
     flat = [dict(_flat(settings)) for settings in runs]
-    differing = _differing(runs, flat)
-    whole = {"algorithm", *(key for key in differing if "." not in key)}
-    others = [key for key in differing if key in whole or key.split(".")[0] not in whole]
-    leaves = [_leaf(key) for key in others]
+    differing = [key for key in _differing(runs, flat) if key != "seed" and key.split(".")[0] != "algorithm"]
+    whole = {key for key in differing if "." not in key}
+    shown = [key for key in differing if key in whole or key.split(".")[0] not in whole]
+    leaves = [_leaf(key) for key in shown]
     columns = {"method": [describe(settings["algorithm"]) for settings in runs]}
-    for key, leaf in zip(others, leaves, strict=True):
+    for key, leaf in zip(shown, leaves, strict=True):
+        name = leaf if leaves.count(leaf) == 1 else key
         if key in whole:
-            values = [describe(settings.get(key, "-")) for settings in runs]
+            columns[name] = [
+                describe(settings[key]) if key in one else "-" for settings, one in zip(runs, flat, strict=True)
+            ]
         else:
-            values = [one.get(key, ("-", False))[0] for one in flat]
-        if key != "algorithm":
-            columns[leaf if leaves.count(leaf) == 1 else key] = values
+            columns[name] = [one[key][0] if key in one else "-" for one in flat]
     return columns
 
 

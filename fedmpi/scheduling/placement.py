@@ -35,7 +35,6 @@ RIDGE = 0.01
 NOISE = 0.1
 # Before anything has been moved: 1 GB/s, as if one MB had shown it.
 BYTES_BEFORE, SECONDS_BEFORE = 1e6, 1e-3
-
 # The speeds depend on the costs and the costs on the speeds: a fit goes on where the last ended, and so many times
 # over in the first rounds.
 FIRST_PASSES, FIRST_ROUNDS = 3, 5

@@ -20,7 +20,7 @@ from fedmpi.models import MLP, CifarCNN, LeNet, Model
 from fedmpi.scheduling import RoundRobin
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
-from tests.algorithms.test_fedavg import DIGITS, SHAPE, Few
+from tests.few import DIGITS, SHAPE, Few, in_order
 from tests.programs.regression import (
     CLIENTS,
     DIMENSION,
@@ -71,16 +71,7 @@ def test_personal_models_in_plain_pytorch(model: Model, pull: float, vectorize: 
     settings = {"batch_size": 10, "lr": 0.02, "momentum": 0.9, "weight_decay": 1e-2}
     local = LocalTraining(**settings, epochs=2, vectorize=vectorize)  # type: ignore[arg-type]  # all of them floats
     algorithm = Ditto(pull, epochs=1)
-    made = run(
-        tmp_path / "run.h5",
-        algorithm,
-        dataset=Few(60),
-        partition=InOrder(),
-        model=model,
-        clients=2,
-        rounds=3,
-        local=local,
-    )
+    made = in_order(tmp_path / "run.h5", algorithm, model, 2, local)
     x, y = normalised(DIGITS.train_x[:60], Digits()), torch.from_numpy(DIGITS.train_y[:60])
     personal = [network(model, SHAPE, 10) for _ in range(2)]
     once = LocalTraining(**settings, epochs=1)  # type: ignore[arg-type]

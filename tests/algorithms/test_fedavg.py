@@ -13,40 +13,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedmpi.data import Arrays, Dataset, Digits, Dirichlet, Progress, make_split
+from fedmpi.data import Digits, Dirichlet, make_split
 from fedmpi.models import MLP, LeNet, Model
 from fedmpi.models.mlp import LogisticRegression
 from fedmpi.scheduling import Pool, Sampler, Uniform
 from fedmpi.training.settings import LocalTraining
+from tests.few import DIGITS, SHAPE, Few
 from tests.programs.regression import InOrder
-from tests.small import SEED, Client, network, normalised, plain_training, read, run, state, tensors
-
-SHAPE = (1, 8, 8)
-DIGITS = read(Digits())
+from tests.small import SEED, Client, network, normalised, plain_training, run, state, tensors
 
 
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     assert one.keys() == other.keys()
     return float(sum((one[name].double() - other[name].double()).square().sum() for name in one) ** 0.5)
-
-
-class Few(Dataset):
-    """The first digits, several times over.
-
-    Args:
-        samples: how many of them.
-        copies: how often.
-    """
-
-    classes, mean, std = Digits.classes, Digits.mean, Digits.std
-
-    def __init__(self, samples: int, copies: int = 1) -> None:
-        self.samples = samples
-        self.copies = copies
-
-    def read(self, progress: Progress) -> Arrays:
-        x, y = DIGITS.train_x[: self.samples], DIGITS.train_y[: self.samples]
-        return Arrays(np.tile(x, (self.copies, 1, 1, 1)), np.tile(y, self.copies), DIGITS.test_x, DIGITS.test_y)
 
 
 class Nobody(Sampler):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedper import FedPer, FedRep
 from fedmpi.algorithms.partly_shared import PartlyShared
-from fedmpi.data import Digits, Dirichlet
+from fedmpi.data import Digits
 from fedmpi.errors import BadInput
 from fedmpi.federation import Federation, Trained
 from fedmpi.models import MLP, LeNet, McMahanCNN, Model
@@ -23,7 +23,7 @@ from fedmpi.training.block import Block, Phase
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.layout import Layout
 from fedmpi.training.settings import LocalTraining
-from tests.algorithms.test_fedavg import DIGITS, SHAPE, Few
+from tests.few import DIGITS, SHAPE, Few, beside_fedavg, in_order
 from tests.programs.regression import InOrder, OneVector, Regression
 from tests.small import CPU, network, normalised, plain_partly_shared, plain_training, run, state, tensors
 
@@ -46,18 +46,7 @@ def heads(module: nn.Module) -> set[str]:
 @pytest.mark.parametrize("model", [LogisticRegression(), LeNet()])
 def test_without_a_head_it_is_fedavg(model: Model, vectorize: Any, tmp_path: Path) -> None:
     """P1. Oracle: FedAvg, bit for bit."""
-    settings: dict[str, Any] = {
-        "model": model,
-        "dataset": Few(150),
-        "partition": Dirichlet(0.3),
-        "clients": 5,
-        "rounds": 3,
-        "local": LocalTraining(epochs=1, vectorize=vectorize),
-    }
-    made, plain = run(tmp_path / "per.h5", NoHead(), **settings), run(tmp_path / "plain.h5", FedAvg(), **settings)
-    assert made.weights_sha256 == plain.weights_sha256
-    for column in ("train_loss", "bytes_up", "bytes_down"):
-        np.testing.assert_array_equal(made.rounds[column], plain.rounds[column])
+    beside_fedavg(tmp_path, NoHead(), model, vectorize)
 
 
 def test_one_client_is_plain_training(tmp_path: Path) -> None:
@@ -90,16 +79,7 @@ def test_plain_pytorch(method: type[PartlyShared], model: Model, vectorize: Any,
     options: dict[str, Any] = {"batch_size": 10, "lr": 0.02, "momentum": 0.9, "weight_decay": 0.05}
     local = LocalTraining(**options, epochs=2, vectorize=vectorize)
     algorithm = FedRep(HEAD_EPOCHS) if method is FedRep else FedPer()
-    made = run(
-        tmp_path / "run.h5",
-        algorithm,
-        dataset=Few(60),
-        partition=InOrder(),
-        model=model,
-        clients=2,
-        rounds=3,
-        local=local,
-    )
+    made = in_order(tmp_path / "run.h5", algorithm, model, 2, local)
     x, y = normalised(DIGITS.train_x[:60], Digits()), torch.from_numpy(DIGITS.train_y[:60])
     start = network(model, SHAPE, 10)
 

@@ -21,7 +21,7 @@ from fedmpi.errors import BadInput
 from fedmpi.models import MLP, Backbone, CifarCNN, LeNet, Model, Projected
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
-from tests.algorithms.test_fedavg import DIGITS, SHAPE, Few
+from tests.few import DIGITS, SHAPE, Few
 from tests.programs.regression import InOrder, OneVector, Regression
 from tests.small import CPU, network, normalised, order, plain_batches, run
 from tests.training.test_sidebyside import MODELS, SIZES, Both, compare, double

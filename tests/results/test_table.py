@@ -30,6 +30,7 @@ def test_runs_that_differ_by_their_seed_alone_are_one_line(
     assert (plain["GB"], strong["GB"]) == ("0.024", "0.032")
     assert (plain["seconds"], strong["seconds"]) == ("12", "16")
     assert plain["whose"] == "server's"
+    assert "seed" not in plain
 
 
 def test_spread_is_over_seeds_and_targets_count_who_reached_them(
