@@ -1,4 +1,4 @@
-"""The same seed gives the same bits, whatever the number of ranks: weights, metrics, client records."""
+"""A4, W4: the same seed gives the same bits, whatever the number of ranks: weights, metrics, client records."""
 
 from __future__ import annotations
 

@@ -57,6 +57,7 @@ class SCAFFOLD(Algorithm):
         models, changes = fed.weighted_mean(cohort), fed.weighted_mean(cohort, columns=trained)
         for block in fed.my_clients(cohort):
             own = self.controls[block]
+            # change = lr (c_k' - c_k): a step, for gradients might be beyond the limits of what is summed.
             if self.option == "I":
                 change = fed.gradients(block, start, self).sub_(own).mul_(fed.lr)
             local = fed.train(block, start, self, correction=control - own)
@@ -64,7 +65,7 @@ class SCAFFOLD(Algorithm):
                 steps = start.new_tensor(fed.local.normaliser(local.steps))[:, None]
                 change = (start - local.weights)[:, trained].div_(steps).sub_(control, alpha=fed.lr)
             models.add(local.weights, block)
-            changes.add(change, block)  # times lr: as a step, which is within the limits of weights
+            changes.add(change, block)
             self.controls[block] = own.add_(change, alpha=1 / fed.lr)
         self.server_step(fed, models.reduce(empty=self.weights))
         self.control = self.control + fed.share(cohort) / fed.lr * changes.reduce()
