@@ -21,6 +21,7 @@ from fedmpi.mpi.node import FixedPoint
 from fedmpi.mpi.world import World
 
 if TYPE_CHECKING:
+    from fedmpi.channel import Channel
     from fedmpi.training.block import Block
 
 PARAMETER_KIND, PARAMETER_LIMIT = FixedPoint(2.0**-43), 2.0**8
@@ -45,6 +46,7 @@ class WeightedMean:
         device: where the vectors are summed.
         expected_mass: by which a mean of parameters is divided in place of the mass that was added; what is missing,
             or too much, is made up for by `empty` in `reduce`. None: the mass that was added.
+        channel: through which the vectors come; None: they arrive as they are.
 
     Raises:
         ValueError: a mass was expected of several means together: nobody knows that of each.
@@ -59,6 +61,7 @@ class WeightedMean:
         groups: int | None,
         device: torch.device,
         expected_mass: float | None = None,
+        channel: Channel | None = None,
     ) -> None:
         if groups is not None and expected_mass is not None:
             raise ValueError("Horvitz-Thompson weights are for one mean, not for one of each group")
@@ -67,6 +70,7 @@ class WeightedMean:
         self._size = size
         self._total_mass = total_mass
         self._expected_mass = expected_mass
+        self._channel = channel
         self._grouped = groups is not None
         kinds = ((parameters, PARAMETER_KIND), (size, BUFFER_KIND))
         self._shared = world.shared_mean(groups or 1, size, kinds)
@@ -77,7 +81,6 @@ class WeightedMean:
             (0, parameters, PARAMETER_KIND.magic, PARAMETER_LIMIT),
             (parameters, size, BUFFER_KIND.magic, BUFFER_LIMIT),
         )
-        self.bytes_added = 0
 
     def add(self, vectors: Tensor, block: Block, group: Tensor | NDArray[np.int64] | None = None) -> None:
         """Add `vectors` [K, P] with the block's masses, each to the mean number `group` [K] (default: 0).
@@ -85,8 +88,9 @@ class WeightedMean:
         Raises:
             Diverged: a vector is not finite or too large to be summed exactly.
         """
-        self.bytes_added += len(vectors) * self._size * 4
         groups = np.zeros(len(vectors), dtype=np.int64) if group is None else torch.as_tensor(group).cpu().numpy()
+        if self._channel:
+            vectors = self._channel.send(vectors, block, groups)
         counted = np.flatnonzero(block.mass)
         if len(counted) < len(vectors):
             vectors, groups, block = vectors[counted], groups[counted], block.rows(counted.tolist())

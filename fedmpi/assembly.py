@@ -93,6 +93,8 @@ def assemble(experiment: Experiment, world: World) -> Federation:
         lambda number: build(number).weights[0].clone(),
         experiment.rounds,
         int(masses(split.samples, experiment.weighting).sum()),
+        experiment.attack,
+        experiment.compression,
     )
     algorithm = experiment.algorithm
     with world.agreed(), option_of("algorithm"):

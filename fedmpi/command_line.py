@@ -21,7 +21,9 @@ import yaml
 from docstring_parser import parse as parse_docstring
 
 from fedmpi.algorithms import Algorithm
+from fedmpi.attacks import Attack
 from fedmpi.components import subclasses
+from fedmpi.compression import Compression
 from fedmpi.data import Dataset, Partition
 from fedmpi.errors import BadInput, require
 from fedmpi.experiment import Experiment
@@ -38,6 +40,8 @@ COMPONENTS: dict[str, tuple[type, str]] = {
     "model": (Model, "LeNet"),
     "sampler": (Sampler, "Uniform"),
     "server_optimizer": (ServerOptimizer, "Replace"),
+    "compression": (Compression, "Dense"),
+    "attack": (Attack, "NoAttack"),
     "availability": (Availability, "Always"),
     "conditions": (Conditions, "Ideal"),
 }

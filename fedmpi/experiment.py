@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from fedmpi.algorithms import Algorithm
+from fedmpi.attacks import Attack
+from fedmpi.compression import Compression
 from fedmpi.data import Dataset, Partition
 from fedmpi.errors import BadInput, require
 from fedmpi.models import Model
@@ -36,6 +38,8 @@ class Experiment:
         model: the network that is trained.
         sampler: how the clients of a round, its cohort, are chosen.
         server_optimizer: how the server moves its model towards the mean of the clients'.
+        compression: how clients compress what they send.
+        attack: what malicious clients do.
         availability: which clients can be reached in a round.
         conditions: how long the clients take in virtual time, and whose updates arrive.
         clients: number of clients.
@@ -66,6 +70,8 @@ class Experiment:
         model: Model,
         sampler: Sampler,
         server_optimizer: ServerOptimizer,
+        compression: Compression,
+        attack: Attack,
         availability: Availability,
         conditions: Conditions,
         clients: int = 100,
@@ -119,6 +125,8 @@ class Experiment:
         self.model = model
         self.sampler = sampler
         self.server_optimizer = server_optimizer
+        self.compression = compression
+        self.attack = attack
         self.availability = availability
         self.conditions = conditions
         self.clients = clients

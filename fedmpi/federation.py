@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmpi.aggregation import WeightedMean
+from fedmpi.attacks import Attack
+from fedmpi.channel import Channel
 from fedmpi.client_state import ClientState, StateKeeper
+from fedmpi.compression import Compression
 from fedmpi.data import Split
 from fedmpi.evaluation import Evaluation, Evaluator
 from fedmpi.ledger import Ledger, Outcome
@@ -63,6 +66,7 @@ class Federation:
         initial: number -> freshly drawn weights [P], the same on every rank.
         rounds: how many there will be.
         total_mass: what all clients count together in a mean.
+        attack, compression: of what the clients send.
 
     Attributes:
         clients: how many there are.
@@ -86,6 +90,8 @@ class Federation:
         initial: Callable[[int], Tensor],
         rounds: int,
         total_mass: int,
+        attack: Attack,
+        compression: Compression,
     ) -> None:
         self.clients = len(split.samples)
         self.samples = split.samples
@@ -105,8 +111,10 @@ class Federation:
         self._trainer = trainer
         self._evaluator = evaluator
         self._initial = initial
+        self._attack = attack
+        self._compression = compression
         self._ledger: Ledger
-        self._means: list[WeightedMean] = []
+        self._channels: list[Channel] = []
         self._trained: Trained | None = None
         self._cohort_mean: WeightedMean | None = None
         self._everyone: Cohort
@@ -132,16 +140,24 @@ class Federation:
         self._ledger.bytes_down += vector.numel() * vector.element_size() * len(self._ledger.cohort)
         return self._distribute(vector)
 
-    def weighted_mean(self, cohort: Cohort, groups: int | None = None, columns: slice | None = None) -> WeightedMean:
-        """An empty mean of vectors [P] over `cohort`, or several side by side; see `WeightedMean`.
+    def weighted_mean(
+        self,
+        cohort: Cohort,
+        start: Tensor | None = None,
+        groups: int | None = None,
+        columns: slice | NDArray[np.int64] | None = None,
+    ) -> WeightedMean:
+        """An empty mean over `cohort` of vectors [P] that its clients send, or several side by side.
+
+        See `WeightedMean`, and `Channel` for what else becomes of what is sent.
 
         Args:
+            start: [P] or [groups, P], what the clients received, if the vectors are models; None: they are changes.
             groups: how many means are formed side by side.
-            columns: the part of the model that the vectors are, if not all of it; only this part is sent.
+            columns: the part of the model that the vectors are, if not all of it, in rising order; only this is sent.
         """
-        mean = self._mean_over(cohort, groups, columns, cohort.expected_mass)
-        self._means.append(mean)
-        return mean
+        channel = self._channel(start, columns)
+        return self._mean_over(cohort, groups, columns, cohort.expected_mass, channel)
 
     def share(self, cohort: Cohort) -> float:
         """How much of all clients a cohort is: m / N if they count alike."""
@@ -333,7 +349,7 @@ class Federation:
         """Start a round."""
         self.round = round
         self._world.begin_round()
-        self._means.clear()
+        self._channels.clear()
         self._cohort_mean = None
         self._was_idle = False
 
@@ -368,7 +384,7 @@ class Federation:
                 raise RuntimeError(f"{name} is kept beyond the round in which it was broadcast: keep its clone()")
         with self._doing("ending the round"):
             self._be_idle()
-            outcome = self._ledger.close(sum(mean.bytes_added for mean in self._means))
+            outcome = self._ledger.close(sum(channel.bytes for channel in self._channels))
         workers = list(self._world.workers)
         for name, values in self._costs.columns().items():
             outcome.ranks[name] = np.full(self._world.size, np.nan)
@@ -388,14 +404,26 @@ class Federation:
         self,
         cohort: Cohort,
         groups: int | None = None,
-        columns: slice | None = None,
+        columns: slice | NDArray[np.int64] | None = None,
         expected_mass: float | None = None,
+        channel: Channel | None = None,
     ) -> WeightedMean:
-        start, stop, _ = (columns or slice(None)).indices(self.layout.size)
-        parameters = min(max(self.layout.parameters - start, 0), stop - start)
+        size, parameters = self._extent(columns)
         return WeightedMean(
-            self._world, parameters, stop - start, cohort.total_mass, groups, self.device, expected_mass
+            self._world, parameters, size, cohort.total_mass, groups, self.device, expected_mass, channel
         )
+
+    def _channel(self, start: Tensor | None, columns: slice | NDArray[np.int64] | None = None) -> Channel:
+        _, parameters = self._extent(columns)
+        self._channels.append(Channel(self._attack, self._compression, parameters, start))
+        return self._channels[-1]
+
+    def _extent(self, columns: slice | NDArray[np.int64] | None) -> tuple[int, int]:
+        """How many columns of a model these are, and how many of them parameters."""
+        if isinstance(columns, np.ndarray):
+            return len(columns), int(np.searchsorted(columns, self.layout.parameters))
+        start, stop, _ = (columns or slice(None)).indices(self.layout.size)
+        return stop - start, min(max(self.layout.parameters - start, 0), stop - start)
 
     def _at_home(self) -> NDArray[np.int64]:
         """The clients whose states lie here; those that have none yet are dealt out to the ranks that train."""

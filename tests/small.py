@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from fedmpi import randomness, results
 from fedmpi.algorithms import Algorithm
 from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.attacks import NoAttack
+from fedmpi.compression import Dense
 from fedmpi.data import IID, Arrays, Dataset, Digits, Partition
 from fedmpi.experiment import Experiment
 from fedmpi.models import Model
@@ -45,7 +47,8 @@ class Alone(World):
 def run(path: Path, algorithm: Algorithm | None = None, **settings: Any) -> results.Run:
     """Run an experiment in this process: by default 4 clients, all in every round, logistic regression on digits."""
     components = {"dataset": Digits(), "partition": IID(), "model": LogisticRegression(), "sampler": All()}
-    components |= {"server_optimizer": Replace(), "availability": Always(), "conditions": Ideal()}
+    components |= {"server_optimizer": Replace(), "compression": Dense(), "attack": NoAttack()}
+    components |= {"availability": Always(), "conditions": Ideal()}
     chosen = {**components, "clients": 4, "rounds": 1, "device": "cpu", "seed": SEED, **settings}
     Experiment(algorithm or FedAvg(), output=path, **chosen).run(Alone())
     finished = results.open(path)

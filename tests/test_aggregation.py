@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmpi.aggregation import Diverged, WeightedMean
+from fedmpi.attacks import NoAttack
+from fedmpi.channel import Channel
+from fedmpi.compression import Dense
 from fedmpi.mpi.world import World
 from fedmpi.training.block import Block
 from tests.launch import REPOSITORY, mpirun, succeed
@@ -211,12 +214,15 @@ def test_one_group_is_no_group(world: World) -> None:
     assert torch.equal(grouped.reduce()[0], plain.reduce())
 
 
-def test_bytes_are_those_of_the_clients(world: World) -> None:
-    """Oracle: 4 bytes for each of 10 elements of 3 clients, however they are summed."""
-    mean = weighted(world, 10, 3, groups=2)
-    mean.add(torch.zeros(2, 10), block(0, 1))
-    mean.add(torch.zeros(1, 10), block(2))
-    assert mean.bytes_added == 3 * 10 * 4
+def test_what_comes_through_a_channel(world: World) -> None:
+    """Oracle: 4 bytes for each of 10 elements of 3 clients, and the mean that is formed without a channel."""
+    channel = Channel(NoAttack(), Dense(), 7, torch.ones(2, 10))
+    sent, plain = (WeightedMean(world, 7, 10, 3, 2, CPU, channel=way) for way in (channel, None))
+    for mean in (sent, plain):
+        mean.add(torch.rand(2, 10, generator=torch.Generator().manual_seed(0)), block(0, 1), np.array([0, 1]))
+        mean.add(torch.zeros(1, 10), block(2), np.array([1]))
+    assert channel.bytes == 3 * 10 * 4
+    assert torch.equal(sent.reduce(), plain.reduce())
 
 
 # Divergence

@@ -45,7 +45,7 @@ class Ditto(FedAvg):
 
         phase, hooks = Phase("personal", self.epochs), Pulled(self)
         start = fed.broadcast(self.weights)
-        mean = fed.weighted_mean(cohort)
+        mean = fed.weighted_mean(cohort, start)
         for block in fed.my_clients(cohort):
             local = fed.train(block, start, self)
             mean.add(local.weights, block)

@@ -21,7 +21,7 @@ class FedAvg(Algorithm):
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         start = fed.broadcast(self.weights)
-        mean = fed.weighted_mean(cohort)
+        mean = fed.weighted_mean(cohort, start)
         for block in fed.my_clients(cohort):
             local = fed.train(block, start, self)
             mean.add(local.weights, block)

@@ -45,7 +45,7 @@ class FedDyn(Algorithm):
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         trained = slice(0, fed.layout.parameters)
         start = fed.broadcast(self.weights)
-        mean = fed.weighted_mean(cohort)
+        mean = fed.weighted_mean(cohort, start)
         for block in fed.my_clients(cohort):
             own = self.gradients[block]
             local = fed.train(block, start, self, own=own)

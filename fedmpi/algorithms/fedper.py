@@ -46,5 +46,5 @@ class FedRep(FedPer):
     def train(self, fed: "Federation", block: "Block", start: "Tensor") -> "Trained":
         from fedmpi.training.block import Phase
 
-        head = fed.train(block, start, self, Phase("head", self.head_epochs, self.own))
-        return fed.train(block, head.weights.clone(), self, Phase("body", columns=self.shared))
+        head = fed.train(block, start, self, Phase("head", self.head_epochs, (self.own,)))
+        return fed.train(block, head.weights.clone(), self, Phase("body", columns=(self.shared,)))

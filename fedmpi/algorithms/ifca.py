@@ -47,7 +47,7 @@ class IFCA(Algorithm):
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         centers = fed.broadcast(self.centers)
-        mean = fed.weighted_mean(cohort, groups=self.models)
+        mean = fed.weighted_mean(cohort, centers, groups=self.models)
         for block in fed.my_clients(cohort):
             choice = fed.losses(block, centers).argmin(1)
             local = fed.train(block, centers[choice], self)

@@ -48,7 +48,7 @@ class MOON(FedAvg):
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         start = fed.broadcast(self.weights)
-        mean = fed.weighted_mean(cohort)
+        mean = fed.weighted_mean(cohort, start)
         for block in fed.my_clients(cohort):
             local = fed.train(block, start, self, previous=self.previous[block])
             mean.add(local.weights, block)

@@ -43,7 +43,7 @@ class PartlyShared(Algorithm):
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         received = fed.broadcast(self.weights[self.shared])
-        mean = fed.weighted_mean(cohort, columns=self.shared)
+        mean = fed.weighted_mean(cohort, received, columns=self.shared)
         for block in fed.my_clients(cohort):
             local = self.train(fed, block, self.personal(block, received))
             mean.add(local.weights[:, self.shared], block)

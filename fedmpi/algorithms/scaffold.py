@@ -54,7 +54,7 @@ class SCAFFOLD(Algorithm):
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         trained = slice(0, fed.layout.parameters)
         start, control = fed.broadcast(self.weights), fed.broadcast(self.control)
-        models, changes = fed.weighted_mean(cohort), fed.weighted_mean(cohort, columns=trained)
+        models, changes = fed.weighted_mean(cohort, start), fed.weighted_mean(cohort, columns=trained)
         for block in fed.my_clients(cohort):
             own = self.controls[block]
             # change = lr (c_k' - c_k): a step, for gradients might be beyond the limits of what is summed.

@@ -87,13 +87,13 @@ class Phase:
         name: of its random streams: phases of one name see the same batches in the same order.
         epochs: passes over the client's samples; None: as the settings of local training say.
         columns: the columns of the model's vector [P] that are trained, made of whole tensors; None: all. The others
-            keep their values, whatever the optimizer; and batch normalisation that is not trained uses the running
+            keep their values, whatever the optimizer; and a batch normalisation that is not trained uses the running
             statistics that it received.
     """
 
     name: str = ""
     epochs: int | None = None
-    columns: slice | None = None
+    columns: tuple[slice, ...] | None = None
 
 
 @dataclass

@@ -35,7 +35,7 @@ class FlatModel:
         parameters = dict(module.named_parameters())
         self._parameters = [(entry, parameters[entry.name]) for entry in self.layout.entries if entry.is_parameter]
         self._hooked: set[str] = set()
-        self._selected = slice(0, self.layout.parameters)
+        self._selected: tuple[slice, ...] = (slice(0, self.layout.parameters),)
         self._update: Callable[[Entry, Tensor, Tensor], None] | None = None
         state = parameters | dict(module.named_buffers())
         for entry in self.layout.entries:
@@ -52,15 +52,13 @@ class FlatModel:
         for tensor, initial in self._counters:
             tensor.copy_(initial)
 
-    def select(self, columns: slice) -> None:
+    def select(self, columns: tuple[slice, ...]) -> None:
         """Let only these columns of the parameters have gradients; they are made of whole tensors."""
         if columns == self._selected:
             return
         self._selected = columns
         for entry, parameter in self._parameters:
-            inside = columns.start <= entry.offset and entry.offset + entry.size <= columns.stop
-            assert inside or entry.offset + entry.size <= columns.start or columns.stop <= entry.offset
-            parameter.requires_grad_(inside)
+            parameter.requires_grad_(entry.lies_in(columns))
             parameter.grad = None
 
     @cached_property

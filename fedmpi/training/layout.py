@@ -17,6 +17,7 @@ row-major in its PyTorch shape.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
@@ -45,6 +46,10 @@ class Entry:
     @property
     def is_parameter(self) -> bool:
         return self.segment != "statistics"
+
+    def lies_in(self, columns: Iterable[slice]) -> bool:
+        """Whether these columns, made of whole tensors, hold this one."""
+        return any(part.start <= self.offset < part.stop for part in columns)
 
     def view(self, vector: Tensor) -> Tensor:
         """The tensor in its PyTorch shape, as a view of `vector` [..., P]."""

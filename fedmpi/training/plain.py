@@ -58,7 +58,9 @@ class PlainTrainer(Trainer):
         seconds = time.perf_counter() - began
         return Work(model.weights, np.array([mean]), np.array([count]), np.array([seconds]))
 
-    def _step(self, block: Block, start: Tensor, hooks: Hooks, lr: float, trained: slice) -> Callable[[Tensor], None]:
+    def _step(
+        self, block: Block, start: Tensor, hooks: Hooks, lr: float, trained: tuple[slice, ...]
+    ) -> Callable[[Tensor], None]:
         """What turns the losses [B] of a batch into new weights, those in the columns `trained`."""
         model, optimizer, has_direction = self.model, self._optimizer, hooks.changes_direction
         count = model.layout.parameters
@@ -70,18 +72,20 @@ class PlainTrainer(Trainer):
             received = start[:, columns] if has_direction else start
             return Piece(columns, weights[:, columns], received, block.columns(columns, count))
 
+        def direct(piece: Piece, gradient: Tensor) -> Tensor:
+            if not has_direction:
+                return gradient
+            return hooks.direction(gradient, piece.weights, piece.start, piece.block)
+
+        runs = [cut(columns) for columns in trained]
+
         @torch.no_grad()
-        def update(piece: Piece, gradient: Tensor) -> None:
-            if has_direction:
-                gradient = hooks.direction(gradient, piece.weights, piece.start, piece.block)
-            optimizer.step(piece.weights, self._clipped(gradient), lr, piece.columns)
-
-        whole = cut(trained)
-
         def at_once(losses: Tensor) -> None:
             optimizer.advance()
             model.backward(losses)
-            update(whole, model.gradient[:, trained])
+            steps = self._clipped([direct(run, model.gradient[:, run.columns]) for run in runs])
+            for run, step in zip(runs, steps, strict=True):
+                optimizer.step(run.weights, step, lr, run.columns)
 
         pieces: dict[str, list[Piece]] = {}  # of each tensor: cut once, for all steps
 
@@ -92,8 +96,9 @@ class PlainTrainer(Trainer):
                 begins = range(entry.offset, end, CACHED)
                 pieces[entry.name] = [cut(slice(begin, min(begin + CACHED, end))) for begin in begins]
             parts = in_order.reshape(1, -1).split(CACHED, 1)
-            for piece, part in zip(pieces[entry.name], parts, strict=True):
-                update(piece, part)
+            with torch.no_grad():
+                for piece, part in zip(pieces[entry.name], parts, strict=True):
+                    optimizer.step(piece.weights, direct(piece, part), lr, piece.columns)
 
         def descend(entry: Entry, parameter: Tensor, gradient: Tensor) -> None:
             parameter.add_(gradient, alpha=-lr)  # where it lies

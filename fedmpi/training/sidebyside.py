@@ -101,14 +101,22 @@ class SideBySideTrainer(Trainer):
                 if is_plain:
                     torch._foreach_add_(leaves, list(gradients), alpha=-lr)
                 else:
-                    whole, weights = self._gradient[rows], self._weights[rows, trained]
+                    whole = self._gradient[rows]
                     torch._foreach_copy_([entry.view(whole) for entry in self._parameters], list(gradients))
-                    gradient = whole[:, trained]
+                    runs = [whole[:, run] for run in trained]
                     if has_direction:
-                        mine = here.columns(trained, self.model.layout.parameters)
-                        gradient = hooks.direction(gradient, weights, start[rows, trained], mine)
+                        runs = [
+                            hooks.direction(
+                                gradient,
+                                self._weights[rows, run],
+                                start[rows, run],
+                                here.columns(run, self.model.layout.parameters),
+                            )
+                            for run, gradient in zip(trained, runs, strict=True)
+                        ]
                     self._optimizer.advance()
-                    self._optimizer.step(weights, self._clipped(gradient), lr, trained)
+                    for run, step_taken in zip(trained, self._clipped(runs), strict=True):
+                        self._optimizer.step(self._weights[rows, run], step_taken, lr, run)
                 for entry, new in zip(self._statistics, statistics, strict=True):
                     entry.view(self._weights[rows]).copy_(new)
                 self._weights[active : rows.stop] = put_back
@@ -161,12 +169,12 @@ class SideBySideTrainer(Trainer):
         )
         return losses, real / real.sum(1, keepdim=True), changed
 
-    def _select(self, phase: Phase) -> slice:
+    def _select(self, phase: Phase) -> tuple[slice, ...]:
         """The columns that a phase trains."""
         trained = self._prepare(phase)
         parameters = [entry for entry in self.model.layout.entries if entry.is_parameter]
-        self._parameters = [entry for entry in parameters if trained.start <= entry.offset < trained.stop]
-        self._others = [entry for entry in parameters if not trained.start <= entry.offset < trained.stop]
+        self._parameters = [entry for entry in parameters if entry.lies_in(trained)]
+        self._others = [entry for entry in parameters if not entry.lies_in(trained)]
         return trained
 
     def _steps(

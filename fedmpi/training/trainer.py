@@ -124,22 +124,22 @@ class Trainer(ABC):
             steps = np.maximum(np.rint(steps * completed).astype(np.int64), np.minimum(steps, 1))
         return steps
 
-    def _prepare(self, phase: Phase, lone_sample: bool = False) -> slice:
-        """Training mode, and the columns [0, parameters) that move.
+    def _prepare(self, phase: Phase, lone_sample: bool = False) -> tuple[slice, ...]:
+        """Training mode, and those of the columns [0, parameters) that move.
 
         A batch normalisation that is not trained keeps its statistics; nor has one sample alone any variance.
         """
         layout, module = self.model.layout, self.model.module
         if not module.training or self.model.normalises_batches:
             module.train()
-        columns = phase.columns or slice(0, layout.parameters)
-        begin, end = columns.start or 0, min(columns.stop, layout.parameters)
-        norm = layout.segments["norm"]
-        if self.model.normalises_batches and (lone_sample or not begin <= norm.start <= norm.stop <= end):
-            for layer in module.modules():
+        whole = (slice(0, layout.parameters),)
+        columns = tuple(slice(part.start, min(part.stop, layout.parameters)) for part in phase.columns or whole)
+        if self.model.normalises_batches and (lone_sample or columns != whole):
+            trained = {entry.name for entry in layout.entries if entry.lies_in(columns)}
+            for name, layer in module.named_modules():
                 if isinstance(layer, _BatchNorm):
-                    layer.eval()
-        return slice(begin, end)
+                    layer.train(not lone_sample and f"{name}.weight" in trained)
+        return columns
 
     def _batches(self, client: int, round: int, phase: Phase, count: int) -> Iterator[Batch]:
         shard, clients = self._shards[client], np.array([client])
@@ -177,12 +177,14 @@ class Trainer(ABC):
             return Adam(shape, device, self.settings.weight_decay)
         return SGD(shape, device, self.settings.momentum, self.settings.weight_decay)
 
-    def _clipped(self, step: Tensor) -> Tensor:
-        """`step` [K, d], each row no longer than the settings allow."""
+    def _clipped(self, parts: list[Tensor]) -> list[Tensor]:
+        """The parts [K, n] of a step, each client's together no longer than the settings allow."""
         if self.settings.clip_norm is None:
-            return step
-        norm = torch.linalg.vector_norm(step, dim=1, keepdim=True)
-        return step * (self.settings.clip_norm / norm).clamp_(max=1)
+            return parts
+        norms = [torch.linalg.vector_norm(part, dim=1, keepdim=True) for part in parts]
+        norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.cat(norms, 1), dim=1, keepdim=True)
+        scale = (self.settings.clip_norm / norm).clamp_(max=1)
+        return [part * scale for part in parts]
 
 
 def check_losses(losses: Tensor, labels: Tensor) -> None:

@@ -61,7 +61,7 @@ class Faulty(FedAvg):
         start = fed.broadcast(self.weights)
         if self.now == self.at and self.rank == 0:
             time.sleep(self.server_sleeps)
-        mean = fed.weighted_mean(cohort)
+        mean = fed.weighted_mean(cohort, start)
         for block in fed.my_clients(cohort):
             mean.add(fed.train(block, start, self).weights, block)
         self.fail_in("round")

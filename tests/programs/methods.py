@@ -66,7 +66,7 @@ class Remembering(FedAvg):
 
     def round(self, fed: Federation, cohort: Cohort) -> None:
         start = fed.broadcast(self.weights)
-        mean = fed.weighted_mean(cohort)
+        mean = fed.weighted_mean(cohort, start)
         for block in fed.my_clients(cohort):
             local = fed.train(block, (start + self.last[block]) / 2, self)
             mean.add(local.weights, block)
@@ -91,7 +91,7 @@ class EvenOnly(FedAvg):
 
     def round(self, fed: Federation, cohort: Cohort) -> None:
         start = fed.broadcast(self.weights)
-        mean = fed.weighted_mean(cohort)
+        mean = fed.weighted_mean(cohort, start)
         for block in fed.my_clients(cohort):
             local = fed.train(block, start, self)
             kept = [k for k, client in enumerate(block.clients) if client % 2 == 0]

@@ -37,10 +37,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 PARTS = ("head", "body")
 
 
-def columns(part: str, layout: Layout) -> slice:
+def columns(part: str, layout: Layout) -> tuple[slice, ...]:
     """The head, or all that is not the head."""
     head = layout.segments["head"]
-    return head if part == "head" else slice(head.stop, layout.size)
+    return (head if part == "head" else slice(head.stop, layout.size),)
 
 
 def frozen(part: str, layout: Layout) -> slice:
@@ -124,7 +124,7 @@ def test_phases_leave_no_trace(model: str, settings: str) -> None:
         assert torch.equal(made, alone.train(phase=phase).weights)
         assert torch.equal(made, one.train(phase=phase).weights)
     assert torch.equal(other.train().weights, expected)
-    assert torch.equal(one.train(phase=Phase(columns=slice(0, layout.size))).weights, expected)
+    assert torch.equal(one.train(phase=Phase(columns=(slice(0, layout.size),))).weights, expected)
 
 
 def test_direction_sees_the_part(double: None) -> None:
@@ -143,7 +143,7 @@ def test_direction_sees_the_part(double: None) -> None:
             assert torch.equal(block["shift"], shift[rows][:, part])
             return gradient + block["shift"]
 
-    compare(both, Shifted(), 1e-12, Phase(columns=part), shift=shift, number=number)
+    compare(both, Shifted(), 1e-12, Phase(columns=(part,)), shift=shift, number=number)
 
 
 # Streams of their own

@@ -1,0 +1,317 @@
+"""Which units of a network may change places without changing what it computes.
+
+The channels of a hidden layer have no order of their own: permuted alike in the weights that make them, in what
+normalises them and in the weights that read them, they leave the network's outputs as they are. Axes of tensors that
+must be permuted alike form a group. Groups are not declared but found: the network is run once, and every feature
+axis is followed through PyTorch's functions unit by unit, so that residual sums tie units together, concatenations
+join and flattening repeats them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+Units = NDArray[np.int64]
+
+# Functions that keep every unit where it is.
+_KEEP = {
+    *("relu", "relu_", "relu6", "hardtanh", "hardswish", "leaky_relu", "elu", "gelu", "silu", "sigmoid", "tanh"),
+    *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "dropout", "mean", "contiguous"),
+    *("float", "to", "clone", "_pack_padded_sequence"),
+}
+_TIE = {"add", "add_", "__add__", "__iadd__", "__radd__", "mul", "mul_", "__mul__", "__imul__", "__rmul__"}
+_RESHAPE = {"flatten", "view", "reshape", "unsqueeze", "__getitem__"}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A dimension of a tensor, or a part of it, whose positions belong to the units of a group.
+
+    Attributes:
+        tensor: its name.
+        dim: of the tensor in its PyTorch shape.
+        positions: [units, occurrences] where each unit is found; one occurrence but where features were flattened,
+            or for the gates of an LSTM.
+        makes: whether the tensor makes the units, or normalises them; else it reads them.
+    """
+
+    tensor: str
+    dim: int
+    positions: Units
+    makes: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """Axes whose units must be permuted alike.
+
+    Attributes:
+        size: how many units there are.
+        axes: where they are found.
+    """
+
+    size: int
+    axes: tuple[Axis, ...]
+
+
+class NoSymmetry(ValueError):
+    """A network has a function through which units cannot be followed; the message names it."""
+
+
+def find_groups(module: nn.Module, x: Tensor) -> list[Group]:
+    """The groups of a network in the order in which it makes their units.
+
+    Args:
+        module: the network; it is run in evaluation mode, and left in the mode in which it was.
+        x: [B, ...] inputs, of any values. The order of their features is fixed, as is that of the outputs.
+
+    Raises:
+        NoSymmetry: a function is none of those that are known here.
+    """
+    was_training = module.training
+    tracer = _Tracer({id(t): name for name, t in [*module.named_parameters(), *module.named_buffers()]})
+    try:
+        with torch.no_grad(), tracer:
+            module.eval()
+            if x.is_floating_point():
+                tracer.follow(x, tracer.new(x.shape[1], fixed=True))
+            outputs = module(x)
+            tracer.fix(outputs)
+    finally:
+        module.train(was_training)
+    return tracer.groups()
+
+
+class _Tracer(TorchFunctionMode):
+    """Follows units, which are numbers, from function to function; units that must move together become one."""
+
+    def __init__(self, names: dict[int, str]) -> None:
+        super().__init__()
+        self._names = names
+        self._parent: list[int] = []
+        # What tells units apart that may not change places: the axes they were born on, and the cells of group norm.
+        self._marks: list[set[object]] = []
+        self._births = 0
+        self._units: dict[int, Units | list[Units]] = {}
+        self._alive: list[Tensor] = []  # as long as a tensor lives, no other has its id
+        self._axes: dict[tuple[str, int], tuple[Units, bool]] = {}
+
+    # Units
+
+    def new(self, count: int, fixed: bool = False) -> Units:
+        self._births += 1
+        first = len(self._parent)
+        self._parent += range(first, first + count)
+        self._marks += [{(self._births, i if fixed else -1)} for i in range(count)]
+        return np.arange(first, first + count)
+
+    def follow(self, x: Tensor, units: Units | list[Units]) -> None:
+        self._alive.append(x)
+        self._units[id(x)] = units
+
+    def fix(self, x: Tensor) -> None:
+        for i, unit in enumerate(self._of(x, "the network's output").tolist()):
+            self._marks[self._root(unit)].add(("output", i))
+
+    def groups(self) -> list[Group]:
+        """Units with the same marks may change places."""
+        roots = np.array([self._root(unit) for unit in range(len(self._parent))], dtype=np.int64)
+        members: dict[frozenset[object], list[int]] = {}
+        for unit in np.unique(roots).tolist():
+            members.setdefault(frozenset(self._marks[unit]), []).append(unit)
+        group_of, number_of = np.zeros((2, len(roots)), dtype=np.int64)
+        for group, units in enumerate(members.values()):
+            group_of[units], number_of[units] = group, np.arange(len(units))
+        axes: list[list[Axis]] = [[] for _ in members]
+        for (name, dim), (on_axis, makes) in self._axes.items():
+            groups, numbers = group_of[roots[on_axis]], number_of[roots[on_axis]]
+            for group in np.unique(groups).tolist():
+                here = np.flatnonzero(groups == group)
+                in_order = here[np.argsort(numbers[here], kind="stable")]
+                axes[group].append(Axis(name, dim, in_order.reshape(int(numbers[here].max()) + 1, -1), makes))
+        found = zip(members.values(), axes, strict=True)
+        return [Group(len(units), tuple(found_on)) for units, found_on in found if len(units) > 1]
+
+    def _root(self, unit: int) -> int:
+        while self._parent[unit] != unit:
+            self._parent[unit] = unit = self._parent[self._parent[unit]]
+        return unit
+
+    def _tie(self, ones: Units, others: Units) -> None:
+        for one, other in zip(ones.tolist(), others.tolist(), strict=True):
+            a, b = sorted((self._root(one), self._root(other)))
+            if a != b:
+                self._parent[b] = a
+                self._marks[a] |= self._marks[b]
+
+    def _of(self, x: Tensor, where: str) -> Units:
+        units = self._units.get(id(x))
+        if not isinstance(units, np.ndarray):
+            raise NoSymmetry(f"the features that {where} takes come out of a function that is not known")
+        return units
+
+    def _axis(self, tensor: Tensor | None, dim: int, units: Units, makes: bool) -> None:
+        if tensor is not None:
+            before, _ = self._axes.setdefault((self._names[id(tensor)], dim), (units, makes))
+            self._tie(before, units)  # of a layer that is used twice
+
+    # Functions
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", str(func))
+        rule = getattr(self, f"_after_{name}", None)
+        taken = [x for x in _tensors(args) if id(x) in self._units]
+        if rule is not None:
+            rule(result, *args, **(kwargs or {}))
+        elif name in _KEEP | _RESHAPE | _TIE:
+            if taken:
+                self._after_simple(name, result, taken)
+        elif taken and any(isinstance(x, Tensor) and x.dim() > 0 for x in _tensors((result,))):
+            raise NoSymmetry(f"the network uses {name}, through which its units cannot be followed")
+        return result
+
+    def _after_simple(self, name: str, result: Any, taken: list[Tensor]) -> None:
+        units = self._of(taken[0], name)
+        if name in _TIE:
+            for other in taken[1:]:
+                self._tie(units, self._of(other, name))
+        output = result[0] if isinstance(result, tuple) else result
+        axis = -1 if output.dim() == 3 else 1
+        if name in _RESHAPE and output.dim() == 2 and output.shape[1] != len(units):
+            units = np.repeat(units, output.shape[1] // len(units))  # [B, C, H, W] became [B, C * H * W]
+        if output.dim() < 2 or output.shape[axis] != len(units):
+            raise NoSymmetry(f"the network uses {name} in a way in which its units cannot be followed")
+        self.follow(output, units)
+
+    def _after_cat(self, result: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> None:
+        if dim % result.dim() != 1:
+            raise NoSymmetry(f"the network concatenates along dimension {dim}")
+        self.follow(result, np.concatenate([self._of(x, "cat") for x in tensors]))
+
+    def _after_conv2d(
+        self, result: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> None:
+        into, made = self._of(x, "conv2d"), self.new(len(weight))
+        if weight.shape[1] == len(into):
+            self._axis(weight, 1, into, makes=False)
+        elif weight.shape[1] == 1 and len(weight) == len(into):  # depthwise: each channel stays itself
+            made = into
+        else:
+            raise NoSymmetry("the network has a convolution in groups that is not depthwise")
+        self._axis(weight, 0, made, makes=True)
+        self._axis(bias, 0, made, makes=True)
+        self.follow(result, made)
+
+    def _after_linear(self, result: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
+        self._axis(weight, 1, self._of(x, "linear"), makes=False)
+        made = self.new(len(weight))
+        self._axis(weight, 0, made, makes=True)
+        self._axis(bias, 0, made, makes=True)
+        self.follow(result, made)
+
+    def _after_batch_norm(
+        self,
+        result: Tensor,
+        x: Tensor,
+        running_mean: Tensor | None = None,
+        running_var: Tensor | None = None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        units = self._of(x, "batch_norm")
+        for tensor in (running_mean, running_var, weight, bias):
+            self._axis(tensor, 0, units, makes=True)
+        self.follow(result, units)
+
+    def _after_group_norm(
+        self,
+        result: Tensor,
+        x: Tensor,
+        num_groups: int,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        units = self._of(x, "group_norm")
+        self._births += 1
+        if num_groups > 1:  # a unit stays in its group
+            for place, unit in enumerate(units.tolist()):
+                self._marks[self._root(unit)].add((self._births, place * num_groups // len(units)))
+        self._axis(weight, 0, units, makes=True)
+        self._axis(bias, 0, units, makes=True)
+        self.follow(result, units)
+
+    def _after_layer_norm(
+        self,
+        result: Tensor,
+        x: Tensor,
+        normalized_shape: Sequence[int],
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        units = self._of(x, "layer_norm")
+        if tuple(normalized_shape) != tuple(x.shape[1:]):
+            raise NoSymmetry("the network has a layer norm over a part of its features")
+        self._axis(weight, 0, units, makes=True)
+        self._axis(bias, 0, units, makes=True)
+        self.follow(result, units)
+
+    def _after_embedding(self, result: Tensor, tokens: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> None:
+        made = self.new(weight.shape[1])
+        self._axis(weight, 1, made, makes=True)
+        self.follow(result, made)
+
+    def _after_lstm(self, result: tuple[Tensor, ...], x: Tensor, *args: Any) -> None:
+        """One layer: of each direction, weights of inputs and states, and biases, with the four gates in a row."""
+        into = self._of(x, "lstm")
+        weights: list[Tensor] = next(arg for arg in args if isinstance(arg, list | tuple) and len(arg) >= 4)
+        hidden = []
+        for first in range(0, len(weights), 4):
+            of_inputs, of_states, *biases = weights[first : first + 4]
+            made = self.new(of_states.shape[1])
+            gates = np.tile(made, 4)
+            self._axis(of_inputs, 0, gates, makes=True)
+            self._axis(of_inputs, 1, into, makes=False)
+            self._axis(of_states, 0, gates, makes=True)
+            self._axis(of_states, 1, made, makes=True)
+            for bias in biases:
+                self._axis(bias, 0, gates, makes=True)
+            hidden.append(made)
+        self.follow(result[0], np.concatenate(hidden))
+        self.follow(result[1], hidden)  # [directions, B, hidden]
+
+    def _after_unbind(self, result: Sequence[Tensor], x: Tensor, dim: int = 0) -> None:
+        stacked = self._units.get(id(x))
+        if isinstance(stacked, list) and dim == 0:
+            for part, units in zip(result, stacked, strict=True):
+                self.follow(part, units)
+
+
+def _tensors(values: Sequence[Any]) -> list[Tensor]:
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _tensors(value)
+    return found
