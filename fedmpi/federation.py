@@ -30,6 +30,7 @@ from fedmpi.scheduling import Cohort
 from fedmpi.scheduling.placement import CostModel
 from fedmpi.training.block import Block, Hooks, Phase
 from fedmpi.training.layout import Layout
+from fedmpi.training.symmetry import Group
 from fedmpi.training.trainer import WHOLE, Trainer
 
 if TYPE_CHECKING:
@@ -158,6 +159,14 @@ class Federation:
         """
         channel = self._channel(start, columns)
         return self._mean_over(cohort, groups, columns, cohort.expected_mass, channel)
+
+    def unit_groups(self) -> list[Group]:
+        """The hidden units of the model that may change places, in the order in which it makes them.
+
+        Raises:
+            BadInput: the model has a function through which units cannot be followed.
+        """
+        return self._trainer.unit_groups()
 
     def share(self, cohort: Cohort) -> float:
         """How much of all clients a cohort is: m / N if they count alike."""

@@ -52,6 +52,7 @@ CASES = {
     "scaffold_I": f"{SMALL} --algorithm SCAFFOLD --algorithm.option I --model MLP --local.vectorize 3",
     "feddyn": f"{SMALL} --algorithm FedDyn --model LeNet --local.vectorize 2",
     "fednova": f"{SMALL} --algorithm FedNova --algorithm.mu 0.1 --model LeNet --local.momentum 0.5",
+    "fedma": f"{SMALL} --algorithm FedMA --algorithm.sweeps 1 --model LeNet",
     "client_state": f"{SMALL} --rounds 8 --algorithm methods.Remembering --model LogisticRegression",
     "lost_updates": f"{SMALL} --algorithm methods.EvenOnly --model LogisticRegression",
     # Clients that keep something, measured where they keep it.

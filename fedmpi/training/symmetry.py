@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fedmpi.errors import BadInput
+
 Units = NDArray[np.int64]
 
 # Functions that keep every unit where it is.
@@ -62,10 +64,6 @@ class Group:
     axes: tuple[Axis, ...]
 
 
-class NoSymmetry(ValueError):
-    """A network has a function through which units cannot be followed; the message names it."""
-
-
 def find_groups(module: nn.Module, x: Tensor) -> list[Group]:
     """The groups of a network in the order in which it makes their units.
 
@@ -74,7 +72,7 @@ def find_groups(module: nn.Module, x: Tensor) -> list[Group]:
         x: [B, ...] inputs, of any values. The order of their features is fixed, as is that of the outputs.
 
     Raises:
-        NoSymmetry: a function is none of those that are known here.
+        BadInput: the network has a function that is none of those that are known here; the message names it.
     """
     was_training = module.training
     tracer = _Tracer({id(t): name for name, t in [*module.named_parameters(), *module.named_buffers()]})
@@ -155,7 +153,7 @@ class _Tracer(TorchFunctionMode):
     def _of(self, x: Tensor, where: str) -> Units:
         units = self._units.get(id(x))
         if not isinstance(units, np.ndarray):
-            raise NoSymmetry(f"the features that {where} takes come out of a function that is not known")
+            raise BadInput(f"--model: the features that {where} takes come out of a function that is not known")
         return units
 
     def _axis(self, tensor: Tensor | None, dim: int, units: Units, makes: bool) -> None:
@@ -175,14 +173,14 @@ class _Tracer(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", str(func))
         rule = getattr(self, f"_after_{name}", None)
-        taken = [x for x in _tensors(args) if id(x) in self._units]
+        taken = [x for x in _tensors(*args) if id(x) in self._units]
         if rule is not None:
             rule(result, *args, **(kwargs or {}))
         elif name in _KEEP | _RESHAPE | _TIE:
             if taken:
                 self._after_simple(name, result, taken)
-        elif taken and any(isinstance(x, Tensor) and x.dim() > 0 for x in _tensors((result,))):
-            raise NoSymmetry(f"the network uses {name}, through which its units cannot be followed")
+        elif taken and any(x.dim() > 0 for x in _tensors(result)):
+            raise BadInput(f"--model: the network uses {name}, through which its units cannot be followed")
         return result
 
     def _after_simple(self, name: str, result: Any, taken: list[Tensor]) -> None:
@@ -195,12 +193,12 @@ class _Tracer(TorchFunctionMode):
         if name in _RESHAPE and output.dim() == 2 and output.shape[1] != len(units):
             units = np.repeat(units, output.shape[1] // len(units))  # [B, C, H, W] became [B, C * H * W]
         if output.dim() < 2 or output.shape[axis] != len(units):
-            raise NoSymmetry(f"the network uses {name} in a way in which its units cannot be followed")
+            raise BadInput(f"--model: the network uses {name} in a way in which its units cannot be followed")
         self.follow(output, units)
 
     def _after_cat(self, result: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> None:
         if dim % result.dim() != 1:
-            raise NoSymmetry(f"the network concatenates along dimension {dim}")
+            raise BadInput(f"--model: the network concatenates along dimension {dim}")
         self.follow(result, np.concatenate([self._of(x, "cat") for x in tensors]))
 
     def _after_conv2d(
@@ -212,7 +210,7 @@ class _Tracer(TorchFunctionMode):
         elif weight.shape[1] == 1 and len(weight) == len(into):  # depthwise: each channel stays itself
             made = into
         else:
-            raise NoSymmetry("the network has a convolution in groups that is not depthwise")
+            raise BadInput("--model: the network has a convolution in groups that is not depthwise")
         self._axis(weight, 0, made, makes=True)
         self._axis(bias, 0, made, makes=True)
         self.follow(result, made)
@@ -271,7 +269,7 @@ class _Tracer(TorchFunctionMode):
     ) -> None:
         units = self._of(x, "layer_norm")
         if tuple(normalized_shape) != tuple(x.shape[1:]):
-            raise NoSymmetry("the network has a layer norm over a part of its features")
+            raise BadInput("--model: the network has a layer norm over a part of its features")
         self._axis(weight, 0, units, makes=True)
         self._axis(bias, 0, units, makes=True)
         self.follow(result, units)
@@ -284,7 +282,7 @@ class _Tracer(TorchFunctionMode):
     def _after_lstm(self, result: tuple[Tensor, ...], x: Tensor, *args: Any) -> None:
         """One layer: of each direction, weights of inputs and states, and biases, with the four gates in a row."""
         into = self._of(x, "lstm")
-        weights: list[Tensor] = next(arg for arg in args if isinstance(arg, list | tuple) and len(arg) >= 4)
+        weights = _tensors(*(arg for arg in args if isinstance(arg, list | tuple) and len(arg) >= 4))
         hidden = []
         for first in range(0, len(weights), 4):
             of_inputs, of_states, *biases = weights[first : first + 4]
@@ -307,11 +305,12 @@ class _Tracer(TorchFunctionMode):
                 self.follow(part, units)
 
 
-def _tensors(values: Sequence[Any]) -> list[Tensor]:
-    found = []
+def _tensors(*values: Any) -> list[Tensor]:
+    """Those among the values, and in lists among them."""
+    found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
             found.append(value)
         elif isinstance(value, list | tuple):
-            found += _tensors(value)
+            found += _tensors(*value)
     return found

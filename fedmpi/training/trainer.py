@@ -21,6 +21,7 @@ from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.optimizers import SGD, Adam, Optimizer
 from fedmpi.training.samples import Batch, Samples
 from fedmpi.training.settings import LocalTraining
+from fedmpi.training.symmetry import Group, find_groups
 
 WHOLE = Phase()
 
@@ -106,6 +107,10 @@ class Trainer(ABC):
                 model.backward(losses)
                 result[k].add_(model.gradient[0], alpha=len(batch) / len(shard))
         return result
+
+    def unit_groups(self) -> list[Group]:
+        """See `find_groups`."""
+        return find_groups(self.model.module, self._samples.batch(np.zeros(2, dtype=np.int64)).x)
 
     def count_steps(
         self, clients: NDArray[np.int64], completed: NDArray[np.float64] | None = None, phase: Phase = WHOLE

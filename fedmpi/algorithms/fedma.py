@@ -1,0 +1,113 @@
+"""Federated matched averaging.
+
+Wang, Yurochkin, Sun, Papailiopoulos, Khazaeni: Federated Learning with Matched Averaging. ICLR 2020.
+https://arxiv.org/abs/2002.06440
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedmpi.algorithms.base import Algorithm
+from fedmpi.errors import BadInput, require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedmpi.federation import Federation
+    from fedmpi.scheduling import Cohort
+    from fedmpi.training.block import Block
+    from fedmpi.training.layout import Layout
+
+
+class FedMA(Algorithm):
+    """Averaging layer by layer, of hidden units that were matched before (Wang et al., 2020), at a fixed width.
+
+    After local training, each layer's units are brought into the order of the global model's by the assignment of
+    least squared distance between what makes them; the layer is averaged and frozen, and the clients train what
+    remains before the next layer's turn. Of the last layer, the weights of a class are averaged by the clients'
+    numbers of its samples. Differs from the paper: layers do not grow, so that the assignment is a plain one instead
+    of a nonparametric Bayesian model's, and normalised, residual, densely connected and recurrent networks can be
+    matched, too. Clients put their own units in order, so that neither models nor costs are gathered.
+
+    Args:
+        retrain: whether clients train again after each layer. If not, all layers are matched and averaged at once,
+            for the price of FedAvg: a cheap variant that is not FedMA proper.
+        retrain_epochs: passes over a client's samples each time; null: as many as in the local training.
+        sweeps: how often the units of a layer are matched again, to those of its mean.
+    """
+
+    takes_server_optimizer = True
+
+    def __init__(self, retrain: bool = True, retrain_epochs: int | None = None, sweeps: int = 0) -> None:
+        require(retrain_epochs is None or retrain_epochs >= 1, "retrain_epochs", retrain_epochs, "at least 1")
+        require(sweeps >= 0, "sweeps", sweeps, "at least 0")
+        self.retrain = retrain
+        self.retrain_epochs = retrain_epochs
+        self.sweeps = sweeps
+
+    def setup(self, fed: "Federation") -> None:
+        from fedmpi.training.matching import Matching
+
+        super().setup(fed)
+        groups = fed.unit_groups()
+        if not groups:
+            raise BadInput("--model: FedMA needs one with hidden units")
+        self.matching = Matching(fed.layout, groups, layer_by_layer=self.retrain)
+
+    def payload(self, layout: "Layout") -> tuple[int, int]:
+        merged = 4 * (layout.size - len(self.matching.outputs))
+        down = 4 * layout.size + (1 + self.sweeps) * merged
+        return (down if self.retrain or self.sweeps else 4 * layout.size), 4 * layout.size + self.sweeps * merged
+
+    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+        from fedmpi.training.block import Phase
+
+        start = fed.broadcast(self.weights)
+        models = self.local_models(fed, cohort, start)
+        result, merged = self.weights.clone(), start.clone()
+        for number, layer in enumerate(self.matching.layers):
+            for sweep in range(1 + self.sweeps):
+                mean = fed.weighted_mean(cohort, start[layer.columns], columns=layer.columns)
+                for block, weights in models:
+                    for own in weights:
+                        self.matching.align(own, merged if sweep else start, layer)
+                    mean.add(weights[:, layer.columns], block)
+                result[layer.columns] = mean.reduce(empty=self.weights[layer.columns])
+                if self.retrain or sweep < self.sweeps:
+                    merged[layer.columns] = fed.broadcast(result[layer.columns])
+            if self.retrain:
+                phase = Phase(f"after layer {number}", self.retrain_epochs, layer.rest)
+                for block, weights in models:
+                    weights[:, layer.columns] = merged[layer.columns]
+                    weights.copy_(fed.train(block, weights, self, phase).weights)
+        result[self.matching.outputs] = self.mean_of_outputs(fed, cohort, models)
+        self.server_step(fed, result)
+
+    def local_models(self, fed: "Federation", cohort: "Cohort", start: "Tensor") -> "list[tuple[Block, Tensor]]":
+        """This rank's blocks and what local training made of them, [K, P] each."""
+        return [(block, fed.train(block, start, self).weights.clone()) for block in fed.my_clients(cohort)]
+
+    def mean_of_outputs(self, fed: "Federation", cohort: "Cohort", models: "list[tuple[Block, Tensor]]") -> "Tensor":
+        """[n] of what is in no layer the mean; that of the last layer class by class, by the samples of the class."""
+        columns, classes = self.matching.outputs, fed.label_counts.shape[1]
+        class_of = np.full(len(columns), classes)  # the class that a number speaks for; `classes`: none
+        for entry in fed.layout.entries:
+            if entry.segment == "head" and entry.shape[0] == classes:
+                first = np.searchsorted(columns, entry.offset)
+                class_of[first : first + entry.size] = np.arange(entry.size) // (entry.size // classes)
+        counted = cohort.mass[:, None] * fed.label_counts[cohort.clients] / np.maximum(cohort.samples, 1)[:, None]
+        counted = np.column_stack([counted, cohort.mass])
+        shares = counted / np.maximum(counted.sum(0), 1e-300)
+        # The shares are in the terms already, so all count alike; times their number that is the sum.
+        alike = replace(cohort, mass=np.minimum(cohort.mass, 1), expected_mass=None)
+        mean = fed.weighted_mean(alike, columns=columns)
+        for block, weights in models:
+            mine = shares[np.searchsorted(cohort.clients, block.clients)][:, class_of]
+            terms = weights[:, columns] * weights.new_tensor(mine)
+            mean.add(terms, replace(block, mass=np.minimum(block.mass, 1)))
+        result = mean.reduce() * alike.total_mass
+        unseen = (counted.sum(0) == 0)[class_of]
+        result[unseen] = self.weights[columns][unseen]
+        return result

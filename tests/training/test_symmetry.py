@@ -1,0 +1,150 @@
+"""M4: units that change places as their groups say leave a network's outputs as they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedmpi.errors import BadInput
+from fedmpi.models import MLP, CifarCNN, LeNet, LeNet5, LogisticRegression, McMahanCNN, Model, Projected, ResNet18
+from fedmpi.models._layers import Backbone
+from fedmpi.training.flat import FlatModel
+from fedmpi.training.matching import Matching
+from fedmpi.training.symmetry import Group, find_groups
+from tests.small import CPU, network
+
+IMAGE = (1, 8, 8)
+#: Networks, their inputs, and the sizes of their groups, those of group norm apart by the groups of the norm.
+MODELS: dict[str, tuple[Model, tuple[int, ...], list[int]]] = {
+    "mlp": (MLP((9, 6)), IMAGE, [9, 6]),
+    "mlp batch": (MLP((9, 6), norm="batch"), IMAGE, [9, 6]),
+    "mlp group": (MLP((9, 6), norm="group", groups=3), IMAGE, [3] * 3 + [2] * 3),
+    "lenet": (LeNet(), IMAGE, [16, 32, 60]),
+    "lenet layer": (LeNet(norm="layer"), IMAGE, [16, 32, 60]),
+    "lenet group": (LeNet(norm="group"), IMAGE, [8, 8, 16, 16, 60]),
+    "lenet5": (LeNet5(), (1, 12, 12), [6, 16, 120, 84]),
+    "mcmahan": (McMahanCNN(dropout=0.5), IMAGE, [32, 64, 512]),
+    "cifar": (CifarCNN(), (3, 8, 8), [64, 64, 384, 192]),
+    "projected": (Projected(size=7), IMAGE, [16, 32, 60, 60, 7]),
+    "resnet": (ResNet18(), IMAGE, [64] * 3 + [128] * 3 + [256] * 3 + [512] * 3),
+    "resnet group": (ResNet18(norm="group"), IMAGE, [32] * 6 + [64] * 6 + [128] * 6 + [256] * 6),
+}
+
+
+def inputs(shape: tuple[int, ...], count: int = 6) -> Tensor:
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(1))
+
+
+def flat(model: Model, shape: tuple[int, ...], seed: int = 3) -> tuple[FlatModel, list[Group]]:
+    """A network whose tensors are all different from their usual beginnings, so that no permutation goes unseen."""
+    made = FlatModel(network(model, shape, 10, seed), CPU)
+    generator = torch.Generator().manual_seed(seed)
+    for entry in made.layout.entries:
+        view = entry.view(made.weights[0])
+        if view.dim() == 1:
+            view += torch.rand(view.shape, generator=generator)
+    return made, find_groups(made.module, inputs(shape))
+
+
+def cycle(size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """A random permutation that leaves nothing in its place."""
+    places = rng.permutation(size)
+    order = np.empty(size, dtype=np.int64)
+    order[places] = np.roll(places, 1)
+    return order
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_permuted_units_change_no_output(name: str) -> None:
+    """Oracle: the outputs before, in evaluation and in training mode; and the weights do change."""
+    model, shape, sizes = MODELS[name]
+    made, groups = flat(model, shape)
+    assert [group.size for group in groups] == sizes
+    for layer in made.module.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+    matching, rng, x = Matching(made.layout, groups, True), np.random.default_rng(0), inputs(shape)
+    start = made.weights[0].clone()
+    made.module.requires_grad_(False)
+    before = [made.module.train(mode)(x) for mode in (False, True)]
+    made.load(start)  # for its statistics have moved
+    for group in groups:
+        was = made.weights[0].clone()
+        matching.permute(made.weights[0], group, cycle(group.size, rng))
+        assert not torch.equal(made.weights[0], was)
+    after = [made.module.train(mode)(x) for mode in (False, True)]
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5 * float(one.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet group", "resnet"])
+def test_every_hidden_axis_is_in_a_group(name: str) -> None:
+    """Oracle: all tensors but those of the inputs' features and of the outputs, by their shapes."""
+    model, shape, _ = MODELS[name]
+    made, groups = flat(model, shape)
+    found = {(axis.tensor, axis.dim): 0 for group in groups for axis in group.axes}
+    for group in groups:
+        for axis in group.axes:
+            found[axis.tensor, axis.dim] += axis.positions.size
+    parameters = [entry for entry in made.layout.entries if entry.is_parameter]
+    first = min(parameters, key=lambda entry: (entry.segment != "body", entry.offset))
+    for entry in parameters:
+        is_output = entry.segment == "head"
+        for dim in range(min(len(entry.shape), 2)):
+            fixed = (entry == first and dim == 1) or (is_output and dim == 0)
+            assert found.get((entry.name, dim), 0) == (0 if fixed else entry.shape[dim]), (entry.name, dim)
+
+
+def test_a_network_without_hidden_units_has_no_groups() -> None:
+    assert flat(LogisticRegression(), IMAGE)[1] == []
+
+
+class Odd(nn.Module):
+    """What no unit can be followed through."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.conv = nn.Conv2d(4, 4, 1, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        match self.kind:
+            case "flip":
+                return x.flip(1)
+            case "grouped":
+                return self.conv(x)
+            case "transposed":
+                return x.transpose(1, 2)
+            case _:
+                return torch.cat([x, x], dim=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("flip", "the network uses flip"),
+        ("grouped", "a convolution in groups that is not depthwise"),
+        ("transposed", "the network uses transpose"),
+        ("along", "concatenates along dimension 2"),
+    ],
+)
+def test_what_cannot_be_followed_is_named(kind: str, message: str) -> None:
+    module = Backbone(nn.Sequential(nn.Conv2d(1, 4, 1), Odd(kind), nn.Flatten()), nn.LazyLinear(10))
+    module(inputs(IMAGE))
+    with pytest.raises(BadInput, match=f"--model: .*{message}"):
+        find_groups(module, inputs(IMAGE))
+
+
+def test_a_layer_used_twice_ties_its_units() -> None:
+    """Oracle: outputs after a permutation; by hand, inner units and outer ones must move together."""
+    shared = nn.Linear(5, 5)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), shared, nn.ReLU(), shared, nn.Linear(5, 3))
+    made = FlatModel(module, CPU)
+    groups = find_groups(module, inputs(IMAGE))
+    assert [group.size for group in groups] == [5]
+    before = module(inputs(IMAGE))
+    Matching(made.layout, groups, True).permute(made.weights[0], groups[0], np.array([3, 0, 4, 1, 2]))
+    torch.testing.assert_close(module(inputs(IMAGE)), before)
