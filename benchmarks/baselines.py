@@ -37,6 +37,8 @@ METHODS = {
     "moon": "--algorithm MOON",
     "moon_projected": "--algorithm MOON --model Projected --model.over LeNet",
     "fednova": "--algorithm FedNova",
+    "fedma": "--algorithm FedMA",
+    "fedma_cheap": "--algorithm FedMA --algorithm.retrain false",
     "fedavgm": "--algorithm FedAvgM",
     "fedadagrad": "--algorithm FedAdagrad",
     "fedadam": "--algorithm FedAdam",
