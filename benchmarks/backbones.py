@@ -1,8 +1,8 @@
 """One round of each backbone on its data: python -m benchmarks.backbones --data DATA.
 
 Two clients of a hundred (of the sample of Sentiment140, of twenty) train one epoch in batches of 50, on one rank.
-Prints, as Markdown, what the second of them took, the first being slowed down by what is done once, and the most memory
-that the process ever had; PyTorch alone takes a part of that, which the last line gives.
+Prints, as Markdown, what the second of them took, the first being slowed down by what is done once, and the most
+memory that the process ever had; PyTorch alone takes a part of that, which the last line gives.
 """
 
 from __future__ import annotations
