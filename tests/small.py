@@ -56,6 +56,13 @@ def run(path: Path, algorithm: Algorithm | None = None, **settings: Any) -> resu
     return finished
 
 
+def texts(rng: np.random.Generator, count: int, longest: int, vocabulary: int) -> NDArray[np.int64]:
+    """[count, longest] tokens, a text of each length in turn: 1, 2, .. `longest`, 1, and so on; 0 pads."""
+    tokens = rng.integers(1, vocabulary, (count, longest))
+    tokens[np.arange(longest) > (np.arange(count) % longest)[:, None]] = 0
+    return tokens
+
+
 class Cut(Partition):
     """So many samples for each client, in order; the rest nobody has."""
 

@@ -13,6 +13,7 @@ from tests.launch import REPOSITORY, mpirun, succeed
 
 SMALL = "--clients 12 --cohort 5 --rounds 3 --local.epochs 1"
 SIDE_BY_SIDE = f"{SMALL} --local.vectorize 3 --model MLP --model.hidden '[33, 17]'"
+TEXTS = f"{SMALL} --rounds 2 --dataset texts.Places --model texts.Reader --model.embedding 5 --model.hidden 7"
 # What a client computes must not depend on the slot or the rank it is trained in: odd widths and batches of one make
 # matrix libraries take other paths, normalisation and dropout have state, momentum and Adam have memory.
 CASES = {
@@ -29,6 +30,8 @@ CASES = {
     "bf16_side_by_side": f"{SMALL} --local.precision bf16 --local.vectorize 4 --model MLP --model.hidden '[17, 32]'"
     " --local.batch_size 3",
     "recurrent": f"{SMALL} --model methods.Recurrent",
+    "bilstm": f"{TEXTS} --sampler PowerOfChoice --sampler.candidates 9",
+    "side_by_side_bilstm": f"{TEXTS} --algorithm MOON --local.vectorize 3",
     "many": "--clients 60 --cohort 40 --rounds 2 --local.epochs 1 --model LogisticRegression --algorithm FedProx",
     "noise": f"{SMALL} --model methods.Noisy",
     "augmented": f"{SMALL} --model LogisticRegression --local.augmentation crop_flip --local.clip_norm 1",

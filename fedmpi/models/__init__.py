@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fedmpi.components import import_all
 from fedmpi.models.base import Model, Norm
+from fedmpi.models.bilstm import BiLSTM
 from fedmpi.models.cnn import CifarCNN, McMahanCNN
 from fedmpi.models.lenet import LeNet, LeNet5
 from fedmpi.models.mlp import MLP, LogisticRegression
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MLP",
     "Backbone",
+    "BiLSTM",
     "CifarCNN",
     "LeNet",
     "LeNet5",

@@ -35,7 +35,12 @@ class Model(ABC):
 
     Many clients are trained at once under `torch.func.vmap`, so control flow must not depend on values.
     The models of this package import torch inside `build` only, so that the command line's --help is fast.
+
+    Attributes:
+        vocabulary: number of different tokens of the inputs, set by the experiment; None: they are no text.
     """
+
+    vocabulary: int | None = None
 
     @abstractmethod
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -52,6 +57,15 @@ class Model(ABC):
         raise BadInput(
             f"{type(self).__name__} cannot take inputs of shape {shape}: "
             f"it needs images (channels, height, width) of at least {at_least}x{at_least}"
+        )
+
+    def text(self, shape: tuple[int, ...]) -> int:
+        """How many different tokens there are, or `BadInput` if inputs of this `shape` are no texts."""
+        if len(shape) == 1 and self.vocabulary is not None:
+            return self.vocabulary
+        raise BadInput(
+            f"{type(self).__name__} cannot take inputs of shape {shape}: "
+            "it needs texts (tokens,) from a data set with a vocabulary"
         )
 
 

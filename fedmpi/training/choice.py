@@ -19,6 +19,8 @@ AT_ONCE_IF_FILLED = 64
 AT_ONCE_ON_GPU = 32
 # Fewer clients a round are not worth the 0.7 s that importing PyTorch's vmap takes.
 WORTH_IT_ON_CPU = 32
+# Forward passes that vmap has no rule for; a layer that derives from these classes may have one of its own.
+_FOR_ONE = (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward)
 
 
 def clients_at_once(model: FlatModel, settings: LocalTraining, cohort: int) -> int:
@@ -28,13 +30,14 @@ def clients_at_once(model: FlatModel, settings: LocalTraining, cohort: int) -> i
         BadInput: as many as were asked for cannot be.
     """
     layers = list(model.module.modules())
-    recurs = any(isinstance(layer, nn.RNNBase) for layer in layers)
+    recurs = any(type(layer).forward in _FOR_ONE for layer in layers)
     if settings.vectorize == "off":
         return 1
     if settings.vectorize != "auto":
         if recurs and settings.vectorize > 1:
             raise BadInput(
-                f"= {settings.vectorize}: must be auto or off for a recurrent network", "--local.vectorize"
+                f"= {settings.vectorize}: must be auto or off for a network with PyTorch's recurrent layers",
+                "--local.vectorize",
             )
         return settings.vectorize
     if cohort == 1 or recurs:

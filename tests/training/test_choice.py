@@ -1,4 +1,4 @@
-"""Which way clients are trained, and recurrent networks, which go one way only."""
+"""Which way clients are trained, and PyTorch's recurrent layers, which go one way only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmpi.data import Digits
-from fedmpi.models import MLP, CifarCNN, LogisticRegression, Model
+from fedmpi.models import MLP, BiLSTM, CifarCNN, LogisticRegression, Model
 from fedmpi.training.choice import clients_at_once
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
@@ -19,6 +19,20 @@ from tests.programs.methods import Recurrent
 from tests.small import CPU, Client, network, normalised, plain_training, read
 
 SHAPE = (1, 8, 8)
+
+
+class Reader(BiLSTM):
+    vocabulary = 20
+
+
+class Derived(Model):
+    """A network whose layer adds nothing to PyTorch's."""
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        class Ours(nn.GRU):
+            pass
+
+        return Ours(shape[-1], classes)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +45,10 @@ SHAPE = (1, 8, 8)
         (LogisticRegression(), 100, {"vectorize": "off"}, 1),
         (MLP(hidden=(2000,)), 100, {}, 1),
         (CifarCNN(), 100, {}, 1),
+        (Reader(hidden=8), 100, {}, 256),
+        (Reader(hidden=128), 100, {}, 1),
+        (Reader(hidden=128), 100, {"vectorize": 7}, 7),
+        (Derived(), 100, {}, 1),
         (Recurrent(), 100, {}, 1),
         (Recurrent(), 100, {"vectorize": "off"}, 1),
         (Recurrent(), 100, {"vectorize": 1}, 1),
@@ -38,7 +56,7 @@ SHAPE = (1, 8, 8)
 )
 def test_how_many_at_once(model: Model, cohort: int, settings: dict[str, Any], expected: int) -> None:
     """Oracle: the rule as --help tells it."""
-    flat = FlatModel(network(model, SHAPE, 10), CPU)
+    flat = FlatModel(network(model, (40,) if model.vocabulary else SHAPE, 10), CPU)
     assert clients_at_once(flat, LocalTraining(**settings), cohort) == expected
 
 
@@ -51,7 +69,7 @@ def test_recurrent_networks_side_by_side_are_refused(tmp_path: Path) -> None:
         PYTHONPATH=f"{REPOSITORY}:{programs}",
     )
     assert result.returncode == 2
-    line = "fedmpi: error: --local.vectorize = 4: must be auto or off for a recurrent network"
+    line = "fedmpi: error: --local.vectorize = 4: must be auto or off for a network with PyTorch's recurrent layers"
     assert result.stderr.splitlines() == [line]
     assert not list(tmp_path.iterdir())
 

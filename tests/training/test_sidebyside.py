@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from fedmpi.algorithms import Algorithm
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedprox import FedProx
-from fedmpi.models import MLP, CifarCNN, LeNet, LogisticRegression, Model
+from fedmpi.models import MLP, BiLSTM, CifarCNN, LeNet, LogisticRegression, Model
 from fedmpi.training.block import Block, Phase, Work
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.plain import PlainTrainer
@@ -22,11 +23,17 @@ from fedmpi.training.samples import Samples
 from fedmpi.training.settings import LocalTraining
 from fedmpi.training.sidebyside import SideBySideTrainer
 from fedmpi.training.trainer import WHOLE, Task
-from tests.small import CPU, SEED
+from tests.small import CPU, SEED, texts
 
 # Of every kind that matters with batches of 4: less than one batch, one, one and a single sample more, several; a
 # single sample; two of the same size.
 SIZES = [21, 13, 9, 9, 5, 4, 3, 1]
+
+
+class Reader(BiLSTM):
+    vocabulary = 30
+
+
 MODELS: dict[str, Model] = {
     "logistic": LogisticRegression(),
     "mlp": MLP((17, 5)),
@@ -34,6 +41,8 @@ MODELS: dict[str, Model] = {
     "lenet batch": LeNet(),
     "lenet group": LeNet("group"),
     "dropout": CifarCNN(),
+    "bilstm": Reader(embedding=33, hidden=17, norm="none"),
+    "bilstm batch": Reader(embedding=5, hidden=7),
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -57,7 +66,9 @@ class Both:
 
     def __init__(self, model: Model, at_once: int = len(SIZES), permuted: bool = False, **settings: Any) -> None:
         rng = np.random.default_rng(5)
-        x = rng.integers(0, 256, (sum(SIZES), 3, 8, 8), dtype=np.uint8)
+        x: NDArray = rng.integers(0, 256, (sum(SIZES), 3, 8, 8), dtype=np.uint8)
+        if model.vocabulary:
+            x = texts(rng, sum(SIZES), 7, model.vocabulary)
         samples = Samples(x, rng.integers(0, 10, sum(SIZES)), (0.5,) * 3, (0.25,) * 3, CPU)
         shards = np.split(rng.permutation(sum(SIZES)), np.cumsum(SIZES)[:-1])
         orders = [torch.from_numpy(rng.permutation(64)) for _ in SIZES]
@@ -68,7 +79,7 @@ class Both:
 
         def network() -> FlatModel:
             torch.manual_seed(SEED)
-            return FlatModel(model.build((3, 8, 8), 10), CPU)
+            return FlatModel(model.build(x.shape[1:], 10), CPU)
 
         self.plain = PlainTrainer(Task(network(), samples, shards, pixels, local, SEED))
         self.side = SideBySideTrainer(Task(network(), samples, shards, pixels, local, SEED), at_once)
@@ -124,8 +135,14 @@ def compare(
     np.testing.assert_allclose(work.loss, [one.loss[0] for one in works], rtol=max(tolerance, 1e-6))
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        *product([name for name in MODELS if "bilstm" not in name], SETTINGS),
+        ("bilstm batch", "momentum"),
+        ("bilstm batch", "steps"),
+    ],
+)
 @pytest.mark.usefixtures("double")
 def test_a_round_in_double_precision(model: str, settings: str) -> None:
     """Oracle: training one by one; 1e-12 of the way."""
@@ -138,7 +155,7 @@ def test_a_step_in_single_precision(model: str) -> None:
     compare(Both(MODELS[model], steps=1), FedAvg(), 1e-5)
 
 
-@pytest.mark.parametrize("model", ["mlp", "lenet batch"])
+@pytest.mark.parametrize("model", ["mlp", "lenet batch", "bilstm batch"])
 @pytest.mark.usefixtures("double")
 def test_hooks(model: str) -> None:
     """Oracle: training one by one, with a correction, per-client vectors, other weights in the loss, own pixels."""
@@ -152,7 +169,7 @@ def test_hooks(model: str) -> None:
         def direction(self, gradient: Tensor, weights: Tensor, start: Tensor, block: Block) -> Tensor:
             return super().direction(gradient, weights, start, block) + block["shift"]
 
-    both = Both(MODELS[model], permuted=True)
+    both = Both(MODELS[model], permuted=MODELS[model].vocabulary is None)
     rng = torch.Generator().manual_seed(1)
     old = both.start + 0.1 * torch.randn(len(SIZES), both.start.shape[1], generator=rng)
     old[:, both.plain.model.layout.segments["statistics"]].abs_()
@@ -164,7 +181,7 @@ def test_hooks(model: str) -> None:
 @pytest.mark.parametrize("company", [(0,), (0, 7), (0, 1, 2), (1, 2, 3, 4)])
 def test_bits_do_not_depend_on_the_company(model: str, company: tuple[int, ...]) -> None:
     """Oracle: the same client beside all others; also in another row, and where the others are done before it."""
-    both = Both(MODELS[model], batch_size=1 if model in ("mlp", "logistic") else 4)
+    both = Both(MODELS[model], batch_size=1 if model in ("mlp", "logistic", "bilstm") else 4)
     everybody = both.together(FedAvg()).weights.clone()
     some = both.together(FedAvg(), company).weights
     assert torch.equal(some, everybody[list(company)])

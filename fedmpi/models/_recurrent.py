@@ -1,0 +1,77 @@
+"""The layer that reads texts, of one client or of many at once. Private, because importing it imports torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+from torch.nn.utils.rnn import pack_padded_sequence
+
+
+class TextEncoder(nn.Module):
+    """Texts, int64 tokens [B, L], to the last states of a bidirectional LSTM over their embeddings, [B, 2 * hidden].
+
+    Token 0 pads a text at its end and is not read; a text has one other token at least.
+    """
+
+    def __init__(self, vocabulary: int, embedding: int, hidden: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, embedding, padding_idx=0)
+        self.lstm = BidirectionalLSTM(embedding, hidden)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        lengths = (tokens != 0).sum(1)
+        of_all = lengths  # under vmap of all clients, so that all take the same steps
+        while is_functorch_wrapped_tensor(of_all):
+            of_all = get_unwrapped(of_all)
+        last: Tensor = self.lstm(self.embedding(tokens[:, : int(of_all.max())].T), lengths)
+        return last
+
+
+class BidirectionalLSTM(nn.LSTM):
+    """A bidirectional LSTM of one layer that gives its last states: forward after the last input, backward the first.
+
+    PyTorch's own code takes sequences packed, so that nothing is computed for padding; but vmap has no rule for that.
+    For many clients at once the same weights are applied step by step to all sequences, and those that are over keep
+    their states. As a client's bits must not depend on the longest sequence of others, every step is a product of its
+    own: one for all steps differs in the last bits with their number.
+    """
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__(inputs, hidden, bidirectional=True)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]
+        """[B, 2 * hidden]
+
+        Args:
+            x: [L, B, inputs].
+            lengths: [B], how many of the L inputs are read, 1 at least.
+        """
+        if is_functorch_wrapped_tensor(x):
+            return self._step_by_step(x, lengths)
+        _, (last, _) = super().forward(pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False))
+        return torch.cat(last.unbind(), dim=1)
+
+    def _step_by_step(self, x: Tensor, lengths: Tensor) -> Tensor:
+        # Both directions at once, as [2, ...]; the one that goes backward waits until its sequence has begun.
+        w_x, w_h, b_x, b_h = (
+            torch.stack([getattr(self, f"{name}_l0"), getattr(self, f"{name}_l0_reverse")])
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        w_x, w_h, bias = w_x.mT, w_h.mT, (b_x + b_h)[:, None]
+        is_read = (torch.arange(len(x), device=x.device)[:, None] < lengths)[:, :, None]
+        inputs, reads = (torch.stack([each, each.flip(0)], dim=1).unbind() for each in (x, is_read))
+        h = c = x.new_zeros(2, x.shape[1], self.hidden_size)
+        for now, is_read_now in zip(inputs, reads, strict=True):
+            gates = now @ w_x + bias + h @ w_h
+            i, f, _, o = _sigmoid(gates).chunk(4, dim=-1)
+            g = torch.tanh(gates.chunk(4, dim=-1)[2])
+            new = f * c + i * g
+            h = torch.where(is_read_now, o * torch.tanh(new), h)
+            c = torch.where(is_read_now, new, c)
+        return torch.cat(h.unbind(), dim=1)
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    """Without PyTorch's, which on CPUs rounds the last elements of a tensor otherwise than those before."""
+    return 0.5 * (1 + torch.tanh(0.5 * x))
