@@ -189,10 +189,9 @@ class _Tracer(TorchFunctionMode):
             for other in taken[1:]:
                 self._tie(units, self._of(other, name))
         output = result[0] if isinstance(result, tuple) else result
-        axis = -1 if output.dim() == 3 else 1
         if name in _RESHAPE and output.dim() == 2 and output.shape[1] != len(units):
             units = np.repeat(units, output.shape[1] // len(units))  # [B, C, H, W] became [B, C * H * W]
-        if output.dim() < 2 or output.shape[axis] != len(units):
+        if output.dim() < 2 or output.shape[_feature_dim(output)] != len(units):
             raise BadInput(f"--model: the network uses {name} in a way in which its units cannot be followed")
         self.follow(output, units)
 
@@ -298,11 +297,23 @@ class _Tracer(TorchFunctionMode):
         self.follow(result[0], np.concatenate(hidden))
         self.follow(result[1], hidden)  # [directions, B, hidden]
 
+    def _after_index_select(self, result: Tensor, x: Tensor, dim: int, index: Tensor) -> None:
+        """Of samples: packed sequences are sorted by their length."""
+        if id(x) in self._units:
+            if dim % x.dim() == _feature_dim(x):
+                raise BadInput("--model: the network selects some of its features by their number")
+            self.follow(result, self._units[id(x)])
+
     def _after_unbind(self, result: Sequence[Tensor], x: Tensor, dim: int = 0) -> None:
         stacked = self._units.get(id(x))
         if isinstance(stacked, list) and dim == 0:
             for part, units in zip(result, stacked, strict=True):
                 self.follow(part, units)
+
+
+def _feature_dim(x: Tensor) -> int:
+    """Of samples [B, C] or [B, C, H, W], or of sequences [L, B, C]."""
+    return 2 if x.dim() == 3 else 1
 
 
 def _tensors(*values: Any) -> list[Tensor]:

@@ -14,7 +14,8 @@ from fedmpi.models._layers import Backbone
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.matching import Matching
 from fedmpi.training.symmetry import Group, find_groups
-from tests.small import CPU, network
+from tests.programs.texts import Reader
+from tests.small import CPU, network, texts
 
 IMAGE = (1, 8, 8)
 #: Networks, their inputs, and the sizes of their groups, those of group norm apart by the groups of the norm.
@@ -29,12 +30,16 @@ MODELS: dict[str, tuple[Model, tuple[int, ...], list[int]]] = {
     "mcmahan": (McMahanCNN(dropout=0.5), IMAGE, [32, 64, 512]),
     "cifar": (CifarCNN(), (3, 8, 8), [64, 64, 384, 192]),
     "projected": (Projected(size=7), IMAGE, [16, 32, 60, 60, 7]),
+    "bilstm": (Reader(embedding=5, hidden=6), (8,), [5, 6, 6]),
     "resnet": (ResNet18(), IMAGE, [64] * 3 + [128] * 3 + [256] * 3 + [512] * 3),
     "resnet group": (ResNet18(norm="group"), IMAGE, [32] * 6 + [64] * 6 + [128] * 6 + [256] * 6),
 }
 
 
 def inputs(shape: tuple[int, ...], count: int = 6) -> Tensor:
+    """Images, or texts."""
+    if len(shape) == 1:
+        return torch.from_numpy(texts(np.random.default_rng(1), count, *shape, Reader.vocabulary))
     return torch.randn(count, *shape, generator=torch.Generator().manual_seed(1))
 
 
