@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING
 from fedmpi.components import import_all
 from fedmpi.models.base import Model, Norm
 from fedmpi.models.cnn import CifarCNN, McMahanCNN
+from fedmpi.models.densenet import DenseNet121
+from fedmpi.models.exquisitenet import ExquisiteNetV1
 from fedmpi.models.lenet import LeNet, LeNet5
 from fedmpi.models.mlp import MLP, LogisticRegression
+from fedmpi.models.mobilenet import MobileNetV2
 from fedmpi.models.projected import Projected
 from fedmpi.models.resnet import ResNet18, ResNet34
+from fedmpi.models.vgg import VGG11
 
 # The models' own files write `models.Backbone` and have no TYPE_CHECKING block: jsonargparse runs such blocks
 # in every file whose options it reads, so that --help would import torch.
@@ -20,12 +24,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MLP",
+    "VGG11",
     "Backbone",
     "CifarCNN",
+    "DenseNet121",
+    "ExquisiteNetV1",
     "LeNet",
     "LeNet5",
     "LogisticRegression",
     "McMahanCNN",
+    "MobileNetV2",
     "Model",
     "Norm",
     "Projected",
