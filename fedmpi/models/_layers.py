@@ -55,7 +55,7 @@ class ResidualBlock(Residual):
         return nn.functional.relu(super().forward(x))
 
 
-class Dense(nn.Module):
+class DenseLayer(nn.Module):
     """What comes in and what a layer makes of it, one after the other in the channels (Huang et al., 2017)."""
 
     def __init__(self, layer: nn.Module) -> None:

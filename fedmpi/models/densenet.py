@@ -36,7 +36,7 @@ class DenseNet121(Model):
     def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
         from torch import nn
 
-        from fedmpi.models._layers import Backbone, Dense, norm_layer, normalised_convolution
+        from fedmpi.models._layers import Backbone, DenseLayer, norm_layer, normalised_convolution
 
         channels, _, _ = self.image(shape, at_least=8)
         growth, convolution = self.growth, partial(normalised_convolution, self.norm, self.groups)
@@ -57,7 +57,7 @@ class DenseNet121(Model):
                     nn.ReLU(),
                     nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False),
                 )
-                layers.append(Dense(nn.Sequential(*layer)))
+                layers.append(DenseLayer(nn.Sequential(*layer)))
                 width += growth
             layers += normalisation(width)
         extractor = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())

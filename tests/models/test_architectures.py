@@ -184,8 +184,8 @@ def test_densenet_equals_torchvision() -> None:
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_vgg_equals_torchvision(norm: Norm) -> None:
     """The features; the head there is for large images."""
-    models = pytest.importorskip("torchvision.models")
-    theirs = (models.vgg11_bn if norm == "batch" else models.vgg11)(init_weights=False).features
+    vgg = pytest.importorskip("torchvision.models.vgg")
+    theirs = vgg.make_layers(vgg.cfgs["A"], batch_norm=norm == "batch")
     equal(build(VGG11(norm=norm), CIFAR).extractor, theirs, torch.randn(4, 3, 32, 64))
 
 
@@ -225,7 +225,7 @@ def test_squeeze_and_excitation_equals_torchvision() -> None:
     """There it has biases, here zero."""
     theirs = pytest.importorskip("torchvision.ops").SqueezeExcitation(12, 4)
     ours = SqueezeExcitation(12, 4)
-    for layer, weight in ((theirs.fc1, ours.scale[2].weight), (theirs.fc2, ours.scale[4].weight)):
+    for layer, weight in zip((theirs.fc1, theirs.fc2), ours.parameters(), strict=True):
         layer.weight.data = weight.data[:, :, None, None]
         nn.init.zeros_(layer.bias)
     x = torch.randn(3, 12, 5, 4)
@@ -270,14 +270,13 @@ def test_initial_weights() -> None:
     bound = (6 / (25 * 3 + 25 * 64)) ** 0.5
     assert 0.98 * bound < first.abs().max() <= bound
 
-    normalised = build(CifarCNN(norm="group"), CIFAR).extractor[1]
-    assert normalised.weight.eq(1).all()
+    normalised = build(CifarCNN(norm="group"), CIFAR).extractor.get_parameter("1.weight")
+    assert normalised.eq(1).all()
 
     for model in (ResNet18(), VGG11()):
-        network = build(model, CIFAR)
-        convolution = next(network.parameters())
+        convolution = next(build(model, CIFAR).parameters())
         assert convolution.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.05)
-    assert all(not layer.bias.any() for layer in network.modules() if isinstance(layer, nn.Conv2d))
+    assert all(not p.any() for p in build(VGG11(), CIFAR).extractor.parameters() if p.dim() == 1)
 
 
 def test_the_seed_of_torch_decides_the_weights() -> None:

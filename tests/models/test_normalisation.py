@@ -50,7 +50,7 @@ def test_a_sample_gives_the_same_alone_in_any_batch_and_in_either_mode(norm: Nor
     torch.manual_seed(0)
     for model, shape in models(norm):
         network = model.build(shape, 10)
-        x = torch.randn(5, *shape)
+        x = torch.randn(3, *shape)
         together = network.train()(x)
         for mode in (True, False):
             alone = torch.cat([network.train(mode)(sample[None]) for sample in x])
