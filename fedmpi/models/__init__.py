@@ -9,10 +9,14 @@ from fedmpi.components import import_all
 from fedmpi.models.base import Model, Norm
 from fedmpi.models.bilstm import BiLSTM
 from fedmpi.models.cnn import CifarCNN, McMahanCNN
+from fedmpi.models.densenet import DenseNet121
+from fedmpi.models.exquisitenet import ExquisiteNetV1
 from fedmpi.models.lenet import LeNet, LeNet5
 from fedmpi.models.mlp import MLP, LogisticRegression
+from fedmpi.models.mobilenet import MobileNetV2
 from fedmpi.models.projected import Projected
 from fedmpi.models.resnet import ResNet18, ResNet34
+from fedmpi.models.vgg import VGG11
 
 # The models' own files write `models.Backbone` and have no TYPE_CHECKING block: jsonargparse runs such blocks
 # in every file whose options it reads, so that --help would import torch.
@@ -21,13 +25,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MLP",
+    "VGG11",
     "Backbone",
     "BiLSTM",
     "CifarCNN",
+    "DenseNet121",
+    "ExquisiteNetV1",
     "LeNet",
     "LeNet5",
     "LogisticRegression",
     "McMahanCNN",
+    "MobileNetV2",
     "Model",
     "Norm",
     "Projected",

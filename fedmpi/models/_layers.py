@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import torch
 from torch import Tensor, nn
 
 from fedmpi.models.base import Norm
@@ -24,26 +27,75 @@ class Backbone(nn.Module):
         return logits
 
 
-class ResidualBlock(nn.Module):
+class Residual(nn.Module):
+    """residual(x) + shortcut(x); the shortcut is the identity unless it has to change the shape."""
+
+    def __init__(self, residual: nn.Module, shortcut: nn.Module | None = None) -> None:
+        super().__init__()
+        self.residual = residual
+        self.shortcut = shortcut or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        total: Tensor = self.residual(x) + self.shortcut(x)
+        return total
+
+
+class ResidualBlock(Residual):
     """The basic block of He et al. (2016): [B, inputs, H, W] to [B, outputs, H / stride, W / stride]."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, norm: Norm, groups: int) -> None:
-        super().__init__()
-        self.residual = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
-            norm_layer(norm, outputs, groups),
-            nn.ReLU(),
-            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-            norm_layer(norm, outputs, groups),
+        convolution = partial(normalised_convolution, norm, groups)
+        residual = nn.Sequential(
+            *convolution(inputs, outputs, 3, stride), nn.ReLU(), *convolution(outputs, outputs, 3)
         )
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm_layer(norm, outputs, groups)
-            )
+        changes = stride != 1 or inputs != outputs
+        super().__init__(residual, nn.Sequential(*convolution(inputs, outputs, 1, stride)) if changes else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.relu(self.residual(x) + self.shortcut(x))
+        return nn.functional.relu(super().forward(x))
+
+
+class DenseLayer(nn.Module):
+    """What comes in and what a layer makes of it, one after the other in the channels (Huang et al., 2017)."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.layer(x)], 1)
+
+
+class SqueezeExcitation(nn.Module):
+    """Maps [B, width, H, W], each times a number from 0 to 1 made of the means of all maps (Hu et al., 2018)."""
+
+    def __init__(self, width: int, squeezed: int) -> None:
+        super().__init__()
+        self.scale = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(width, squeezed, bias=False),
+            nn.ReLU(),
+            nn.Linear(squeezed, width, bias=False),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        scaled: Tensor = x * self.scale(x)[:, :, None, None]
+        return scaled
+
+
+def normalised_convolution(
+    norm: Norm, groups: int, inputs: int, outputs: int, kernel: int, stride: int = 1, depthwise: bool = False
+) -> tuple[nn.Module, nn.Module]:
+    """A convolution [B, inputs, H, W] to [B, outputs, H / stride, W / stride] without bias, and its normalisation.
+
+    If it is depthwise, it filters each channel by itself.
+    """
+    convolution = nn.Conv2d(
+        inputs, outputs, kernel, stride, padding=kernel // 2, groups=inputs if depthwise else 1, bias=False
+    )
+    return convolution, norm_layer(norm, outputs, groups)
 
 
 def norm_layer(norm: Norm, width: int, groups: int, of_maps: bool = True) -> nn.Module:
@@ -66,3 +118,12 @@ def norm_layer(norm: Norm, width: int, groups: int, of_maps: bool = True) -> nn.
 def dropout_layer(probability: float) -> nn.Module:
     """Dropout; at probability 0 the identity, as `nn.Dropout` would ask for random numbers nevertheless."""
     return nn.Dropout(probability) if probability else nn.Identity()
+
+
+def start_from_kaiming_normal(module: nn.Module) -> None:
+    """Set convolutions as He et al. (2015) do for ReLU: Kaiming normal of fan-out, biases zero."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from fedmpi import models
 from fedmpi.errors import require
-from fedmpi.models.base import Model, require_dropout
+from fedmpi.models.base import Model, Norm, require_dropout, require_norm
 
 
 class McMahanCNN(Model):
@@ -19,26 +19,39 @@ class McMahanCNN(Model):
     Args:
         padding: of the convolutions; same has the paper's parameter count, valid needs at least 16x16.
         dropout: probability after the hidden units; McMahan et al. have none, Yao et al. do not state theirs.
+        norm: normalisation after each convolution (layer: group norm with one group).
+        groups: number of groups of group norm.
     """
 
-    def __init__(self, padding: Literal["same", "valid"] = "same", dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        padding: Literal["same", "valid"] = "same",
+        dropout: float = 0.0,
+        norm: Norm = "none",
+        groups: int = 2,
+    ) -> None:
         require(padding in ("same", "valid"), "padding", padding, "same or valid")
         require_dropout(dropout)
+        require_norm(norm, groups, widths=(32, 64))
         self.padding = padding
         self.dropout = dropout
+        self.norm = norm
+        self.groups = groups
 
     def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
         from torch import nn
 
-        from fedmpi.models._layers import Backbone, dropout_layer
+        from fedmpi.models._layers import Backbone, dropout_layer, norm_layer
 
         padding, smallest = (2, 4) if self.padding == "same" else (0, 16)
         channels, height, width = self.image(shape, at_least=smallest)
         extractor = nn.Sequential(
             nn.Conv2d(channels, 32, 5, padding=padding),
+            norm_layer(self.norm, 32, self.groups),
             nn.MaxPool2d(2),  # before the ReLU: the same values and gradients, for a quarter of the elements
             nn.ReLU(),
             nn.Conv2d(32, 64, 5, padding=padding),
+            norm_layer(self.norm, 64, self.groups),
             nn.MaxPool2d(2),
             nn.ReLU(),
         )
@@ -63,23 +76,30 @@ class CifarCNN(Model):
 
     Args:
         dropout: probability after each layer of hidden units.
+        norm: normalisation after each convolution (layer: group norm with one group).
+        groups: number of groups of group norm.
     """
 
-    def __init__(self, dropout: float = 0.2) -> None:
+    def __init__(self, dropout: float = 0.2, norm: Norm = "none", groups: int = 2) -> None:
         require_dropout(dropout)
+        require_norm(norm, groups, widths=(64,))
         self.dropout = dropout
+        self.norm = norm
+        self.groups = groups
 
     def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
         from torch import nn
 
-        from fedmpi.models._layers import Backbone, dropout_layer
+        from fedmpi.models._layers import Backbone, dropout_layer, norm_layer
 
         channels, height, width = self.image(shape)
         extractor = nn.Sequential(
             nn.Conv2d(channels, 64, 5, padding=2),
+            norm_layer(self.norm, 64, self.groups),
             nn.MaxPool2d(3, stride=2, padding=1),  # before the ReLU, as in McMahanCNN
             nn.ReLU(),
             nn.Conv2d(64, 64, 5, padding=2),
+            norm_layer(self.norm, 64, self.groups),
             nn.MaxPool2d(3, stride=2, padding=1),
             nn.ReLU(),
         )
@@ -95,9 +115,9 @@ class CifarCNN(Model):
             nn.Linear(192, classes),
         )
         network = Backbone(extractor, classifier)
-        for parameter in network.parameters():
-            if parameter.dim() == 1:
-                nn.init.zeros_(parameter)  # a bias
-            else:
+        for name, parameter in network.named_parameters():
+            if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
         return network

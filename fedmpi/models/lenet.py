@@ -49,24 +49,35 @@ class LeNet(Model):
 
 
 class LeNet5(Model):
-    """LeNet-5 without normalisation (LeCun et al., 1998, with today's ReLU and max pooling).
+    """LeNet-5 (LeCun et al., 1998, with today's ReLU and max pooling), by default without normalisation.
 
     5x5 convolutions of 6 and 16 channels, the first one padded, each with 2x2 max pooling and ReLU; then 120
     and 84 hidden units. Images of at least 12x12. On 1x28x28 and 10 classes: 61,706 parameters, features
     [B, 16, 5, 5].
+
+    Args:
+        norm: normalisation after each convolution (layer: group norm with one group).
+        groups: number of groups of group norm.
     """
+
+    def __init__(self, norm: Norm = "none", groups: int = 2) -> None:
+        require_norm(norm, groups, widths=(6, 16))
+        self.norm = norm
+        self.groups = groups
 
     def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
         from torch import nn
 
-        from fedmpi.models._layers import Backbone
+        from fedmpi.models._layers import Backbone, norm_layer
 
         channels, height, width = self.image(shape, at_least=12)
         extractor = nn.Sequential(
             nn.Conv2d(channels, 6, 5, padding=2),
+            norm_layer(self.norm, 6, self.groups),
             nn.MaxPool2d(2),  # before the ReLU: the same values and gradients, for a quarter of the elements
             nn.ReLU(),
             nn.Conv2d(6, 16, 5),
+            norm_layer(self.norm, 16, self.groups),
             nn.MaxPool2d(2),
             nn.ReLU(),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar, Literal
 
 from fedmpi import models
@@ -35,16 +36,19 @@ class ResNet18(Model):
     def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
         from torch import nn
 
-        from fedmpi.models._layers import Backbone, ResidualBlock, norm_layer
+        from fedmpi.models._layers import (
+            Backbone,
+            ResidualBlock,
+            normalised_convolution,
+            start_from_kaiming_normal,
+        )
 
         channels, _, _ = self.image(shape)
+        convolution = partial(normalised_convolution, self.norm, self.groups)
         if self.stem == "cifar":
-            convolution = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
-            pooling: nn.Module = nn.Identity()
+            layers = [*convolution(channels, 64, 3), nn.ReLU()]
         else:
-            convolution = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
-            pooling = nn.MaxPool2d(3, stride=2, padding=1)
-        layers = [convolution, norm_layer(self.norm, 64, self.groups), nn.ReLU(), pooling]
+            layers = [*convolution(channels, 64, 7, stride=2), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)]
         inputs = 64
         for width, blocks in zip(_WIDTHS, self.blocks, strict=True):
             for _ in range(blocks):
@@ -52,9 +56,7 @@ class ResNet18(Model):
                 layers.append(ResidualBlock(inputs, width, stride, self.norm, self.groups))
                 inputs = width
         extractor = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        for layer in extractor.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        start_from_kaiming_normal(extractor)
         return Backbone(extractor, nn.Linear(512, classes))
 
 

@@ -1,8 +1,9 @@
 """Operations that know which client they are run for, under any unmodified network.
 
-Two things in a network need care. Dropout must draw each client's own numbers, the same whether it is trained alone
-or beside others: here they are a hash of (client, round, step, layer, element). And where clients are trained side by
-side, batch normalisation must leave out the rows that only pad a batch.
+Three things in a network need care. Dropout must draw each client's own numbers, the same whether it is trained alone
+or beside others: here they are a hash of (client, round, step, layer, element). Where clients are trained side by
+side, batch normalisation must leave out the rows that only pad a batch; and, on a CPU, neither activations nor sums
+over a batch may round otherwise for the client that happens to lie last in memory.
 """
 
 from __future__ import annotations
@@ -21,6 +22,17 @@ from torch.overrides import TorchFunctionMode
 # Of MurmurHash3's 32-bit finaliser (Appleby, 2011), and the golden ratio, which spreads the counter.
 _FACTORS = (0x85EBCA6B, 0xC2B2AE35)
 _GOLDEN = 0x9E3779B9
+
+# On a CPU, the last elements of a tensor, too few for a vector register, pass through other code in these activations
+# than those before, and get other bits. (Tanh, exp, hardswish and others make no difference.)
+_UNEVEN = {
+    *(torch.sigmoid, Tensor.sigmoid, functional.silu, functional.mish, functional.gelu),
+    *(functional.elu, functional.celu, functional.selu, functional.softplus),
+}
+_VECTOR = 64  # elements: two registers of 512 bits, of bfloat16
+# These give [B, K, C, ...], where the sum over a batch takes all clients' channels for one row of vectors: the order
+# in which it adds changes towards the end of the row.
+_CONVOLUTIONS = {functional.conv1d, functional.conv2d, functional.conv3d}
 
 
 class ClientWise(TorchFunctionMode):
@@ -54,8 +66,14 @@ class ClientWise(TorchFunctionMode):
     ) -> Any:
         if func is functional.dropout:
             return self._dropout(*args, **(kwargs or {}))
-        if func is functional.batch_norm and self._real is not None:
+        if self._real is None:
+            return func(*args, **(kwargs or {}))
+        if func is functional.batch_norm:
             return self._batch_norm(func, self._real, *args, **(kwargs or {}))
+        if func in _UNEVEN and self._real.device.type == "cpu":
+            return _in_whole_vectors(func, *args, **(kwargs or {}))
+        if func in _CONVOLUTIONS and self._real.device.type == "cpu":
+            return _convolved_by_client(func, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
     def _dropout(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -110,6 +128,21 @@ class ClientWise(TorchFunctionMode):
         name = self._names[id(buffer)]
         before = self.changed.get(name, buffer)  # a loss may run a layer twice
         self.changed[name] = torch.where(if_true, before.lerp(towards.detach(), by), before)
+
+
+def _in_whole_vectors(func: Callable[..., Tensor], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """func(input), with no element of any client left over."""
+    padded = functional.pad(input.flatten(), (0, -input.numel() % _VECTOR))
+    return func(padded, *args, **kwargs)[: input.numel()].view(input.shape)
+
+
+def _convolved_by_client(func: Callable[..., Tensor], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """func(input), where all around it, and their gradients, lie in memory as [K, B, C, ...]."""
+    return _by_client(func(_by_client(input), *args, **kwargs))
+
+
+def _by_client(x: Tensor) -> Tensor:
+    return x.flatten().view(x.shape)  # to flatten it under vmap, each client's elements are put in one piece
 
 
 def _hashed(key: int, layer: int, count: int) -> NDArray[np.int32]:

@@ -42,7 +42,8 @@ class SideBySideTrainer(Trainer):
     there is somebody (products of one and of several matrices are different code); convolutions are computed in
     groups, and their bits depend on the number of groups; products in bfloat16 are different code from a certain size
     of all of them on. So there is a fewest number of rows, 2 or `at_once`: a smaller block is filled up with its last
-    client again, and of the clients that are done some train on for company, with their results put back.
+    client again, and of the clients that are done some train on for company, with their results put back. What
+    depends on the row that a client is in, `ClientWise` takes care of.
     """
 
     def __init__(self, task: Task, at_once: int) -> None:
@@ -56,7 +57,6 @@ class SideBySideTrainer(Trainer):
         self._parameters = [entry for entry in layout.entries if entry.is_parameter]  # those that a phase trains
         self._others: list[Entry] = []
         self._statistics = [entry for entry in layout.entries if not entry.is_parameter]
-        self._is_client_wise = self._drops_out or model.normalises_batches
         self._sizes = np.array([len(shard) for shard in shards])
         merges = model.normalises_batches
         self._cuts = np.array([settings.count_cuts(size, merges) for size in self._sizes.tolist()])
@@ -155,14 +155,10 @@ class SideBySideTrainer(Trainer):
             kept = {entry.name: t for entry, t in zip(self._others, others, strict=True)}
             tensors = trained | kept | buffers
             net, part = Net(self.model, tensors), Batch(x, y, index)
-            if not self._is_client_wise:
+            with ClientWise((key + step.number) & 0x7FFFFFFF, real, buffers) as mode:
                 losses = hooks.loss(net, part, start, rows)
-            else:
-                with ClientWise((key + step.number) & 0x7FFFFFFF, real, buffers) as mode:
-                    losses = hooks.loss(net, part, start, rows)
-                statistics = [mode.changed.get(entry.name, buffers[entry.name]) for entry in self._statistics]
             check_losses(losses, y)
-            return losses, statistics
+            return losses, [mode.changed.get(name, before) for name, before in buffers.items()]
 
         losses, changed = torch.vmap(one)(
             leaves, others, statistics, batch.x, batch.y, batch.index, real, keys, start, block.vectors

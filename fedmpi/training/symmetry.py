@@ -203,9 +203,10 @@ class _Tracer(TorchFunctionMode):
     def _after_conv2d(
         self, result: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> None:
-        into, made = self._of(x, "conv2d"), self.new(len(weight))
+        into = self._of(x, "conv2d")
         if weight.shape[1] == len(into):
             self._axis(weight, 1, into, makes=False)
+            made = self.new(len(weight))
         elif weight.shape[1] == 1 and len(weight) == len(into):  # depthwise: each channel stays itself
             made = into
         else:

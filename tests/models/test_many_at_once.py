@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from fedmpi.models import CifarCNN, LeNet, LeNet5, McMahanCNN, Model, ResNet18
+from fedmpi.models import VGG11, CifarCNN, ExquisiteNetV1, LeNet, LeNet5, McMahanCNN, MobileNetV2, Model, ResNet18
 
 Tensors = dict[str, Tensor]
 
@@ -33,6 +33,7 @@ def gradient(network: nn.Module, parameters: Tensors, buffers: Tensors, x: Tenso
         (LeNet(norm="batch"), (1, 8, 8)),
         (LeNet(norm="group"), (1, 8, 8)),
         (ResNet18(norm="group", stem="imagenet"), (1, 8, 8)),
+        (VGG11(hidden=()), (1, 32, 32)),
     ],
 )
 def test_gradients_of_three_clients_at_once_equal_one_by_one(model: Model, shape: tuple[int, ...]) -> None:
@@ -52,7 +53,7 @@ def test_gradients_of_three_clients_at_once_equal_one_by_one(model: Model, shape
             torch.testing.assert_close(at_once[name][k], parameter.grad, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("model", [LeNet(), CifarCNN(), ResNet18()])
+@pytest.mark.parametrize("model", [LeNet(), CifarCNN(), ResNet18(), MobileNetV2(), ExquisiteNetV1()])
 def test_channels_last_gives_the_same(model: Model) -> None:
     network = model.build((3, 8, 8), 10).eval()
     last = copy.deepcopy(network).to(memory_format=torch.channels_last)

@@ -13,7 +13,20 @@ from torch import nn
 from fedmpi import models
 from fedmpi.components import subclasses
 from fedmpi.errors import BadInput
-from fedmpi.models import MLP, Backbone, CifarCNN, LeNet, LeNet5, McMahanCNN, Model, ResNet18
+from fedmpi.models import (
+    MLP,
+    VGG11,
+    Backbone,
+    CifarCNN,
+    DenseNet121,
+    ExquisiteNetV1,
+    LeNet,
+    LeNet5,
+    McMahanCNN,
+    MobileNetV2,
+    Model,
+    ResNet18,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +50,17 @@ from fedmpi.models import MLP, Backbone, CifarCNN, LeNet, LeNet5, McMahanCNN, Mo
         (lambda: McMahanCNN(padding="full"), "padding = full: must be same or valid"),  # type: ignore[arg-type]
         (lambda: McMahanCNN(dropout=1.0), "dropout = 1.0: must be at least 0 and below 1"),
         (lambda: CifarCNN(dropout=-0.1), "dropout = -0.1: must be at least 0 and below 1"),
+        (lambda: ExquisiteNetV1(dropout=1.0), "dropout = 1.0: must be at least 0 and below 1"),
+        (lambda: DenseNet121(growth=0), "growth = 0: must be at least 1"),
+        (
+            lambda: DenseNet121(growth=3, norm="group"),
+            "groups = 2: must be a divisor of every normalised width, here 9",
+        ),
+        (
+            lambda: MobileNetV2("imagenet"),  # type: ignore[arg-type]
+            "variant = imagenet: must be cifar or distribution_fusion",
+        ),
+        (lambda: VGG11(hidden=(512, 0)), "hidden = [512, 0]: must be widths of at least 1"),
         (lambda: MLP(hidden=()), "hidden = []: must be one or more widths of at least 1"),
         (lambda: MLP(hidden=(20, 0)), "hidden = [20, 0]: must be one or more widths of at least 1"),
     ],
@@ -57,6 +81,10 @@ def test_a_bad_option_is_named(make: Callable[[], Model], message: str) -> None:
         (McMahanCNN(padding="valid"), (1, 28, 15), 16),
         (CifarCNN(), (40,), 1),
         (ResNet18(), (1, 2, 3, 4), 1),
+        (DenseNet121(), (3, 9, 7), 8),
+        (MobileNetV2(), (3, 32), 1),
+        (VGG11(), (3, 32, 28), 32),
+        (ExquisiteNetV1(), (784,), 1),
     ],
 )
 def test_a_shape_that_does_not_fit_is_named(model: Model, shape: tuple[int, ...], smallest: int) -> None:

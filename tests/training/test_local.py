@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +18,7 @@ from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.data import Digits
 from fedmpi.errors import BadInput
-from fedmpi.models import MLP, CifarCNN, LeNet, McMahanCNN, Model
+from fedmpi.models import MLP, CifarCNN, ExquisiteNetV1, LeNet, McMahanCNN, Model
 from fedmpi.training.block import Block
 from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.samples import Batch
@@ -157,6 +158,23 @@ def test_training_is_a_plain_loop(model: Model, settings: dict[str, Any]) -> Non
     assert work.loss[0] == pytest.approx(loss, rel=1e-5)
     assert work.steps.tolist() == [2 * (4 if one.model.normalises_batches else 5)]
     assert work.seconds[0] > 0
+
+
+def test_a_last_batch_of_one_sample_joins_where_maps_have_one_pixel() -> None:
+    """Oracle: torch.optim.SGD on the module, over all 11 samples at once; to 1e-5 of the way.
+
+    Alone, the last sample would have a single value in each channel, which PyTorch refuses to normalise.
+    """
+    x, y = digits(11)
+    model, settings = ExquisiteNetV1(dropout=0.0), LocalTraining(epochs=1, batch_size=10)
+    one = client(model, 11, epochs=1, batch_size=10)
+    assert one.train().steps.tolist() == [1]
+    plain = network(model, SHAPE, 10)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        copy.deepcopy(plain)(normalised(x[:1], Digits()))
+    plain_training(plain, normalised(x, Digits()), torch.from_numpy(y), settings)
+    apart = one.model.weights - FlatModel(plain, one.model.device).weights
+    assert apart.norm() <= 1e-5 * one.moved.norm()
 
 
 def test_training_again_gives_the_same() -> None:

@@ -9,8 +9,11 @@ import torch
 from fedmpi.training.matching import Matching, assign
 from tests.training.test_symmetry import MODELS, cycle, flat
 
+LARGE = {"resnet group", "vgg", "mobilenet fusion"}  # whose like are among the others
+CASES = [*((name, True) for name in sorted(MODELS.keys() - LARGE)), ("lenet", False)]
 
-@pytest.mark.parametrize(("name", "layer_by_layer"), [*((name, True) for name in MODELS), ("resnet", False)])
+
+@pytest.mark.parametrize(("name", "layer_by_layer"), CASES)
 def test_permuted_copies_are_aligned_exactly(name: str, layer_by_layer: bool) -> None:
     """M1. Oracle: the original, bit for bit, layer by layer; its plain mean with a copy is far off."""
     model, shape, _ = MODELS[name]
@@ -36,7 +39,7 @@ def test_permuted_copies_are_aligned_exactly(name: str, layer_by_layer: bool) ->
     assert len(matching.outputs) == made.layout.segments["head"].stop
 
 
-@pytest.mark.parametrize("name", ["mlp", "lenet", "resnet"])
+@pytest.mark.parametrize("name", ["mlp", "lenet"])
 def test_noisy_copies_are_aligned(name: str) -> None:
     """M2. Oracle: the noise, which is all that is left of the difference between the mean of copies and the original.
 

@@ -10,12 +10,22 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedmpi.algorithms import Algorithm
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedprox import FedProx
-from fedmpi.models import MLP, BiLSTM, CifarCNN, LeNet, LogisticRegression, Model
+from fedmpi.models import (
+    MLP,
+    BiLSTM,
+    CifarCNN,
+    DenseNet121,
+    ExquisiteNetV1,
+    LeNet,
+    LogisticRegression,
+    MobileNetV2,
+    Model,
+)
 from fedmpi.training.block import Block, Phase, Work
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.plain import PlainTrainer
@@ -102,13 +112,13 @@ class Both:
     def together(
         self,
         algorithm: Algorithm,
-        clients: Sequence[int] = range(len(SIZES)),
+        clients: Sequence[int] = (),
         /,
         phase: Phase = WHOLE,
         completed: NDArray[np.float64] | None = None,
         **vectors: Tensor,
     ) -> Work:
-        chosen = list(clients)
+        chosen = list(clients or range(len(SIZES)))
         start = self.start.expand(len(chosen), -1)
         return self.side.train(block(chosen, vectors, completed), start, algorithm, 3, 10, phase)
 
@@ -155,6 +165,14 @@ def test_a_step_in_single_precision(model: str) -> None:
     compare(Both(MODELS[model], steps=1), FedAvg(), 1e-5)
 
 
+@pytest.mark.parametrize("model", [DenseNet121(growth=2), MobileNetV2(), ExquisiteNetV1()])
+@pytest.mark.usefixtures("double")
+def test_deep_networks(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: training one by one; 1e-10 of the way, with maps of one pixel, and last batches of one sample."""
+    monkeypatch.setitem(globals(), "SIZES", [5, 3, 1])
+    compare(Both(model, at_once=3, steps=1), FedAvg(), 1e-10)
+
+
 @pytest.mark.parametrize("model", ["mlp", "lenet batch", "bilstm batch"])
 @pytest.mark.usefixtures("double")
 def test_hooks(model: str) -> None:
@@ -187,15 +205,40 @@ def test_bits_do_not_depend_on_the_company(model: str, company: tuple[int, ...])
     assert torch.equal(some, everybody[list(company)])
 
 
-class Noise(torch.nn.Module):
+class Activated(Model):
+    """Hidden units with the same activation twice, in numbers that fill no vector register."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        self.activation = activation
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        layers = nn.Flatten(), nn.Linear(192, 11), self.activation, nn.Linear(11, 7), self.activation
+        return nn.Sequential(*layers, nn.Linear(7, classes))
+
+
+ACTIVATIONS: list[nn.Module] = [
+    *(nn.Sigmoid(), nn.SiLU(), nn.Mish(), nn.ELU(), nn.CELU(), nn.SELU(), nn.Softplus(), nn.GELU(approximate="tanh")),
+    *(nn.LogSigmoid(), nn.Tanh(), nn.Hardswish(), nn.ReLU6()),
+]
+
+
+@pytest.mark.parametrize("model", [ExquisiteNetV1(), *map(Activated, ACTIVATIONS)])
+def test_bits_do_not_depend_on_the_row(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the same clients in another order; whoever comes last ends in what fills no vector register."""
+    monkeypatch.setitem(globals(), "SIZES", [5, 5, 5])
+    both = Both(model, at_once=3)
+    assert torch.equal(both.together(FedAvg()).weights.clone(), both.together(FedAvg(), [2, 1, 0]).weights.flip(0))
+
+
+class Noise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.rand_like(x)
 
 
 def test_random_layers_other_than_dropout_are_refused_rather_than_shared() -> None:
     class Noisy(Model):
-        def build(self, shape: tuple[int, ...], classes: int) -> torch.nn.Module:
-            return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, classes), Noise())
+        def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+            return nn.Sequential(nn.Flatten(), nn.Linear(192, classes), Noise())
 
     with pytest.raises(RuntimeError, match="random"):
         Both(Noisy()).together(FedAvg())

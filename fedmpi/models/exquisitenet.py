@@ -1,0 +1,64 @@
+"""The small network of GenFL (Cho, Garst and Tax)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from fedmpi import models
+from fedmpi.models.base import Model, Norm, require_dropout, require_norm
+
+_WIDTHS = (12, 50, 100, 200, 350)  # of the five stages; each halves the image, rounded up
+
+
+class ExquisiteNetV1(Model):
+    """ExquisiteNet (Zhou and Su, 2020), as in GenFL: under a million parameters, for images of any size.
+
+    A stage is 2x2 max pooling, a 1x1 convolution, and a block of two halves. A half is a 1x1 convolution, a 3x3 of
+    each channel by itself, and squeeze-and-excitation; to what either half gives, the block's input is added. Then a
+    1x1 convolution to 640 channels, the global average and dropout. Weights start as PyTorch's layers do. Features:
+    [B, 640]. On 1x28x28 and 10 classes: 927,254 parameters; batch norm keeps 4,272 floats in buffers, the statistics
+    of 2,136 channels.
+
+    Args:
+        dropout: probability before the last layer.
+        norm: normalisation after the 1x1 convolutions but the last (layer: group norm with one group).
+        groups: number of groups of group norm.
+    """
+
+    def __init__(self, dropout: float = 0.2, norm: Norm = "batch", groups: int = 2) -> None:
+        require_dropout(dropout)
+        require_norm(norm, groups, _WIDTHS)
+        self.dropout = dropout
+        self.norm = norm
+        self.groups = groups
+
+    def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
+        from torch import nn
+
+        from fedmpi.models._layers import (
+            Backbone,
+            Residual,
+            SqueezeExcitation,
+            dropout_layer,
+            normalised_convolution,
+        )
+
+        inputs, _, _ = self.image(shape)
+        convolution = partial(normalised_convolution, self.norm, self.groups)
+
+        def half(width: int) -> nn.Module:
+            return nn.Sequential(
+                *convolution(width, width, 1),
+                nn.ReLU(),
+                nn.Conv2d(width, width, 3, padding=1, groups=width),
+                nn.Hardswish(),
+                SqueezeExcitation(width, width // 3),
+            )
+
+        layers: list[nn.Module] = []
+        for width in _WIDTHS:
+            layers += [nn.MaxPool2d(2, ceil_mode=True), *convolution(inputs, width, 1)]
+            layers.append(Residual(nn.Sequential(Residual(half(width)), half(width))))
+            inputs = width
+        layers += [nn.Conv2d(inputs, 640, 1), nn.Hardswish(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        return Backbone(nn.Sequential(*layers), nn.Sequential(dropout_layer(self.dropout), nn.Linear(640, classes)))

@@ -1,0 +1,78 @@
+"""The network of depthwise convolutions of DistributionFusion (Duan et al., 2023)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+from fedmpi import models
+from fedmpi.errors import require
+from fedmpi.models.base import Model, Norm, require_norm
+
+# Of each stage: expansion, channels, blocks, stride of the first block.
+_STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+_STEM = 32
+
+
+class MobileNetV2(Model):
+    """MobileNetV2 (Sandler et al., 2018) for small images: of five halvings only the last three are left.
+
+    A block widens by a 1x1 convolution, filters each channel by 3x3, and narrows by a 1x1 convolution, with ReLU6
+    after the first two; around blocks of stride 1 there is a shortcut. ReLU after the stem and after the last
+    convolution. Weights start as PyTorch's layers do. Features: [B, 1280], the global average, or [B, 960]. On
+    3x32x32 and 10 classes: 2,296,922 parameters; batch norm keeps 35,088 floats in buffers, the statistics of 17,544
+    channels.
+
+    Args:
+        variant: cifar has 1280 features, and shortcuts that are a 1x1 convolution where a block changes the number of
+            channels; distribution_fusion, of the code of Duan et al., has 960 and such a convolution with ReLU in
+            every shortcut: 2,276,810 parameters.
+        norm: normalisation after each convolution (layer: group norm with one group).
+        groups: number of groups of group norm.
+    """
+
+    def __init__(
+        self, variant: Literal["cifar", "distribution_fusion"] = "cifar", norm: Norm = "batch", groups: int = 2
+    ) -> None:
+        require(variant in ("cifar", "distribution_fusion"), "variant", variant, "cifar or distribution_fusion")
+        # All other widths are multiples of one of these.
+        require_norm(norm, groups, widths=(_STEM, *(width for _, width, _, _ in _STAGES)))
+        self.variant = variant
+        self.norm = norm
+        self.groups = groups
+
+    def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
+        from torch import nn
+
+        from fedmpi.models._layers import Backbone, Residual, normalised_convolution
+
+        channels, _, _ = self.image(shape)
+        convolution = partial(normalised_convolution, self.norm, self.groups)
+
+        def block(inputs: int, outputs: int, stride: int, expansion: int) -> nn.Module:
+            hidden = expansion * inputs
+            residual = nn.Sequential(
+                *convolution(inputs, hidden, 1),
+                nn.ReLU6(),
+                *convolution(hidden, hidden, 3, stride, depthwise=True),
+                nn.ReLU6(),
+                *convolution(hidden, outputs, 1),
+            )
+            if stride != 1:
+                return residual
+            if self.variant == "distribution_fusion":
+                return Residual(residual, nn.Sequential(*convolution(inputs, outputs, 1), nn.ReLU()))
+            if inputs != outputs:
+                return Residual(residual, nn.Sequential(*convolution(inputs, outputs, 1)))
+            return Residual(residual)
+
+        layers = [*convolution(channels, _STEM, 3), nn.ReLU()]
+        inputs = _STEM
+        for expansion, width, blocks, stride in _STAGES:
+            for number in range(blocks):
+                layers.append(block(inputs, width, 1 if number else stride, expansion))
+                inputs = width
+        features = 1280 if self.variant == "cifar" else 960
+        layers += [*convolution(inputs, features, 1), nn.ReLU()]
+        extractor = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return Backbone(extractor, nn.Linear(features, classes))

@@ -1,0 +1,56 @@
+"""The deep plain network among those of FedFTG (Zhang et al., 2022)."""
+
+from __future__ import annotations
+
+from fedmpi import models
+from fedmpi.errors import require
+from fedmpi.models.base import Model, Norm, require_norm
+
+_STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))  # widths of the convolutions before each pooling
+
+
+class VGG11(Model):
+    """VGG-11 (Simonyan and Zisserman, 2015, configuration A), with hidden units as they fit small images.
+
+    3x3 convolutions with ReLU, and 2x2 max pooling that halves the image five times. Convolutions have zero biases
+    at the start and weights of Kaiming normal, fan-out: with PyTorch's own, so many layers without normalisation let
+    hardly any signal through. Images of at least 32x32. Features: [B, 512, H/32, W/32]. On 3x32x32 and 10 classes:
+    9,750,922 parameters, without hidden units 9,225,610; batch norm adds 5,504 and keeps as many floats in buffers.
+
+    Args:
+        hidden: widths of the fully connected layers before the last one.
+        norm: normalisation after each convolution (layer: group norm with one group).
+        groups: number of groups of group norm.
+    """
+
+    def __init__(self, hidden: tuple[int, ...] = (512, 512), norm: Norm = "none", groups: int = 2) -> None:
+        require(all(width >= 1 for width in hidden), "hidden", list(hidden), "widths of at least 1")
+        require_norm(norm, groups, widths=(width for widths in _STAGES for width in widths))
+        self.hidden = tuple(hidden)
+        self.norm = norm
+        self.groups = groups
+
+    def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
+        from torch import nn
+
+        from fedmpi.models._layers import Backbone, norm_layer, start_from_kaiming_normal
+
+        inputs, height, width = self.image(shape, at_least=32)
+        layers: list[nn.Module] = []
+        for widths in _STAGES:
+            for outputs in widths:
+                layers += [
+                    nn.Conv2d(inputs, outputs, 3, padding=1),
+                    norm_layer(self.norm, outputs, self.groups),
+                    nn.ReLU(),
+                ]
+                inputs = outputs
+            layers.insert(-1, nn.MaxPool2d(2))  # before the ReLU, as in McMahanCNN
+        extractor = nn.Sequential(*layers)
+        start_from_kaiming_normal(extractor)
+        head: list[nn.Module] = [nn.Flatten()]
+        inputs *= (height // 32) * (width // 32)
+        for outputs in self.hidden:
+            head += [nn.Linear(inputs, outputs), nn.ReLU()]
+            inputs = outputs
+        return Backbone(extractor, nn.Sequential(*head, nn.Linear(inputs, classes)))
