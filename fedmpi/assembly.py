@@ -95,6 +95,7 @@ def assemble(experiment: Experiment, world: World) -> Federation:
         int(masses(split.samples, experiment.weighting).sum()),
         experiment.attack,
         experiment.compression,
+        experiment.seed,
     )
     algorithm = experiment.algorithm
     with world.agreed(), option_of("algorithm"):

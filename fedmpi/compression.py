@@ -8,10 +8,20 @@ chosen here: the numbers that arrive are those of the compressed form, and so ar
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi.errors import require
+from fedmpi.randomness import hashed_bits
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# What is rounded at once: large enough that the cost of calls does not count, small enough for a cache.
+PIECE_ELEMENTS = 1 << 16
 
 
 class Compression(ABC):
@@ -19,11 +29,25 @@ class Compression(ABC):
 
     @abstractmethod
     def bytes(self, count: int) -> int:
-        """What `count` numbers take when they are sent."""
+        """What a change of `count` numbers takes when it is sent."""
+
+    def payload(self, size: int, parameters: int) -> int:
+        """Bytes of a vector [size], of which the change of the first `parameters` numbers is compressed."""
+        return self.bytes(parameters) + 4 * (size - parameters)
+
+    def kept(self, count: int) -> int:
+        """How many numbers a client keeps from round to round, for a change of `count`."""
+        return 0
 
     @abstractmethod
-    def compress(self, change: Tensor) -> Tensor:
-        """What the server makes of changes [K, d] of K clients."""
+    def compress(self, change: Tensor, kept: Tensor, keys: NDArray[np.uint64], round: int) -> Tensor:
+        """What the server makes of changes [K, d] of K clients; a client's does not depend on the company.
+
+        Args:
+            change: to be read only.
+            kept: [K, `kept(d)`], what the clients keep, to be renewed in place; zeros at first.
+            keys: [K], of what is random.
+        """
 
 
 class Dense(Compression):
@@ -32,5 +56,176 @@ class Dense(Compression):
     def bytes(self, count: int) -> int:
         return 4 * count
 
-    def compress(self, change: Tensor) -> Tensor:
+    def compress(self, change: Tensor, kept: Tensor, keys: NDArray[np.uint64], round: int) -> Tensor:
         return change
+
+
+class TopK(Compression):
+    """The largest numbers of a change, with their places; what is left out is added to the client's next change.
+
+    Aji, Heafield: Sparse Communication for Distributed Gradient Descent. EMNLP 2017. https://arxiv.org/abs/1704.05021
+    Stich, Cordonnier, Jaggi: Sparsified SGD with Memory. NeurIPS 2018. https://arxiv.org/abs/1809.07599
+
+    Of numbers of the same magnitude the first are sent. Takes 8 bytes for each, value and place. A client keeps what
+    it left out of each vector that its method sends, for the whole experiment.
+
+    Args:
+        share: of the numbers, which is sent; one at least.
+        feedback: whether what is left out is added to the client's next change; else it is lost.
+        forget_after: rounds since a client's last part, beyond which what it left out then is too old to be added;
+            null: it never is.
+    """
+
+    def __init__(self, share: float = 0.01, feedback: bool = True, forget_after: int | None = None) -> None:
+        require(0 < share <= 1, "share", share, "above 0 and at most 1")
+        require(forget_after is None or forget_after >= 1, "forget_after", forget_after, "at least 1")
+        require(feedback or forget_after is None, "forget_after", forget_after, "null without feedback")
+        self.share = share
+        self.feedback = feedback
+        self.forget_after = forget_after
+
+    def count(self, of: int) -> int:
+        """How many numbers are sent."""
+        return max(1, round(self.share * of))
+
+    def bytes(self, count: int) -> int:
+        return 8 * self.count(count)
+
+    def kept(self, count: int) -> int:
+        # The round of the client's last part travels with what it left out then.
+        return (count + (self.forget_after is not None)) if self.feedback else 0
+
+    def compress(self, change: Tensor, kept: Tensor, keys: NDArray[np.uint64], round: int) -> Tensor:
+        size = change.shape[1]
+        if not self.feedback:
+            return _largest(change, self.count(size))
+        left_out = kept[:, :size]
+        if self.forget_after is not None:
+            left_out[round - kept[:, size] > self.forget_after] = 0
+            kept[:, size] = round
+        left_out += change
+        sent = _largest(left_out, self.count(size))
+        left_out -= sent
+        return sent
+
+
+class Rounding(Compression):
+    """Base of those that send multiples of a unit, from -levels to levels, and the unit of each bucket of numbers.
+
+    A number is rounded up or down at random, so that its expected value is the number itself.
+
+    Args:
+        levels: the largest multiple.
+        bucket: how many numbers share a unit.
+    """
+
+    def __init__(self, levels: int, bucket: int) -> None:
+        self._levels = levels
+        self._bucket = bucket
+
+    @abstractmethod
+    def unit(self, buckets: Tensor) -> Tensor:
+        """[K, b, 1], the unit of each bucket [K, b, n]; no number is more than `levels` units."""
+
+    def bytes(self, count: int) -> int:
+        bits = (2 * self._levels).bit_length()  # of 2 levels + 1 values
+        return -(-bits * count // 8) + 4 * -(-count // self._bucket)
+
+    def compress(self, change: Tensor, kept: Tensor, keys: NDArray[np.uint64], round: int) -> Tensor:
+        from torch import empty_like, where
+
+        sent = empty_like(change)
+        for rows, columns in _pieces(len(change), change.shape[1], self._bucket):
+            part = change[rows, columns]
+            buckets = part.unflatten(1, (-1, min(self._bucket, part.shape[1])))
+            unit = self.unit(buckets)
+            multiple = buckets / where(unit == 0, 1, unit)
+            whole = multiple.floor()
+            # An integer has no chance to move, whatever its size, as it would have under floor(multiple + chance).
+            chance = _uniform(keys[rows], columns, like=part).view(buckets.shape)
+            whole += chance < multiple.sub_(whole)
+            # A unit is rounded, and so its largest multiple may be a little larger.
+            sent[rows, columns] = whole.clamp_(-self._levels, self._levels).mul_(unit).flatten(1)
+        return sent
+
+
+class QSGD(Rounding):
+    """Multiples of the norm of a bucket of numbers, divided by the levels; rounded at random.
+
+    Alistarh, Grubic, Li, Tomioka, Vojnovic: QSGD: Communication-Efficient SGD via Gradient Quantization and Encoding.
+    NeurIPS 2017. https://arxiv.org/abs/1610.02132
+
+    Takes for each number as many bits as 2 levels + 1 values need, without the paper's code for frequent values, and
+    4 bytes a bucket. Without bias; the variance is at most min(d / levels^2, sqrt(d) / levels) |v|^2 in a bucket v of
+    d numbers.
+
+    Args:
+        levels: multiples between zero and the norm.
+        bucket: how many numbers share a norm.
+    """
+
+    def __init__(self, levels: int = 7, bucket: int = 512) -> None:
+        require(1 <= levels < 2**15, "levels", levels, "at least 1 and below 2^15")
+        require(bucket >= 1, "bucket", bucket, "at least 1")
+        super().__init__(levels, bucket)
+
+    def unit(self, buckets: Tensor) -> Tensor:
+        return buckets.norm(dim=2, keepdim=True) / self._levels
+
+
+class Int8(Rounding):
+    """A byte a number, in units of the largest magnitude of a chunk of numbers / 127; rounded at random.
+
+    Suresh, Yu, Kumar, McMahan: Distributed Mean Estimation with Limited Communication. ICML 2017.
+    https://arxiv.org/abs/1611.00429 (stochastic k-level quantisation, with levels around zero). Takes 4 bytes a chunk
+    for its unit.
+
+    Args:
+        chunk: how many numbers share a unit.
+    """
+
+    def __init__(self, chunk: int = 1024) -> None:
+        require(chunk >= 1, "chunk", chunk, "at least 1")
+        super().__init__(127, chunk)
+
+    def unit(self, buckets: Tensor) -> Tensor:
+        return buckets.abs().amax(2, keepdim=True) / 127
+
+
+def _largest(vectors: Tensor, count: int) -> Tensor:
+    """`vectors` [K, d] with zeros for all but `count` numbers each, the largest in magnitude; ties to the first."""
+    from torch import where
+
+    size = vectors.abs()
+    least = size.kthvalue(vectors.shape[1] - count + 1, dim=1, keepdim=True).values
+    chosen = ~(size < least)  # NaN, too, so that the server learns of clients that diverged
+    tied = chosen.sum(1) > count
+    if tied.any():
+        equal = size[tied] == least[tied]
+        room = count - (chosen[tied] & ~equal).sum(1, keepdim=True)
+        chosen[tied] &= ~equal | (equal.cumsum(1) <= room)
+    return where(chosen, vectors, 0)
+
+
+def _pieces(rows: int, size: int, bucket: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of pieces of whole buckets; the last bucket, if it is not full, in a piece of its own.
+
+    Columns do not depend on how many rows there are.
+    """
+    full = size // bucket * bucket
+    width = min(full, max(PIECE_ELEMENTS // bucket, 1) * bucket)
+    columns = [slice(first, min(first + width, full)) for first in range(0, full, max(width, 1))]
+    columns += [slice(full, size)] if full < size else []
+    for part in columns:
+        height = max(PIECE_ELEMENTS // (part.stop - part.start), 1)
+        for top in range(0, rows, height):
+            yield slice(top, top + height), part
+
+
+def _uniform(keys: NDArray[np.uint64], columns: slice, like: Tensor) -> Tensor:
+    """[K, n] in [0, 1), multiples of 2^-24, for these columns of the vectors of these keys [K]; two of each word."""
+    from torch import from_numpy
+
+    count = columns.stop - columns.start
+    words = hashed_bits(keys, -(-count // 2), columns.start).view(np.uint32)[:, :count]
+    return from_numpy((words >> np.uint32(8)).view(np.int32)).to(like.device).float().mul_(2.0**-24)

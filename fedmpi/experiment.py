@@ -13,7 +13,7 @@ import numpy as np
 
 from fedmpi.algorithms import Algorithm
 from fedmpi.attacks import Attack
-from fedmpi.compression import Compression
+from fedmpi.compression import Compression, Dense
 from fedmpi.data import Dataset, Partition
 from fedmpi.errors import BadInput, require
 from fedmpi.models import Model
@@ -107,6 +107,9 @@ class Experiment:
         elif not isinstance(server_optimizer, Replace):
             rule = type(server_optimizer).__name__
             raise BadInput(f"= {rule}: {type(algorithm).__name__} has a rule of its own", "server_optimizer")
+        if not algorithm.takes_compression and not isinstance(compression, Dense):
+            rule, method = type(compression).__name__, type(algorithm).__name__
+            raise BadInput(f"= {rule}: {method} has no changes to compress", "compression")
         if algorithm.counts_clients_once and sampler.weighting:
             rule, method = type(sampler).__name__, type(algorithm).__name__
             raise BadInput(f"= {rule}: draws clients twice, which {method} cannot count", "sampler")
@@ -225,7 +228,7 @@ class Experiment:
         course = self.conditions.course(asked, self.cohort, fed, self.algorithm, self.seed)
         if not isinstance(self.availability, Always):
             course.row["unavailable"] = self.clients - len(pool.available)
-        down, _ = self.algorithm.payload(fed.layout)
+        down, _ = fed.payload(self.algorithm)
         model = 4 * fed.layout.size
         return course, model * (len(drawn) - len(asked)) + down * (len(asked) - len(course.cohort))
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedmpi import randomness
 from fedmpi.aggregation import WeightedMean
 from fedmpi.attacks import Attack
 from fedmpi.channel import Channel
@@ -29,7 +31,7 @@ from fedmpi.mpi.world import World
 from fedmpi.scheduling import Cohort
 from fedmpi.scheduling.placement import CostModel
 from fedmpi.training.block import Block, Hooks, Phase
-from fedmpi.training.layout import Layout
+from fedmpi.training.layout import Columns, Layout
 from fedmpi.training.symmetry import Group
 from fedmpi.training.trainer import WHOLE, Trainer
 
@@ -68,6 +70,7 @@ class Federation:
         rounds: how many there will be.
         total_mass: what all clients count together in a mean.
         attack, compression: of what the clients send.
+        seed: of the experiment.
 
     Attributes:
         clients: how many there are.
@@ -93,6 +96,7 @@ class Federation:
         total_mass: int,
         attack: Attack,
         compression: Compression,
+        seed: int,
     ) -> None:
         self.clients = len(split.samples)
         self.samples = split.samples
@@ -114,6 +118,7 @@ class Federation:
         self._initial = initial
         self._attack = attack
         self._compression = compression
+        self._seed = seed
         self._ledger: Ledger
         self._channels: list[Channel] = []
         self._trained: Trained | None = None
@@ -146,7 +151,7 @@ class Federation:
         cohort: Cohort,
         start: Tensor | None = None,
         groups: int | None = None,
-        columns: slice | NDArray[np.int64] | None = None,
+        columns: Columns = slice(None),
     ) -> WeightedMean:
         """An empty mean over `cohort` of vectors [P] that its clients send, or several side by side.
 
@@ -155,10 +160,16 @@ class Federation:
         Args:
             start: [P] or [groups, P], what the clients received, if the vectors are models; None: they are changes.
             groups: how many means are formed side by side.
-            columns: the part of the model that the vectors are, if not all of it, in rising order; only this is sent.
+            columns: the part of the model that the vectors are, if not all of it; only this is sent.
         """
         channel = self._channel(start, columns)
         return self._mean_over(cohort, groups, columns, cohort.expected_mass, channel)
+
+    def payload(self, algorithm: Algorithm) -> tuple[int, int]:
+        """Bytes of vectors that a client receives, and sends in the compressed form, in a round of this method."""
+        down, up = algorithm.payload(self.layout)
+        received, sent = (map(self.layout.extent, vectors) for vectors in (down, up))
+        return sum(4 * size for size, _ in received), sum(self._compression.payload(*extent) for extent in sent)
 
     def unit_groups(self) -> list[Group]:
         """The hidden units of the model that may change places, in the order in which it makes them.
@@ -413,26 +424,23 @@ class Federation:
         self,
         cohort: Cohort,
         groups: int | None = None,
-        columns: slice | NDArray[np.int64] | None = None,
+        columns: Columns = slice(None),
         expected_mass: float | None = None,
         channel: Channel | None = None,
     ) -> WeightedMean:
-        size, parameters = self._extent(columns)
+        size, parameters = self.layout.extent(columns)
         return WeightedMean(
             self._world, parameters, size, cohort.total_mass, groups, self.device, expected_mass, channel
         )
 
-    def _channel(self, start: Tensor | None, columns: slice | NDArray[np.int64] | None = None) -> Channel:
-        _, parameters = self._extent(columns)
-        self._channels.append(Channel(self._attack, self._compression, parameters, start))
+    def _channel(self, start: Tensor | None, columns: Columns) -> Channel:
+        _, parameters = self.layout.extent(columns)
+        name = f"compression {len(self._channels)}"  # a method sends the same vectors in every round
+        if name not in self.states.states and (count := self._compression.kept(parameters)):
+            self.states.create(name, torch.zeros(count), self.device)
+        kept, keys = self.states.states.get(name), partial(randomness.keys, self._seed, name, self.round)
+        self._channels.append(Channel(self._attack, self._compression, parameters, start, kept, keys, self.round))
         return self._channels[-1]
-
-    def _extent(self, columns: slice | NDArray[np.int64] | None) -> tuple[int, int]:
-        """How many columns of a model these are, and how many of them parameters."""
-        if isinstance(columns, np.ndarray):
-            return len(columns), int(np.searchsorted(columns, self.layout.parameters))
-        start, stop, _ = (columns or slice(None)).indices(self.layout.size)
-        return stop - start, min(max(self.layout.parameters - start, 0), stop - start)
 
     def _at_home(self) -> NDArray[np.int64]:
         """The clients whose states lie here; those that have none yet are dealt out to the ranks that train."""

@@ -71,8 +71,8 @@ def uniform(seed: int, purpose: str, round: int, clients: ArrayLike) -> NDArray[
     return (keys(seed, purpose, round, clients) >> np.uint64(11)) * 2.0**-53
 
 
-def hashed_bits(of: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
-    """[K, count] random 64-bit words for K keys; row k depends on key k alone, element i on the key and i."""
+def hashed_bits(of: NDArray[np.uint64], count: int, first: int = 0) -> NDArray[np.uint64]:
+    """[K, count] random 64-bit words for K keys, from number `first` on; row k depends on key k alone."""
     with np.errstate(over="ignore"):
-        counters = np.uint64(_GOLDEN) * np.arange(1, count + 1, dtype=np.uint64)
+        counters = np.uint64(_GOLDEN) * np.arange(first + 1, first + count + 1, dtype=np.uint64)
         return _mix(_mix(of[:, None] + counters) ^ of[:, None])

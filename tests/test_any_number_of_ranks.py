@@ -53,6 +53,9 @@ CASES = {
     "ifca": f"{SMALL} --algorithm IFCA --algorithm.models 2 --model LeNet",
     "scaffold": f"{SMALL} --algorithm SCAFFOLD --model LeNet --server_optimizer Adam --weighting samples",
     "scaffold_I": f"{SMALL} --algorithm SCAFFOLD --algorithm.option I --model MLP --local.vectorize 3",
+    "top_k": f"{SMALL} --clients 7 --rounds 4 --algorithm SCAFFOLD --model LeNet --compression TopK"
+    " --compression.share 0.1 --compression.forget_after 1",
+    "qsgd": f"{SIDE_BY_SIDE} --compression QSGD --compression.levels 3",
     "feddyn": f"{SMALL} --algorithm FedDyn --model LeNet --local.vectorize 2",
     "fednova": f"{SMALL} --algorithm FedNova --algorithm.mu 0.1 --model LeNet --local.momentum 0.5",
     "fedma": f"{SMALL} --algorithm FedMA --algorithm.sweeps 1 --model LeNet",

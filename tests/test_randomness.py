@@ -76,6 +76,7 @@ def test_hashed_bits_depend_on_key_and_position_alone() -> None:
     bits = randomness.hashed_bits(keys, 100)
     assert bits.shape == (20, 100)
     np.testing.assert_array_equal(randomness.hashed_bits(keys, 7), bits[:, :7])
+    np.testing.assert_array_equal(randomness.hashed_bits(keys, 9, first=41), bits[:, 41:50])
     np.testing.assert_array_equal(randomness.hashed_bits(keys[[13, 2]], 100), bits[[13, 2]])
     assert randomness.hashed_bits(keys, 0).shape == (20, 0)
     assert len(np.unique(bits)) == bits.size

@@ -1,7 +1,7 @@
 """What every method is: an object that lives on all ranks and whose `round` reads like the paper's pseudo-code."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from fedmpi.server_optimizers import ServerOptimizer
     from fedmpi.training.block import Block
     from fedmpi.training.flat import Net
-    from fedmpi.training.layout import Layout
+    from fedmpi.training.layout import Columns, Layout
     from fedmpi.training.samples import Batch
+
+    #: Of several vectors, which columns of the model each of them is.
+    Vectors = Sequence[Columns]
 
 
 class Algorithm(ABC):
@@ -38,6 +41,8 @@ class Algorithm(ABC):
     direction_is_elementwise: bool = False
     #: Whether the global model is moved by `server_step`, and so by any `--server_optimizer`.
     takes_server_optimizer: bool = False
+    #: Whether clients send changes of a common model to means, so that any `--compression` applies to them.
+    takes_compression: bool = True
     #: What a client counts in a mean by the method's paper; the experiment may say otherwise.
     weighting: "Weighting" = "samples"
     #: Whether the server keeps a mean over all clients' states, in which none may count twice a round.
@@ -69,9 +74,10 @@ class Algorithm(ABC):
         """Create the state before the first round."""
         self.weights = fed.initial_weights()
 
-    def payload(self, layout: "Layout") -> tuple[int, int]:
-        """Bytes of vectors that a client receives, and sends, in a round; single numbers do not count."""
-        return 4 * layout.size, 4 * layout.size
+    def payload(self, layout: "Layout") -> tuple["Vectors", "Vectors"]:
+        """Of each vector that a client receives, and of each that it sends in a round, the columns of the model."""
+        whole = [slice(layout.size)]
+        return whole, whole
 
     @abstractmethod
     def round(self, fed: "Federation", cohort: "Cohort") -> None:

@@ -15,6 +15,7 @@ from fedmpi.errors import BadInput, require
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedmpi.algorithms.base import Vectors
     from fedmpi.federation import Federation
     from fedmpi.scheduling import Cohort
     from fedmpi.training.block import Block
@@ -39,6 +40,7 @@ class FedMA(Algorithm):
     """
 
     takes_server_optimizer = True
+    takes_compression = False
 
     def __init__(self, retrain: bool = True, retrain_epochs: int | None = None, sweeps: int = 0) -> None:
         require(retrain_epochs is None or retrain_epochs >= 1, "retrain_epochs", retrain_epochs, "at least 1")
@@ -56,10 +58,10 @@ class FedMA(Algorithm):
             raise BadInput("--model: FedMA needs one with hidden units")
         self.matching = Matching(fed.layout, groups, layer_by_layer=self.retrain)
 
-    def payload(self, layout: "Layout") -> tuple[int, int]:
-        merged = 4 * (layout.size - len(self.matching.outputs))
-        down = 4 * layout.size + (1 + self.sweeps) * merged
-        return (down if self.retrain or self.sweeps else 4 * layout.size), 4 * layout.size + self.sweeps * merged
+    def payload(self, layout: "Layout") -> "tuple[Vectors, Vectors]":
+        layers = [layer.columns for layer in self.matching.layers]
+        again = 1 + self.sweeps if self.retrain else self.sweeps
+        return [slice(layout.size), *again * layers], [*(1 + self.sweeps) * layers, self.matching.outputs]
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         from fedmpi.training.block import Phase

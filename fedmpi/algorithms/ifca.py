@@ -14,6 +14,7 @@ from fedmpi.errors import require
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedmpi.algorithms.base import Vectors
     from fedmpi.federation import Federation
     from fedmpi.scheduling import Cohort
     from fedmpi.training.layout import Layout
@@ -42,8 +43,9 @@ class IFCA(Algorithm):
         self.centers = torch.stack([fed.initial_weights(m) for m in range(self.models)])
         self.choice = torch.full((fed.clients,), -1)  # -1: not asked yet
 
-    def payload(self, layout: "Layout") -> tuple[int, int]:
-        return self.models * 4 * layout.size, 4 * layout.size
+    def payload(self, layout: "Layout") -> tuple["Vectors", "Vectors"]:
+        whole = [slice(layout.size)]
+        return self.models * whole, whole
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         centers = fed.broadcast(self.centers)

@@ -9,6 +9,7 @@ from fedmpi.algorithms.base import Algorithm
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedmpi.algorithms.base import Vectors
     from fedmpi.federation import Federation
     from fedmpi.scheduling import Cohort
     from fedmpi.training.block import Block
@@ -25,12 +26,14 @@ class LocalOnly(Algorithm):
     so are the weights that everyone started from.
     """
 
+    takes_compression = False  # nothing is sent
+
     def setup(self, fed: "Federation") -> None:
         super().setup(fed)
         self.own = fed.client_state("own", fed.initial_weights())
 
-    def payload(self, layout: "Layout") -> tuple[int, int]:
-        return 0, 0
+    def payload(self, layout: "Layout") -> tuple["Vectors", "Vectors"]:
+        return [], []
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         for block in fed.my_clients(cohort):

@@ -8,6 +8,7 @@ from fedmpi.algorithms.base import Algorithm
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedmpi.algorithms.base import Vectors
     from fedmpi.federation import Federation, Trained
     from fedmpi.scheduling import Cohort
     from fedmpi.training.block import Block
@@ -37,9 +38,9 @@ class PartlyShared(Algorithm):
         self.own, self.shared = self.split(fed.layout)
         self.kept = fed.client_state("kept", self.weights[self.own])
 
-    def payload(self, layout: "Layout") -> tuple[int, int]:
+    def payload(self, layout: "Layout") -> tuple["Vectors", "Vectors"]:
         _, shared = self.split(layout)
-        return 4 * (shared.stop - shared.start), 4 * (shared.stop - shared.start)
+        return [shared], [shared]
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         received = fed.broadcast(self.weights[self.shared])

@@ -12,6 +12,7 @@ from fedmpi.errors import require
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedmpi.algorithms.base import Vectors
     from fedmpi.federation import Federation
     from fedmpi.scheduling import Cohort
     from fedmpi.training.block import Block
@@ -47,28 +48,29 @@ class SCAFFOLD(Algorithm):
         self.control = self.weights.new_zeros(fed.layout.parameters)  # c
         self.controls = fed.client_state("control", self.control)  # c_k
 
-    def payload(self, layout: "Layout") -> tuple[int, int]:
-        both = 4 * (layout.size + layout.parameters)
+    def payload(self, layout: "Layout") -> tuple["Vectors", "Vectors"]:
+        both = [slice(layout.size), slice(layout.parameters)]
         return both, both
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
-        trained = slice(0, fed.layout.parameters)
+        trained, unit = slice(0, fed.layout.parameters), fed.local.lr
         start, control = fed.broadcast(self.weights), fed.broadcast(self.control)
         models, changes = fed.weighted_mean(cohort, start), fed.weighted_mean(cohort, columns=trained)
         for block in fed.my_clients(cohort):
             own = self.controls[block]
-            # change = lr (c_k' - c_k): a step, for gradients might be beyond the limits of what is summed.
+            # change = unit (c_k' - c_k): a step, for gradients might be beyond the limits of what is summed; the same
+            # unit in all rounds, for under --compression a part of a change may be sent in a later one.
             if self.option == "I":
-                change = fed.gradients(block, start, self).sub_(own).mul_(fed.lr)
+                change = fed.gradients(block, start, self).sub_(own).mul_(unit)
             local = fed.train(block, start, self, correction=control - own)
             if self.option == "II":
-                steps = start.new_tensor(fed.local.normaliser(local.steps))[:, None]
-                change = (start - local.weights)[:, trained].div_(steps).sub_(control, alpha=fed.lr)
+                steps = start.new_tensor(fed.local.normaliser(local.steps) * (fed.lr / unit))[:, None]
+                change = (start - local.weights)[:, trained].div_(steps).sub_(control, alpha=unit)
             models.add(local.weights, block)
             changes.add(change, block)
-            self.controls[block] = own.add_(change, alpha=1 / fed.lr)
+            self.controls[block] = own.add_(change, alpha=1 / unit)
         self.server_step(fed, models.reduce(empty=self.weights))
-        self.control = self.control + fed.share(cohort) / fed.lr * changes.reduce()
+        self.control = self.control + fed.share(cohort) / unit * changes.reduce()
 
     def direction(self, gradient: "Tensor", weights: "Tensor", start: "Tensor", block: "Block") -> "Tensor":
         return gradient.add_(block["correction"])

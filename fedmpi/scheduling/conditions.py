@@ -147,7 +147,7 @@ class Heterogeneous(Conditions):
 
     def course(self, asked: Cohort, size: int, fed: "Federation", algorithm: "Algorithm", seed: int) -> Course:
         asked, straggles = self._hold_up(asked, fed, seed)
-        profile, (down, up) = self.profile(asked.clients, fed.clients, seed), algorithm.payload(fed.layout)
+        profile, (down, up) = self.profile(asked.clients, fed.clients, seed), fed.payload(algorithm)
         work = fed.count_steps(asked) * profile.seconds_per_step
         seconds = down / profile.download + work + up / profile.upload
 

@@ -20,13 +20,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
+from typing import TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 NORMALISATIONS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 SEGMENTS = ("head", "body", "norm", "statistics")
+
+#: Some columns of a model's vector, in rising order.
+Columns: TypeAlias = slice | NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,13 @@ class Layout:
     @property
     def parameters(self) -> int:
         return self.segments["statistics"].start
+
+    def extent(self, columns: Columns) -> tuple[int, int]:
+        """How many columns of a model these are, and how many of them parameters."""
+        if isinstance(columns, np.ndarray):
+            return len(columns), int(np.searchsorted(columns, self.parameters))
+        start, stop, _ = columns.indices(self.size)
+        return stop - start, min(max(self.parameters - start, 0), stop - start)
 
     @classmethod
     def of(cls, module: nn.Module) -> Layout:
