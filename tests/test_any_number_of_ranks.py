@@ -33,6 +33,7 @@ CASES = {
     "noise": f"{SMALL} --model methods.Noisy",
     "augmented": f"{SMALL} --model LogisticRegression --local.augmentation crop_flip --local.clip_norm 1",
     "permuted": f"{SMALL} --model MLP --partition Permuted --partition.over Dirichlet --partition.over.alpha 0.1",
+    "users": f"{SMALL} --dataset words.Words --model words.Bag --partition Users",
     "weighted": f"{SMALL} --model LogisticRegression --sampler Weighted --local.schedule cosine",
     "bernoulli": f"{SMALL} --model LogisticRegression --sampler Bernoulli --weighting uniform",
     "all": "--clients 7 --rounds 2 --sampler All --model LogisticRegression --local.steps 3",

@@ -17,6 +17,7 @@ from fedmpi.data.partitions import (
     Partition,
     Permuted,
     Shards,
+    Users,
 )
 from fedmpi.data.split import Split, make_split
 
@@ -38,6 +39,7 @@ __all__ = [
     "Progress",
     "Shards",
     "Split",
+    "Users",
     "as_seen",
     "as_stored",
     "make_split",

@@ -35,7 +35,12 @@ class Model(ABC):
 
     Many clients are trained at once under `torch.func.vmap`, so control flow must not depend on values.
     The models of this package import torch inside `build` only, so that the command line's --help is fast.
+
+    Attributes:
+        vocabulary: number of different tokens of the inputs, set by the experiment; None: they are no text.
     """
+
+    vocabulary: int | None = None
 
     @abstractmethod
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:

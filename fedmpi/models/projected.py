@@ -30,6 +30,7 @@ class Projected(Model):
 
         from fedmpi.models._layers import Backbone
 
+        self.over.vocabulary = self.vocabulary
         network = self.over.build(shape, classes)
         classifier = network.classifier if isinstance(network, Backbone) else None
         *hidden, last = classifier if isinstance(classifier, nn.Sequential) else [classifier]
