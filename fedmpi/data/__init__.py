@@ -19,6 +19,7 @@ from fedmpi.data.partitions import (
     Shards,
     Users,
 )
+from fedmpi.data.sentiment140 import Sentiment140
 from fedmpi.data.split import Split, make_split
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Partition",
     "Permuted",
     "Progress",
+    "Sentiment140",
     "Shards",
     "Split",
     "Users",
