@@ -7,6 +7,7 @@ import sys
 from fedmpi.components import import_all
 from fedmpi.data.base import Arrays, Dataset, Progress, as_seen, as_stored
 from fedmpi.data.digits import Digits
+from fedmpi.data.folders import ImageFolder, TinyImageNet
 from fedmpi.data.images import CIFAR10, CIFAR100, MNIST, FashionMNIST
 from fedmpi.data.partitions import (
     IID,
@@ -34,6 +35,7 @@ __all__ = [
     "Dirichlet",
     "DirichletPrior",
     "FashionMNIST",
+    "ImageFolder",
     "LogNormal",
     "Partition",
     "Permuted",
@@ -41,6 +43,7 @@ __all__ = [
     "Sentiment140",
     "Shards",
     "Split",
+    "TinyImageNet",
     "Users",
     "as_seen",
     "as_stored",
