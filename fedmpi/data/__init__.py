@@ -9,6 +9,7 @@ from fedmpi.data.base import Arrays, Dataset, Progress, as_seen, as_stored
 from fedmpi.data.digits import Digits
 from fedmpi.data.folders import ImageFolder, TinyImageNet
 from fedmpi.data.images import CIFAR10, CIFAR100, MNIST, FashionMNIST
+from fedmpi.data.leaf import FEMNIST, Shakespeare
 from fedmpi.data.partitions import (
     IID,
     ClassesPerClient,
@@ -26,6 +27,7 @@ from fedmpi.data.split import Split, make_split
 __all__ = [
     "CIFAR10",
     "CIFAR100",
+    "FEMNIST",
     "IID",
     "MNIST",
     "Arrays",
@@ -41,6 +43,7 @@ __all__ = [
     "Permuted",
     "Progress",
     "Sentiment140",
+    "Shakespeare",
     "Shards",
     "Split",
     "TinyImageNet",
