@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedmpi import randomness
 from fedmpi.algorithms import Algorithm
-from fedmpi.data import Arrays, Dataset, Split, as_seen, as_stored, make_split, prepared
+from fedmpi.data import Arrays, Dataset, Split, make_split, prepared
 from fedmpi.environment import describe
 from fedmpi.errors import BadInput, option_of
 from fedmpi.evaluation import Evaluator
@@ -58,6 +58,7 @@ def assemble(experiment: Experiment, world: World) -> Federation:
 
     with world.agreed():
         model = build(0)
+        _check_fit(experiment, arrays, model)
         if model.normalises_batches and experiment.local.batch_size == 1:
             raise BadInput("= 1: must be at least 2 for a model with batch normalisation", "--local.batch_size")
         with option_of("partition"):
@@ -68,6 +69,8 @@ def assemble(experiment: Experiment, world: World) -> Federation:
                 dataset.classes,
                 experiment.clients,
                 experiment.seed,
+                arrays.train_users,
+                arrays.test_users,
             )
         pools = experiment.algorithm.pools_clients
         if pools and split.pixel_seed is not None:
@@ -107,6 +110,20 @@ def assemble(experiment: Experiment, world: World) -> Federation:
         for name in algorithm.server_state:
             setattr(algorithm, name, getattr(algorithm, name).to("meta"))
     return fed
+
+
+def _check_fit(experiment: Experiment, arrays: Arrays, model: FlatModel) -> None:
+    """Raise `BadInput` where the model or what is done to samples does not suit their kind."""
+    name, augmentation = type(experiment.dataset).__name__, experiment.local.augmentation
+    embeds = any(isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) for layer in model.module.modules())
+    if experiment.dataset.vocabulary is not None and not embeds:
+        kind = type(experiment.model).__name__
+        raise BadInput(f"= {kind}: has no embedding, so it cannot take the text of {name}", "--model")
+    if experiment.dataset.vocabulary is not None and experiment.partition.permutes_pixels:
+        kind = type(experiment.partition).__name__
+        raise BadInput(f"= {kind}: permutes pixels, and {name} is text", "--partition")
+    if augmentation != "none" and arrays.train_x.ndim != 4:
+        raise BadInput(f"= {augmentation}: must be none, for {name} has no images", "--local.augmentation")
 
 
 def open_results(experiment: Experiment, fed: Federation, world: World, config: str) -> Results | None:
@@ -165,11 +182,10 @@ def load_shared(world: World, dataset: Dataset) -> Arrays:
                 raise BadInput(f"{dataset.folder()} is not the same on {world.host} as on rank 0's node")
         return arrays
 
-    def read() -> list[np.ndarray]:
-        mine = arrays or prepared.load(dataset, lambda line: None)
-        return [as_stored(x) for x in (mine.train_x, mine.train_y, mine.test_x, mine.test_y)]
+    def read() -> dict[str, np.ndarray]:
+        return (arrays or prepared.load(dataset, lambda line: None)).stored()
 
-    return Arrays(*map(as_seen, share(world, read)))
+    return Arrays.of_stored(share(world, read))
 
 
 class PixelOrders:

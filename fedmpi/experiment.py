@@ -126,6 +126,7 @@ class Experiment:
         self.dataset = dataset
         self.partition = partition
         self.model = model
+        model.vocabulary = dataset.vocabulary
         self.sampler = sampler
         self.server_optimizer = server_optimizer
         self.compression = compression

@@ -19,7 +19,7 @@ from fedmpi.attacks import NoAttack
 from fedmpi.compression import Dense
 from fedmpi.data import IID, Arrays, Dataset, Digits, Partition
 from fedmpi.experiment import Experiment
-from fedmpi.models import Model
+from fedmpi.models import BiLSTM, Model
 from fedmpi.models.mlp import LogisticRegression
 from fedmpi.mpi.world import World
 from fedmpi.scheduling import All, Always, Ideal
@@ -54,6 +54,12 @@ def run(path: Path, algorithm: Algorithm | None = None, **settings: Any) -> resu
     finished = results.open(path)
     assert finished.status == "finished"
     return finished
+
+
+class Reader(BiLSTM):
+    """A model of texts of 30 different tokens, of whatever data set."""
+
+    vocabulary = 30
 
 
 def texts(rng: np.random.Generator, count: int, longest: int, vocabulary: int) -> NDArray[np.int64]:

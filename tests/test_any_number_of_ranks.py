@@ -13,7 +13,7 @@ from tests.launch import REPOSITORY, mpirun, succeed
 
 SMALL = "--clients 12 --cohort 5 --rounds 3 --local.epochs 1"
 SIDE_BY_SIDE = f"{SMALL} --local.vectorize 3 --model MLP --model.hidden '[33, 17]'"
-TEXTS = f"{SMALL} --rounds 2 --dataset texts.Places --model texts.Reader --model.embedding 5 --model.hidden 7"
+TEXTS = f"{SMALL} --rounds 2 --dataset texts.Places --model BiLSTM --model.embedding 5 --model.hidden 7"
 # What a client computes must not depend on the slot or the rank it is trained in: odd widths and batches of one make
 # matrix libraries take other paths, normalisation and dropout have state, momentum and Adam have memory.
 CASES = {
@@ -36,6 +36,7 @@ CASES = {
     "noise": f"{SMALL} --model methods.Noisy",
     "augmented": f"{SMALL} --model LogisticRegression --local.augmentation crop_flip --local.clip_norm 1",
     "permuted": f"{SMALL} --model MLP --partition Permuted --partition.over Dirichlet --partition.over.alpha 0.1",
+    "users": f"{SMALL} --dataset words.Words --model words.Bag --partition Users",
     "weighted": f"{SMALL} --model LogisticRegression --sampler Weighted --local.schedule cosine",
     "bernoulli": f"{SMALL} --model LogisticRegression --sampler Bernoulli --weighting uniform",
     "all": "--clients 7 --rounds 2 --sampler All --model LogisticRegression --local.steps 3",

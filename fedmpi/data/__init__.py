@@ -7,7 +7,9 @@ import sys
 from fedmpi.components import import_all
 from fedmpi.data.base import Arrays, Dataset, Progress, as_seen, as_stored
 from fedmpi.data.digits import Digits
+from fedmpi.data.folders import ImageFolder, TinyImageNet
 from fedmpi.data.images import CIFAR10, CIFAR100, MNIST, FashionMNIST
+from fedmpi.data.leaf import FEMNIST, Shakespeare
 from fedmpi.data.partitions import (
     IID,
     ClassesPerClient,
@@ -17,12 +19,15 @@ from fedmpi.data.partitions import (
     Partition,
     Permuted,
     Shards,
+    Users,
 )
+from fedmpi.data.sentiment140 import Sentiment140
 from fedmpi.data.split import Split, make_split
 
 __all__ = [
     "CIFAR10",
     "CIFAR100",
+    "FEMNIST",
     "IID",
     "MNIST",
     "Arrays",
@@ -32,12 +37,17 @@ __all__ = [
     "Dirichlet",
     "DirichletPrior",
     "FashionMNIST",
+    "ImageFolder",
     "LogNormal",
     "Partition",
     "Permuted",
     "Progress",
+    "Sentiment140",
+    "Shakespeare",
     "Shards",
     "Split",
+    "TinyImageNet",
+    "Users",
     "as_seen",
     "as_stored",
     "make_split",

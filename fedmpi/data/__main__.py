@@ -1,12 +1,14 @@
-"""Data sets on disk: `python -m fedmpi.data fetch|prepare|check NAME --root DIR`, and `list`."""
+"""Data sets on disk: `python -m fedmpi.data fetch|prepare|check NAME --root DIR`, and `list`.
+
+Other options of a data set are given likewise: `prepare ImageFolder --root photographs --size 32`.
+"""
 
 from __future__ import annotations
 
 import inspect
 import sys
-from argparse import ArgumentParser
-from pathlib import Path
-from typing import NoReturn
+from argparse import SUPPRESS, ArgumentParser
+from typing import NoReturn, get_type_hints
 
 from fedmpi.components import subclasses
 from fedmpi.data import Dataset, prepared
@@ -21,20 +23,21 @@ class _Parser(ArgumentParser):
 def main(arguments: list[str]) -> int:
     """Run one command; returns the exit status."""
     try:
-        options = _parser().parse_args(arguments)
+        options, own = _parser().parse_known_args(arguments)
         if options.command == "list":
+            _Parser().parse_args(own)
             for name, cls in _known().items():
                 print(f"{name:15} {(cls.__doc__ or '').splitlines()[0]}")
         else:
-            _run(options.command, options.name, options.root)
+            _run(options.command, options.name, own)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _run(command: str, name: str, root: Path) -> None:
-    dataset = _dataset(name, root)
+def _run(command: str, name: str, options: list[str]) -> None:
+    dataset = _dataset(name, options)
     if dataset.folder() is None:
         raise BadInput(f"{name} needs no files of its own: there is nothing to {command}")
     if command == "fetch":
@@ -47,31 +50,35 @@ def _run(command: str, name: str, root: Path) -> None:
 
 
 def _parser() -> ArgumentParser:
-    parser = _Parser(prog="python -m fedmpi.data", description="Data sets on disk.", allow_abbrev=False)
+    about = "Data sets on disk. Options of a data set, such as --root: see `python -m fedmpi --help`."
+    parser = _Parser(prog="python -m fedmpi.data", description=about, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     for command, what in (
         ("fetch", "download what is missing (needs internet access), and prepare"),
         ("prepare", "decode the published files into arrays that all jobs map into memory"),
         ("check", "compare the checksums of all files"),
     ):
-        sub = commands.add_parser(command, help=what, allow_abbrev=False)
+        sub = commands.add_parser(command, help=what, description=about, allow_abbrev=False)
         sub.add_argument("name", help="name of the data set, for example FashionMNIST")
-        sub.add_argument("--root", type=Path, default=Path("data"), help="folder of the data sets")
     commands.add_parser("list", help="show the known data sets")
     return parser
 
 
 def _known() -> dict[str, type[Dataset]]:
     ours = [cls for cls in subclasses(Dataset) if cls.__module__.startswith("fedmpi.")]
-    return {cls.__name__: cls for cls in ours if not cls.__name__.startswith("_")}
+    named = [cls for cls in ours if not (cls.__name__.startswith("_") or inspect.isabstract(cls))]
+    return {cls.__name__: cls for cls in named}
 
 
-def _dataset(name: str, root: Path) -> Dataset:
+def _dataset(name: str, options: list[str]) -> Dataset:
     known = _known()
     if name not in known:
         raise BadInput(f"unknown data set {name}: must be one of {', '.join(known)}")
-    takes_root = "root" in inspect.signature(known[name]).parameters
-    return known[name](**({"root": root} if takes_root else {}))
+    types = get_type_hints(known[name].__init__)
+    parser = _Parser(allow_abbrev=False, argument_default=SUPPRESS, add_help=False)
+    for option in inspect.signature(known[name]).parameters:
+        parser.add_argument(f"--{option}", type=types[option])
+    return known[name](**vars(parser.parse_args(options)))
 
 
 def _say(line: str) -> None:

@@ -1,9 +1,9 @@
-"""What a data set is to the rest of fedmpi: four arrays, and where they come from."""
+"""What a data set is to the rest of fedmpi: a few arrays, and where they come from."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,8 @@ class Arrays:
         train_y: int64 [n], labels 0 .. classes - 1.
         test_x: like `train_x`.
         test_y: like `train_y`.
+        train_users: int64 [n], numbers from 0 of the people (or devices) that the samples come from; None: unknown.
+        test_users: likewise; the same number is the same user as in `train_users`.
         on_disk: the arrays map prepared files, which any other process can open, too.
     """
 
@@ -32,7 +34,18 @@ class Arrays:
     train_y: NDArray[np.int64]
     test_x: NDArray
     test_y: NDArray[np.int64]
+    train_users: NDArray[np.int64] | None = None
+    test_users: NDArray[np.int64] | None = None
     on_disk: bool = field(default=False, kw_only=True)
+
+    def stored(self) -> dict[str, NDArray]:
+        """The arrays that there are, by name, as they lie in memory, on disk and in windows."""
+        return {name: as_stored(x) for name, x in vars(self).items() if isinstance(x, np.ndarray)}
+
+    @classmethod
+    def of_stored(cls, stored: Mapping[str, NDArray], on_disk: bool = False) -> Arrays:
+        """The inverse of `stored`, without a copy."""
+        return cls(**{name: as_seen(x) for name, x in stored.items()}, on_disk=on_disk)
 
 
 class Dataset(ABC):
@@ -51,11 +64,13 @@ class Dataset(ABC):
         classes: number of classes.
         mean: per channel, for uint8 images on the scale 0..1; None: images are only scaled to 0..1.
         std: like `mean`.
+        vocabulary: number of different tokens; None: no text.
     """
 
     classes: int
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    vocabulary: int | None = None
 
     @abstractmethod
     def read(self, progress: Progress) -> Arrays:
@@ -66,7 +81,11 @@ class Dataset(ABC):
         """
 
     def sources(self) -> list[Path]:
-        """The files that `read` decodes: prepared arrays are made anew when one of them has changed."""
+        """What `read` decodes: prepared arrays are made anew when something of it has changed.
+
+        Files, and folders, of which only the names in them count: a folder of very many files is looked into only
+        when its time is another, and the files themselves are not looked at.
+        """
         return []
 
     def folder(self) -> Path | None:
@@ -101,6 +120,13 @@ def _problems(dataset: Dataset, arrays: Arrays) -> Iterator[str]:
             yield f"{part}_y is {y.dtype} of shape {y.shape}: it must be int64 of shape ({len(x)},)"
         if y.min() < 0 or y.max() >= dataset.classes:
             yield f"{part}_y is from {y.min()} to {y.max()}: labels are 0 to {dataset.classes - 1}"
+        if (x.dtype.kind == "i") != (dataset.vocabulary is not None):
+            yield f"{part}_x is {x.dtype}, but the vocabulary is {dataset.vocabulary}: text has one, nothing else"
+        if dataset.vocabulary is not None and not 0 <= x.min() <= x.max() < dataset.vocabulary:
+            yield f"{part}_x is from {x.min()} to {x.max()}: tokens are 0 to {dataset.vocabulary - 1}"
+        users = arrays.train_users if part == "train" else arrays.test_users
+        if users is not None and (users.dtype != np.int64 or users.shape != y.shape or users.min() < 0):
+            yield f"{part}_users is {users.dtype} of shape {users.shape}: it must be int64 >= 0 of shape ({len(x)},)"
     train_x, test_x = arrays.train_x, arrays.test_x
     if train_x.shape[1:] != test_x.shape[1:] or train_x.dtype != test_x.dtype:
         yield f"train_x is {train_x.dtype} {train_x.shape}, but test_x is {test_x.dtype} {test_x.shape}"

@@ -3,51 +3,19 @@
 from __future__ import annotations
 
 import zlib
-from abc import abstractmethod
 from collections.abc import Callable
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmpi.data.base import Arrays, Dataset, Progress
-from fedmpi.errors import BadInput
+from fedmpi.data._published import Published, damaged, one_line
+from fedmpi.data.base import Arrays, Progress
 
 
-class _Published(Dataset):
-    """A data set of torchvision, which its `name` finds there.
-
-    Args:
-        root: folder of the data sets, in torchvision's layout.
-    """
-
-    name: str
-    files: tuple[str, ...]
-
-    def __init__(self, root: Path = Path("data")) -> None:
-        self.root = Path(root)
-
-    @abstractmethod
-    def folder(self) -> Path: ...
-
-    def sources(self) -> list[Path]:
-        return [self.folder() / file for file in self.files]
-
-    def read(self, progress: Progress) -> Arrays:
-        for path in self.sources():
-            if not path.is_file():
-                raise BadInput(
-                    f"{path} is missing: set --dataset.root to the folder that has {self.name}, or, with"
-                    f" internet access, run `python -m fedmpi.data fetch {self.name} --root {self.root}`"
-                )
-        progress(f"{self.name}: decoding {self.folder()}")
-        return self.decode()
-
-    @abstractmethod
-    def decode(self) -> Arrays:
-        """What `read` returns, of files that are there."""
+class _OfTorchvision(Published):
+    """A data set of torchvision, which its `name` finds there."""
 
     def published(self, **options: Any) -> Any:
         """torchvision's own object of this data set."""
@@ -55,14 +23,11 @@ class _Published(Dataset):
 
         return getattr(torchvision.datasets, self.name)(self.root, **options)
 
-    def fetch(self) -> None:
-        try:
-            self.published(download=True)
-        except (RuntimeError, OSError, HTTPException) as error:
-            raise BadInput(f"{self.name} cannot be fetched into {self.root}: {_one_line(error)}") from error
+    def download(self) -> None:
+        self.published(download=True)
 
 
-class _Idx(_Published):
+class _Idx(_OfTorchvision):
     """The files of MNIST and of what took over its format."""
 
     files = (
@@ -73,10 +38,10 @@ class _Idx(_Published):
     )
     classes = 10
 
-    def folder(self) -> Path:
+    def home(self) -> Path:
         return self.root / self.name
 
-    def decode(self) -> Arrays:
+    def decode(self, progress: Progress) -> Arrays:
         from torchvision.datasets.mnist import read_image_file, read_label_file
 
         train_x, train_y, test_x, test_y = (
@@ -86,10 +51,10 @@ class _Idx(_Published):
         return Arrays(train_x[:, None], train_y, test_x[:, None], test_y)
 
 
-class _Cifar(_Published):
+class _Cifar(_OfTorchvision):
     """The files of CIFAR-10 and CIFAR-100, with the published checksums that torchvision knows."""
 
-    def decode(self) -> Arrays:
+    def decode(self, progress: Progress) -> Arrays:
         import torchvision
         from torchvision.datasets.utils import check_integrity
 
@@ -97,7 +62,7 @@ class _Cifar(_Published):
         checksums = dict([*known.train_list, *known.test_list, (known.meta["filename"], known.meta["md5"])])
         for path in self.sources():
             if not check_integrity(path, checksums[path.name]):
-                raise _damaged(path, "its checksum is not the published one")
+                raise damaged(path, "its checksum is not the published one")
         train, test = self.published(train=True), self.published(train=False)
         return Arrays(
             train.data.transpose(0, 3, 1, 2),
@@ -144,7 +109,7 @@ class CIFAR10(_Cifar):
     mean = (0.4914, 0.4822, 0.4465)
     std = (0.2470, 0.2435, 0.2616)
 
-    def folder(self) -> Path:
+    def home(self) -> Path:
         return self.root / "cifar-10-batches-py"
 
 
@@ -161,7 +126,7 @@ class CIFAR100(_Cifar):
     mean = (0.5071, 0.4865, 0.4409)
     std = (0.2673, 0.2564, 0.2762)
 
-    def folder(self) -> Path:
+    def home(self) -> Path:
         return self.root / "cifar-100-python"
 
 
@@ -171,16 +136,8 @@ def _read_idx(path: Path, read: Callable[[str], Any]) -> NDArray:
     if archive.is_file():
         recorded = int.from_bytes(archive.read_bytes()[-8:-4], "little")  # gzip ends with CRC32 and length
         if zlib.crc32(path.read_bytes()) != recorded:
-            raise _damaged(path, f"its checksum is not the one in {archive.name}")
+            raise damaged(path, f"its checksum is not the one in {archive.name}")
     try:
         return np.asarray(read(str(path)))
     except Exception as error:  # a cut or foreign file fails in as many ways as it has fields
-        raise _damaged(path, _one_line(error)) from error
-
-
-def _damaged(path: Path, reason: str) -> BadInput:
-    return BadInput(f"{path} is damaged ({reason}): delete it and fetch the data set again")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise damaged(path, one_line(error)) from error

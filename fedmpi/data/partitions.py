@@ -1,7 +1,7 @@
 """How the training samples are spread over the clients: `--partition` knows each class by its name.
 
-A partition is a pure function of the labels, the number of clients and a random stream. Every sample goes to
-at most one client, every client gets samples, and the work is bounded: where published code draws again until
+A partition is a pure function of the labels (or users), the number of clients and a random stream. Every sample goes
+to at most one client, every client gets samples, and the work is bounded: where published code draws again until
 nobody is left short, here as few samples as possible move from the largest clients (`top_up`).
 """
 
@@ -24,13 +24,19 @@ class Partition(ABC):
 
     Attributes:
         permutes_pixels: whether clients see their samples with permuted pixels (`Split.pixels`).
+        by_user: whether `split` is given the samples' users in place of their labels. Clients then also get their
+            users' test samples, where these are known.
     """
 
     permutes_pixels: bool = False
+    by_user: bool = False
 
     @abstractmethod
     def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
         """The samples of each client, as indices into `labels` (int64 [n]) in any order; none occurs twice.
+
+        Args:
+            labels: of the training samples; or, `by_user`, the numbers of their users.
 
         Raises:
             BadInput: there are too few samples for so many clients.
@@ -201,6 +207,35 @@ class ClassesPerClient(Partition):
         return np.array(dealt[: clients * self.classes]).reshape(clients, self.classes)
 
 
+class Users(Partition):
+    """Every client is one of the people (or devices) that a data set's samples come from, as in LEAF.
+
+    They are drawn at random. Sentiment140, FEMNIST and Shakespeare know their users. A client's test samples are its
+    user's, where those of the test samples are known, too.
+
+    Args:
+        min_samples: training samples that a user must have to be a client.
+    """
+
+    by_user = True
+
+    def __init__(self, min_samples: int = 1) -> None:
+        require(min_samples >= 1, "min_samples", min_samples, "at least 1")
+        self.min_samples = min_samples
+
+    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
+        samples = np.bincount(labels)
+        users = np.flatnonzero(samples >= self.min_samples)
+        if clients > len(users):
+            raise BadInput(
+                f"--clients = {clients}: must be at most {len(users)}, the users with {self.min_samples} or more"
+                " training samples"
+            )
+        client_of = np.full(len(samples), NOBODY)
+        client_of[rng.permutation(users)[:clients]] = np.arange(clients)
+        return by_owner(client_of[labels], clients)
+
+
 class Permuted(Partition):
     """Every client, or every group of clients, sees its samples with its own fixed permutation of the pixels.
 
@@ -216,6 +251,7 @@ class Permuted(Partition):
     def __init__(self, over: Partition | None = None, permutations: int = 0) -> None:
         require(permutations >= 0, "permutations", permutations, "at least 0")
         self.over = over or IID()
+        self.by_user = self.over.by_user
         self.permutations = permutations
 
     def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:

@@ -3,8 +3,9 @@
     ROOT/FashionMNIST/fedmpi-1/train_x.npy, train_y.npy, test_x.npy, test_y.npy, manifest.json
 
 The folder appears at once and complete, by a rename, so any number of jobs may prepare it at the same time.
-The manifest holds size, time and SHA-256 of the arrays and of the published files they were made from.
-Opening compares sizes and times alone; where a time differs (a copied folder), the checksum decides.
+The manifest holds size, time and SHA-256 of the arrays and of the published files they were made from; of folders of
+files, time and SHA-256 of the names in them. Opening compares sizes and times alone; where a time differs (a copied
+folder), the checksum decides.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,11 +26,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmpi.data.base import Arrays, Dataset, Progress, as_seen, as_stored, check_arrays
+from fedmpi.data.base import Arrays, Dataset, Progress, check_arrays
 from fedmpi.errors import BadInput
 
-FOLDER = "fedmpi-1"  # the number of the format
-_ARRAYS = ("train_x", "train_y", "test_x", "test_y")
+OURS = "fedmpi-"  # how the names begin of what is kept beside published files
+FOLDER = f"{OURS}1"  # the number of the format
 _MANIFEST = "manifest.json"
 
 
@@ -91,6 +93,13 @@ def verify(dataset: Dataset) -> None:
         )
 
 
+def visible(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder, by name, but for hidden files and what is kept there by this module."""
+    with os.scandir(folder) as entries:
+        shown = [entry for entry in entries if not entry.name.startswith((".", OURS))]
+    return sorted(shown, key=lambda entry: entry.name)
+
+
 def _open(dataset: Dataset, full: bool) -> Arrays | None:
     folder = dataset.folder()
     if folder is None:
@@ -102,7 +111,8 @@ def _open(dataset: Dataset, full: bool) -> Arrays | None:
         if not _sources_unchanged(dataset, folder, manifest["sources"], full):
             return None
         records = manifest["arrays"]
-        arrays = [_map(path.with_name(f"{name}.npy"), records[name], full) for name in _ARRAYS]
+        stored = {name: _map(path.with_name(f"{name}.npy"), records[name], full) for name in records}
+        arrays = Arrays.of_stored(stored, on_disk=True)
     except BadInput:
         raise
     except (FileNotFoundError, NotADirectoryError):
@@ -113,7 +123,7 @@ def _open(dataset: Dataset, full: bool) -> Arrays | None:
         raise DamagedArrays(path, f"{type(error).__name__}: {error}") from error
     if json.dumps(manifest, indent=1) != text:
         _remember(path, manifest)
-    return Arrays(*arrays, on_disk=True)
+    return arrays
 
 
 def _map(path: Path, record: dict[str, Any], full: bool) -> NDArray:
@@ -121,7 +131,8 @@ def _map(path: Path, record: dict[str, Any], full: bool) -> NDArray:
         raise DamagedArrays(path, "missing")
     if not _unchanged(path, record, full):
         raise DamagedArrays(path, "its size or checksum differs from the manifest")
-    return as_seen(np.load(path, mmap_mode="c"))  # PyTorch wants writable arrays; nothing is ever written
+    array: NDArray = np.load(path, mmap_mode="c")  # PyTorch wants writable arrays; nothing is ever written
+    return array
 
 
 def _sources_unchanged(dataset: Dataset, folder: Path, records: dict[str, Any], full: bool) -> bool:
@@ -133,7 +144,7 @@ def _sources_unchanged(dataset: Dataset, folder: Path, records: dict[str, Any], 
 def _unchanged(path: Path, record: dict[str, Any], full: bool) -> bool:
     """Compare a file with its record; a new time of the same content is put into the record."""
     status = path.stat()
-    if status.st_size != record["size"]:
+    if _size(status) != record["size"]:
         return False
     if status.st_mtime_ns == record["mtime_ns"] and not full:
         return True
@@ -151,14 +162,15 @@ def _remember(path: Path, manifest: dict[str, Any]) -> None:
 
 @contextmanager
 def _alone(folder: Path | None) -> Iterator[None]:
-    """Hold the folder's lock: of many jobs that start together, one decodes and the others wait for it.
+    """Hold a lock: of many jobs that start together, one decodes and the others wait for it.
 
-    Where there is no folder yet, or a file system that does not lock, each of them decodes, to the same end.
+    It is that of the folder above, for the folder itself may not be there yet. Where the file system does not lock,
+    each job decodes, to the same end.
     """
     with ExitStack() as stack:
         with suppress(OSError):
             if folder is not None:
-                handle = os.open(folder, os.O_RDONLY)
+                handle = os.open(folder.parent, os.O_RDONLY)
                 stack.callback(os.close, handle)
                 fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -173,8 +185,8 @@ def _prepare(dataset: Dataset, progress: Progress) -> Arrays:
     except OSError as error:
         raise BadInput(f"data set {type(dataset).__name__} cannot be read: {error}") from error
     check_arrays(dataset, decoded)
-    stored = {name: as_stored(getattr(decoded, name)) for name in _ARRAYS}
-    arrays = Arrays(*map(as_seen, stored.values()))
+    stored = decoded.stored()
+    arrays = Arrays.of_stored(stored)
     if folder is None:
         return arrays
     try:
@@ -236,7 +248,12 @@ def _fingerprints(paths: list[Path], folder: Path) -> dict[str, Any]:
 
 def _fingerprint(path: Path) -> dict[str, Any]:
     status = path.stat()
-    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": _sha256(path)}
+    return {"size": _size(status), "mtime_ns": status.st_mtime_ns, "sha256": _sha256(path)}
+
+
+def _size(status: os.stat_result) -> int:
+    """What a folder's size means is for its file system to say."""
+    return 0 if stat.S_ISDIR(status.st_mode) else status.st_size
 
 
 def _name(path: Path, folder: Path) -> str:
@@ -245,7 +262,11 @@ def _name(path: Path, folder: Path) -> str:
 
 
 def _sha256(path: Path) -> str:
+    """Of a file's content; of a folder, of the names in it."""
     digest = hashlib.sha256()
+    if path.is_dir():
+        digest.update(b"\0".join(os.fsencode(entry.name) for entry in visible(path)))
+        return digest.hexdigest()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedmpi.data._owners import Integers, apportion, by_owner
+from fedmpi.data._owners import NOBODY, Integers, apportion, by_owner
 from fedmpi.data.partitions import Partition
 from fedmpi.errors import BadInput
 from fedmpi.randomness import stream
@@ -45,21 +45,40 @@ class Split:
 
 
 def make_split(
-    partition: Partition, train_y: Integers, test_y: Integers, classes: int, clients: int, seed: int
+    partition: Partition,
+    train_y: Integers,
+    test_y: Integers,
+    classes: int,
+    clients: int,
+    seed: int,
+    train_users: Integers | None = None,
+    test_users: Integers | None = None,
 ) -> Split:
     """Split the training samples as the partition says, and the test samples in the same proportions.
 
+    A partition by users gives a client the test samples of its users as well, and deals out the others like that.
+
     Raises:
-        BadInput: there are too few samples for so many clients, or the partition breaks its promises.
+        BadInput: there are too few samples for so many clients, the partition breaks its promises, or it needs users
+            and they are not known.
     """
-    train = [np.sort(part) for part in partition.split(train_y, clients, stream(seed, "partition"))]
+    given = train_users if partition.by_user else train_y
+    if given is None:
+        raise BadInput(f"partition {type(partition).__name__}: the data set does not know its samples' users")
+    train = [np.sort(part) for part in partition.split(given, clients, stream(seed, "partition"))]
     _check(partition, train, clients)
+    used = np.concatenate(train)
     owners = np.repeat(np.arange(clients), [len(samples) for samples in train])
-    cells = owners * classes + train_y[np.concatenate(train)]
+    cells = owners * classes + train_y[used]
+    test_owner = np.full(len(test_y), NOBODY)
+    if partition.by_user and test_users is not None:
+        client_of = np.full(max(given.max(), test_users.max()) + 1, NOBODY)
+        client_of[given[used]] = owners
+        test_owner = client_of[test_users]
     label_counts = np.bincount(cells, minlength=clients * classes).reshape(clients, classes)
     return Split(
         train,
-        _test_shards(label_counts, test_y, stream(seed, "test shards")),
+        by_owner(_deal_out(test_owner, label_counts, test_y, stream(seed, "test shards")), clients),
         label_counts,
         partition.groups(clients, stream(seed, "groups")),
         seed if partition.permutes_pixels else None,
@@ -75,13 +94,13 @@ def _check(partition: Partition, train: list[Integers], clients: int) -> None:
         raise BadInput(f"partition {name}: it gives a sample to two clients")
 
 
-def _test_shards(label_counts: Integers, test_y: Integers, rng: np.random.Generator) -> list[Integers]:
-    """Divide the test samples of each class like its training samples; if it has none, like all samples."""
+def _deal_out(owner: Integers, label_counts: Integers, test_y: Integers, rng: np.random.Generator) -> Integers:
+    """Divide nobody's test samples of each class like its training samples; if it has none, like all samples."""
     clients, classes = label_counts.shape
     everyone = np.arange(clients)
-    owner = np.empty(len(test_y), np.int64)
+    dealt = owner.copy()
     for label in range(classes):
-        samples = rng.permutation(np.flatnonzero(test_y == label))
+        samples = rng.permutation(np.flatnonzero((owner == NOBODY) & (test_y == label)))
         weights = label_counts[:, label] if label_counts[:, label].any() else label_counts.sum(axis=1)
-        owner[samples] = np.repeat(everyone, apportion(weights, len(samples), rng))
-    return by_owner(owner, clients)
+        dealt[samples] = np.repeat(everyone, apportion(weights, len(samples), rng))
+    return dealt

@@ -11,20 +11,22 @@ from fedmpi.mpi.node import Segments
 from fedmpi.mpi.world import World
 
 
-def share(world: World, read: Callable[[], list[NDArray]]) -> list[NDArray]:
-    """Call `read` on one rank a node and give every rank of the node the arrays, in shared memory.
+def share(world: World, read: Callable[[], dict[str, NDArray]]) -> dict[str, NDArray]:
+    """Call `read` on one rank a node and give every rank of the node the arrays, by name, in shared memory.
 
     Raises:
         BadInput: `read` raised it, or the node's shared memory is too small; on every rank alike.
     """
-    arrays: list[NDArray] = []
+    arrays: dict[str, NDArray] = {}
     with world.agreed():
         if world.leads:
             arrays = read()
-    layout = world.node.bcast([(array.shape, array.dtype) for array in arrays])
+    layout = world.node.bcast([(name, array.shape, array.dtype) for name, array in arrays.items()])
+    shared: dict[str, NDArray] = {}
     with world.agreed():
-        shared = [Segments(world.node, int(np.prod(s)), dtype, number=1).arrays[0].reshape(s) for s, dtype in layout]
-    for target, source in zip(shared, arrays, strict=False):
-        target[...] = source
+        for name, shape, dtype in layout:
+            shared[name] = Segments(world.node, int(np.prod(shape)), dtype, number=1).arrays[0].reshape(shape)
+    for name, array in arrays.items():
+        shared[name][...] = array
     world.meet()
     return shared

@@ -17,7 +17,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fedmpi.data import CIFAR10, MNIST, Arrays, Dataset, Digits, FashionMNIST, Progress, as_stored, prepared
+from fedmpi.data import (
+    CIFAR10,
+    MNIST,
+    Arrays,
+    Dataset,
+    Digits,
+    FashionMNIST,
+    Progress,
+    TinyImageNet,
+    as_stored,
+    prepared,
+)
 from fedmpi.data.__main__ import main
 from fedmpi.data.prepared import DamagedArrays, open_prepared, verify
 from fedmpi.errors import BadInput
@@ -280,8 +291,7 @@ def test_jobs_that_prepare_at_once(toy: Toy, lines: list[str], before: str) -> N
     assert [int(output.split()[-1]) for output in outputs] == [expected] * 3
     assert [path.name for path in toy.folder().iterdir()] == [prepared.FOLDER]
     verify(toy)
-    if before != "nothing":  # there was a folder to lock
-        assert sum("decoding" in output for output in outputs) == 1
+    assert sum("decoding" in output for output in outputs) == 1
 
 
 def test_file_system_without_locks(toy: Toy, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -475,7 +485,10 @@ def test_commands(small_mnist: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "test_x.npy is damaged" in capsys.readouterr().err
     assert main(["list"]) == 0
     listed = capsys.readouterr().out
-    assert all(name in listed for name in ("Digits", "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100"))
+    assert [line.split()[0] for line in listed.splitlines()] == [
+        *("CIFAR10", "CIFAR100", "Digits", "FEMNIST", "FashionMNIST", "ImageFolder", "MNIST", "Sentiment140"),
+        *("Shakespeare", "TinyImageNet"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -486,6 +499,11 @@ def test_commands(small_mnist: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["prepare", "Digits"], "Digits needs no files"),
         (["fetch"], "name"),
         (["fetch", "MNIST", "--roo", "x"], "--roo"),
+        (["prepare", "MNIST", "--size", "32"], "--size"),
+        (["prepare", "ImageFolder", "--size", "wide"], "--size: invalid int value"),
+        (["prepare", "ImageFolder", "--size", "0"], "size = 0: must be at least 1"),
+        (["fetch", "ImageFolder"], "ImageFolder has nothing to fetch"),
+        (["list", "MNIST"], "unrecognized arguments: MNIST"),
         (["unpack"], "unpack"),
         ([], "command"),
     ],
@@ -505,7 +523,8 @@ def test_fetch_without_network(
 
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/", "http://127.0.0.1:9/again/"])
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar.tar.gz")
-    for name in ("MNIST", "CIFAR10"):
+    monkeypatch.setattr(TinyImageNet, "url", "http://127.0.0.1:9/tiny.zip")
+    for name in ("MNIST", "CIFAR10", "TinyImageNet"):
         assert main(["fetch", name, "--root", str(tmp_path)]) == 2
         line = capsys.readouterr().err.splitlines()[-1]
         assert line.startswith(f"error: {name} cannot be fetched into {tmp_path}: ")

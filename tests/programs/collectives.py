@@ -87,35 +87,35 @@ def agree(job: World, failing: tuple[int, ...]) -> None:
 def share(job: World) -> dict[str, Any]:
     read = [0]
 
-    def arrays() -> list[NDArray]:
+    def arrays() -> dict[str, NDArray]:
         read[0] += 1
-        return [
-            np.arange(5, dtype=np.uint8),
-            values(0, (30, 7), "float32")[:, ::2],
-            np.arange(3) + job.rank,
-            np.zeros((0, 4)),
-        ]
+        return {
+            "bytes": np.arange(5, dtype=np.uint8),
+            "floats": values(0, (30, 7), "float32")[:, ::2],
+            "integers": np.arange(3) + job.rank,
+            "nothing": np.zeros((0, 4)),
+        }
 
     together = shared.share(job, arrays)
     seen: dict[str, Any] = {
         "read": read[0],
-        "shared": [array.copy() for array in together],
-        "aligned": [array.ctypes.data % 64 for array in together],
+        "shared": [array.copy() for array in together.values()],
+        "aligned": [array.ctypes.data % 64 for array in together.values()],
     }
     job.meet()
     if job.rank == 1:
-        together[1][3, 2] = -42
+        together["floats"][3, 2] = -42
     job.meet()
-    seen["written by another"] = float(together[1][3, 2])
+    seen["written by another"] = float(together["floats"][3, 2])
 
-    def missing() -> list[NDArray]:
+    def missing() -> dict[str, NDArray]:
         raise BadInput(f"rank {job.rank} finds no file")
 
     seen["missing"] = complaint(lambda: shared.share(job, missing))
     real = os.statvfs
     os.statvfs = lambda path: SimpleNamespace(f_bavail=3, f_frsize=1 << 20)  # type: ignore[assignment, return-value]
-    seen["fits"] = complaint(lambda: shared.share(job, lambda: [np.zeros(3 << 20, np.uint8)]))
-    seen["too large"] = complaint(lambda: shared.share(job, lambda: [np.zeros(5 << 20, np.uint8)]))
+    seen["fits"] = complaint(lambda: shared.share(job, lambda: {"x": np.zeros(3 << 20, np.uint8)}))
+    seen["too large"] = complaint(lambda: shared.share(job, lambda: {"x": np.zeros(5 << 20, np.uint8)}))
     os.statvfs = real
     return seen
 

@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from fedmpi.data import Arrays, Dataset, Digits
 from fedmpi.data.base import Progress
-from fedmpi.models import BiLSTM
 
 
 class Places(Dataset):
@@ -27,9 +26,3 @@ class Places(Dataset):
         tokens = np.sort(places, axis=1)[:, :8].astype(np.int32)
         tokens[tokens == self.vocabulary] = 0
         return tokens
-
-
-class Reader(BiLSTM):
-    """Of these texts."""
-
-    vocabulary = Places.vocabulary

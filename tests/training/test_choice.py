@@ -10,19 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from fedmpi.data import Digits
-from fedmpi.models import MLP, BiLSTM, CifarCNN, LogisticRegression, Model
+from fedmpi.models import MLP, CifarCNN, LogisticRegression, Model
 from fedmpi.training.choice import clients_at_once
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
 from tests.launch import REPOSITORY, fedmpi
 from tests.programs.methods import Recurrent
-from tests.small import CPU, Client, network, normalised, plain_training, read
+from tests.small import CPU, Client, Reader, network, normalised, plain_training, read
 
 SHAPE = (1, 8, 8)
-
-
-class Reader(BiLSTM):
-    vocabulary = 20
 
 
 class Derived(Model):

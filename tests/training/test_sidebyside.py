@@ -17,7 +17,6 @@ from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.models import (
     MLP,
-    BiLSTM,
     CifarCNN,
     DenseNet121,
     ExquisiteNetV1,
@@ -33,15 +32,11 @@ from fedmpi.training.samples import Samples
 from fedmpi.training.settings import LocalTraining
 from fedmpi.training.sidebyside import SideBySideTrainer
 from fedmpi.training.trainer import WHOLE, Task
-from tests.small import CPU, SEED, texts
+from tests.small import CPU, SEED, Reader, texts
 
 # Of every kind that matters with batches of 4: less than one batch, one, one and a single sample more, several; a
 # single sample; two of the same size.
 SIZES = [21, 13, 9, 9, 5, 4, 3, 1]
-
-
-class Reader(BiLSTM):
-    vocabulary = 30
 
 
 MODELS: dict[str, Model] = {

@@ -1,0 +1,73 @@
+"""Data sets that somebody published as files: found under a root, downloaded by `fetch`, damage named."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from http.client import HTTPException
+from pathlib import Path
+from zipfile import BadZipFile
+
+from fedmpi.data.base import Arrays, Dataset, Progress
+from fedmpi.errors import BadInput
+
+
+class Published(Dataset):
+    """Files that can be downloaded, and arrays that are prepared beside them.
+
+    Args:
+        root: folder of the data sets.
+
+    Attributes:
+        name: what `python -m fedmpi.data` knows it by.
+        files: the published files, in `home`.
+    """
+
+    name: str
+    files: tuple[str, ...]
+
+    def __init__(self, root: Path = Path("data")) -> None:
+        self.root = Path(root)
+
+    @abstractmethod
+    def home(self) -> Path:
+        """The folder of the published files."""
+
+    def folder(self) -> Path:
+        return self.home()
+
+    def sources(self) -> list[Path]:
+        return [self.home() / file for file in self.files]
+
+    def read(self, progress: Progress) -> Arrays:
+        for path in self.sources():
+            if not path.exists():
+                raise BadInput(
+                    f"{path} is missing: set --dataset.root to the folder that has {self.name}, or, with"
+                    f" internet access, run `python -m fedmpi.data fetch {self.name} --root {self.root}`"
+                )
+        progress(f"{self.name}: decoding {self.home()}")
+        return self.decode(progress)
+
+    @abstractmethod
+    def decode(self, progress: Progress) -> Arrays:
+        """What `read` returns, of files that are there."""
+
+    @abstractmethod
+    def download(self) -> None:
+        """Get the files, by whatever torchvision has for it."""
+
+    def fetch(self) -> None:
+        if all(path.exists() for path in self.sources()):
+            return
+        try:
+            self.download()
+        except (RuntimeError, OSError, HTTPException, BadZipFile) as error:
+            raise BadInput(f"{self.name} cannot be fetched into {self.root}: {one_line(error)}") from error
+
+
+def damaged(path: Path, reason: str) -> BadInput:
+    return BadInput(f"{path} is damaged ({reason}): delete it and fetch the data set again")
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,231 @@
+"""Images that lie as files in folders, decoded by all cores at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi.data._published import Published, damaged, one_line
+from fedmpi.data.base import Arrays, Dataset, Progress
+from fedmpi.data.prepared import OURS, open_prepared, visible
+from fedmpi.errors import BadInput, require
+
+#: Images that a thread decodes before it takes the next ones, and seconds from one line of progress to the next.
+PIECE = 100
+QUIET_SECONDS = 10.0
+
+Labelled = list[tuple[Path, int]]
+
+
+class ImageFolder(Dataset):
+    """Photographs of your own: a folder a class, as ROOT/train/CLASS/* and ROOT/test/CLASS/*, or as ROOT/CLASS/*.
+
+    The folder for tests may also be named val. Classes count in the order of their sorted names. Where there is no
+    folder for tests, the images of each class, sorted by name, give them: of a share of 0.2 every fifth one, whatever
+    the seed. Images become RGB: their largest centred square, resized (bilinear). They are normalised by ImageNet's
+    mean and standard deviation.
+
+    Added and removed files are noticed, and the arrays prepared anew; not so a file whose content has changed.
+
+    Args:
+        root: the folder of class folders, or of train and test.
+        size: height and width to which images are brought.
+        test_share: share of test images in each class, where there is no folder for them.
+    """
+
+    mean = (0.485, 0.456, 0.406)
+    std = (0.229, 0.224, 0.225)
+
+    def __init__(self, root: Path = Path("data/images"), size: int = 64, test_share: float = 0.2) -> None:
+        require(size >= 1, "size", size, "at least 1")
+        require(0 < test_share < 1, "test_share", test_share, "above 0 and below 1")
+        self.root = Path(root)
+        self.size = size
+        self.test_share = test_share
+
+    @cached_property
+    def classes(self) -> int:  # type: ignore[override]
+        """The number of class folders; as prepared, for the images may be gone."""
+        arrays = open_prepared(self)
+        return int(arrays.train_y.max()) + 1 if arrays else len(_class_folders(self._training()))
+
+    def folder(self) -> Path:
+        return self.root / f"{OURS}size-{self.size}-test_share-{self.test_share}"
+
+    def sources(self) -> list[Path]:
+        found = [(part, _class_folders(part)) for part in (self._training(), self._test()) if part]
+        return [folder for part, classes in found if classes for folder in (part, *classes)]
+
+    def read(self, progress: Progress) -> Arrays:
+        training, test = self._training(), self._test()
+        names = [folder.name for folder in _class_folders(training)]
+        if not names:
+            raise BadInput(f"{training} has no class folders: set --dataset.root to the folder of them, or of train")
+        progress(f"ImageFolder: decoding {self.root}")
+        self.classes = len(names)
+        train_files = _labelled(training, names)
+        if test is not None:
+            test_files = _labelled(test, names)
+        else:
+            train_files, test_files = self._divided(train_files)
+        decoded = [_decode(files, self.size, self._square, progress) for files in (train_files, test_files)]
+        return Arrays(*decoded[0], *decoded[1])
+
+    def _square(self, image: Any) -> Any:
+        from PIL import Image, ImageOps
+
+        return ImageOps.fit(image, (self.size, self.size), Image.Resampling.BILINEAR)
+
+    def _training(self) -> Path:
+        return self.root / "train" if (self.root / "train").is_dir() else self.root
+
+    def _test(self) -> Path | None:
+        if self._training() == self.root:
+            return None
+        return next((self.root / name for name in ("test", "val") if (self.root / name).is_dir()), None)
+
+    def _divided(self, files: Labelled) -> tuple[Labelled, Labelled]:
+        """Of n images of a class, floor(n * test_share) are test images, spread evenly over the sorted names."""
+        parts: tuple[Labelled, Labelled] = [], []
+        before = [0] * self.classes
+        for path, label in files:
+            before[label] += 1
+            due, was_due = (int(n * self.test_share + 1e-9) for n in (before[label], before[label] - 1))
+            parts[due > was_due].append((path, label))
+        return parts
+
+
+class TinyImageNet(Published):
+    """110,000 photographs of 200 kinds of things, 3x64x64, of ImageNet (Le and Yang, 2015); its val are the tests.
+
+    Args:
+        root: folder that holds tiny-imagenet-200.
+    """
+
+    name = "TinyImageNet"
+    url = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+    md5 = "90528d7ca1a48142e341f4ef8d21d0de"
+    files = ("wnids.txt", "val/val_annotations.txt", "val/images")
+    classes = 200
+    mean = (0.4802, 0.4481, 0.3975)
+    std = (0.2302, 0.2265, 0.2262)
+
+    def home(self) -> Path:
+        return self.root / "tiny-imagenet-200"
+
+    def sources(self) -> list[Path]:
+        wnids, *others = super().sources()
+        names = _lines(wnids) if wnids.is_file() else []
+        return [wnids, *others, *(self._training(name) for name in names)]
+
+    def _training(self, name: str) -> Path:
+        return self.home() / "train" / name / "images"
+
+    def download(self) -> None:
+        from torchvision.datasets.utils import download_and_extract_archive
+
+        download_and_extract_archive(self.url, self.root, md5=self.md5, remove_finished=True)
+
+    def decode(self, progress: Progress) -> Arrays:
+        wnids, annotations, test = super().sources()
+        names = sorted(set(_lines(wnids)))
+        if len(names) != self.classes:
+            raise damaged(wnids, f"it names {len(names)} classes, not {self.classes}")
+        labels = {name: label for label, name in enumerate(names)}
+        train_files = [(path, label) for name, label in labels.items() for path in _files(self._training(name))]
+        test_files: Labelled = []
+        for number, line in enumerate(_lines(annotations), start=1):
+            file, _, rest = line.partition("\t")
+            name = rest.partition("\t")[0]
+            if name not in labels:
+                raise damaged(annotations, f"line {number} names the class {name[:20]!r}, unknown to {wnids.name}")
+            test_files.append((test / file, labels[name]))
+        if sorted(path for path, _ in test_files) != _files(test):
+            raise damaged(annotations, f"it names {len(test_files)} images, which are not those of {test}")
+        decoded = [_decode(files, 64, _as_published, progress) for files in (train_files, test_files)]
+        return Arrays(*decoded[0], *decoded[1])
+
+
+def _as_published(image: Any) -> Any:
+    if image.size != (64, 64):
+        raise ValueError(f"it is {image.width}x{image.height}, not 64x64")
+    return image
+
+
+def _decode(
+    files: Labelled, size: int, fit: Callable[[Any], Any], progress: Progress
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images [n, 3, size, size], whose channels come last in memory, and their labels.
+
+    Threads share the work, for Pillow decodes and resizes without the interpreter's lock, and each writes its images
+    where they stay: there is no second copy of them.
+
+    Args:
+        fit: makes an RGB image one of the right size.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    images = np.empty((len(files), size, size, 3), np.uint8)
+
+    def fill(start: int) -> int:
+        stop = min(start + PIECE, len(files))
+        for place in range(start, stop):
+            path = files[place][0]
+            try:
+                with Image.open(path) as image:
+                    images[place] = np.asarray(fit(image.convert("RGB")))
+            except UnidentifiedImageError:
+                raise BadInput(f"{path} is no image") from None
+            except Exception as error:  # a damaged file fails in as many ways as there are formats
+                raise BadInput(f"{path} cannot be decoded: {one_line(error)}") from error
+        return stop
+
+    said = monotonic()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ThreadPoolExecutor(cores) as pool:
+        for done in pool.map(fill, range(0, len(files), PIECE)):
+            if monotonic() - said > QUIET_SECONDS:
+                said = monotonic()
+                progress(f"{done:,} of {len(files):,} images are decoded")
+    return images.transpose(0, 3, 1, 2), np.array([label for _, label in files], np.int64)
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    return [Path(entry.path) for entry in visible(folder) if entry.is_dir()] if folder.is_dir() else []
+
+
+def _labelled(folder: Path, names: list[str]) -> Labelled:
+    """The files in the class folders, which are those of the training images."""
+    found = [path.name for path in _class_folders(folder)]
+    for name in sorted({*names} ^ {*found}):
+        raise BadInput(
+            f"{folder} has no class folder {name}, as the training images have"
+            if name in names
+            else f"{folder / name} is a class folder that the training images do not have"
+        )
+    files: Labelled = []
+    for label, name in enumerate(names):
+        paths = _files(folder / name)
+        if not paths:
+            raise BadInput(f"{folder / name} is an empty class folder")
+        files += [(path, label) for path in paths]
+    return files
+
+
+def _files(folder: Path) -> list[Path]:
+    return [Path(entry.path) for entry in visible(folder)]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except UnicodeDecodeError as error:
+        raise damaged(path, one_line(error)) from error

@@ -1,0 +1,137 @@
+"""Tweets, and whether they are negative or positive."""
+
+from __future__ import annotations
+
+import csv
+import re
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi.data._published import Published, damaged
+from fedmpi.data.base import Arrays, Progress
+from fedmpi.errors import require
+
+PADDING, UNKNOWN = 0, 1
+NEUTRAL = -1
+_LABELS = {"0": 0, "4": 1}
+_COLUMNS = 6  # label, number, date, query, user, text
+_URL = re.compile(r"(?:https?://|www\.)\S+")
+_USER = re.compile(r"@\w+")
+_TOKEN = re.compile(r"<url>|<user>|&\w+;|\w+(?:'\w+)*|[^\w\s]")
+_ROWS_A_LINE = 400_000
+
+
+class Sentiment140(Published):
+    """1,600,000 tweets, negative (0) or positive (1) by their smileys, and 359 labelled by hand (Go et al., 2009).
+
+    In lower case, cut into words and punctuation marks; each address, and each user spoken to, is one token. Tokens
+    count by their frequency in the training tweets, and of equally frequent ones the first to occur comes first; 0 is
+    padding, 1 any other token. The test tweets of label 2 (neutral) are left out. Users are the authors of training
+    tweets.
+
+    Args:
+        root: folder that holds sentiment140, with the two published CSV files.
+        vocabulary: number of different tokens, padding and the unknown one included.
+        length: tokens of a tweet: longer ones are cut, shorter ones padded at the end.
+    """
+
+    name = "Sentiment140"
+    url = "http://cs.stanford.edu/people/alecmgo/trainingandtestdata.zip"
+    files = ("training.1600000.processed.noemoticon.csv", "testdata.manual.2009.06.14.csv")
+    classes = 2
+    vocabulary: int
+
+    def __init__(self, root: Path = Path("data"), vocabulary: int = 20_000, length: int = 40) -> None:
+        require(vocabulary >= 3, "vocabulary", vocabulary, "at least 3")
+        require(length >= 1, "length", length, "at least 1")
+        super().__init__(root)
+        self.vocabulary = vocabulary
+        self.length = length
+
+    def home(self) -> Path:
+        return self.root / "sentiment140"
+
+    def folder(self) -> Path:
+        return self.home() / f"vocabulary-{self.vocabulary}-length-{self.length}"
+
+    def download(self) -> None:
+        from torchvision.datasets.utils import download_and_extract_archive
+
+        download_and_extract_archive(self.url, self.home(), remove_finished=True)
+
+    def decode(self, progress: Progress) -> Arrays:
+        train, test = self.sources()
+        tokens, authors = _Numbers(), _Numbers()
+        y, users = array("q"), array("q")
+
+        def training_texts() -> Iterator[str]:
+            for label, author, text in _rows(train, progress):
+                y.append(label)
+                users.append(authors[author])
+                yield text
+
+        found, ends = _tokenise(training_texts(), tokens.__getitem__)
+        ranks = np.full(len(tokens) + 1, UNKNOWN, np.int32)  # the last one: tokens that no training tweet has
+        best = np.argsort(-np.bincount(found, minlength=1), kind="stable")[: self.vocabulary - 2]
+        ranks[best] = np.arange(2, 2 + len(best))
+        train_x = self._padded(ranks[found], ends)
+
+        rows = [row for row in _rows(test, progress, {**_LABELS, "2": NEUTRAL}) if row[0] != NEUTRAL]
+        found, ends = _tokenise((text for _, _, text in rows), lambda token: tokens.get(token, len(tokens)))
+        test_x = self._padded(ranks[found], ends)
+        test_y = np.array([label for label, _, _ in rows], np.int64)
+        return Arrays(train_x, np.array(y), test_x, test_y, np.array(users))
+
+    def _padded(self, tokens: NDArray[np.int32], ends: NDArray[np.int64]) -> NDArray[np.int32]:
+        """[n, length], from the tokens of all tweets in a row and where each tweet ends."""
+        lengths = np.diff(ends, prepend=0)
+        place = np.arange(len(tokens)) - np.repeat(ends - lengths, lengths)
+        padded = np.full((len(ends), self.length), PADDING, np.int32)
+        padded[np.arange(self.length) < lengths[:, None]] = tokens[place < self.length]
+        padded[lengths == 0, 0] = UNKNOWN  # no sequence is empty
+        return padded
+
+
+class _Numbers(dict[str, int]):
+    """Numbers names in the order in which they are first asked for."""
+
+    def __missing__(self, name: str) -> int:
+        return self.setdefault(name, len(self))
+
+
+def _tokenise(texts: Iterable[str], number: Callable[[str], int]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """The numbers of all tokens in a row, and where each text ends."""
+    numbers, ends = array("i"), array("q")
+    for text in texts:
+        marked = _USER.sub(" <user> ", _URL.sub(" <url> ", text.lower()))
+        numbers.extend(map(number, _TOKEN.findall(marked)))
+        ends.append(len(numbers))
+    return np.array(numbers, np.int32), np.array(ends, np.int64)
+
+
+def _rows(path: Path, progress: Progress, labels: dict[str, int] = _LABELS) -> Iterator[tuple[int, str, str]]:
+    """Label, author and text of each tweet of a published file."""
+    with path.open(encoding="latin-1", newline="") as file:
+        reader = csv.reader(file)
+        number = 0
+        try:
+            for number, row in enumerate(reader, start=1):
+                if len(row) != _COLUMNS:
+                    raise damaged(path, f"line {reader.line_num} has {len(row)} columns, not {_COLUMNS}")
+                if row[0] not in labels:
+                    raise damaged(path, f"line {reader.line_num} has label {row[0][:20]}, not {' or '.join(labels)}")
+                yield labels[row[0]], row[4], row[5]
+                if number % _ROWS_A_LINE == 0:
+                    progress(f"Sentiment140: {number:,} tweets")
+        except csv.Error as error:
+            raise damaged(path, f"line {reader.line_num}: {error}") from error
+    if number == 0:
+        raise damaged(path, "it is empty")
+    with path.open("rb") as end:
+        end.seek(max(path.stat().st_size - 3, 0))
+        if not end.read().rstrip().endswith(b'"'):
+            raise damaged(path, "its last line is cut")

@@ -1,0 +1,203 @@
+"""Sentiment140: its tokens and users, files that are none of it, and an experiment on its users."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import zipfile
+from collections import Counter
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+
+from fedmpi.data import Sentiment140, Users, prepared
+from fedmpi.data.__main__ import main
+from fedmpi.errors import BadInput
+from fedmpi.training.settings import LocalTraining
+from tests.programs.words import Bag
+from tests.small import read, run
+
+TRAIN, TEST = Sentiment140.files
+ROWS = [
+    ("0", "ann", "@bob I'm SAD, sad... http://x.org/y?z=1"),
+    ("4", "bob", "glad &amp; glad www.x.org"),
+    ("0", "ann", "  "),
+    ("4", "cid", 'say ""hi"" \xe9t\xe9'),
+]
+TEST_ROWS = [("4", "ann", "glad hi bye"), ("2", "eve", "neutral"), ("0", "eve", "\t")]
+
+
+def write(path: Path, rows: list[tuple[str, str, str]]) -> None:
+    lines = [f'"{label}","1","Mon","NO_QUERY","{user}","{text}"\n' for label, user, text in rows]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(lines), encoding="latin-1")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A root with four tweets and three for tests."""
+    write(tmp_path / "sentiment140" / TRAIN, ROWS)
+    write(tmp_path / "sentiment140" / TEST, TEST_ROWS)
+    return tmp_path
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Path:
+    """A root with links to the published files, or a sample of them."""
+    given = os.environ.get("FEDMPI_TEST_DATA")
+    if given is None:
+        pytest.skip("FEDMPI_TEST_DATA names no folder of data sets")
+    (tmp_path / "sentiment140").mkdir()
+    for name in Sentiment140.files:
+        source = Path(given, "sentiment140", name)
+        if not source.exists():
+            pytest.skip(f"{source} is missing")
+        (tmp_path / "sentiment140" / name).symlink_to(source)
+    return tmp_path
+
+
+def test_tokens_by_hand(root: Path) -> None:
+    """Oracle: counted by hand; tokens rank by frequency, then by where they occur first."""
+    arrays = read(Sentiment140(root, vocabulary=8, length=9))
+    dot, sad, url, glad, quote, user = range(2, 8)  # three dots, two each of the next, and of the rest one
+    assert arrays.train_x.dtype == np.int32
+    assert arrays.train_x.tolist() == [
+        [user, 1, sad, 1, sad, dot, dot, dot, url],
+        [glad, 1, glad, url, 0, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0, 0, 0, 0, 0],
+        [1, quote, 1, quote, 1, 0, 0, 0, 0],
+    ]
+    assert arrays.test_x.tolist() == [[glad, 1, 1, 0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0, 0]]
+    assert arrays.train_y.tolist() == [0, 1, 0, 1]
+    assert arrays.test_y.tolist() == [1, 0]
+    assert arrays.train_users is not None
+    assert arrays.train_users.tolist() == [0, 1, 0, 2]
+    assert arrays.test_users is None
+
+
+def plain_tokens(text: str) -> list[str]:
+    words = " ".join("<url>" if re.match(r"https?://\S|www\.\S", word) else word for word in text.lower().split())
+    return re.findall(r"<url>|@\w+|&\w+;|\w+(?:'\w+)*|[^\w\s]", words)
+
+
+def test_published_tweets(real: Path) -> None:
+    """Oracle: one tweet after another, with a Counter."""
+    arrays = read(Sentiment140(real, vocabulary=3000, length=12))
+    content = {}
+    for name in Sentiment140.files:
+        with (real / "sentiment140" / name).open(encoding="latin-1", newline="") as file:
+            content[name] = [row for row in csv.reader(file) if row[0] != "2"]
+    texts = {
+        name: [re.sub(r"(https?://|www\.)\S+", " http://x ", row[5].lower()) for row in rows]
+        for name, rows in content.items()
+    }
+    found = {
+        name: [["<user>" if t[0] == "@" and len(t) > 1 else t for t in plain_tokens(text)] for text in some]
+        for name, some in texts.items()
+    }
+    counts = Counter(token for tokens in found[TRAIN] for token in tokens)
+    number = {token: place for place, (token, _) in enumerate(counts.most_common(2998), start=2)}
+    for name, x, y in ((TRAIN, arrays.train_x, arrays.train_y), (TEST, arrays.test_x, arrays.test_y)):
+        assert [int(row[0] == "4") for row in content[name]] == y.tolist()
+        for tokens, row in zip(found[name], x.tolist(), strict=True):
+            expected = [number.get(token, 1) for token in tokens][:12] or [1]
+            assert row == expected + [0] * (12 - len(expected))
+    names = [row[4] for row in content[TRAIN]]
+    assert arrays.train_users is not None
+    assert len({*zip(names, arrays.train_users.tolist(), strict=True)}) == len({*names})
+    assert arrays.train_users.max() == len({*names}) - 1
+
+
+def test_options_have_arrays_of_their_own(root: Path) -> None:
+    """Oracle: the shapes and largest tokens, after all have been prepared."""
+    sets = [Sentiment140(root, 8, 9), Sentiment140(root, 8, 4), Sentiment140(root, 5, 9)]
+    for dataset in sets:
+        assert prepared.load(dataset, lambda line: None).on_disk
+    for dataset in sets:
+        arrays = prepared.open_prepared(dataset)
+        assert arrays is not None
+        assert arrays.train_x.shape == (4, dataset.length)
+        assert arrays.train_x.max() == dataset.vocabulary - 1
+        assert arrays.train_users is not None
+    write(root / "sentiment140" / TRAIN, ROWS[:3])
+    assert all(prepared.open_prepared(dataset) is None for dataset in sets)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "it is empty"),
+        ('"0","1","Mon","NO_QUERY","ann","sad"\n"4","1","Mon","NO_', "line 2 has 4 columns, not 6"),
+        ('"0","1","Mon","NO_QUERY","ann","sa', "its last line is cut"),
+        ('"7","1","Mon","NO_QUERY","ann","sad"\n', "line 1 has label 7, not 0 or 4"),
+        (
+            '"0","1","Mon","NO_QUERY","ann","sad"\n"2","1","Mon","NO_QUERY","ann","so"\n',
+            "line 2 has label 2, not 0 or 4",
+        ),
+        ('{"users": ["ann"]}', "line 1 has 1 columns, not 6"),
+        ('"' + "x" * 200_000, "line 1: field larger than field limit"),
+        ("\xff\xd8\xff\xe0\x00\x10JFIF", "line 1"),
+    ],
+)
+@pytest.mark.parametrize("name", [TRAIN, TEST])
+def test_files_that_are_none_of_it(root: Path, name: str, content: str, message: str) -> None:
+    """Oracle: the messages."""
+    path = root / "sentiment140" / name
+    path.write_text(content, encoding="latin-1")
+    if name == TEST:
+        message = message.replace("2, not 0 or 4", "").replace("0 or 4", "0 or 4 or 2")
+        if '"2"' in content:
+            return  # left out, and no mistake
+    with pytest.raises(BadInput) as error:
+        prepared.load(Sentiment140(root), lambda line: None)
+    assert str(error.value).startswith(f"{path} is damaged ({message}")
+    assert "\n" not in str(error.value)
+
+
+def test_fetch(root: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the arrays of the files that were packed; and the message where there is no archive."""
+    with zipfile.ZipFile(root / "archive.zip", "w") as packed:
+        for name in Sentiment140.files:
+            packed.write(root / "sentiment140" / name, name)
+    there = tmp_path_factory.mktemp("there")
+    monkeypatch.setattr(Sentiment140, "url", "http://127.0.0.1:9/archive.zip")
+    with pytest.raises(BadInput, match=f"^Sentiment140 cannot be fetched into {there}: .*refused.*$"):
+        Sentiment140(there).fetch()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=root)) as server:
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        monkeypatch.setattr(Sentiment140, "url", f"http://127.0.0.1:{server.server_port}/archive.zip")
+        assert main(["fetch", "Sentiment140", "--root", str(there), "--vocabulary", "8", "--length", "9"]) == 0
+        server.shutdown()
+    arrays = prepared.open_prepared(Sentiment140(there, 8, 9))
+    assert arrays is not None
+    assert np.array_equal(arrays.train_x, read(Sentiment140(root, 8, 9)).train_x)
+    Sentiment140(there).fetch()  # nothing is missing, so no server is asked
+
+
+def test_an_experiment_on_users(real: Path, tmp_path: Path) -> None:
+    """Oracle: how many tweets of either kind the users have, and that the bag of words learns from them."""
+    dataset = Sentiment140(real, vocabulary=2000)
+    made = run(
+        tmp_path / "x.h5",
+        dataset=dataset,
+        partition=Users(min_samples=3),
+        model=Bag(),
+        clients=200,
+        rounds=3,
+        local=LocalTraining(epochs=5, lr=1.0),
+    )
+    arrays = prepared.open_prepared(dataset)
+    assert arrays is not None
+    assert arrays.train_users is not None
+    of_users = np.zeros((arrays.train_users.max() + 1, 2), np.int64)
+    np.add.at(of_users, (arrays.train_users, arrays.train_y), 1)
+    enough = Counter(map(tuple, of_users[of_users.sum(axis=1) >= 3].tolist()))
+    clients = Counter(map(tuple, made.partition["label_counts"].tolist()))
+    assert clients.total() == 200
+    assert all(enough[counts] >= number for counts, number in clients.items())
+    assert made.rounds["train_loss"][-1] < made.rounds["train_loss"][0]
