@@ -110,6 +110,6 @@ class FedMA(Algorithm):
             terms = weights[:, columns] * weights.new_tensor(mine)
             mean.add(terms, replace(block, mass=np.minimum(block.mass, 1)))
         result = mean.reduce() * alike.total_mass
-        unseen = (counted.sum(0) == 0)[class_of]
+        unseen = np.flatnonzero((counted.sum(0) == 0)[class_of])
         result[unseen] = self.weights[columns][unseen]
         return result
