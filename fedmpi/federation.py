@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedmpi.adversary import Adversary
 from fedmpi.aggregation import WeightedMean
-from fedmpi.attacks import Attack
 from fedmpi.channel import Channel
 from fedmpi.client_state import ClientState, StateKeeper
 from fedmpi.compression import Compression
@@ -28,6 +28,7 @@ from fedmpi.ledger import Ledger, Outcome
 from fedmpi.mpi.world import World
 from fedmpi.scheduling import Cohort
 from fedmpi.scheduling.placement import CostModel
+from fedmpi.stack import Stack
 from fedmpi.training.block import Block, Hooks, Phase
 from fedmpi.training.layout import Layout
 from fedmpi.training.trainer import WHOLE, Trainer
@@ -66,7 +67,8 @@ class Federation:
         initial: number -> freshly drawn weights [P], the same on every rank.
         rounds: how many there will be.
         total_mass: what all clients count together in a mean.
-        attack, compression: of what the clients send.
+        adversary: what malicious clients do to what they send; None: all are honest.
+        compression: of what the clients send.
 
     Attributes:
         clients: how many there are.
@@ -90,7 +92,7 @@ class Federation:
         initial: Callable[[int], Tensor],
         rounds: int,
         total_mass: int,
-        attack: Attack,
+        adversary: Adversary | None,
         compression: Compression,
     ) -> None:
         self.clients = len(split.samples)
@@ -111,7 +113,7 @@ class Federation:
         self._trainer = trainer
         self._evaluator = evaluator
         self._initial = initial
-        self._attack = attack
+        self._adversary = adversary
         self._compression = compression
         self._ledger: Ledger
         self._channels: list[Channel] = []
@@ -156,8 +158,15 @@ class Federation:
             groups: how many means are formed side by side.
             columns: the part of the model that the vectors are, if not all of it, in rising order; only this is sent.
         """
-        channel = self._channel(start, columns)
+        channel = self._channel(cohort, start, columns)
         return self._mean_over(cohort, groups, columns, cohort.expected_mass, channel)
+
+    def stack(self, cohort: Cohort, start: Tensor) -> Stack:
+        """An empty stack for the models [P] that the clients of `cohort` send, which received `start` [P].
+
+        See `Stack`, and `Channel` for what else becomes of what is sent.
+        """
+        return Stack(self._world, cohort, start, self.layout.parameters, self._channel(cohort, start))
 
     def share(self, cohort: Cohort) -> float:
         """How much of all clients a cohort is: m / N if they count alike."""
@@ -385,6 +394,8 @@ class Federation:
         with self._doing("ending the round"):
             self._be_idle()
             outcome = self._ledger.close(sum(channel.bytes for channel in self._channels))
+        if self._adversary:
+            outcome.clients["malicious"] = self._adversary.malicious[self._ledger.cohort.clients].astype(np.int64)
         workers = list(self._world.workers)
         for name, values in self._costs.columns().items():
             outcome.ranks[name] = np.full(self._world.size, np.nan)
@@ -413,9 +424,14 @@ class Federation:
             self._world, parameters, size, cohort.total_mass, groups, self.device, expected_mass, channel
         )
 
-    def _channel(self, start: Tensor | None, columns: slice | NDArray[np.int64] | None = None) -> Channel:
+    def _channel(
+        self, cohort: Cohort, start: Tensor | None, columns: slice | NDArray[np.int64] | None = None
+    ) -> Channel:
         _, parameters = self._extent(columns)
-        self._channels.append(Channel(self._attack, self._compression, parameters, start))
+        number = len(self._channels)
+        self._channels.append(
+            Channel(self._adversary, self._compression, parameters, start, cohort.clients, self.round, number)
+        )
         return self._channels[-1]
 
     def _extent(self, columns: slice | NDArray[np.int64] | None) -> tuple[int, int]:

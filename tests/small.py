@@ -46,7 +46,12 @@ class Alone(World):
 
 def run(path: Path, algorithm: Algorithm | None = None, **settings: Any) -> results.Run:
     """Run an experiment in this process: by default 4 clients, all in every round, logistic regression on digits."""
-    components = {"dataset": Digits(), "partition": IID(), "model": LogisticRegression(), "sampler": All()}
+    components: dict[str, Any] = {
+        "dataset": Digits(),
+        "partition": IID(),
+        "model": LogisticRegression(),
+        "sampler": All(),
+    }
     components |= {"server_optimizer": Replace(), "compression": Dense(), "attack": NoAttack()}
     components |= {"availability": Always(), "conditions": Ideal()}
     chosen = {**components, "clients": 4, "rounds": 1, "device": "cpu", "seed": SEED, **settings}

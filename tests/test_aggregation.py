@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmpi.aggregation import Diverged, WeightedMean
-from fedmpi.attacks import NoAttack
 from fedmpi.channel import Channel
 from fedmpi.compression import Dense
 from fedmpi.mpi.world import World
@@ -216,7 +215,7 @@ def test_one_group_is_no_group(world: World) -> None:
 
 def test_what_comes_through_a_channel(world: World) -> None:
     """Oracle: 4 bytes for each of 10 elements of 3 clients, and the mean that is formed without a channel."""
-    channel = Channel(NoAttack(), Dense(), 7, torch.ones(2, 10))
+    channel = Channel(None, Dense(), 7, torch.ones(2, 10), np.arange(3), 1, 0)
     sent, plain = (WeightedMean(world, 7, 10, 3, 2, CPU, channel=way) for way in (channel, None))
     for mean in (sent, plain):
         mean.add(torch.rand(2, 10, generator=torch.Generator().manual_seed(0)), block(0, 1), np.array([0, 1]))

@@ -82,6 +82,12 @@ class Layout:
     def parameters(self) -> int:
         return self.segments["statistics"].start
 
+    @property
+    def variances(self) -> list[slice]:
+        """The columns of running variances, which are not negative."""
+        entries = [entry for entry in self.entries if entry.name.rpartition(".")[2] == "running_var"]
+        return [slice(entry.offset, entry.offset + entry.size) for entry in entries]
+
     @classmethod
     def of(cls, module: nn.Module) -> Layout:
         head = next((layer for layer in reversed(list(module.modules())) if isinstance(layer, nn.Linear)), None)
