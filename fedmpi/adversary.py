@@ -36,6 +36,7 @@ class Adversary:
         self._seed = seed
         self.malicious = attack.malicious(clients, seed)
         self.colludes = isinstance(attack, Collusion)
+        self._lies = self.colludes or type(attack).change is not Attack.change
 
     @classmethod
     def of(cls, world: World, attack: Attack, clients: int, seed: int) -> Adversary | None:
@@ -50,8 +51,8 @@ class Adversary:
         return poisoned
 
     def among(self, block: Block) -> NDArray[np.int64]:
-        """Positions in the block of those who are malicious."""
-        return np.flatnonzero(self.malicious[block.clients])
+        """Positions in the block of those who send something else than what they trained."""
+        return np.flatnonzero(self.malicious[block.clients] & self._lies)
 
     def change(self, change: Tensor, clients: NDArray[np.int64], round: int, number: int) -> Tensor:
         """[K, d], what these malicious clients send in place of their changes [K, d].

@@ -62,18 +62,18 @@ class Channel:
         """
         count, size = vectors.shape
         self.bytes += count * (self._compression.bytes(self._parameters) + 4 * (size - self._parameters))
-        malicious = self._adversary.among(block).tolist() if self._adversary else []
-        if self._adversary and malicious:
+        liars = self._adversary.among(block).tolist() if self._adversary else []
+        if self._adversary and liars:
             if self._adversary.colludes:
-                honest = [k for k in range(count) if k not in malicious]
-                self._held.append((vectors[malicious], block.rows(malicious), group[malicious]))
+                honest = [k for k in range(count) if k not in liars]
+                self._held.append((vectors[liars], block.rows(liars), group[liars]))
                 vectors, block, group = vectors[honest], block.rows(honest), group[honest]
             else:
-                start = self._starts(vectors, group)[malicious]
-                change = vectors[malicious, : self._parameters] - start
-                change = self._adversary.change(change, block.clients[malicious], self._round, self._number)
+                start = self._starts(vectors, group)[liars]
+                change = vectors[liars, : self._parameters] - start
+                change = self._adversary.change(change, block.clients[liars], self._round, self._number)
                 vectors = vectors.clone()
-                vectors[malicious, : self._parameters] = start + change
+                vectors[liars, : self._parameters] = start + change
         return self._compressed(vectors, group), block, group
 
     def late(self) -> Iterator[Arrived]:
