@@ -132,12 +132,12 @@ class ALIE(Collusion):
 
     Args:
         share: of all clients that are malicious.
-        z: how far off; null: by the paper's formula, from how many clients of the round are malicious, at least 0.
+        z: how far off; null: by the paper's formula, from how many clients of the round are malicious.
     """
 
     def __init__(self, share: float = 0.2, z: float | None = None) -> None:
         super().__init__(share)
-        require(z is None or abs(z) < float("inf"), "z", z, "a finite number")
+        require(z is None or 0 <= z < float("inf"), "z", z, "at least 0")
         self.z = z
 
     def agree(self, changes: NDArray[np.float32], cohort: int) -> NDArray[np.float32]:

@@ -233,7 +233,7 @@ def test_honest_vectors_are_not_touched() -> None:
         ("SignFlip --attack.share 1.5", "--attack.share = 1.5: must be at least 0 and at most 1"),
         ("SignFlip --attack.scale 0", "--attack.scale = 0.0: must be above 0"),
         ("Gaussian --attack.std -1", "--attack.std = -1.0: must be above 0"),
-        ("ALIE --attack.z .inf", "--attack.z = inf: must be a finite number"),
+        ("ALIE --attack.z -1", "--attack.z = -1.0: must be at least 0"),
         ("ALIE --algorithm Centralized", "--attack = ALIE: Centralized has no clients that could be malicious"),
         (
             "Krum",
