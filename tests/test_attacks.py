@@ -217,11 +217,13 @@ def test_an_attack_comes_before_compression(attack: Attack) -> None:
 
 
 def test_honest_vectors_are_not_touched() -> None:
-    """Oracle: their bits, where start + (vector - start) would have others."""
+    """Oracle: their bits, where start + (vector - start) would have others; the clients keep what they trained."""
     attack = SignFlip(0.4)
     vectors, start = torch.rand(CLIENTS, 50), 1e3 * torch.rand(50)
     channel = Channel(Adversary(Alone(), attack, CLIENTS, SEED), Dense(), 50, start, np.arange(CLIENTS), 1, 0)
-    arrived, _, _ = channel.send(vectors, block(*range(CLIENTS)), np.zeros(CLIENTS, dtype=np.int64))
+    trained = vectors.clone()
+    arrived, _, _ = channel.send(trained, block(*range(CLIENTS)), np.zeros(CLIENTS, dtype=np.int64))
+    assert torch.equal(trained, vectors)
     honest = [k for k in range(CLIENTS) if k not in malicious(attack)]
     assert torch.equal(arrived[honest], vectors[honest])
     assert not torch.equal((start + (vectors - start))[honest], vectors[honest])
