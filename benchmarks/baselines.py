@@ -10,18 +10,12 @@ whose file is there and finished with as many rounds are not repeated. Prints th
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from itertools import product, repeat
+from itertools import product
 from pathlib import Path
 
-from tqdm import tqdm
-
-from fedmpi import results
-from fedmpi.errors import BadInput
+from benchmarks.runs import train_all
 from fedmpi.results.__main__ import main as show
 
 PROTOCOL = (
@@ -54,24 +48,6 @@ ALPHAS = (0.1, 0.5)
 TARGETS = ("0.7", "0.8")
 
 
-def done(path: Path, rounds: int) -> bool:
-    try:
-        run = results.open(path)
-    except BadInput:
-        return False
-    return run.status == "finished" and run.settings["rounds"] == rounds
-
-
-def train(path: Path, options: str, rounds: int) -> str:
-    """Run one experiment unless it is there; what it printed if it failed."""
-    if done(path, rounds):
-        return ""
-    command = [sys.executable, "-m", "fedmpi", *shlex.split(options), "--rounds", str(rounds)]
-    command += ["--output", str(path), "--overwrite"]
-    found = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    return f"{path}: {found.stderr.strip()}" if found.returncode else ""
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.baselines")
     parser.add_argument("--data", type=Path, default=Path("data"), help="root of the data set (default: data)")
@@ -80,19 +56,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="(default: 3)")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), help="(default: all)")
     chosen = parser.parse_args()
-    chosen.folder.mkdir(parents=True, exist_ok=True)
     experiments = {
         chosen.folder / f"{method}-{alpha}-{seed}.h5": f"{PROTOCOL} --dataset.root {shlex.quote(str(chosen.data))}"
         f" --partition.alpha {alpha} --seed {seed} {METHODS[method]}"
         for seed, alpha, method in product(range(chosen.seeds), ALPHAS, chosen.methods)
     }
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(train, experiments.keys(), experiments.values(), repeat(chosen.rounds))
-        problems = [problem for problem in tqdm(found, total=len(experiments), unit="run") if problem]
-    for problem in problems:
-        print(problem, file=sys.stderr)
+    went_well = train_all(experiments, chosen.rounds)
     by_method = sorted(experiments, key=lambda path: (path.name.split("-")[1], list(experiments).index(path)))
-    sys.exit(max(show(["table", *map(str, by_method), "--targets", *TARGETS]), bool(problems)))
+    sys.exit(max(show(["table", *map(str, by_method), "--targets", *TARGETS]), not went_well))
 
 
 if __name__ == "__main__":

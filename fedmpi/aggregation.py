@@ -90,7 +90,45 @@ class WeightedMean:
         """
         groups = np.zeros(len(vectors), dtype=np.int64) if group is None else torch.as_tensor(group).cpu().numpy()
         if self._channel:
-            vectors = self._channel.send(vectors, block, groups)
+            vectors, block, groups = self._channel.send(vectors, block, groups)
+        self._add(vectors, block, groups)
+
+    def reduce(self, empty: Tensor | None = None) -> Tensor:
+        """The mean over all ranks' vectors: [P], or [groups, P].
+
+        Args:
+            empty: what stands for mass that is not there, as a rule that of a mean without a single vector; in the
+                shape of the result; default zeros.
+
+        Raises:
+            Diverged: as `add`, of a vector that the channel held back.
+
+        Returns:
+            The float32 mean at the server, in memory that the node's ranks share, so that it can be broadcast without
+            a copy: not to be changed in place while they may read it. On the other ranks a tensor of the same shape
+            on the meta device: it takes no memory, goes through the server's arithmetic, and cannot be read by
+            mistake.
+        """
+        for late in self._channel.late() if self._channel else ():
+            self._add(*late)
+        if self._rows.device.type != "cpu":
+            torch.from_numpy(self._shared.rows).copy_(self._rows)
+        means, masses = self._shared.form(self._total_mass)
+        shape = means.shape if self._grouped else means.shape[1:]
+        if not self._world.is_server:
+            return torch.empty(shape, device="meta")
+        result = torch.from_numpy(means)
+        for row in np.flatnonzero(masses == 0):
+            result[row] = 0 if empty is None else empty.view(result.shape)[row]
+        result = result.view(shape)
+        if self._expected_mass is not None and self._expected_mass != masses[0]:
+            # sum_k m_k x_k / expected + (1 - sum_k m_k / expected) empty; a variance could become negative so.
+            trained = result[: self._parameters]
+            start = torch.zeros_like(trained) if empty is None else empty[: self._parameters]
+            trained.copy_(start.lerp(trained, masses[0] / self._expected_mass))
+        return result
+
+    def _add(self, vectors: Tensor, block: Block, groups: NDArray[np.int64]) -> None:
         counted = np.flatnonzero(block.mass)
         if len(counted) < len(vectors):
             vectors, groups, block = vectors[counted], groups[counted], block.rows(counted.tolist())
@@ -115,36 +153,6 @@ class WeightedMean:
                 if not alone:
                     term.add_(magic)
                 _accumulate(into, rows[some], term.view(torch.int64))
-
-    def reduce(self, empty: Tensor | None = None) -> Tensor:
-        """The mean over all ranks' vectors: [P], or [groups, P].
-
-        Args:
-            empty: what stands for mass that is not there, as a rule that of a mean without a single vector; in the
-                shape of the result; default zeros.
-
-        Returns:
-            The float32 mean at the server, in memory that the node's ranks share, so that it can be broadcast without
-            a copy: not to be changed in place while they may read it. On the other ranks a tensor of the same shape
-            on the meta device: it takes no memory, goes through the server's arithmetic, and cannot be read by
-            mistake.
-        """
-        if self._rows.device.type != "cpu":
-            torch.from_numpy(self._shared.rows).copy_(self._rows)
-        means, masses = self._shared.form(self._total_mass)
-        shape = means.shape if self._grouped else means.shape[1:]
-        if not self._world.is_server:
-            return torch.empty(shape, device="meta")
-        result = torch.from_numpy(means)
-        for row in np.flatnonzero(masses == 0):
-            result[row] = 0 if empty is None else empty.view(result.shape)[row]
-        result = result.view(shape)
-        if self._expected_mass is not None and self._expected_mass != masses[0]:
-            # sum_k m_k x_k / expected + (1 - sum_k m_k / expected) empty; a variance could become negative so.
-            trained = result[: self._parameters]
-            start = torch.zeros_like(trained) if empty is None else empty[: self._parameters]
-            trained.copy_(start.lerp(trained, masses[0] / self._expected_mass))
-        return result
 
 
 def _tiles(rows: int, begin: int, end: int) -> Iterator[tuple[slice, slice]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmpi import randomness
+from fedmpi.adversary import Adversary
 from fedmpi.algorithms import Algorithm
 from fedmpi.data import Arrays, Dataset, Split, make_split, prepared
 from fedmpi.environment import describe
@@ -78,7 +79,9 @@ def assemble(experiment: Experiment, world: World) -> Federation:
             raise BadInput(
                 f"= {name}: cannot pool what each client sees in a way of its own, as with {how}", "--algorithm"
             )
-    train = Samples(arrays.train_x, arrays.train_y, dataset.mean, dataset.std, device)
+    adversary = Adversary.of(world, experiment.attack, experiment.clients, experiment.seed)
+    labels = adversary.poison(arrays.train_y, split.train, dataset.classes) if adversary else arrays.train_y
+    train = Samples(arrays.train_x, labels, dataset.mean, dataset.std, device)
     test = Samples(arrays.test_x, arrays.test_y, dataset.mean, dataset.std, device)
     pixels = PixelOrders(split, train.pixels, device)
     owners = np.empty(len(arrays.test_y), dtype=np.int64)
@@ -96,7 +99,7 @@ def assemble(experiment: Experiment, world: World) -> Federation:
         lambda number: build(number).weights[0].clone(),
         experiment.rounds,
         int(masses(split.samples, experiment.weighting).sum()),
-        experiment.attack,
+        adversary,
         experiment.compression,
         experiment.seed,
     )

@@ -1,24 +1,159 @@
-"""Clients that do not do what they should, for tests of aggregation rules that are to withstand them."""
+"""Clients that do not do what they should, for tests of aggregation rules that are to withstand them.
+
+A fixed share of all clients is malicious. They train like the others and send something else in place of their
+change of the trained parameters (running statistics of normalisation layers stay as they are), or they train as they
+should on labels that are wrong.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi.errors import require
+from fedmpi.randomness import stream
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Attack(ABC):
-    """Base of the attacks."""
+class Attack:
+    """Base of the attacks; by itself it does no harm.
 
-    @abstractmethod
-    def change(self, change: Tensor) -> Tensor:
-        """What malicious clients send in place of their changes [K, d]."""
+    Args:
+        share: of all clients that are malicious, rounded to whole clients; who they are is drawn from the seed.
+    """
+
+    def __init__(self, share: float) -> None:
+        require(0 <= share <= 1, "share", share, "at least 0 and at most 1")
+        self.share = share
+
+    def malicious(self, clients: int, seed: int) -> NDArray[np.bool_]:
+        """[clients] who is, in all rounds alike."""
+        return np.isin(
+            np.arange(clients), stream(seed, "malicious").permutation(clients)[: round(self.share * clients)]
+        )
+
+    def poison(self, labels: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+        """[n], what a malicious client takes for the labels [n] of its training samples."""
+        return labels
+
+    def change(self, change: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
+        """[K, d], what K malicious clients send in place of their changes [K, d].
+
+        Args:
+            rngs: a generator of each client's own.
+        """
+        return change
 
 
 class NoAttack(Attack):
     """All clients are honest."""
 
-    def change(self, change: Tensor) -> Tensor:
-        return change
+    def __init__(self) -> None:
+        super().__init__(share=0.0)
+
+
+class SignFlip(Attack):
+    """The opposite of the change is sent, as in Li et al. (RSA, AAAI 2019, https://arxiv.org/abs/1811.03761).
+
+    Args:
+        share: of all clients that are malicious.
+        scale: how many times the opposite.
+    """
+
+    def __init__(self, share: float = 0.2, scale: float = 1.0) -> None:
+        super().__init__(share)
+        require(0 < scale < float("inf"), "scale", scale, "above 0")
+        self.scale = scale
+
+    def change(self, change: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
+        return -self.scale * change
+
+
+class Gaussian(Attack):
+    """Noise is sent in place of the change, as in Blanchard et al. (NeurIPS 2017).
+
+    Args:
+        share: of all clients that are malicious.
+        std: standard deviation of every number.
+    """
+
+    def __init__(self, share: float = 0.2, std: float = 1.0) -> None:
+        super().__init__(share)
+        require(0 < std < float("inf"), "std", std, "above 0")
+        self.std = std
+
+    def change(self, change: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
+        import torch
+
+        noise = np.stack([rng.standard_normal(change.shape[1], dtype=np.float32) for rng in rngs])
+        return torch.from_numpy(noise).to(change.device).mul_(self.std)
+
+
+class LabelFlip(Attack):
+    """Label y of C classes is taken for C - 1 - y in training, as in Fang et al. (USENIX Security 2020).
+
+    The clients then do as they should. Test samples keep their labels, and so do the counts in the results.
+
+    Args:
+        share: of all clients that are malicious.
+    """
+
+    def __init__(self, share: float = 0.2) -> None:
+        super().__init__(share)
+
+    def poison(self, labels: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+        return classes - 1 - labels
+
+
+class Collusion(Attack, ABC):
+    """Base of the attacks in which a round's malicious clients know each other's changes, and all send the same."""
+
+    @abstractmethod
+    def agree(self, changes: NDArray[np.float32], cohort: int) -> NDArray[np.float32]:
+        """[c], what all of them send, from c coordinates of their changes.
+
+        Args:
+            changes: [b, c], of the malicious clients of the round, in the order of their numbers.
+            cohort: m, how many clients the round has.
+        """
+
+
+class ALIE(Collusion):
+    """A little is enough: mean - z * standard deviation of the malicious clients' honest changes, coordinatewise.
+
+    Baruch, Baruch, Goldberg: A Little Is Enough: Circumventing Defenses For Distributed Learning. NeurIPS 2019.
+    https://arxiv.org/abs/1902.06156
+
+    Args:
+        share: of all clients that are malicious.
+        z: how far off; null: by the paper's formula, from how many clients of the round are malicious.
+    """
+
+    def __init__(self, share: float = 0.2, z: float | None = None) -> None:
+        super().__init__(share)
+        require(z is None or 0 <= z < float("inf"), "z", z, "at least 0")
+        self.z = z
+
+    def agree(self, changes: NDArray[np.float32], cohort: int) -> NDArray[np.float32]:
+        z = most_hidden(cohort, len(changes)) if self.z is None else self.z
+        values = changes.astype(np.float64)
+        return (values.mean(0) - z * values.std(0)).astype(np.float32)
+
+
+def most_hidden(clients: int, malicious: int) -> float:
+    """z of Baruch et al. (2019): so many honest clients are further off that they and the malicious are a majority.
+
+    That is the quantile (n - b - s) / (n - b) of the standard normal distribution, for n clients of whom b are
+    malicious and s = floor(n / 2 + 1) - b honest ones are needed; 0 where that is below one half.
+    """
+    from statistics import NormalDist
+
+    honest = max(clients - malicious, 1)
+    needed = max(clients // 2 + 1 - malicious, 1)
+    return NormalDist().inv_cdf(max((honest - needed) / honest, 0.5))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from fedmpi.algorithms import Algorithm
-from fedmpi.attacks import Attack
+from fedmpi.attacks import Attack, NoAttack
 from fedmpi.compression import Compression, Dense
 from fedmpi.data import Dataset, Partition
 from fedmpi.errors import BadInput, require
@@ -39,7 +39,7 @@ class Experiment:
         sampler: how the clients of a round, its cohort, are chosen.
         server_optimizer: how the server moves its model towards the mean of the clients'.
         compression: how clients compress what they send.
-        attack: what malicious clients do.
+        attack: what malicious clients send, or train on, and how many of the clients are malicious.
         availability: which clients can be reached in a round.
         conditions: how long the clients take in virtual time, and whose updates arrive.
         clients: number of clients.
@@ -99,6 +99,7 @@ class Experiment:
         sampler.check(clients, size)
         availability.check(clients)
         conditions.check(local)
+        algorithm.check(size)
         has_chances = sampler.chance(size, clients) is not None
         kind = type(sampler).__name__
         require(weighting != "horvitz_thompson" or has_chances, "weighting", weighting, f"another with {kind}")
@@ -110,6 +111,11 @@ class Experiment:
         if not algorithm.takes_compression and not isinstance(compression, Dense):
             rule, method = type(compression).__name__, type(algorithm).__name__
             raise BadInput(f"= {rule}: {method} has no changes to compress", "compression")
+        if algorithm.counts_clients_alike and weighting not in (None, "uniform"):
+            raise BadInput(f"= {weighting}: {type(algorithm).__name__} counts all clients alike", "weighting")
+        if algorithm.pools_clients and not isinstance(attack, NoAttack):
+            name = type(algorithm).__name__
+            raise BadInput(f"= {type(attack).__name__}: {name} has no clients that could be malicious", "attack")
         if algorithm.counts_clients_once and sampler.weighting:
             rule, method = type(sampler).__name__, type(algorithm).__name__
             raise BadInput(f"= {rule}: draws clients twice, which {method} cannot count", "sampler")

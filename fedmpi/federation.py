@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,9 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedmpi import randomness
+from fedmpi.adversary import Adversary
 from fedmpi.aggregation import WeightedMean
-from fedmpi.attacks import Attack
 from fedmpi.channel import Channel
 from fedmpi.client_state import ClientState, StateKeeper
 from fedmpi.compression import Compression
@@ -30,6 +28,7 @@ from fedmpi.ledger import Ledger, Outcome
 from fedmpi.mpi.world import World
 from fedmpi.scheduling import Cohort
 from fedmpi.scheduling.placement import CostModel
+from fedmpi.stack import Stack
 from fedmpi.training.block import Block, Hooks, Phase
 from fedmpi.training.layout import Columns, Layout
 from fedmpi.training.symmetry import Group
@@ -69,7 +68,8 @@ class Federation:
         initial: number -> freshly drawn weights [P], the same on every rank.
         rounds: how many there will be.
         total_mass: what all clients count together in a mean.
-        attack, compression: of what the clients send.
+        adversary: what malicious clients do to what they send; None: all are honest.
+        compression: of what the clients send.
         seed: of the experiment.
 
     Attributes:
@@ -94,7 +94,7 @@ class Federation:
         initial: Callable[[int], Tensor],
         rounds: int,
         total_mass: int,
-        attack: Attack,
+        adversary: Adversary | None,
         compression: Compression,
         seed: int,
     ) -> None:
@@ -116,7 +116,7 @@ class Federation:
         self._trainer = trainer
         self._evaluator = evaluator
         self._initial = initial
-        self._attack = attack
+        self._adversary = adversary
         self._compression = compression
         self._seed = seed
         self._ledger: Ledger
@@ -162,8 +162,15 @@ class Federation:
             groups: how many means are formed side by side.
             columns: the part of the model that the vectors are, if not all of it; only this is sent.
         """
-        channel = self._channel(start, columns)
+        channel = self._channel(cohort, start, columns)
         return self._mean_over(cohort, groups, columns, cohort.expected_mass, channel)
+
+    def stack(self, cohort: Cohort, start: Tensor) -> Stack:
+        """An empty stack for the models [P] that the clients of `cohort` send, which received `start` [P].
+
+        See `Stack`, and `Channel` for what else becomes of what is sent.
+        """
+        return Stack(self._world, cohort, start, self.layout.parameters, self._channel(cohort, start))
 
     def payload(self, algorithm: Algorithm) -> tuple[int, int]:
         """Bytes of vectors that a client receives, and sends in the compressed form, in a round of this method."""
@@ -405,6 +412,8 @@ class Federation:
         with self._doing("ending the round"):
             self._be_idle()
             outcome = self._ledger.close(sum(channel.bytes for channel in self._channels))
+        if self._adversary:
+            outcome.clients["malicious"] = self._adversary.malicious[self._ledger.cohort.clients].astype(np.int64)
         workers = list(self._world.workers)
         for name, values in self._costs.columns().items():
             outcome.ranks[name] = np.full(self._world.size, np.nan)
@@ -433,13 +442,13 @@ class Federation:
             self._world, parameters, size, cohort.total_mass, groups, self.device, expected_mass, channel
         )
 
-    def _channel(self, start: Tensor | None, columns: Columns) -> Channel:
-        _, parameters = self.layout.extent(columns)
-        name = f"compression {len(self._channels)}"  # a method sends the same vectors in every round
+    def _channel(self, cohort: Cohort, start: Tensor | None, columns: Columns = slice(None)) -> Channel:
+        number, (_, parameters) = len(self._channels), self.layout.extent(columns)
+        name = f"compression {number}"  # a method sends the same vectors in every round
         if name not in self.states.states and (count := self._compression.kept(parameters)):
             self.states.create(name, torch.zeros(count), self.device)
-        kept, keys = self.states.states.get(name), partial(randomness.keys, self._seed, name, self.round)
-        self._channels.append(Channel(self._attack, self._compression, parameters, start, kept, keys, self.round))
+        kept, about = self.states.states.get(name), (cohort.clients, self._seed, self.round, number)
+        self._channels.append(Channel(self._adversary, self._compression, parameters, start, kept, *about))
         return self._channels[-1]
 
     def _at_home(self) -> NDArray[np.int64]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -18,7 +19,9 @@ from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.attacks import NoAttack
 from fedmpi.compression import Dense
 from fedmpi.data import IID, Arrays, Dataset, Digits, Partition
+from fedmpi.evaluation import Evaluation
 from fedmpi.experiment import Experiment
+from fedmpi.federation import Federation, Trained
 from fedmpi.models import BiLSTM, Model
 from fedmpi.models.mlp import LogisticRegression
 from fedmpi.mpi.world import World
@@ -46,7 +49,12 @@ class Alone(World):
 
 def run(path: Path, algorithm: Algorithm | None = None, **settings: Any) -> results.Run:
     """Run an experiment in this process: by default 4 clients, all in every round, logistic regression on digits."""
-    components = {"dataset": Digits(), "partition": IID(), "model": LogisticRegression(), "sampler": All()}
+    components: dict[str, Any] = {
+        "dataset": Digits(),
+        "partition": IID(),
+        "model": LogisticRegression(),
+        "sampler": All(),
+    }
     components |= {"server_optimizer": Replace(), "compression": Dense(), "attack": NoAttack()}
     components |= {"availability": Always(), "conditions": Ideal()}
     chosen = {**components, "clients": 4, "rounds": 1, "device": "cpu", "seed": SEED, **settings}
@@ -234,3 +242,36 @@ class Client:
     def moved(self) -> Tensor:
         """[P], how far training went."""
         return (self.model.weights - self.start)[0]
+
+
+class Spy:
+    """What the federation trains and measures.
+
+    Attributes:
+        trained: {client: [P]} of each round.
+        measured: the vectors [P] of each round, the first of them the server's model.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.trained: list[dict[int, NDArray[np.float64]]] = []
+        self.measured: list[list[Tensor]] = []
+        train, evaluate, begin = Federation.train, Federation.evaluate, Federation.begin
+
+        def noting_begin(fed: Federation, round: int) -> None:
+            self.trained.append({})
+            self.measured.append([])
+            begin(fed, round)
+
+        def noting_train(fed: Federation, block: Block, *arguments: Any, **options: Any) -> Trained:
+            result = train(fed, block, *arguments, **options)
+            for client, row in zip(block.clients.tolist(), result.weights, strict=True):
+                self.trained[-1][client] = row.double().numpy().copy()
+            return result
+
+        def noting_evaluate(fed: Federation, weights: Tensor) -> Evaluation:
+            self.measured[-1].append(weights.clone())
+            return evaluate(fed, weights)
+
+        patch.setattr(Federation, "begin", noting_begin)
+        patch.setattr(Federation, "train", noting_train)
+        patch.setattr(Federation, "evaluate", noting_evaluate)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from itertools import permutations
 from pathlib import Path
 
@@ -13,9 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedmpi import randomness
 from fedmpi.aggregation import Diverged, WeightedMean
-from fedmpi.attacks import NoAttack
 from fedmpi.channel import Channel
 from fedmpi.compression import Dense
 from fedmpi.mpi.world import World
@@ -218,7 +215,7 @@ def test_one_group_is_no_group(world: World) -> None:
 
 def test_what_comes_through_a_channel(world: World) -> None:
     """Oracle: 4 bytes for each of 10 elements of 3 clients, and the mean that is formed without a channel."""
-    channel = Channel(NoAttack(), Dense(), 7, torch.ones(2, 10), None, partial(randomness.keys, 3, "compression"), 1)
+    channel = Channel(None, Dense(), 7, torch.ones(2, 10), None, np.arange(3), 3, 1, 0)
     sent, plain = (WeightedMean(world, 7, 10, 3, 2, CPU, channel=way) for way in (channel, None))
     for mean in (sent, plain):
         mean.add(torch.rand(2, 10, generator=torch.Generator().manual_seed(0)), block(0, 1), np.array([0, 1]))

@@ -20,8 +20,7 @@ from fedmpi.algorithms import Algorithm
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.ifca import IFCA
 from fedmpi.algorithms.scaffold import SCAFFOLD
-from fedmpi.attacks import NoAttack
-from fedmpi.channel import Channel
+from fedmpi.channel import Arrived, Channel
 from fedmpi.client_state import ClientState
 from fedmpi.command_line import parse
 from fedmpi.components import subclasses
@@ -82,13 +81,13 @@ class Sent:
             self.fed = fed
             begin(fed, round)
 
-        def noting_send(channel: Channel, vectors: Tensor, block: Block, group: NDArray[np.int64]) -> Tensor:
+        def noting_send(channel: Channel, vectors: Tensor, block: Block, group: NDArray[np.int64]) -> Arrived:
             arrived = send(channel, vectors, block, group)
-            start = torch.zeros(vectors.shape[1]) if channel._start is None else channel._start
+            start = torch.zeros(vectors.shape[1]) if channel.start is None else channel.start
             start = start.expand(len(block), -1) if start.dim() == 1 else start[group]
-            number, count = self.fed._channels.index(channel), channel._parameters
+            number, count = channel.number, channel.parameters
             for k, client in enumerate(block.clients.tolist()):
-                for found, of in ((self.changes, vectors), (self.arrived, arrived)):
+                for found, of in ((self.changes, vectors), (self.arrived, arrived[0])):
                     change = of[k].double() - start[k].double()
                     found[self.fed.round, number, client] = change[:count].numpy()
             return arrived
@@ -323,7 +322,7 @@ def test_no_change(by: Compression) -> None:
 def test_a_client_that_diverged_is_noticed(by: Compression, value: float) -> None:
     """Oracle: the error of an uncompressed mean."""
     kept = ClientState(torch.zeros(by.kept(600)), CPU)
-    channel = Channel(NoAttack(), by, 600, torch.zeros(600), kept, lambda clients: keys(len(clients)), 1)
+    channel = Channel(None, by, 600, torch.zeros(600), kept, np.arange(2), 0, 1, 0)
     mean = WeightedMean(Alone(), 600, 600, 2, None, CPU, channel=channel)
     vectors = torch.ones(2, 600)
     vectors[1, 7] = value

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from fedmpi import results
 from fedmpi.algorithms.fedopt import FedAvgM
 from fedmpi.command_line import parse
 from fedmpi.data import Digits, Dirichlet
 from fedmpi.errors import BadInput
-from fedmpi.evaluation import Evaluation
-from fedmpi.federation import Federation, Trained
 from fedmpi.models import LeNet
 from fedmpi.results.summary import summarize
 from fedmpi.scheduling import Uniform
-from fedmpi.training.block import Block
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
 from tests.launch import REPOSITORY, mpirun, succeed
-from tests.small import CPU, network, normalised, read, run
-
-if TYPE_CHECKING:
-    pass
+from tests.small import CPU, Spy, network, normalised, read, run
 
 CLIENTS, COHORT, ROUNDS, PROGRAMS = 7, 3, 4, REPOSITORY / "tests" / "programs"
 DIGITS = read(Digits())
@@ -41,39 +33,6 @@ SETTINGS: dict[str, Any] = {
     "rounds": ROUNDS,
     "local": LocalTraining(epochs=1, batch_size=50),
 }
-
-
-class Spy:
-    """What the federation trains and measures.
-
-    Attributes:
-        trained: {client: [P]} of each round.
-        measured: the vectors [P] of each round, the first of them the server's model.
-    """
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.trained: list[dict[int, NDArray[np.float64]]] = []
-        self.measured: list[list[Tensor]] = []
-        train, evaluate, begin = Federation.train, Federation.evaluate, Federation.begin
-
-        def noting_begin(fed: Federation, round: int) -> None:
-            self.trained.append({})
-            self.measured.append([])
-            begin(fed, round)
-
-        def noting_train(fed: Federation, block: Block, *arguments: Any, **options: Any) -> Trained:
-            result = train(fed, block, *arguments, **options)
-            for client, row in zip(block.clients.tolist(), result.weights, strict=True):
-                self.trained[-1][client] = row.double().numpy().copy()
-            return result
-
-        def noting_evaluate(fed: Federation, weights: Tensor) -> Evaluation:
-            self.measured[-1].append(weights.clone())
-            return evaluate(fed, weights)
-
-        patch.setattr(Federation, "begin", noting_begin)
-        patch.setattr(Federation, "train", noting_train)
-        patch.setattr(Federation, "evaluate", noting_evaluate)
 
 
 @pytest.fixture

@@ -45,8 +45,10 @@ class Algorithm(ABC):
     takes_compression: bool = True
     #: What a client counts in a mean by the method's paper; the experiment may say otherwise.
     weighting: "Weighting" = "samples"
-    #: Whether the server keeps a mean over all clients' states, in which none may count twice a round.
+    #: Whether none may count twice a round, as where the server keeps a mean over all clients' states.
     counts_clients_once: bool = False
+    #: Whether clients count alike in any case, because the rule that takes the mean's place knows no weights.
+    counts_clients_alike: bool = False
     #: Whether a client's part in a round is one model, that of its one `Federation.train` (not counting those in a
     #: `Phase` with a name), so that `--evaluate_means` can average these models.
     averages_models: bool = False
@@ -69,6 +71,9 @@ class Algorithm(ABC):
     def changes_direction(self) -> bool:
         """Whether the method has a direction of its own."""
         return type(self).direction is not Algorithm.direction
+
+    def check(self, cohort: int) -> None:  # noqa: B027 (most go with any)
+        """Raise BadInput if the options do not go with so many clients a round."""
 
     def setup(self, fed: "Federation") -> None:
         """Create the state before the first round."""

@@ -275,10 +275,11 @@ class World:
 
     def exchange(self, outgoing: Sequence[tuple[int, NDArray]], incoming: Sequence[tuple[int, NDArray]]) -> None:
         """Send each (rank, contiguous array) and fill each (rank, contiguous array); order matters per pair."""
-        requests = [self.comm.Irecv(part, source) for source, array in incoming for part in _chunks(array)]
-        requests += [self.comm.Isend(part, target) for target, array in outgoing for part in _chunks(array)]
-        for request in requests:
-            self.wait(request.Test)
+        with self._transfer():
+            requests = [self.comm.Irecv(part, source) for source, array in incoming for part in _chunks(array)]
+            requests += [self.comm.Isend(part, target) for target, array in outgoing for part in _chunks(array)]
+            for request in requests:
+                self.wait(request.Test)
 
     @contextmanager
     def _transfer(self) -> Iterator[None]:

@@ -29,6 +29,10 @@ after the deadline, after enough others, or not done where a method does not acc
 many got only a part of their training done. /clients has virtual_seconds, from the start of the round to the
 arrival of the client's update. Where clients cannot always be reached, /rounds has unavailable: how many could not.
 
+Under an attack /clients has malicious: 1 for clients that are, 0 for the others. Rules that withstand such clients
+have rejected in /rounds, how many vectors were not finite; Krum has selected in /clients: 1 for those whose models
+became the new one.
+
 `status` is running, finished, interrupted (can be resumed) or failed. A killed run cannot change it, so
 readers call a running file killed when its process is gone (same host) or its last write is older than ten
 times `write_interval` (another host). That is the longest time between two writes so far, but at least one

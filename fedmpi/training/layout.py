@@ -88,6 +88,12 @@ class Layout:
     def parameters(self) -> int:
         return self.segments["statistics"].start
 
+    @property
+    def variances(self) -> list[slice]:
+        """The columns of running variances, which are not negative."""
+        entries = [entry for entry in self.entries if entry.name.rpartition(".")[2] == "running_var"]
+        return [slice(entry.offset, entry.offset + entry.size) for entry in entries]
+
     def extent(self, columns: Columns) -> tuple[int, int]:
         """How many columns of a model these are, and how many of them parameters."""
         if isinstance(columns, np.ndarray):

@@ -1,0 +1,146 @@
+"""Rules that some clients cannot lead astray, whatever they send.
+
+Yin, Chen, Kannan, Bartlett: Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates. ICML 2018.
+https://arxiv.org/abs/1803.01498
+Blanchard, El Mhamdi, Guerraoui, Stainer: Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent.
+NeurIPS 2017. https://arxiv.org/abs/1703.02757
+
+The papers' rules are for gradients; here they are for the clients' models, which is the same for what clients change:
+all have received one model, and the rules move with it. Running statistics of normalisation layers go through the
+same rule.
+"""
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi.algorithms.base import Algorithm
+from fedmpi.errors import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedmpi.federation import Federation
+    from fedmpi.scheduling import Cohort
+    from fedmpi.stack import Stack
+
+
+class Robust(Algorithm):
+    """Base of the rules. All clients count alike, however many samples they say they have.
+
+    A vector that is not finite is rejected; the column rejected counts them. Where nothing is left to go by, the
+    model stays as it is.
+    """
+
+    takes_server_optimizer = True
+    averages_models = True
+    weighting = "uniform"
+    counts_clients_alike = True
+    counts_clients_once = True
+
+    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+        start = fed.broadcast(self.weights)
+        models = fed.stack(cohort, start)
+        for block in fed.my_clients(cohort):
+            local = fed.train(block, start, self)
+            models.add(local.weights, block)
+        models.close()
+        fed.log(rejected=models.rejected)
+        model = self.aggregate(fed, cohort, models)
+        if model is not None:
+            for variance in fed.layout.variances:
+                model[variance].clamp_(min=0)
+            self.server_step(fed, model)
+
+    @abstractmethod
+    def aggregate(self, fed: "Federation", cohort: "Cohort", models: "Stack") -> "Tensor | None":
+        """[P], what takes the mean's place; None if nothing can."""
+
+
+class Median(Robust):
+    """The median of the clients' models, coordinate by coordinate (Yin et al., 2018).
+
+    Of an even number of models, the mean of the middle two.
+    """
+
+    def aggregate(self, fed: "Federation", cohort: "Cohort", models: "Stack") -> "Tensor | None":
+        return models.combine(median) if len(models.present) else None
+
+
+class TrimmedMean(Robust):
+    """The mean of the clients' models without the extremes, coordinate by coordinate (Yin et al., 2018).
+
+    Args:
+        trim: share of the models, rounded down, that is left out at each end; at least that of the faulty clients.
+    """
+
+    def __init__(self, trim: float = 0.2) -> None:
+        require(0 <= trim < 0.5, "trim", trim, "at least 0 and below 0.5")
+        self.trim = trim
+
+    def aggregate(self, fed: "Federation", cohort: "Cohort", models: "Stack") -> "Tensor | None":
+        cut = int(self.trim * len(models.present) + 1e-9)  # 0.29 * 100 is a little less than 29
+        return models.combine(lambda values: trimmed_mean(values, cut)) if len(models.present) else None
+
+
+class Krum(Robust):
+    """The model, or the mean of some, nearest to its nearest others (Blanchard et al., 2017).
+
+    A model's score is the sum of its squared distances to the m - f - 2 nearest of the other m - 1, and those with
+    the least are selected. So m must be at least 2 f + 3. Vectors that are rejected count among the f; in a round
+    in which fewer of the others arrive than then are needed, none is selected, and the model stays as it is.
+
+    Args:
+        faulty: f, how many of a round's clients may be.
+        select: how many models are selected; more than one is multi-Krum.
+    """
+
+    client_metrics = ("selected",)
+
+    def __init__(self, faulty: int = 2, select: int = 1) -> None:
+        require(faulty >= 0, "faulty", faulty, "at least 0")
+        require(select >= 1, "select", select, "at least 1")
+        self.faulty = faulty
+        self.select = select
+
+    def check(self, cohort: int) -> None:
+        needed = 2 * self.faulty + 3
+        require(cohort >= needed, "cohort", cohort, f"at least {needed} for Krum with {self.faulty} faulty clients")
+        require(self.select <= cohort, "algorithm.select", self.select, f"at most the cohort, {cohort}")
+
+    def aggregate(self, fed: "Federation", cohort: "Cohort", models: "Stack") -> "Tensor | None":
+        import torch
+
+        faulty, arrived = max(self.faulty - models.rejected, 0), len(models.present)
+        if arrived < 2 * faulty + 3:
+            return None
+        scores = krum_scores(models.distances(), faulty)
+        chosen = models.present[np.argsort(scores, kind="stable")[: self.select]]
+        if fed.is_server:
+            everyone = np.arange(len(cohort))
+            fed.record(cohort.block(everyone), selected=torch.from_numpy(np.isin(everyone, chosen)))
+        return models.mean(chosen)
+
+
+def median(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """[c], of [k, c], which is sorted in place."""
+    values.sort(axis=0)
+    result: NDArray[np.float64] = (values[(len(values) - 1) // 2].astype(np.float64) + values[len(values) // 2]) / 2
+    return result
+
+
+def trimmed_mean(values: NDArray[np.float32], cut: int) -> NDArray[np.float64]:
+    """[c], of [k, c] without the `cut` least and the `cut` largest; they are sorted in place."""
+    values.sort(axis=0)
+    result: NDArray[np.float64] = values[cut : len(values) - cut].mean(axis=0, dtype=np.float64)
+    return result
+
+
+def krum_scores(distances: NDArray[np.float64], faulty: int) -> NDArray[np.float64]:
+    """[k], from squared distances [k, k]; the least is the best."""
+    others = distances.copy()
+    np.fill_diagonal(others, np.inf)  # not the nearest: a copy of it is as near
+    nearest = np.sort(others, axis=1)[:, : len(others) - faulty - 2]
+    return np.asarray(nearest.sum(axis=1))

@@ -1,0 +1,127 @@
+"""Vectors that lie on many ranks, looked at coordinate by coordinate.
+
+Each rank keeps the vectors of the clients that it trained. For a function of all clients' values of a coordinate the
+matrix of vectors is transposed: in one turn after another, every rank receives one block of coordinates of all
+vectors, and what it makes of them goes to rank 0. So rank 0 receives one vector in all, and no rank ever holds all
+of them. The blocks depend on the number of vectors alone: whatever is summed over coordinates has the same bits on
+any number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedmpi.mpi.world import World
+
+# What a rank holds of others' vectors at a time, 4 MiB; as many columns at most, and at least.
+BLOCK_ELEMENTS, MOST_COLUMNS, FEWEST_COLUMNS = 1 << 20, 1 << 16, 1 << 10
+
+
+class Rows:
+    """One vector of each of some clients.
+
+    Args:
+        world: the ranks.
+        clients: [m] whose vectors may come; their order is that of the rows.
+        size: n, the length of a vector.
+
+    Attributes:
+        present: [k] int64, positions in `clients` of those whose vectors are there; known when `close` was called.
+        rejected: how many vectors came that are not finite; likewise.
+    """
+
+    def __init__(self, world: World, clients: NDArray[np.int64], size: int) -> None:
+        self._world = world
+        self._size = size
+        self._positions = {client: position for position, client in enumerate(clients.tolist())}
+        self._mine: dict[int, NDArray[np.float32]] = {}
+        # Who holds it, as rank + 1; -1: it came, but is not finite; 0: none came.
+        self._holders = np.zeros(len(clients))
+
+    def put(self, client: int, vector: NDArray[np.float32]) -> None:
+        """Keep a copy of a client's vector [n], unless it is not finite."""
+        position, is_finite = self._positions[client], bool(np.isfinite(vector).all())
+        self._holders[position] = self._world.rank + 1 if is_finite else -1
+        if is_finite:
+            self._mine[position] = vector.copy()
+
+    def close(self) -> None:
+        """No more vectors come: all ranks learn who holds which; a collective."""
+        self._world.sum(self._holders)
+        self.present = np.flatnonzero(self._holders > 0)
+        self.rejected = int((self._holders < 0).sum())
+
+    def mine(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Positions and vectors [n] of those that this rank holds."""
+        yield from sorted(self._mine.items())
+
+    def combine(self, rule: Callable[[NDArray[np.float32]], NDArray]) -> NDArray[np.float32]:
+        """[n] at rank 0, undefined elsewhere: what a rule makes of the values of each coordinate; a collective.
+
+        Args:
+            rule: [k, c] the values of c coordinates -> [c]. It may overwrite them.
+        """
+        result = np.empty(self._size if self._world.is_server else 0, dtype=np.float32)
+        for columns, block in self._turns():
+            self._to_server(rule(block).astype(np.float32, copy=False), [result[part] for part in columns])
+        return result
+
+    def distances(self, center: NDArray[np.float32]) -> NDArray[np.float64]:
+        """[k, k] squared Euclidean distances of the vectors that are there, on every rank; a collective.
+
+        Args:
+            center: [n], about where they lie: what they have in common would cost accuracy.
+        """
+        count = len(self.present)
+        products = np.zeros((count, count))
+        for columns, block in self._turns():
+            shifted = torch.from_numpy(block).double()
+            if self._world.rank < len(columns):
+                shifted -= torch.from_numpy(center[columns[self._world.rank]])
+            parts = np.empty((len(columns), count, count))
+            self._to_server((shifted @ shifted.T).numpy(), list(parts))
+            for part in parts if self._world.is_server else ():
+                products += part
+        products = self._world.broadcast(products)
+        squares = products.diagonal()
+        return np.maximum(squares[:, None] + squares - 2 * products, 0)
+
+    def _turns(self) -> Iterator[tuple[list[slice], NDArray[np.float32]]]:
+        """The columns of each rank in this turn, at most a block, and of all rows those of this rank [k, c]."""
+        world, rows = self._world, self.present.tolist()
+        holders = self._holders[rows].astype(int) - 1
+        width = min(max(BLOCK_ELEMENTS // max(len(rows), 1), FEWEST_COLUMNS), MOST_COLUMNS)
+        blocks = [slice(first, min(first + width, self._size)) for first in range(0, self._size, width)]
+        for first in range(0, len(blocks), world.size):
+            columns = blocks[first : first + world.size]
+            own = columns[world.rank] if world.rank < len(columns) else slice(0, 0)
+            block = np.empty((len(rows), own.stop - own.start), dtype=np.float32)
+            incoming = []
+            for values, row, holder in zip(block, rows, holders.tolist(), strict=True):
+                if holder == world.rank:
+                    values[:] = self._mine[row][own]
+                elif len(values):
+                    incoming.append((holder, values))
+            world.exchange(
+                [
+                    (rank, self._mine[row][part])
+                    for rank, part in enumerate(columns)
+                    for row in rows
+                    if rank != world.rank and row in self._mine
+                ],
+                incoming,
+            )
+            yield columns, block
+
+    def _to_server(self, value: NDArray, places: list[NDArray]) -> None:
+        """Bring what every rank made of its block to the place at rank 0 that has the rank's number."""
+        world = self._world
+        if world.is_server:
+            places[0][...] = value
+            world.exchange([], list(enumerate(places))[1:])
+        elif world.rank < len(places):
+            world.exchange([(0, np.ascontiguousarray(value))], [])

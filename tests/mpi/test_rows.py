@@ -1,0 +1,68 @@
+"""Vectors that lie on many ranks: the same from any of them, and no rank ever has them all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.launch import REPOSITORY, mpirun, succeed
+from tests.programs.transposed import ABSENT, BROKEN, CENTER, CLIENTS, COLUMNS, JOBS, SIZE, vectors
+
+PRESENT = np.flatnonzero((CLIENTS != ABSENT) & (CLIENTS != BROKEN))
+
+Seen = dict[str, NDArray]
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], list[Seen]]:
+    """What each rank saw, by the numbers of ranks and of nodes."""
+    folder = tmp_path_factory.mktemp("transposed")
+    succeed(mpirun(5, "-m", "mpi4py", REPOSITORY / "tests" / "programs" / "transposed.py", folder))
+    jobs = [(ranks, -(-ranks // a_node)) for ranks, a_node in JOBS]
+    return {
+        (ranks, nodes): [dict(np.load(Path(folder, f"{ranks}-{nodes}-{rank}.npz"))) for rank in range(ranks)]
+        for ranks, nodes in jobs
+    }
+
+
+def test_who_is_there(seen: dict[tuple[int, int], list[Seen]]) -> None:
+    """Oracle: by hand, on every rank; each vector is kept by one of them."""
+    for ranks in seen.values():
+        for one in ranks:
+            assert one["present"].tolist() == PRESENT.tolist()
+            assert one["rejected"] == 1
+        assert sorted(np.concatenate([one["mine"] for one in ranks])) == PRESENT.tolist()
+
+
+def test_a_rule_for_each_coordinate(seen: dict[tuple[int, int], list[Seen]]) -> None:
+    """Oracle: NumPy's median in float64, rounded once, at rank 0."""
+    oracle = np.median(vectors()[PRESENT].astype(np.float64), axis=0).astype(np.float32)
+    for server, *others in seen.values():
+        np.testing.assert_array_equal(server["median"], oracle)
+        assert all(not len(one["median"]) for one in others)
+
+
+def test_distances(seen: dict[tuple[int, int], list[Seen]]) -> None:
+    """Oracle: a double loop in float64; and this job's own on one rank, bit for bit, on every rank of any other."""
+    values = vectors()[PRESENT].astype(np.float64)
+    oracle = np.array([[np.square(a - b).sum() for b in values] for a in values])
+    (alone,) = seen[1, 1]
+    np.testing.assert_allclose(alone["distances"], oracle, rtol=1e-12, atol=1e-12)
+    assert oracle[0, 1] < 1e-4 * np.square(CENTER).sum(), "what all have in common would hide it"
+    for ranks in seen.values():
+        for one in ranks:
+            np.testing.assert_array_equal(one["distances"], alone["distances"])
+
+
+def test_no_rank_has_them_all(seen: dict[tuple[int, int], list[Seen]]) -> None:
+    """Oracle: by hand: a rank receives its blocks of others' vectors, and rank 0 one vector in all besides."""
+    blocks = [min(COLUMNS, SIZE - first) for first in range(0, SIZE, COLUMNS)]
+    for (ranks, _), saw in seen.items():
+        for rank, one in enumerate(saw):
+            others = len(PRESENT) - len(one["mine"])
+            own = sum(blocks[rank::ranks])
+            results = SIZE - own if rank == 0 else 0
+            assert one["received"] == 4 * (own * others + results)
