@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,10 +22,10 @@ METHODS = [
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_payload_is_what_is_measured(method: type[Algorithm], tmp_path: Path) -> None:
-    """Oracle: the bytes of vectors that the federation counts, in every round, for 4 clients with BatchNorm."""
+    """Oracle: the bytes of vectors that the federation counts, in every round, for 7 clients with BatchNorm."""
     algorithm = method()
-    settings = {"partition": Cut(20, 30, 20, 30), "local": LocalTraining(epochs=1), "evaluate_every": 0}
-    made = run(tmp_path / "run.h5", algorithm, model=LeNet(), rounds=2, **settings)
+    settings: dict[str, Any] = {"partition": Cut(20, 30, 20, 30, 20, 30, 20), "clients": 7, "evaluate_every": 0}
+    made = run(tmp_path / "run.h5", algorithm, model=LeNet(), rounds=2, local=LocalTraining(epochs=1), **settings)
     layout = FlatModel(network(LeNet(), (1, 8, 8), 10), CPU).layout
     down, up = (sum(4 * layout.extent(columns)[0] for columns in vectors) for vectors in algorithm.payload(layout))
     taking_part = len(made.clients["client"]) // 2  # one in Centralized
