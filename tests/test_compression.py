@@ -115,7 +115,8 @@ def test_all_of_a_change_is_the_change(method: type[Algorithm], tmp_path: Path) 
     settings: dict[str, Any] = {
         "model": LeNet(),
         "dataset": Few(120),
-        "partition": Cut(20, 30, 20, 30),
+        "partition": Cut(10, 20, 10, 20, 15, 25, 20),  # as many clients as Krum needs
+        "clients": 7,
         "rounds": 2,
         "local": LocalTraining(steps=1),
         "evaluate_every": 0,
@@ -125,7 +126,7 @@ def test_all_of_a_change_is_the_change(method: type[Algorithm], tmp_path: Path) 
     assert made.weights_sha256 == plain.weights_sha256
     layout = FlatModel(network(LeNet(), (1, 8, 8), 10), CPU).layout
     up = [layout.extent(columns) for columns in method().payload(layout)[1]]
-    assert made.rounds["bytes_up"].tolist() == [4 * sum(8 * count + 4 * (size - count) for size, count in up)] * 2
+    assert made.rounds["bytes_up"].tolist() == [7 * sum(8 * count + 4 * (size - count) for size, count in up)] * 2
     np.testing.assert_array_equal(made.rounds["bytes_down"], plain.rounds["bytes_down"])
 
 
