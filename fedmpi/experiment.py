@@ -103,36 +103,14 @@ class Experiment:
         has_chances = sampler.chance(size, clients) is not None
         kind = type(sampler).__name__
         require(weighting != "horvitz_thompson" or has_chances, "weighting", weighting, f"another with {kind}")
+        _check_fit(algorithm, sampler, server_optimizer, compression, attack, weighting, evaluate_means)
         if algorithm.takes_server_optimizer:
             algorithm.server_optimizer = server_optimizer
-        elif not isinstance(server_optimizer, Replace):
-            rule = type(server_optimizer).__name__
-            raise BadInput(f"= {rule}: {type(algorithm).__name__} has a rule of its own", "server_optimizer")
-        if not algorithm.takes_compression and not isinstance(compression, Dense):
-            rule, method = type(compression).__name__, type(algorithm).__name__
-            raise BadInput(f"= {rule}: {method} has no changes to compress", "compression")
-        if algorithm.counts_clients_alike and weighting not in (None, "uniform"):
-            raise BadInput(f"= {weighting}: {type(algorithm).__name__} counts all clients alike", "weighting")
-        if algorithm.pools_clients and not isinstance(attack, NoAttack):
-            name = type(algorithm).__name__
-            raise BadInput(f"= {type(attack).__name__}: {name} has no clients that could be malicious", "attack")
-        if algorithm.counts_clients_once and sampler.weighting:
-            rule, method = type(sampler).__name__, type(algorithm).__name__
-            raise BadInput(f"= {rule}: draws clients twice, which {method} cannot count", "sampler")
-        if algorithm.counts_clients_once and weighting == "horvitz_thompson":
-            name = type(algorithm).__name__
-            raise BadInput(f"= {weighting}: {name}'s server keeps a mean of its own over all clients", "weighting")
-        if "weights" not in algorithm.server_state and weighting == "horvitz_thompson":
-            name = type(algorithm).__name__
-            raise BadInput(f"= {weighting}: {name} does not form one mean of all its clients' models", "weighting")
-        if evaluate_means != "none" and not algorithm.averages_models:
-            name = type(algorithm).__name__
-            raise BadInput(f"= {evaluate_means}: {name} does not average its clients' models", "evaluate_means")
+        model.vocabulary = dataset.vocabulary
         self.algorithm = algorithm
         self.dataset = dataset
         self.partition = partition
         self.model = model
-        model.vocabulary = dataset.vocabulary
         self.sampler = sampler
         self.server_optimizer = server_optimizer
         self.compression = compression
@@ -251,6 +229,40 @@ class Experiment:
 
     def _is_evaluated(self, round: int) -> bool:
         return bool(self.evaluate_every) and (round % self.evaluate_every == 0 or round == self.rounds)
+
+
+def _check_fit(
+    algorithm: Algorithm,
+    sampler: Sampler,
+    server_optimizer: ServerOptimizer,
+    compression: Compression,
+    attack: Attack,
+    weighting: Weighting | None,
+    evaluate_means: str,
+) -> None:
+    """Raise BadInput if a method does not go with the rest."""
+    name, by_chance = type(algorithm).__name__, weighting == "horvitz_thompson"
+
+    def refuse(is_wrong: bool, option: str, value: object, reason: str) -> None:
+        if is_wrong:
+            raise BadInput(f"= {value if isinstance(value, str) else type(value).__name__}: {reason}", option)
+
+    other_rule = not (algorithm.takes_server_optimizer or isinstance(server_optimizer, Replace))
+    refuse(other_rule, "server_optimizer", server_optimizer, f"{name} has a rule of its own")
+    fits = algorithm.takes_compression or isinstance(compression, Dense)
+    refuse(not fits, "compression", compression, f"{name} has no changes to compress")
+    attacked = not isinstance(attack, NoAttack)
+    refuse(attacked and algorithm.pools_clients, "attack", attack, f"{name} has no clients that could be malicious")
+    by_weight = algorithm.counts_clients_alike and weighting not in (None, "uniform")
+    refuse(by_weight, "weighting", weighting, f"{name} counts all clients alike")
+    own_weights = algorithm.counts_clients_once and bool(sampler.weighting)
+    refuse(own_weights, "sampler", sampler, f"says itself what clients count, which does not go with {name}")
+    reason = f"{name}'s server keeps a mean of its own over all clients"
+    refuse(by_chance and algorithm.counts_clients_once, "weighting", weighting, reason)
+    reason = f"{name} does not form one mean of all its clients' models"
+    refuse(by_chance and "weights" not in algorithm.server_state, "weighting", weighting, reason)
+    means = evaluate_means != "none" and not algorithm.averages_models
+    refuse(means, "evaluate_means", evaluate_means, f"{name} does not average its clients' models")
 
 
 def _readable_name(algorithm: Algorithm, dataset: Dataset, seed: int) -> Path:

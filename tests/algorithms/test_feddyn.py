@@ -178,7 +178,7 @@ def test_what_it_refuses(tmp_path: Path) -> None:
     for alpha in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(BadInput, match=r"alpha = .*: must be above 0"):
             FedDyn(alpha)
-    with pytest.raises(BadInput, match=r"sampler = Weighted: draws clients twice"):
+    with pytest.raises(BadInput, match=r"sampler = Weighted: says itself what clients count"):
         run(tmp_path / "twice.h5", FedDyn(), sampler=Weighted())
     with pytest.raises(BadInput, match=r"server_optimizer = Momentum: FedDyn has a rule of its own"):
         run(tmp_path / "momentum.h5", FedDyn(), server_optimizer=Momentum())

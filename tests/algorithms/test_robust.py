@@ -301,7 +301,10 @@ def test_a_run_that_sign_flips_break(tmp_path: Path) -> None:
         ("Krum --algorithm.select 11", "--algorithm.select = 11: must be at most the cohort, 10"),
         ("Median --weighting samples", "--weighting = samples: Median counts all clients alike"),
         ("Krum --weighting horvitz_thompson", "--weighting = horvitz_thompson: Krum counts all clients alike"),
-        ("Median --sampler Weighted", "--sampler = Weighted: draws clients twice, which Median cannot count"),
+        (
+            "Median --sampler Weighted",
+            "--sampler = Weighted: says itself what clients count, which does not go with Median",
+        ),
     ],
 )
 def test_bad_options(arguments: str, message: str) -> None:
