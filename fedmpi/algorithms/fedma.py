@@ -84,14 +84,16 @@ class FedMA(Algorithm):
                 for block, weights in models:
                     weights[:, layer.columns] = merged[layer.columns]
                     weights.copy_(fed.train(block, weights, self, phase).weights)
-        result[self.matching.outputs] = self.mean_of_outputs(fed, cohort, models)
+        result[self.matching.outputs] = self.mean_of_outputs(fed, cohort, models, start)
         self.server_step(fed, result)
 
     def local_models(self, fed: "Federation", cohort: "Cohort", start: "Tensor") -> "list[tuple[Block, Tensor]]":
         """This rank's blocks and what local training made of them, [K, P] each."""
         return [(block, fed.train(block, start, self).weights.clone()) for block in fed.my_clients(cohort)]
 
-    def mean_of_outputs(self, fed: "Federation", cohort: "Cohort", models: "list[tuple[Block, Tensor]]") -> "Tensor":
+    def mean_of_outputs(
+        self, fed: "Federation", cohort: "Cohort", models: "list[tuple[Block, Tensor]]", start: "Tensor"
+    ) -> "Tensor":
         """[n] of what is in no layer the mean; that of the last layer class by class, by the samples of the class."""
         columns, classes = self.matching.outputs, fed.label_counts.shape[1]
         class_of = np.full(len(columns), classes)  # the class that a number speaks for; `classes`: none
@@ -101,15 +103,12 @@ class FedMA(Algorithm):
                 class_of[first : first + entry.size] = np.arange(entry.size) // (entry.size // classes)
         counted = cohort.mass[:, None] * fed.label_counts[cohort.clients] / np.maximum(cohort.samples, 1)[:, None]
         counted = np.column_stack([counted, cohort.mass])
-        shares = counted / np.maximum(counted.sum(0), 1e-300)
-        # The shares are in the terms already, so all count alike; times their number that is the sum.
+        shares = counted / np.maximum(counted.sum(0), 1e-300)  # none of a class that nobody has, which stays as it is
+        # The shares are in the changes already, so all count alike; times their number that is the sum.
         alike = replace(cohort, mass=np.minimum(cohort.mass, 1), expected_mass=None)
         mean = fed.weighted_mean(alike, columns=columns)
         for block, weights in models:
             mine = shares[np.searchsorted(cohort.clients, block.clients)][:, class_of]
-            terms = weights[:, columns] * weights.new_tensor(mine)
-            mean.add(terms, replace(block, mass=np.minimum(block.mass, 1)))
-        result = mean.reduce() * alike.total_mass
-        unseen = np.flatnonzero((counted.sum(0) == 0)[class_of])
-        result[unseen] = self.weights[columns][unseen]
-        return result
+            changes = (weights[:, columns] - start[columns]) * weights.new_tensor(mine)
+            mean.add(changes, replace(block, mass=np.minimum(block.mass, 1)))
+        return self.weights[columns] + alike.total_mass * mean.reduce()
