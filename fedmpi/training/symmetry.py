@@ -233,10 +233,7 @@ class _Tracer(TorchFunctionMode):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        units = self._of(x, "batch_norm")
-        for tensor in (running_mean, running_var, weight, bias):
-            self._axis(tensor, 0, units, makes=True)
-        self.follow(result, units)
+        self._normalise(result, x, running_mean, running_var, weight, bias)
 
     def _after_group_norm(
         self,
@@ -248,14 +245,11 @@ class _Tracer(TorchFunctionMode):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        units = self._of(x, "group_norm")
+        units = self._normalise(result, x, weight, bias)
         self._births += 1
         if num_groups > 1:  # a unit stays in its group
             for place, unit in enumerate(units.tolist()):
                 self._marks[self._root(unit)].add((self._births, place * num_groups // len(units)))
-        self._axis(weight, 0, units, makes=True)
-        self._axis(bias, 0, units, makes=True)
-        self.follow(result, units)
 
     def _after_layer_norm(
         self,
@@ -267,12 +261,17 @@ class _Tracer(TorchFunctionMode):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        units = self._of(x, "layer_norm")
         if tuple(normalized_shape) != tuple(x.shape[1:]):
             raise BadInput("--model: the network has a layer norm over a part of its features")
-        self._axis(weight, 0, units, makes=True)
-        self._axis(bias, 0, units, makes=True)
+        self._normalise(result, x, weight, bias)
+
+    def _normalise(self, result: Tensor, x: Tensor, *tensors: Tensor | None) -> Units:
+        """Each unit is normalised by its own elements of these tensors."""
+        units = self._of(x, "a normalisation")
+        for tensor in tensors:
+            self._axis(tensor, 0, units, makes=True)
         self.follow(result, units)
+        return units
 
     def _after_embedding(self, result: Tensor, tokens: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> None:
         made = self.new(weight.shape[1])

@@ -203,3 +203,19 @@ def test_a_layer_used_twice_ties_its_units() -> None:
     before = module(inputs(IMAGE))
     Matching(made.layout, groups, True).permute(made.weights[0], groups[0], np.array([3, 0, 4, 1, 2]))
     torch.testing.assert_close(module(inputs(IMAGE)), before)
+
+
+def test_layer_norm_of_all_features() -> None:
+    """Oracle: outputs after permutations; of a part of the features it is refused."""
+    layers = nn.Conv2d(1, 4, 3, padding=1), nn.LayerNorm([4, 8, 8]), nn.Flatten(), nn.Linear(256, 6), nn.LayerNorm(6)
+    module = nn.Sequential(*layers, nn.Linear(6, 3))
+    made = FlatModel(module, CPU)
+    made.weights += torch.rand(made.weights.shape, generator=torch.Generator().manual_seed(0))
+    groups = find_groups(module, inputs(IMAGE))
+    assert [group.size for group in groups] == [4, 6]
+    before, matching, rng = module(inputs(IMAGE)), Matching(made.layout, groups, True), np.random.default_rng(0)
+    for group in groups:
+        matching.permute(made.weights[0], group, cycle(group.size, rng))
+    torch.testing.assert_close(module(inputs(IMAGE)), before, rtol=1e-4, atol=1e-4)
+    with pytest.raises(BadInput, match="a layer norm over a part"):
+        find_groups(nn.Sequential(nn.Conv2d(1, 4, 1), nn.LayerNorm(8)), inputs(IMAGE))
