@@ -13,10 +13,10 @@ from fedmpi import randomness
 from fedmpi.adversary import Adversary
 from fedmpi.algorithms import Algorithm
 from fedmpi.data import Arrays, Dataset, Split, make_split, prepared
+from fedmpi.engine import Engine
 from fedmpi.environment import describe
 from fedmpi.errors import BadInput, option_of
 from fedmpi.evaluation import Evaluator
-from fedmpi.federation import Federation
 from fedmpi.mpi.devices import pick_device
 from fedmpi.mpi.shared import share
 from fedmpi.mpi.world import World
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fedmpi.experiment import Experiment
 
 
-def assemble(experiment: Experiment, world: World) -> Federation:
+def assemble(experiment: Experiment, world: World) -> Engine:
     """Load the data, split it, build the model and set the algorithm up; on every rank.
 
     Raises:
@@ -91,7 +91,7 @@ def assemble(experiment: Experiment, world: World) -> Federation:
     task = Task(model, train, shards, pixels, experiment.local, experiment.seed)
     with world.agreed():
         trainer = make_trainer(task, 1 if pools else experiment.cohort)
-    fed = Federation(
+    fed = Engine(
         world,
         trainer,
         Evaluator(build(0), train, test, split.train, split.test, owners, dataset.classes, pixels),
@@ -129,7 +129,7 @@ def _check_fit(experiment: Experiment, arrays: Arrays, model: FlatModel) -> None
         raise BadInput(f"= {augmentation}: must be none, for {name} has no images", "--local.augmentation")
 
 
-def open_results(experiment: Experiment, fed: Federation, world: World, config: str) -> Results | None:
+def open_results(experiment: Experiment, fed: Engine, world: World, config: str) -> Results | None:
     """Rank 0's results, written for the first time; None on the other ranks.
 
     Raises:

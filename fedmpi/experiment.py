@@ -22,7 +22,7 @@ from fedmpi.server_optimizers import Replace, ServerOptimizer
 from fedmpi.training.settings import LocalTraining
 
 if TYPE_CHECKING:
-    from fedmpi.federation import Federation
+    from fedmpi.engine import Engine
     from fedmpi.ledger import Outcome
     from fedmpi.mpi.world import World
     from fedmpi.results import Results
@@ -152,7 +152,7 @@ class Experiment:
         from fedmpi.failure import end_job
         from fedmpi.progress import Progress
 
-        fed: Federation | None = None
+        fed: Engine | None = None
         results: Results | None = None
         try:
             fed = assemble(self, world)
@@ -178,7 +178,7 @@ class Experiment:
                 raise
             end_job(world, error, fed.where() if fed else "setting up", results)
 
-    def _round(self, fed: "Federation", round: int) -> "Outcome":
+    def _round(self, fed: "Engine", round: int) -> "Outcome":
         began = time.perf_counter()
         fed.begin(round)
         course, bytes_lost = self._course(fed, round)
@@ -200,7 +200,7 @@ class Experiment:
         outcome.clients.update(course.clients)
         return outcome
 
-    def _course(self, fed: "Federation", round: int) -> tuple[Course, int]:
+    def _course(self, fed: "Engine", round: int) -> tuple[Course, int]:
         """How the round goes for those who are asked, and the bytes that others received than those it uses.
 
         The same on every rank.
@@ -217,7 +217,7 @@ class Experiment:
         model = 4 * fed.layout.size
         return course, model * (len(drawn) - len(asked)) + down * (len(asked) - len(course.cohort))
 
-    def _measure_start(self, fed: "Federation", results: "Results | None") -> None:
+    def _measure_start(self, fed: "Engine", results: "Results | None") -> None:
         """Evaluate the initial model."""
         if self.evaluate_every:
             fed.begin(0)
@@ -250,7 +250,7 @@ def _check_fit(
     other_rule = not (algorithm.takes_server_optimizer or isinstance(server_optimizer, Replace))
     refuse(other_rule, "server_optimizer", server_optimizer, f"{name} has a rule of its own")
     fits = algorithm.takes_compression or isinstance(compression, Dense)
-    refuse(not fits, "compression", compression, f"{name} has no changes to compress")
+    refuse(not fits, "compression", compression, f"does not go with {name}")
     attacked = not isinstance(attack, NoAttack)
     refuse(attacked and algorithm.pools_clients, "attack", attack, f"{name} has no clients that could be malicious")
     by_weight = algorithm.counts_clients_alike and weighting not in (None, "uniform")

@@ -7,7 +7,7 @@ data files, random generators.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from fedmpi.client_state import ClientState, StateKeeper
 from fedmpi.compression import Compression
 from fedmpi.data import Split
 from fedmpi.evaluation import Evaluation, Evaluator
-from fedmpi.ledger import Ledger, Outcome
+from fedmpi.ledger import Ledger
 from fedmpi.mpi.world import World
 from fedmpi.scheduling import Cohort
 from fedmpi.scheduling.placement import CostModel
@@ -35,7 +35,7 @@ from fedmpi.training.symmetry import Group
 from fedmpi.training.trainer import WHOLE, Trainer
 
 if TYPE_CHECKING:
-    from fedmpi.algorithms import Algorithm
+    pass
 
 
 @dataclass
@@ -122,6 +122,7 @@ class Federation:
         self._ledger: Ledger
         self._channels: list[Channel] = []
         self._trained: Trained | None = None
+        self._was_idle = False
         self._cohort_mean: WeightedMean | None = None
         self._everyone: Cohort
         self._last_models: ClientState | None = None
@@ -171,12 +172,6 @@ class Federation:
         See `Stack`, and `Channel` for what else becomes of what is sent.
         """
         return Stack(self._world, cohort, start, self.layout.parameters, self._channel(cohort, start))
-
-    def payload(self, algorithm: Algorithm) -> tuple[int, int]:
-        """Bytes of vectors that a client receives, and sends in the compressed form, in a round of this method."""
-        down, up = algorithm.payload(self.layout)
-        received, sent = (map(self.layout.extent, vectors) for vectors in (down, up))
-        return sum(4 * size for size, _ in received), sum(self._compression.payload(*extent) for extent in sent)
 
     def unit_groups(self) -> list[Group]:
         """The hidden units of the model that may change places, in the order in which it makes them.
@@ -304,18 +299,6 @@ class Federation:
         self._world.sum(found)
         return found
 
-    def evaluate_means(self) -> None:
-        """Measure the means of the clients' models that are formed, beside the server's model, and log them."""
-        if self._cohort_mean is not None:
-            self.log(cohort_mean_accuracy=self.evaluate(self._cohort_mean.reduce()).accuracy)
-        if self._last_models is not None:
-            mean = self._mean_over(self._everyone)
-            with self._doing("averaging all clients' models"):
-                for client in self._at_home().tolist():
-                    block = self._everyone.block(np.array([client]))
-                    mean.add(self._last_models[block], block)
-            self.log(clients_mean_accuracy=self.evaluate(mean.reduce()).accuracy)
-
     def report_personal(self, evaluation: Evaluation) -> None:
         """Report what `evaluate_clients` found, with its distribution over the clients.
 
@@ -360,70 +343,6 @@ class Federation:
         """What was recorded of the round's clients, on every rank: name -> [m], in the order of `cohort.clients`."""
         with self._doing("gathering records"):
             return self._ledger.gather()
-
-    # The engine's side
-
-    def keep_last_models(self, everyone: Cohort) -> None:
-        """Keep the last model of each client, the initial one at first, and measure the mean over `everyone`."""
-        self._everyone = everyone
-        self._last_models = self.client_state("last model", self.initial_weights())
-
-    def collect_models(self, cohort: Cohort) -> None:
-        """Form the mean of the models that this round's cohort trains, and measure it."""
-        self._cohort_mean = self._mean_over(cohort) if cohort.total_mass else None
-
-    def begin(self, round: int) -> None:
-        """Start a round."""
-        self.round = round
-        self._world.begin_round()
-        self._channels.clear()
-        self._cohort_mean = None
-        self._was_idle = False
-
-    def current_losses(self, clients: NDArray[np.int64], algorithm: Algorithm) -> NDArray[np.float64]:
-        """[m]: the mean loss of the global model on the training samples of each of these, on every rank alike."""
-        received = self._distribute(algorithm.weights if self.is_server else torch.empty(self.layout.size))
-        losses = np.zeros(len(clients))
-        if self._world.is_worker:
-            placement, _ = CostModel(len(self._world.workers)).place(self.samples[clients])
-            ranks = np.array(self._world.workers)[placement]
-            with self._doing("measuring the losses of candidates"):
-                for position in np.flatnonzero(ranks == self._world.rank):
-                    losses[position] = self._evaluator.training_loss(int(clients[position]), received)
-        self._world.sum(losses)
-        return losses
-
-    def invite(self, cohort: Cohort, client_metrics: tuple[str, ...]) -> None:
-        """Open the round's books, for these clients."""
-        self._ledger = Ledger(self._world, self.round, cohort, client_metrics)
-
-    def finish(self, kept: Mapping[str, object]) -> Outcome:
-        """End a round.
-
-        Args:
-            kept: the algorithm's attributes.
-
-        Raises:
-            RuntimeError: one of them is a vector that was broadcast, which the next round would overwrite.
-        """
-        for name, value in kept.items():
-            if isinstance(value, Tensor) and value.device.type == "cpu" and self._world.lent(value.detach().numpy()):
-                raise RuntimeError(f"{name} is kept beyond the round in which it was broadcast: keep its clone()")
-        with self._doing("ending the round"):
-            self._be_idle()
-            outcome = self._ledger.close(sum(channel.bytes for channel in self._channels))
-        if self._adversary:
-            outcome.clients["malicious"] = self._adversary.malicious[self._ledger.cohort.clients].astype(np.int64)
-        workers = list(self._world.workers)
-        for name, values in self._costs.columns().items():
-            outcome.ranks[name] = np.full(self._world.size, np.nan)
-            outcome.ranks[name][workers] = values
-        self._costs.learn(self._ledger.observed)
-        return outcome
-
-    def where(self) -> str:
-        """Where this rank is in the experiment, for the report of a failure."""
-        return f"round {self.round}, {self._activity}" if self.round else self._activity
 
     def _forget_trained(self) -> None:
         if self._trained is not None:

@@ -19,6 +19,7 @@ from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.attacks import NoAttack
 from fedmpi.compression import Dense
 from fedmpi.data import IID, Arrays, Dataset, Digits, Partition
+from fedmpi.engine import Engine
 from fedmpi.evaluation import Evaluation
 from fedmpi.experiment import Experiment
 from fedmpi.federation import Federation, Trained
@@ -255,9 +256,9 @@ class Spy:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.trained: list[dict[int, NDArray[np.float64]]] = []
         self.measured: list[list[Tensor]] = []
-        train, evaluate, begin = Federation.train, Federation.evaluate, Federation.begin
+        train, evaluate, begin = Federation.train, Federation.evaluate, Engine.begin
 
-        def noting_begin(fed: Federation, round: int) -> None:
+        def noting_begin(fed: Engine, round: int) -> None:
             self.trained.append({})
             self.measured.append([])
             begin(fed, round)
@@ -272,6 +273,6 @@ class Spy:
             self.measured[-1].append(weights.clone())
             return evaluate(fed, weights)
 
-        patch.setattr(Federation, "begin", noting_begin)
+        patch.setattr(Engine, "begin", noting_begin)
         patch.setattr(Federation, "train", noting_train)
         patch.setattr(Federation, "evaluate", noting_evaluate)

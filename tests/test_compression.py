@@ -25,8 +25,8 @@ from fedmpi.client_state import ClientState
 from fedmpi.command_line import parse
 from fedmpi.components import subclasses
 from fedmpi.compression import QSGD, Compression, Dense, Int8, TopK
+from fedmpi.engine import Engine
 from fedmpi.errors import BadInput
-from fedmpi.federation import Federation
 from fedmpi.models import LeNet
 from fedmpi.models.mlp import LogisticRegression
 from fedmpi.scheduling import Heterogeneous, RoundRobin, Uniform
@@ -74,10 +74,10 @@ class Sent:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.changes: dict[tuple[int, int, int], NDArray[np.float64]] = {}
         self.arrived: dict[tuple[int, int, int], NDArray[np.float64]] = {}
-        self.fed: Federation
-        begin, send = Federation.begin, Channel.send
+        self.fed: Engine
+        begin, send = Engine.begin, Channel.send
 
-        def noting_begin(fed: Federation, round: int) -> None:
+        def noting_begin(fed: Engine, round: int) -> None:
             self.fed = fed
             begin(fed, round)
 
@@ -92,7 +92,7 @@ class Sent:
                     found[self.fed.round, number, client] = change[:count].numpy()
             return arrived
 
-        patch.setattr(Federation, "begin", noting_begin)
+        patch.setattr(Engine, "begin", noting_begin)
         patch.setattr(Channel, "send", noting_send)
 
     def left_out(self, number: int) -> dict[int, NDArray[np.float64]]:
@@ -377,7 +377,7 @@ def test_methods_without_changes_refuse_it(name: str) -> None:
     """Oracle: the message, one line."""
     with pytest.raises(BadInput) as error:
         parse(["--algorithm", name, "--compression", "TopK"])
-    assert str(error.value) == f"--compression = TopK: {name} has no changes to compress"
+    assert str(error.value) == f"--compression = TopK: does not go with {name}"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from fedmpi.training.settings import LocalTraining
 
 if TYPE_CHECKING:
     from fedmpi.algorithms import Algorithm
-    from fedmpi.federation import Federation
+    from fedmpi.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Conditions(ABC):
         return cohort
 
     @abstractmethod
-    def course(self, asked: Cohort, size: int, fed: "Federation", algorithm: "Algorithm", seed: int) -> Course:
+    def course(self, asked: Cohort, size: int, fed: "Engine", algorithm: "Algorithm", seed: int) -> Course:
         """What becomes of those asked in the current round; a pure function, the same on every rank.
 
         Args:
@@ -61,7 +61,7 @@ class Conditions(ABC):
 class Ideal(Conditions):
     """Every update arrives, and nobody looks at the clock."""
 
-    def course(self, asked: Cohort, size: int, fed: "Federation", algorithm: "Algorithm", seed: int) -> Course:
+    def course(self, asked: Cohort, size: int, fed: "Engine", algorithm: "Algorithm", seed: int) -> Course:
         return Course(asked)
 
 
@@ -145,7 +145,7 @@ class Heterogeneous(Conditions):
             drawn("upload", self.upload, self.bandwidth_spread),
         )
 
-    def course(self, asked: Cohort, size: int, fed: "Federation", algorithm: "Algorithm", seed: int) -> Course:
+    def course(self, asked: Cohort, size: int, fed: "Engine", algorithm: "Algorithm", seed: int) -> Course:
         asked, straggles = self._hold_up(asked, fed, seed)
         profile, (down, up) = self.profile(asked.clients, fed.clients, seed), fed.payload(algorithm)
         work = fed.count_steps(asked) * profile.seconds_per_step
@@ -170,7 +170,7 @@ class Heterogeneous(Conditions):
         }
         return Course(asked.subset(used), row, {"virtual_seconds": seconds[used]})
 
-    def _hold_up(self, asked: Cohort, fed: "Federation", seed: int) -> tuple[Cohort, NDArray[np.bool_]]:
+    def _hold_up(self, asked: Cohort, fed: "Engine", seed: int) -> tuple[Cohort, NDArray[np.bool_]]:
         """The cohort with what each gets done, and [m] who straggles."""
         straggles = np.zeros(len(asked), dtype=bool)
         if not self.stragglers:

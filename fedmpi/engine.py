@@ -1,0 +1,103 @@
+"""The federation as the round loop sees it: rounds begin and end, and what no algorithm asks for is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedmpi.federation import Federation
+from fedmpi.ledger import Ledger, Outcome
+from fedmpi.scheduling import Cohort
+from fedmpi.scheduling.placement import CostModel
+
+if TYPE_CHECKING:
+    from fedmpi.algorithms import Algorithm
+
+
+class Engine(Federation):
+    """A federation with what surrounds an algorithm's rounds; the calls are made on every rank in the same order."""
+
+    def begin(self, round: int) -> None:
+        """Start a round."""
+        self.round = round
+        self._world.begin_round()
+        self._channels.clear()
+        self._cohort_mean = None
+        self._was_idle = False
+
+    def invite(self, cohort: Cohort, client_metrics: tuple[str, ...]) -> None:
+        """Open the round's books, for these clients."""
+        self._ledger = Ledger(self._world, self.round, cohort, client_metrics)
+
+    def finish(self, kept: Mapping[str, object]) -> Outcome:
+        """End a round.
+
+        Args:
+            kept: the algorithm's attributes.
+
+        Raises:
+            RuntimeError: one of them is a vector that was broadcast, which the next round would overwrite.
+        """
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.device.type == "cpu" and self._world.lent(value.detach().numpy()):
+                raise RuntimeError(f"{name} is kept beyond the round in which it was broadcast: keep its clone()")
+        with self._doing("ending the round"):
+            self._be_idle()
+            outcome = self._ledger.close(sum(channel.bytes for channel in self._channels))
+        if self._adversary:
+            outcome.clients["malicious"] = self._adversary.malicious[self._ledger.cohort.clients].astype(np.int64)
+        workers = list(self._world.workers)
+        for name, values in self._costs.columns().items():
+            outcome.ranks[name] = np.full(self._world.size, np.nan)
+            outcome.ranks[name][workers] = values
+        self._costs.learn(self._ledger.observed)
+        return outcome
+
+    def where(self) -> str:
+        """Where this rank is in the experiment, for the report of a failure."""
+        return f"round {self.round}, {self._activity}" if self.round else self._activity
+
+    def payload(self, algorithm: Algorithm) -> tuple[int, int]:
+        """Bytes of vectors that a client receives, and sends in the compressed form, in a round of this method."""
+        down, up = algorithm.payload(self.layout)
+        received, sent = (map(self.layout.extent, vectors) for vectors in (down, up))
+        return sum(4 * size for size, _ in received), sum(self._compression.payload(*extent) for extent in sent)
+
+    def current_losses(self, clients: NDArray[np.int64], algorithm: Algorithm) -> NDArray[np.float64]:
+        """[m]: the mean loss of the global model on the training samples of each of these, on every rank alike."""
+        received = self._distribute(algorithm.weights if self.is_server else torch.empty(self.layout.size))
+        losses = np.zeros(len(clients))
+        if self._world.is_worker:
+            placement, _ = CostModel(len(self._world.workers)).place(self.samples[clients])
+            ranks = np.array(self._world.workers)[placement]
+            with self._doing("measuring the losses of candidates"):
+                for position in np.flatnonzero(ranks == self._world.rank):
+                    losses[position] = self._evaluator.training_loss(int(clients[position]), received)
+        self._world.sum(losses)
+        return losses
+
+    def keep_last_models(self, everyone: Cohort) -> None:
+        """Keep the last model of each client, the initial one at first, and measure the mean over `everyone`."""
+        self._everyone = everyone
+        self._last_models = self.client_state("last model", self.initial_weights())
+
+    def collect_models(self, cohort: Cohort) -> None:
+        """Form the mean of the models that this round's cohort trains, and measure it."""
+        self._cohort_mean = self._mean_over(cohort) if cohort.total_mass else None
+
+    def evaluate_means(self) -> None:
+        """Measure the means of the clients' models that are formed, beside the server's model, and log them."""
+        if self._cohort_mean is not None:
+            self.log(cohort_mean_accuracy=self.evaluate(self._cohort_mean.reduce()).accuracy)
+        if self._last_models is not None:
+            mean = self._mean_over(self._everyone)
+            with self._doing("averaging all clients' models"):
+                for client in self._at_home().tolist():
+                    block = self._everyone.block(np.array([client]))
+                    mean.add(self._last_models[block], block)
+            self.log(clients_mean_accuracy=self.evaluate(mean.reduce()).accuracy)
