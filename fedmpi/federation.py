@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -33,9 +32,6 @@ from fedmpi.training.block import Block, Hooks, Phase
 from fedmpi.training.layout import Columns, Layout
 from fedmpi.training.symmetry import Group
 from fedmpi.training.trainer import WHOLE, Trainer
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass
