@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Attack:
-    """Base of the attacks; by itself it does no harm.
+class Attack(ABC):
+    """Base of the attacks: of what malicious clients send, or of what they are trained on.
 
     Args:
         share: of all clients that are malicious, rounded to whole clients; who they are is drawn from the seed.
     """
 
+    @abstractmethod
     def __init__(self, share: float) -> None:
         require(0 <= share <= 1, "share", share, "at least 0 and at most 1")
         self.share = share
@@ -111,7 +112,7 @@ class LabelFlip(Attack):
         return classes - 1 - labels
 
 
-class Collusion(Attack, ABC):
+class Collusion(Attack):
     """Base of the attacks in which a round's malicious clients know each other's changes, and all send the same."""
 
     @abstractmethod
