@@ -31,6 +31,7 @@ METHODS = {
     "moon": "--algorithm MOON",
     "moon_projected": "--algorithm MOON --model Projected --model.over LeNet",
     "fednova": "--algorithm FedNova",
+    "fedavg_4": "--local.epochs 4",  # as much training as FedMA's, of four phases
     "fedma": "--algorithm FedMA",
     "fedma_cheap": "--algorithm FedMA --algorithm.retrain false",
     "fedavgm": "--algorithm FedAvgM",
