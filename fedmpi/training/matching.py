@@ -69,10 +69,12 @@ class Matching:
     def align(self, weights: Tensor, target: Tensor, layer: Layer) -> None:
         """Put a layer's units of `weights` [P] in the order of those of `target` [P], in place.
 
-        For earlier layers this must have been done.
+        For earlier layers this must have been done. Units of weights that are not finite stay where they are.
         """
         for group in layer.groups:
-            self.permute(weights, group, assign(self.cost(group, target, weights)))
+            cost = self.cost(group, target, weights)
+            if np.isfinite(cost).all():  # else the client has diverged, which the mean will say
+                self.permute(weights, group, assign(cost))
 
     def cost(self, group: Group, target: Tensor, weights: Tensor) -> NDArray[np.float32]:
         """[n, n], the squared distance of each unit of `weights` from each of `target`, but for a constant a column.

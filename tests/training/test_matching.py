@@ -82,3 +82,13 @@ def test_cost_is_the_squared_distance() -> None:
 def test_assignment() -> None:
     """Oracle: by hand; the nearest for each by itself would be column 0 twice."""
     assert assign(np.array([[1.0, 2.0], [0.0, 5.0]], np.float32)).tolist() == [1, 0]
+
+
+def test_what_has_diverged_stays_as_it_is() -> None:
+    """Oracle: its bits, so that the mean finds what is not finite where it was."""
+    made, groups = flat(*MODELS["mlp"][:2])
+    matching, weights = Matching(made.layout, groups, False), made.weights[0].flip(0)
+    weights[3:700:9] = torch.tensor(torch.nan)
+    kept = weights.clone()
+    matching.align(weights, made.weights[0], matching.layers[0])
+    torch.testing.assert_close(weights, kept, rtol=0, atol=0, equal_nan=True)
