@@ -130,6 +130,11 @@ class Experiment:
         self.output = output or _readable_name(algorithm, dataset, seed)
         self.overwrite = overwrite
 
+    def load(self) -> None:
+        """Import what a run needs; with PyTorch, which starts its threads then."""
+        os.environ["OMP_NUM_THREADS"] = str(self.threads)
+        import fedmpi.assembly  # noqa: F401
+
     def run(self, world: "World", config: str = "") -> None:
         """Run from start to end; to be called on every rank of the job, see `outcomes`."""
         for _ in self.outcomes(world, config):
@@ -146,8 +151,7 @@ class Experiment:
         Raises:
             BadInput: on every rank alike, before anything is trained or written.
         """
-        # Before torch is imported, for it starts its threads then.
-        os.environ["OMP_NUM_THREADS"] = str(self.threads)
+        self.load()
         from fedmpi.assembly import assemble, open_results
         from fedmpi.failure import end_job
         from fedmpi.progress import Progress
