@@ -9,7 +9,7 @@ from contextlib import suppress
 
 def main() -> None:
     """Run the experiment that the command line describes, on every rank; rank 0 speaks for all."""
-    # Nothing of what is imported is ever garbage, and looking through it takes a third of the time of the imports.
+    # Nothing of what is imported is ever garbage, and looking through it again and again delays the start.
     gc.disable()
     try:
         from fedmpi.mpi.world import World

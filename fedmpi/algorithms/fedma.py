@@ -57,6 +57,13 @@ class FedMA(Algorithm):
         if not groups:
             raise BadInput("--model: FedMA needs one with hidden units")
         self.matching = Matching(fed.layout, groups, layer_by_layer=self.retrain)
+        classes = fed.label_counts.shape[1]
+        # The class that each number of the outputs speaks for; one more than there are: none.
+        self.class_of = np.full(len(self.matching.outputs), classes)
+        for entry in fed.layout.entries:
+            if entry.segment == "head" and entry.shape[0] == classes:
+                first = np.searchsorted(self.matching.outputs, entry.offset)
+                self.class_of[first : first + entry.size] = np.arange(entry.size) // (entry.size // classes)
 
     def payload(self, layout: "Layout") -> "tuple[Vectors, Vectors]":
         layers = [layer.columns for layer in self.matching.layers]
@@ -95,12 +102,7 @@ class FedMA(Algorithm):
         self, fed: "Federation", cohort: "Cohort", models: "list[tuple[Block, Tensor]]", start: "Tensor"
     ) -> "Tensor":
         """[n] of what is in no layer the mean; that of the last layer class by class, by the samples of the class."""
-        columns, classes = self.matching.outputs, fed.label_counts.shape[1]
-        class_of = np.full(len(columns), classes)  # the class that a number speaks for; `classes`: none
-        for entry in fed.layout.entries:
-            if entry.segment == "head" and entry.shape[0] == classes:
-                first = np.searchsorted(columns, entry.offset)
-                class_of[first : first + entry.size] = np.arange(entry.size) // (entry.size // classes)
+        columns = self.matching.outputs
         counted = cohort.mass[:, None] * fed.label_counts[cohort.clients] / np.maximum(cohort.samples, 1)[:, None]
         counted = np.column_stack([counted, cohort.mass])
         shares = counted / np.maximum(counted.sum(0), 1e-300)  # none of a class that nobody has, which stays as it is
@@ -108,7 +110,7 @@ class FedMA(Algorithm):
         alike = replace(cohort, mass=np.minimum(cohort.mass, 1), expected_mass=None)
         mean = fed.weighted_mean(alike, columns=columns)
         for block, weights in models:
-            mine = shares[np.searchsorted(cohort.clients, block.clients)][:, class_of]
+            mine = shares[np.searchsorted(cohort.clients, block.clients)][:, self.class_of]
             changes = (weights[:, columns] - start[columns]) * weights.new_tensor(mine)
             mean.add(changes, replace(block, mass=np.minimum(block.mass, 1)))
         return self.weights[columns] + alike.total_mass * mean.reduce()

@@ -88,7 +88,7 @@ class Phase:
         epochs: passes over the client's samples; None: as the settings of local training say.
         columns: the columns of the model's vector [P] that are trained, made of whole tensors; None: all. The others
             keep their values, whatever the optimizer; and a batch normalisation that is not trained uses the running
-            statistics that it received.
+            statistics that it received. A direction is asked for one run of columns after the other.
     """
 
     name: str = ""
