@@ -52,10 +52,14 @@ def assemble(experiment: Experiment, world: World) -> Engine:
     dataset = experiment.dataset
     arrays = load_shared(world, dataset)
 
+    is_text = dataset.vocabulary is not None
+    example = torch.ones(2, *arrays.train_x.shape[1:], dtype=torch.int64 if is_text else torch.float32)
+
     def build(number: int) -> FlatModel:
         torch.manual_seed(randomness.key(experiment.seed, "initial weights", client=number))
         with option_of("model"):
-            return FlatModel(experiment.model.build(arrays.train_x.shape[1:], dataset.classes), device)
+            network = experiment.model.build(arrays.train_x.shape[1:], dataset.classes)
+        return FlatModel(experiment.algorithm.extend(network, example), device)
 
     with world.agreed():
         model = build(0)
@@ -63,16 +67,17 @@ def assemble(experiment: Experiment, world: World) -> Engine:
         if model.normalises_batches and experiment.local.batch_size == 1:
             raise BadInput("= 1: must be at least 2 for a model with batch normalisation", "--local.batch_size")
         with option_of("partition"):
-            split = make_split(
+            everyone = make_split(
                 experiment.partition,
                 arrays.train_y,
                 arrays.test_y,
                 dataset.classes,
-                experiment.clients,
+                experiment.clients + experiment.newcomers,
                 experiment.seed,
                 arrays.train_users,
                 arrays.test_users,
             )
+        split = everyone.first(experiment.clients)
         pools = experiment.algorithm.pools_clients
         if pools and split.pixel_seed is not None:
             name, how = (type(part).__name__ for part in (experiment.algorithm, experiment.partition))
@@ -83,18 +88,20 @@ def assemble(experiment: Experiment, world: World) -> Engine:
     labels = adversary.poison(arrays.train_y, split.train, dataset.classes) if adversary else arrays.train_y
     train = Samples(arrays.train_x, labels, dataset.mean, dataset.std, device)
     test = Samples(arrays.test_x, arrays.test_y, dataset.mean, dataset.std, device)
-    pixels = PixelOrders(split, train.pixels, device)
+    pixels = PixelOrders(everyone, train.pixels, device)
     owners = np.empty(len(arrays.test_y), dtype=np.int64)
-    for client, shard in enumerate(split.test):
+    for client, shard in enumerate(everyone.test):
         owners[shard] = client
-    shards = [np.sort(np.concatenate(split.train))] if pools else split.train
+    shards = [np.sort(np.concatenate(split.train))] if pools else everyone.train
     task = Task(model, train, shards, pixels, experiment.local, experiment.seed)
     with world.agreed():
         trainer = make_trainer(task, 1 if pools else experiment.cohort)
     fed = Engine(
         world,
         trainer,
-        Evaluator(build(0), train, test, split.train, split.test, owners, dataset.classes, pixels),
+        Evaluator(
+            build(0), train, test, everyone.train, everyone.test, owners, dataset.classes, pixels, experiment.clients
+        ),
         split,
         lambda number: build(number).weights[0].clone(),
         experiment.rounds,
@@ -109,6 +116,8 @@ def assemble(experiment: Experiment, world: World) -> Engine:
     if experiment.evaluate_means in ("clients", "both"):
         counted = masses(fed.samples, experiment.weighting)
         fed.keep_last_models(Cohort(np.arange(fed.clients), fed.samples, counted))
+    strangers = np.arange(experiment.clients, len(everyone.train))
+    fed.newcomers = Cohort(strangers, everyone.samples[strangers], np.ones_like(strangers))
     if not world.is_server:
         for name in algorithm.server_state:
             setattr(algorithm, name, getattr(algorithm, name).to("meta"))

@@ -10,17 +10,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedmpi.federation import Federation
+from fedmpi.federation import Federation, Prediction, predict_with
 from fedmpi.ledger import Ledger, Outcome
 from fedmpi.scheduling import Cohort
 from fedmpi.scheduling.placement import CostModel
+from fedmpi.training.block import Phase
 
 if TYPE_CHECKING:
     from fedmpi.algorithms import Algorithm
 
 
 class Engine(Federation):
-    """A federation with what surrounds an algorithm's rounds; the calls are made on every rank in the same order."""
+    """A federation with what surrounds an algorithm's rounds; the calls are made on every rank in the same order.
+
+    Attributes:
+        newcomers: clients beyond those of the federation, who take part in no round.
+    """
+
+    newcomers: Cohort
 
     def begin(self, round: int) -> None:
         """Start a round."""
@@ -28,11 +35,19 @@ class Engine(Federation):
         self._world.begin_round()
         self._channels.clear()
         self._cohort_mean = None
+        self._predict_locally = None
         self._was_idle = False
 
-    def invite(self, cohort: Cohort, client_metrics: tuple[str, ...]) -> None:
-        """Open the round's books, for these clients."""
-        self._ledger = Ledger(self._world, self.round, cohort, client_metrics)
+    def invite(self, cohort: Cohort, client_metrics: tuple[str, ...], predict: Prediction | None = None) -> None:
+        """Open the round's books, for these clients.
+
+        Args:
+            predict: how logits are made with the model that a client has trained, which is measured on the client's
+                own test samples (column local_accuracy); None: it is not.
+        """
+        self._predict_locally = predict
+        metrics = client_metrics if predict is None else (*client_metrics, "local_accuracy")
+        self._ledger = Ledger(self._world, self.round, cohort, metrics)
 
     def finish(self, kept: Mapping[str, object]) -> Outcome:
         """End a round.
@@ -80,6 +95,31 @@ class Engine(Federation):
                     losses[position] = self._evaluator.training_loss(int(clients[position]), received)
         self._world.sum(losses)
         return losses
+
+    def train_newcomers(self, algorithm: Algorithm, epochs: int) -> NDArray[np.float64]:
+        """[newcomers, epochs + 1]: each one's accuracy on its own test samples, before training and after each epoch.
+
+        Training starts from the global model, at the learning rate of the last round and with a fresh optimizer in
+        every epoch.
+        """
+        self.begin(self.rounds)
+        self.invite(self.newcomers, ())
+        received = self._distribute(algorithm.weights if self.is_server else torch.empty(self.layout.size))
+        accuracy = np.zeros((len(self.newcomers), epochs + 1))
+        if self._world.is_worker:
+            part, parts = self._world.workers.index(self._world.rank), len(self._world.workers)
+            for k in range(part, len(accuracy), parts):
+                block = self.newcomers.block(np.array([k]))
+                client, weights = int(block.clients[0]), received
+                for epoch in range(epochs + 1):
+                    if epoch:
+                        phase = Phase(f"newcomer {epoch} ", epochs=1)
+                        trained = algorithm.train(self, block, weights, received, phase).weights
+                        weights = trained[0].clone()
+                    predict = predict_with(algorithm.predict, {"received": received})
+                    accuracy[k, epoch] = self._evaluator.client_accuracy(weights, client, predict)
+        self._world.sum(accuracy)
+        return accuracy
 
     def keep_last_models(self, everyone: Cohort) -> None:
         """Keep the last model of each client, the initial one at first, and measure the mean over `everyone`."""

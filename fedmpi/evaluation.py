@@ -8,18 +8,26 @@ and the result has the same bits for any number of ranks.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedmpi.training.flat import FlatModel
+from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.losses import cross_entropy
-from fedmpi.training.samples import Samples
+from fedmpi.training.samples import Batch, Samples
 from fedmpi.training.trainer import PixelOrder
 
 BLOCK = 250
+
+#: (network, inputs) -> logits [B, classes]
+Predict = Callable[[Net, Batch], torch.Tensor]
+
+
+def by_the_network(net: Net, batch: Batch) -> torch.Tensor:
+    """What the network itself says."""
+    return net(batch.x)
 
 
 class Evaluation:
@@ -89,6 +97,7 @@ class Evaluator:
         owners: [n] int64, the client to whose shard each test sample belongs.
         classes: how many there are.
         pixels: client -> the order in which it sees the pixels of its images, or None.
+        clients: how many of those who own test samples take part; those of newcomers do not count.
     """
 
     def __init__(
@@ -101,6 +110,7 @@ class Evaluator:
         owners: NDArray[np.int64],
         classes: int,
         pixels: PixelOrder,
+        clients: int,
     ) -> None:
         self._model = model
         self._model.module.eval()
@@ -112,41 +122,68 @@ class Evaluator:
         self._classes = classes
         self._labels = test.y.cpu().numpy()
         self._pixels = pixels
+        self._clients = clients
+        self._counted = np.flatnonzero(owners < clients)
 
     def nothing(self) -> NDArray[np.float32]:
         """[2, n] zeros, to be filled by `measure` and then added up over the ranks."""
         return np.zeros((2, len(self._labels)), dtype=np.float32)
 
     @torch.inference_mode()
-    def measure(self, weights: torch.Tensor, part: int, parts: int, into: NDArray[np.float32]) -> None:
-        """Fill in the loss and the correctness of every block b of test samples for which b mod `parts` is `part`."""
+    def measure(
+        self,
+        weights: torch.Tensor,
+        part: int,
+        parts: int,
+        into: NDArray[np.float32],
+        predict: Predict = by_the_network,
+    ) -> None:
+        """Fill in the loss and the correctness of every block b of test samples for which b mod `parts` is `part`.
+
+        Args:
+            weights: [P], of the network.
+            predict: how logits are made with it.
+        """
         self._model.load(weights)
-        for start in range(part * BLOCK, len(self._labels), parts * BLOCK):
-            self._measure(np.arange(start, min(start + BLOCK, len(self._labels))), into)
+        for start in range(part * BLOCK, len(self._counted), parts * BLOCK):
+            self._measure(self._counted[start : start + BLOCK], into, predict)
 
     @torch.inference_mode()
-    def measure_client(self, weights: torch.Tensor, client: int, into: NDArray[np.float32]) -> None:
-        """Fill in the loss and the correctness of a client's own test samples."""
+    def measure_client(
+        self,
+        weights: torch.Tensor,
+        client: int,
+        into: NDArray[np.float32],
+        predict: Predict = by_the_network,
+    ) -> None:
+        """Fill in the loss and the correctness of a client's own test samples; arguments as of `measure`."""
         self._model.load(weights)
         shard = self._test_shards[client]
         for start in range(0, len(shard), BLOCK):
-            self._measure(shard[start : start + BLOCK], into)
+            self._measure(shard[start : start + BLOCK], into, predict)
+
+    def client_accuracy(self, weights: torch.Tensor, client: int, predict: Predict) -> float:
+        """Share of a client's own test samples that are classified correctly; NaN if it has none."""
+        measured = self.nothing()
+        self.measure_client(weights, client, measured, predict)
+        return _share(measured[1, self._test_shards[client]])
 
     def accuracy(self, weights: torch.Tensor) -> float:
         """Share of all test samples that `weights` classifies correctly."""
         measured = self.nothing()
         self.measure(weights, 0, 1, measured)
-        return _share(measured[1])
+        return _share(measured[1, self._counted])
 
-    def _measure(self, index: NDArray[np.int64], into: NDArray[np.float32]) -> None:
+    def _measure(self, index: NDArray[np.int64], into: NDArray[np.float32], predict: Predict) -> None:
         batch = self._test.batch(index, self._seen_pixels(self._owners[index]))
-        logits = self._model.module(batch.x)
+        logits = predict(Net(self._model), batch)
         into[0, index] = cross_entropy(logits, batch.y).cpu().numpy()
         into[1, index] = (logits.argmax(1) == batch.y).cpu().numpy()
 
     def evaluation(self, measured: NDArray[np.float32]) -> Evaluation:
         """What was measured, added up over the ranks."""
-        return Evaluation(measured, self._labels, self._owners, self._classes, len(self._shards))
+        some = self._counted
+        return Evaluation(measured[:, some], self._labels[some], self._owners[some], self._classes, self._clients)
 
     @torch.inference_mode()
     def training_loss(self, client: int, weights: torch.Tensor) -> float:

@@ -55,6 +55,11 @@ class Experiment:
         evaluate_means: whose models' mean is measured beside the server's model: that of the round's cohort (column
             cohort_mean_accuracy), that of all clients' last models (clients_mean_accuracy; takes the memory of a
             model a client), or both.
+        evaluate_local: whether each model that a client has trained is measured on the client's own test samples
+            before anything is averaged: columns local_accuracy of /clients and, the mean over the cohort, of /rounds.
+        newcomers: clients beyond `clients`, with samples of their own, that take part in no round. After the last one
+            each starts from the global model and trains by itself; /newcomers has what becomes of it.
+        newcomer_epochs: passes of a newcomer over its samples.
         device: what clients are trained on; auto takes GPUs where a rank sees any.
         threads: CPU threads a rank, whatever OMP_NUM_THREADS says. More than one rarely pays: start more ranks.
         seed: of everything random. The same seed gives the same results on any number of ranks.
@@ -81,6 +86,9 @@ class Experiment:
         local: LocalTraining = LocalTraining(),  # noqa: B008 (frozen)
         evaluate_every: int = 1,
         evaluate_means: Literal["none", "cohort", "clients", "both"] = "none",
+        evaluate_local: bool = False,
+        newcomers: int = 0,
+        newcomer_epochs: int = 20,
         device: Literal["auto", "cpu", "cuda"] = "auto",
         threads: int = 1,
         seed: int = 0,
@@ -92,6 +100,10 @@ class Experiment:
         require(cohort is None or cohort <= clients, "cohort", cohort, f"at most the number of clients, {clients}")
         require(rounds >= 1, "rounds", rounds, "at least 1")
         require(evaluate_every >= 0, "evaluate_every", evaluate_every, "at least 0")
+        require(newcomers >= 0, "newcomers", newcomers, "at least 0")
+        require(newcomer_epochs >= 1, "newcomer_epochs", newcomer_epochs, "at least 1")
+        strangers = f"0 with {type(algorithm).__name__}, whose clients have more than the global model"
+        require(newcomers == 0 or algorithm.welcomes_newcomers, "newcomers", newcomers, strangers)
         require(threads >= 1, "threads", threads, "at least 1")
         require(seed >= 0, "seed", seed, "at least 0")
         require(seed < 2**63, "seed", seed, "below 2^63")
@@ -124,6 +136,9 @@ class Experiment:
         self.local = local
         self.evaluate_every = evaluate_every
         self.evaluate_means: Literal["none", "cohort", "clients", "both"] = evaluate_means
+        self.evaluate_local = evaluate_local
+        self.newcomers = newcomers
+        self.newcomer_epochs = newcomer_epochs
         self.device: Literal["auto", "cpu", "cuda"] = device
         self.threads = threads
         self.seed = seed
@@ -171,6 +186,10 @@ class Experiment:
                     outcome.store(results)
                     progress.show(outcome.row)
                 yield outcome
+            if self.newcomers:
+                accuracy = fed.train_newcomers(self.algorithm, self.newcomer_epochs)
+                if results:
+                    results.set_newcomers(accuracy)
             if results and progress:
                 results.finish("finished")
                 progress.end(results.path)
@@ -189,7 +208,8 @@ class Experiment:
         cohort, is_evaluated = course.cohort, self._is_evaluated(round)
         if self.algorithm.pools_clients and cohort.total_mass:
             cohort = cohort.pooled(fed.samples, by_steps=self.local.steps is not None)
-        fed.invite(cohort, self.algorithm.client_metrics)
+        predict = self.algorithm.predict if is_evaluated and self.evaluate_local else None
+        fed.invite(cohort, self.algorithm.client_metrics, predict)
         if is_evaluated and self.evaluate_means in ("cohort", "both"):
             fed.collect_models(cohort)
         if cohort.total_mass:  # else there is nothing to learn from

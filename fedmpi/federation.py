@@ -7,7 +7,7 @@ data files, random generators.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,16 +22,21 @@ from fedmpi.channel import Channel
 from fedmpi.client_state import ClientState, StateKeeper
 from fedmpi.compression import Compression
 from fedmpi.data import Split
-from fedmpi.evaluation import Evaluation, Evaluator
+from fedmpi.evaluation import Evaluation, Evaluator, Predict, by_the_network
 from fedmpi.ledger import Ledger
 from fedmpi.mpi.world import World
 from fedmpi.scheduling import Cohort
 from fedmpi.scheduling.placement import CostModel
 from fedmpi.stack import Stack
-from fedmpi.training.block import Block, Hooks, Phase
+from fedmpi.training.block import WHOLE, Block, Hooks, Phase
+from fedmpi.training.flat import Net
 from fedmpi.training.layout import Columns, Layout
+from fedmpi.training.samples import Batch
 from fedmpi.training.symmetry import Group
-from fedmpi.training.trainer import WHOLE, Trainer
+from fedmpi.training.trainer import Trainer
+
+#: (network, inputs, vectors by name) -> logits [B, classes], as `Algorithm.predict`
+Prediction = Callable[[Net, Batch, Mapping[str, Tensor]], Tensor]
 
 
 @dataclass
@@ -73,6 +78,7 @@ class Federation:
         samples: [clients] training samples of each.
         label_counts: [clients, classes] training labels of each.
         layout: where a model's tensors lie in its vector [P].
+        at_once: K, how many clients a rank trains together at the most.
         has_features: whether the network is a `Backbone`, so that a loss may look at its features.
         device: what this rank's vectors are on, but for the server's state, which is in host memory.
         is_server: whether this rank holds the server's state.
@@ -98,6 +104,7 @@ class Federation:
         self.samples = split.samples
         self.label_counts = split.label_counts
         self.layout: Layout = trainer.model.layout
+        self.at_once = trainer.at_once
         self.has_features = trainer.model.has_features
         self.device = trainer.model.device
         self.is_server = world.is_server
@@ -122,7 +129,13 @@ class Federation:
         self._cohort_mean: WeightedMean | None = None
         self._everyone: Cohort
         self._last_models: ClientState | None = None
+        self._predict_locally: Prediction | None = None
         self._activity = "setting up"
+
+    @property
+    def feature_shape(self) -> torch.Size:
+        """Of the features of one sample."""
+        return self._trainer.feature_shape
 
     @property
     def lr(self) -> float:
@@ -228,6 +241,8 @@ class Federation:
                 self._cohort_mean.add(work.weights, block)
             if self._last_models is not None:
                 self._last_models[block] = work.weights
+            if self._predict_locally is not None:
+                self._measure_locally(block, work.weights, self._predict_locally)
         self._trained = Trained(work.loss, work.steps, work.weights)
         return self._trained
 
@@ -242,6 +257,15 @@ class Federation:
             block.give(vectors)
             return self._trainer.gradients(block, weights.expand(len(block), -1), hooks, self.round)
 
+    def features(self, block: Block, weights: Tensor) -> Tensor:
+        """[K, n, ...]: the features of the clients' training samples, from the extractor with `weights` [P].
+
+        In evaluation mode, of samples as they are, without augmentation. Client k's are in rows [k, :n_k], in the
+        order of `Batch.place`.
+        """
+        with self._doing("extracting features", block), self._ledger.timed("train_seconds"):
+            return self._trainer.features(block, weights)
+
     def losses(self, block: Block, models: Tensor) -> Tensor:
         """[K, M]: the mean training loss of each of `models` [M, P] on each client of the block, forward only."""
         with self._doing("measuring losses", block), self._ledger.timed("train_seconds"):
@@ -255,14 +279,20 @@ class Federation:
 
     # Measurements
 
-    def evaluate(self, weights: Tensor) -> Evaluation:
-        """Measure the server's model `weights` [P] on the test set, spread over the ranks that train."""
+    def evaluate(self, weights: Tensor, predict: Prediction | None = None, **vectors: Tensor) -> Evaluation:
+        """Measure the server's model `weights` [P] on the test set, spread over the ranks that train.
+
+        Args:
+            predict: how logits are made with it, as a rule `Algorithm.predict`; None: by the network alone.
+            vectors: of the server, which it may read.
+        """
         received = self._distribute(weights)
+        others = {name: self._distribute(vector) for name, vector in vectors.items()}
         measured = self._evaluator.nothing()
         if self._world.is_worker:
             with self._doing("evaluation"), self._ledger.timed("evaluation_seconds"):
-                part = self._world.workers.index(self._world.rank)
-                self._evaluator.measure(received, part, len(self._world.workers), measured)
+                part, parts = self._world.workers.index(self._world.rank), len(self._world.workers)
+                self._evaluator.measure(received, part, parts, measured, predict_with(predict, others))
         self._world.sum(measured)
         return self._evaluator.evaluation(measured)
 
@@ -296,22 +326,26 @@ class Federation:
         return found
 
     def report_personal(self, evaluation: Evaluation) -> None:
-        """Report what `evaluate_clients` found, with its distribution over the clients.
+        """Report what `evaluate_clients` found.
 
-        test_accuracy and test_loss are over all test samples, that is weighted by the clients' test samples; further
-        columns are the mean, the standard deviation and three percentiles of the clients' accuracies. All clients
-        count, those that never took part with what they have from the start; clients_trained is how many did.
+        All clients count, those that never took part with what they have from the start; the column clients_trained
+        is how many did.
         """
         self.report(evaluation)
-        known = evaluation.client_accuracy[~np.isnan(evaluation.client_accuracy)]
-        shares = dict(zip((10, 50, 90), np.percentile(known, (10, 50, 90)).tolist(), strict=True))
-        self.log(client_accuracy_mean=float(known.mean()), client_accuracy_std=float(known.std()))
-        self.log(**{f"client_accuracy_p{percent}": value for percent, value in shares.items()})
         self.log(clients_trained=int((self.states.home >= 0).sum()))
 
     def report(self, evaluation: Evaluation) -> None:
-        """Make an evaluation that of the round: test_loss and test_accuracy, per class and per client."""
+        """Make an evaluation that of the round: test_loss and test_accuracy, per class and per client.
+
+        These are over all test samples, that is weighted by the clients' test samples; further columns are the mean,
+        the standard deviation and three percentiles of the clients' accuracies, each on its own test samples.
+        """
         self._ledger.evaluation = evaluation
+        known = evaluation.client_accuracy[~np.isnan(evaluation.client_accuracy)]
+        if self.is_server and len(known):
+            shares = dict(zip((10, 50, 90), np.percentile(known, (10, 50, 90)).tolist(), strict=True))
+            self.log(client_accuracy_mean=float(known.mean()), client_accuracy_std=float(known.std()))
+            self.log(**{f"client_accuracy_p{percent}": value for percent, value in shares.items()})
 
     def report_matched(self, models: Sequence[Evaluation], choice: Tensor) -> None:
         """The same for several models, of which client k uses number `choice[k]`; -1, none yet, is left out.
@@ -339,6 +373,14 @@ class Federation:
         """What was recorded of the round's clients, on every rank: name -> [m], in the order of `cohort.clients`."""
         with self._doing("gathering records"):
             return self._ledger.gather()
+
+    def _measure_locally(self, block: Block, models: Tensor, predict: Prediction) -> None:
+        with self._doing("measuring what was trained", block), self._ledger.timed("evaluation_seconds"):
+            found = [
+                self._evaluator.client_accuracy(model, client, predict_with(predict, block.row(k)))
+                for k, (client, model) in enumerate(zip(block.clients.tolist(), models, strict=True))
+            ]
+        self._ledger.record(block, {"local_accuracy": found})
 
     def _forget_trained(self) -> None:
         if self._trained is not None:
@@ -402,6 +444,11 @@ class Federation:
         self._activity = activity if block is None else f"{_named(block)}, {activity}"
         yield
         self._activity = "between two steps of the algorithm"
+
+
+def predict_with(predict: Prediction | None, vectors: Mapping[str, Tensor]) -> Predict:
+    """How a model predicts that has these vectors beside it; given None, the network alone."""
+    return by_the_network if predict is None else lambda net, batch: predict(net, batch, vectors)
 
 
 def _nothing() -> None:

@@ -152,6 +152,9 @@ class Ledger:
             "bytes_down": self.bytes_down,
             **self._logged,
         }
+        if "local_accuracy" in records:
+            known = records["local_accuracy"][~np.isnan(records["local_accuracy"])]
+            row["local_accuracy"] = float(known.mean()) if len(known) else math.nan
         if self.evaluation is not None:
             row |= {"test_loss": self.evaluation.loss, "test_accuracy": self.evaluation.accuracy}
         clients = {

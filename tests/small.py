@@ -28,12 +28,12 @@ from fedmpi.models.mlp import LogisticRegression
 from fedmpi.mpi.world import World
 from fedmpi.scheduling import All, Always, Ideal
 from fedmpi.server_optimizers import Replace
-from fedmpi.training.block import Block, Phase, Work
+from fedmpi.training.block import WHOLE, Block, Phase, Work
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.plain import PlainTrainer
 from fedmpi.training.samples import Samples
 from fedmpi.training.settings import LocalTraining
-from fedmpi.training.trainer import WHOLE, Task
+from fedmpi.training.trainer import Task
 
 torch.set_num_threads(1)  # as in a job: threads that wait for one another take seconds on a busy machine
 
@@ -269,9 +269,9 @@ class Spy:
                 self.trained[-1][client] = row.double().numpy().copy()
             return result
 
-        def noting_evaluate(fed: Federation, weights: Tensor) -> Evaluation:
+        def noting_evaluate(fed: Federation, weights: Tensor, *arguments: Any, **options: Any) -> Evaluation:
             self.measured[-1].append(weights.clone())
-            return evaluate(fed, weights)
+            return evaluate(fed, weights, *arguments, **options)
 
         patch.setattr(Engine, "begin", noting_begin)
         patch.setattr(Federation, "train", noting_train)

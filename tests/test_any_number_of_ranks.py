@@ -63,6 +63,10 @@ CASES = {
     "feddyn": f"{SMALL} --algorithm FedDyn --model LeNet --local.vectorize 2",
     "fednova": f"{SMALL} --algorithm FedNova --algorithm.mu 0.1 --model LeNet --local.momentum 0.5",
     "fedma": f"{SMALL} --algorithm FedMA --algorithm.sweeps 1 --model LeNet",
+    "feature_fusion": f"{SMALL} --algorithm FeatureFusion --model LeNet --partition Permuted --newcomers 3"
+    " --newcomer_epochs 2 --evaluate_local true",
+    "side_by_side_feature_fusion": f"{SMALL} --algorithm FeatureFusion --algorithm.operator conv --model LeNet"
+    " --local.vectorize 2",
     "client_state": f"{SMALL} --rounds 8 --algorithm methods.Remembering --model LogisticRegression",
     "lost_updates": f"{SMALL} --algorithm methods.EvenOnly --model LogisticRegression",
     # Clients that keep something, measured where they keep it.
@@ -144,6 +148,7 @@ def test_equal_bits(
             np.testing.assert_array_equal(run.clients[column], one.clients[column], err_msg=f"{name} {column}")
         for column in run.evaluation:
             np.testing.assert_array_equal(run.evaluation[column], one.evaluation[column], err_msg=f"{name} {column}")
+        np.testing.assert_equal(run.newcomers, one.newcomers)
         assert set(run.clients["rank"]) <= set(range(1, ranks)), "rank 0 serves"
         assert run.ranks["clients"].sum() == len(run.clients["client"])
 

@@ -4,13 +4,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from fedmpi.training.block import WHOLE
 
-    from fedmpi.federation import Federation
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fedmpi.federation import Federation, Trained
     from fedmpi.scheduling import Cohort, Weighting
     from fedmpi.server_optimizers import ServerOptimizer
-    from fedmpi.training.block import Block
+    from fedmpi.training.block import Block, Phase
     from fedmpi.training.flat import Net
     from fedmpi.training.layout import Columns, Layout
     from fedmpi.training.samples import Batch
@@ -65,15 +67,30 @@ class Algorithm(ABC):
     @property
     def changes_loss(self) -> bool:
         """Whether the method has a loss of its own."""
-        return type(self).loss is not Algorithm.loss
+        cls = type(self)
+        return cls.loss is not Algorithm.loss or cls.predict is not Algorithm.predict
 
     @property
     def changes_direction(self) -> bool:
         """Whether the method has a direction of its own."""
         return type(self).direction is not Algorithm.direction
 
+    @property
+    def welcomes_newcomers(self) -> bool:
+        """Whether a client that has never taken part can go on from the global model, by `train`."""
+        return False
+
     def check(self, cohort: int) -> None:  # noqa: B027 (most go with any)
         """Raise BadInput if the options do not go with so many clients a round."""
+
+    def extend(self, network: "nn.Module", example: "Tensor") -> "nn.Module":
+        """The network that is trained, made of the experiment's own; a method may add modules to it.
+
+        Args:
+            network: freshly initialised; what is added draws from the same generator, after it.
+            example: [2, ...] inputs of some values, in the shape and type of the data set's.
+        """
+        return network
 
     def setup(self, fed: "Federation") -> None:
         """Create the state before the first round."""
@@ -87,6 +104,18 @@ class Algorithm(ABC):
     @abstractmethod
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         """One round with the clients of `cohort`; runs on every rank, collectives are methods of `fed`."""
+
+    def train(
+        self, fed: "Federation", block: "Block", start: "Tensor", received: "Tensor", phase: "Phase" = WHOLE
+    ) -> "Trained":
+        """Local training of a block's clients, apart from all others.
+
+        Args:
+            start: [P], where training starts.
+            received: [P], the global model: `start`, unless training goes on that has begun from it.
+            phase: which part of the training it is.
+        """
+        return fed.train(block, start, self, phase)
 
     def server_step(self, fed: "Federation", mean: "Tensor") -> None:
         """Move the global model towards the mean [P] of the clients' models, as the server's optimizer does."""
@@ -112,7 +141,17 @@ class Algorithm(ABC):
         """
         from fedmpi.training.losses import cross_entropy
 
-        return cross_entropy(net(batch.x), batch.y)
+        return cross_entropy(self.predict(net, batch, client), batch.y)
+
+    def predict(self, net: "Net", batch: "Batch", client: "Mapping[str, Tensor]") -> "Tensor":
+        """[B, classes], the logits of a model, in training and where `Federation.evaluate` is given this method.
+
+        Args:
+            net: runs its weights.
+            batch: inputs, and in training the samples' places.
+            client: the vectors given to `Federation.train`, or to `Federation.evaluate`.
+        """
+        return net(batch.x)
 
     def direction(self, gradient: "Tensor", weights: "Tensor", start: "Tensor", block: "Block") -> "Tensor":
         """What the local optimizer steps along, from the gradient of the loss.

@@ -19,10 +19,16 @@ class FedAvg(Algorithm):
     takes_server_optimizer = True
     averages_models = True
 
+    @property
+    def welcomes_newcomers(self) -> bool:
+        # A loss or direction of its own may need what only the round of the method gives.
+        own_loss = type(self).loss is not FedAvg.loss
+        return not (own_loss or self.changes_direction)
+
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         start = fed.broadcast(self.weights)
         mean = fed.weighted_mean(cohort, start)
         for block in fed.my_clients(cohort):
-            local = fed.train(block, start, self)
+            local = self.train(fed, block, start, received=start)
             mean.add(local.weights, block)
         self.server_step(fed, mean.reduce(empty=self.weights))

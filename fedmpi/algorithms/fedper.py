@@ -43,7 +43,7 @@ class FedRep(FedPer):
         require(head_epochs >= 1, "head_epochs", head_epochs, "at least 1")
         self.head_epochs = head_epochs
 
-    def train(self, fed: "Federation", block: "Block", start: "Tensor") -> "Trained":
+    def train_parts(self, fed: "Federation", block: "Block", start: "Tensor") -> "Trained":
         from fedmpi.training.block import Phase
 
         head = fed.train(block, start, self, Phase("head", self.head_epochs, (self.own,)))

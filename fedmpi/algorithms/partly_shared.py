@@ -46,14 +46,14 @@ class PartlyShared(Algorithm):
         received = fed.broadcast(self.weights[self.shared])
         mean = fed.weighted_mean(cohort, received, columns=self.shared)
         for block in fed.my_clients(cohort):
-            local = self.train(fed, block, self.personal(block, received))
+            local = self.train_parts(fed, block, self.personal(block, received))
             mean.add(local.weights[:, self.shared], block)
             self.kept[block] = local.weights[:, self.own]
         whole = self.weights.clone()
         whole[self.shared] = mean.reduce(empty=self.weights[self.shared])
         self.server_step(fed, whole)
 
-    def train(self, fed: "Federation", block: "Block", start: "Tensor") -> "Trained":
+    def train_parts(self, fed: "Federation", block: "Block", start: "Tensor") -> "Trained":
         """Local training of a block's clients from `start` [K, P]."""
         return fed.train(block, start, self)
 

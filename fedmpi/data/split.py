@@ -36,6 +36,11 @@ class Split:
         """[clients] training samples."""
         return np.asarray(self.label_counts.sum(axis=1))
 
+    def first(self, clients: int) -> Split:
+        """What the first so many clients have; who they are among all is not forgotten in their pixels' orders."""
+        groups = None if self.groups is None else self.groups[:clients]
+        return Split(self.train[:clients], self.test[:clients], self.label_counts[:clients], groups, self.pixel_seed)
+
     def pixels(self, client: int, count: int) -> Integers | None:
         """[count] the order in which a client sees the pixels of all its samples; None: as they are."""
         if self.pixel_seed is None:

@@ -88,6 +88,11 @@ class Run:
         return self._read("partition")
 
     @cached_property
+    def newcomers(self) -> Table:
+        """accuracy [newcomers, epochs + 1] and epochs [newcomers]; empty if there were none."""
+        return self._read("newcomers")
+
+    @cached_property
     def model(self) -> Table:
         """weights [P], names [T], shapes [T, D], offsets [T], and [M, P] arrays of methods with M models."""
         return self._read("model")
@@ -111,7 +116,7 @@ class Run:
         return tensors
 
     def table(self, name: str) -> Table:
-        """The table of that name: rounds, clients, ranks, evaluation or partition."""
+        """The table of that name: rounds, clients, ranks, evaluation, partition or newcomers."""
         table: Table = getattr(self, name)
         return table
 

@@ -12,6 +12,9 @@
     /evaluation     one row an evaluation: round, per_class_accuracy [classes] and, if the method has it,
                     client_accuracy [clients]; attributes: test_loss, test_accuracy of the initial model
     /partition      one row a client: label_counts [classes], samples
+    /newcomers      if there were any, one row each: accuracy [epochs + 1] on its own test samples, of the global
+                    model and after each epoch of its own training; epochs, after which it has settled (NaN: it
+                    has not)
     /model          weights [P], the last global model; further [M, P] arrays of methods with M models;
                     names [T], shapes [T, D] and offsets [T] of the tensors (a shape of fewer than D
                     dimensions ends with -1); attribute: sha256 of the bytes of weights
@@ -44,6 +47,9 @@ from __future__ import annotations
 from typing import Literal
 
 SCHEMA = 1
+
+# A newcomer has settled where the next epochs gain less than this.
+SETTLED_EPOCHS, SETTLED_GAIN = 3, 0.001
 
 Status = Literal["running", "finished", "interrupted", "failed"]
 

@@ -47,7 +47,7 @@ def _groups(runs: Sequence[Run]) -> list[list[Run]]:
 
 def _figures(group: Sequence[Run], column: str, targets: Sequence[float]) -> dict[str, str]:
     accuracies = [run.accuracy(column) for run in group]
-    personal = any("client_accuracy_mean" in run.rounds or "global_matched_accuracy" in run.rounds for run in group)
+    personal = any("clients_trained" in run.rounds or "global_matched_accuracy" in run.rounds for run in group)
     traffic = [(run.rounds["bytes_up"] + run.rounds["bytes_down"]).sum() / 1e9 for run in group]
     return {
         "runs": str(len(group)),

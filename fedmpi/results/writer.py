@@ -6,6 +6,7 @@ The layout of the file is described in `fedmpi.results.schema`.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from fedmpi import __version__
 from fedmpi.errors import BadInput
 from fedmpi.results.columns import Columns
-from fedmpi.results.schema import SCHEMA, Status
+from fedmpi.results.schema import SCHEMA, SETTLED_EPOCHS, SETTLED_GAIN, Status
 
 _FIRST_ROUND = 360.0  # seconds between two writes that readers should expect before a round has ended
 
@@ -99,6 +100,11 @@ class Results:
         """How many samples of each class [clients, classes], and in all [clients], the clients hold."""
         partition = self._tables["partition"] = Columns()
         partition.add({"label_counts": label_counts, "samples": samples})
+
+    def set_newcomers(self, accuracy: NDArray[np.float64]) -> None:
+        """[newcomers, epochs + 1] the accuracy of each on its own test samples, before and after each epoch."""
+        newcomers = self._tables["newcomers"] = Columns()
+        newcomers.add({"accuracy": accuracy, "epochs": [settled(one) for one in accuracy]})
 
     def set_model(
         self,
@@ -251,3 +257,15 @@ def _write_durably(path: Path, content: bytes) -> None:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def settled(accuracy: NDArray[np.float64]) -> float:
+    """The first epoch from which the next few gain less than a tenth of a point; NaN if there is none.
+
+    Args:
+        accuracy: [epochs + 1], before training and after each epoch.
+    """
+    for epoch in range(len(accuracy) - SETTLED_EPOCHS):
+        if accuracy[epoch + 1 : epoch + 1 + SETTLED_EPOCHS].max() - accuracy[epoch] < SETTLED_GAIN:
+            return epoch
+    return math.nan

@@ -96,6 +96,9 @@ class Phase:
     columns: tuple[slice, ...] | None = None
 
 
+WHOLE = Phase()
+
+
 @dataclass
 class Work:
     """The models that training made, and what they cost.

@@ -125,33 +125,38 @@ class Net:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits [B, classes] of inputs [B, ...]."""
-        return self._run("", x)
+        return self.run("", x)
 
     def features(self, x: Tensor) -> Tensor:
         """What the extractor makes of inputs [B, ...]."""
-        return self._run("extractor", x)
+        return self.run("extractor", x)
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits [B, classes] of the extractor's output."""
-        return self._run("classifier", features)
+        return self.run("classifier", features)
 
     def at(self, weights: Tensor) -> Net:
         """The same network with other weights [P], in evaluation mode; no gradient flows into them."""
         return Net(self._model, self._model.layout.views(weights.detach()), frozen=True)
 
-    def _run(self, part: str, x: Tensor) -> Tensor:
+    def run(self, part: str, *inputs: Tensor) -> Tensor:
+        """What a part of the network makes of its inputs.
+
+        Args:
+            part: its name in the network, as in `network.get_submodule`.
+        """
         if not self._model.in_bf16:
-            return self._call(part, x)
+            return self._call(part, *inputs)
         # What it gives is float32 again, for losses. Nothing is cached: weights change with every step.
         with torch.autocast(self._model.device.type, torch.bfloat16, cache_enabled=False):
-            return self._call(part, x).float()
+            return self._call(part, *inputs).float()
 
-    def _call(self, part: str, x: Tensor) -> Tensor:
+    def _call(self, part: str, *inputs: Tensor) -> Tensor:
         module = self._module.get_submodule(part)
         if self._tensors is None:
-            result: Tensor = module(x)
+            result: Tensor = module(*inputs)
             return result
         prefix = f"{part}." if part else ""
         tensors = {n.removeprefix(prefix): t for n, t in self._tensors.items() if n.startswith(prefix)}
-        with_others: Tensor = functional_call(module, tensors, (x,))
+        with_others: Tensor = functional_call(module, tensors, inputs)
         return with_others

@@ -50,6 +50,11 @@ class Entry:
         return prod(self.shape)
 
     @property
+    def columns(self) -> slice:
+        """Where it lies in the vector."""
+        return slice(self.offset, self.offset + self.size)
+
+    @property
     def is_parameter(self) -> bool:
         return self.segment != "statistics"
 
@@ -92,7 +97,7 @@ class Layout:
     def variances(self) -> list[slice]:
         """The columns of running variances, which are not negative."""
         entries = [entry for entry in self.entries if entry.name.rpartition(".")[2] == "running_var"]
-        return [slice(entry.offset, entry.offset + entry.size) for entry in entries]
+        return [entry.columns for entry in entries]
 
     def extent(self, columns: Columns) -> tuple[int, int]:
         """How many columns of a model these are, and how many of them parameters."""

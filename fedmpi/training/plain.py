@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmpi.training.block import Block, Hooks, Phase, Work
+from fedmpi.training.block import WHOLE, Block, Hooks, Phase, Work
 from fedmpi.training.clientwise import ClientWise
 from fedmpi.training.flat import Net
 from fedmpi.training.layout import Entry
-from fedmpi.training.trainer import WHOLE, Trainer, check_losses
+from fedmpi.training.trainer import Trainer, check_losses
 
 # From so many parameters on, updating each tensor within the backward pass is faster than keeping a flat gradient.
 LARGE = 100_000

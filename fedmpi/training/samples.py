@@ -22,11 +22,13 @@ class Batch:
         x: [B, ...] float32 inputs (tokens: int64).
         y: [B] int64 labels.
         index: [B] int64, which samples of the data set these are; the same sample has the same index in every round.
+        place: [B] int64, which of the client's training samples these are; None: they are not its training samples.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor
+    place: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)

@@ -17,20 +17,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
-from fedmpi.training.block import Block, Hooks, Phase, Work
+from fedmpi.training.block import WHOLE, Block, Hooks, Phase, Work
 from fedmpi.training.clientwise import ClientWise
 from fedmpi.training.flat import Net
 from fedmpi.training.layout import Entry, aligned_rows
 from fedmpi.training.samples import Batch
-from fedmpi.training.trainer import WHOLE, Task, Trainer, check_losses
+from fedmpi.training.trainer import Task, Trainer, check_losses
 
 
 @dataclass
 class Step:
-    """The batches of one step: [K, B] sample numbers, of which the first `counts` [K] in each row are real."""
+    """The batches of one step: [K, B] samples and their places, of which the first `counts` [K] in a row are real."""
 
     number: int
     index: NDArray[np.int64]
+    place: NDArray[np.int64]
     counts: NDArray[np.int64]
     bits: NDArray[np.uint64] | None
 
@@ -133,7 +134,7 @@ class SideBySideTrainer(Trainer):
         """[K, B] the loss of every row, [K, B] its share in its client's mean (0 if it pads), and new statistics."""
         device = self.model.device
         real = torch.from_numpy(np.arange(step.index.shape[1]) < step.counts[:, None]).to(device, start.dtype)
-        batch = self._batch(block.clients, step)
+        batch, place = self._batch(block.clients, step), torch.from_numpy(step.place).to(device)
         others, statistics = (
             [entry.view(self._weights[: len(block)]) for entry in kind] for kind in (self._others, self._statistics)
         )
@@ -145,6 +146,7 @@ class SideBySideTrainer(Trainer):
             x: Tensor,
             y: Tensor,
             index: Tensor,
+            place: Tensor,
             real: Tensor,
             key: Tensor,
             start: Tensor,
@@ -154,14 +156,14 @@ class SideBySideTrainer(Trainer):
             trained = {entry.name: t for entry, t in zip(self._parameters, parameters, strict=True)}
             kept = {entry.name: t for entry, t in zip(self._others, others, strict=True)}
             tensors = trained | kept | buffers
-            net, part = Net(self.model, tensors), Batch(x, y, index)
+            net, part = Net(self.model, tensors), Batch(x, y, index, place)
             with ClientWise((key + step.number) & 0x7FFFFFFF, real, buffers) as mode:
                 losses = hooks.loss(net, part, start, rows)
             check_losses(losses, y)
             return losses, [mode.changed.get(name, before) for name, before in buffers.items()]
 
         losses, changed = torch.vmap(one)(
-            leaves, others, statistics, batch.x, batch.y, batch.index, real, keys, start, block.vectors
+            leaves, others, statistics, batch.x, batch.y, batch.index, place, real, keys, start, block.vectors
         )
         return losses, real / real.sum(1, keepdim=True), changed
 
@@ -203,7 +205,8 @@ class SideBySideTrainer(Trainer):
             positions = np.minimum(first[:, None] + columns, sizes[:rows, None] - 1)
             chosen = np.take_along_axis(order[:rows], positions, axis=1)
             draws = None if bits is None else bits[np.arange(rows)[:, None], chosen]
-            yield Step(number, self._shards_in_a_row[self._starts[clients[:rows], None] + chosen], counts, draws)
+            index = self._shards_in_a_row[self._starts[clients[:rows], None] + chosen]
+            yield Step(number, index, chosen, counts, draws)
 
     def _batch(self, clients: NDArray[np.int64], step: Step) -> Batch:
         """x [K, B, ...], y and index [K, B]."""

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from fedmpi import randomness
-from fedmpi.training.block import Block, Hooks, Phase, Work
+from fedmpi.training.block import WHOLE, Block, Hooks, Phase, Work
 from fedmpi.training.clientwise import ClientWise
 from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.optimizers import SGD, Adam, Optimizer
@@ -23,7 +24,8 @@ from fedmpi.training.samples import Batch, Samples
 from fedmpi.training.settings import LocalTraining
 from fedmpi.training.symmetry import Group, find_groups
 
-WHOLE = Phase()
+# How many samples pass through an extractor at once where their features are kept.
+FEATURES_AT_ONCE = 64
 
 #: client -> [H * W] the order in which it sees the pixels of its images, or None
 PixelOrder = Callable[[int], Tensor | None]
@@ -108,6 +110,31 @@ class Trainer(ABC):
                 result[k].add_(model.gradient[0], alpha=len(batch) / len(shard))
         return result
 
+    @torch.no_grad()
+    def features(self, block: Block, weights: Tensor) -> Tensor:
+        """[K, n, ...]: what the extractor makes of the clients' training samples, in evaluation mode, not augmented.
+
+        A client's are in the order of `Batch.place`; n is the largest number, and what is beyond a client's is zero.
+
+        Args:
+            weights: [P], those of the network.
+        """
+        net, shards = Net(self.model).at(weights), [self._shards[client] for client in block.clients.tolist()]
+        longest = max(map(len, shards))
+        rows = torch.zeros(len(block), longest, *self.feature_shape, device=self.model.device)
+        for row, client, shard in zip(rows, block.clients.tolist(), shards, strict=True):
+            for first in range(0, len(shard), FEATURES_AT_ONCE):
+                batch = self._samples.batch(shard[first : first + FEATURES_AT_ONCE], self._pixels(client))
+                row[first : first + len(batch)] = net.features(batch.x)
+        return rows
+
+    @cached_property
+    def feature_shape(self) -> torch.Size:
+        """Of what the extractor makes of one sample."""
+        net = Net(self.model).at(self.model.weights[0])
+        with torch.no_grad():
+            return net.features(self._samples.batch(np.zeros(1, dtype=np.int64)).x).shape[1:]
+
     def unit_groups(self) -> list[Group]:
         """See `find_groups`."""
         return find_groups(self.model.module, self._samples.batch(np.zeros(2, dtype=np.int64)).x)
@@ -160,7 +187,9 @@ class Trainer(ABC):
                     bits = self._hashed(f"{phase.name}augmentation {epoch}", round, clients, 3 * len(shard))
                     draws = bits.reshape(-1, 3)
             chosen = order[cuts[place]]
-            yield self._samples.batch(shard[chosen], pixels, augmentation, None if draws is None else draws[chosen])
+            batch = self._samples.batch(shard[chosen], pixels, augmentation, None if draws is None else draws[chosen])
+            batch.place = torch.from_numpy(chosen).to(self.model.device)
+            yield batch
 
     def _seed_others(self, key: int) -> None:
         """For what else in a network is random. (torch.manual_seed keeps stack traces if there is no GPU.)"""

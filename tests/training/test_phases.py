@@ -13,12 +13,11 @@ from torch import Tensor
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.data import Digits
 from fedmpi.models import MLP, LeNet, McMahanCNN, Model
-from fedmpi.training.block import Block, Phase
+from fedmpi.training.block import WHOLE, Block, Phase
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.layout import Layout
 from fedmpi.training.plain import LARGE
 from fedmpi.training.settings import LocalTraining
-from fedmpi.training.trainer import WHOLE
 from tests.small import Client, network, normalised, plain_training, read
 from tests.training.test_sidebyside import MODELS, SIZES, Both, compare, double
 

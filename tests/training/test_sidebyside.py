@@ -25,13 +25,13 @@ from fedmpi.models import (
     MobileNetV2,
     Model,
 )
-from fedmpi.training.block import Block, Phase, Work
+from fedmpi.training.block import WHOLE, Block, Phase, Work
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.plain import PlainTrainer
 from fedmpi.training.samples import Samples
 from fedmpi.training.settings import LocalTraining
 from fedmpi.training.sidebyside import SideBySideTrainer
-from fedmpi.training.trainer import WHOLE, Task
+from fedmpi.training.trainer import Task
 from tests.small import CPU, SEED, Reader, texts
 
 # Of every kind that matters with batches of 4: less than one batch, one, one and a single sample more, several; a

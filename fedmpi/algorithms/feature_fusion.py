@@ -1,0 +1,126 @@
+"""Feature fusion, FedFusion in its paper.
+
+Yao, Huang, Wu, Zhang, Sun: Towards Faster and Better Federated Learning: A Feature Fusion Approach. ICIP 2019.
+https://doi.org/10.1109/ICIP.2019.8803001
+"""
+
+from collections.abc import Mapping
+from math import prod
+from typing import TYPE_CHECKING, Literal
+
+from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.errors import BadInput, require
+from fedmpi.training.block import WHOLE
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fedmpi.federation import Federation, Trained
+    from fedmpi.training.block import Block, Phase
+    from fedmpi.training.flat import Net
+    from fedmpi.training.samples import Batch
+
+SMOOTHING = 0.9  # of the authors' code; the paper does not state it
+
+
+class FeatureFusion(FedAvg):
+    """FedAvg whose clients fuse their extractor's features with those of the frozen global one (Yao et al., 2019).
+
+    A client's model is C(F(E(x), E_g(x))): the extractor E, the classifier C and the fusion operator F are trained,
+    sent and averaged; E_g is the extractor as received, in evaluation mode. What E_g makes of the client's samples is
+    computed once a round, unless these are augmented or it takes too much memory.
+
+    Args:
+        operator: F. conv: a 1x1 convolution of both extractors' channels; multi: a learned share of E_g in each
+            channel; single: one share in all of them.
+        smoothing: of the shares at the server, which become (1 - smoothing) times the clients' mean plus smoothing
+            times what they were; null: 0.9. Not of conv.
+        start: weights of conv at first: default, as PyTorch draws them; or average, the mean of both extractors.
+            Shares are zero at first, so that training starts as FedAvg's.
+        evaluated_with: E_g when the global model is measured: previous, the extractor that the last round's clients
+            received, as in the authors' code; or self, its own, with which shares have no effect. The accuracies with
+            either are columns.
+        cache_mb: memory of a rank for features of E_g, in 10^6 bytes; if the clients trained together on a rank
+            could need more, all compute them anew in every step. What is done is the column cached_features.
+    """
+
+    server_state = ("weights", "previous")
+
+    def __init__(
+        self,
+        operator: Literal["conv", "multi", "single"] = "multi",
+        smoothing: float | None = None,
+        start: Literal["default", "average"] = "default",
+        evaluated_with: Literal["previous", "self"] = "previous",
+        cache_mb: int = 1000,
+    ) -> None:
+        blends = operator != "conv"
+        require(blends or smoothing is None, "smoothing", smoothing, "null with operator conv, which has no shares")
+        require(smoothing is None or 0 <= smoothing < 1, "smoothing", smoothing, "at least 0 and below 1")
+        require(not blends or start == "default", "start", start, f"default with operator {operator}")
+        require(cache_mb >= 0, "cache_mb", cache_mb, "at least 0")
+        self.operator = operator
+        self.smoothing = SMOOTHING if blends and smoothing is None else smoothing
+        self.start: Literal["default", "average"] = start
+        self.evaluated_with = evaluated_with
+        self.cache_mb = cache_mb
+
+    def extend(self, network: "nn.Module", example: "Tensor") -> "nn.Module":
+        import torch
+
+        from fedmpi.models import Backbone
+        from fedmpi.models._fusion import Blend, Fused, Mix
+
+        if not isinstance(network, Backbone):
+            raise BadInput("--model: FeatureFusion needs one built as Backbone(extractor, classifier)")
+        with torch.no_grad():
+            features = network.extractor.eval()(example)
+        network.extractor.train()
+        if features.dim() not in (2, 4):
+            raise BadInput(
+                f"--model: FeatureFusion needs features [B, C] or [B, C, H, W], not {list(features.shape)}"
+            )
+        channels = features.shape[1]
+        if self.operator == "conv":
+            return Fused(network.extractor, Mix(channels, self.start), network.classifier)
+        return Fused(network.extractor, Blend(channels if self.operator == "multi" else 1), network.classifier)
+
+    def setup(self, fed: "Federation") -> None:
+        super().setup(fed)
+        self.previous = self.weights
+        self.shares = [entry.columns for entry in fed.layout.entries if entry.name == "fusion.share"]
+        needed = 4 * fed.at_once * int(fed.samples.max()) * prod(fed.feature_shape)
+        self.caches = fed.local.augmentation == "none" and needed <= 1e6 * self.cache_mb
+
+    def train(
+        self, fed: "Federation", block: "Block", start: "Tensor", received: "Tensor", phase: "Phase" = WHOLE
+    ) -> "Trained":
+        known = {"features": fed.features(block, received)} if self.caches else {}
+        return fed.train(block, start, self, phase, received=received, **known)
+
+    def predict(self, net: "Net", batch: "Batch", client: "Mapping[str, Tensor]") -> "Tensor":
+        if batch.place is not None and "features" in client:
+            theirs = client["features"][batch.place]
+        else:
+            theirs = net.at(client["received"]).features(batch.x)
+        return net.classify(net.run("fusion", theirs, net.features(batch.x)))
+
+    def server_step(self, fed: "Federation", mean: "Tensor") -> None:
+        """As FedAvg's, but shares follow the clients' by an exponential moving average (section 3.2 of the paper)."""
+        smoothed = mean.clone()
+        for columns in self.shares:
+            assert self.smoothing is not None
+            # What they were is zero in the first round, as the average of the authors' code is.
+            smoothed[columns] = (1 - self.smoothing) * mean[columns] + self.smoothing * self.weights[columns]
+        self.previous = self.weights
+        super().server_step(fed, smoothed)
+        fed.log(cached_features=self.caches)
+
+    def evaluate(self, fed: "Federation") -> None:
+        """The global model on the test set, with the previous round's extractor beside its own, and with its own."""
+        measured = {
+            "previous": fed.evaluate(self.weights, self.predict, received=self.previous),
+            "self": fed.evaluate(self.weights),
+        }
+        fed.report(measured[self.evaluated_with])
+        fed.log(**{f"with_{name}_extractor_accuracy": evaluation.accuracy for name, evaluation in measured.items()})
