@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fedmpi.algorithms import Algorithm
 from fedmpi.components import subclasses
@@ -26,7 +27,8 @@ def test_the_payload_is_what_is_measured(method: type[Algorithm], tmp_path: Path
     algorithm = method()
     settings: dict[str, Any] = {"partition": Cut(20, 30, 20, 30, 20, 30, 20), "clients": 7, "evaluate_every": 0}
     made = run(tmp_path / "run.h5", algorithm, model=LeNet(), rounds=2, local=LocalTraining(epochs=1), **settings)
-    layout = FlatModel(network(LeNet(), (1, 8, 8), 10), CPU).layout
+    trained = algorithm.extend(network(LeNet(), (1, 8, 8), 10), torch.zeros(2, 1, 8, 8))
+    layout = FlatModel(trained, CPU).layout
     down, up = (sum(4 * layout.extent(columns)[0] for columns in vectors) for vectors in algorithm.payload(layout))
     taking_part = len(made.clients["client"]) // 2  # one in Centralized
     assert made.rounds["bytes_down"].tolist() == [taking_part * down] * 2
