@@ -184,7 +184,7 @@ def load_shared(world: World, dataset: Dataset) -> Arrays:
         BadInput: the data cannot be had on some node; on every rank alike.
     """
     arrays: Arrays | None = None
-    with world.agreed():
+    with world.agreed(), option_of("dataset"):
         if world.is_server:
             arrays = prepared.load(dataset, say)
     if world.from_server(arrays is not None and arrays.on_disk):

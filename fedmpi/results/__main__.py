@@ -56,7 +56,7 @@ def _table(options: argparse.Namespace) -> int:
 
     runs, status = _each(options.files, with_column)
     if runs:
-        print(tabulate(runs, options.column, options.targets, options.format))
+        print(tabulate(runs, options.column, options.targets, options.format, options.reference))
     return status
 
 
@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument(
         "--targets", type=_share, nargs="*", default=[], metavar="SHARE", help="accuracies of which to find the round"
     )
+    table.add_argument("--reference", metavar="METHOD", help="to whose rounds those of the others are compared")
     table.add_argument("--format", choices=list(FORMATS), default="text", help="what the table is made for")
 
     plot = commands.add_parser("plot", allow_abbrev=False, help="a curve for each run")

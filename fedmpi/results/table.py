@@ -8,14 +8,18 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from fedmpi.errors import BadInput
 from fedmpi.results.reader import Run
 from fedmpi.results.settings import same_but_seed, table
 
 Format = Literal["text", "markdown", "latex", "csv"]
 
 
-def tabulate(runs: Sequence[Run], column: str, targets: Sequence[float], format: Format) -> str:
+def tabulate(
+    runs: Sequence[Run], column: str, targets: Sequence[float], format: Format, reference: str | None = None
+) -> str:
     """A table of all runs, without a final newline.
 
     A line for the runs of one setting: what sets it apart from the others, then mean ± standard deviation (with n-1)
@@ -23,20 +27,33 @@ def tabulate(runs: Sequence[Run], column: str, targets: Sequence[float], format:
 
     - the last and the best accuracy, and the mean of the last ten that were measured, in percent;
     - whose it is: of the server's model, or of each client's own on the client's own test samples;
-    - the first round with each target accuracy: the mean over the runs that reached it, and how many did;
+    - the first round with each target accuracy: the mean over the runs that reached it, and how many did; and the
+      traffic until then;
+    - if there were newcomers, the median of the epochs after which they settled, and how many did;
     - traffic of the clients, both ways by the method's definition, and seconds, of the whole run.
 
     Args:
         column: of /rounds, an accuracy.
         targets: accuracies in [0, 1].
+        reference: a method; the others' rounds to an accuracy have the difference to its, in percent.
+
+    Raises:
+        BadInput: the runs of the reference are not of one setting.
     """
     groups = _groups(runs)
     settings = table([group[0].settings for group in groups])
+    compared = _reference(groups, reference)
     lines = [
-        {**{name: values[k] for name, values in settings.items()}, **_figures(group, column, targets)}
+        {**{name: values[k] for name, values in settings.items()}, **_figures(group, column, targets, compared)}
         for k, group in enumerate(groups)
     ]
-    return FORMATS[format]([list(lines[0]), *[list(line.values()) for line in lines]])
+    return FORMATS[format](_filled(lines))
+
+
+def _filled(lines: list[dict[str, str]]) -> list[list[str]]:
+    """All columns that some line has, in their order, and then every line; - where it has nothing."""
+    longest = max(lines, key=len)
+    return [list(longest), *[[line.get(name, "-") for name in longest] for line in lines]]
 
 
 def _groups(runs: Sequence[Run]) -> list[list[Run]]:
@@ -45,17 +62,30 @@ def _groups(runs: Sequence[Run]) -> list[list[Run]]:
     return [[run for run, other in zip(runs, keys, strict=True) if other == key] for key in dict.fromkeys(keys)]
 
 
-def _figures(group: Sequence[Run], column: str, targets: Sequence[float]) -> dict[str, str]:
+def _reference(groups: list[list[Run]], method: str | None) -> list[Run]:
+    """The runs of a method; none if there is no method."""
+    found = [group for group in groups if method and group[0].attributes["algorithm"] == method]
+    if method and len(found) != 1:
+        raise BadInput(f"--reference = {method}: must have runs of one setting, here {len(found)}")
+    return found[0] if found else []
+
+
+def _figures(group: Sequence[Run], column: str, targets: Sequence[float], reference: Sequence[Run]) -> dict[str, str]:
     accuracies = [run.accuracy(column) for run in group]
     personal = any("clients_trained" in run.rounds or "global_matched_accuracy" in run.rounds for run in group)
-    traffic = [(run.rounds["bytes_up"] + run.rounds["bytes_down"]).sum() / 1e9 for run in group]
+    traffic = [_traffic(run).sum() for run in group]
     return {
         "runs": str(len(group)),
         "last (%)": _spread([100 * accuracy.last for accuracy in accuracies]),
         "best (%)": _spread([100 * accuracy.best for accuracy in accuracies]),
         "last 10 (%)": _spread([100 * accuracy.last10 for accuracy in accuracies]),
         "whose": "client's" if personal else "server's",
-        **{f"rounds to {100 * target:g} %": _reached(group, column, target) for target in targets},
+        **{
+            f"{what} to {100 * target:g} %": text
+            for target in targets
+            for what, text in _reached(group, column, target, reference).items()
+        },
+        **_newcomers(group),
         "GB": f"{np.mean(traffic):.3g}",
         "seconds": f"{np.mean([run.rounds['seconds'].sum() for run in group]):.3g}",
     }
@@ -67,15 +97,41 @@ def _spread(values: list[float]) -> str:
     return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
 
 
-def _reached(group: Sequence[Run], column: str, target: float) -> str:
-    """The mean of the first rounds with the target accuracy, and how many runs have one if not all do."""
-    first = []
-    for run in group:
-        there = np.flatnonzero(run.rounds[column] >= target)
-        first += [int(run.rounds["round"][there[0]])] if len(there) else []
+def _reached(group: Sequence[Run], column: str, target: float, reference: Sequence[Run]) -> dict[str, str]:
+    """The mean of the first rounds with the target accuracy, and how many runs have one if not all do; traffic."""
+    first = _first_rounds(group, column, target)
     if not first:
-        return "-"
-    return f"{np.mean(first):.0f}" + (f" ({len(first)} of {len(group)})" if len(first) < len(group) else "")
+        return {"rounds": "-", "GB": "-"}
+    notes = [f"{len(first)} of {len(group)}"] if len(first) < len(group) else []
+    compared = list(_first_rounds(reference, column, target).values())
+    if compared and group != reference:
+        notes.append(f"{100 * (np.mean(list(first.values())) / np.mean(compared) - 1):+.0f} %")
+    traffic = [np.sum(_traffic(run)[: np.searchsorted(run.rounds["round"], end) + 1]) for run, end in first.items()]
+    rounds = f"{np.mean(list(first.values())):.0f}" + (f" ({', '.join(notes)})" if notes else "")
+    return {"rounds": rounds, "GB": f"{np.mean(traffic):.3g}"}
+
+
+def _first_rounds(group: Sequence[Run], column: str, target: float) -> dict[Run, int]:
+    """The first round with an accuracy, of those runs that reached it."""
+    there = {run: np.flatnonzero(run.rounds[column] >= target) for run in group}
+    return {run: int(run.rounds["round"][rows[0]]) for run, rows in there.items() if len(rows)}
+
+
+def _traffic(run: Run) -> NDArray[np.float64]:
+    """[rounds] GB, both ways."""
+    return (run.rounds["bytes_up"] + run.rounds["bytes_down"]) / 1e9
+
+
+def _newcomers(group: Sequence[Run]) -> dict[str, str]:
+    """The median of the epochs that newcomers took, and how many have settled if not all have."""
+    epochs = np.concatenate([run.newcomers.get("epochs", np.empty(0)) for run in group])
+    if not len(epochs):
+        return {}
+    done = epochs[~np.isnan(epochs)]
+    if not len(done):
+        return {"newcomers' epochs": "-"}
+    some = f" ({len(done)} of {len(epochs)})" if len(done) < len(epochs) else ""
+    return {"newcomers' epochs": f"{np.median(done):g}{some}"}
 
 
 def _text(rows: list[list[str]]) -> str:

@@ -1,0 +1,65 @@
+"""A part of another data set, for trying out what would take too long on all of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi.data import prepared
+from fedmpi.data.base import Arrays, Dataset, Progress
+from fedmpi.data.digits import Digits
+from fedmpi.errors import require
+from fedmpi.randomness import stream
+
+
+class Subset(Dataset):
+    """Some samples of another data set, drawn at random, but the same ones whatever the seed.
+
+    Args:
+        over: the other data set; null: Digits.
+        samples: number of training samples; null: all.
+        test_samples: number of test samples; null: all.
+    """
+
+    def __init__(
+        self, over: Dataset | None = None, samples: int | None = None, test_samples: int | None = None
+    ) -> None:
+        require(samples is None or samples >= 1, "samples", samples, "at least 1")
+        require(test_samples is None or test_samples >= 1, "test_samples", test_samples, "at least 1")
+        self.over = over or Digits()
+        self.samples = samples
+        self.test_samples = test_samples
+        self.mean, self.std = self.over.mean, self.over.std
+
+    @property
+    def classes(self) -> int:  # type: ignore[override]
+        return self.over.classes
+
+    @property
+    def vocabulary(self) -> int | None:  # type: ignore[override]
+        return self.over.vocabulary
+
+    def read(self, progress: Progress) -> Arrays:
+        whole = prepared.load(self.over, progress)
+        train = _drawn("samples", self.samples, len(whole.train_y))
+        test = _drawn("test_samples", self.test_samples, len(whole.test_y))
+        users = [
+            None if known is None else known[rows]
+            for known, rows in ((whole.train_users, train), (whole.test_users, test))
+        ]
+        return Arrays(whole.train_x[train], whole.train_y[train], whole.test_x[test], whole.test_y[test], *users)
+
+    def sources(self) -> list[Path]:
+        return self.over.sources()
+
+    def fetch(self) -> None:
+        self.over.fetch()
+
+
+def _drawn(option: str, count: int | None, there: int) -> NDArray[np.int64]:
+    """[count] rows out of so many, in rising order."""
+    require(count is None or count <= there, option, count, f"at most {there}, of which the data set has no more")
+    rows = stream(0, f"subset {option}").permutation(there)
+    return np.sort(rows[:count])
