@@ -135,7 +135,8 @@ def methods(repeats: int, folder: Path) -> Iterator[Row]:
             for line in output_of([*mpirun(3), "-m", "benchmarks.methods", method, "4"]).splitlines()
         ]
         ours, plain = np.median(pairs, axis=0).tolist()
-        yield Row("methods", f"{method} on workload A; FedAvg beside", "s", ours, plain, [b / a for a, b in pairs])
+        what = f"{method} on workload A {METHODS[method]}".strip()
+        yield Row("methods", f"{what}; FedAvg beside", "s", ours, plain, [b / a for a, b in pairs])
 
 
 def state(repeats: int, folder: Path) -> Iterator[Row]:

@@ -19,7 +19,14 @@ from fedmpi.mpi.world import World
 if TYPE_CHECKING:
     from fedmpi.ledger import Outcome
 
-METHODS = ("FedProx", "SCAFFOLD", "FedDyn", "FedNova")
+#: method with its options -> further options of its runs and of FedAvg's
+METHODS = {
+    **dict.fromkeys(("FedProx", "SCAFFOLD", "FedDyn", "FedNova"), ""),
+    **{
+        f"FeatureFusion --algorithm.operator {o}": "--local.epochs 5 --cohort 10" for o in ("single", "multi", "conv")
+    },
+    "FeatureFusion --algorithm.cache_mb 0": "--local.epochs 5 --cohort 10",
+}
 
 
 def main(method: str, pairs: int) -> None:
@@ -32,6 +39,7 @@ def main(method: str, pairs: int) -> None:
 
         def outcomes(algorithm: str, name: str) -> "Iterator[Outcome]":
             options = f"{TRAINING['A'].options} --algorithm {algorithm} --evaluate_every 0 --rounds {pairs + 1}"
+            options += f" {METHODS[method]}"
             experiment, config = parse([*shlex.split(options), "--output", f"{folder}/{name}.h5"], speaks=False)
             return experiment.outcomes(world, config)
 

@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     plot = commands.add_parser("plot", allow_abbrev=False, help="a curve for each run")
     plot.set_defaults(command=_plot)
     plot.add_argument("-o", "--output", type=_picture, default=Path("out.png"), help="PNG, PDF or SVG file")
-    plot.add_argument("--column", default="test_accuracy", help="a column of /rounds")
+    plot.add_argument("--column", default="test_accuracy", help="a column of /rounds, or newcomers")
     plot.add_argument("--x", choices=list(X_LABELS), default="round", help="the horizontal axis")
 
     for command in (summary, table, plot):

@@ -30,15 +30,24 @@ X_LABELS = {
     "bytes": "Clients' traffic, both ways (GB)",
     "virtual_seconds": "Virtual time (s)",
 }
+#: In place of a column of /rounds: what newcomers make of the model, epoch by epoch.
+NEWCOMERS = "newcomers"
 SUFFIXES = (".png", ".pdf", ".svg")
 
 
 def curve(run: Run, column: str, x: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The points [n] of a column of /rounds: the initial model at x = 0, then the rounds that have a value.
 
+    Of newcomers, their mean accuracy after each local epoch, whatever x is.
+
     Raises:
-        BadInput: the run has no such column, or no value in it yet.
+        BadInput: the run has no such column, or no value in it yet; or no newcomers.
     """
+    if column == NEWCOMERS:
+        if not run.newcomers:
+            raise BadInput(f"{run.path}: no newcomers")
+        accuracy = run.newcomers["accuracy"].mean(axis=0)
+        return np.arange(len(accuracy), dtype=np.float64), 100 * accuracy
     for needed in (column, *({x} & {"virtual_seconds"})):
         if needed not in run.rounds:
             known = ", ".join(run.rounds) or "no rounds yet"
@@ -77,8 +86,9 @@ def draw(runs: list[Run], output: Path, column: str, x: str) -> None:
             xs, ys = curve(run, column, x)
             marker = "o" if len(xs) <= 25 else None
             axes.plot(xs, ys, dash, color=colour, marker=marker, markersize=3, linewidth=1.4, label=label)
-        axes.set_xlabel(X_LABELS[x])
-        axes.set_ylabel(ROUND_LABELS.get(column, _title(column)))
+        of_newcomers = column == NEWCOMERS
+        axes.set_xlabel("Local epochs of a newcomer" if of_newcomers else X_LABELS[x])
+        axes.set_ylabel("Newcomers' accuracy (%)" if of_newcomers else ROUND_LABELS.get(column, _title(column)))
         axes.grid(alpha=0.3, linewidth=0.6)
         axes.margins(x=0.02)
         if len(runs) > 1:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,9 +20,10 @@ from fedmpi.algorithms.feature_fusion import FeatureFusion
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.command_line import parse
+from fedmpi.components import subclasses
 from fedmpi.data import Dirichlet, Permuted, make_split
 from fedmpi.errors import BadInput
-from fedmpi.models import Backbone, LeNet, Model
+from fedmpi.models import Backbone, BiLSTM, LeNet, Model, ResNet34
 from fedmpi.models._fusion import Blend, Mix
 from fedmpi.results.writer import settled
 from fedmpi.server_optimizers import Replace
@@ -31,12 +33,12 @@ from tests.algorithms.test_ifca import DIGITS, seen_by
 from tests.few import EACH, SHAPE, Few, in_order
 from tests.programs.methods import Noisy
 from tests.programs.regression import InOrder
-from tests.small import CPU, SEED, Spy, network, normalised, order, plain_batches, run, tensors
+from tests.small import CPU, SEED, Reader, Spy, network, normalised, order, plain_batches, run, tensors
 from tests.training.test_sidebyside import MODELS, SIZES, Both, block, compare, double
 
 __all__ = ["double"]  # a fixture
 
-OPERATORS = ("conv", "multi", "single")
+OPERATORS: tuple[Literal["conv", "multi", "single"], ...] = ("conv", "multi", "single")
 LOCAL: dict[str, Any] = {"epochs": 2, "batch_size": 10, "lr": 0.05, "momentum": 0.5, "weight_decay": 0.01}
 
 
@@ -73,6 +75,25 @@ def test_mixes(shape: tuple[int, ...]) -> None:
         mix.convolution.weight.data = torch.cat(weights, 1)[:, :, None, None]
         torch.testing.assert_close(mix(theirs, own), expected, rtol=1e-6, atol=1e-6)
     assert sum(p.numel() for p in Mix(64, "default").parameters()) == 8256
+
+
+SHIPPED = {cls for cls in subclasses(Model) if cls.__module__.startswith("fedmpi.") and not inspect.isabstract(cls)}
+
+
+@pytest.mark.parametrize("kind", sorted(SHIPPED - {ResNet34}, key=str))  # which is as ResNet18
+def test_every_backbone_takes_every_operator(kind: type[Model]) -> None:
+    """Oracle: the backbone's own logits where shares are zero."""
+    is_text = kind is BiLSTM
+    example = torch.ones(2, 12, dtype=torch.int64) if is_text else maps(2, 1, 32, 32)
+    model = Reader() if is_text else kind()
+    backbone = network(model, tuple(example.shape[1:]), 10).eval()
+    with torch.no_grad():
+        for operator in OPERATORS[:2]:
+            fused = FeatureFusion(operator).extend(backbone.train(), example).eval()
+            logits = fused(example)
+            assert logits.shape == (2, 10)
+            if operator != "conv":
+                torch.testing.assert_close(logits, backbone(example))
 
 
 # The first steps

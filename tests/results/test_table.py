@@ -3,9 +3,13 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
+from fedmpi.results import open as open_run
 from fedmpi.results.__main__ import main
+from fedmpi.results.plot import curve
 from tests.results.made_runs import add_round, finished, started
 
 
@@ -104,3 +108,41 @@ def test_files_that_do_not_serve_are_named(tmp_path: Path, capsys: pytest.Captur
         main(["table", str(good), "--targets", "70"])
     assert raised.value.code == 2
     assert capsys.readouterr().err.endswith("70 must be a share from 0 to 1\n")
+
+
+def test_rounds_beside_a_reference_and_traffic_until_then(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: 0.04 of accuracy and 4 MB a round, measured every other round; rounds by hand."""
+    fast = finished(tmp_path / "fast.h5", rounds=8, mu=1.0)
+    slow = finished(tmp_path / "slow.h5", rounds=8)
+    with h5py.File(slow, "r+") as file:
+        file["rounds/test_accuracy"][...] /= 2
+        file.attrs["algorithm"] = "FedAvg"
+    fast_line, slow_line = rows(capsys, str(fast), str(slow), "--targets", "0.15", "0.3", "--reference", "FedAvg")
+    assert (fast_line["rounds to 15 %"], slow_line["rounds to 15 %"]) == ("4 (-50 %)", "8")
+    assert (fast_line["rounds to 30 %"], slow_line["rounds to 30 %"]) == ("8", "-")
+    assert (fast_line["GB to 15 %"], slow_line["GB to 15 %"]) == ("0.016", "0.032")
+    assert slow_line["GB to 30 %"] == "-"
+    assert main(["table", str(fast), "--reference", "FedAvg"]) == 2
+    assert capsys.readouterr().err == "--reference = FedAvg: must have runs of one setting, here 0\n"
+
+
+def test_newcomers_have_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: by hand: one has settled after the first epoch, one after the third, one has not."""
+    results = started(tmp_path / "new.h5", mu=3.0)
+    add_round(results, 1)
+    add_round(results, 2)
+    grown = [[0.1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5], [0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4]]
+    results.set_newcomers(np.array([*grown, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]]))
+    results.finish("finished")
+    other = finished(tmp_path / "none.h5", rounds=2)
+    with_them, without = rows(capsys, str(tmp_path / "new.h5"), str(other))
+    assert with_them["newcomers' epochs"] == "2 (2 of 3)"
+    assert without["newcomers' epochs"] == "-"
+    picture = tmp_path / "newcomers.png"
+    assert main(["plot", str(tmp_path / "new.h5"), "--column", "newcomers", "-o", str(picture)]) == 0
+    assert picture.stat().st_size > 1000
+    run = open_run(tmp_path / "new.h5")
+    means = np.mean([*grown, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]], 0)
+    np.testing.assert_allclose(curve(run, "newcomers", "round"), [range(7), 100 * means])
+    assert main(["plot", str(other), "--column", "newcomers", "-o", str(tmp_path / "never.png")]) == 2
+    assert capsys.readouterr().err == f"{other}: no newcomers\n"
