@@ -1,8 +1,9 @@
 """FeatureFusion on real data, as far as two cores carry it: python -m benchmarks.feature_fusion permuted --data DATA.
 
 FedAvg and the three fusion operators, with the paper's learning rate and its decay, the momentum and weight decay of
-the authors' code, and batches of 10, for that few samples make few steps. Rounds are counted to accuracies of the clients' own models on their own test samples,
-right after local training, which is the only one that the authors' code measures at clients.
+the authors' code, and batches of 10, for that few samples make few steps. Rounds are counted to accuracies of the
+clients' own models on their own test samples, right after local training, which is the only one that the authors' code
+measures at clients.
 
 - permuted: the paper's experiment (c), smaller: its network on MNIST, a permutation of pixels for every client.
 - classes: like (a), on Fashion-MNIST in place of CIFAR-10: two classes a client.

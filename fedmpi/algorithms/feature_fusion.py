@@ -86,11 +86,17 @@ class FeatureFusion(FedAvg):
         return Fused(network.extractor, Blend(channels if self.operator == "multi" else 1), network.classifier)
 
     def setup(self, fed: "Federation") -> None:
+        from fedmpi.progress import say
+
         super().setup(fed)
         self.previous = self.weights
         self.shares = [entry.columns for entry in fed.layout.entries if entry.name == "fusion.share"]
-        needed = 4 * fed.at_once * int(fed.samples.max()) * prod(fed.feature_shape)
-        self.caches = fed.local.augmentation == "none" and needed <= 1e6 * self.cache_mb
+        needed = 4 * fed.at_once * int(fed.samples.max()) * prod(fed.feature_shape) / 1e6
+        augments = fed.local.augmentation != "none"
+        self.caches = not augments and needed <= self.cache_mb
+        if fed.is_server and not self.caches:
+            reason = "samples are augmented" if augments else f"all would take up to {needed:.0f} MB a rank"
+            say(f"features of the global extractor are computed in every step, for {reason}")
 
     def train(
         self, fed: "Federation", block: "Block", start: "Tensor", received: "Tensor", phase: "Phase" = WHOLE

@@ -251,16 +251,18 @@ def test_kept_features_change_nothing(operator: Any, tmp_path: Path) -> None:
         assert np.abs(kept.weights - anew.weights).max() < 1e-4
 
 
-def test_augmented_samples_have_no_features_to_keep(tmp_path: Path) -> None:
+def test_augmented_samples_have_no_features_to_keep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Oracle: with augmentation, the run that is not allowed to keep any, bit for bit."""
     local = LocalTraining(epochs=1, augmentation="flip")
     settings: dict[str, Any] = {"model": LeNet(), "dataset": Few(60), "local": local}
     made, never = (run(tmp_path / f"{mb}.h5", FeatureFusion(cache_mb=mb), **settings) for mb in (1000, 0))
     assert made.rounds["cached_features"].tolist() == [0]
     assert made.weights_sha256 == never.weights_sha256
+    said = capsys.readouterr().out
+    assert said.count("features of the global extractor are computed in every step, for samples are augmented\n") == 2
 
 
-def test_the_bound_of_the_memory(tmp_path: Path) -> None:
+def test_the_bound_of_the_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Oracle: 512 bytes a digit of LeNet's last maps, 32 x 2 x 2 float32, for 3 clients at once of at most 1,000."""
     settings: dict[str, Any] = {"model": LeNet(), "dataset": Few(1000, 3), "partition": InOrder(), "clients": 3}
     local = LocalTraining(steps=1, vectorize=3)
@@ -271,6 +273,7 @@ def test_the_bound_of_the_memory(tmp_path: Path) -> None:
     for cache_mb, kept in ((1, 0), (2, 1)):
         made = run(tmp_path / f"{cache_mb}.h5", FeatureFusion(cache_mb=cache_mb), local=local, **settings)
         assert made.rounds["cached_features"].tolist() == [kept]
+        assert ("all would take up to 2 MB a rank\n" in capsys.readouterr().out) != kept
 
 
 # Side by side
