@@ -2,8 +2,8 @@
 
 FedAvg and the three fusion operators, with the paper's learning rate and its decay, the momentum and weight decay of
 the authors' code, and batches of 10, for that few samples make few steps. Rounds are counted to accuracies of the
-clients' own models on their own test samples, right after local training, which is the only one that the authors' code
-measures at clients.
+clients' own models on their own test samples, right after local training: the only one that the authors' code has at
+clients.
 
 - permuted: the paper's experiment (c), smaller: its network on MNIST, a permutation of pixels for every client.
 - classes: like (a), on Fashion-MNIST in place of CIFAR-10: two classes a client.
