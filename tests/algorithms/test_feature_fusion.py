@@ -283,7 +283,7 @@ def test_the_bound_of_the_memory(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize("model", ["lenet batch", "bilstm batch"])
 @pytest.mark.usefixtures("double")
 def test_side_by_side(operator: Any, model: str) -> None:
-    """Oracle: clients one by one, with kept features and without; 1e-11 of the way. E_g stays as it is, bit for bit."""
+    """Oracle: clients one by one, with kept features and without; 1e-11 of the way. E_g stays bit for bit."""
     algorithm = FeatureFusion(operator)
 
     class Extended(Model):
