@@ -126,6 +126,8 @@ class WeightedMean:
             trained = result[: self._parameters]
             start = torch.zeros_like(trained) if empty is None else empty[: self._parameters]
             trained.copy_(start.lerp(trained, masses[0] / self._expected_mass))
+        if self._channel and (noise := self._channel.noise()) is not None:
+            result[..., : self._parameters] += noise
         return result
 
     def _add(self, vectors: Tensor, block: Block, groups: NDArray[np.int64]) -> None:

@@ -20,6 +20,7 @@ from fedmpi.evaluation import Evaluator
 from fedmpi.mpi.devices import pick_device
 from fedmpi.mpi.shared import share
 from fedmpi.mpi.world import World
+from fedmpi.privacy import NoPrivacy
 from fedmpi.progress import say
 from fedmpi.results import Results
 from fedmpi.results.writer import check_writable
@@ -64,6 +65,8 @@ def assemble(experiment: Experiment, world: World) -> Engine:
     with world.agreed():
         model = build(0)
         _check_fit(experiment, arrays, model)
+        if model.layout.size > model.layout.parameters and not isinstance(experiment.privacy, NoPrivacy):
+            raise BadInput("has running statistics, which privacy does not cover: --model.norm group", "--model")
         if model.normalises_batches and experiment.local.batch_size == 1:
             raise BadInput("= 1: must be at least 2 for a model with batch normalisation", "--local.batch_size")
         with option_of("partition"):
@@ -107,6 +110,7 @@ def assemble(experiment: Experiment, world: World) -> Engine:
         experiment.rounds,
         int(masses(split.samples, experiment.weighting).sum()),
         adversary,
+        experiment.privacy,
         experiment.compression,
         experiment.seed,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -14,10 +15,13 @@ from torch import Tensor
 from fedmpi import randomness
 from fedmpi.adversary import Adversary
 from fedmpi.compression import Compression, Dense
+from fedmpi.privacy import NoPrivacy, Privacy, clipped
 
 if TYPE_CHECKING:
     from fedmpi.client_state import ClientState
     from fedmpi.training.block import Block
+
+NONE = NoPrivacy()
 
 #: Vectors [K, n] of a block's clients, and the group [K] of each.
 Arrived = tuple[Tensor, "Block", NDArray[np.int64]]
@@ -37,6 +41,8 @@ class Channel:
         seed: of the experiment.
         round: its number.
         number: of the kind of vector, the same in every round.
+        privacy: how long a change may be, and what noise is added to the mean of all.
+        divisor: how many clients' changes the mean is of, for the noise.
         bytes: what this rank's clients have sent.
     """
 
@@ -49,6 +55,8 @@ class Channel:
     seed: int
     round: int
     number: int
+    privacy: Privacy = NONE
+    divisor: int = 1
     bytes: int = field(default=0, init=False)
     _held: list[Arrived] = field(default_factory=list, init=False)
 
@@ -71,7 +79,12 @@ class Channel:
                 change = self.adversary.change(change, block.clients[liars], self.round, self.number)
                 vectors = vectors.clone()
                 vectors[liars, : self.parameters] = start + change
-        return self._compressed(vectors, block, group)
+        return self._compressed(self._clipped(vectors, group), block, group)
+
+    def noise(self) -> Tensor | None:
+        """[parameters], what is added to the mean of what arrived; None: nothing."""
+        drawn = self.privacy.noise(self.parameters, self.divisor, self.seed, self.round, self.number)
+        return None if drawn is None else torch.from_numpy(drawn)
 
     def late(self) -> Iterator[Arrived]:
         """What arrives of those that collude; a collective if there are such in the experiment."""
@@ -89,7 +102,17 @@ class Channel:
         agreed = self.adversary.agree(changes, self.parameters, self.cohort)
         for vectors, block, group in self._held:
             vectors[:, : self.parameters] = self._starts(vectors, group) + agreed.to(vectors.device)
-            yield self._compressed(vectors, block, group)
+            yield self._compressed(self._clipped(vectors, group), block, group)
+
+    def _clipped(self, vectors: Tensor, group: NDArray[np.int64]) -> Tensor:
+        if self.privacy.clip == math.inf or not len(vectors):
+            return vectors
+        trained, start = vectors[:, : self.parameters], self._starts(vectors, group)
+        change = trained - start
+        allowed = clipped(change, self.privacy.clip)
+        # Where the very change is allowed, the very number arrives, as below.
+        allowed = torch.where(allowed == change, trained, start + allowed)
+        return torch.cat((allowed, vectors[:, self.parameters :]), 1)
 
     def _compressed(self, vectors: Tensor, block: Block, group: NDArray[np.int64]) -> Arrived:
         if isinstance(self.compression, Dense) or not len(block):

@@ -28,6 +28,7 @@ from fedmpi.data import Dataset, Partition
 from fedmpi.errors import BadInput, require
 from fedmpi.experiment import Experiment
 from fedmpi.models import Model
+from fedmpi.privacy import Privacy
 from fedmpi.scheduling import Availability, Conditions, Sampler
 from fedmpi.server_optimizers import ServerOptimizer
 from fedmpi.training.settings import LocalTraining
@@ -40,6 +41,7 @@ COMPONENTS: dict[str, tuple[type, str]] = {
     "model": (Model, "LeNet"),
     "sampler": (Sampler, "Uniform"),
     "server_optimizer": (ServerOptimizer, "Replace"),
+    "privacy": (Privacy, "NoPrivacy"),
     "compression": (Compression, "Dense"),
     "attack": (Attack, "NoAttack"),
     "availability": (Availability, "Always"),

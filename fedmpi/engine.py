@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedmpi.federation import Federation, Prediction, predict_with
 from fedmpi.ledger import Ledger, Outcome
-from fedmpi.scheduling import Cohort
+from fedmpi.scheduling import Cohort, Sampler
 from fedmpi.scheduling.placement import CostModel
 from fedmpi.training.block import Phase
 
@@ -71,7 +71,15 @@ class Engine(Federation):
             outcome.ranks[name] = np.full(self._world.size, np.nan)
             outcome.ranks[name][workers] = values
         self._costs.learn(self._ledger.observed)
+        self._released += len(self._channels)
         return outcome
+
+    def account(self, sampler: Sampler, cohort: int) -> None:
+        """Log what the means that were formed so far, and in this round, cost in privacy (column epsilon)."""
+        if self.is_server:
+            epsilon = self._privacy.epsilon(self._released + len(self._channels), sampler, cohort, self.clients)
+            if epsilon is not None:
+                self.log(epsilon=epsilon)
 
     def where(self) -> str:
         """Where this rank is in the experiment, for the report of a failure."""

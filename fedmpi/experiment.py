@@ -6,6 +6,7 @@ Importing this module is cheap (no torch), because the command line is read from
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,7 +18,8 @@ from fedmpi.compression import Compression, Dense
 from fedmpi.data import Dataset, Partition
 from fedmpi.errors import BadInput, require
 from fedmpi.models import Model
-from fedmpi.scheduling import Always, Availability, Cohort, Conditions, Course, Pool, Sampler, Weighting
+from fedmpi.privacy import NoPrivacy, Privacy
+from fedmpi.scheduling import All, Always, Availability, Cohort, Conditions, Course, Ideal, Pool, Sampler, Weighting
 from fedmpi.server_optimizers import Replace, ServerOptimizer
 from fedmpi.training.settings import LocalTraining
 
@@ -38,6 +40,7 @@ class Experiment:
         model: the network that is trained.
         sampler: how the clients of a round, its cohort, are chosen.
         server_optimizer: how the server moves its model towards the mean of the clients'.
+        privacy: how long the changes may be that clients send, and what noise the server adds to their mean.
         compression: how clients compress what they send.
         attack: what malicious clients send, or train on, and how many of the clients are malicious.
         availability: which clients can be reached in a round.
@@ -75,6 +78,7 @@ class Experiment:
         model: Model,
         sampler: Sampler,
         server_optimizer: ServerOptimizer,
+        privacy: Privacy,
         compression: Compression,
         attack: Attack,
         availability: Availability,
@@ -115,6 +119,7 @@ class Experiment:
         has_chances = sampler.chance(size, clients) is not None
         kind = type(sampler).__name__
         require(weighting != "horvitz_thompson" or has_chances, "weighting", weighting, f"another with {kind}")
+        _check_privacy(privacy, algorithm, sampler, compression, availability, conditions, weighting)
         _check_fit(algorithm, sampler, server_optimizer, compression, attack, weighting, evaluate_means)
         if algorithm.takes_server_optimizer:
             algorithm.server_optimizer = server_optimizer
@@ -125,6 +130,7 @@ class Experiment:
         self.model = model
         self.sampler = sampler
         self.server_optimizer = server_optimizer
+        self.privacy = privacy
         self.compression = compression
         self.attack = attack
         self.availability = availability
@@ -217,6 +223,7 @@ class Experiment:
         if is_evaluated:
             self.algorithm.evaluate(fed)
             fed.evaluate_means()
+            fed.account(self.sampler, self.cohort)
         outcome = fed.finish(vars(self.algorithm))
         outcome.row["bytes_down"] += bytes_lost
         outcome.row.update(course.row)
@@ -234,6 +241,9 @@ class Experiment:
         size = self.conditions.asked(self.cohort)
         drawn = self.sampler.cohort(round, size, pool, self.weighting, self.seed)
         asked = self.sampler.choose(drawn, size, lambda: fed.current_losses(drawn.clients, self.algorithm))
+        if not isinstance(self.privacy, NoPrivacy):
+            # Whoever came: a mean over them would tell how many they are.
+            asked = replace(asked, expected_mass=self.clients if isinstance(self.sampler, All) else self.cohort)
         course = self.conditions.course(asked, self.cohort, fed, self.algorithm, self.seed)
         if not isinstance(self.availability, Always):
             course.row["unavailable"] = self.clients - len(pool.available)
@@ -287,6 +297,31 @@ def _check_fit(
     refuse(by_chance and "weights" not in algorithm.server_state, "weighting", weighting, reason)
     means = evaluate_means != "none" and not algorithm.averages_models
     refuse(means, "evaluate_means", evaluate_means, f"{name} does not average its clients' models")
+
+
+def _check_privacy(
+    privacy: Privacy,
+    algorithm: Algorithm,
+    sampler: Sampler,
+    compression: Compression,
+    availability: Availability,
+    conditions: Conditions,
+    weighting: Weighting | None,
+) -> None:
+    """Raise BadInput if the server learns more of clients than a mean whose noise is accounted for."""
+    if isinstance(privacy, NoPrivacy):
+        return
+    kind, name = type(privacy).__name__, type(algorithm).__name__
+    privacy.check(sampler)
+    require(algorithm.takes_privacy, "algorithm", name, f"a method that forms one mean of models, with {kind}")
+    counted = weighting or algorithm.weighting
+    require(counted == "uniform", "weighting", counted, f"uniform with {kind}")
+    for option, value, plain in (
+        ("compression", compression, Dense),
+        ("availability", availability, Always),
+        ("conditions", conditions, Ideal),
+    ):
+        require(isinstance(value, plain), option, type(value).__name__, f"{plain.__name__} with {kind}")
 
 
 def _readable_name(algorithm: Algorithm, dataset: Dataset, seed: int) -> Path:

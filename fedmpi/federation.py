@@ -25,6 +25,7 @@ from fedmpi.data import Split
 from fedmpi.evaluation import Evaluation, Evaluator, Predict, by_the_network
 from fedmpi.ledger import Ledger
 from fedmpi.mpi.world import World
+from fedmpi.privacy import Privacy
 from fedmpi.scheduling import Cohort
 from fedmpi.scheduling.placement import CostModel
 from fedmpi.stack import Stack
@@ -70,6 +71,7 @@ class Federation:
         rounds: how many there will be.
         total_mass: what all clients count together in a mean.
         adversary: what malicious clients do to what they send; None: all are honest.
+        privacy: what the server does for the clients'.
         compression: of what the clients send.
         seed: of the experiment.
 
@@ -97,6 +99,7 @@ class Federation:
         rounds: int,
         total_mass: int,
         adversary: Adversary | None,
+        privacy: Privacy,
         compression: Compression,
         seed: int,
     ) -> None:
@@ -120,10 +123,12 @@ class Federation:
         self._evaluator = evaluator
         self._initial = initial
         self._adversary = adversary
+        self._privacy = privacy
         self._compression = compression
         self._seed = seed
         self._ledger: Ledger
         self._channels: list[Channel] = []
+        self._released = 0  # means of earlier rounds
         self._trained: Trained | None = None
         self._was_idle = False
         self._cohort_mean: WeightedMean | None = None
@@ -405,7 +410,9 @@ class Federation:
         if name not in self.states.states and (count := self._compression.kept(parameters)):
             self.states.create(name, torch.zeros(count), self.device)
         kept, about = self.states.states.get(name), (cohort.clients, self._seed, self.round, number)
-        self._channels.append(Channel(self._adversary, self._compression, parameters, start, kept, *about))
+        divisor = int(cohort.expected_mass or cohort.total_mass)
+        what = self._adversary, self._compression, parameters, start, kept
+        self._channels.append(Channel(*what, *about, self._privacy, divisor))
         return self._channels[-1]
 
     def _at_home(self) -> NDArray[np.int64]:

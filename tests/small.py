@@ -26,6 +26,7 @@ from fedmpi.federation import Federation, Trained
 from fedmpi.models import BiLSTM, Model
 from fedmpi.models.mlp import LogisticRegression
 from fedmpi.mpi.world import World
+from fedmpi.privacy import NoPrivacy
 from fedmpi.scheduling import All, Always, Ideal
 from fedmpi.server_optimizers import Replace
 from fedmpi.training.block import WHOLE, Block, Phase, Work
@@ -57,7 +58,7 @@ def run(path: Path, algorithm: Algorithm | None = None, **settings: Any) -> resu
         "sampler": All(),
     }
     components |= {"server_optimizer": Replace(), "compression": Dense(), "attack": NoAttack()}
-    components |= {"availability": Always(), "conditions": Ideal()}
+    components |= {"privacy": NoPrivacy(), "availability": Always(), "conditions": Ideal()}
     chosen = {**components, "clients": 4, "rounds": 1, "device": "cpu", "seed": SEED, **settings}
     Experiment(algorithm or FedAvg(), output=path, **chosen).run(Alone())
     finished = results.open(path)

@@ -63,6 +63,8 @@ CASES = {
     "feddyn": f"{SMALL} --algorithm FedDyn --model LeNet --local.vectorize 2",
     "fednova": f"{SMALL} --algorithm FedNova --algorithm.mu 0.1 --model LeNet --local.momentum 0.5",
     "fedma": f"{SMALL} --algorithm FedMA --algorithm.sweeps 1 --model LeNet",
+    "private": f"{SMALL} --model LeNet --model.norm group --weighting uniform --sampler Bernoulli"
+    " --privacy CentralDP --privacy.clip 0.5",
     "feature_fusion": f"{SMALL} --algorithm FeatureFusion --model LeNet --partition Permuted --newcomers 3"
     " --newcomer_epochs 2 --evaluate_local true",
     "side_by_side_feature_fusion": f"{SMALL} --algorithm FeatureFusion --algorithm.operator conv --model LeNet"

@@ -124,7 +124,8 @@ def test_all_of_a_change_is_the_change(method: type[Algorithm], tmp_path: Path) 
     made = run(tmp_path / "made.h5", method(), compression=TopK(1.0), **settings)
     plain = run(tmp_path / "plain.h5", method(), **settings)
     assert made.weights_sha256 == plain.weights_sha256
-    layout = FlatModel(network(LeNet(), (1, 8, 8), 10), CPU).layout
+    trained = method().extend(network(LeNet(), (1, 8, 8), 10), torch.zeros(2, 1, 8, 8))
+    layout = FlatModel(trained, CPU).layout
     up = [layout.extent(columns) for columns in method().payload(layout)[1]]
     assert made.rounds["bytes_up"].tolist() == [7 * sum(8 * count + 4 * (size - count) for size, count in up)] * 2
     np.testing.assert_array_equal(made.rounds["bytes_down"], plain.rounds["bytes_down"])

@@ -45,6 +45,8 @@ class Algorithm(ABC):
     takes_server_optimizer: bool = False
     #: Whether clients send changes of a common model to means, so that any `--compression` applies to them.
     takes_compression: bool = True
+    #: Whether all that leaves a client in a round is one vector of changes, for one mean: what `--privacy` bounds.
+    takes_privacy: bool = False
     #: What a client counts in a mean by the method's paper; the experiment may say otherwise.
     weighting: "Weighting" = "samples"
     #: Whether none may count twice a round, as where the server keeps a mean over all clients' states.

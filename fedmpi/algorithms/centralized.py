@@ -14,5 +14,5 @@ class Centralized(FedAvg):
     start few ranks and give them --threads.
     """
 
-    averages_models = takes_compression = False  # there is one model, in one place
+    averages_models = takes_compression = takes_privacy = False  # there is one model, in one place
     pools_clients = True

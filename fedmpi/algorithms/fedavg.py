@@ -17,7 +17,7 @@ class FedAvg(Algorithm):
     """Weighted average of locally trained models (McMahan et al., 2017)."""
 
     takes_server_optimizer = True
-    averages_models = True
+    averages_models = takes_privacy = True
 
     @property
     def welcomes_newcomers(self) -> bool:

@@ -26,6 +26,8 @@ class FedNova(FedProx):
         mu: strength of a proximal pull towards the global model, as in FedProx.
     """
 
+    takes_privacy = False  # numbers of steps are sent as well
+
     def __init__(self, mu: float = 0.0) -> None:
         super().__init__(mu)
 

@@ -27,7 +27,7 @@ class PartlyShared(Algorithm):
         kept: what each client keeps.
     """
 
-    takes_server_optimizer = True
+    takes_server_optimizer = takes_privacy = True
 
     @abstractmethod
     def split(self, layout: "Layout") -> tuple[slice, slice]:
