@@ -63,6 +63,9 @@ CASES = {
     "feddyn": f"{SMALL} --algorithm FedDyn --model LeNet --local.vectorize 2",
     "fednova": f"{SMALL} --algorithm FedNova --algorithm.mu 0.1 --model LeNet --local.momentum 0.5",
     "fedma": f"{SMALL} --algorithm FedMA --algorithm.sweeps 1 --model LeNet",
+    "fedgen": f"{SMALL} --algorithm FedGen --model LeNet",
+    "side_by_side_fedgen": f"{SIDE_BY_SIDE} --algorithm FedGen --algorithm.generator FeatureGenerator"
+    " --algorithm.generator.branch 9 --model.norm batch",
     "client_state": f"{SMALL} --rounds 8 --algorithm methods.Remembering --model LogisticRegression",
     "lost_updates": f"{SMALL} --algorithm methods.EvenOnly --model LogisticRegression",
     # Clients that keep something, measured where they keep it.
@@ -93,6 +96,7 @@ SOME = (
     "centralized",
     "ifca",
     "scaffold",
+    "fedgen",
     "client_state",
     "fedbn",
     "side_by_side_ditto",

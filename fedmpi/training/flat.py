@@ -21,6 +21,7 @@ class FlatModel:
         weights: [1, P], the network's parameters and floating-point buffers (`layout` says where).
         normalises_batches: whether training takes statistics over the batch, which one sample cannot give.
         has_features: whether it has the two parts of a `Backbone`.
+        ends_in_head: whether it, or its classifier, is a sequence of layers of which the last is fully connected.
         in_bf16: whether `Net` runs the network in bfloat16 where that is safe.
     """
 
@@ -31,6 +32,7 @@ class FlatModel:
         self.weights = aligned_rows(1, self.layout.size, device)
         self.normalises_batches = any(isinstance(layer, _BatchNorm) for layer in module.modules())
         self.has_features = {"extractor", "classifier"} <= dict(module.named_children()).keys()
+        self.ends_in_head = _ends_in_head(module.get_submodule("classifier") if self.has_features else module)
         self.in_bf16 = False
         parameters = dict(module.named_parameters())
         self._parameters = [(entry, parameters[entry.name]) for entry in self.layout.entries if entry.is_parameter]
@@ -102,6 +104,12 @@ class FlatModel:
         return copy.deepcopy(self.module).eval().requires_grad_(False)
 
 
+def _ends_in_head(part: nn.Module) -> bool:
+    while isinstance(part, nn.Sequential) and len(part):
+        part = part[-1]
+    return isinstance(part, nn.Linear)
+
+
 def _backward(losses: Tensor) -> None:
     """Of their mean, which needs not be computed for that."""
     torch.autograd.backward(losses, torch.full_like(losses, 1 / max(losses.numel(), 1)))
@@ -125,33 +133,38 @@ class Net:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits [B, classes] of inputs [B, ...]."""
-        return self._run("", x)
+        return self.run("", x)
 
     def features(self, x: Tensor) -> Tensor:
         """What the extractor makes of inputs [B, ...]."""
-        return self._run("extractor", x)
+        return self.run("extractor", x)
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits [B, classes] of the extractor's output."""
-        return self._run("classifier", features)
+        return self.run("classifier", features)
 
     def at(self, weights: Tensor) -> Net:
         """The same network with other weights [P], in evaluation mode; no gradient flows into them."""
         return Net(self._model, self._model.layout.views(weights.detach()), frozen=True)
 
-    def _run(self, part: str, x: Tensor) -> Tensor:
+    def run(self, part: str, *inputs: Tensor) -> Tensor:
+        """What a part of the network makes of its inputs.
+
+        Args:
+            part: its name in the network, as in `network.get_submodule`.
+        """
         if not self._model.in_bf16:
-            return self._call(part, x)
+            return self._call(part, *inputs)
         # What it gives is float32 again, for losses. Nothing is cached: weights change with every step.
         with torch.autocast(self._model.device.type, torch.bfloat16, cache_enabled=False):
-            return self._call(part, x).float()
+            return self._call(part, *inputs).float()
 
-    def _call(self, part: str, x: Tensor) -> Tensor:
+    def _call(self, part: str, *inputs: Tensor) -> Tensor:
         module = self._module.get_submodule(part)
         if self._tensors is None:
-            result: Tensor = module(x)
+            result: Tensor = module(*inputs)
             return result
         prefix = f"{part}." if part else ""
         tensors = {n.removeprefix(prefix): t for n, t in self._tensors.items() if n.startswith(prefix)}
-        with_others: Tensor = functional_call(module, tensors, (x,))
+        with_others: Tensor = functional_call(module, tensors, inputs)
         return with_others
