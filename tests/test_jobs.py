@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,30 +83,26 @@ def test_rows_of_the_papers(options: str) -> None:
 
 
 def test_lists() -> None:
-    """Oracle: the parser; the method that the name ends with, in the data set that it begins with; no name twice."""
+    """Oracles: the parser; the method and the data or model that a name names; the widths of FedFTG's generators.
+
+    Those of its tables 1(b) and 2(b) for features: the latter are the images' height times width.
+    """
+    generators = {}
     for name, config, *options in LISTED:
         experiment, _ = parse(["--config", str(REPOSITORY / config), *options])
         settings, _, method = name.partition("-")
-        assert type(experiment.algorithm).__name__.lower() == method.partition("_")[0]
-        parts = experiment.dataset, experiment.model
-        said = "".join(f"{type(part).__name__} {getattr(part, 'root', '')}" for part in parts).lower()
-        assert re.sub("[^a-z0-9]", "", settings) in re.sub("[^a-z0-9]", "", said)
+        algorithm = experiment.algorithm
+        assert type(algorithm).__name__.lower() == method.partition("_")[0]
+        said = "".join(f"{type(p).__name__}{getattr(p, 'root', '')}" for p in (experiment.dataset, experiment.model))
+        assert settings.replace("_", "") in re.sub(r"\W", "", said).lower()
+        if isinstance(algorithm, FedGen) and isinstance(algorithm.generator, FeatureGenerator):
+            made = algorithm.generator
+            generators[settings] = made.noise, made.branch, made.hidden
     assert len({name for name, *_ in LISTED}) == len(LISTED)
-
-
-def test_feature_generators_of_the_list() -> None:
-    """Oracle: FedFTG's tables 1(b) and 2(b): widths from the size of the images, noise by data set."""
-    seen = {}
-    for name, config, *options in LISTED:
-        experiment, _ = parse(["--config", str(REPOSITORY / config), *options])
-        if isinstance(experiment.algorithm, FedGen):
-            generator = experiment.algorithm.generator
-            assert isinstance(generator, FeatureGenerator)
-            seen[name.partition("-")[0]] = (generator.noise, generator.branch, generator.hidden)
     table_1 = {"cifar10": 100, "resnet34": 100, "cifar100": 256}
     table_2 = {"vgg11": (100, 32), "tiny_imagenet": (256, 64), "mio_tcd": (256, 112), "compcars": (256, 112)}
-    expected = {name: (noise, 4096, (8192,)) for name, noise in table_1.items()}
-    assert seen == expected | {name: (noise, s * s, (s * s, s * s)) for name, (noise, s) in table_2.items()}
+    expected: dict[str, Any] = {name: (noise, 4096, (8192,)) for name, noise in table_1.items()}
+    assert generators == expected | {name: (noise, s * s, (s * s, s * s)) for name, (noise, s) in table_2.items()}
 
 
 def test_the_digits_settings_are_the_defaults() -> None:
@@ -131,7 +128,7 @@ def test_slurm(tmp_path: Path, protocols: str, launched: str) -> None:
     srun.chmod(0o755)
     output = tmp_path / "run.h5"
     granted = {"SLURM_NTASKS": "2", "SLURM_CPUS_PER_TASK": "2", "SLURM_JOB_ID": "4711"}
-    said = run("slurm.sbatch", DIGITS, "--rounds", "1", "--output", output, path=tmp_path, **granted)
+    said = run("slurm.sbatch", DIGITS, "--rounds", "1", "--output", output, path=tmp_path, folder=None, **granted)
     assert ("srun --mpi=" in said) == bool(launched)
     environment = results.open(output).environment
     assert (environment["ranks"], environment["threads"], environment["slurm_job_id"]) == (2, 2, "4711")
@@ -143,7 +140,7 @@ def test_slurm_array(tmp_path: Path) -> None:
     listed = tmp_path / "two.list"
     listed.write_text(f"# two rows\n\nfirst {DIGITS}\n  second {DIGITS} --rounds 9 --algorithm FedProx\n")
     granted = {"SLURM_NTASKS": "1", "SLURM_ARRAY_TASK_ID": "3"}
-    run("slurm_array.sbatch", listed, "2", "--rounds", "1", "--clients", "20", folder=tmp_path, **granted)
+    run("slurm_array.sbatch", listed, "2", "--rounds", "1", "--clients", "20", path=None, folder=tmp_path, **granted)
     made = results.open(tmp_path / "runs" / "two" / "second-1.h5")
     assert (made.attributes["algorithm"], made.settings["seed"], made.settings["rounds"]) == ("FedProx", 1, 1)
     assert [path.name for path in (tmp_path / "runs" / "two").iterdir()] == ["second-1.h5"]
@@ -151,11 +148,14 @@ def test_slurm_array(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("task", "message"),
-    [({}, "two.list with 3 seeds needs sbatch --array=0-2"), ({"SLURM_ARRAY_TASK_ID": "3"}, "ends with task 2")],
+    [
+        ({}, "one.list with 3 seeds needs sbatch --array=0-2"),
+        ({"SLURM_ARRAY_TASK_ID": "3"}, "one.list with 3 seeds ends with task 2"),
+    ],
 )
 def test_an_array_of_the_wrong_length(task: dict[str, str], message: str, tmp_path: Path) -> None:
     """Oracle: one line that says how long it is."""
-    listed = tmp_path / "two.list"
+    listed = tmp_path / "one.list"
     listed.write_text(f"only {DIGITS}\n")
     failed = subprocess.run(
         ["bash", JOBS / "slurm_array.sbatch", listed, "3"], capture_output=True, text=True, env={**os.environ, **task}
