@@ -6,6 +6,7 @@ import copy
 import math
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -72,14 +73,14 @@ def heads(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return torch.randn(count, 3, 5, generator=rng), torch.randn(count, 3, generator=rng)
 
 
-def batch(size: int = 8) -> tuple[Tensor, Tensor]:
+def asked(size: int = 8) -> tuple[Tensor, Tensor]:
     """Features [B, 5] and labels [B] of three classes."""
     return torch.randn(size, 5, generator=torch.Generator().manual_seed(1)), torch.arange(size) % 3
 
 
 def test_the_ensemble_by_hand() -> None:
     """Oracle: a loop over clients and samples, with shares that differ by class."""
-    (weight, bias), (features, labels) = heads(2), batch()
+    (weight, bias), (features, labels) = heads(2), asked()
     shares = torch.tensor([[0.75, 0.0, 0.5], [0.25, 1.0, 0.5]])
     expected = torch.zeros(len(labels))
     for (b, (z, y)), k in product(enumerate(zip(features, labels, strict=True)), range(2)):
@@ -89,7 +90,7 @@ def test_the_ensemble_by_hand() -> None:
 
 def test_one_client_is_its_own_teacher() -> None:
     """G3. Oracle: PyTorch's cross entropy of its head, with and without a bias."""
-    (weight, bias), (features, labels) = heads(1), batch()
+    (weight, bias), (features, labels) = heads(1), asked()
     for one in (bias, bias[:, :0]):
         logits = features @ weight[0].T + (one[0] if one.numel() else 0)
         found = ensemble_losses(features, labels, weight, one, torch.ones(1, 3))
@@ -98,7 +99,7 @@ def test_one_client_is_its_own_teacher() -> None:
 
 def test_a_client_twice_is_the_client_once() -> None:
     """G5. Oracle: the same objective with each client's share cut in two equal ones."""
-    (weight, bias), (features, labels) = heads(3), batch()
+    (weight, bias), (features, labels) = heads(3), asked()
     shares = torch.tensor([[0.2, 1.0, 0.0], [0.3, 0.0, 0.5], [0.5, 0.0, 0.5]])
     once = ensemble_losses(features, labels, weight, bias, shares)
     twice = ensemble_losses(features, labels, weight.repeat(2, 1, 1), bias.repeat(2, 1), shares.repeat(2, 1) / 2)
@@ -147,6 +148,38 @@ class Without(IID):
     def split(self, labels: NDArray[np.int64], clients: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
         others = np.flatnonzero(labels != self.label)
         return [others[part] for part in super().split(others, clients, rng)]
+
+
+# The clients' terms
+
+
+class Given:
+    """In place of a network: inputs are their own logits, and so are features."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x
+
+    def run(self, part: str, features: Tensor) -> Tensor:
+        return features
+
+
+def test_the_loss_by_hand() -> None:
+    """Oracle: PyTorch's losses, sample by sample; nothing of the second kind for a class that is not known."""
+    rng = torch.Generator().manual_seed(0)
+    features, x = torch.randn(3, MADE, 3, generator=rng), torch.randn(9, 3, generator=rng)
+    draws = torch.stack([torch.randint(high, (DRAWS,), generator=rng) for high in (2, MADE, MADE)], 1)
+    batch: Any = SimpleNamespace(x=x, y=torch.arange(9) % 3, index=torch.arange(9) * 777)
+    client = {"features": features, "draws": draws, "known": torch.tensor([1.0, 1.0, 0.0])}
+    net: Any = Given()
+    algorithm = FedGen()
+    algorithm.head = ""
+    found = algorithm.loss(net, batch, x[0], {**client, "strength": torch.tensor([0.7, 0.3])})
+    for b in range(9):
+        (label, first, second), y = draws[777 * b % DRAWS].tolist(), b % 3
+        expected = cross_entropy(x[b], batch.y[b]) + 0.7 * cross_entropy(features[label, first], torch.tensor(label))
+        if y != 2:
+            expected += 0.3 * kl_div(log_softmax(x[b], 0), softmax(features[y, second], 0), reduction="sum")
+        torch.testing.assert_close(found[b], expected)
 
 
 # The whole method
