@@ -29,6 +29,7 @@ METHODS = {
     "scaffold": "--algorithm SCAFFOLD",
     "feddyn": "--algorithm FedDyn",
     "moon": "--algorithm MOON",
+    "fedgen": "--algorithm FedGen",
     "moon_projected": "--algorithm MOON --model Projected --model.over LeNet",
     "fednova": "--algorithm FedNova",
     "fedavg_4": "--local.epochs 4",  # as much training as FedMA's, of four phases

@@ -287,6 +287,10 @@ def _check_fit(
     refuse(not fits, "compression", compression, f"does not go with {name}")
     attacked = not isinstance(attack, NoAttack)
     refuse(attacked and algorithm.pools_clients, "attack", attack, f"{name} has no clients that could be malicious")
+    reason = f"{name}'s server looks at single clients' models"
+    refuse(attacked and algorithm.looks_at_models, "attack", attack, reason)
+    sees_bits = algorithm.looks_at_models and not isinstance(compression, Dense)
+    refuse(sees_bits, "compression", compression, reason)
     by_weight = algorithm.counts_clients_alike and weighting not in (None, "uniform")
     refuse(by_weight, "weighting", weighting, f"{name} counts all clients alike")
     own_weights = algorithm.counts_clients_once and bool(sampler.weighting)

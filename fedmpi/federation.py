@@ -1,7 +1,7 @@
 """What an algorithm sees of the experiment: clients to train, collectives over their models, and a place to report.
 
 The same calls are made on every rank in the same order (SPMD). What an algorithm never sees: ranks, MPI, devices,
-data files, random generators.
+data files, seeds.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from fedmpi import randomness
 from fedmpi.adversary import Adversary
 from fedmpi.aggregation import WeightedMean
 from fedmpi.channel import Channel
@@ -24,13 +25,14 @@ from fedmpi.compression import Compression
 from fedmpi.data import Split
 from fedmpi.evaluation import Evaluation, Evaluator, Predict, by_the_network
 from fedmpi.ledger import Ledger
+from fedmpi.mpi.rows import Rows
 from fedmpi.mpi.world import World
 from fedmpi.privacy import Privacy
 from fedmpi.scheduling import Cohort
 from fedmpi.scheduling.placement import CostModel
 from fedmpi.stack import Stack
 from fedmpi.training.block import WHOLE, Block, Hooks, Phase
-from fedmpi.training.flat import Net
+from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.layout import Columns, Layout
 from fedmpi.training.samples import Batch
 from fedmpi.training.symmetry import Group
@@ -82,6 +84,7 @@ class Federation:
         layout: where a model's tensors lie in its vector [P].
         at_once: K, how many clients a rank trains together at the most.
         has_features: whether the network is a `Backbone`, so that a loss may look at its features.
+        ends_in_head: whether the network ends in a fully connected layer, the layout's head.
         device: what this rank's vectors are on, but for the server's state, which is in host memory.
         is_server: whether this rank holds the server's state.
         round: the current round; they count from 1.
@@ -109,6 +112,7 @@ class Federation:
         self.layout: Layout = trainer.model.layout
         self.at_once = trainer.at_once
         self.has_features = trainer.model.has_features
+        self.ends_in_head = trainer.model.ends_in_head
         self.device = trainer.model.device
         self.is_server = world.is_server
         self.local = trainer.settings
@@ -186,6 +190,32 @@ class Federation:
         See `Stack`, and `Channel` for what else becomes of what is sent.
         """
         return Stack(self._world, cohort, start, self.layout.parameters, self._channel(cohort, start))
+
+    def gather(self, cohort: Cohort, mine: Mapping[int, Tensor], size: int) -> Tensor:
+        """[m, n] at the server, on the meta device elsewhere: a short vector of each client of the cohort, in order.
+
+        As they are, neither attacked nor compressed; NaN for a client whose vector is not there or not finite.
+
+        Args:
+            mine: client -> [n], of those that this rank trained.
+            size: n, such as that of a layer; of whole models the server would have too many.
+        """
+        rows = Rows(self._world, cohort.clients, size)
+        for client, vector in mine.items():
+            rows.put(client, vector.cpu().numpy())
+        with self._doing("gathering vectors"):
+            rows.close()
+            gathered = rows.collect()
+        return torch.from_numpy(gathered) if self.is_server else torch.empty(len(cohort), size, device="meta")
+
+    def stream(self, purpose: str, client: int = 0) -> np.random.Generator:
+        """Random numbers of this round for a purpose, and a client if they are its own; the same on every rank."""
+        return randomness.stream(self._seed, purpose, self.round, client)
+
+    def build(self, make: Callable[[], nn.Module], purpose: str) -> FlatModel:
+        """A network of the method's own, its weights drawn for this purpose and round, the same on every rank."""
+        torch.manual_seed(randomness.key(self._seed, purpose, self.round))
+        return FlatModel(make(), self.device)
 
     def unit_groups(self) -> list[Group]:
         """The hidden units of the model that may change places, in the order in which it makes them.

@@ -69,6 +69,9 @@ CASES = {
     " --newcomer_epochs 2 --evaluate_local true",
     "side_by_side_feature_fusion": f"{SMALL} --algorithm FeatureFusion --algorithm.operator conv --model LeNet"
     " --local.vectorize 2",
+    "fedgen": f"{SMALL} --algorithm FedGen --model LeNet",
+    "side_by_side_fedgen": f"{SIDE_BY_SIDE} --algorithm FedGen --algorithm.generator FeatureGenerator"
+    " --algorithm.generator.branch 9 --model.norm batch",
     "client_state": f"{SMALL} --rounds 8 --algorithm methods.Remembering --model LogisticRegression",
     "lost_updates": f"{SMALL} --algorithm methods.EvenOnly --model LogisticRegression",
     # Clients that keep something, measured where they keep it.
@@ -99,6 +102,7 @@ SOME = (
     "centralized",
     "ifca",
     "scaffold",
+    "fedgen",
     "client_state",
     "fedbn",
     "side_by_side_ditto",

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from fedmpi.training.layout import Columns, Layout
     from fedmpi.training.samples import Batch
 
-    #: Of several vectors, which columns of the model each of them is.
-    Vectors = Sequence[Columns]
+    #: Of several vectors, which columns of the model each of them is; the length of one that is no part of the model.
+    Vectors = Sequence[Columns | int]
 
 
 class Algorithm(ABC):
@@ -53,6 +53,8 @@ class Algorithm(ABC):
     counts_clients_once: bool = False
     #: Whether clients count alike in any case, because the rule that takes the mean's place knows no weights.
     counts_clients_alike: bool = False
+    #: Whether the server looks at single clients' models, beside the means.
+    looks_at_models: bool = False
     #: Whether a client's part in a round is one model, that of its one `Federation.train` (not counting those in a
     #: `Phase` with a name), so that `--evaluate_means` can average these models.
     averages_models: bool = False
@@ -99,7 +101,7 @@ class Algorithm(ABC):
         self.weights = fed.initial_weights()
 
     def payload(self, layout: "Layout") -> tuple["Vectors", "Vectors"]:
-        """Of each vector that a client receives, and of each that it sends in a round, the columns of the model."""
+        """Of each vector that a client receives, and of each that it sends in a round, what it is of the model."""
         whole = [slice(layout.size)]
         return whole, whole
 

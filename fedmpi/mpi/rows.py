@@ -4,7 +4,7 @@ Each rank keeps the vectors of the clients that it trained. For a function of al
 matrix of vectors is transposed: in one turn after another, every rank receives one block of coordinates of all
 vectors, and what it makes of them goes to rank 0. So rank 0 receives one vector in all, and no rank ever holds all
 of them. The blocks depend on the number of vectors alone: whatever is summed over coordinates has the same bits on
-any number of ranks.
+any number of ranks. Vectors as short as those of a layer may also be collected at rank 0 as they are.
 """
 
 from __future__ import annotations
@@ -58,6 +58,19 @@ class Rows:
     def mine(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Positions and vectors [n] of those that this rank holds."""
         yield from sorted(self._mine.items())
+
+    def collect(self) -> NDArray[np.float32]:
+        """[m, n] at rank 0, no rows elsewhere: all vectors, NaN for those that are not there; a collective."""
+        world, holders = self._world, self._holders.astype(int) - 1
+        result = np.full((len(holders) if world.is_server else 0, self._size), np.nan, dtype=np.float32)
+        if world.is_server:
+            for position, vector in self.mine():
+                result[position] = vector
+            others = [position for position in self.present.tolist() if holders[position]]
+            world.exchange([], [(holders[position], result[position]) for position in others])
+        else:
+            world.exchange([(0, vector) for _, vector in self.mine()], [])
+        return result
 
     def combine(self, rule: Callable[[NDArray[np.float32]], NDArray]) -> NDArray[np.float32]:
         """[n] at rank 0, undefined elsewhere: what a rule makes of the values of each coordinate; a collective.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from fedmpi.errors import BadInput
-from fedmpi.results.plot import SUFFIXES, X_LABELS, curve, draw
+from fedmpi.results.plot import SUFFIXES, X_LABELS, curve, draw, draw_partitions
 from fedmpi.results.reader import Run, open
 from fedmpi.results.summary import summarize
 from fedmpi.results.table import FORMATS, tabulate
@@ -66,9 +66,12 @@ def _plot(options: argparse.Namespace) -> int:
         curve(run, options.column, options.x)  # a file without the column is named now, and left out
         return run
 
-    runs, status = _each(options.files, with_curve)
+    runs, status = _each(options.files, open if options.partition else with_curve)
     if runs:
-        draw(runs, options.output, options.column, options.x)
+        if options.partition:
+            draw_partitions(runs, options.output, options.partition)
+        else:
+            draw(runs, options.output, options.column, options.x)
         print(options.output)
     return status
 
@@ -103,11 +106,14 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--reference", metavar="METHOD", help="to whose rounds those of the others are compared")
     table.add_argument("--format", choices=list(FORMATS), default="text", help="what the table is made for")
 
-    plot = commands.add_parser("plot", allow_abbrev=False, help="a curve for each run")
+    plot = commands.add_parser("plot", allow_abbrev=False, help="a curve for each run, or who has what")
     plot.set_defaults(command=_plot)
     plot.add_argument("-o", "--output", type=_picture, default=Path("out.png"), help="PNG, PDF or SVG file")
     plot.add_argument("--column", default="test_accuracy", help="a column of /rounds, or newcomers")
     plot.add_argument("--x", choices=list(X_LABELS), default="round", help="the horizontal axis")
+    plot.add_argument(
+        "--partition", type=_count, metavar="CLIENTS", help="in place of curves: the first clients' samples by class"
+    )
 
     for command in (summary, table, plot):
         command.add_argument("files", nargs="+", type=Path, metavar="FILE")
@@ -122,6 +128,12 @@ def _share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} must be a share from 0 to 1")
     return value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number, at least 1")
+    return int(text)
 
 
 def _picture(name: str) -> Path:

@@ -1,10 +1,12 @@
-"""Curves of one or many runs, as PNG, PDF or SVG that can go into a paper as they are."""
+"""Curves and partitions of one or many runs, as PNG, PDF or SVG that can go into a paper as they are."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +16,14 @@ from fedmpi.results.reader import Run
 from fedmpi.results.schema import ROUND_LABELS
 from fedmpi.results.settings import differences
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 # Okabe and Ito's colours, which people with any colour vision tell apart, without the pale yellow.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":", "-.")
+# Area in square points of a bubble that fills its cell, times the square of how many cells there are in a row.
+_LARGEST_BUBBLE = 18_000
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -72,13 +79,7 @@ def draw(runs: list[Run], output: Path, column: str, x: str) -> None:
     Raises:
         BadInput: matplotlib is not installed, or `output` cannot be written.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise BadInput("matplotlib is not installed: pip install 'fedmpi[plot]'") from None
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(5.0, 3.2), layout="constrained")
+    with _picture(output, 5.0, 3.2) as figure:
         axes = figure.subplots()
         styles = cycle((dash, colour) for dash in _DASHES for colour in _COLOURS)
         labels = _labels(runs)
@@ -94,6 +95,52 @@ def draw(runs: list[Run], output: Path, column: str, x: str) -> None:
         if len(runs) > 1:
             columns = max(1, 80 // (max(map(len, labels)) + 8))  # about 80 characters fit in a line
             figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+
+
+def draw_partitions(runs: list[Run], output: Path, clients: int) -> None:
+    """Draw who has what: for each run a panel with a bubble for each of the first clients and each class.
+
+    The area of a bubble is the number of samples, on one scale for all panels.
+
+    Raises:
+        BadInput: as `draw`.
+    """
+    counts = [run.partition["label_counts"][:clients] for run in runs]
+    most = max(int(each.max()) for each in counts)
+    across = min(len(runs), 3)
+    down = -(-len(runs) // across)
+    with _picture(output, 0.6 + 2.6 * across, 0.6 + 2.4 * down) as figure:
+        panels = figure.subplots(down, across, squeeze=False).ravel()
+        scale = _LARGEST_BUBBLE / most / max(max(each.shape) for each in counts) ** 2
+        for axes, each, label in zip(panels, counts, _labels(runs), strict=False):
+            client, of_class = np.nonzero(each)
+            axes.scatter(client, of_class, scale * each[client, of_class], _COLOURS[0], linewidths=0)
+            axes.set_title(label if len(runs) > 1 else "", fontsize=9)
+            axes.set(xlabel="Client", ylabel="Class", xlim=(-0.7, len(each) - 0.3), ylim=(-0.7, each.shape[1] - 0.3))
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.get_major_locator().set_params(integer=True)
+            axes.grid(alpha=0.3, linewidth=0.6)
+            axes.set_axisbelow(True)
+        for axes in panels[len(runs) :]:
+            axes.remove()
+        sizes = sorted({-(-most // part) for part in (1, 4, 16)})
+        bubbles = [panels[0].scatter([], [], scale * size, _COLOURS[0], linewidths=0) for size in sizes]
+        figure.legend(
+            bubbles, map(str, sizes), title="Samples", loc="outside right center", frameon=False, fontsize=8
+        )
+
+
+@contextmanager
+def _picture(output: Path, width: float, height: float) -> Iterator[Figure]:
+    """An empty figure, in inches, that is written when it is drawn."""
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise BadInput("matplotlib is not installed: pip install 'fedmpi[plot]'") from None
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
         try:
             figure.savefig(output, dpi=300)
         except OSError as error:

@@ -34,7 +34,7 @@ arrival of the client's update. Where clients cannot always be reached, /rounds 
 
 Under an attack /clients has malicious: 1 for clients that are, 0 for the others. Rules that withstand such clients
 have rejected in /rounds, how many vectors were not finite; Krum has selected in /clients: 1 for those whose models
-became the new one.
+became the new one. Methods with a generator at the server have generator_resets in /rounds: how often it was lost.
 
 `status` is running, finished, interrupted (can be resumed) or failed. A killed run cannot change it, so
 readers call a running file killed when its process is gone (same host) or its last write is older than ten

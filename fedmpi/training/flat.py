@@ -21,6 +21,7 @@ class FlatModel:
         weights: [1, P], the network's parameters and floating-point buffers (`layout` says where).
         normalises_batches: whether training takes statistics over the batch, which one sample cannot give.
         has_features: whether it has the two parts of a `Backbone`.
+        ends_in_head: whether it, or its classifier, is a sequence of layers of which the last is fully connected.
         in_bf16: whether `Net` runs the network in bfloat16 where that is safe.
     """
 
@@ -31,6 +32,7 @@ class FlatModel:
         self.weights = aligned_rows(1, self.layout.size, device)
         self.normalises_batches = any(isinstance(layer, _BatchNorm) for layer in module.modules())
         self.has_features = {"extractor", "classifier"} <= dict(module.named_children()).keys()
+        self.ends_in_head = _ends_in_head(module.get_submodule("classifier") if self.has_features else module)
         self.in_bf16 = False
         parameters = dict(module.named_parameters())
         self._parameters = [(entry, parameters[entry.name]) for entry in self.layout.entries if entry.is_parameter]
@@ -100,6 +102,12 @@ class FlatModel:
     def frozen(self) -> nn.Module:
         """A second copy of the network in evaluation mode, to run with weights given call by call."""
         return copy.deepcopy(self.module).eval().requires_grad_(False)
+
+
+def _ends_in_head(part: nn.Module) -> bool:
+    while isinstance(part, nn.Sequential) and len(part):
+        part = part[-1]
+    return isinstance(part, nn.Linear)
 
 
 def _backward(losses: Tensor) -> None:

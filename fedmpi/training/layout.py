@@ -99,8 +99,10 @@ class Layout:
         entries = [entry for entry in self.entries if entry.name.rpartition(".")[2] == "running_var"]
         return [entry.columns for entry in entries]
 
-    def extent(self, columns: Columns) -> tuple[int, int]:
-        """How many columns of a model these are, and how many of them parameters."""
+    def extent(self, columns: Columns | int) -> tuple[int, int]:
+        """How many columns of a model these are, and how many of them parameters; of no model, a length is both."""
+        if isinstance(columns, int):
+            return columns, columns
         if isinstance(columns, np.ndarray):
             return len(columns), int(np.searchsorted(columns, self.parameters))
         start, stop, _ = columns.indices(self.size)

@@ -57,6 +57,15 @@ def test_distances(seen: dict[tuple[int, int], list[Seen]]) -> None:
             np.testing.assert_array_equal(one["distances"], alone["distances"])
 
 
+def test_all_at_rank_0(seen: dict[tuple[int, int], list[Seen]]) -> None:
+    """Oracle: the vectors themselves, bit for bit, in order; NaN for one absent and one rejected."""
+    expected = np.full((len(CLIENTS), SIZE), np.nan, dtype=np.float32)
+    expected[PRESENT] = vectors()[PRESENT]
+    for server, *others in seen.values():
+        np.testing.assert_array_equal(server["collected"].view(np.int32), expected.view(np.int32))
+        assert all(not len(one["collected"]) for one in others)
+
+
 def test_no_rank_has_them_all(seen: dict[tuple[int, int], list[Seen]]) -> None:
     """Oracle: by hand: a rank receives its blocks of others' vectors, and rank 0 one vector in all besides."""
     blocks = [min(COLUMNS, SIZE - first) for first in range(0, SIZE, COLUMNS)]

@@ -54,6 +54,7 @@ def look(job: World) -> dict[str, NDArray]:
     seen["mine"] = np.array([position for position, _ in made.mine()])
     seen["median"] = made.combine(median)
     seen["received"] = np.array(received)
+    seen["collected"] = made.collect()
     seen["distances"] = made.distances(CENTER)
     return seen
 

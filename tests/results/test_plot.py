@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import fedmpi.results
 from fedmpi.results.__main__ import main
 from fedmpi.results.plot import curve
 from fedmpi.results.settings import describe, differences
-from tests.results.made_runs import finished
+from tests.results.made_runs import finished, started
 
 
 def test_pictures_are_made_in_the_format_of_their_suffix(tmp_path: Path) -> None:
@@ -20,6 +22,38 @@ def test_pictures_are_made_in_the_format_of_their_suffix(tmp_path: Path) -> None
         content = (tmp_path / name).read_bytes()
         assert content.startswith(magic)
         assert len(content) > 5000
+
+
+def test_bubbles_of_a_partition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the counts in the file: places, areas in their proportion and on one scale, no bubble for 0."""
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    drawn, save = [], figure.savefig
+
+    def noting_save(self: Any, *arguments: Any, **options: Any) -> None:
+        drawn.append(self.axes)
+        save(self, *arguments, **options)
+
+    monkeypatch.setattr(figure, "savefig", noting_save)
+    counts = [np.array([[4, 0, 1], [2, 8, 0], [0, 0, 3]]), np.full((3, 3), 5)]
+    files = []
+    for number, count in enumerate(counts):
+        run = started(tmp_path / f"{number}.h5", mu=number)
+        run.set_partition(count, count.sum(1))
+        run.finish("finished")
+        files.append(str(tmp_path / f"{number}.h5"))
+    for output, clients in (("two.png", 2), ("all.pdf", 9)):
+        assert main(["plot", *files, "-o", str(tmp_path / output), "--partition", str(clients)]) == 0
+        areas = []
+        for axes, count in zip(drawn[-1], counts, strict=True):
+            bubbles, (client, of_class) = axes.collections[0], np.nonzero(count[:clients])
+            assert bubbles.get_offsets().tolist() == np.stack([client, of_class], 1).tolist()
+            areas.append(bubbles.get_sizes() / count[client, of_class])
+        assert np.ptp(np.concatenate(areas)) < 1e-9
+        assert [axes.get_title() for axes in drawn[-1]] == ["mu 0", "mu 1"]
+    assert (tmp_path / "two.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "all.pdf").read_bytes().startswith(b"%PDF")
+    with pytest.raises(SystemExit):
+        main(["plot", *files, "--partition", "0"])
 
 
 def test_a_curve_starts_at_the_initial_model_and_skips_rounds_not_evaluated(tmp_path: Path) -> None:

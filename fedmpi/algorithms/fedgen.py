@@ -1,0 +1,254 @@
+"""FedGen.
+
+Zhu, Hong, Zhou: Data-Free Knowledge Distillation for Heterogeneous Federated Learning. ICML 2021.
+https://arxiv.org/abs/2105.10056
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.errors import BadInput, require
+from fedmpi.generators import Generator
+from fedmpi.generators.features import FeatureGenerator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedmpi.algorithms.base import Vectors
+    from fedmpi.federation import Federation
+    from fedmpi.scheduling import Cohort
+    from fedmpi.training.block import Block
+    from fedmpi.training.flat import Net
+    from fedmpi.training.layout import Layout
+    from fedmpi.training.samples import Batch
+
+#: The least that the weights of the clients' two terms fall to, as in the authors' code.
+LEAST = 1e-4
+#: Feature vectors of each class that a client has made in a round, and how often it draws from them anew.
+MADE, DRAWS = 50, 1000
+
+
+class FedGen(FedAvg):
+    """FedAvg whose clients also learn from features that a generator at the server makes (Zhu et al., 2021).
+
+    Features are what the last fully connected layer takes, the head. After each round the server trains the generator
+    G so that the heads of the clients take its features for the class that was asked for: by Adam, on the sum
+    over clients of a_k(y) CE(head_k(z), y), where z = G(e, y), e is standard normal noise, y any class of the cohort,
+    and a_k(y) the client's share of the cohort's samples of it; plus a term for features as diverse as the noise.
+
+    To the loss of each sample (x, y) a client adds alpha CE(head(G(e', y')), y'), y' any class, and beta times the
+    divergence of the network's prediction for x from the head's for G(e, y). Both weights fall from round to round,
+    to 1e-4 at the least. Only classes count that the generator has been trained on, so there is no such term in the
+    first round. In a round the generator stays as it is, so each client has 50 feature vectors of each class made at
+    its start, and for each of its samples draws one for either term.
+
+    A generator that is no longer finite starts anew; the column generator_resets counts it.
+
+    Args:
+        generator: the network that makes features; null: FeatureGenerator.
+        alpha: weight of the term for generated features of any class in the first round.
+        beta: weight of the term for generated features of the sample's class. The authors' 10 for both goes with a
+            learning rate of 0.01; at 0.1 most networks do not survive it.
+        decay: factor a round of both.
+        steps: Adam's steps a round.
+        batch_size: generated features a step.
+        lr: learning rate of the generator in the first round.
+        lr_decay: factor a round of it.
+        weight_decay: added to the generator's gradient as weight_decay times its weights.
+    """
+
+    server_state = ("weights", "generator_weights", "moments", "moves", "known")
+    looks_at_models = True
+    takes_privacy = False
+
+    def __init__(
+        self,
+        generator: Generator | None = None,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        decay: float = 0.98,
+        steps: int = 50,
+        batch_size: int = 32,
+        lr: float = 3e-4,
+        lr_decay: float = 0.98,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        require(0 <= alpha < float("inf"), "alpha", alpha, "at least 0")
+        require(0 <= beta < float("inf"), "beta", beta, "at least 0")
+        require(0 < decay <= 1, "decay", decay, "above 0 and at most 1")
+        require(steps >= 1, "steps", steps, "at least 1")
+        require(batch_size >= 2, "batch_size", batch_size, "at least 2, for the generator's batch normalisation")
+        require(0 < lr < float("inf"), "lr", lr, "above 0")
+        require(0 < lr_decay <= 1, "lr_decay", lr_decay, "above 0 and at most 1")
+        require(0 <= weight_decay < float("inf"), "weight_decay", weight_decay, "at least 0")
+        self.generator = generator or FeatureGenerator()
+        self.alpha = alpha
+        self.beta = beta
+        self.decay = decay
+        self.steps = steps
+        self.batch_size = batch_size
+        self.lr = lr
+        self.lr_decay = lr_decay
+        self.weight_decay = weight_decay
+
+    def setup(self, fed: "Federation") -> None:
+        if not fed.ends_in_head:
+            raise BadInput("--model: FedGen needs one that ends in a fully connected layer")
+        super().setup(fed)
+        weight = fed.layout.entries[0]  # of the head, which comes first
+        self.head = weight.name.rpartition(".")[0]
+        self.classes, self.features = weight.shape
+        self.start_generator(fed)
+
+    def start_generator(self, fed: "Federation") -> None:
+        """Draw a generator, which knows no class yet."""
+        import torch
+
+        self.network = fed.build(partial(self.generator.build, (self.features,), self.classes), "generator")
+        self.generator_weights = self.network.weights[0].cpu().clone()
+        self.moments = torch.zeros(2, self.network.layout.parameters)  # Adam's
+        self.moves = torch.zeros(1)  # Adam's steps so far
+        self.known = torch.zeros(self.classes)  # 1 for classes that it has been trained on
+
+    def payload(self, layout: "Layout") -> tuple["Vectors", "Vectors"]:
+        whole = slice(layout.size)
+        return [whole, len(self.generator_weights), len(self.known)], [whole]
+
+    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+        start = fed.broadcast(self.weights)
+        generator, known = fed.broadcast(self.generator_weights), fed.broadcast(self.known)
+        self.network.load(generator)
+        self.network.module.eval()
+        mean = fed.weighted_mean(cohort, start)
+        head = fed.layout.segments["head"]
+        heads: dict[int, Tensor] = {}
+        for block in fed.my_clients(cohort):
+            local = fed.train(block, start, self, **self.lessons(fed, block, known))
+            mean.add(local.weights, block)
+            heads |= dict(zip(block.clients.tolist(), local.weights[:, head].clone(), strict=True))
+        self.server_step(fed, mean.reduce(empty=self.weights))
+        taught = fed.gather(cohort, heads, head.stop - head.start)
+        if fed.is_server:
+            self.train_generator(fed, cohort, taught)
+
+    def lessons(self, fed: "Federation", block: "Block", known: "Tensor") -> dict[str, Any]:
+        """What the loss reads of each client; nothing if there is nothing to be learnt.
+
+        Returns:
+            features [K, classes, MADE, f]; draws [K, DRAWS, 3], a class that is known and the numbers of two feature
+            vectors; known [classes]; and strength [2], the weights of both terms.
+        """
+        import torch
+
+        classes = np.flatnonzero(known.cpu().numpy())
+        strength = [max(w * self.decay ** (fed.round - 1), min(w, LEAST)) for w in (self.alpha, self.beta)]
+        if not (len(classes) and any(strength)):
+            return {}
+        features, draws = [], []
+        for client in block.clients.tolist():
+            stream = fed.stream("generated features", client)
+            labels = np.repeat(np.arange(self.classes), MADE)
+            with torch.no_grad():
+                made = self.network.module(*self.asked(stream, labels))
+            features.append(made.view(self.classes, MADE, -1))
+            drawn = [stream.choice(classes, DRAWS), *stream.integers(MADE, size=(2, DRAWS))]
+            draws.append(torch.from_numpy(np.stack(drawn, 1)).to(fed.device))
+        return {
+            "features": torch.stack(features),
+            "draws": torch.stack(draws),
+            "known": known,
+            "strength": torch.tensor(strength, device=fed.device),
+        }
+
+    def asked(self, stream: np.random.Generator, labels: NDArray[np.int64]) -> tuple["Tensor", "Tensor"]:
+        """What the generator takes: noise [B, n] from the stream, and labels [B]."""
+        import torch
+
+        noise = stream.standard_normal((len(labels), self.generator.noise), dtype=np.float32)
+        return torch.from_numpy(noise).to(self.network.device), torch.from_numpy(labels).to(self.network.device)
+
+    def loss(self, net: "Net", batch: "Batch", start: "Tensor", client: "Mapping[str, Tensor]") -> "Tensor":
+        if "features" not in client:
+            return super().loss(net, batch, start, client)
+        from torch.nn.functional import log_softmax
+
+        from fedmpi.training.losses import cross_entropy
+
+        features, (alpha, beta) = client["features"], client["strength"]
+        # By the sample's number, so that the draws of a client depend on nobody else; in each round there are others.
+        label, any_class, own_class = client["draws"][batch.index % DRAWS].unbind(-1)
+        logits = self.predict(net, batch, client)
+        of_any, of_own = (
+            net.run(self.head, features[y, number]) for y, number in ((label, any_class), (batch.y, own_class))
+        )
+        target = log_softmax(of_own.detach(), -1)
+        divergence = (target.exp() * (target - log_softmax(logits, -1))).sum(-1) * client["known"][batch.y]
+        return cross_entropy(logits, batch.y) + alpha * cross_entropy(of_any, label) + beta * divergence
+
+    def train_generator(self, fed: "Federation", cohort: "Cohort", heads: "Tensor") -> None:
+        """A round's steps, on the heads [m, n] of its clients."""
+        import torch
+
+        from fedmpi.training.optimizers import Adam
+
+        model, counts = self.network, torch.from_numpy(fed.label_counts[cohort.clients])
+        present = counts.sum(0).nonzero()[:, 0]
+        shares = (counts / counts.sum(0).clamp(min=1)).to(fed.device)  # of a class that nobody has: 0
+        weight = heads[:, : self.classes * self.features].view(-1, self.classes, self.features).to(fed.device)
+        bias = heads[:, weight[0].numel() :].to(fed.device)
+        optimizer = Adam(model.gradient.shape, fed.device, self.weight_decay)
+        optimizer.first[0], optimizer.second[0] = self.moments.to(fed.device)
+        optimizer.steps = int(self.moves)
+        stream, lr = fed.stream("generator's training"), self.lr * self.lr_decay ** (fed.round - 1)
+        model.load(self.generator_weights)
+        model.module.train()
+        for _ in range(self.steps):
+            noise, labels = self.asked(stream, stream.choice(present.numpy(), self.batch_size))
+            made = model.module(noise, labels)
+            losses = ensemble_losses(made, labels, weight, bias, shares)
+            model.backward(losses + diversity(made, noise))
+            optimizer.advance()
+            with torch.no_grad():
+                optimizer.step(model.weights[:, : model.layout.parameters], model.gradient, lr)
+        is_finite = bool(model.weights.isfinite().all())
+        fed.log(generator_resets=int(not is_finite))
+        if not is_finite:
+            self.start_generator(fed)
+            return
+        self.generator_weights = model.weights[0].cpu().clone()
+        self.moments = torch.cat((optimizer.first, optimizer.second)).cpu()
+        self.moves = self.moves + self.steps
+        self.known[present] = 1
+
+
+def ensemble_losses(
+    features: "Tensor", labels: "Tensor", weight: "Tensor", bias: "Tensor", shares: "Tensor"
+) -> "Tensor":
+    """[B], sum_k a_k(y) CE(head_k(z), y) of each of the features z [B, f] and labels y [B].
+
+    Args:
+        weight, bias: [m, C, f] and [m, C] of the clients' heads; bias [m, 0]: they have none.
+        shares: [m, C], a_k(y).
+    """
+    from fedmpi.training.losses import cross_entropy
+
+    logits = features @ weight.transpose(1, 2)  # [m, B, C]
+    if bias.shape[1]:
+        logits = logits + bias[:, None]
+    losses = cross_entropy(logits.flatten(0, 1), labels.repeat(len(weight)))
+    return (shares[:, labels] * losses.view(len(weight), -1)).sum(0)
+
+
+def diversity(made: "Tensor", noise: "Tensor") -> "Tensor":
+    """exp of minus the mean, over all pairs of a batch, of how far apart both are that was made and its noise.
+
+    1 where all that was made is the same. Distances are the mean absolute one of what was made [B, n], and the mean
+    square of noise [B, d], as in the authors' code.
+    """
+    apart = (made[:, None] - made).abs().mean(2) * (noise[:, None] - noise).square().mean(2)
+    return (-apart.mean()).exp()
