@@ -211,10 +211,11 @@ class Experiment:
         """
         present = self.availability.present(round, self.clients, self.seed)
         pool = Pool(fed.samples, fed.label_counts, np.flatnonzero(present))
-        size = self.conditions.asked(self.cohort)
+        wanted = self.algorithm.asks(round, self.cohort, self.clients)
+        size = self.conditions.asked(wanted)
         drawn = self.sampler.cohort(round, size, pool, self.weighting, self.seed)
         asked = self.sampler.choose(drawn, size, lambda: fed.current_losses(drawn.clients, self.algorithm))
-        course = self.conditions.course(asked, self.cohort, fed, self.algorithm, self.seed)
+        course = self.conditions.course(asked, wanted, fed, self.algorithm, self.seed)
         if not isinstance(self.availability, Always):
             course.row["unavailable"] = self.clients - len(pool.available)
         down, _ = fed.payload(self.algorithm)

@@ -75,6 +75,10 @@ class Algorithm(ABC):
     def check(self, cohort: int) -> None:  # noqa: B027 (most go with any)
         """Raise BadInput if the options do not go with so many clients a round."""
 
+    def asks(self, round: int, cohort: int, clients: int) -> int:
+        """How many of the clients a round asks: the cohort, unless the method has to hear of more in this round."""
+        return cohort
+
     def setup(self, fed: "Federation") -> None:
         """Create the state before the first round."""
         self.weights = fed.initial_weights()
