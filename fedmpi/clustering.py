@@ -27,7 +27,7 @@ def cosines(products: NDArray[np.float64]) -> NDArray[np.float64]:
     """[k, k] cosines of the angles between vectors with these inner products; of zeros with any other vector, 0."""
     lengths = np.sqrt(products.diagonal())
     scale = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
-    found: NDArray[np.float64] = np.clip(products * scale * scale[:, None], -1, 1)
+    found: NDArray[np.float64] = np.clip(products * np.outer(scale, scale), -1, 1)
     np.fill_diagonal(found, 1)
     return found
 

@@ -23,7 +23,7 @@ NORMS = {"l1": 1, "l2": 2}
 
 
 class FLHC(ClusteredOnce):
-    """FedAvg, then hierarchical clustering of the clients by their updates, then FedAvg in each (Briggs et al., 2020).
+    """FedAvg, then hierarchical clustering of clients by their updates, then FedAvg in each (Briggs et al., 2020).
 
     Known as FL+HC. In the round of the clustering all clients are asked. The first models of the clusters are the
     means of what their members trained in it, where the paper's start from the common model again: the same traffic,

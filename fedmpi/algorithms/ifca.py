@@ -68,7 +68,7 @@ class IFCA(Clustered):
 
         first = attempt * self.models
         centers = torch.stack([fed.initial_weights(first + number) for number in range(self.models)])
-        centers[:, self.shared] = centers[0, self.shared]
+        centers[1:, self.shared] = centers[0, self.shared]
         return centers
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:

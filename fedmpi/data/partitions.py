@@ -354,7 +354,7 @@ class SwappedLabels(SeenDifferently):
         option, value = ("tasks", self.tasks) if self.swaps is None else ("swaps", swaps)
         enough = 2 * swaps * (self.tasks - 1) <= classes
         require(
-            enough, option, value, f"so few that {classes} classes make {swaps} pairs for each task but the first"
+            enough, option, value, f"such that 2 x swaps x (tasks - 1) is at most {classes}, the number of classes"
         )
         pairs = rng.permutation(classes)[: 2 * swaps * (self.tasks - 1)].reshape(-1, swaps, 2)
         seen = np.arange(classes)

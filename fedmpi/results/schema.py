@@ -35,10 +35,11 @@ Under an attack /clients has malicious: 1 for clients that are, 0 for the others
 have rejected in /rounds, how many vectors were not finite; Krum has selected in /clients: 1 for those whose models
 became the new one.
 
-Methods with several models have test_accuracy of each client's model on the client's own test samples; in /rounds also
-global_matched_accuracy, of each client's model on all of them; cluster_size_0, cluster_size_1, ...: how many clients
-each model has; and, where the partition knows groups of clients, adjusted_rand_index: how well the clusters agree with
-these, of the clients that have a model. /clients has cluster, the number of the client's model after the round.
+Of methods with several models, test_accuracy is that of each client's model on the client's own test samples. Further
+columns of /rounds are global_matched_accuracy, of each client's model on all test samples; cluster_size_0,
+cluster_size_1, ...: how many clients each model has; and, where the partition knows groups of clients,
+adjusted_rand_index: how well the clusters agree with these, of the clients that have a model. /clients has cluster,
+the number of the client's model after the round.
 
 `status` is running, finished, interrupted (can be resumed) or failed. A killed run cannot change it, so
 readers call a running file killed when its process is gone (same host) or its last write is older than ten
