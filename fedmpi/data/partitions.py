@@ -352,11 +352,10 @@ class SwappedLabels(SeenDifferently):
     def relabelled(self, group: int, classes: int, rng: np.random.Generator) -> Integers:
         swaps = self.swaps or max(classes // 2 // (self.tasks - 1), 1)
         option, value = ("tasks", self.tasks) if self.swaps is None else ("swaps", swaps)
-        enough = 2 * swaps * (self.tasks - 1) <= classes
-        require(
-            enough, option, value, f"such that 2 x swaps x (tasks - 1) is at most {classes}, the number of classes"
-        )
-        pairs = rng.permutation(classes)[: 2 * swaps * (self.tasks - 1)].reshape(-1, swaps, 2)
+        needed = 2 * swaps * (self.tasks - 1)
+        allowed = f"such that 2 x swaps x (tasks - 1) is at most {classes}, the number of classes"
+        require(needed <= classes, option, value, allowed)
+        pairs = rng.permutation(classes)[:needed].reshape(-1, swaps, 2)
         seen = np.arange(classes)
         if group > 0:
             seen[pairs[group - 1]] = pairs[group - 1][:, ::-1]

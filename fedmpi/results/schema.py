@@ -11,8 +11,8 @@
                     step_seconds for a step of a client; NaN before the first round was over
     /evaluation     one row an evaluation: round, per_class_accuracy [classes] and, if the method has it,
                     client_accuracy [clients]; attributes: test_loss, test_accuracy of the initial model
-    /clusters       one row a round of a method with several models: round, cluster [clients], the number of each
-                    client's model, -1 before it has one; empty for other methods
+    /clusters       only of methods with several models: one row a round: round, cluster [clients], the number of each
+                    client's model, -1 before it has one
     /partition      one row a client: label_counts [classes], samples
     /model          weights [P], the last global model; further [M, P] arrays of methods with M models;
                     names [T], shapes [T, D] and offsets [T] of the tensors (a shape of fewer than D
@@ -52,8 +52,6 @@ from __future__ import annotations
 from typing import Literal
 
 SCHEMA = 1
-
-TABLES = ("rounds", "clients", "ranks", "evaluation", "clusters", "partition")
 
 Status = Literal["running", "finished", "interrupted", "failed"]
 

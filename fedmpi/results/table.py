@@ -14,6 +14,9 @@ from fedmpi.results.settings import same_but_seed, table
 
 Format = Literal["text", "markdown", "latex", "csv"]
 
+# What only some methods have in /rounds, and in what unit it is shown.
+OF_SOME = {"global (%)": ("global_matched_accuracy", 100), "ARI": ("adjusted_rand_index", 1)}
+
 
 def tabulate(runs: Sequence[Run], column: str, targets: Sequence[float], format: Format) -> str:
     """A table of all runs, without a final newline.
@@ -23,6 +26,8 @@ def tabulate(runs: Sequence[Run], column: str, targets: Sequence[float], format:
 
     - the last and the best accuracy, and the mean of the last ten that were measured, in percent;
     - whose it is: of the server's model, or of each client's own on the client's own test samples;
+    - where there are runs with several models: the last accuracy of each client's model on all test samples, and how
+      well the clusters agree with the groups of the partition (adjusted Rand index);
     - the first round with each target accuracy: the mean over the runs that reached it, and how many did;
     - traffic of the clients, both ways by the method's definition, and seconds, of the whole run.
 
@@ -32,8 +37,9 @@ def tabulate(runs: Sequence[Run], column: str, targets: Sequence[float], format:
     """
     groups = _groups(runs)
     settings = table([group[0].settings for group in groups])
+    of_some = [title for title, (name, _) in OF_SOME.items() if any(name in run.rounds for run in runs)]
     lines = [
-        {**{name: values[k] for name, values in settings.items()}, **_figures(group, column, targets)}
+        {**{name: values[k] for name, values in settings.items()}, **_figures(group, column, targets, of_some)}
         for k, group in enumerate(groups)
     ]
     return FORMATS[format]([list(lines[0]), *[list(line.values()) for line in lines]])
@@ -45,7 +51,7 @@ def _groups(runs: Sequence[Run]) -> list[list[Run]]:
     return [[run for run, other in zip(runs, keys, strict=True) if other == key] for key in dict.fromkeys(keys)]
 
 
-def _figures(group: Sequence[Run], column: str, targets: Sequence[float]) -> dict[str, str]:
+def _figures(group: Sequence[Run], column: str, targets: Sequence[float], of_some: Sequence[str]) -> dict[str, str]:
     accuracies = [run.accuracy(column) for run in group]
     personal = any("client_accuracy_mean" in run.rounds or "global_matched_accuracy" in run.rounds for run in group)
     traffic = [(run.rounds["bytes_up"] + run.rounds["bytes_down"]).sum() / 1e9 for run in group]
@@ -55,10 +61,17 @@ def _figures(group: Sequence[Run], column: str, targets: Sequence[float]) -> dic
         "best (%)": _spread([100 * accuracy.best for accuracy in accuracies]),
         "last 10 (%)": _spread([100 * accuracy.last10 for accuracy in accuracies]),
         "whose": "client's" if personal else "server's",
+        **{title: _last(group, *OF_SOME[title]) for title in of_some},
         **{f"rounds to {100 * target:g} %": _reached(group, column, target) for target in targets},
         "GB": f"{np.mean(traffic):.3g}",
         "seconds": f"{np.mean([run.rounds['seconds'].sum() for run in group]):.3g}",
     }
+
+
+def _last(group: Sequence[Run], column: str, unit: int) -> str:
+    """The last values of the runs that have any."""
+    values = [unit * value for run in group if not np.isnan(value := run.accuracy(column).last)]
+    return _spread(values) if values else "-"
 
 
 def _spread(values: list[float]) -> str:

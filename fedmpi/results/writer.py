@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from fedmpi import __version__
 from fedmpi.errors import BadInput
 from fedmpi.results.columns import Columns
-from fedmpi.results.schema import SCHEMA, TABLES, Status
+from fedmpi.results.schema import SCHEMA, Status
 
 _FIRST_ROUND = 360.0  # seconds between two writes that readers should expect before a round has ended
 
@@ -65,7 +65,7 @@ class Results:
         }
         self._environment = environment
         self._status: Status = "running"
-        self._tables = {name: Columns() for name in TABLES}
+        self._tables = {name: Columns() for name in ("rounds", "clients", "ranks", "evaluation", "partition")}
         self._initial: dict[str, float] = {}
         self._model: _Model | None = None
         self._pace = _Pace()
@@ -84,7 +84,8 @@ class Results:
 
     def add_clusters(self, round: int, cluster: ArrayLike) -> None:
         """One row of /clusters: the number of every client's model [clients], -1 before it has one."""
-        self._tables["clusters"].add({"round": np.array([round]), "cluster": np.asarray(cluster)[None]})
+        table = self._tables.setdefault("clusters", Columns())
+        table.add({"round": np.array([round]), "cluster": np.asarray(cluster)[None]})
 
     def add_evaluation(
         self, round: int, per_class_accuracy: ArrayLike, client_accuracy: ArrayLike | None = None
