@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 PROTOCOL = (
     "--dataset FashionMNIST --model LeNet --clients 40 --cohort 10 --local.steps 10 --local.batch_size 50"
-    " --local.lr 0.05 --evaluate_every 5"
+    " --local.lr 0.05 --evaluate_every 4"
 )
 PARTITIONS = {"groups": "--partition Rotated", "shards": "--partition Shards"}
 METHODS = {
@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.clusters")
     parser.add_argument("--data", type=Path, default=Path("data"), help="root of the data set (default: data)")
     parser.add_argument("--folder", type=Path, default=Path("runs/clusters"), help="(default: runs/clusters)")
-    parser.add_argument("--rounds", type=int, default=10, help="(default: 10)")
+    parser.add_argument("--rounds", type=int, default=8, help="(default: 8)")
     parser.add_argument("--seeds", type=int, default=3, help="(default: 3)")
     parser.add_argument("--cost", action="store_true", help="what clustering takes, and choosing between models")
     chosen = parser.parse_args()

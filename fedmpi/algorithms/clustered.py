@@ -93,9 +93,15 @@ class ClusteredOnce(Clustered):
 
         return WHOLE
 
+    def compare(self, changes: "Stack") -> "NDArray[np.float64]":
+        """[k, k], what is said of all pairs of those present; a collective."""
+        from fedmpi.stack import inner_products
+
+        return changes.pairwise(inner_products)
+
     @abstractmethod
-    def clusters(self, fed: "Federation", changes: "Stack") -> "NDArray[np.int64]":
-        """[k], the clusters of those present, numbered from 0; on every rank, although the server's alone count."""
+    def clusters(self, fed: "Federation", compared: "NDArray[np.float64]") -> "NDArray[np.int64]":
+        """[k], the clusters of those of whose pairs this [k, k] is said, numbered from 0; at the server alone."""
 
     @abstractmethod
     def nearest(self, changes: "Tensor", prototypes: "Tensor") -> "Tensor":
@@ -130,10 +136,10 @@ class ClusteredOnce(Clustered):
             changes.add(fed.train(block, start, self, self.phase).weights, block)
         changes.close()
         fed.log(rejected=changes.rejected)
-        if len(changes.present):
-            found = self.clusters(fed, changes)
-            if fed.is_server:
-                self.assignment[cohort.clients[changes.present]] = torch.from_numpy(found)
+        compared = self.compare(changes)
+        if fed.is_server and len(compared):
+            found = self.clusters(fed, compared)
+            self.assignment[cohort.clients[changes.present]] = torch.from_numpy(found)
         assignment = fed.broadcast(self.assignment, received=0)
         if (assignment >= 0).any():
             self.origin = self.centers[0].clone()

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedmpi.federation import Federation
-    from fedmpi.stack import Stack
     from fedmpi.training.block import Phase
 
 
@@ -70,14 +69,11 @@ class FedGroup(ClusteredOnce):
 
         return Phase("cold start ", self.pretrain_epochs)
 
-    def clusters(self, fed: "Federation", changes: "Stack") -> "NDArray[np.int64]":
-        from fedmpi.stack import inner_products
-
-        products = changes.pairwise(inner_products)
+    def clusters(self, fed: "Federation", compared: "NDArray[np.float64]") -> "NDArray[np.int64]":
         if self.measure == "madc":
-            differences = clustering.mean_differences(clustering.cosines(products))
+            differences = clustering.mean_differences(clustering.cosines(compared))
             return clustering.hierarchical(differences, "complete", self.models)
-        rows = clustering.decomposed_cosines(products, self.models)
+        rows = clustering.decomposed_cosines(compared, self.models)
         return clustering.k_means(rows, self.models, fed.stream("first groups"))
 
     def nearest(self, changes: "Tensor", prototypes: "Tensor") -> "Tensor":

@@ -58,14 +58,16 @@ class FeSEM(ClusteredOnce):
         self.compared = fed.layout.segments["head"] if self.part == "head" else slice(0, fed.layout.parameters)
         require(self.compared.stop > 0, "part", self.part, "all with a model that has no fully connected layer")
 
-    def clusters(self, fed: "Federation", changes: "Stack") -> "NDArray[np.int64]":
+    def compare(self, changes: "Stack") -> "NDArray[np.float64]":
         from fedmpi.stack import inner_products
 
+        return changes.pairwise(inner_products, self.compared.stop)
+
+    def clusters(self, fed: "Federation", compared: "NDArray[np.float64]") -> "NDArray[np.int64]":
         rng = fed.stream("first clusters")
         if self.start == "random":
-            return rng.permutation(len(changes.present)) % self.models
-        products = changes.pairwise(inner_products, self.compared.stop)
-        return clustering.k_means(clustering.points(products), self.models, rng)
+            return rng.permutation(len(compared)) % self.models
+        return clustering.k_means(clustering.points(compared), self.models, rng)
 
     def nearest(self, changes: "Tensor", prototypes: "Tensor") -> "Tensor":
         return nearest(changes[:, self.compared], prototypes[:, self.compared])

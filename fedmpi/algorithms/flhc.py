@@ -65,17 +65,17 @@ class FLHC(ClusteredOnce):
         require(warmup < fed.rounds, "warmup", warmup, f"below the number of rounds, {fed.rounds}")
         self.first_round = warmup + 1
 
-    def clusters(self, fed: "Federation", changes: "Stack") -> "NDArray[np.int64]":
-        return clustering.hierarchical(self.distances(changes), self.linkage, self.models, self.threshold)
+    def compare(self, changes: "Stack") -> "NDArray[np.float64]":
+        from fedmpi.stack import absolute_differences
 
-    def distances(self, changes: "Stack") -> "NDArray[np.float64]":
-        """[k, k], by the metric."""
-        from fedmpi.stack import absolute_differences, inner_products
+        return changes.pairwise(absolute_differences) if self.metric == "l1" else super().compare(changes)
 
-        if self.metric == "l1":
-            return changes.pairwise(absolute_differences)
-        products = changes.pairwise(inner_products)
-        return clustering.distances(products) if self.metric == "l2" else 1 - clustering.cosines(products)
+    def clusters(self, fed: "Federation", compared: "NDArray[np.float64]") -> "NDArray[np.int64]":
+        if self.metric == "l2":
+            compared = clustering.distances(compared)
+        elif self.metric == "cosine":
+            compared = 1 - clustering.cosines(compared)
+        return clustering.hierarchical(compared, self.linkage, self.models, self.threshold)
 
     def nearest(self, changes: "Tensor", prototypes: "Tensor") -> "Tensor":
         if self.metric == "cosine":

@@ -439,7 +439,7 @@ def test_on_three_ranks(tmp_path: Path) -> None:
         " --model LogisticRegression",
         "cfl": f"{base} --sampler All --algorithm CFL --algorithm.mean_below 9 --algorithm.largest_above 0"
         " --algorithm.warmup 1 --local.vectorize 3 --model LogisticRegression",
-        "ifca": f"{base} --algorithm IFCA --algorithm.models 2 --algorithm.balance 0.4 --algorithm.share_body true",
+        "ifca": f"{base} --algorithm IFCA --algorithm.models 2 --algorithm.balance 0.2 --algorithm.share_body true",
         "cycle": f"{base} --algorithm FedCluster --algorithm.clusters 3 --model LogisticRegression",
     }
     (tmp_path / "lines").write_text("\n".join(f"{name} {options}" for name, options in lines.items()))

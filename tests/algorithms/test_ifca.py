@@ -326,6 +326,7 @@ def test_first_models_that_are_never_balanced(tmp_path: Path, monkeypatch: pytes
 def test_shared_bodies(tmp_path: Path) -> None:
     """Oracle: FedAvg's body where nobody parts, heads that differ, and the bytes of M heads and one body."""
     settings: dict[str, Any] = {"model": LeNet(), "clients": 4, "rounds": 2, "partition": Dirichlet(0.3)}
+    settings["local"] = LocalTraining(epochs=1, batch_size=50)
     one = run(tmp_path / "one.h5", IFCA(1, share_body=True), **settings)
     plain = run(tmp_path / "plain.h5", **settings)
     assert one.weights_sha256 == plain.weights_sha256

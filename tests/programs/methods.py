@@ -21,7 +21,6 @@ from fedmpi.training.block import Phase
 if TYPE_CHECKING:
     from fedmpi.federation import Federation
     from fedmpi.scheduling import Cohort
-    from fedmpi.stack import Stack
     from fedmpi.training.block import Block
 
 
@@ -188,8 +187,8 @@ class ColdStart(FedAvg):
 class Renamed(FLHC):
     """FLHC that numbers its three clusters in another order."""
 
-    def clusters(self, fed: Federation, changes: Stack) -> NDArray[np.int64]:
-        return np.array([2, 0, 1])[super().clusters(fed, changes)]
+    def clusters(self, fed: Federation, compared: NDArray[np.float64]) -> NDArray[np.int64]:
+        return np.array([2, 0, 1])[super().clusters(fed, compared)]
 
 
 class Watched(FeSEM):
