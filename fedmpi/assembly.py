@@ -82,15 +82,17 @@ def assemble(experiment: Experiment, world: World) -> Engine:
             )
         split = everyone.first(experiment.clients)
         pools = experiment.algorithm.pools_clients
-        if pools and split.pixel_seed is not None:
+        if pools and (split.partition.permutes_pixels or split.partition.relabels):
             name, how = (type(part).__name__ for part in (experiment.algorithm, experiment.partition))
             raise BadInput(
                 f"= {name}: cannot pool what each client sees in a way of its own, as with {how}", "--algorithm"
             )
     adversary = Adversary.of(world, experiment.attack, experiment.clients, experiment.seed)
-    labels = adversary.poison(arrays.train_y, split.train, dataset.classes) if adversary else arrays.train_y
+    labels = everyone.labels_seen(arrays.train_y, everyone.train)
+    labels = adversary.poison(labels, split.train, dataset.classes) if adversary else labels
     train = Samples(arrays.train_x, labels, dataset.mean, dataset.std, device)
-    test = Samples(arrays.test_x, arrays.test_y, dataset.mean, dataset.std, device)
+    test_labels = everyone.labels_seen(arrays.test_y, everyone.test)
+    test = Samples(arrays.test_x, test_labels, dataset.mean, dataset.std, device)
     pixels = PixelOrders(everyone, train.pixels, device)
     owners = np.empty(len(arrays.test_y), dtype=np.int64)
     for client, shard in enumerate(everyone.test):
@@ -138,6 +140,10 @@ def _check_fit(experiment: Experiment, arrays: Arrays, model: FlatModel) -> None
     if experiment.dataset.vocabulary is not None and experiment.partition.permutes_pixels:
         kind = type(experiment.partition).__name__
         raise BadInput(f"= {kind}: permutes pixels, and {name} is text", "--partition")
+    shape = arrays.train_x.shape[1:]
+    if experiment.partition.turns_images and (len(shape) != 3 or shape[1] != shape[2]):
+        kind = type(experiment.partition).__name__
+        raise BadInput(f"= {kind}: turns square images, and {name} has none", "--partition")
     if augmentation != "none" and arrays.train_x.ndim != 4:
         raise BadInput(f"= {augmentation}: must be none, for {name} has no images", "--local.augmentation")
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from fedmpi.federation import Federation, Prediction, predict_with
 from fedmpi.ledger import Ledger, Outcome
 from fedmpi.scheduling import Cohort, Sampler
-from fedmpi.scheduling.placement import CostModel
 from fedmpi.training.block import Phase
 
 if TYPE_CHECKING:
@@ -94,15 +93,7 @@ class Engine(Federation):
     def current_losses(self, clients: NDArray[np.int64], algorithm: Algorithm) -> NDArray[np.float64]:
         """[m]: the mean loss of the global model on the training samples of each of these, on every rank alike."""
         received = self._distribute(algorithm.weights if self.is_server else torch.empty(self.layout.size))
-        losses = np.zeros(len(clients))
-        if self._world.is_worker:
-            placement, _ = CostModel(len(self._world.workers)).place(self.samples[clients])
-            ranks = np.array(self._world.workers)[placement]
-            with self._doing("measuring the losses of candidates"):
-                for position in np.flatnonzero(ranks == self._world.rank):
-                    losses[position] = self._evaluator.training_loss(int(clients[position]), received)
-        self._world.sum(losses)
-        return losses
+        return self.losses_of_all(clients, received[None])[:, 0]
 
     def train_newcomers(self, algorithm: Algorithm, epochs: int) -> NDArray[np.float64]:
         """[newcomers, epochs + 1]: each one's accuracy on its own test samples, before training and after each epoch.

@@ -238,13 +238,14 @@ class Experiment:
         """
         present = self.availability.present(round, self.clients, self.seed)
         pool = Pool(fed.samples, fed.label_counts, np.flatnonzero(present))
-        size = self.conditions.asked(self.cohort)
+        wanted = self.algorithm.asks(round, self.cohort, self.clients)
+        size = self.conditions.asked(wanted)
         drawn = self.sampler.cohort(round, size, pool, self.weighting, self.seed)
         asked = self.sampler.choose(drawn, size, lambda: fed.current_losses(drawn.clients, self.algorithm))
         if not isinstance(self.privacy, NoPrivacy):
             # Whoever came: a mean over them would tell how many they are.
             asked = replace(asked, expected_mass=self.clients if isinstance(self.sampler, All) else self.cohort)
-        course = self.conditions.course(asked, self.cohort, fed, self.algorithm, self.seed)
+        course = self.conditions.course(asked, wanted, fed, self.algorithm, self.seed)
         if not isinstance(self.availability, Always):
             course.row["unavailable"] = self.clients - len(pool.available)
         down, _ = fed.payload(self.algorithm)

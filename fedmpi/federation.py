@@ -1,7 +1,7 @@
 """What an algorithm sees of the experiment: clients to train, collectives over their models, and a place to report.
 
 The same calls are made on every rank in the same order (SPMD). What an algorithm never sees: ranks, MPI, devices,
-data files, seeds.
+data files, seeds, the true groups of a partition.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fedmpi.adversary import Adversary
 from fedmpi.aggregation import WeightedMean
 from fedmpi.channel import Channel
 from fedmpi.client_state import ClientState, StateKeeper
+from fedmpi.clustering import adjusted_rand_index
 from fedmpi.compression import Compression
 from fedmpi.data import Split
 from fedmpi.evaluation import Evaluation, Evaluator, Predict, by_the_network
@@ -117,6 +118,7 @@ class Federation:
         self.is_server = world.is_server
         self.local = trainer.settings
         self.rounds = rounds
+        self._groups = split.groups
         self.total_mass = total_mass
         self.round = 0
         self.when_idle: Callable[[], None] = _nothing
@@ -157,12 +159,16 @@ class Federation:
         """[P] freshly drawn weights, the same on every rank; other numbers give other draws."""
         return self._initial(number).cpu()
 
-    def broadcast(self, vector: Tensor) -> Tensor:
+    def broadcast(self, vector: Tensor, received: int | None = None) -> Tensor:
         """The server's `vector` [..., n] on every rank and its device; counts as sent to each client of the round.
 
         To be read only, and only in this round: the ranks of a node share one copy. Clone what is to be kept.
+
+        Args:
+            received: how many numbers of it the clients receive, all together, if not every client all of it.
         """
-        self._ledger.bytes_down += vector.numel() * vector.element_size() * len(self._ledger.cohort)
+        numbers = vector.numel() * len(self._ledger.cohort) if received is None else received
+        self._ledger.bytes_down += numbers * vector.element_size()
         return self._distribute(vector)
 
     def weighted_mean(
@@ -184,12 +190,16 @@ class Federation:
         channel = self._channel(cohort, start, columns)
         return self._mean_over(cohort, groups, columns, cohort.expected_mass, channel)
 
-    def stack(self, cohort: Cohort, start: Tensor) -> Stack:
-        """An empty stack for the models [P] that the clients of `cohort` send, which received `start` [P].
+    def stack(self, cohort: Cohort, start: Tensor, group: NDArray[np.int64] | None = None) -> Stack:
+        """An empty stack for the models [P] that the clients of `cohort` send.
 
         See `Stack`, and `Channel` for what else becomes of what is sent.
+
+        Args:
+            start: [P] or [groups, P], what they received.
+            group: [m] which of several starts each of them received.
         """
-        return Stack(self._world, cohort, start, self.layout.parameters, self._channel(cohort, start))
+        return Stack(self._world, cohort, start, self.layout.parameters, self._channel(cohort, start), group)
 
     def gather(self, cohort: Cohort, mine: Mapping[int, Tensor], size: int) -> Tensor:
         """[m, n] at the server, on the meta device elsewhere: a short vector of each client of the cohort, in order.
@@ -304,9 +314,20 @@ class Federation:
     def losses(self, block: Block, models: Tensor) -> Tensor:
         """[K, M]: the mean training loss of each of `models` [M, P] on each client of the block, forward only."""
         with self._doing("measuring losses", block), self._ledger.timed("train_seconds"):
-            return torch.tensor(
-                [[self._evaluator.training_loss(client, m) for m in models] for client in block.clients.tolist()]
-            )
+            found = [self._evaluator.training_losses(client, models) for client in block.clients.tolist()]
+        return torch.tensor(found)
+
+    def losses_of_all(self, clients: NDArray[np.int64], models: Tensor) -> NDArray[np.float64]:
+        """[m, M]: the same for these clients, whoever trains them, on every rank; `models` are there already."""
+        losses = np.zeros((len(clients), len(models)))
+        if self._world.is_worker:
+            placement, _ = CostModel(len(self._world.workers)).place(self.samples[clients])
+            ranks = np.array(self._world.workers)[placement]
+            with self._doing("measuring losses"):
+                for position in np.flatnonzero(ranks == self._world.rank):
+                    losses[position] = self._evaluator.training_losses(int(clients[position]), models)
+        self._world.sum(losses)
+        return losses
 
     def count_steps(self, cohort: Cohort) -> NDArray[np.int64]:
         """[m] optimizer steps that each does when it is trained once."""
@@ -395,6 +416,21 @@ class Federation:
             accuracy = np.array([model.accuracy for model in models])[chosen]
             self.log(global_matched_accuracy=float(accuracy @ samples / samples.sum()) if samples.any() else np.nan)
             self.report(Evaluation.matched(models, chosen))
+
+    def report_clusters(self, assignment: Tensor, models: int) -> None:
+        """Report which of several models is each client's, [clients]; -1: none yet.
+
+        Columns of /rounds are how many clients each has and, where the partition knows the true groups, the adjusted
+        Rand index of these and the clusters of those that have a model.
+        """
+        if self.is_server:
+            found = assignment.numpy().copy()
+            known = found >= 0
+            sizes = np.bincount(found[known], minlength=models)
+            self.log(**{f"cluster_size_{number}": int(size) for number, size in enumerate(sizes)})
+            if self._groups is not None:
+                self.log(adjusted_rand_index=adjusted_rand_index(found[known], self._groups[known]))
+            self._ledger.clusters = found
 
     def log(self, **values: float) -> None:
         """Add columns to the round's row in the results; what the server logs is kept."""

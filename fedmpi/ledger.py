@@ -39,18 +39,24 @@ SPENT_BY_WORKERS = SPENT[:3]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a round leaves for the results: its row of /rounds, its rows of /clients and /ranks, an evaluation."""
+    """What a round leaves for the results: its row of /rounds, its rows of /clients and /ranks, an evaluation.
+
+    Of a method with several models, also `clusters` [clients], the number of each client's model.
+    """
 
     row: dict[str, float]
     clients: dict[str, NDArray]
     ranks: dict[str, NDArray]
     evaluation: Evaluation | None
+    clusters: NDArray[np.int64] | None = None
 
     def store(self, results: Results) -> None:
         """Hand it to rank 0's results."""
         results.add_round(self.row)
         results.add_clients(self.clients)
         results.add_ranks(self.ranks)
+        if self.clusters is not None:
+            results.add_clusters(int(self.row["round"]), self.clusters)
         if self.evaluation is not None:
             results.add_evaluation(
                 int(self.row["round"]), self.evaluation.class_accuracy, self.evaluation.client_accuracy
@@ -72,6 +78,7 @@ class Ledger:
         self.cohort = cohort
         self.bytes_down = 0
         self.evaluation: Evaluation | None = None
+        self.clusters: NDArray[np.int64] | None = None
         self._world = world
         self._columns = [*RECORDED, *client_metrics]
         # One buffer for all books, so that one message brings them together.
@@ -171,7 +178,7 @@ class Ledger:
             "client_seconds": ranks["client_seconds"],
             "predicted_seconds": self._predicted,
         }
-        return Outcome(row, clients, by_rank, self.evaluation)
+        return Outcome(row, clients, by_rank, self.evaluation, self.clusters)
 
     def _by_name(self) -> dict[str, NDArray[np.float64]]:
         return dict(zip(self._columns, self._records.T, strict=True))

@@ -29,26 +29,38 @@ class Stack:
     Args:
         world: the ranks.
         cohort: whose vectors are collected.
-        start: [P], what the clients received.
+        start: [P], what the clients received, or [groups, P].
         parameters: elements [0, parameters) of a vector are parameters, the others floating-point buffers.
         channel: through which the vectors come.
+        group: [m] which of several starts each received; None: there is one.
 
     Attributes:
         present: [k] int64, positions in the cohort of those whose vectors arrived; known after `close`.
         rejected: how many vectors were not finite; likewise.
     """
 
-    def __init__(self, world: World, cohort: Cohort, start: Tensor, parameters: int, channel: Channel) -> None:
+    def __init__(
+        self,
+        world: World,
+        cohort: Cohort,
+        start: Tensor,
+        parameters: int,
+        channel: Channel,
+        group: NDArray[np.int64] | None = None,
+    ) -> None:
         self._world = world
         self._clients = cohort.clients
-        self._start = start.cpu()
+        self._start = start.cpu().numpy().reshape(-1, start.shape[-1])
+        self._group = np.zeros(len(cohort), dtype=np.int64) if group is None else group
+        self._size = start.shape[-1]
         self._parameters = parameters
         self._channel = channel
-        self._rows = Rows(world, cohort.clients, len(start))
+        self._rows = Rows(world, cohort.clients, self._size)
 
     def add(self, vectors: Tensor, block: Block) -> None:
         """Add a copy of `vectors` [K, P], a row of each of the block's clients."""
-        arrived, block, _ = self._channel.send(vectors, block, np.zeros(len(vectors), dtype=np.int64))
+        group = self._group[np.searchsorted(self._clients, block.clients)]
+        arrived, block, _ = self._channel.send(vectors, block, group)
         self._keep(arrived, block)
 
     def close(self) -> None:
@@ -65,11 +77,22 @@ class Stack:
             rule: [k, c], the values of c coordinates -> [c]. It may overwrite them.
         """
         result = self._rows.combine(rule)
-        return torch.from_numpy(result) if self._world.is_server else torch.empty(len(self._start), device="meta")
+        return torch.from_numpy(result) if self._world.is_server else torch.empty(self._size, device="meta")
 
     def distances(self) -> NDArray[np.float64]:
         """[k, k] squared Euclidean distances of those that are present, with all their elements; on every rank."""
-        return self._rows.distances(self._start.numpy())
+        products = self._rows.pairwise(inner_products, self._centers, self._size)
+        squares = products.diagonal()
+        return np.maximum(squares[:, None] + squares - 2 * products, 0)
+
+    def pairwise(self, rule: Callable[[Tensor], Tensor], parameters: int | None = None) -> NDArray[np.float64]:
+        """[k, k] of all pairs of changes of the parameters, of those that are present; on every rank.
+
+        Args:
+            rule: [k, c] float64, the changes of c parameters -> [k, k], what these add to the sum over all.
+            parameters: how many count, from the first on; None: all.
+        """
+        return self._rows.pairwise(rule, self._centers, parameters or self._parameters)
 
     def mean(self, chosen: NDArray[np.int64]) -> Tensor:
         """[P] at the server, on the meta device elsewhere: the mean of those at these positions in the cohort.
@@ -77,14 +100,46 @@ class Stack:
         Raises:
             Diverged: one of them is too large to be summed exactly.
         """
-        mean = WeightedMean(self._world, self._parameters, len(self._start), len(chosen), None, torch.device("cpu"))
-        one = np.ones(1, dtype=np.int64)
+        everyone = np.arange(len(self._clients))
+        return self.means(np.where(np.isin(everyone, chosen), 0, -1), np.ones_like(everyone), 1)[0]
+
+    def means(
+        self, group: NDArray[np.int64], mass: NDArray[np.int64], groups: int, empty: Tensor | None = None
+    ) -> Tensor:
+        """[groups, P] at the server, on the meta device elsewhere: of each group the mean of those that are present.
+
+        Args:
+            group: [m] of each of the cohort; -1: none.
+            mass: [m] what each counts.
+            empty: [groups, P], what stands for the mean of a group without any; default zeros.
+
+        Raises:
+            Diverged: one of them is too large to be summed exactly.
+        """
+        counted = self.present[group[self.present] >= 0]
+        total, cpu = int(mass[counted].sum()), torch.device("cpu")
+        mean = WeightedMean(self._world, self._parameters, self._size, total, groups, cpu)
         for position, vector in self._rows.mine():
-            if position in chosen:
-                mean.add(torch.from_numpy(vector)[None], Block(self._clients[[position]], one, one))
-        return mean.reduce()
+            if group[position] >= 0:
+                one = self._clients[[position]]
+                mean.add(torch.from_numpy(vector)[None], Block(one, one, mass[[position]]), group[[position]])
+        return mean.reduce(empty)
+
+    def _centers(self, columns: slice) -> NDArray[np.float32]:
+        """[k, c] what those received that are present."""
+        return self._start[:, columns][self._group[self.present]]
 
     def _keep(self, vectors: Tensor, block: Block) -> None:
         for client, mass, vector in zip(block.clients.tolist(), block.mass.tolist(), vectors, strict=True):
             if mass:
                 self._rows.put(client, vector.detach().cpu().numpy())
+
+
+def inner_products(changes: Tensor) -> Tensor:
+    """[k, k] of changes [k, c]."""
+    return changes @ changes.T
+
+
+def absolute_differences(changes: Tensor) -> Tensor:
+    """[k, k], the sums over the elements of changes [k, c]."""
+    return torch.cdist(changes, changes, p=1)

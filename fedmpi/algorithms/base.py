@@ -96,6 +96,10 @@ class Algorithm(ABC):
         """
         return network
 
+    def asks(self, round: int, cohort: int, clients: int) -> int:
+        """How many of the clients a round asks: the cohort, unless the method has to hear of more in this round."""
+        return cohort
+
     def setup(self, fed: "Federation") -> None:
         """Create the state before the first round."""
         self.weights = fed.initial_weights()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedmpi.algorithms.base import Algorithm
-from fedmpi.errors import require
+from fedmpi.algorithms.clustered import Clustered
+from fedmpi.errors import BadInput, require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from fedmpi.scheduling import Cohort
     from fedmpi.training.layout import Layout
 
+#: How often the first models are drawn at the most.
+DRAWS = 50
 
-class IFCA(Algorithm):
+
+class IFCA(Clustered):
     """Several global models; each client trains the one with the least loss on its training samples.
 
     Model averaging variant of Ghosh et al. (2020). The models start from different random weights: equal ones would
@@ -28,48 +31,75 @@ class IFCA(Algorithm):
 
     Args:
         models: how many models there are.
+        balance: share of the first round's clients that each of the first models has to be chosen by; all are drawn
+            anew until this is so, at most 50 times, and then the most balanced ones are taken. The released code asks
+            for 0.35 of two models and 0.1 of four; 0: they are taken as they are drawn.
+        share_body: whether the models differ in the last fully connected layer only, and the mean of all others is
+            over all clients (weight sharing).
     """
 
-    server_state = ("centers", "choice")
-    client_metrics = ("cluster",)
-
-    def __init__(self, models: int = 3) -> None:
+    def __init__(self, models: int = 3, balance: float = 0.0, share_body: bool = False) -> None:
         require(models >= 1, "models", models, "at least 1")
+        require(0 <= balance <= 1 / models, "balance", balance, f"at least 0 and at most 1 / {models}, a fair share")
         self.models = models
+        self.balance = balance
+        self.share_body = share_body
 
-    def setup(self, fed: "Federation") -> None:
-        import torch
-
-        self.centers = torch.stack([fed.initial_weights(m) for m in range(self.models)])
-        self.choice = torch.full((fed.clients,), -1)  # -1: not asked yet
+    def split(self, layout: "Layout") -> tuple[slice, slice]:
+        """The columns of which each model has its own, and those that all share."""
+        own = layout.segments["head"] if self.share_body else slice(0, layout.size)
+        if self.share_body and not 0 < own.stop < layout.parameters:
+            raise BadInput("--model: IFCA needs one with a fully connected layer, and others to share")
+        return own, slice(own.stop, layout.size)
 
     def payload(self, layout: "Layout") -> tuple["Vectors", "Vectors"]:
-        whole = [slice(layout.size)]
-        return self.models * whole, whole
+        own, shared = self.split(layout)
+        return [*self.models * [own], shared], [own, shared]
+
+    def setup(self, fed: "Federation") -> None:
+        super().setup(fed)
+        require(self.models <= fed.clients, "models", self.models, f"at most the number of clients, {fed.clients}")
+        self.own, self.shared = self.split(fed.layout)
+        self.centers = self.draw(fed, 0)
+
+    def draw(self, fed: "Federation", attempt: int) -> "Tensor":
+        """[M, P], other first models for each attempt."""
+        import torch
+
+        first = attempt * self.models
+        centers = torch.stack([fed.initial_weights(first + number) for number in range(self.models)])
+        centers[1:, self.shared] = centers[0, self.shared]
+        return centers
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
-        centers = fed.broadcast(self.centers)
-        mean = fed.weighted_mean(cohort, centers, groups=self.models)
+        import torch
+
+        if fed.round == 1 and self.balance:
+            self.draw_balanced(fed, cohort)
+        lengths = (fed.layout.extent(columns)[0] for columns in (self.own, self.shared))
+        each = self.models * next(lengths) + next(lengths)
+        centers = fed.broadcast(self.centers, received=each * len(cohort))
+        heads = fed.weighted_mean(cohort, centers[:, self.own], groups=self.models, columns=self.own)
+        body = fed.weighted_mean(cohort, centers[0, self.shared], columns=self.shared) if self.share_body else None
         for block in fed.my_clients(cohort):
             choice = fed.losses(block, centers).argmin(1)
             local = fed.train(block, centers[choice], self)
-            mean.add(local.weights, block, group=choice)
+            heads.add(local.weights[:, self.own], block, group=choice)
+            if body:
+                body.add(local.weights[:, self.shared], block)
             fed.record(block, cluster=choice)
-        self.centers = mean.reduce(empty=self.centers)
-        records = fed.gather_records()
+        self.centers = heads.reduce(empty=self.centers[:, self.own])
+        if body:
+            common = body.reduce(empty=self.centers[0, self.shared])
+            self.centers = torch.cat([self.centers, common.expand(self.models, -1)], 1)
+        self.note(fed, cohort)
+
+    def draw_balanced(self, fed: "Federation", cohort: "Cohort") -> None:
+        """Draw the first models until each is chosen by enough clients, who draw them from a common seed as well."""
+        least: list[float] = []  # share of the clients that choose a model, of each attempt
+        while len(least) < DRAWS and max(least, default=-1) < self.balance:
+            chosen = fed.losses_of_all(cohort.clients, self.draw(fed, len(least)).to(fed.device)).argmin(1)
+            least.append(float(np.bincount(chosen, minlength=self.models).min() / len(cohort)))
         if fed.is_server:
-            import torch
-
-            self.choice[cohort.clients] = torch.from_numpy(records["cluster"]).long()
-            sizes = np.bincount(self.choice[self.choice >= 0], minlength=self.models)
-            fed.log(**{f"cluster_size_{m}": int(size) for m, size in enumerate(sizes)})
-
-    @property
-    def weights(self) -> "Tensor":  # type: ignore[override]
-        """[P], the model that most clients chose last."""
-        chosen = self.choice[self.choice >= 0]
-        return self.centers[int(chosen.bincount().argmax()) if len(chosen) else 0]
-
-    def evaluate(self, fed: "Federation") -> None:
-        """Each client's model on the client's own test shard (client-matched), and on all of it (global-matched)."""
-        fed.report_matched([fed.evaluate(center) for center in self.centers], self.choice)
+            self.centers = self.draw(fed, int(np.argmax(least)))
+        fed.log(draws=len(least))

@@ -18,7 +18,9 @@ from fedmpi.data.partitions import (
     LogNormal,
     Partition,
     Permuted,
+    Rotated,
     Shards,
+    SwappedLabels,
     Users,
 )
 from fedmpi.data.sentiment140 import Sentiment140
@@ -42,10 +44,12 @@ __all__ = [
     "Partition",
     "Permuted",
     "Progress",
+    "Rotated",
     "Sentiment140",
     "Shakespeare",
     "Shards",
     "Split",
+    "SwappedLabels",
     "TinyImageNet",
     "Users",
     "as_seen",

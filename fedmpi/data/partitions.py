@@ -8,6 +8,7 @@ nobody is left short, here as few samples as possible move from the largest clie
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from math import isqrt
 
 import numpy as np
 
@@ -23,12 +24,16 @@ class Partition(ABC):
                 return np.array_split(rng.permutation(len(labels) // 2), clients)
 
     Attributes:
-        permutes_pixels: whether clients see their samples with permuted pixels (`Split.pixels`).
+        permutes_pixels: whether clients see the pixels of their samples in another order (`pixels`).
+        turns_images: whether that order is one of square images.
+        relabels: whether clients take labels for others (`relabelled`).
         by_user: whether `split` is given the samples' users in place of their labels. Clients then also get their
             users' test samples, where these are known.
     """
 
     permutes_pixels: bool = False
+    turns_images: bool = False
+    relabels: bool = False
     by_user: bool = False
 
     @abstractmethod
@@ -45,6 +50,25 @@ class Partition(ABC):
     def groups(self, clients: int, rng: np.random.Generator) -> Integers | None:
         """[clients] the true groups, whose clients draw from one distribution; None: there are none."""
         return None
+
+    def pixels(self, group: int, count: int, rng: np.random.Generator) -> Integers:
+        """[count] the order in which the clients of a group see the pixels of their samples.
+
+        Args:
+            rng: of the group.
+        """
+        return np.arange(count)
+
+    def relabelled(self, group: int, classes: int, rng: np.random.Generator) -> Integers:
+        """[classes] what the clients of a group take each label for.
+
+        Args:
+            rng: the same for all groups.
+
+        Raises:
+            BadInput: there are too few classes.
+        """
+        return np.arange(classes)
 
 
 class IID(Partition):
@@ -236,7 +260,31 @@ class Users(Partition):
         return by_owner(client_of[labels], clients)
 
 
-class Permuted(Partition):
+class SeenDifferently(Partition):
+    """Base of the partitions over another one, whose groups of clients see the same samples in different ways.
+
+    A client's test samples are seen as its training samples are. The groups are as large as one another, and drawn
+    at random.
+
+    Args:
+        over: how the samples are split; None: IID.
+        ways: number of groups; 0: every client is one.
+    """
+
+    @abstractmethod
+    def __init__(self, over: Partition | None, ways: int) -> None:
+        self.over = over or IID()
+        self.by_user = self.over.by_user
+        self.ways = ways
+
+    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
+        return self.over.split(labels, clients, rng)
+
+    def groups(self, clients: int, rng: np.random.Generator) -> Integers:
+        return np.arange(clients) if self.ways == 0 else rng.permutation(clients) % self.ways
+
+
+class Permuted(SeenDifferently):
     """Every client, or every group of clients, sees its samples with its own fixed permutation of the pixels.
 
     The user-specific partition of FeatureFusion (Yao et al., 2019), known as permuted MNIST.
@@ -250,17 +298,68 @@ class Permuted(Partition):
 
     def __init__(self, over: Partition | None = None, permutations: int = 0) -> None:
         require(permutations >= 0, "permutations", permutations, "at least 0")
-        self.over = over or IID()
-        self.by_user = self.over.by_user
+        super().__init__(over, permutations)
         self.permutations = permutations
 
-    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
-        return self.over.split(labels, clients, rng)
+    def pixels(self, group: int, count: int, rng: np.random.Generator) -> Integers:
+        return rng.permutation(count)
 
-    def groups(self, clients: int, rng: np.random.Generator) -> Integers:
-        if self.permutations == 0:
-            return np.arange(clients)
-        return rng.permutation(clients) % self.permutations
+
+class Rotated(SeenDifferently):
+    """Every group of clients sees its images turned by an angle of its own, as in IFCA (Ghosh et al., 2020).
+
+    Args:
+        over: how the samples are split; None: IID.
+        angles: of each group, in degrees: multiples of 90.
+    """
+
+    permutes_pixels = True
+    turns_images = True
+
+    def __init__(self, over: Partition | None = None, angles: tuple[int, ...] = (0, 90, 180, 270)) -> None:
+        quarters = [angle // 90 % 4 for angle in angles if angle % 90 == 0]
+        is_right = 1 <= len(set(quarters)) == len(angles)
+        require(is_right, "angles", list(angles), "one or more different multiples of 90")
+        super().__init__(over, len(angles))
+        self.angles = angles
+        self._quarters = quarters
+
+    def pixels(self, group: int, count: int, rng: np.random.Generator) -> Integers:
+        side = isqrt(count)
+        return np.rot90(np.arange(count).reshape(side, side), self._quarters[group]).ravel()
+
+
+class SwappedLabels(SeenDifferently):
+    """Every group of clients but the first takes some labels for one another, as in CFL (Sattler et al., 2019).
+
+    Pairs of classes change places, drawn at random, and no class in two of the groups.
+
+    Args:
+        over: how the samples are split; None: IID.
+        tasks: number of groups.
+        swaps: how many pairs of classes change places in a group; null: as many as there are for each.
+    """
+
+    relabels = True
+
+    def __init__(self, over: Partition | None = None, tasks: int = 2, swaps: int | None = None) -> None:
+        require(tasks >= 2, "tasks", tasks, "at least 2")
+        require(swaps is None or swaps >= 1, "swaps", swaps, "at least 1")
+        super().__init__(over, tasks)
+        self.tasks = tasks
+        self.swaps = swaps
+
+    def relabelled(self, group: int, classes: int, rng: np.random.Generator) -> Integers:
+        swaps = self.swaps or max(classes // 2 // (self.tasks - 1), 1)
+        option, value = ("tasks", self.tasks) if self.swaps is None else ("swaps", swaps)
+        needed = 2 * swaps * (self.tasks - 1)
+        allowed = f"such that 2 x swaps x (tasks - 1) is at most {classes}, the number of classes"
+        require(needed <= classes, option, value, allowed)
+        pairs = rng.permutation(classes)[:needed].reshape(-1, swaps, 2)
+        seen = np.arange(classes)
+        if group > 0:
+            seen[pairs[group - 1]] = pairs[group - 1][:, ::-1]
+        return seen
 
 
 def _require_alpha(alpha: float) -> None:

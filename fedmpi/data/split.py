@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,16 +20,18 @@ class Split:
         train: for each client, int64 indices of its training samples, in rising order.
         test: likewise of its test samples. Every test sample belongs to exactly one client, so the mean of a
             model's client accuracies, weighted by test samples, is its accuracy on the whole test set.
-        label_counts: int64 [clients, classes] training samples.
+        label_counts: int64 [clients, classes] training samples, by the labels that the client sees.
         groups: int64 [clients] the true groups, if the partition has any.
-        pixel_seed: seed of the groups' permutations of pixels; None: nothing is permuted.
+        partition: how clients see their samples.
+        seed: of that.
     """
 
     train: list[Integers]
     test: list[Integers]
     label_counts: Integers
     groups: Integers | None
-    pixel_seed: int | None
+    partition: Partition
+    seed: int
 
     @property
     def samples(self) -> Integers:
@@ -39,14 +41,29 @@ class Split:
     def first(self, clients: int) -> Split:
         """What the first so many clients have; who they are among all is not forgotten in their pixels' orders."""
         groups = None if self.groups is None else self.groups[:clients]
-        return Split(self.train[:clients], self.test[:clients], self.label_counts[:clients], groups, self.pixel_seed)
+        parts = self.train[:clients], self.test[:clients], self.label_counts[:clients]
+        return Split(*parts, groups, self.partition, self.seed)
 
     def pixels(self, client: int, count: int) -> Integers | None:
-        """[count] the order in which a client sees the pixels of all its samples; None: as they are."""
-        if self.pixel_seed is None:
+        """[count] the order in which a client sees the pixels of all its samples; None: nobody's are permuted."""
+        if not self.partition.permutes_pixels:
             return None
-        group = client if self.groups is None else int(self.groups[client])
-        return stream(self.pixel_seed, "pixels", client=group).permutation(count)
+        group = self._group(client)
+        return self.partition.pixels(group, count, stream(self.seed, "pixels", client=group))
+
+    def labels_seen(self, labels: Integers, shards: list[Integers]) -> Integers:
+        """The labels [n] as the clients see them, who hold these shards of the samples."""
+        if not self.partition.relabels:
+            return labels
+        seen = np.array(labels)
+        for client, shard in enumerate(shards):
+            rng = stream(self.seed, "labels")
+            as_seen = self.partition.relabelled(self._group(client), self.label_counts.shape[1], rng)
+            seen[shard] = as_seen[labels[shard]]
+        return seen
+
+    def _group(self, client: int) -> int:
+        return client if self.groups is None else int(self.groups[client])
 
 
 def make_split(
@@ -74,20 +91,21 @@ def make_split(
     _check(partition, train, clients)
     used = np.concatenate(train)
     owners = np.repeat(np.arange(clients), [len(samples) for samples in train])
-    cells = owners * classes + train_y[used]
+
+    def count(labels: Integers) -> Integers:
+        cells = owners * classes + labels[used]
+        return np.bincount(cells, minlength=clients * classes).reshape(clients, classes)
+
     test_owner = np.full(len(test_y), NOBODY)
     if partition.by_user and test_users is not None:
         client_of = np.full(max(given.max(), test_users.max()) + 1, NOBODY)
         client_of[given[used]] = owners
         test_owner = client_of[test_users]
-    label_counts = np.bincount(cells, minlength=clients * classes).reshape(clients, classes)
-    return Split(
-        train,
-        by_owner(_deal_out(test_owner, label_counts, test_y, stream(seed, "test shards")), clients),
-        label_counts,
-        partition.groups(clients, stream(seed, "groups")),
-        seed if partition.permutes_pixels else None,
-    )
+    label_counts = count(train_y)
+    test_owner = _deal_out(test_owner, label_counts, test_y, stream(seed, "test shards"))
+    groups = partition.groups(clients, stream(seed, "groups"))
+    split = Split(train, by_owner(test_owner, clients), label_counts, groups, partition, seed)
+    return replace(split, label_counts=count(split.labels_seen(train_y, train)))
 
 
 def _check(partition: Partition, train: list[Integers], clients: int) -> None:

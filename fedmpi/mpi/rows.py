@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedmpi.mpi.world import World
 
@@ -79,36 +80,44 @@ class Rows:
             rule: [k, c] the values of c coordinates -> [c]. It may overwrite them.
         """
         result = np.empty(self._size if self._world.is_server else 0, dtype=np.float32)
-        for columns, block in self._turns():
+        for columns, block in self._turns(self._size):
             self._to_server(rule(block).astype(np.float32, copy=False), [result[part] for part in columns])
         return result
 
-    def distances(self, center: NDArray[np.float32]) -> NDArray[np.float64]:
-        """[k, k] squared Euclidean distances of the vectors that are there, on every rank; a collective.
+    def pairwise(
+        self, rule: Callable[[Tensor], Tensor], center: Callable[[slice], NDArray[np.float32]], size: int
+    ) -> NDArray[np.float64]:
+        """[k, k] of all pairs of the vectors that are there, a sum over coordinates, on every rank; a collective.
 
         Args:
-            center: [n], about where they lie: what they have in common would cost accuracy.
+            rule: [k, c] float64, where the vectors lie from their centers in c coordinates -> [k, k], what these
+                add to the sum.
+            center: columns -> [c] or [k, c], about where the vectors lie: what they have in common would cost
+                accuracy.
+            size: how many coordinates there are in the sum, from the first on.
         """
         count = len(self.present)
-        products = np.zeros((count, count))
-        for columns, block in self._turns():
+        total = np.zeros((count, count))
+        for columns, block in self._turns(size):
             shifted = torch.from_numpy(block).double()
             if self._world.rank < len(columns):
-                shifted -= torch.from_numpy(center[columns[self._world.rank]])
+                shifted -= torch.from_numpy(center(columns[self._world.rank]))
             parts = np.empty((len(columns), count, count))
-            self._to_server((shifted @ shifted.T).numpy(), list(parts))
+            self._to_server(rule(shifted).numpy(), list(parts))
             for part in parts if self._world.is_server else ():
-                products += part
-        products = self._world.broadcast(products)
-        squares = products.diagonal()
-        return np.maximum(squares[:, None] + squares - 2 * products, 0)
+                total += part
+        return self._world.broadcast(total)
 
-    def _turns(self) -> Iterator[tuple[list[slice], NDArray[np.float32]]]:
-        """The columns of each rank in this turn, at most a block, and of all rows those of this rank [k, c]."""
+    def _turns(self, size: int) -> Iterator[tuple[list[slice], NDArray[np.float32]]]:
+        """The columns of each rank in this turn, at most a block, and of all rows those of this rank [k, c].
+
+        Args:
+            size: of how many columns, from the first on.
+        """
         world, rows = self._world, self.present.tolist()
         holders = self._holders[rows].astype(int) - 1
         width = min(max(BLOCK_ELEMENTS // max(len(rows), 1), FEWEST_COLUMNS), MOST_COLUMNS)
-        blocks = [slice(first, min(first + width, self._size)) for first in range(0, self._size, width)]
+        blocks = [slice(first, min(first + width, size)) for first in range(0, size, width)]
         for first in range(0, len(blocks), world.size):
             columns = blocks[first : first + world.size]
             own = columns[world.rank] if world.rank < len(columns) else slice(0, 0)

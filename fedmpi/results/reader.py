@@ -37,7 +37,7 @@ class Accuracy(NamedTuple):
 class Run:
     """One run's results; the layout is described in `fedmpi.results.schema`.
 
-    The tables that can be large (`clients`, `ranks`, `partition`, `model`) are read when first asked for,
+    The tables that can be large (`clients`, `ranks`, `clusters`, `partition`, `model`) are read when first asked for,
     from the file as it is then: those of a run that is still going on may be some rounds ahead. All else is
     read at once. No file is kept open.
 
@@ -83,6 +83,11 @@ class Run:
         return self._read("ranks")
 
     @cached_property
+    def clusters(self) -> Table:
+        """round [rounds] and cluster [rounds, clients], of a method with several models; else nothing."""
+        return self._read("clusters")
+
+    @cached_property
     def partition(self) -> Table:
         """label_counts [clients, classes] and samples [clients]."""
         return self._read("partition")
@@ -116,7 +121,7 @@ class Run:
         return tensors
 
     def table(self, name: str) -> Table:
-        """The table of that name: rounds, clients, ranks, evaluation, partition or newcomers."""
+        """The table of that name: rounds, clients, ranks, evaluation, clusters, partition or newcomers."""
         table: Table = getattr(self, name)
         return table
 

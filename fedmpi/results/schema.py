@@ -11,6 +11,8 @@
                     step_seconds for a step of a client; NaN before the first round was over
     /evaluation     one row an evaluation: round, per_class_accuracy [classes] and, if the method has it,
                     client_accuracy [clients]; attributes: test_loss, test_accuracy of the initial model
+    /clusters       only of methods with several models: one row a round: round, cluster [clients], the number of each
+                    client's model, -1 before it has one
     /partition      one row a client: label_counts [classes], samples
     /newcomers      if there were any, one row each: accuracy [epochs + 1] on its own test samples, of the global
                     model and after each epoch of its own training; epochs, after which it has settled (NaN: it
@@ -19,7 +21,7 @@
                     names [T], shapes [T, D] and offsets [T] of the tensors (a shape of fewer than D
                     dimensions ends with -1); attribute: sha256 of the bytes of weights
 
-Each dataset of /rounds, /clients, /ranks, /evaluation and /partition is one column, int64 or float64; one
+Each dataset of /rounds, /clients, /ranks, /evaluation, /clusters and /partition is one column, int64 or float64; one
 that has no value in some row is float64, with NaN there. Texts are UTF-8. `weights` are little-endian
 float32, every tensor row-major in its PyTorch shape, one after another without padding; offsets count values.
 
@@ -35,6 +37,12 @@ arrival of the client's update. Where clients cannot always be reached, /rounds 
 Under an attack /clients has malicious: 1 for clients that are, 0 for the others. Rules that withstand such clients
 have rejected in /rounds, how many vectors were not finite; Krum has selected in /clients: 1 for those whose models
 became the new one. Methods with a generator at the server have generator_resets in /rounds: how often it was lost.
+
+Of methods with several models, test_accuracy is that of each client's model on the client's own test samples. Further
+columns of /rounds are global_matched_accuracy, of each client's model on all test samples; cluster_size_0,
+cluster_size_1, ...: how many clients each model has; and, where the partition knows groups of clients,
+adjusted_rand_index: how well the clusters agree with these, of the clients that have a model. /clients has cluster,
+the number of the client's model after the round.
 
 `status` is running, finished, interrupted (can be resumed) or failed. A killed run cannot change it, so
 readers call a running file killed when its process is gone (same host) or its last write is older than ten

@@ -16,6 +16,9 @@ from fedmpi.results.settings import same_but_seed, table
 
 Format = Literal["text", "markdown", "latex", "csv"]
 
+# What only some methods have in /rounds, and in what unit it is shown.
+OF_SOME = {"global (%)": ("global_matched_accuracy", 100), "ARI": ("adjusted_rand_index", 1)}
+
 
 def tabulate(
     runs: Sequence[Run], column: str, targets: Sequence[float], format: Format, reference: str | None = None
@@ -27,6 +30,8 @@ def tabulate(
 
     - the last and the best accuracy, and the mean of the last ten that were measured, in percent;
     - whose it is: of the server's model, or of each client's own on the client's own test samples;
+    - where there are runs with several models: the last accuracy of each client's model on all test samples, and how
+      well the clusters agree with the groups of the partition (adjusted Rand index);
     - the first round with each target accuracy: the mean over the runs that reached it, and how many did; and the
       traffic until then;
     - if there were newcomers, the median of the epochs after which they settled, and how many did;
@@ -43,8 +48,12 @@ def tabulate(
     groups = _groups(runs)
     settings = table([group[0].settings for group in groups])
     compared = _reference(groups, reference)
+    of_some = [title for title, (name, _) in OF_SOME.items() if any(name in run.rounds for run in runs)]
     lines = [
-        {**{name: values[k] for name, values in settings.items()}, **_figures(group, column, targets, compared)}
+        {
+            **{name: values[k] for name, values in settings.items()},
+            **_figures(group, column, targets, compared, of_some),
+        }
         for k, group in enumerate(groups)
     ]
     return FORMATS[format](_filled(lines))
@@ -70,7 +79,9 @@ def _reference(groups: list[list[Run]], method: str | None) -> list[Run]:
     return found[0] if found else []
 
 
-def _figures(group: Sequence[Run], column: str, targets: Sequence[float], reference: Sequence[Run]) -> dict[str, str]:
+def _figures(
+    group: Sequence[Run], column: str, targets: Sequence[float], reference: Sequence[Run], of_some: Sequence[str]
+) -> dict[str, str]:
     accuracies = [run.accuracy(column) for run in group]
     personal = any("clients_trained" in run.rounds or "global_matched_accuracy" in run.rounds for run in group)
     traffic = [_traffic(run).sum() for run in group]
@@ -80,6 +91,7 @@ def _figures(group: Sequence[Run], column: str, targets: Sequence[float], refere
         "best (%)": _spread([100 * accuracy.best for accuracy in accuracies]),
         "last 10 (%)": _spread([100 * accuracy.last10 for accuracy in accuracies]),
         "whose": "client's" if personal else "server's",
+        **{title: _last(group, *OF_SOME[title]) for title in of_some},
         **{
             f"{what} to {100 * target:g} %": text
             for target in targets
@@ -89,6 +101,12 @@ def _figures(group: Sequence[Run], column: str, targets: Sequence[float], refere
         "GB": f"{np.mean(traffic):.3g}",
         "seconds": f"{np.mean([run.rounds['seconds'].sum() for run in group]):.3g}",
     }
+
+
+def _last(group: Sequence[Run], column: str, unit: int) -> str:
+    """The last values of the runs that have any."""
+    values = [unit * value for run in group if not np.isnan(value := run.accuracy(column).last)]
+    return _spread(values) if values else "-"
 
 
 def _spread(values: list[float]) -> str:

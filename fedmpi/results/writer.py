@@ -83,6 +83,11 @@ class Results:
         """Rows of /ranks: columns [n] round, rank, busy_seconds, wait_seconds, clients."""
         self._tables["ranks"].add(table)
 
+    def add_clusters(self, round: int, cluster: ArrayLike) -> None:
+        """One row of /clusters: the number of every client's model [clients], -1 before it has one."""
+        table = self._tables.setdefault("clusters", Columns())
+        table.add({"round": np.array([round]), "cluster": np.asarray(cluster)[None]})
+
     def add_evaluation(
         self, round: int, per_class_accuracy: ArrayLike, client_accuracy: ArrayLike | None = None
     ) -> None:

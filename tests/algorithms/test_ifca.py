@@ -12,18 +12,20 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from fedmpi import results
+from fedmpi.algorithms import ifca
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.ifca import IFCA
 from fedmpi.data import Digits, Dirichlet, Permuted, Split, make_split
 from fedmpi.errors import BadInput
+from fedmpi.federation import Federation
 from fedmpi.models import CifarCNN, LeNet, Model
 from fedmpi.models.mlp import LogisticRegression
-from fedmpi.scheduling import RoundRobin, Uniform
+from fedmpi.scheduling import Cohort, RoundRobin, Uniform
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
 from tests.launch import REPOSITORY, mpirun, succeed
 from tests.programs.methods import Alike, Planted, Reordered
-from tests.small import CPU, network, normalised, read, run, tensors
+from tests.small import CPU, Cut, network, normalised, read, run, tensors
 
 PROGRAMS = REPOSITORY / "tests" / "programs"
 SHAPE, CLIENTS, PARAMETERS = (1, 8, 8), 12, 650
@@ -252,3 +254,88 @@ def test_on_three_ranks(optima: tuple[Path, NDArray[np.float32]], tmp_path: Path
     np.testing.assert_array_equal(planted.model["centers"][2], optima[1][2])
     here = run(tmp_path / "here.h5", Planted(optima[0]), rounds=2, seed=0, **TWO_GROUPS)
     np.testing.assert_array_equal(planted.model["centers"], here.model["centers"])
+
+
+# Balanced first models, and shared ones
+
+
+def test_what_all_losses_have_in_common_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I3. Oracle: the same choices and bits where every loss is larger by 3."""
+    plain = run(tmp_path / "plain.h5", IFCA(3), rounds=2, **TWO_GROUPS)
+    losses = Federation.losses
+    monkeypatch.setattr(Federation, "losses", lambda *arguments: losses(*arguments) + 3)
+    made = run(tmp_path / "made.h5", IFCA(3), rounds=2, **TWO_GROUPS)
+    np.testing.assert_array_equal(clusters(made), clusters(plain))
+    np.testing.assert_array_equal(made.model["centers"], plain.model["centers"])
+
+
+def test_losses_are_those_of_one_model_after_another(tmp_path: Path) -> None:
+    """Oracle: each model by itself, bit for bit, and by PyTorch's evaluation; samples in several batches, or none."""
+
+    class Looking(FedAvg):
+        def round(self, fed: Federation, cohort: Cohort) -> None:
+            models = torch.stack([fed.initial_weights(number) for number in range(3)])
+            for block in fed.my_clients(cohort):
+                found = fed.losses(block, models)
+                for number in range(3):
+                    assert torch.equal(found[:, number], fed.losses(block, models[[number]])[:, 0])
+                everybody = fed.losses_of_all(block.clients, models)
+                np.testing.assert_array_equal(torch.tensor(everybody, dtype=torch.float32), found)
+                seen.update(dict(zip(block.clients.tolist(), found.tolist(), strict=True)))
+
+    seen: dict[int, list[float]] = {}
+    run(tmp_path / "run.h5", Looking(), model=LeNet(), partition=Cut(600, 20), clients=2)
+    for number in range(3):
+        module = network(LeNet(), SHAPE, 10, number=number).eval()
+        for client, mine in enumerate((slice(0, 600), slice(600, 620))):
+            x, y = normalised(DIGITS.train_x[mine], Digits()), torch.from_numpy(DIGITS.train_y[mine])
+            assert seen[client][number] == pytest.approx(cross_entropy(module(x), y).item(), rel=1e-4)
+
+
+def test_first_models_are_drawn_again(tmp_path: Path) -> None:
+    """Oracle: PyTorch: the first draw of which half of the clients choose either, or the most balanced of 50."""
+    split, seed = split_of(1), 1
+
+    def least(attempt: int) -> float:
+        modules = [network(LogisticRegression(), SHAPE, 10, seed, 2 * attempt + m).eval() for m in range(2)]
+        chosen = []
+        with torch.inference_mode():
+            for client in range(CLIENTS):
+                mine = split.train[client]
+                x, y = seen_by(split, client, DIGITS.train_x[mine]), torch.from_numpy(DIGITS.train_y[mine])
+                chosen.append(np.argmin([cross_entropy(module(x), y).item() for module in modules]))
+        return float(np.bincount(chosen, minlength=2).min() / CLIENTS)
+
+    made = run(tmp_path / "made.h5", IFCA(2, balance=0.35), rounds=1, seed=seed, **TWO_GROUPS)
+    draws = int(made.rounds["draws"][0])
+    shares = [least(attempt) for attempt in range(draws)]
+    assert draws > 1
+    assert max(shares[:-1]) < 0.35 <= shares[-1]
+    sizes = [made.rounds[f"cluster_size_{number}"][0] for number in (0, 1)]
+    assert min(sizes) == shares[-1] * CLIENTS
+    assert made.rounds["bytes_down"].tolist() == [2 * CLIENTS * PARAMETERS * 4]
+
+
+def test_first_models_that_are_never_balanced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: by hand: three clients never choose two models equally often; the most balanced are taken."""
+    monkeypatch.setattr(ifca, "DRAWS", 4)
+    made = run(tmp_path / "made.h5", IFCA(2, balance=0.5), clients=3)
+    assert made.rounds["draws"].tolist() == [4]
+
+
+def test_shared_bodies(tmp_path: Path) -> None:
+    """Oracle: FedAvg's body where nobody parts, heads that differ, and the bytes of M heads and one body."""
+    settings: dict[str, Any] = {"model": LeNet(), "clients": 4, "rounds": 2, "partition": Dirichlet(0.3)}
+    settings["local"] = LocalTraining(epochs=1, batch_size=50)
+    one = run(tmp_path / "one.h5", IFCA(1, share_body=True), **settings)
+    plain = run(tmp_path / "plain.h5", **settings)
+    assert one.weights_sha256 == plain.weights_sha256
+    assert one.rounds["bytes_down"].tolist() == plain.rounds["bytes_down"].tolist()
+    some = run(tmp_path / "some.h5", IFCA(2, share_body=True), **settings)
+    layout = FlatModel(network(LeNet(), SHAPE, 10), CPU).layout
+    centers = layout.from_canonical(torch.from_numpy(some.model["centers"])).numpy()
+    head = layout.segments["head"]
+    np.testing.assert_array_equal(centers[0, head.stop :], centers[1, head.stop :])
+    assert (centers[0, head] != centers[1, head]).all()
+    assert some.rounds["bytes_down"].tolist() == [4 * 4 * (2 * head.stop + layout.size - head.stop)] * 2
+    assert some.rounds["bytes_up"].tolist() == [4 * 4 * layout.size] * 2

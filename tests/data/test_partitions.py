@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fedmpi.algorithms.centralized import Centralized
 from fedmpi.data import (
     IID,
+    Arrays,
     ClassesPerClient,
+    Dataset,
+    Digits,
     Dirichlet,
     DirichletPrior,
     LogNormal,
     Partition,
     Permuted,
+    Progress,
+    Rotated,
     Shards,
     Split,
+    SwappedLabels,
     make_split,
 )
 from fedmpi.data._owners import apportion, draw_classes, top_up
 from fedmpi.errors import BadInput
+from fedmpi.training.settings import LocalTraining
+from tests.small import read, run
 
 CLASSES = 10
 EXTREMES = [
@@ -274,6 +285,11 @@ def test_top_up_takes_from_the_largest() -> None:
         (lambda: LogNormal(-0.1), "sigma"),
         (lambda: LogNormal(min_samples=0), "min_samples"),
         (lambda: Permuted(permutations=-1), "permutations"),
+        (lambda: Rotated(angles=(0, 45)), "angles"),
+        (lambda: Rotated(angles=(0, 360)), "angles"),
+        (lambda: Rotated(angles=()), "angles"),
+        (lambda: SwappedLabels(tasks=1), "tasks"),
+        (lambda: SwappedLabels(swaps=0), "swaps"),
     ],
 )
 def test_bad_options(make: object, option: str) -> None:
@@ -403,3 +419,136 @@ def test_ten_thousand_clients_take_no_time(partition: Partition) -> None:
     made = make_split(partition, labels, labels[:10_000], CLASSES, 10_000, 0)
     assert time.process_time() - start < 1.5
     assert len(made.train) == 10_000
+
+
+# Groups that see the same samples in different ways
+
+
+def test_turned_images() -> None:
+    """Oracle: np.rot90 of an image; the groups are equally large, and the split is that of the other partition."""
+    partition = Rotated(Dirichlet(0.5), angles=(180, 0, 270, -270))
+    made, plain = split(partition), split(Dirichlet(0.5))
+    assert same(made, plain)
+    assert made.groups is not None
+    assert np.bincount(made.groups).tolist() == [5, 5, 5, 5]
+    image = np.random.default_rng(0).integers(0, 256, (8, 8))
+    for client, group in enumerate(made.groups):
+        order = made.pixels(client, 64)
+        assert order is not None
+        np.testing.assert_array_equal(image.ravel()[order].reshape(8, 8), np.rot90(image, (2, 0, 3, 1)[group]))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "swaps", "pairs"), [(2, None, 5), (2, 1, 1), (3, None, 2), (4, None, 1), (6, 1, 1)]
+)
+def test_swapped_labels(tasks: int, swaps: int | None, pairs: int) -> None:
+    """Oracle: by hand: so many pairs change places, none in two groups, and nothing does in the first group."""
+    made, plain = split(SwappedLabels(tasks=tasks, swaps=swaps)), split(IID())
+    labels, groups = labels_of(2000), made.groups
+    assert groups is not None
+    seen = made.labels_seen(labels, made.train)
+    swapped: dict[int, set[tuple[int, int]]] = {group: set() for group in range(tasks)}
+    for client, part in enumerate(made.train):
+        assert np.array_equal(part, plain.train[client])
+        swapped[groups[client]] |= {
+            (min(a, b), max(a, b)) for a, b in zip(labels[part], seen[part], strict=True) if a != b
+        }
+        assert np.array_equal(np.bincount(seen[part], minlength=CLASSES), made.label_counts[client])
+    assert not swapped.pop(0)
+    assert all(len(found) == pairs for found in swapped.values())
+    changed = [label for found in swapped.values() for pair in found for label in pair]
+    assert len(changed) == len(set(changed)) == 2 * pairs * (tasks - 1)
+    again = split(SwappedLabels(tasks=tasks, swaps=swaps), seed=1).labels_seen(labels, made.train)
+    assert not np.array_equal(again, seen)
+    assert plain.labels_seen(labels, plain.train) is labels
+
+
+class AsSeen(Dataset):
+    """The digits as the clients of a split see them, without any word of it."""
+
+    classes, mean, std = Digits.classes, Digits.mean, Digits.std
+
+    def __init__(self, made: Split) -> None:
+        self.made = made
+
+    def read(self, progress: Progress) -> Arrays:
+        arrays = read(Digits())
+        x, y = np.array(arrays.train_x), made_labels(self.made, arrays.train_y, self.made.train)
+        test_x, test_y = np.array(arrays.test_x), made_labels(self.made, arrays.test_y, self.made.test)
+        if isinstance(self.made.partition, Rotated):
+            assert self.made.groups is not None
+            for images, shards in ((x, self.made.train), (test_x, self.made.test)):
+                for shard, group in zip(shards, self.made.groups, strict=True):
+                    images[shard] = np.rot90(images[shard], group, axes=(2, 3))
+        return Arrays(x, y, test_x, test_y)
+
+
+def made_labels(made: Split, labels: NDArray, shards: list[NDArray]) -> NDArray:
+    return np.array(made.labels_seen(labels, shards))
+
+
+class Given(Partition):
+    """The training samples of a split."""
+
+    def __init__(self, made: Split) -> None:
+        self.made = made
+
+    def split(self, labels: NDArray, clients: int, rng: np.random.Generator) -> list[NDArray]:
+        return self.made.train
+
+
+@pytest.mark.parametrize("vectorize", ["off", 3])
+@pytest.mark.parametrize("partition", [Rotated(), SwappedLabels(Dirichlet(0.5), tasks=3)])
+def test_clients_see_their_samples(partition: Partition, vectorize: Any, tmp_path: Path) -> None:
+    """Oracle: a data set that has been changed before, bit for bit, in training, in evaluation and in the results."""
+    arrays = read(Digits())
+    made = make_split(partition, arrays.train_y, arrays.test_y, 10, 6, 3)
+    settings: dict[str, Any] = {"clients": 6, "rounds": 2, "local": LocalTraining(epochs=1, vectorize=vectorize)}
+    seen = run(tmp_path / "seen.h5", partition=partition, **settings)
+    plain = run(tmp_path / "plain.h5", dataset=AsSeen(made), partition=Given(made), **settings)
+    assert seen.weights_sha256 == plain.weights_sha256
+    for column in ("train_loss", "test_loss", "test_accuracy"):
+        np.testing.assert_array_equal(seen.rounds[column], plain.rounds[column])
+    np.testing.assert_array_equal(
+        seen.evaluation["per_class_accuracy"], plain.evaluation["per_class_accuracy"], strict=True
+    )
+    np.testing.assert_array_equal(seen.partition["label_counts"], plain.partition["label_counts"])
+    assert made.groups is not None
+
+
+class Flat(Dataset):
+    """Ten numbers a sample."""
+
+    classes = 2
+
+    def read(self, progress: Progress) -> Arrays:
+        x, y = np.ones((40, 10), np.float32), np.arange(40) % 2
+        return Arrays(x, y, x, y)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"partition": Rotated(), "dataset": Flat()},
+            "--partition = Rotated: turns square images, and Flat has none",
+        ),
+        (
+            {"partition": SwappedLabels(tasks=2, swaps=2), "dataset": Flat()},
+            "--partition.swaps = 2: must be such that 2 x swaps x (tasks - 1) is at most 2, the number of classes",
+        ),
+        (
+            {"partition": SwappedLabels(tasks=7)},
+            "--partition.tasks = 7: must be such that 2 x swaps x (tasks - 1) is at most 10, the number of classes",
+        ),
+        (
+            {"partition": SwappedLabels(), "algorithm": Centralized()},
+            "--algorithm = Centralized: cannot pool what each client sees in a way of its own, as with SwappedLabels",
+        ),
+    ],
+)
+def test_what_cannot_be_seen_differently(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Oracle: the message."""
+    with pytest.raises(BadInput) as error:
+        run(tmp_path / "run.h5", **settings)
+    assert str(error.value) == message

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.launch import REPOSITORY, mpirun, succeed
-from tests.programs.transposed import ABSENT, BROKEN, CENTER, CLIENTS, COLUMNS, JOBS, SIZE, vectors
+from tests.programs.transposed import ABSENT, BROKEN, CENTER, CLIENTS, COLUMNS, JOBS, SHORT, SIZE, vectors
 
 PRESENT = np.flatnonzero((CLIENTS != ABSENT) & (CLIENTS != BROKEN))
 
@@ -45,16 +45,20 @@ def test_a_rule_for_each_coordinate(seen: dict[tuple[int, int], list[Seen]]) -> 
         assert all(not len(one["median"]) for one in others)
 
 
-def test_distances(seen: dict[tuple[int, int], list[Seen]]) -> None:
+def test_what_is_said_of_pairs(seen: dict[tuple[int, int], list[Seen]]) -> None:
     """Oracle: a double loop in float64; and this job's own on one rank, bit for bit, on every rank of any other."""
-    values = vectors()[PRESENT].astype(np.float64)
-    oracle = np.array([[np.square(a - b).sum() for b in values] for a in values])
+    values = vectors()[PRESENT].astype(np.float64) - CENTER
+    oracle = {
+        "products": np.array([[a @ b for b in values] for a in values]),
+        "differences": np.array([[np.abs(a - b)[:SHORT].sum() for b in values] for a in values]),
+    }
     (alone,) = seen[1, 1]
-    np.testing.assert_allclose(alone["distances"], oracle, rtol=1e-12, atol=1e-12)
-    assert oracle[0, 1] < 1e-4 * np.square(CENTER).sum(), "what all have in common would hide it"
-    for ranks in seen.values():
-        for one in ranks:
-            np.testing.assert_array_equal(one["distances"], alone["distances"])
+    assert oracle["products"][0, 0] < 1e-4 * np.square(CENTER).sum(), "what all have in common would hide it"
+    for name, expected in oracle.items():
+        np.testing.assert_allclose(alone[name], expected, rtol=1e-12, atol=1e-15)
+        for ranks in seen.values():
+            for one in ranks:
+                np.testing.assert_array_equal(one[name], alone[name])
 
 
 def test_all_at_rank_0(seen: dict[tuple[int, int], list[Seen]]) -> None:

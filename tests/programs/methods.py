@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.algorithms.fesem import FeSEM
+from fedmpi.algorithms.flhc import FLHC
 from fedmpi.algorithms.ifca import IFCA
 from fedmpi.models import Model
+from fedmpi.training.block import Phase
 
 if TYPE_CHECKING:
     from fedmpi.federation import Federation
@@ -141,3 +146,58 @@ class Keeping(FedAvg):
     def round(self, fed: Federation, cohort: Cohort) -> None:
         super().round(fed, cohort)
         self.previous = fed.broadcast(self.weights)
+
+
+class Later(FedAvg):
+    """FedAvg that starts from a given model after some rounds in which nothing happens.
+
+    Args:
+        file: .npy of [P].
+        after: so many rounds.
+    """
+
+    def __init__(self, file: Path, after: int) -> None:
+        self.given = torch.from_numpy(np.load(file))
+        self.after = after
+
+    def setup(self, fed: Federation) -> None:
+        super().setup(fed)
+        self.weights = self.given.clone()
+
+    def round(self, fed: Federation, cohort: Cohort) -> None:
+        if fed.round > self.after:
+            super().round(fed, cohort)
+
+
+class ColdStart(FedAvg):
+    """FedAvg whose first round is FedGroup's cold start with one group."""
+
+    def round(self, fed: Federation, cohort: Cohort) -> None:
+        if fed.round > 1:
+            super().round(fed, cohort)
+            return
+        start = fed.broadcast(self.weights)
+        alike = replace(cohort, mass=np.minimum(cohort.mass, 1))
+        mean = fed.weighted_mean(alike, start)
+        for block in fed.my_clients(alike):
+            mean.add(fed.train(block, start, self, Phase("cold start ")).weights, block)
+        self.weights = mean.reduce()
+
+
+class Renamed(FLHC):
+    """FLHC that numbers its three clusters in another order."""
+
+    def clusters(self, fed: Federation, compared: NDArray[np.float64]) -> NDArray[np.int64]:
+        return np.array([2, 0, 1])[super().clusters(fed, compared)]
+
+
+class Watched(FeSEM):
+    """FeSEM that keeps the models [M, P] and assignments [clients] from before and after every round, on one rank."""
+
+    def setup(self, fed: Federation) -> None:
+        super().setup(fed)
+        self.seen = [(self.centers.clone(), self.assignment.clone())]
+
+    def round(self, fed: Federation, cohort: Cohort) -> None:
+        super().round(fed, cohort)
+        self.seen.append((self.centers.clone(), self.assignment.clone()))

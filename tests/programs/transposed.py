@@ -14,11 +14,14 @@ from fedmpi.algorithms.robust import median
 from fedmpi.mpi import rows, world
 from fedmpi.mpi.rows import Rows
 from fedmpi.mpi.world import World
+from fedmpi.stack import absolute_differences, inner_products
 
 # Ranks, and ranks a node.
 JOBS = [(1, 1), (2, 2), (3, 3), (5, 5), (5, 3), (2, 1)]
 #: 21 blocks of columns, the last of them short, each row of which goes in several messages.
 SIZE, COLUMNS, CHUNK = 20_011, 1000, 300
+#: The sum of absolute differences is of so many coordinates.
+SHORT = 4_321
 CLIENTS = np.array([3, 4, 8, 15, 16, 23, 42, 99])
 #: Nobody has trained the first, and the second sends what is not finite.
 ABSENT, BROKEN = 8, 42
@@ -55,7 +58,8 @@ def look(job: World) -> dict[str, NDArray]:
     seen["median"] = made.combine(median)
     seen["received"] = np.array(received)
     seen["collected"] = made.collect()
-    seen["distances"] = made.distances(CENTER)
+    seen["products"] = made.pairwise(inner_products, lambda columns: CENTER[columns], SIZE)
+    seen["differences"] = made.pairwise(absolute_differences, lambda columns: CENTER[columns], SHORT)
     return seen
 
 

@@ -146,3 +146,22 @@ def test_newcomers_have_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[s
     np.testing.assert_allclose(curve(run, "newcomers", "round"), [range(7), 100 * means])
     assert main(["plot", str(other), "--column", "newcomers", "-o", str(tmp_path / "never.png")]) == 2
     assert capsys.readouterr().err == f"{other}: no newcomers\n"
+
+
+def test_what_only_some_methods_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: by hand: the last values over the seeds, in percent or as they are; a dash for a run without them."""
+    runs: dict[str, list[tuple[float, float]]] = {
+        "one": [(0.2, np.nan), (0.5, 0.25)],
+        "other": [(0.3, 0.5), (np.nan, 0.75)],
+        "plain": [],
+    }
+    for number, (name, values) in enumerate(runs.items()):
+        results = started(tmp_path / f"{name}.h5", mu=0.5 if values else 0.1, seed=number)
+        add_round(results, 2)
+        for matched, index in values:
+            row = {"round": 4, "test_accuracy": 0.5, "bytes_up": 0, "bytes_down": 0, "seconds": 0}
+            results.add_round({**row, "global_matched_accuracy": matched, "adjusted_rand_index": index})
+        results.finish("finished")
+    some, plain = rows(capsys, *(str(tmp_path / f"{name}.h5") for name in runs))
+    assert (some["global (%)"], plain["global (%)"]) == ("40.00 ± 14.14", "-")
+    assert (some["ARI"], plain["ARI"]) == ("0.50 ± 0.35", "-")

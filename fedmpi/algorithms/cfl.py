@@ -1,0 +1,95 @@
+"""Clustered federated learning.
+
+Sattler, Müller, Samek: Clustered Federated Learning: Model-Agnostic Distributed Multitask Optimization Under Privacy
+Constraints. IEEE TNNLS 2021. https://arxiv.org/abs/1910.01991
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedmpi import clustering
+from fedmpi.algorithms.clustered import Clustered
+from fedmpi.errors import require
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fedmpi.federation import Federation
+    from fedmpi.scheduling import Cohort
+
+
+class CFL(Clustered):
+    """FedAvg in clusters that are split in two where it has come to rest and clients have not (Sattler et al., 2021).
+
+    At first all clients are one cluster. A cluster is split if the mean of its clients' changes is short and the
+    longest of them is not: by complete linkage of the cosines between them, as in the released code, and only in a
+    round in which all of its clients take part, as with `--sampler All`. What is short depends on network, learning
+    rate and amount of training: the columns mean_change_0 and largest_change_0 of /rounds, and so on, tell.
+
+    Args:
+        mean_below: a cluster is split if the mean change is shorter than this;
+        largest_above: and if a client's change is longer than this.
+        warmup: rounds in which no cluster is split.
+        min_size: a cluster of no more clients is not split.
+    """
+
+    def __init__(
+        self, mean_below: float = 0.4, largest_above: float = 1.6, warmup: int = 20, min_size: int = 2
+    ) -> None:
+        require(mean_below >= 0, "mean_below", mean_below, "at least 0")
+        require(largest_above >= 0, "largest_above", largest_above, "at least 0")
+        require(warmup >= 0, "warmup", warmup, "at least 0")
+        require(min_size >= 1, "min_size", min_size, "at least 1")
+        self.mean_below = mean_below
+        self.largest_above = largest_above
+        self.warmup = warmup
+        self.min_size = min_size
+
+    def setup(self, fed: "Federation") -> None:
+        super().setup(fed)
+        self.assignment.zero_()
+
+    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+        import torch
+
+        from fedmpi.stack import inner_products
+
+        group = fed.broadcast(self.assignment, received=0)[cohort.clients].cpu().numpy()
+        centers = fed.broadcast(self.centers, received=len(cohort) * fed.layout.size)
+        changes = fed.stack(cohort, centers, group)
+        for block in fed.my_clients(cohort):
+            mine = group[np.searchsorted(cohort.clients, block.clients)]
+            changes.add(fed.train(block, centers[mine], self).weights, block)
+        changes.close()
+        fed.log(rejected=changes.rejected)
+        products = changes.pairwise(inner_products)
+        if fed.is_server:
+            present = changes.present
+            self.split(fed, cohort.clients[present], cohort.mass[present], products)
+            fed.record(cohort.block(np.arange(len(cohort))), cluster=self.assignment[cohort.clients])
+        assignment = fed.broadcast(self.assignment, received=0)
+        models, (before, size) = int(assignment.max()) + 1, self.centers.shape
+        empty = torch.cat([self.centers, self.centers.new_zeros(models - before, size)])
+        self.centers = changes.means(assignment[cohort.clients].cpu().numpy(), cohort.mass, models, empty)
+        fed.report_clusters(self.assignment, models)
+
+    def split(
+        self, fed: "Federation", clients: "NDArray[np.int64]", mass: "NDArray[np.int64]", products: "NDArray"
+    ) -> None:
+        """Split the clusters that are due, by the inner products [k, k] of the changes of these clients [k]."""
+        assignment = self.assignment.numpy()
+        models = len(self.centers)
+        for number in range(len(self.centers)):
+            members = np.flatnonzero(assignment[clients] == number)
+            if not len(members):
+                continue
+            shares, own = mass[members] / mass[members].sum(), products[np.ix_(members, members)]
+            mean, largest = np.sqrt(max(shares @ own @ shares, 0)), np.sqrt(own.diagonal().max())
+            fed.log(**{f"mean_change_{number}": float(mean), f"largest_change_{number}": float(largest)})
+            complete = len(members) == (assignment == number).sum() > self.min_size
+            due = fed.round > self.warmup and mean < self.mean_below and largest > self.largest_above
+            if complete and due:
+                second = clustering.hierarchical(1 - clustering.cosines(own), "complete", 2) == 1
+                assignment[clients[members[second]]] = models
+                models += 1

@@ -1,0 +1,207 @@
+"""What methods have in common that train several models, each with the clients it is for."""
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedmpi.algorithms.base import Algorithm
+from fedmpi.errors import require
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from fedmpi.federation import Federation
+    from fedmpi.scheduling import Cohort
+    from fedmpi.stack import Stack
+    from fedmpi.training.block import Block, Phase
+
+
+class Clustered(Algorithm):
+    """Several global models, each for a cluster of clients, which train it and are measured with it.
+
+    A model that nobody has trained in a round stays as it is.
+
+    Attributes:
+        centers: [M, P], the models.
+        assignment: [clients] int64, the number of each client's model; -1 before it has one.
+    """
+
+    server_state: tuple[str, ...] = ("centers", "assignment")
+    client_metrics = ("cluster",)
+
+    def setup(self, fed: "Federation") -> None:
+        import torch
+
+        self.centers = fed.initial_weights()[None]
+        self.assignment = torch.full((fed.clients,), -1)
+
+    @property
+    def weights(self) -> "Tensor":  # type: ignore[override]
+        """[P], the model that most clients have."""
+        chosen = self.assignment[self.assignment >= 0]
+        return self.centers[int(chosen.bincount().argmax()) if len(chosen) else 0]
+
+    def note(self, fed: "Federation", cohort: "Cohort") -> None:
+        """Make what was recorded of the round's clients as `cluster` their assignment, and report it."""
+        import torch
+
+        records = fed.gather_records()
+        if fed.is_server:
+            self.assignment[cohort.clients] = torch.from_numpy(records["cluster"]).long()
+        fed.report_clusters(self.assignment, len(self.centers))
+
+    def evaluate(self, fed: "Federation") -> None:
+        """Each client's model on the client's own test shard (client-matched), and on all of it (global-matched)."""
+        fed.report_matched([fed.evaluate(center) for center in self.centers], self.assignment)
+
+
+class ClusteredOnce(Clustered):
+    """Base of the methods that cluster the clients once, by how one training moves a common model.
+
+    Until then everybody trains that model, the origin. The first clusters' models are the means of what their members
+    have made of it. Whoever comes later than that, or could not be reached, trains the origin first as the others
+    did, and joins those whose mean change is nearest to its own: it receives their models at that time and tells a
+    number.
+
+    Attributes:
+        first_round: in which clients are clustered.
+        models: into how many clusters.
+        origin: [P], what they had received.
+        prototypes: [M, P], the first models of the clusters.
+    """
+
+    server_state = (*Clustered.server_state, "origin", "prototypes")
+
+    #: Whether clients count alike in the first models of the clusters, however many samples they have.
+    alike_at_first: bool = False
+
+    first_round = 1
+    models: int
+
+    def setup(self, fed: "Federation") -> None:
+        super().setup(fed)
+        require(self.models <= fed.clients, "models", self.models, f"at most the number of clients, {fed.clients}")
+        self.origin = self.centers[0].clone()
+        self.prototypes = self.centers.clone()
+
+    @property
+    def phase(self) -> "Phase":
+        """The training by which clients are clustered."""
+        from fedmpi.training.trainer import WHOLE
+
+        return WHOLE
+
+    def compare(self, changes: "Stack") -> "NDArray[np.float64]":
+        """[k, k], what is said of all pairs of those present; a collective."""
+        from fedmpi.stack import inner_products
+
+        return changes.pairwise(inner_products)
+
+    @abstractmethod
+    def clusters(self, fed: "Federation", compared: "NDArray[np.float64]") -> "NDArray[np.int64]":
+        """[k], the clusters of those of whose pairs this [k, k] is said, numbered from 0; at the server alone."""
+
+    @abstractmethod
+    def nearest(self, changes: "Tensor", prototypes: "Tensor") -> "Tensor":
+        """[K], which of the changes [M, d] of the first models each of the changes [K, d] is nearest to."""
+
+    def again(self, models: "Tensor", centers: "Tensor", choice: "Tensor") -> "Tensor":
+        """[K], the clusters of clients that were in the clusters `choice`, and now have trained models [K, P]."""
+        return choice
+
+    def merged(self, centers: "Tensor", parameters: int) -> "Tensor":
+        """[M, P], what becomes of the clusters' models after a round, of whose columns the first are parameters."""
+        return centers
+
+    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+        assignment = fed.broadcast(self.assignment, received=0)
+        nobody = not (assignment >= 0).any()
+        if nobody and fed.round >= self.first_round:
+            self.begin(fed, cohort)
+        else:
+            self.go_on(fed, cohort, assignment.clamp(min=0) if nobody else assignment)
+            if nobody:
+                return
+        self.note(fed, cohort)
+
+    def begin(self, fed: "Federation", cohort: "Cohort") -> None:
+        """Form the clusters."""
+        import torch
+
+        start = fed.broadcast(self.centers[0])
+        changes = fed.stack(cohort, start)
+        for block in fed.my_clients(cohort):
+            changes.add(fed.train(block, start, self, self.phase).weights, block)
+        changes.close()
+        fed.log(rejected=changes.rejected)
+        compared = self.compare(changes)
+        if fed.is_server and len(compared):
+            found = self.clusters(fed, compared)
+            self.assignment[cohort.clients[changes.present]] = torch.from_numpy(found)
+        assignment = fed.broadcast(self.assignment, received=0)
+        if (assignment >= 0).any():
+            self.origin = self.centers[0].clone()
+            group, mass = assignment[cohort.clients].cpu().numpy(), cohort.mass
+            mass = np.minimum(mass, 1) if self.alike_at_first else mass
+            self.centers = changes.means(group, mass, int(assignment.max()) + 1)
+            self.prototypes = self.centers.clone()
+        if fed.is_server:
+            fed.record(cohort.block(np.arange(len(cohort))), cluster=self.assignment[cohort.clients])
+
+    def go_on(self, fed: "Federation", cohort: "Cohort", assignment: "Tensor") -> None:
+        """Train the clusters' models."""
+        size, models = fed.layout.size, len(self.centers)
+        centers = fed.broadcast(self.centers, received=len(cohort) * size)
+        newcomers = int((assignment[cohort.clients] < 0).sum())
+        if newcomers:
+            origin = fed.broadcast(self.origin, received=newcomers * size)
+            prototypes = fed.broadcast(self.prototypes, received=newcomers * models * size)
+        mean = fed.weighted_mean(cohort, centers, groups=models)
+        for block in fed.my_clients(cohort):
+            choice = assignment[block.clients]
+            new = (choice < 0).nonzero()[:, 0]
+            if len(new):
+                choice[new] = self.welcome(fed, block.rows(new.tolist()), origin, prototypes)
+            local = fed.train(block, centers[choice], self)
+            choice = self.again(local.weights, centers, choice)
+            mean.add(local.weights, block, group=choice)
+            fed.record(block, cluster=choice)
+        self.centers = self.merged(mean.reduce(empty=self.centers), fed.layout.parameters)
+
+    def welcome(self, fed: "Federation", block: "Block", origin: "Tensor", prototypes: "Tensor") -> "Tensor":
+        """[K], the clusters of clients that come for the first time."""
+        from dataclasses import replace
+
+        trained = slice(0, fed.layout.parameters)
+        # In a phase of its own, whose batches are other ones than those of the training that follows.
+        own = fed.train(block, origin, self, replace(self.phase, name="newcomers ")).weights
+        return self.nearest((own - origin)[:, trained], (prototypes - origin)[:, trained])
+
+    def evaluate(self, fed: "Federation") -> None:
+        """As of any clusters; as long as there are none, all clients have one model."""
+        import torch
+
+        evaluations = [fed.evaluate(center) for center in self.centers]
+        together = fed.is_server and not bool((self.assignment >= 0).any())
+        fed.report_matched(evaluations, torch.zeros_like(self.assignment) if together else self.assignment)
+
+
+def nearest(vectors: "Tensor", centers: "Tensor", norm: int = 2) -> "Tensor":
+    """[K], the number of the nearest center [M, n] to each vector [K, n]; the first of equally near ones.
+
+    The distance is of differences in float64: products of weights lose the digits in which models differ.
+    """
+    import torch
+
+    distances = [torch.linalg.vector_norm((centers - vector).double(), norm, dim=1) for vector in vectors]
+    return torch.stack(distances).argmin(1)
+
+
+def best_aligned(vectors: "Tensor", directions: "Tensor") -> "Tensor":
+    """[K], the number of the direction [M, n] with the largest cosine to each vector [K, n]; the first of equals."""
+    import torch
+
+    units = torch.nn.functional.normalize(directions.double(), dim=1)
+    return torch.stack([units @ torch.nn.functional.normalize(v.double(), dim=0) for v in vectors]).argmax(1)

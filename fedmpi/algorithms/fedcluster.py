@@ -1,0 +1,75 @@
+"""Cycling through clusters of clients.
+
+Chen, Chen, Zhou, Kailkhura: FedCluster: Boosting the Convergence of Federated Learning via Cluster-Cycling. IEEE Big
+Data 2020. https://arxiv.org/abs/2009.10748
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedmpi.algorithms.base import Algorithm
+from fedmpi.errors import require
+
+if TYPE_CHECKING:
+    from fedmpi.federation import Federation
+    from fedmpi.scheduling import Cohort
+
+
+class FedCluster(Algorithm):
+    """One model that goes from cluster to cluster, and is FedAvg's of its clients in each (Chen et al., 2020).
+
+    The clients are divided at random into clusters of equal size, once. A round has as many cycles as clusters, in
+    random order: each starts from the mean of the one before. So it has as many updates of the model as clusters that
+    somebody of the cohort is in (column server_updates), for the traffic of one round of FedAvg. The cohort is drawn
+    out of all clients, not in each cluster. (FL+HC, which some tables call FedCluster, is `FLHC`.)
+
+    Args:
+        clusters: how many.
+    """
+
+    takes_server_optimizer = True
+    takes_compression = False  # for feedback would be kept by the place of a cluster in the round
+    averages_models = True
+    client_metrics = ("cluster",)
+
+    def __init__(self, clusters: int = 5) -> None:
+        require(clusters >= 1, "clusters", clusters, "at least 1")
+        self.clusters = clusters
+
+    def setup(self, fed: "Federation") -> None:
+        super().setup(fed)
+        require(
+            self.clusters <= fed.clients, "clusters", self.clusters, f"at most the number of clients, {fed.clients}"
+        )
+        self.cluster = fed.stream("clusters").permutation(fed.clients) % self.clusters
+
+    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+        updates = 0
+        for number in fed.stream("order of the clusters").permutation(self.clusters):
+            part = self.members(fed, cohort, number)
+            if part.total_mass:
+                self.cycle(fed, part)
+                updates += 1
+        fed.log(server_updates=updates)
+
+    def members(self, fed: "Federation", cohort: "Cohort", number: int) -> "Cohort":
+        """Those of the cohort that are in this cluster."""
+        part = cohort.subset(np.flatnonzero(self.cluster[cohort.clients] == number))
+        if cohort.expected_mass is None:
+            return part
+        share = fed.samples[self.cluster == number].sum() / fed.samples.sum()
+        return replace(part, expected_mass=cohort.expected_mass * share)
+
+    def cycle(self, fed: "Federation", part: "Cohort") -> None:
+        """A round of FedAvg with these clients."""
+        import torch
+
+        start = fed.broadcast(self.weights, received=len(part) * fed.layout.size)
+        mean = fed.weighted_mean(part, start)
+        for block in fed.my_clients(part):
+            local = fed.train(block, start, self)
+            mean.add(local.weights, block)
+            fed.record(block, cluster=torch.from_numpy(self.cluster[block.clients]))
+        self.server_step(fed, mean.reduce(empty=self.weights))

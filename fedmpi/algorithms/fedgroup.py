@@ -1,0 +1,117 @@
+"""FedGroup and FedGrouProx.
+
+Duan, Liu, Ji, Wu, Liang, Chen, Tan, Ren: Flexible Clustered Federated Learning for Client-Level Data Distribution
+Shift. IEEE TPDS 2022. https://arxiv.org/abs/2108.09749
+Duan, Liu, Ji, Liu, Liang, Chen, Tan: FedGroup: Efficient Federated Learning via Decomposed Similarity-Based
+Clustering. ISPA 2021. https://arxiv.org/abs/2010.06870
+"""
+
+from typing import TYPE_CHECKING, Literal
+
+from fedmpi import clustering
+from fedmpi.algorithms.clustered import ClusteredOnce, best_aligned
+from fedmpi.algorithms.fedprox import Proximal
+from fedmpi.errors import require
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from fedmpi.federation import Federation
+    from fedmpi.training.block import Phase
+
+
+class FedGroup(ClusteredOnce):
+    """Groups of clients whose first updates point the same way, and FedAvg in each of them (Duan et al., 2021).
+
+    In the first round, the group cold start, some clients train the initial model and are clustered by the directions
+    of their updates. A client that comes later does the same, and joins the group whose update points most like its
+    own. The cold start takes whole passes over a client's samples, where the released code takes 50 steps.
+
+    Args:
+        models: number of groups.
+        measure: of how different two directions are: edc, the Euclidean distance of their cosines with the first
+            singular vectors of all, for k-means; or madc, the mean difference of their cosines with all others, for
+            hierarchical clustering with complete linkage.
+        pretrained: clients in the cold start for each group; all if there are fewer.
+        pretrain_epochs: passes over a client's samples in the cold start; null: as many as in the local training.
+        intergroup: rate of the aggregation between groups, which pulls every group's model towards the directions of
+            the others'; 0: none.
+    """
+
+    alike_at_first = True
+
+    def __init__(
+        self,
+        models: int = 3,
+        measure: Literal["edc", "madc"] = "edc",
+        pretrained: int = 20,
+        pretrain_epochs: int | None = None,
+        intergroup: float = 0.0,
+    ) -> None:
+        require(models >= 1, "models", models, "at least 1")
+        require(pretrained >= 1, "pretrained", pretrained, "at least 1")
+        require(pretrain_epochs is None or pretrain_epochs >= 1, "pretrain_epochs", pretrain_epochs, "at least 1")
+        require(0 <= intergroup < float("inf"), "intergroup", intergroup, "at least 0")
+        self.models = models
+        self.measure = measure
+        self.pretrained = pretrained
+        self.pretrain_epochs = pretrain_epochs
+        self.intergroup = intergroup
+
+    def asks(self, round: int, cohort: int, clients: int) -> int:
+        return min(self.pretrained * self.models, clients) if round == 1 else cohort
+
+    @property
+    def phase(self) -> "Phase":
+        from fedmpi.training.block import Phase
+
+        return Phase("cold start ", self.pretrain_epochs)
+
+    def clusters(self, fed: "Federation", compared: "NDArray[np.float64]") -> "NDArray[np.int64]":
+        if self.measure == "madc":
+            differences = clustering.mean_differences(clustering.cosines(compared))
+            return clustering.hierarchical(differences, "complete", self.models)
+        rows = clustering.decomposed_cosines(compared, self.models)
+        return clustering.k_means(rows, self.models, fed.stream("first groups"))
+
+    def nearest(self, changes: "Tensor", prototypes: "Tensor") -> "Tensor":
+        return best_aligned(changes, prototypes)
+
+    def merged(self, centers: "Tensor", parameters: int) -> "Tensor":
+        """w_m := (w_m + rate sum w_j / |w_j|) / (1 + rate sum 1 / |w_j|), j other than m; not of statistics."""
+        if not self.intergroup:
+            return centers
+        lengths = centers[:, :parameters].norm(dim=1, keepdim=True)
+        result = centers.clone()
+        trained, inverse = result[:, :parameters], 1 / lengths
+        others = (trained * inverse).sum(0) - trained * inverse
+        weights = 1 + self.intergroup * (inverse.sum(0) - inverse)
+        trained.add_(others, alpha=self.intergroup).div_(weights)
+        return result
+
+
+class FedGrouProx(Proximal, FedGroup):
+    """FedGroup with a proximal pull towards the group's model in local training (Duan et al., 2021).
+
+    Args:
+        models: number of groups.
+        mu: strength of the pull, as in FedProx.
+        measure: as in FedGroup.
+        pretrained: as in FedGroup.
+        pretrain_epochs: as in FedGroup.
+        intergroup: as in FedGroup.
+    """
+
+    def __init__(
+        self,
+        models: int = 3,
+        mu: float = 0.01,
+        measure: Literal["edc", "madc"] = "edc",
+        pretrained: int = 20,
+        pretrain_epochs: int | None = None,
+        intergroup: float = 0.0,
+    ) -> None:
+        FedGroup.__init__(self, models, measure, pretrained, pretrain_epochs, intergroup)
+        Proximal.__init__(self, mu)

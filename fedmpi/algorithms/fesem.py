@@ -1,0 +1,76 @@
+"""Multi-center federated learning.
+
+Long, Xie, Shen, Zhou, Wang, Jiang: Multi-center federated learning: clients clustering for better personalization.
+World Wide Web, 2023. https://arxiv.org/abs/2005.01026 (Xie et al., 2020)
+"""
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from fedmpi import clustering
+from fedmpi.algorithms.clustered import ClusteredOnce, nearest
+from fedmpi.errors import require
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from fedmpi.federation import Federation
+    from fedmpi.stack import Stack
+
+
+class FeSEM(ClusteredOnce):
+    """k-means of the clients' models, with local training in between (Xie et al., 2020).
+
+    A client trains the model of its cluster, and then belongs to the cluster whose model is nearest to what it has
+    made of that (E step); the mean of those that belong to a cluster is its next model (M step). In the first round
+    all clients are asked, and train one model, so that what tells them from one another is their data and not the
+    models they started from. Running statistics take no part in distances.
+
+    Args:
+        models: number of clusters.
+        start: how the first clusters are found: by k-means, started by k-means++; or at random, as in the code
+            released with the paper, so that models which are nearly equal have to part.
+        part: of the models that is compared: all parameters, or those of the last fully connected layer, as in that
+            code.
+    """
+
+    weighting = "uniform"
+    takes_compression = False  # which sends the change of the client's last cluster's model, not that of its next
+
+    def __init__(
+        self,
+        models: int = 3,
+        start: Literal["kmeans", "random"] = "kmeans",
+        part: Literal["all", "head"] = "all",
+    ) -> None:
+        require(models >= 1, "models", models, "at least 1")
+        self.models = models
+        self.start = start
+        self.part = part
+
+    def asks(self, round: int, cohort: int, clients: int) -> int:
+        return clients if round == 1 else cohort
+
+    def setup(self, fed: "Federation") -> None:
+        super().setup(fed)
+        self.compared = fed.layout.segments["head"] if self.part == "head" else slice(0, fed.layout.parameters)
+        require(self.compared.stop > 0, "part", self.part, "all with a model that has no fully connected layer")
+
+    def compare(self, changes: "Stack") -> "NDArray[np.float64]":
+        from fedmpi.stack import inner_products
+
+        return changes.pairwise(inner_products, self.compared.stop)
+
+    def clusters(self, fed: "Federation", compared: "NDArray[np.float64]") -> "NDArray[np.int64]":
+        rng = fed.stream("first clusters")
+        if self.start == "random":
+            return rng.permutation(len(compared)) % self.models
+        return clustering.k_means(clustering.points(compared), self.models, rng)
+
+    def nearest(self, changes: "Tensor", prototypes: "Tensor") -> "Tensor":
+        return nearest(changes[:, self.compared], prototypes[:, self.compared])
+
+    def again(self, models: "Tensor", centers: "Tensor", choice: "Tensor") -> "Tensor":
+        return nearest(models[:, self.compared], centers[:, self.compared])

@@ -1,0 +1,83 @@
+"""Hierarchical clustering of clients by their updates.
+
+Briggs, Fan, Andras: Federated learning with hierarchical clustering of local updates to improve training on non-IID
+data. IJCNN 2020. https://arxiv.org/abs/2004.11791
+"""
+
+from typing import TYPE_CHECKING, Literal
+
+from fedmpi import clustering
+from fedmpi.algorithms.clustered import ClusteredOnce, best_aligned, nearest
+from fedmpi.clustering import Linkage
+from fedmpi.errors import require
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from fedmpi.federation import Federation
+    from fedmpi.stack import Stack
+
+NORMS = {"l1": 1, "l2": 2}
+
+
+class FLHC(ClusteredOnce):
+    """FedAvg, then hierarchical clustering of clients by their updates, then FedAvg in each (Briggs et al., 2020).
+
+    Known as FL+HC. In the round of the clustering all clients are asked. The first models of the clusters are the
+    means of what their members trained in it, where the paper's start from the common model again: the same traffic,
+    and a round is won.
+
+    Args:
+        models: number of clusters.
+        threshold: distance above which clusters are not joined, in place of their number; null: as many as `models`.
+        warmup: rounds of FedAvg before the clustering; null: a fifth of all rounds.
+        metric: distance of two updates: the sum of the absolute differences, Euclidean, or 1 - cosine.
+        linkage: distance of two clusters.
+    """
+
+    def __init__(
+        self,
+        models: int = 3,
+        threshold: float | None = None,
+        warmup: int | None = None,
+        metric: Literal["l1", "l2", "cosine"] = "l2",
+        linkage: Linkage = "ward",
+    ) -> None:
+        require(models >= 1, "models", models, "at least 1")
+        require(threshold is None or threshold > 0, "threshold", threshold, "above 0")
+        require(warmup is None or warmup >= 0, "warmup", warmup, "at least 0")
+        fits = linkage != "ward" or metric == "l2"
+        require(fits, "linkage", linkage, f"complete, average or single with metric {metric}")
+        self.models = models
+        self.threshold = threshold
+        self.warmup = warmup
+        self.metric = metric
+        self.linkage: Linkage = linkage
+
+    def asks(self, round: int, cohort: int, clients: int) -> int:
+        return clients if round == self.first_round else cohort
+
+    def setup(self, fed: "Federation") -> None:
+        super().setup(fed)
+        warmup = fed.rounds // 5 if self.warmup is None else self.warmup
+        require(warmup < fed.rounds, "warmup", warmup, f"below the number of rounds, {fed.rounds}")
+        self.first_round = warmup + 1
+
+    def compare(self, changes: "Stack") -> "NDArray[np.float64]":
+        from fedmpi.stack import absolute_differences
+
+        return changes.pairwise(absolute_differences) if self.metric == "l1" else super().compare(changes)
+
+    def clusters(self, fed: "Federation", compared: "NDArray[np.float64]") -> "NDArray[np.int64]":
+        if self.metric == "l2":
+            compared = clustering.distances(compared)
+        elif self.metric == "cosine":
+            compared = 1 - clustering.cosines(compared)
+        return clustering.hierarchical(compared, self.linkage, self.models, self.threshold)
+
+    def nearest(self, changes: "Tensor", prototypes: "Tensor") -> "Tensor":
+        if self.metric == "cosine":
+            return best_aligned(changes, prototypes)
+        return nearest(changes, prototypes, NORMS[self.metric])

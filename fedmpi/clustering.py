@@ -1,0 +1,122 @@
+"""Which clients belong together, by the inner products of what they learnt.
+
+All that is needed of k clients' changes of a model are their k x k inner products, which are computed where the
+changes lie (`fedmpi.mpi.rows`). Clusters are numbered in the order of their first members.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Linkage = Literal["ward", "complete", "average", "single"]
+
+
+def distances(products: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[k, k] Euclidean distances of vectors with these inner products [k, k]."""
+    squares = products.diagonal()
+    found: NDArray[np.float64] = np.sqrt(np.maximum(squares[:, None] + squares - 2 * products, 0))
+    np.fill_diagonal(found, 0)
+    return found
+
+
+def cosines(products: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[k, k] cosines of the angles between vectors with these inner products; of zeros with any other vector, 0."""
+    lengths = np.sqrt(products.diagonal())
+    scale = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    found: NDArray[np.float64] = np.clip(products * np.outer(scale, scale), -1, 1)
+    np.fill_diagonal(found, 1)
+    return found
+
+
+def points(products: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[k, k], in each row a point; they have these inner products."""
+    values, vectors = np.linalg.eigh(products)
+    return np.asarray(vectors * np.sqrt(np.maximum(values, 0)))
+
+
+def decomposed_cosines(products: NDArray[np.float64], directions: int) -> NDArray[np.float64]:
+    """[k, directions] cosines between vectors with these inner products and their first singular vectors.
+
+    Euclidean distances of the rows, over the root of `directions`, are the EDC of FedGroup (Duan et al., 2021). The
+    singular vectors are those of the vectors as they are, not of their differences from the mean; their signs are
+    such that the largest cosine with each is positive.
+    """
+    found = points(products)[:, ::-1][:, :directions]
+    lengths = np.sqrt(products.diagonal())[:, None]
+    found = np.divide(found, lengths, out=np.zeros_like(found), where=lengths > 0)
+    largest = np.take_along_axis(found, np.abs(found).argmax(0)[None], 0)
+    return np.asarray(np.where(largest < 0, -found, found))
+
+
+def mean_differences(cosines: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[k, k] how much two vectors differ in their cosines [k, k] with the other k - 2, on average.
+
+    The MADC of FedGroup (Duan et al., 2021).
+    """
+    from scipy.spatial.distance import cdist
+
+    # Of the differences in all columns, those in their own two are 1 - cosine each.
+    over_all = cdist(cosines, cosines, "cityblock")
+    return np.maximum(over_all - 2 * (1 - cosines), 0) / max(len(cosines) - 2, 1)
+
+
+def k_means(rows: NDArray[np.float64], clusters: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """[k] the clusters of rows [k, n] by scikit-learn's k-means, started by k-means++; fewer if fewer rows differ."""
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    model = KMeans(min(clusters, len(rows)), n_init=10, random_state=int(rng.integers(2**31)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # there are fewer different rows
+        return _numbered(model.fit_predict(rows))
+
+
+def hierarchical(
+    distances: NDArray[np.float64], linkage: Linkage, clusters: int, threshold: float | None = None
+) -> NDArray[np.int64]:
+    """[k] the clusters by agglomerative clustering of items with these distances [k, k], by SciPy.
+
+    Args:
+        clusters: how many; fewer if there are fewer items.
+        threshold: the distance above which clusters are not joined, in place of their number.
+    """
+    from scipy.cluster import hierarchy
+    from scipy.spatial.distance import squareform
+
+    if len(distances) == 1:
+        return np.zeros(1, dtype=np.int64)
+    tree = hierarchy.linkage(squareform(distances, checks=False), linkage)
+    if threshold is not None:
+        return _numbered(hierarchy.fcluster(tree, threshold, "distance"))
+    return _numbered(hierarchy.cut_tree(tree, min(clusters, len(distances)))[:, 0])
+
+
+def adjusted_rand_index(some: ArrayLike, others: ArrayLike) -> float:
+    """How well two clusterings [k] of the same items agree: 1 if they are the same, about 0 by chance.
+
+    Hubert, Arabie: Comparing Partitions. Journal of Classification, 1985. NaN without any item.
+    """
+    _, rows = np.unique(some, return_inverse=True)
+    _, columns = np.unique(others, return_inverse=True)
+    if not len(rows):
+        return np.nan
+    table = np.zeros((rows.max() + 1, columns.max() + 1), dtype=np.int64)
+    np.add.at(table, (rows, columns), 1)
+    together, one, other, all_pairs = (_pairs(counts) for counts in (table, table.sum(1), table.sum(0), table.sum()))
+    most, by_chance = (one + other) / 2, one * other / max(all_pairs, 1)
+    return 1.0 if most == by_chance else (together - by_chance) / (most - by_chance)
+
+
+def _pairs(counts: ArrayLike) -> float:
+    numbers = np.asarray(counts, dtype=np.float64)
+    return float((numbers * (numbers - 1) / 2).sum())
+
+
+def _numbered(labels: NDArray) -> NDArray[np.int64]:
+    """The same clusters, numbered from 0 in the order of their first members."""
+    _, first, number = np.unique(labels, return_index=True, return_inverse=True)
+    return np.asarray(np.argsort(np.argsort(first))[number], dtype=np.int64)
