@@ -96,24 +96,13 @@ def hierarchical(
 
 
 def adjusted_rand_index(some: ArrayLike, others: ArrayLike) -> float:
-    """How well two clusterings [k] of the same items agree: 1 if they are the same, about 0 by chance.
+    """How well two clusterings [k] of the same items agree: 1 if they are the same, about 0 by chance, by scikit-learn.
 
     Hubert, Arabie: Comparing Partitions. Journal of Classification, 1985. NaN without any item.
     """
-    _, rows = np.unique(some, return_inverse=True)
-    _, columns = np.unique(others, return_inverse=True)
-    if not len(rows):
-        return np.nan
-    table = np.zeros((rows.max() + 1, columns.max() + 1), dtype=np.int64)
-    np.add.at(table, (rows, columns), 1)
-    together, one, other, all_pairs = (_pairs(counts) for counts in (table, table.sum(1), table.sum(0), table.sum()))
-    most, by_chance = (one + other) / 2, one * other / max(all_pairs, 1)
-    return 1.0 if most == by_chance else (together - by_chance) / (most - by_chance)
+    from sklearn.metrics import adjusted_rand_score
 
-
-def _pairs(counts: ArrayLike) -> float:
-    numbers = np.asarray(counts, dtype=np.float64)
-    return float((numbers * (numbers - 1) / 2).sum())
+    return float(adjusted_rand_score(some, others)) if np.size(some) else np.nan
 
 
 def _numbered(labels: NDArray) -> NDArray[np.int64]:

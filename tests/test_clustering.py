@@ -105,12 +105,10 @@ def test_lengths_do_not_matter_to_directions() -> None:
     assert not clustering.decomposed_cosines(products, 3)[3].any()
 
 
-@pytest.mark.parametrize("groups", [1, 2, 5, 20])
-def test_adjusted_rand_index(groups: int) -> None:
-    """Oracle: scikit-learn's."""
-    for seed in range(5):
-        some, others = RNG(seed).integers(0, groups, (2, 20))
-        assert clustering.adjusted_rand_index(some, others) == pytest.approx(adjusted_rand_score(some, others))
-        assert clustering.adjusted_rand_index(some, 9 - some) == 1
+def test_adjusted_rand_index() -> None:
+    """Oracle: by hand, of 15 pairs 4 are together in either, and 2 in both."""
+    some, others = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 2, 2, 2])
+    assert clustering.adjusted_rand_index(some, others) == pytest.approx((2 - 16 / 15) / (4 - 16 / 15))
+    assert clustering.adjusted_rand_index(some, 9 - some) == 1
     assert np.isnan(clustering.adjusted_rand_index([], []))
     assert clustering.adjusted_rand_index([3], [7]) == 1

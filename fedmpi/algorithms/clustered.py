@@ -7,6 +7,7 @@ import numpy as np
 
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.errors import require
+from fedmpi.training.block import WHOLE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,8 +90,6 @@ class ClusteredOnce(Clustered):
     @property
     def phase(self) -> "Phase":
         """The training by which clients are clustered."""
-        from fedmpi.training.trainer import WHOLE
-
         return WHOLE
 
     def compare(self, changes: "Stack") -> "NDArray[np.float64]":
