@@ -96,7 +96,7 @@ def hierarchical(
 
 
 def adjusted_rand_index(some: ArrayLike, others: ArrayLike) -> float:
-    """How well two clusterings [k] of the same items agree: 1 if they are the same, about 0 by chance, by scikit-learn.
+    """How well two clusterings [k] of the same items agree: 1 if they are the same, about 0 by chance (scikit-learn).
 
     Hubert, Arabie: Comparing Partitions. Journal of Classification, 1985. NaN without any item.
     """
