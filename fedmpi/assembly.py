@@ -48,9 +48,10 @@ def assemble(experiment: Experiment, world: World) -> Engine:
                 check_writable(experiment.output, experiment.overwrite)
             except BadInput as error:
                 raise BadInput(f"--output = {error}") from None
-    device = pick_device(world, experiment.device)
+    device = pick_device(world, experiment.device, experiment.algorithm.trains_at_server)
     dataset = experiment.dataset
     arrays = load_shared(world, dataset)
+    proxy = load_shared(world, experiment.algorithm.proxy) if experiment.algorithm.proxy else None
 
     def build(number: int) -> FlatModel:
         torch.manual_seed(randomness.key(experiment.seed, "initial weights", client=number))
@@ -59,7 +60,7 @@ def assemble(experiment: Experiment, world: World) -> Engine:
 
     with world.agreed():
         model = build(0)
-        _check_fit(experiment, arrays, model)
+        _check_fit(experiment, arrays, proxy, model)
         if model.normalises_batches and experiment.local.batch_size == 1:
             raise BadInput("= 1: must be at least 2 for a model with batch normalisation", "--local.batch_size")
         with option_of("partition"):
@@ -101,6 +102,9 @@ def assemble(experiment: Experiment, world: World) -> Engine:
         int(masses(split.samples, experiment.weighting).sum()),
         adversary,
         experiment.compression,
+        Samples(proxy.train_x, np.zeros(len(proxy.train_x), np.int64), dataset.mean, dataset.std, device)
+        if proxy
+        else None,
         experiment.seed,
     )
     algorithm = experiment.algorithm
@@ -110,12 +114,13 @@ def assemble(experiment: Experiment, world: World) -> Engine:
         counted = masses(fed.samples, experiment.weighting)
         fed.keep_last_models(Cohort(np.arange(fed.clients), fed.samples, counted))
     if not world.is_server:
-        for name in algorithm.server_state:
-            setattr(algorithm, name, getattr(algorithm, name).to("meta"))
+        for part in algorithm.parts:
+            for name in part.server_state:
+                setattr(part, name, getattr(part, name).to("meta"))
     return fed
 
 
-def _check_fit(experiment: Experiment, arrays: Arrays, model: FlatModel) -> None:
+def _check_fit(experiment: Experiment, arrays: Arrays, proxy: Arrays | None, model: FlatModel) -> None:
     """Raise `BadInput` where the model or what is done to samples does not suit their kind."""
     name, augmentation = type(experiment.dataset).__name__, experiment.local.augmentation
     embeds = any(isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) for layer in model.module.modules())
@@ -127,6 +132,21 @@ def _check_fit(experiment: Experiment, arrays: Arrays, model: FlatModel) -> None
         raise BadInput(f"= {kind}: permutes pixels, and {name} is text", "--partition")
     if augmentation != "none" and arrays.train_x.ndim != 4:
         raise BadInput(f"= {augmentation}: must be none, for {name} has no images", "--local.augmentation")
+    if proxy:
+        own, others = (
+            _kind(x.train_x, of) for x, of in ((arrays, experiment.dataset), (proxy, experiment.algorithm.proxy))
+        )
+        if own != others:
+            kind = type(experiment.algorithm.proxy).__name__
+            raise BadInput(
+                f"= {kind}: has samples of {others}, but those of {name} are of {own}", "--algorithm.proxy"
+            )
+
+
+def _kind(x: np.ndarray, dataset: Dataset | None) -> str:
+    """What a network must know of samples."""
+    words = dataset.vocabulary if dataset else None
+    return f"{x.dtype} {x.shape[1:]}" + (f" and {words} tokens" if words else "")
 
 
 def open_results(experiment: Experiment, fed: Engine, world: World, config: str) -> Results | None:
@@ -154,18 +174,24 @@ def open_results(experiment: Experiment, fed: Engine, world: World, config: str)
 
 
 def _describe_models(results: Results, algorithm: Algorithm, layout: Layout) -> None:
-    def current(name: str) -> Callable[[], np.ndarray]:
-        return lambda: layout.canonical(getattr(algorithm, name)).numpy()
+    def current(part: Algorithm, name: str, layout: Layout) -> Callable[[], np.ndarray]:
+        return lambda: layout.canonical(getattr(part, name)).numpy()
 
+    def tensors(layout: Layout) -> tuple[list[str], list[tuple[int, ...]], list[int]]:
+        entries = layout.entries
+        return [entry.name for entry in entries], [entry.shape for entry in entries], [e.offset for e in entries]
+
+    states = {name: part for part in algorithm.parts for name in part.server_state}
     # Methods with several models keep them in vectors of the same length.
-    models = [name for name in algorithm.server_state if getattr(algorithm, name).shape[-1:] == (layout.size,)]
-    results.set_model(
-        [entry.name for entry in layout.entries],
-        [entry.shape for entry in layout.entries],
-        [entry.offset for entry in layout.entries],
-        current("weights"),
-        {name: current(name) for name in models if name != "weights"},
-    )
+    models = {
+        name: current(part, name, layout)
+        for name, part in states.items()
+        if getattr(part, name).shape[-1:] == (layout.size,) and name not in algorithm.networks
+    }
+    models.pop("weights", None)
+    results.set_model(*tensors(layout), current(algorithm, "weights", layout), models)
+    for name, other in algorithm.networks.items():
+        results.set_network(name, *tensors(other), current(states[name], name, other))
 
 
 def load_shared(world: World, dataset: Dataset) -> Arrays:

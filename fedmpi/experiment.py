@@ -197,7 +197,7 @@ class Experiment:
         if is_evaluated:
             self.algorithm.evaluate(fed)
             fed.evaluate_means()
-        outcome = fed.finish(vars(self.algorithm))
+        outcome = fed.finish({name: kept for part in self.algorithm.parts for name, kept in vars(part).items()})
         outcome.row["bytes_down"] += bytes_lost
         outcome.row.update(course.row)
         outcome.row["seconds"] = time.perf_counter() - began
@@ -257,6 +257,8 @@ def _check_fit(
     refuse(not fits, "compression", compression, f"does not go with {name}")
     attacked = not isinstance(attack, NoAttack)
     refuse(attacked and algorithm.pools_clients, "attack", attack, f"{name} has no clients that could be malicious")
+    reason = f"{name}'s server looks at each client's model"
+    refuse(attacked and not algorithm.takes_attack, "attack", attack, reason)
     by_weight = algorithm.counts_clients_alike and weighting not in (None, "uniform")
     refuse(by_weight, "weighting", weighting, f"{name} counts all clients alike")
     own_weights = algorithm.counts_clients_once and bool(sampler.weighting)
@@ -264,7 +266,8 @@ def _check_fit(
     reason = f"{name}'s server keeps a mean of its own over all clients"
     refuse(by_chance and algorithm.counts_clients_once, "weighting", weighting, reason)
     reason = f"{name} does not form one mean of all its clients' models"
-    refuse(by_chance and "weights" not in algorithm.server_state, "weighting", weighting, reason)
+    has_one = any("weights" in part.server_state for part in algorithm.parts)
+    refuse(by_chance and not has_one, "weighting", weighting, reason)
     means = evaluate_means != "none" and not algorithm.averages_models
     refuse(means, "evaluate_means", evaluate_means, f"{name} does not average its clients' models")
 

@@ -56,6 +56,9 @@ class Trainer(ABC):
     Args:
         task: what there is to train.
         at_once: K, how many clients `train` takes at the most.
+
+    Attributes:
+        example: [1, ...], a training sample as the network takes it.
     """
 
     def __init__(self, task: Task, at_once: int = 1) -> None:
@@ -69,6 +72,7 @@ class Trainer(ABC):
         self._seed = task.seed
         self._steps_in: dict[int | None, NDArray[np.int64]] = {}  # of every client, by the epochs of a phase
         self._optimizer = self._make_optimizer()
+        self.example = task.samples.batch(np.zeros(1, dtype=np.int64)).x
         self._drops_out = any(isinstance(layer, _DropoutNd) for layer in model.module.modules())
 
     @abstractmethod
@@ -98,7 +102,7 @@ class Trainer(ABC):
             shard = self._shards[client]
             model.select(self._prepare(phase, lone_sample=len(shard) == 1))
             model.load(weights[k])
-            self._seed_others(keys[k])
+            self.seed_others(keys[k])
             count = self.settings.count_cuts(len(shard), model.normalises_batches)
             for step, batch in enumerate(self._batches(client, round, phase, count)):
                 with ClientWise((keys[k] + step) & 0x7FFFFFFF) if self._drops_out else nullcontext():
@@ -162,7 +166,7 @@ class Trainer(ABC):
             chosen = order[cuts[place]]
             yield self._samples.batch(shard[chosen], pixels, augmentation, None if draws is None else draws[chosen])
 
-    def _seed_others(self, key: int) -> None:
+    def seed_others(self, key: int) -> None:
         """For what else in a network is random. (torch.manual_seed keeps stack traces if there is no GPU.)"""
         torch.default_generator.manual_seed(key)
         if self.model.device.type == "cuda":
