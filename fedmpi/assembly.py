@@ -83,6 +83,8 @@ def assemble(experiment: Experiment, world: World) -> Engine:
     adversary = Adversary.of(world, experiment.attack, experiment.clients, experiment.seed)
     labels = adversary.poison(arrays.train_y, split.train, dataset.classes) if adversary else arrays.train_y
     train = Samples(arrays.train_x, labels, dataset.mean, dataset.std, device)
+    unlabelled = np.zeros(len(proxy.train_x) if proxy else 0, np.int64)
+    proxies = Samples(proxy.train_x, unlabelled, dataset.mean, dataset.std, device) if proxy else None
     test = Samples(arrays.test_x, arrays.test_y, dataset.mean, dataset.std, device)
     pixels = PixelOrders(split, train.pixels, device)
     owners = np.empty(len(arrays.test_y), dtype=np.int64)
@@ -102,9 +104,7 @@ def assemble(experiment: Experiment, world: World) -> Engine:
         int(masses(split.samples, experiment.weighting).sum()),
         adversary,
         experiment.compression,
-        Samples(proxy.train_x, np.zeros(len(proxy.train_x), np.int64), dataset.mean, dataset.std, device)
-        if proxy
-        else None,
+        proxies,
         experiment.seed,
     )
     algorithm = experiment.algorithm
@@ -132,20 +132,15 @@ def _check_fit(experiment: Experiment, arrays: Arrays, proxy: Arrays | None, mod
         raise BadInput(f"= {kind}: permutes pixels, and {name} is text", "--partition")
     if augmentation != "none" and arrays.train_x.ndim != 4:
         raise BadInput(f"= {augmentation}: must be none, for {name} has no images", "--local.augmentation")
-    if proxy:
-        own, others = (
-            _kind(x.train_x, of) for x, of in ((arrays, experiment.dataset), (proxy, experiment.algorithm.proxy))
-        )
-        if own != others:
-            kind = type(experiment.algorithm.proxy).__name__
-            raise BadInput(
-                f"= {kind}: has samples of {others}, but those of {name} are of {own}", "--algorithm.proxy"
-            )
+    other = experiment.algorithm.proxy
+    if proxy and other and _kind(proxy, other) != (own := _kind(arrays, experiment.dataset)):
+        found = f"{type(other).__name__}: has samples of {_kind(proxy, other)}"
+        raise BadInput(f"= {found}, but those of {name} are of {own}", "--algorithm.proxy")
 
 
-def _kind(x: np.ndarray, dataset: Dataset | None) -> str:
+def _kind(arrays: Arrays, dataset: Dataset) -> str:
     """What a network must know of samples."""
-    words = dataset.vocabulary if dataset else None
+    words, x = dataset.vocabulary, arrays.train_x
     return f"{x.dtype} {x.shape[1:]}" + (f" and {words} tokens" if words else "")
 
 

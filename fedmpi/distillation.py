@@ -8,6 +8,7 @@ same on all of them.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -24,8 +25,24 @@ from fedmpi.training.optimizers import SGD, Adam
 if TYPE_CHECKING:
     from fedmpi.federation import Federation
     from fedmpi.generators import Generator
+    from fedmpi.scheduling import Cohort
 
 Mode = Literal["train", "eval"]
+
+
+@dataclass(frozen=True)
+class Order:
+    """B samples that a generator is to make.
+
+    Attributes:
+        noise: [B, noise], standard normal.
+        labels: [B].
+        parts: [B] of each client, by its number: its part of all the cohort's samples of that class.
+    """
+
+    noise: Tensor
+    labels: Tensor
+    parts: dict[int, Tensor]
 
 
 class Synthesizer:
@@ -80,23 +97,23 @@ class Synthesizer:
         if self._network:
             self._network.load(weights)
 
-    def make(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """[B, ...] samples of these labels [B], in evaluation mode."""
+    def make(self, order: Order) -> Tensor:
+        """[B, ...] the samples, in evaluation mode."""
         with torch.no_grad():
-            return self._run(noise, labels, learning=False)
+            return self._run(order, learning=False)
 
-    def try_out(self, noise: Tensor, labels: Tensor) -> Tensor:
+    def try_out(self, order: Order) -> Tensor:
         """The same in training mode, with the graph that `descend` needs."""
-        return self._run(noise, labels, learning=True)
+        return self._run(order, learning=True)
 
-    def _run(self, noise: Tensor, labels: Tensor, learning: bool) -> Tensor:
+    def _run(self, order: Order, learning: bool) -> Tensor:
         if self._network is None:
-            return torch.empty(len(labels), *self._fed.shape)
+            return torch.empty(len(order.labels), *self._fed.shape)
         self._network.module.train(learning)
-        made: Tensor = self._network.module(noise, labels)
+        made: Tensor = self._network.module(order.noise, order.labels)
         if not made.isfinite().all():
             self._reset()
-            made = self._network.module(noise, labels)
+            made = self._network.module(order.noise, order.labels)
         return made
 
     def descend(self, loss: Tensor) -> None:
@@ -195,15 +212,20 @@ def stratified_labels(counts: NDArray[np.int64], number: int, rng: np.random.Gen
     return rng.permutation(np.repeat(np.arange(len(counts)), np.diff(ends, prepend=0)))
 
 
-def synthetic_batches(
-    fed: Federation, counts: NDArray[np.int64], number: int, size: int, noise: int, purpose: str
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Standard normal noise [size, noise] and stratified labels [size], so many times; the same on every rank."""
-    rng = fed.stream(purpose)
-    labels = stratified_labels(counts, number * size, rng).reshape(number, size)
+def draw_orders(fed: Federation, cohort: Cohort, number: int, size: int, noise: int, purpose: str) -> Iterator[Order]:
+    """So many, with labels in the proportions of all the cohort's samples; the same on every rank.
+
+    Args:
+        size, noise: B, and the length of the noise vector.
+        purpose: of the random numbers.
+    """
+    counts, rng = fed.label_counts[cohort.clients], fed.stream(purpose)
+    labels = stratified_labels(counts.sum(0), number * size, rng).reshape(number, size)
+    shares = dict(zip(cohort.clients.tolist(), class_shares(counts).astype(np.float32), strict=True))
     for chosen in labels:
         drawn = rng.standard_normal((size, noise), dtype=np.float32)
-        yield torch.from_numpy(drawn).to(fed.device), torch.from_numpy(chosen).to(fed.device)
+        parts = {client: torch.from_numpy(share[chosen]).to(fed.device) for client, share in shares.items()}
+        yield Order(torch.from_numpy(drawn).to(fed.device), torch.from_numpy(chosen).to(fed.device), parts)
 
 
 def diversity_loss(x: Tensor, noise: Tensor) -> Tensor:

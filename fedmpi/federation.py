@@ -242,11 +242,8 @@ class Federation:
             if self._cohort_mean is not None:
                 self._cohort_mean.add(work.weights, block)
             if self._kept_models is not None:
-                for client, mass, weights in zip(
-                    block.clients.tolist(), block.mass.tolist(), work.weights, strict=True
-                ):
-                    if mass:
-                        self._kept_models[client] = weights.clone()
+                counted = np.flatnonzero(block.mass).tolist()
+                self._kept_models |= {int(block.clients[k]): work.weights[k].clone() for k in counted}
             if self._last_models is not None:
                 self._last_models[block] = work.weights
         self._trained = Trained(work.loss, work.steps, work.weights)
@@ -341,11 +338,10 @@ class Federation:
             with self._ledger.timed("teacher_seconds"):
                 net = Net(self._trainer.model)
                 answers = [
-                    respond(net.at(weights), client, *arrived)
+                    [part.detach().cpu() for part in respond(net.at(weights), client, *arrived)]
                     for client, weights in self._kept_models.items()
                     if only in (None, client)
                 ]
-                answers = [tuple(part.cpu() for part in answer) for answer in answers]  # which waits for a GPU
             return [part.to(self.device) for part in total(self._world, answers, shapes)]
 
     # Measurements

@@ -6,6 +6,7 @@ https://arxiv.org/abs/2006.07242
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -101,62 +102,52 @@ class FedDF(Distilled):
     def distill(self, fed: "Federation", cohort: "Cohort", weights: "Tensor") -> "Tensor":
         from fedmpi.distillation import Student
 
-        teachers, decay = int((cohort.mass > 0).sum()), self.decay ** (fed.round - 1)
         student = Student(fed, weights, "adam" if self.proxy else "sgd", self.weight_decay, self.student_mode)
-        if self.generator:
-            self.learn_from_generated(fed, cohort, student, teachers, decay)
-        else:
-            self.learn_from_proxies(fed, student, teachers, decay)
+        learn = self.learn_from_generated if self.generator else self.learn_from_proxies
+        learn(fed, cohort, student, self.decay ** (fed.round - 1))
         fed.log(skipped_steps=student.skipped)
         return student.weights
 
-    def learn_from_generated(
-        self, fed: "Federation", cohort: "Cohort", student: "Student", teachers: int, decay: float
-    ) -> None:
+    def learn_from_generated(self, fed: "Federation", cohort: "Cohort", student: "Student", decay: float) -> None:
         """First the generator learns from the clients' models, then the student from these on its samples."""
         from torch.autograd import grad
         from torch.nn import functional
 
-        from fedmpi.distillation import diversity_loss, synthetic_batches
+        from fedmpi.distillation import diversity_loss, draw_orders
 
         assert self.generator
-        counts, size = fed.label_counts[cohort.clients].sum(0), self.batch_size
-        self.synthesizer.begin(self.generator_weights, decay * self.generator_lr)
-        batches = synthetic_batches(fed, counts, self.generator_steps, size, self.generator.noise, "FedDF generator")
-        for noise, labels in batches:
+        size, noise, teachers = self.batch_size, self.generator.noise, int((cohort.mass > 0).sum())
 
-            def recognise(
-                teacher: "Net", client: int, x: "Tensor", labels: "Tensor" = labels
-            ) -> "tuple[Tensor, ...]":
-                return grad(functional.cross_entropy(teacher(x.requires_grad_()), labels) / teachers, x)
-
-            x = self.synthesizer.try_out(noise, labels)
-            (slope,) = fed.ask_models(recognise, [x], [x.shape])
-            if fed.is_server:
-                self.synthesizer.descend((slope * x).sum() + diversity_loss(x, noise))
+        def recognise(labels: "Tensor", teacher: "Net", client: int, x: "Tensor") -> "tuple[Tensor, ...]":
+            return grad(functional.cross_entropy(teacher(x.requires_grad_()), labels) / teachers, x)
 
         def answer(teacher: "Net", client: int, x: "Tensor") -> "tuple[Tensor]":
-            return (teacher(x).detach().softmax(1) / teachers,)
+            return (teacher(x).softmax(1) / teachers,)
 
-        batches = synthetic_batches(fed, counts, self.student_steps, size, self.generator.noise, "FedDF student")
-        for noise, labels in batches:
-            x = self.synthesizer.make(noise, labels)
+        self.synthesizer.begin(self.generator_weights, decay * self.generator_lr)
+        for order in draw_orders(fed, cohort, self.generator_steps, size, noise, "FedDF generator"):
+            x = self.synthesizer.try_out(order)
+            (slope,) = fed.ask_models(partial(recognise, order.labels), [x], [x.shape])
+            if fed.is_server:
+                self.synthesizer.descend((slope * x).sum() + diversity_loss(x, order.noise))
+        for order in draw_orders(fed, cohort, self.student_steps, size, noise, "FedDF student"):
+            x = self.synthesizer.make(order)
             (target,) = fed.ask_models(answer, [x], [(size, fed.classes)])
             student.learn(x, target, decay * self.student_lr)
         self.generator_weights = self.synthesizer.weights
         fed.log(generator_resets=self.synthesizer.resets)
 
-    def learn_from_proxies(self, fed: "Federation", student: "Student", teachers: int, decay: float) -> None:
+    def learn_from_proxies(self, fed: "Federation", cohort: "Cohort", student: "Student", decay: float) -> None:
         """The student learns from the clients' models on the server's samples, which every rank takes for itself."""
         steps, size, rng = self.student_steps, self.batch_size, fed.stream("FedDF proxies")
-        passes = -(-steps * size // fed.proxies)
-        order = np.concatenate([rng.permutation(fed.proxies) for _ in range(passes)] or [np.empty(0, np.int64)])
+        teachers, passes = int((cohort.mass > 0).sum()), -(-steps * size // fed.proxies)
+
+        def answer(x: "Tensor", teacher: "Net", client: int) -> "tuple[Tensor]":
+            return (teacher(x) / teachers,)
+
+        order = np.concatenate([np.empty(0, np.int64), *(rng.permutation(fed.proxies) for _ in range(passes))])
         for step, index in enumerate(order[: steps * size].reshape(steps, size)):
             x = fed.proxy_batch(index)
-
-            def answer(teacher: "Net", client: int, x: "Tensor" = x) -> "tuple[Tensor]":
-                return (teacher(x).detach() / teachers,)
-
-            (logits,) = fed.ask_models(answer, [], [(size, fed.classes)])
+            (logits,) = fed.ask_models(partial(answer, x), [], [(size, fed.classes)])
             cosine = (1 + math.cos(math.pi * step / steps)) / 2
             student.learn(x, logits.softmax(1), decay * self.student_lr * cosine)

@@ -18,7 +18,7 @@ from fedmpi.generators.images import ImageGenerator
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedmpi.distillation import Student
+    from fedmpi.distillation import Order, Student
     from fedmpi.federation import Federation
     from fedmpi.scheduling import Cohort
     from fedmpi.training.flat import Net
@@ -112,126 +112,82 @@ class FedFTG(Distilled):
         return {"generator_weights": self.synthesizer.layout}
 
     def distill(self, fed: "Federation", cohort: "Cohort", weights: "Tensor") -> "Tensor":
-        import torch
-
-        from fedmpi.distillation import Student, class_shares, synthetic_batches
+        from fedmpi.distillation import Student, draw_orders
 
         if not self.iterations:
             return weights
-        counts, clients = fed.label_counts[cohort.clients], cohort.clients.tolist()
-        shares = dict(zip(clients, torch.tensor(class_shares(counts)).float().to(fed.device), strict=True))
-        decay, size = self.decay ** (fed.round - 1), self.batch_size
+        decay, size, noise = self.decay ** (fed.round - 1), self.batch_size, self.generator.noise
         explore = self.explore if self.variant == "paper" else self.explore_in_turn
         student = Student(fed, weights, "sgd", self.weight_decay, self.student_mode)
         self.synthesizer.begin(self.generator_weights, decay * self.generator_lr)
-        for noise, labels in synthetic_batches(
-            fed, counts.sum(0), self.iterations, size, self.generator.noise, "FedFTG"
-        ):
-            parts = {client: share[labels] for client, share in shares.items()}
+        for order in draw_orders(fed, cohort, self.iterations, size, noise, "FedFTG"):
             for _ in range(self.generator_steps):
-                explore(fed, cohort, student, noise, labels, parts)
-            x = self.synthesizer.make(noise, labels)
-            (target,) = fed.ask_models(partial(probabilities, parts), [x], [(size, fed.classes)])
-            if self.variant == "repo":
-                target = target / fed.classes
+                explore(fed, cohort, student, order)
+            x = self.synthesizer.make(order)
+            (target,) = fed.ask_models(partial(self.answer, order), [x], [(size, fed.classes)])
             for _ in range(self.student_steps):
-                student.learn(x, target, decay * self.student_lr)
+                student.learn(x, target if self.variant == "paper" else target / fed.classes, decay * self.student_lr)
         self.generator_weights = self.synthesizer.weights
         fed.log(generator_resets=self.synthesizer.resets, skipped_steps=student.skipped)
         return student.weights
 
-    def explore(
-        self,
-        fed: "Federation",
-        cohort: "Cohort",
-        student: "Student",
-        noise: "Tensor",
-        labels: "Tensor",
-        parts: "Mapping[int, Tensor]",
-    ) -> None:
+    def answer(self, order: "Order", teacher: "Net", client: int, x: "Tensor") -> "tuple[Tensor]":
+        """[B, classes], a client's part of what the student learns."""
+        return (order.parts[client][:, None] * teacher(x).softmax(1),)
+
+    def explore(self, fed: "Federation", cohort: "Cohort", student: "Student", order: "Order") -> None:
         """One step of the generator: -L_md + class_weight L_cls + diversity_weight L_dis, summed over the clients.
 
-        The teachers give the slope of their terms in the samples as if the student's answers were constants, and the
-        mixture of their own; with that, the server adds the way through the student.
-
-        Args:
-            parts: [B] of each client, what it counts for each sample.
+        The clients' models give the slope of their terms in the samples as if the student's answers were constants,
+        and the mixture of their own; with that, the server adds the way through the student.
         """
         from torch.nn import functional
 
         from fedmpi.distillation import diversity_loss
 
-        x = self.synthesizer.try_out(noise, labels)
+        x = self.synthesizer.try_out(order)
         log_q = functional.log_softmax(student.logits(x), 1)
-        ask = partial(self.judge, labels, parts)
-        slope, mixture = fed.ask_models(ask, [x, log_q], [x.shape, log_q.shape])
+        slope, mixture = fed.ask_models(partial(self.judge, order), [x, log_q], [x.shape, log_q.shape])
         if fed.is_server:
             loss = (slope * x).sum() + (mixture * log_q).sum() / len(x)
-            self.synthesizer.descend(loss + self.diversity_weight * diversity_loss(x, noise))
+            self.synthesizer.descend(loss + self.diversity_weight * diversity_loss(x, order.noise))
 
     def judge(
-        self,
-        labels: "Tensor",
-        parts: "Mapping[int, Tensor]",
-        teacher: "Net",
-        client: int,
-        x: "Tensor",
-        log_q: "Tensor",
+        self, order: "Order", teacher: "Net", client: int, x: "Tensor", log_q: "Tensor"
     ) -> "tuple[Tensor, Tensor]":
-        """Of one client: the slope [B, ...] of its part of the loss in x, and of the mixture [B, classes]."""
+        """Of a client: the slope of its terms, [B, ...] in the samples, and its part of the mixture [B, classes]."""
         from torch.autograd import grad
         from torch.nn import functional
 
         from fedmpi.distillation import divergence
 
-        log_p = functional.log_softmax(teacher(x.requires_grad_()), 1)
-        loss = self.class_weight * functional.nll_loss(log_p, labels, reduction="none") - divergence(log_p, log_q)
-        (slope,) = grad((parts[client] * loss).mean(), x)
-        return slope, parts[client][:, None] * log_p.detach().exp()
+        part, log_p = order.parts[client], functional.log_softmax(teacher(x.requires_grad_()), 1)
+        recognised = functional.nll_loss(log_p, order.labels, reduction="none")
+        loss = part * (self.class_weight * recognised - divergence(log_p, log_q))
+        (slope,) = grad(loss.mean(), x)
+        return slope, part[:, None] * log_p.detach().exp()
 
-    def explore_in_turn(
-        self,
-        fed: "Federation",
-        cohort: "Cohort",
-        student: "Student",
-        noise: "Tensor",
-        labels: "Tensor",
-        parts: "Mapping[int, Tensor]",
-    ) -> None:
+    def explore_in_turn(self, fed: "Federation", cohort: "Cohort", student: "Student", order: "Order") -> None:
         """The same in variant "repo": one step for each client after the other."""
         from fedmpi.distillation import diversity_loss
 
-        clients = cohort.clients[cohort.mass > 0].tolist()
-        ask = partial(self.judge_logits, labels, parts)
+        clients, ask = cohort.clients[cohort.mass > 0].tolist(), partial(self.judge_logits, order)
         for client in clients:
-            x = self.synthesizer.try_out(noise, labels)
+            x = self.synthesizer.try_out(order)
             logits = student.logits(x)
             slope, push = fed.ask_models(ask, [x, logits], [x.shape, logits.shape], only=client)
             if fed.is_server:
                 loss = (slope * x).sum() + (push * logits).sum()
-                self.synthesizer.descend(loss + self.diversity_weight / len(clients) * diversity_loss(x, noise))
+                diversity = diversity_loss(x, order.noise) / len(clients)
+                self.synthesizer.descend(loss + self.diversity_weight * diversity)
 
     def judge_logits(
-        self,
-        labels: "Tensor",
-        parts: "Mapping[int, Tensor]",
-        teacher: "Net",
-        client: int,
-        x: "Tensor",
-        logits: "Tensor",
+        self, order: "Order", teacher: "Net", client: int, x: "Tensor", logits: "Tensor"
     ) -> "tuple[Tensor, Tensor]":
-        """Of one client: the slopes of its part of the loss, [B, ...] in x and [B, classes] in student's logits."""
+        """Of a client: the slopes of its terms, [B, ...] in the samples and [B, classes] in the student's logits."""
         from torch.autograd import grad
         from torch.nn import functional
 
-        answer = teacher(x.requires_grad_())
-        (slope,) = grad(self.class_weight * parts[client].mean() * functional.cross_entropy(answer, labels), x)
-        return slope, parts[client][:, None] * (answer.detach() - logits).sign() / logits.numel()
-
-
-def probabilities(parts: "Mapping[int, Tensor]", teacher: "Net", client: int, x: "Tensor") -> "tuple[Tensor]":
-    """[B, classes], what a client adds to the mixture."""
-    import torch
-
-    with torch.no_grad():
-        return (parts[client][:, None] * teacher(x).softmax(1),)
+        part, own = order.parts[client], teacher(x.requires_grad_())
+        (slope,) = grad(self.class_weight * part.mean() * functional.cross_entropy(own, order.labels), x)
+        return slope, part[:, None] * (own.detach() - logits).sign() / logits.numel()
