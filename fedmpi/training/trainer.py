@@ -56,9 +56,6 @@ class Trainer(ABC):
     Args:
         task: what there is to train.
         at_once: K, how many clients `train` takes at the most.
-
-    Attributes:
-        example: [1, ...], a training sample as the network takes it.
     """
 
     def __init__(self, task: Task, at_once: int = 1) -> None:
@@ -72,7 +69,6 @@ class Trainer(ABC):
         self._seed = task.seed
         self._steps_in: dict[int | None, NDArray[np.int64]] = {}  # of every client, by the epochs of a phase
         self._optimizer = self._make_optimizer()
-        self.example = task.samples.batch(np.zeros(1, dtype=np.int64)).x
         self._drops_out = any(isinstance(layer, _DropoutNd) for layer in model.module.modules())
 
     @abstractmethod
@@ -111,6 +107,11 @@ class Trainer(ABC):
                 model.backward(losses)
                 result[k].add_(model.gradient[0], alpha=len(batch) / len(shard))
         return result
+
+    @property
+    def example(self) -> Tensor:
+        """[1, ...], a training sample as the network takes it."""
+        return self._samples.batch(np.zeros(1, dtype=np.int64)).x
 
     def unit_groups(self) -> list[Group]:
         """See `find_groups`."""
