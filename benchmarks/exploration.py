@@ -32,10 +32,10 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.runs import train_all
 from fedmpi import results
-from fedmpi.algorithms.fedgen import diversity
 from fedmpi.command_line import parse
 from fedmpi.components import subclasses
 from fedmpi.data import Partition
+from fedmpi.distillation import diversity_loss
 from fedmpi.errors import require
 from fedmpi.generators import Generator
 from fedmpi.results import Run
@@ -164,7 +164,7 @@ def train_generator(module: nn.Module, noise: int, biased: nn.Module, steps: int
     for _ in range(steps):
         z, labels = torch.randn(BATCH, noise), torch.randint(CLASSES, (BATCH,))
         images = module(z, labels)
-        loss = cross_entropy(biased(images), labels) + diversity(images.flatten(1), z)
+        loss = cross_entropy(biased(images), labels) + diversity_loss(images.flatten(1), z)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

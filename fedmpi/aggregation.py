@@ -1,4 +1,4 @@
-"""Exact, order-free weighted means.
+"""Exact, order-free weighted means, and sums.
 
 Floating-point sums depend on their order, hence on how clients are spread over ranks. Here every term is first
 rounded to a multiple of a fixed unit, small enough to be lost in float32 and large enough that sums of such terms
@@ -9,7 +9,8 @@ variances 2^-29 (|t| < 2^22).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -155,6 +156,40 @@ class WeightedMean:
                 if not alone:
                     term.add_(magic)
                 _accumulate(into, rows[some], term.view(torch.int64))
+
+
+def total(world: World, terms: Sequence[Sequence[Tensor]], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Sums over all ranks of small float32 tensors of several kinds: the same bits in any order and grouping.
+
+    Each term is rounded by about 2^-50 of the largest one of its kind.
+
+    Args:
+        terms: this rank's, any number; each of one tensor of each kind.
+        shapes: of the kinds.
+
+    Returns:
+        The sums in float32, on every rank; NaN throughout where a term is not finite.
+    """
+    # Each rank fills in a row of its own, so that a sum tells everybody the largest.
+    known = np.zeros((world.size, 1 + len(shapes)))
+    known[world.rank, 0] = len(terms)
+    if terms:
+        known[world.rank, 1:] = np.max([[part.abs().max().item() for part in term] for term in terms], axis=0)
+    world.sum(known)
+    count, largest = int(known[:, 0].sum()), known[:, 1:].max(axis=0)
+    # Of a unit 2^(e + b - 52), where 2^e > |t| and 2^b > count, each term is less than 2^51, and all less than 2^53.
+    units = np.ldexp(1.0, np.frexp(np.where(np.isfinite(largest), largest, 1))[1] + count.bit_length() - 52)
+    sums = torch.zeros(sum(map(math.prod, shapes)), dtype=torch.float64)
+    kinds = [part.view(shape) for part, shape in zip(sums.split(list(map(math.prod, shapes))), shapes, strict=True)]
+    magics = [FixedPoint(unit).magic for unit in units.tolist()]
+    for term in terms:
+        for into, part, magic in zip(kinds, term, magics, strict=True):
+            into += (part.cpu().double() + magic).sub_(magic)
+    world.sum(sums.numpy())
+    return [
+        into.float() if np.isfinite(peak) else torch.full(shape, math.nan)
+        for into, shape, peak in zip(kinds, shapes, largest, strict=True)
+    ]
 
 
 def _tiles(rows: int, begin: int, end: int) -> Iterator[tuple[slice, slice]]:

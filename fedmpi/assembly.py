@@ -49,9 +49,10 @@ def assemble(experiment: Experiment, world: World) -> Engine:
                 check_writable(experiment.output, experiment.overwrite)
             except BadInput as error:
                 raise BadInput(f"--output = {error}") from None
-    device = pick_device(world, experiment.device)
+    device = pick_device(world, experiment.device, experiment.algorithm.trains_at_server)
     dataset = experiment.dataset
     arrays = load_shared(world, dataset)
+    proxy = load_shared(world, experiment.algorithm.proxy) if experiment.algorithm.proxy else None
 
     is_text = dataset.vocabulary is not None
     example = torch.ones(2, *arrays.train_x.shape[1:], dtype=torch.int64 if is_text else torch.float32)
@@ -64,7 +65,7 @@ def assemble(experiment: Experiment, world: World) -> Engine:
 
     with world.agreed():
         model = build(0)
-        _check_fit(experiment, arrays, model)
+        _check_fit(experiment, arrays, proxy, model)
         if model.layout.size > model.layout.parameters and not isinstance(experiment.privacy, NoPrivacy):
             raise BadInput("has running statistics, which privacy does not cover: --model.norm group", "--model")
         if model.normalises_batches and experiment.local.batch_size == 1:
@@ -91,6 +92,8 @@ def assemble(experiment: Experiment, world: World) -> Engine:
     labels = everyone.labels_seen(arrays.train_y, everyone.train)
     labels = adversary.poison(labels, split.train, dataset.classes) if adversary else labels
     train = Samples(arrays.train_x, labels, dataset.mean, dataset.std, device)
+    unlabelled = np.zeros(len(proxy.train_x) if proxy else 0, np.int64)
+    proxies = Samples(proxy.train_x, unlabelled, dataset.mean, dataset.std, device) if proxy else None
     test_labels = everyone.labels_seen(arrays.test_y, everyone.test)
     test = Samples(arrays.test_x, test_labels, dataset.mean, dataset.std, device)
     pixels = PixelOrders(everyone, train.pixels, device)
@@ -114,6 +117,7 @@ def assemble(experiment: Experiment, world: World) -> Engine:
         adversary,
         experiment.privacy,
         experiment.compression,
+        proxies,
         experiment.seed,
     )
     algorithm = experiment.algorithm
@@ -125,12 +129,13 @@ def assemble(experiment: Experiment, world: World) -> Engine:
     strangers = np.arange(experiment.clients, len(everyone.train))
     fed.newcomers = Cohort(strangers, everyone.samples[strangers], np.ones_like(strangers))
     if not world.is_server:
-        for name in algorithm.server_state:
-            setattr(algorithm, name, getattr(algorithm, name).to("meta"))
+        for part in algorithm.parts:
+            for name in part.server_state:
+                setattr(part, name, getattr(part, name).to("meta"))
     return fed
 
 
-def _check_fit(experiment: Experiment, arrays: Arrays, model: FlatModel) -> None:
+def _check_fit(experiment: Experiment, arrays: Arrays, proxy: Arrays | None, model: FlatModel) -> None:
     """Raise `BadInput` where the model or what is done to samples does not suit their kind."""
     name, augmentation = type(experiment.dataset).__name__, experiment.local.augmentation
     embeds = any(isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) for layer in model.module.modules())
@@ -146,6 +151,16 @@ def _check_fit(experiment: Experiment, arrays: Arrays, model: FlatModel) -> None
         raise BadInput(f"= {kind}: turns square images, and {name} has none", "--partition")
     if augmentation != "none" and arrays.train_x.ndim != 4:
         raise BadInput(f"= {augmentation}: must be none, for {name} has no images", "--local.augmentation")
+    other = experiment.algorithm.proxy
+    if proxy and other and _kind(proxy, other) != (own := _kind(arrays, experiment.dataset)):
+        found = f"{type(other).__name__}: has samples of {_kind(proxy, other)}"
+        raise BadInput(f"= {found}, but those of {name} are of {own}", "--algorithm.proxy")
+
+
+def _kind(arrays: Arrays, dataset: Dataset) -> str:
+    """What a network must know of samples."""
+    words, x = dataset.vocabulary, arrays.train_x
+    return f"{x.dtype} {x.shape[1:]}" + (f" and {words} tokens" if words else "")
 
 
 def open_results(experiment: Experiment, fed: Engine, world: World, config: str) -> Results | None:
@@ -173,18 +188,24 @@ def open_results(experiment: Experiment, fed: Engine, world: World, config: str)
 
 
 def _describe_models(results: Results, algorithm: Algorithm, layout: Layout) -> None:
-    def current(name: str) -> Callable[[], np.ndarray]:
-        return lambda: layout.canonical(getattr(algorithm, name)).numpy()
+    def current(part: Algorithm, name: str, layout: Layout) -> Callable[[], np.ndarray]:
+        return lambda: layout.canonical(getattr(part, name)).numpy()
 
+    def tensors(layout: Layout) -> tuple[list[str], list[tuple[int, ...]], list[int]]:
+        entries = layout.entries
+        return [entry.name for entry in entries], [entry.shape for entry in entries], [e.offset for e in entries]
+
+    states = {name: part for part in algorithm.parts for name in part.server_state}
     # Methods with several models keep them in vectors of the same length.
-    models = [name for name in algorithm.server_state if getattr(algorithm, name).shape[-1:] == (layout.size,)]
-    results.set_model(
-        [entry.name for entry in layout.entries],
-        [entry.shape for entry in layout.entries],
-        [entry.offset for entry in layout.entries],
-        current("weights"),
-        {name: current(name) for name in models if name != "weights"},
-    )
+    models = {
+        name: current(part, name, layout)
+        for name, part in states.items()
+        if getattr(part, name).shape[-1:] == (layout.size,) and name not in algorithm.networks
+    }
+    models.pop("weights", None)
+    results.set_model(*tensors(layout), current(algorithm, "weights", layout), models)
+    for name, other in algorithm.networks.items():
+        results.set_network(name, *tensors(other), current(states[name], name, other))
 
 
 def load_shared(world: World, dataset: Dataset) -> Arrays:

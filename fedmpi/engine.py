@@ -33,8 +33,7 @@ class Engine(Federation):
         self.round = round
         self._world.begin_round()
         self._channels.clear()
-        self._cohort_mean = None
-        self._predict_locally = None
+        self._cohort_mean = self._kept_models = self._predict_locally = None
         self._was_idle = False
 
     def invite(self, cohort: Cohort, client_metrics: tuple[str, ...], predict: Prediction | None = None) -> None:

@@ -224,7 +224,7 @@ class Experiment:
             self.algorithm.evaluate(fed)
             fed.evaluate_means()
             fed.account(self.sampler, self.cohort)
-        outcome = fed.finish(vars(self.algorithm))
+        outcome = fed.finish({name: kept for part in self.algorithm.parts for name, kept in vars(part).items()})
         outcome.row["bytes_down"] += bytes_lost
         outcome.row.update(course.row)
         outcome.row["seconds"] = time.perf_counter() - began
@@ -299,7 +299,8 @@ def _check_fit(
     reason = f"{name}'s server keeps a mean of its own over all clients"
     refuse(by_chance and algorithm.counts_clients_once, "weighting", weighting, reason)
     reason = f"{name} does not form one mean of all its clients' models"
-    refuse(by_chance and "weights" not in algorithm.server_state, "weighting", weighting, reason)
+    has_one = any("weights" in part.server_state for part in algorithm.parts)
+    refuse(by_chance and not has_one, "weighting", weighting, reason)
     means = evaluate_means != "none" and not algorithm.averages_models
     refuse(means, "evaluate_means", evaluate_means, f"{name} does not average its clients' models")
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fedmpi import randomness
 from fedmpi.adversary import Adversary
-from fedmpi.aggregation import WeightedMean
+from fedmpi.aggregation import WeightedMean, total
 from fedmpi.channel import Channel
 from fedmpi.client_state import ClientState, StateKeeper
 from fedmpi.clustering import adjusted_rand_index
@@ -35,7 +35,7 @@ from fedmpi.stack import Stack
 from fedmpi.training.block import WHOLE, Block, Hooks, Phase
 from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.layout import Columns, Layout
-from fedmpi.training.samples import Batch
+from fedmpi.training.samples import Batch, Samples
 from fedmpi.training.symmetry import Group
 from fedmpi.training.trainer import Trainer
 
@@ -76,12 +76,17 @@ class Federation:
         adversary: what malicious clients do to what they send; None: all are honest.
         privacy: what the server does for the clients'.
         compression: of what the clients send.
+        proxy: samples that the server has; None: none.
         seed: of the experiment.
 
     Attributes:
         clients: how many there are.
         samples: [clients] training samples of each.
         label_counts: [clients, classes] training labels of each.
+        classes: how many there are.
+        shape: of a sample, as networks take it.
+        is_text: whether samples are tokens.
+        proxies: how many samples the server has.
         layout: where a model's tensors lie in its vector [P].
         at_once: K, how many clients a rank trains together at the most.
         has_features: whether the network is a `Backbone`, so that a loss may look at its features.
@@ -105,11 +110,16 @@ class Federation:
         adversary: Adversary | None,
         privacy: Privacy,
         compression: Compression,
+        proxy: Samples | None,
         seed: int,
     ) -> None:
         self.clients = len(split.samples)
         self.samples = split.samples
         self.label_counts = split.label_counts
+        self.classes = split.label_counts.shape[1]
+        self.shape = tuple(trainer.example.shape[1:])
+        self.is_text = not trainer.example.is_floating_point()
+        self.proxies = len(proxy.y) if proxy else 0
         self.layout: Layout = trainer.model.layout
         self.at_once = trainer.at_once
         self.has_features = trainer.model.has_features
@@ -131,6 +141,7 @@ class Federation:
         self._adversary = adversary
         self._privacy = privacy
         self._compression = compression
+        self._proxy = proxy
         self._seed = seed
         self._ledger: Ledger
         self._channels: list[Channel] = []
@@ -138,6 +149,7 @@ class Federation:
         self._trained: Trained | None = None
         self._was_idle = False
         self._cohort_mean: WeightedMean | None = None
+        self._kept_models: dict[int, Tensor] | None = None
         self._everyone: Cohort
         self._last_models: ClientState | None = None
         self._predict_locally: Prediction | None = None
@@ -284,6 +296,9 @@ class Federation:
         if not phase.name:
             if self._cohort_mean is not None:
                 self._cohort_mean.add(work.weights, block)
+            if self._kept_models is not None:
+                counted = np.flatnonzero(block.mass).tolist()
+                self._kept_models |= {int(block.clients[k]): work.weights[k].clone() for k in counted}
             if self._last_models is not None:
                 self._last_models[block] = work.weights
             if self._predict_locally is not None:
@@ -332,6 +347,70 @@ class Federation:
     def count_steps(self, cohort: Cohort) -> NDArray[np.int64]:
         """[m] optimizer steps that each does when it is trained once."""
         return self._trainer.count_steps(cohort.clients, cohort.completed)
+
+    # Training at the server
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """While the server trains: its time is taken, and random layers of networks draw numbers of this round."""
+        with self._doing("training at the server"), self._ledger.serving():
+            self._trainer.seed_others(randomness.key(self._seed, "training at the server", self.round))
+            yield
+
+    def model_at_server(self, weights: Tensor) -> FlatModel | None:
+        """The network of the clients with the server's `weights` [P], to be trained; None on the other ranks.
+
+        Until the next call of `train`: it is the same memory.
+        """
+        self._forget_trained()
+        if not self.is_server:
+            return None
+        model = self._trainer.model
+        model.select((slice(0, self.layout.parameters),))
+        model.load(weights)
+        return model
+
+    def proxy_batch(self, index: NDArray[np.int64]) -> Tensor:
+        """[B, ...] the server's samples of these numbers, as networks take them; on every rank, without a message."""
+        assert self._proxy is not None
+        return self._proxy.batch(index).x
+
+    def keep_models(self) -> None:
+        """From now on in this round, keep the model of each client that counts, where it is trained."""
+        self._kept_models = {}
+
+    def ask_models(
+        self,
+        respond: Callable[..., tuple[Tensor, ...]],
+        told: Sequence[Tensor],
+        shapes: Sequence[tuple[int, ...]],
+        only: int | None = None,
+    ) -> list[Tensor]:
+        """What the models that are kept say to what the server tells them, summed over the models.
+
+        The models stay where they are: what travels are batches and sums. These are exact, so that they have the same
+        bits wherever the models are.
+
+        Args:
+            respond: (network, client, *told) -> tensors of the given shapes. The network is the client's, in
+                evaluation mode, and no gradient flows into its weights.
+            told: the server's; on the other ranks any of the same shapes and types.
+            only: the one client who is asked; None: all.
+
+        Returns:
+            A float32 sum for each of the shapes, on every rank.
+        """
+        assert self._kept_models is not None, "no models were kept in this round"
+        with self._doing("asking the clients' models"):
+            arrived = [self._tell(tensor) for tensor in told]
+            with self._ledger.timed("teacher_seconds"):
+                net = Net(self._trainer.model)
+                answers = [
+                    [part.detach().cpu() for part in respond(net.at(weights), client, *arrived)]
+                    for client, weights in self._kept_models.items()
+                    if only in (None, client)
+                ]
+            return [part.to(self.device) for part in total(self._world, answers, shapes)]
 
     # Measurements
 
@@ -510,6 +589,12 @@ class Federation:
         with self._doing("broadcast"):
             mine = vector.contiguous() if self.is_server else torch.empty(vector.shape, dtype=vector.dtype)
             return torch.from_numpy(self._world.broadcast(mine.numpy())).to(self.device)
+
+    def _tell(self, tensor: Tensor) -> Tensor:
+        memory = torch.from_numpy(self._world.tell(tensor.detach().contiguous().cpu().numpy()))
+        # Of its own, and laid out alike on every rank: the bits of convolutions depend on it.
+        order = torch.channels_last if memory.dim() == 4 else torch.contiguous_format
+        return memory.clone(memory_format=order).to(self.device)
 
     @contextmanager
     def _doing(self, activity: str, block: Block | None = None) -> Iterator[None]:

@@ -29,12 +29,15 @@ SPENT = (
     "train_seconds",
     "communication_seconds",
     "evaluation_seconds",
+    "teacher_seconds",
+    "server_seconds",
     "wait_seconds",
     "clients",
     "client_seconds",
     "bytes_up",
 )
 SPENT_BY_WORKERS = SPENT[:3]
+BUSY = ("train_seconds", "evaluation_seconds", "teacher_seconds", "server_seconds")
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,17 @@ class Ledger:
         yield
         self._spent[name] += time.perf_counter() - started
 
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Add the time of a block of code, but for waiting, transfers and teachers, to what the server spent."""
+        started, elsewhere = time.perf_counter(), self._elsewhere
+        yield
+        self._spent["server_seconds"] += time.perf_counter() - started - (self._elsewhere - elsewhere)
+
+    @property
+    def _elsewhere(self) -> float:
+        return self._world.waited + self._world.transferred + self._spent["teacher_seconds"]
+
     def gather(self) -> dict[str, NDArray[np.float64]]:
         """All clients' records: name -> [m] in the order of the cohort, on every rank. Once a round; a collective."""
         self._world.sum(self._records)
@@ -162,6 +176,9 @@ class Ledger:
         if "local_accuracy" in records:
             known = records["local_accuracy"][~np.isnan(records["local_accuracy"])]
             row["local_accuracy"] = float(known.mean()) if len(known) else math.nan
+        if ranks["server_seconds"].any():
+            row["teacher_seconds"] = float(ranks["teacher_seconds"][workers].mean())
+            row["server_seconds"] = float(ranks["server_seconds"][0])
         if self.evaluation is not None:
             row |= {"test_loss": self.evaluation.loss, "test_accuracy": self.evaluation.accuracy}
         clients = {
@@ -172,7 +189,7 @@ class Ledger:
         by_rank = {
             "round": np.full(self._world.size, self.round),
             "rank": np.arange(self._world.size),
-            "busy_seconds": ranks["train_seconds"] + ranks["evaluation_seconds"],
+            "busy_seconds": np.sum([ranks[name] for name in BUSY], axis=0),
             "wait_seconds": ranks["wait_seconds"],
             "clients": ranks["clients"].astype(np.int64),
             "client_seconds": ranks["client_seconds"],

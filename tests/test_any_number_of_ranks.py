@@ -86,6 +86,12 @@ CASES = {
     "side_by_side_fedbn": f"{SIDE_BY_SIDE} --algorithm FedBN --model.norm batch",
     "side_by_side_fedper": f"{SIDE_BY_SIDE} --algorithm FedPer",
     "side_by_side_fedrep": f"{SIDE_BY_SIDE} --algorithm FedRep --algorithm.head_epochs 1 --model.norm batch",
+    "fedftg": f"{SMALL} --algorithm FedFTG --algorithm.iterations 3 --model LeNet --evaluate_means cohort",
+    "fedftg_repo": f"{SMALL} --algorithm FedFTG --algorithm.base MOON --algorithm.variant repo"
+    " --algorithm.iterations 2 --model CifarCNN --local.vectorize 2 --local.lr 0.01",
+    "feddf": f"{SMALL} --algorithm FedDF --algorithm.generator_steps 4 --algorithm.student_steps 3 --model LeNet",
+    "feddf_proxy": f"{SMALL} --algorithm FedDF --algorithm.proxy Digits --algorithm.student_steps 5 --model LeNet"
+    " --local.precision bf16",
     "rarely_evaluated": f"{SMALL} --evaluate_every 2 --model LogisticRegression",
 }
 # One of each kind, for the numbers of ranks on which a job of all cases takes minutes.
@@ -106,8 +112,10 @@ SOME = (
     "client_state",
     "fedbn",
     "side_by_side_ditto",
+    "fedftg",
 )
 TIMINGS = {"seconds", "train_seconds", "communication_seconds", "evaluation_seconds"}
+TIMINGS |= {"teacher_seconds", "server_seconds"}
 
 
 def run_all(

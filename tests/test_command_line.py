@@ -14,11 +14,14 @@ from typing import Any
 import pytest
 import yaml
 
-from fedmpi.command_line import COMPONENTS, Answered, parse
+from fedmpi.algorithms import Algorithm
+from fedmpi.command_line import COMPONENTS, NESTED, Answered, parse
 from fedmpi.components import subclasses
-from fedmpi.data import Dirichlet, Permuted
+from fedmpi.data import Dataset, Dirichlet, Permuted
 from fedmpi.errors import BadInput
 from fedmpi.experiment import Experiment
+from fedmpi.generators import Generator
+from fedmpi.models import Model
 from fedmpi.training.settings import LocalTraining
 from tests.launch import REPOSITORY, fedmpi
 
@@ -183,6 +186,8 @@ LINES = [
     "--algorithm FedProx --algorithm.mu 0.25 --local.lr 1e-05 --local.steps 7 --cohort 3 --seed 5",
     "--partition Permuted --partition.over Dirichlet --partition.over.alpha 0.1 --model MLP --model.hidden [3,4]",
     "--dataset MNIST --dataset.root over/there --output runs/x.h5 --overwrite --sampler Weighted",
+    "--algorithm FedFTG --algorithm.base FedProx --algorithm.base.mu 0.25 --algorithm.generator ImageGenerator"
+    " --algorithm.generator.noise 7",
 ]
 
 
@@ -196,7 +201,8 @@ def test_config_text_gives_the_same_config_again(line: str, write: Callable[[str
         one, other = getattr(first, name), getattr(second, name)
         assert type(one) is type(other)
         options, same = (
-            {k: v for k, v in vars(x).items() if k not in ("over", "server_optimizer")} for x in (one, other)
+            {k: v for k, v in vars(x).items() if k not in ("over", "base", "generator", "server_optimizer")}
+            for x in (one, other)
         )
         assert options == same, "but for further components"
 
@@ -244,6 +250,10 @@ REFUSED = {
     "--algorithm.mu 1 --algorithm FedProx": "--algorithm.mu: FedAvg has no such option",
     "--partition Permuted --partition.over Dirichlet --partition.over.beta 1": "--partition.over.beta: Dirichlet"
     " has no such option, it has alpha, min_samples",
+    "--algorithm FedFTG --algorithm.base SCAFFOLD --algorithm.base.mu 1": "--algorithm.base.mu: SCAFFOLD has no such"
+    " option, it has option",
+    "--algorithm FedFTG --algorithm.generator ImageGenerator --algorithm.generator.noises 1": ""
+    "--algorithm.generator.noises: ImageGenerator has no such option, it has noise, final_norm, order",
     "clients 3": "clients: belongs to no option, did you mean --clients?",
     "--rounds 3 4": "4: belongs to no option",
     "--overwrite maybe": "maybe: belongs to no option",
@@ -329,6 +339,16 @@ REFUSED = {
     " must be greater than 0 (from 1e-6 to 1e6)",
     "--partition Permuted --partition.over Permuted --partition.over.permutations -1": ""
     "--partition.over.permutations = -1: must be at least 0",
+    "--algorithm FedFTG --algorithm.base FedProx --algorithm.base.mu -1": "--algorithm.base.mu = -1.0: must be at"
+    " least 0",
+    "--algorithm FedFTG --algorithm.base IFCA": "--algorithm.base = IFCA: must be a method that averages its clients'"
+    " models, and looks at none",
+    "--algorithm FedFTG --algorithm.generator ImageGenerator --algorithm.generator.noise 0": ""
+    "--algorithm.generator.noise = 0: must be at least 1",
+    "--algorithm FedDF --algorithm.proxy MNIST --algorithm.generator ImageGenerator": "--algorithm.generator"
+    " = ImageGenerator: has nothing to do where there is proxy data",
+    "--algorithm FedFTG --compression TopK": "--compression = TopK: does not go with FedFTG",
+    "--algorithm FedFTG --attack SignFlip": "--attack = SignFlip: FedFTG's server looks at each client's model",
     "--model MLP --model.hidden []": "--model.hidden = []: must be one or more widths of at least 1",
     "--weighting horvitz_thompson --sampler Weighted": "--weighting = horvitz_thompson: must be"
     " another with Weighted",
@@ -365,6 +385,34 @@ REFUSED = {
 @pytest.mark.parametrize("line", REFUSED)
 def test_bad_input(line: str) -> None:
     assert problem(*line.split()) == REFUSED[line]
+
+
+NESTED_NAMES = {
+    "--algorithm FedFTG --algorithm.base SCAFOLD": (
+        Algorithm,
+        "--algorithm.base = SCAFOLD: no such name, did you mean SCAFFOLD?",
+    ),
+    "--algorithm FedFTG --algorithm.generator Image": (
+        Generator,
+        "--algorithm.generator = Image: no such name; known are ",
+    ),
+    "--algorithm FedDF --algorithm.proxy CIFAR1": (
+        Dataset,
+        "--algorithm.proxy = CIFAR1: no such name, did you mean CIFAR10 or CIFAR100?",
+    ),
+    "--model Projected --model.over LeNt": (
+        Model,
+        "--model.over = LeNt: no such name, did you mean LeNet or LeNet5?",
+    ),
+}
+
+
+@pytest.mark.parametrize("line", NESTED_NAMES)
+def test_unknown_nested_name(line: str) -> None:
+    """Oracle: the names of the option's own kind."""
+    text, (base, beginning) = problem(*line.split()), NESTED_NAMES[line]
+    assert text.startswith(beginning)
+    assert text.endswith(f"known are {', '.join(cls.__name__ for cls in public(base))}")
 
 
 UNKNOWN_NAMES = {
@@ -528,7 +576,7 @@ def test_help_shows_every_option_and_default(capsys: pytest.CaptureFixture[str])
         assert f"--{name} " in text or f"--{name}." in text
     for name in inspect.signature(LocalTraining).parameters:
         assert f"--local.{name} " in text
-    for option, (base, _) in COMPONENTS.items():
+    for option, base in [*((option, base) for option, (base, _) in COMPONENTS.items()), *NESTED.items()]:
         for cls in public(base):
             assert f"--{option} {cls.__name__}" in text
             about = text[text.index(f"--{option} {cls.__name__}") :]

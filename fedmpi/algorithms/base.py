@@ -9,6 +9,7 @@ from fedmpi.training.block import WHOLE
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fedmpi.data import Dataset
     from fedmpi.federation import Federation, Trained
     from fedmpi.scheduling import Cohort, Weighting
     from fedmpi.server_optimizers import ServerOptimizer
@@ -47,6 +48,10 @@ class Algorithm(ABC):
     takes_compression: bool = True
     #: Whether all that leaves a client in a round is one vector of changes, for one mean: what `--privacy` bounds.
     takes_privacy: bool = False
+    #: Whether the server trains as well, so that it wants a GPU where the clients have one.
+    trains_at_server: bool = False
+    #: Samples without labels that the server has, of the kind of the data set's (`Federation.proxy_batch`).
+    proxy: "Dataset | None" = None
     #: What a client counts in a mean by the method's paper; the experiment may say otherwise.
     weighting: "Weighting" = "samples"
     #: Whether none may count twice a round, as where the server keeps a mean over all clients' states.
@@ -67,6 +72,16 @@ class Algorithm(ABC):
 
     weights: "Tensor"
     server_optimizer: "ServerOptimizer"
+
+    @property
+    def parts(self) -> "tuple[Algorithm, ...]":
+        """The objects that have state: the method itself, and one that it is a layer over."""
+        return (self,)
+
+    @property
+    def networks(self) -> "Mapping[str, Layout]":
+        """Of each state that is the vector of another network than the model, how that one lies in it."""
+        return {}
 
     @property
     def changes_loss(self) -> bool:

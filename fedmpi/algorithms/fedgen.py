@@ -115,6 +115,10 @@ class FedGen(FedAvg):
         self.moves = torch.zeros(1)  # Adam's steps so far
         self.known = torch.zeros(self.classes)  # 1 for classes that it has been trained on
 
+    @property
+    def networks(self) -> "Mapping[str, Layout]":
+        return {"generator_weights": self.network.layout}
+
     def payload(self, layout: "Layout") -> tuple["Vectors", "Vectors"]:
         whole = slice(layout.size)
         return [whole, len(self.generator_weights), len(self.known)], [whole]
@@ -133,8 +137,9 @@ class FedGen(FedAvg):
             heads |= dict(zip(block.clients.tolist(), local.weights[:, head].clone(), strict=True))
         self.server_step(fed, mean.reduce(empty=self.weights))
         taught = fed.gather(cohort, heads, head.stop - head.start)
-        if fed.is_server:
-            self.train_generator(fed, cohort, taught)
+        with fed.serving():
+            if fed.is_server:
+                self.train_generator(fed, cohort, taught)
 
     def lessons(self, fed: "Federation", block: "Block", known: "Tensor") -> dict[str, Any]:
         """What the loss reads of each client; nothing if there is nothing to be learnt.
@@ -194,11 +199,12 @@ class FedGen(FedAvg):
         """A round's steps, on the heads [m, n] of its clients."""
         import torch
 
+        from fedmpi.distillation import class_shares, diversity_loss
         from fedmpi.training.optimizers import Adam
 
-        model, counts = self.network, torch.from_numpy(fed.label_counts[cohort.clients])
-        present = counts.sum(0).nonzero()[:, 0]
-        shares = (counts / counts.sum(0).clamp(min=1)).to(fed.device)  # of a class that nobody has: 0
+        model, counts = self.network, fed.label_counts[cohort.clients]
+        present = np.flatnonzero(counts.sum(0))
+        shares = torch.from_numpy(class_shares(counts)).to(fed.device, torch.float32)
         weight = heads[:, : self.classes * self.features].view(-1, self.classes, self.features).to(fed.device)
         bias = heads[:, weight[0].numel() :].to(fed.device)
         optimizer = Adam(model.gradient.shape, fed.device, self.weight_decay)
@@ -208,10 +214,10 @@ class FedGen(FedAvg):
         model.load(self.generator_weights)
         model.module.train()
         for _ in range(self.steps):
-            noise, labels = self.asked(stream, stream.choice(present.numpy(), self.batch_size))
+            noise, labels = self.asked(stream, stream.choice(present, self.batch_size))
             made = model.module(noise, labels)
             losses = ensemble_losses(made, labels, weight, bias, shares)
-            model.backward(losses + diversity(made, noise))
+            model.backward(losses + diversity_loss(made, noise))
             optimizer.advance()
             with torch.no_grad():
                 optimizer.step(model.weights[:, : model.layout.parameters], model.gradient, lr)
@@ -242,13 +248,3 @@ def ensemble_losses(
         logits = logits + bias[:, None]
     losses = cross_entropy(logits.flatten(0, 1), labels.repeat(len(weight)))
     return (shares[:, labels] * losses.view(len(weight), -1)).sum(0)
-
-
-def diversity(made: "Tensor", noise: "Tensor") -> "Tensor":
-    """exp of minus the mean, over all pairs of a batch, of how far apart both are that was made and its noise.
-
-    1 where all that was made is the same. Distances are the mean absolute one of what was made [B, n], and the mean
-    square of noise [B, d], as in the authors' code.
-    """
-    apart = (made[:, None] - made).abs().mean(2) * (noise[:, None] - noise).square().mean(2)
-    return (-apart.mean()).exp()

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 
 
-def pick_device(world: World, choice: DeviceChoice) -> torch.device:
-    """Deal the visible GPUs of a node out to the ranks on it that train, in turn; the server needs none.
+def pick_device(world: World, choice: DeviceChoice, server_too: bool) -> torch.device:
+    """Deal the visible GPUs of a node out to the ranks on it that train, in turn.
+
+    The server needs none, unless the method trains there, too: then it shares the first of its node.
 
     Ranks are counted within the node, because a launcher may spread consecutive ranks over nodes. Where the
     launcher shows each rank a GPU of its own (`--gpus-per-task=1`), that is the only one it sees, with index 0.
@@ -26,9 +28,10 @@ def pick_device(world: World, choice: DeviceChoice) -> torch.device:
     """
     import torch
 
+    trains = world.is_worker or server_too
     with world.agreed():
-        visible = torch.cuda.device_count() if choice != "cpu" and world.is_worker else 0
-        if choice == "cuda" and world.is_worker and not visible:
+        visible = torch.cuda.device_count() if choice != "cpu" and trains else 0
+        if choice == "cuda" and trains and not visible:
             raise BadInput(f"= cuda: rank {world.rank} on {MPI.Get_processor_name()} sees no GPU", "--device")
     training_before_me = world.node.exscan(int(world.is_worker)) or 0
     if not visible:

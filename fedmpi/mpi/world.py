@@ -264,6 +264,25 @@ class World:
             self.meet()
             buffer[...] = arrays[0]
 
+    def tell(self, vector: NDArray) -> NDArray:
+        """Rank 0's contiguous `vector` on every rank; the others give one of the same shape and type. For small ones.
+
+        Returns:
+            It, in memory that is used again by the next call but one of this or of `sum`: to be copied at once.
+        """
+        if self.size == 1:
+            return vector
+        with self._transfer():
+            memory = _as(self._next_scratch(vector.nbytes)[0], vector)
+            if self.is_server:
+                memory[...] = vector
+            if self._leaders and self.nodes > 1:
+                self.wait(self._leaders.Ibarrier().Test)
+                for part in _chunks(memory):
+                    self._leaders.Bcast(part, root=0)
+            self.meet()
+            return memory
+
     def sum_over_nodes(self, buffer: NDArray) -> None:
         """Replace the leaders' `buffer` by the sum over the nodes; nothing on the other ranks.
 

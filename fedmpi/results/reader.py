@@ -107,18 +107,17 @@ class Run:
         """The last global model in the canonical layout, [P]."""
         return self.model["weights"]
 
+    def network(self, name: str) -> dict[str, NDArray[np.float32]]:
+        """The tensors by name of another network that the method had at the server, such as a generator."""
+        return _tensors(self._read(f"networks/{name}"))
+
     def state_dict(self, weights: NDArray[np.float32] | None = None) -> dict[str, NDArray[np.float32]]:
         """The tensors of `weights` [P] (the last global model if left out) by name, as views in their shapes.
 
         Into a module: `module.load_state_dict({k: torch.from_numpy(v) for k, v in run.state_dict().items()},
         strict=False)`; not strict, because BatchNorm's integer counters are no part of the weights.
         """
-        vector = self.weights if weights is None else weights
-        tensors = {}
-        for name, padded, offset in zip(*(self.model[key] for key in ("names", "shapes", "offsets")), strict=True):
-            shape = padded[padded >= 0]
-            tensors[name] = vector[offset : offset + shape.prod()].reshape(shape)
-        return tensors
+        return _tensors(self.model if weights is None else {**self.model, "weights": weights})
 
     def table(self, name: str) -> Table:
         """The table of that name: rounds, clients, ranks, evaluation, clusters, partition or newcomers."""
@@ -192,6 +191,15 @@ def _read_table(group: h5py.Group) -> Table:
         name: dataset.asstr()[()] if h5py.check_string_dtype(dataset.dtype) else dataset[()]
         for name, dataset in group.items()
     }
+
+
+def _tensors(model: Table) -> dict[str, NDArray[np.float32]]:
+    """By name, as views of a model's weights."""
+    tensors = {}
+    for name, padded, offset in zip(*(model[key] for key in ("names", "shapes", "offsets")), strict=True):
+        shape = padded[padded >= 0]
+        tensors[name] = model["weights"][offset : offset + shape.prod()].reshape(shape)
+    return tensors
 
 
 def _status(attributes: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@
     /model          weights [P], the last global model; further [M, P] arrays of methods with M models;
                     names [T], shapes [T, D] and offsets [T] of the tensors (a shape of fewer than D
                     dimensions ends with -1); attribute: sha256 of the bytes of weights
+    /networks       what else a method has at the server, such as a generator: a group each, laid out like /model
 
 Each dataset of /rounds, /clients, /ranks, /evaluation, /clusters and /partition is one column, int64 or float64; one
 that has no value in some row is float64, with NaN there. Texts are UTF-8. `weights` are little-endian
@@ -33,6 +34,10 @@ selected, how many clients were asked; dropped, how many of them lost the connec
 after the deadline, after enough others, or not done where a method does not accept partial work; stragglers, how
 many got only a part of their training done. /clients has virtual_seconds, from the start of the round to the
 arrival of the client's update. Where clients cannot always be reached, /rounds has unavailable: how many could not.
+
+Where the clients' models teach the server's, /rounds has teacher_seconds, what the ranks that train spent on their
+answers (a mean), and server_seconds, what rank 0 spent on learning from them; generator_resets, how often a generator
+that had diverged was drawn anew; and skipped_steps, how many steps of the server's model were not finite.
 
 Under an attack /clients has malicious: 1 for clients that are, 0 for the others. Rules that withstand such clients
 have rejected in /rounds, how many vectors were not finite; Krum has selected in /clients: 1 for those whose models

@@ -95,6 +95,9 @@ def _time_split(run: Run) -> str:
             ("evaluation", "evaluation"),
         )
     }
+    for name, column in (("teachers", "teacher_seconds"), ("server", "server_seconds")):
+        if column in run.rounds:
+            shares[name] = _total(run, column) / wall
     shares["waiting"] = 1 - sum(shares.values())
     return ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
 

@@ -68,7 +68,7 @@ class Results:
         self._status: Status = "running"
         self._tables = {name: Columns() for name in ("rounds", "clients", "ranks", "evaluation", "partition")}
         self._initial: dict[str, float] = {}
-        self._model: _Model | None = None
+        self._models: dict[str, _Model] = {}
         self._pace = _Pace()
 
     def add_round(self, values: Mapping[str, float]) -> None:
@@ -126,7 +126,18 @@ class Results:
             weights: gives the canonical weights [P]; called whenever the file is written, and only then.
             others: the same for further arrays, such as the [M, P] centers of a method with M models.
         """
-        self._model = _Model(names, shapes, offsets, {"weights": weights, **(others or {})})
+        self._models["model"] = _Model(names, shapes, offsets, {"weights": weights, **(others or {})})
+
+    def set_network(
+        self,
+        name: str,
+        names: Sequence[str],
+        shapes: Sequence[Sequence[int]],
+        offsets: Sequence[int],
+        weights: Weights,
+    ) -> None:
+        """The same for another network that the method has at the server."""
+        self._models[f"networks/{name}"] = _Model(names, shapes, offsets, {"weights": weights})
 
     def write_if_due(self) -> None:
         """Write if the last write is long enough ago that writing takes at most two percent of the run."""
@@ -174,8 +185,8 @@ class Results:
             for column, values in table.items():
                 group.create_dataset(column, data=values)
         _set_attributes(file["evaluation"], self._initial)
-        if self._model:
-            self._model.store(file.create_group("model"))
+        for place, model in self._models.items():
+            model.store(file.create_group(place))
 
 
 @dataclass

@@ -47,7 +47,7 @@ class PlainTrainer(Trainer):
         step = self._step(block, start, hooks, self.settings.rate(round, rounds), columns)
         seen: list[Tensor] = []  # losses of samples
         model.load(start[0])
-        self._seed_others(key)
+        self.seed_others(key)
         for number, batch in enumerate(self._batches(client, round, phase, count)):
             with ClientWise((key + number) & 0x7FFFFFFF) if self._drops_out else nullcontext():
                 losses = hooks.loss(net, batch, start[0], rows)

@@ -100,7 +100,7 @@ class Trainer(ABC):
             shard = self._shards[client]
             model.select(self._prepare(phase, lone_sample=len(shard) == 1))
             model.load(weights[k])
-            self._seed_others(keys[k])
+            self.seed_others(keys[k])
             count = self.settings.count_cuts(len(shard), model.normalises_batches)
             for step, batch in enumerate(self._batches(client, round, phase, count)):
                 with ClientWise((keys[k] + step) & 0x7FFFFFFF) if self._drops_out else nullcontext():
@@ -133,7 +133,12 @@ class Trainer(ABC):
         """Of what the extractor makes of one sample."""
         net = Net(self.model).at(self.model.weights[0])
         with torch.no_grad():
-            return net.features(self._samples.batch(np.zeros(1, dtype=np.int64)).x).shape[1:]
+            return net.features(self.example).shape[1:]
+
+    @property
+    def example(self) -> Tensor:
+        """[1, ...], a training sample as the network takes it."""
+        return self._samples.batch(np.zeros(1, dtype=np.int64)).x
 
     def unit_groups(self) -> list[Group]:
         """See `find_groups`."""
@@ -191,7 +196,7 @@ class Trainer(ABC):
             batch.place = torch.from_numpy(chosen).to(self.model.device)
             yield batch
 
-    def _seed_others(self, key: int) -> None:
+    def seed_others(self, key: int) -> None:
         """For what else in a network is random. (torch.manual_seed keeps stack traces if there is no GPU.)"""
         torch.default_generator.manual_seed(key)
         if self.model.device.type == "cuda":

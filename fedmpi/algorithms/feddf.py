@@ -1,0 +1,153 @@
+"""FedDF.
+
+Lin, Kong, Stich, Jaggi: Ensemble Distillation for Robust Model Fusion in Federated Learning. NeurIPS 2020.
+https://arxiv.org/abs/2006.07242
+"""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from fedmpi.algorithms.distilled import Distilled
+from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.data import Dataset
+from fedmpi.errors import BadInput, require
+from fedmpi.generators import Generator
+from fedmpi.generators.images import ImageGenerator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedmpi.distillation import Student
+    from fedmpi.federation import Federation
+    from fedmpi.scheduling import Cohort
+    from fedmpi.training.flat import Net
+    from fedmpi.training.layout import Layout
+
+
+class FedDF(Distilled):
+    """FedAvg whose server then teaches its model what the clients' models say together (Lin et al., 2020).
+
+    With proxy data, as in the paper: the softmax of the mean of their logits on samples without labels; the student
+    learns by Adam, its learning rate falling as a cosine within the round. Without, as in FedFTG's comparison (Zhang
+    et al., 2022): the mean of their probabilities on samples of a generator, which learns that they recognise its
+    samples, and that these differ; the student learns by SGD.
+
+    Args:
+        proxy: data set whose training samples the server has, without their labels; null: a generator makes samples.
+        generator: what makes them; null: ImageGenerator.
+        generator_steps: steps of the generator a round.
+        student_steps: steps of the global model a round; null: 20, with proxy data 500.
+        batch_size: samples of a step; null: 50, with proxy data 128.
+        generator_lr: learning rate of the generator in the first round, by Adam.
+        student_lr: learning rate of the global model there; null: 0.1, with proxy data 0.001.
+        decay: factor a round of both learning rates.
+        weight_decay: in the steps of generator and global model; null: 0.001, with proxy data 0.
+        student_mode: of batch normalisation in the global model's steps; train lets its running statistics follow
+            the samples.
+    """
+
+    def __init__(
+        self,
+        proxy: Dataset | None = None,
+        generator: Generator | None = None,
+        generator_steps: int = 50,
+        student_steps: int | None = None,
+        batch_size: int | None = None,
+        generator_lr: float = 0.01,
+        student_lr: float | None = None,
+        decay: float = 0.998,
+        weight_decay: float | None = None,
+        student_mode: Literal["train", "eval"] = "train",
+    ) -> None:
+        super().__init__(FedAvg())
+        if proxy and generator:
+            raise BadInput(f"= {type(generator).__name__}: has nothing to do where there is proxy data", "generator")
+        require(generator_steps >= 0, "generator_steps", generator_steps, "at least 0")
+        require(student_steps is None or student_steps >= 0, "student_steps", student_steps, "at least 0")
+        require(batch_size is None or batch_size >= 2, "batch_size", batch_size, "at least 2")
+        require(0 < generator_lr < math.inf, "generator_lr", generator_lr, "above 0")
+        require(student_lr is None or 0 < student_lr < math.inf, "student_lr", student_lr, "above 0")
+        require(0 < decay <= 1, "decay", decay, "above 0 and at most 1")
+        require(weight_decay is None or 0 <= weight_decay < math.inf, "weight_decay", weight_decay, "at least 0")
+        steps, size, lr, weakening = (500, 128, 0.001, 0.0) if proxy else (20, 50, 0.1, 0.001)
+        self.proxy = proxy
+        self.generator = None if proxy else generator or ImageGenerator()
+        self.generator_steps = generator_steps
+        self.student_steps = steps if student_steps is None else student_steps
+        self.batch_size = size if batch_size is None else batch_size
+        self.generator_lr = generator_lr
+        self.student_lr = lr if student_lr is None else student_lr
+        self.decay = decay
+        self.weight_decay = weakening if weight_decay is None else weight_decay
+        self.student_mode: Literal["train", "eval"] = student_mode
+        if self.generator:
+            self.server_state = ("generator_weights",)
+
+    def setup(self, fed: "Federation") -> None:
+        from fedmpi.distillation import Synthesizer
+
+        super().setup(fed)
+        if self.generator:
+            self.synthesizer = Synthesizer(fed, self.generator, self.weight_decay)
+            self.generator_weights = self.synthesizer.weights
+
+    @property
+    def networks(self) -> "Mapping[str, Layout]":
+        return {"generator_weights": self.synthesizer.layout} if self.generator else {}
+
+    def distill(self, fed: "Federation", cohort: "Cohort", weights: "Tensor") -> "Tensor":
+        from fedmpi.distillation import Student
+
+        student = Student(fed, weights, "adam" if self.proxy else "sgd", self.weight_decay, self.student_mode)
+        learn = self.learn_from_generated if self.generator else self.learn_from_proxies
+        learn(fed, cohort, student, self.decay ** (fed.round - 1))
+        fed.log(skipped_steps=student.skipped)
+        return student.weights
+
+    def learn_from_generated(self, fed: "Federation", cohort: "Cohort", student: "Student", decay: float) -> None:
+        """First the generator learns from the clients' models, then the student from these on its samples."""
+        from torch.autograd import grad
+        from torch.nn import functional
+
+        from fedmpi.distillation import diversity_loss, draw_orders
+
+        assert self.generator
+        size, noise, teachers = self.batch_size, self.generator.noise, int((cohort.mass > 0).sum())
+
+        def recognise(labels: "Tensor", teacher: "Net", client: int, x: "Tensor") -> "tuple[Tensor, ...]":
+            return grad(functional.cross_entropy(teacher(x.requires_grad_()), labels) / teachers, x)
+
+        def answer(teacher: "Net", client: int, x: "Tensor") -> "tuple[Tensor]":
+            return (teacher(x).softmax(1) / teachers,)
+
+        self.synthesizer.begin(self.generator_weights, decay * self.generator_lr)
+        for order in draw_orders(fed, cohort, self.generator_steps, size, noise, "FedDF generator"):
+            x = self.synthesizer.try_out(order)
+            (slope,) = fed.ask_models(partial(recognise, order.labels), [x], [x.shape])
+            if fed.is_server:
+                self.synthesizer.descend((slope * x).sum() + diversity_loss(x, order.noise))
+        for order in draw_orders(fed, cohort, self.student_steps, size, noise, "FedDF student"):
+            x = self.synthesizer.make(order)
+            (target,) = fed.ask_models(answer, [x], [(size, fed.classes)])
+            student.learn(x, target, decay * self.student_lr)
+        self.generator_weights = self.synthesizer.weights
+        fed.log(generator_resets=self.synthesizer.resets)
+
+    def learn_from_proxies(self, fed: "Federation", cohort: "Cohort", student: "Student", decay: float) -> None:
+        """The student learns from the clients' models on the server's samples, which every rank takes for itself."""
+        steps, size, rng = self.student_steps, self.batch_size, fed.stream("FedDF proxies")
+        teachers, passes = int((cohort.mass > 0).sum()), -(-steps * size // fed.proxies)
+
+        def answer(x: "Tensor", teacher: "Net", client: int) -> "tuple[Tensor]":
+            return (teacher(x) / teachers,)
+
+        order = np.concatenate([np.empty(0, np.int64), *(rng.permutation(fed.proxies) for _ in range(passes))])
+        for step, index in enumerate(order[: steps * size].reshape(steps, size)):
+            x = fed.proxy_batch(index)
+            (logits,) = fed.ask_models(partial(answer, x), [], [(size, fed.classes)])
+            cosine = (1 + math.cos(math.pi * step / steps)) / 2
+            student.learn(x, logits.softmax(1), decay * self.student_lr * cosine)

@@ -1,0 +1,193 @@
+"""FedFTG.
+
+Zhang, Shen, Ding, Tao, Duan: Fine-tuning Global Model via Data-Free Knowledge Distillation for Non-IID Federated
+Learning. CVPR 2022. https://arxiv.org/abs/2203.09249
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from fedmpi.algorithms.base import Algorithm
+from fedmpi.algorithms.distilled import Distilled
+from fedmpi.algorithms.scaffold import SCAFFOLD
+from fedmpi.errors import require
+from fedmpi.generators import Generator
+from fedmpi.generators.images import ImageGenerator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedmpi.distillation import Order, Student
+    from fedmpi.federation import Federation
+    from fedmpi.scheduling import Cohort
+    from fedmpi.training.flat import Net
+    from fedmpi.training.layout import Layout
+
+
+class FedFTG(Distilled):
+    """Another method whose server fine-tunes its model on hard samples of a generator (Zhang et al., 2022).
+
+    The samples are those on which the global model and the clients' models disagree, and that the latter recognise.
+    Labels are drawn as the cohort has them, and a client's model counts for a class by its part of the class's
+    samples. Variants: "paper" takes one step of the generator on the sum over the clients, with the Kullback-Leibler
+    divergence for disagreement; "repo", as the authors' code, one for each client in turn, with the mean absolute
+    difference of logits, of which the gradient reaches the sample through the global model alone, class weights
+    after the means over the batch, and a loss of the global model that is divided by the number of classes. Learning
+    rates fall by `decay` a round.
+
+    Args:
+        base: the method whose rounds come first; null: SCAFFOLD, as in the paper's tables.
+        variant: paper or repo.
+        generator: what makes the samples; null: ImageGenerator.
+        iterations: batches a round; 0 is the base method.
+        generator_steps: passes of the generator over each batch.
+        student_steps: steps of the global model on each batch.
+        batch_size: samples of a batch.
+        generator_lr: learning rate of the generator in the first round, by Adam.
+        student_lr: learning rate of the global model there, by SGD; null: 0.01, in variant repo 0.1, as that loss is
+            smaller by the number of classes.
+        decay: factor a round of both.
+        weight_decay: in the global model's steps.
+        class_weight: of the class loss in the generator's.
+        diversity_weight: of the diversity loss in the generator's.
+        student_mode: of batch normalisation in the global model's steps; train lets its running statistics follow
+            the samples.
+    """
+
+    server_state = ("generator_weights",)
+
+    def __init__(
+        self,
+        base: Algorithm | None = None,
+        variant: Literal["paper", "repo"] = "paper",
+        generator: Generator | None = None,
+        iterations: int = 10,
+        generator_steps: int = 1,
+        student_steps: int = 5,
+        batch_size: int = 50,
+        generator_lr: float = 0.01,
+        student_lr: float | None = None,
+        decay: float = 0.998,
+        weight_decay: float = 1e-3,
+        class_weight: float = 1.0,
+        diversity_weight: float = 1.0,
+        student_mode: Literal["train", "eval"] = "train",
+    ) -> None:
+        super().__init__(base or SCAFFOLD())
+        require(variant in ("paper", "repo"), "variant", variant, "paper or repo")
+        require(iterations >= 0, "iterations", iterations, "at least 0")
+        require(generator_steps >= 0, "generator_steps", generator_steps, "at least 0")
+        require(student_steps >= 0, "student_steps", student_steps, "at least 0")
+        require(batch_size >= 2, "batch_size", batch_size, "at least 2")
+        require(0 < generator_lr < float("inf"), "generator_lr", generator_lr, "above 0")
+        require(student_lr is None or 0 < student_lr < float("inf"), "student_lr", student_lr, "above 0")
+        require(0 < decay <= 1, "decay", decay, "above 0 and at most 1")
+        require(0 <= weight_decay < float("inf"), "weight_decay", weight_decay, "at least 0")
+        require(0 <= class_weight < float("inf"), "class_weight", class_weight, "at least 0")
+        require(0 <= diversity_weight < float("inf"), "diversity_weight", diversity_weight, "at least 0")
+        self.variant = variant
+        self.generator = generator or ImageGenerator()
+        self.iterations = iterations
+        self.generator_steps = generator_steps
+        self.student_steps = student_steps
+        self.batch_size = batch_size
+        self.generator_lr = generator_lr
+        self.student_lr = student_lr or (0.01 if variant == "paper" else 0.1)
+        self.decay = decay
+        self.weight_decay = weight_decay
+        self.class_weight = class_weight
+        self.diversity_weight = diversity_weight
+        self.student_mode: Literal["train", "eval"] = student_mode
+
+    def setup(self, fed: "Federation") -> None:
+        from fedmpi.distillation import Synthesizer
+
+        super().setup(fed)
+        self.synthesizer = Synthesizer(fed, self.generator)
+        self.generator_weights = self.synthesizer.weights
+
+    @property
+    def networks(self) -> "Mapping[str, Layout]":
+        return {"generator_weights": self.synthesizer.layout}
+
+    def distill(self, fed: "Federation", cohort: "Cohort", weights: "Tensor") -> "Tensor":
+        from fedmpi.distillation import Student, draw_orders
+
+        if not self.iterations:
+            return weights
+        decay, size, noise = self.decay ** (fed.round - 1), self.batch_size, self.generator.noise
+        explore = self.explore if self.variant == "paper" else self.explore_in_turn
+        student = Student(fed, weights, "sgd", self.weight_decay, self.student_mode)
+        self.synthesizer.begin(self.generator_weights, decay * self.generator_lr)
+        for order in draw_orders(fed, cohort, self.iterations, size, noise, "FedFTG"):
+            for _ in range(self.generator_steps):
+                explore(fed, cohort, student, order)
+            x = self.synthesizer.make(order)
+            (target,) = fed.ask_models(partial(self.answer, order), [x], [(size, fed.classes)])
+            for _ in range(self.student_steps):
+                student.learn(x, target if self.variant == "paper" else target / fed.classes, decay * self.student_lr)
+        self.generator_weights = self.synthesizer.weights
+        fed.log(generator_resets=self.synthesizer.resets, skipped_steps=student.skipped)
+        return student.weights
+
+    def answer(self, order: "Order", teacher: "Net", client: int, x: "Tensor") -> "tuple[Tensor]":
+        """[B, classes], a client's part of what the student learns."""
+        return (order.parts[client][:, None] * teacher(x).softmax(1),)
+
+    def explore(self, fed: "Federation", cohort: "Cohort", student: "Student", order: "Order") -> None:
+        """One step of the generator: -L_md + class_weight L_cls + diversity_weight L_dis, summed over the clients.
+
+        The clients' models give the slope of their terms in the samples as if the student's answers were constants,
+        and the mixture of their own; with that, the server adds the way through the student.
+        """
+        from torch.nn import functional
+
+        from fedmpi.distillation import diversity_loss
+
+        x = self.synthesizer.try_out(order)
+        log_q = functional.log_softmax(student.logits(x), 1)
+        slope, mixture = fed.ask_models(partial(self.judge, order), [x, log_q], [x.shape, log_q.shape])
+        if fed.is_server:
+            loss = (slope * x).sum() + (mixture * log_q).sum() / len(x)
+            self.synthesizer.descend(loss + self.diversity_weight * diversity_loss(x, order.noise))
+
+    def judge(
+        self, order: "Order", teacher: "Net", client: int, x: "Tensor", log_q: "Tensor"
+    ) -> "tuple[Tensor, Tensor]":
+        """Of a client: the slope of its terms, [B, ...] in the samples, and its part of the mixture [B, classes]."""
+        from torch.autograd import grad
+        from torch.nn import functional
+
+        from fedmpi.distillation import divergence
+
+        part, log_p = order.parts[client], functional.log_softmax(teacher(x.requires_grad_()), 1)
+        recognised = functional.nll_loss(log_p, order.labels, reduction="none")
+        loss = part * (self.class_weight * recognised - divergence(log_p, log_q))
+        (slope,) = grad(loss.mean(), x)
+        return slope, part[:, None] * log_p.detach().exp()
+
+    def explore_in_turn(self, fed: "Federation", cohort: "Cohort", student: "Student", order: "Order") -> None:
+        """The same in variant "repo": one step for each client after the other."""
+        from fedmpi.distillation import diversity_loss
+
+        clients, ask = cohort.clients[cohort.mass > 0].tolist(), partial(self.judge_logits, order)
+        for client in clients:
+            x = self.synthesizer.try_out(order)
+            logits = student.logits(x)
+            slope, push = fed.ask_models(ask, [x, logits], [x.shape, logits.shape], only=client)
+            if fed.is_server:
+                loss = (slope * x).sum() + (push * logits).sum()
+                diversity = diversity_loss(x, order.noise) / len(clients)
+                self.synthesizer.descend(loss + self.diversity_weight * diversity)
+
+    def judge_logits(
+        self, order: "Order", teacher: "Net", client: int, x: "Tensor", logits: "Tensor"
+    ) -> "tuple[Tensor, Tensor]":
+        """Of a client: the slopes of its terms, [B, ...] in the samples and [B, classes] in the student's logits."""
+        from torch.autograd import grad
+        from torch.nn import functional
+
+        part, own = order.parts[client], teacher(x.requires_grad_())
+        (slope,) = grad(self.class_weight * part.mean() * functional.cross_entropy(own, order.labels), x)
+        return slope, part[:, None] * (own.detach() - logits).sign() / logits.numel()
