@@ -347,8 +347,8 @@ REFUSED = {
     "--algorithm.generator.noise = 0: must be at least 1",
     "--algorithm FedDF --algorithm.proxy MNIST --algorithm.generator ImageGenerator": "--algorithm.generator"
     " = ImageGenerator: has nothing to do where there is proxy data",
-    "--algorithm FedFTG --compression TopK": "--compression = TopK: does not go with FedFTG",
-    "--algorithm FedFTG --attack SignFlip": "--attack = SignFlip: FedFTG's server looks at each client's model",
+    "--algorithm FedFTG --compression TopK": "--compression = TopK: FedFTG's server looks at single clients' models",
+    "--algorithm FedFTG --attack SignFlip": "--attack = SignFlip: FedFTG's server looks at single clients' models",
     "--model MLP --model.hidden []": "--model.hidden = []: must be one or more widths of at least 1",
     "--weighting horvitz_thompson --sampler Weighted": "--weighting = horvitz_thompson: must be"
     " another with Weighted",
@@ -390,7 +390,7 @@ def test_bad_input(line: str) -> None:
 NESTED_NAMES = {
     "--algorithm FedFTG --algorithm.base SCAFOLD": (
         Algorithm,
-        "--algorithm.base = SCAFOLD: no such name, did you mean SCAFFOLD?",
+        "--algorithm.base = SCAFOLD: no such name, did you mean SCAFFOLD or CFL?",
     ),
     "--algorithm FedFTG --algorithm.generator Image": (
         Generator,

@@ -110,7 +110,6 @@ def test_one_cluster_is_fedavg(method: str, one: dict[str, Any], tmp_path: Path)
 FINDERS: dict[str, Callable[[], Algorithm]] = {
     "fesem": lambda: FeSEM(2),
     "fesem_head": lambda: FeSEM(2, part="head"),
-    "fesem_random": lambda: FeSEM(2, start="random"),
     "ifca": lambda: IFCA(2, balance=0.35),
     "ifca_shared": lambda: IFCA(2, balance=0.35, share_body=True),
     "flhc": lambda: FLHC(2, warmup=1),
@@ -131,6 +130,14 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, results.Run]:
         type(partition).__name__: run(folder / f"{type(partition).__name__}.h5", rounds=3, **apart(partition))
         for partition in (Rotated(angles=(0, 180)), SwappedLabels())
     }
+
+
+def test_random_clusters_are_equally_large(tmp_path: Path) -> None:
+    """Oracle: a half of the clients each in the first round, whatever their groups, which need not be found."""
+    settings = apart(SwappedLabels(), rounds=1)
+    made = run(tmp_path / "made.h5", FeSEM(2, start="random"), **settings)
+    assert [made.rounds[f"cluster_size_{m}"][0] for m in (0, 1)] == [6, 6]
+    assert made.rounds["adjusted_rand_index"][0] < 1
 
 
 @pytest.mark.parametrize("finder", FINDERS)
