@@ -30,7 +30,7 @@ COMMON = (
 EXPERIMENTS = {
     "permuted": "--dataset.over MNIST --dataset.samples 16000 --dataset.test_samples 4000 --partition Permuted"
     " --clients 3 --newcomers 1 --newcomer_epochs 12 --local.epochs 1 --local.lr 2e-3 --local.decay 0.99",
-    "classes": "--dataset.over FashionMNIST --dataset.samples 5000 --dataset.test_samples 2000"
+    "classes": "--dataset.over FashionMNIST --dataset.samples 3000 --dataset.test_samples 2000"
     " --partition ClassesPerClient --clients 10 --cohort 3 --local.epochs 5 --local.lr 3e-3 --local.decay 0.985",
 }
 METHODS = {
@@ -39,7 +39,7 @@ METHODS = {
     "multi": "--algorithm FeatureFusion --algorithm.operator multi",
     "conv": "--algorithm FeatureFusion --algorithm.operator conv",
 }
-ROUNDS = {"permuted": 16, "classes": 12}
+ROUNDS = {"permuted": 16, "classes": 10}
 TARGETS = ("0.85", "0.9", "0.94", "0.95")
 
 
