@@ -1,10 +1,11 @@
 """FedFTG's comparison on real Fashion-MNIST, at a size for two cores: python -m benchmarks.distillation --data DATA.
 
-The paper's eight methods (Zhang et al., CVPR 2022, supplement) with its settings of each, measured on 2,000 of the test
-images: LeNet with batch normalisation, 20 equally large clients with class shares from Dirichlet(0.3), 5 a round, 20 local steps with batches
-of 50 at a learning rate of 0.05 that falls by 0.998 a round, weight decay and clipping as in the paper. Each run is
-a process of its own on one rank, as many at a time as there are cores; those whose file is there and finished with as
-many rounds are not repeated. Prints the table at the end: it is `python -m fedmpi.results table`.
+The paper's eight methods (Zhang et al., CVPR 2022, supplement) with its settings of each, measured on 2,000 of the
+test images: LeNet with batch normalisation, 20 equally large clients with class shares from Dirichlet(0.3), of whom
+5 take part in a round, 20 local steps with batches of 50 at a learning rate of 0.05 that falls by 0.998 a round,
+weight decay and clipping as in the paper. Each run is a process of its own on one rank, as many at a time as there
+are cores; those whose file is there and finished with as many rounds are not repeated. Prints the table at the end:
+it is `python -m fedmpi.results table`.
 
     python -m benchmarks.distillation --data DATA --picture docs/fedftg_samples.png
 
@@ -23,7 +24,8 @@ from benchmarks.runs import train_all
 from fedmpi.results.__main__ import main as show
 
 PROTOCOL = (
-    "--dataset Subset --dataset.over FashionMNIST --dataset.test_samples 2000 --partition DirichletPrior --partition.alpha 0.3 --model LeNet --clients 20 --cohort 5"
+    "--dataset Subset --dataset.over FashionMNIST --dataset.test_samples 2000 --partition DirichletPrior"
+    " --partition.alpha 0.3 --model LeNet --clients 20 --cohort 5"
     " --weighting uniform --local.steps 20 --local.batch_size 50 --local.lr 0.05 --local.schedule exponential"
     " --local.decay 0.998 --local.weight_decay 1e-3 --local.clip_norm 10"
 )
@@ -44,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.distillation")
     parser.add_argument("--data", type=Path, default=Path("data"), help="root of the data set (default: data)")
     parser.add_argument("--folder", type=Path, default=Path("runs/distillation"), help="(default: runs/distillation)")
-    parser.add_argument("--rounds", type=int, default=12, help="(default: 12)")
+    parser.add_argument("--rounds", type=int, default=10, help="(default: 10)")
     parser.add_argument("--seeds", type=int, default=3, help="(default: 3)")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), help="(default: all)")
     parser.add_argument("--picture", type=Path, help="draw samples of FedFTG's generators into this PNG")
