@@ -23,7 +23,7 @@ class FedAvg(Algorithm):
     def welcomes_newcomers(self) -> bool:
         # A loss or direction of its own may need what only the round of the method gives.
         own_loss = type(self).loss is not FedAvg.loss
-        return not (own_loss or self.changes_direction)
+        return not (own_loss or self.changes_direction or self.pools_clients)
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         start = fed.broadcast(self.weights)

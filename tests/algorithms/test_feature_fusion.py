@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from fedmpi import results
+from fedmpi.algorithms.centralized import Centralized
 from fedmpi.algorithms.feature_fusion import FeatureFusion
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedprox import FedProx
+from fedmpi.algorithms.moon import MOON
 from fedmpi.command_line import parse
 from fedmpi.components import subclasses
 from fedmpi.data import Dirichlet, Permuted, make_split
@@ -436,7 +438,8 @@ def test_models_without_features(model: Model, message: str, tmp_path: Path) -> 
     assert not (tmp_path / "never.h5").exists()
 
 
-def test_newcomers_need_no_more_than_the_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("algorithm", [FedProx(), MOON(), Centralized()])
+def test_newcomers_need_no_more_than_the_model(algorithm: FedAvg, tmp_path: Path) -> None:
     with pytest.raises(BadInput) as error:
-        run(tmp_path / "never.h5", FedProx(), newcomers=1)
-    assert str(error.value).startswith("newcomers = 1: must be 0 with FedProx")
+        run(tmp_path / "never.h5", algorithm, newcomers=1)
+    assert str(error.value).startswith(f"newcomers = 1: must be 0 with {type(algorithm).__name__}")
