@@ -117,8 +117,8 @@ class Federation:
         self.samples = split.samples
         self.label_counts = split.label_counts
         self.classes = split.label_counts.shape[1]
-        self.shape = tuple(trainer.example.shape[1:])
-        self.is_text = not trainer.example.is_floating_point()
+        self.shape = trainer.samples.shape
+        self.is_text = trainer.samples.is_text
         self.proxies = len(proxy.y) if proxy else 0
         self.layout: Layout = trainer.model.layout
         self.at_once = trainer.at_once

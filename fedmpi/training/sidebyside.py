@@ -216,7 +216,7 @@ class SideBySideTrainer(Trainer):
             orders = [order for client in clients.tolist() if (order := self._pixels(client)) is not None]
             pixels = torch.stack(orders).repeat_interleave(shape[1], dim=0)
         bits = None if step.bits is None else step.bits.reshape(-1, 3)
-        flat = self._samples.batch(step.index.reshape(-1), pixels, self.settings.augmentation, bits)
+        flat = self.samples.batch(step.index.reshape(-1), pixels, self.settings.augmentation, bits)
         return Batch(flat.x.unflatten(0, shape), flat.y.view(shape), flat.index.view(shape))
 
     def _samples_seen(self, clients: NDArray[np.int64], steps: NDArray[np.int64]) -> NDArray[np.int64]:

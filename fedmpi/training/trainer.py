@@ -65,7 +65,7 @@ class Trainer(ABC):
         self.model = model = task.model
         self.settings = task.settings
         model.in_bf16 = task.settings.precision == "bf16"
-        self._samples = task.samples
+        self.samples = task.samples
         self._shards = task.shards
         self._pixels = task.pixels
         self._seed = task.seed
@@ -124,7 +124,7 @@ class Trainer(ABC):
         rows = torch.zeros(len(block), longest, *self.feature_shape, device=self.model.device)
         for row, client, shard in zip(rows, block.clients.tolist(), shards, strict=True):
             for first in range(0, len(shard), FEATURES_AT_ONCE):
-                batch = self._samples.batch(shard[first : first + FEATURES_AT_ONCE], self._pixels(client))
+                batch = self.samples.batch(shard[first : first + FEATURES_AT_ONCE], self._pixels(client))
                 row[first : first + len(batch)] = net.features(batch.x)
         return rows
 
@@ -133,16 +133,11 @@ class Trainer(ABC):
         """Of what the extractor makes of one sample."""
         net = Net(self.model).at(self.model.weights[0])
         with torch.no_grad():
-            return net.features(self.example).shape[1:]
-
-    @property
-    def example(self) -> Tensor:
-        """[1, ...], a training sample as the network takes it."""
-        return self._samples.batch(np.zeros(1, dtype=np.int64)).x
+            return net.features(self.samples.batch(np.zeros(1, dtype=np.int64)).x).shape[1:]
 
     def unit_groups(self) -> list[Group]:
         """See `find_groups`."""
-        return find_groups(self.model.module, self._samples.batch(np.zeros(2, dtype=np.int64)).x)
+        return find_groups(self.model.module, self.samples.batch(np.zeros(2, dtype=np.int64)).x)
 
     def count_steps(
         self, clients: NDArray[np.int64], completed: NDArray[np.float64] | None = None, phase: Phase = WHOLE
@@ -192,7 +187,7 @@ class Trainer(ABC):
                     bits = self._hashed(f"{phase.name}augmentation {epoch}", round, clients, 3 * len(shard))
                     draws = bits.reshape(-1, 3)
             chosen = order[cuts[place]]
-            batch = self._samples.batch(shard[chosen], pixels, augmentation, None if draws is None else draws[chosen])
+            batch = self.samples.batch(shard[chosen], pixels, augmentation, None if draws is None else draws[chosen])
             batch.place = torch.from_numpy(chosen).to(self.model.device)
             yield batch
 
