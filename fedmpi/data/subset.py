@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,12 +48,6 @@ class Subset(Dataset):
             for known, rows in ((whole.train_users, train), (whole.test_users, test))
         ]
         return Arrays(whole.train_x[train], whole.train_y[train], whole.test_x[test], whole.test_y[test], *users)
-
-    def sources(self) -> list[Path]:
-        return self.over.sources()
-
-    def fetch(self) -> None:
-        self.over.fetch()
 
 
 def _drawn(option: str, count: int | None, there: int) -> NDArray[np.int64]:

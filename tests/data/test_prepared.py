@@ -487,7 +487,7 @@ def test_commands(small_mnist: Path, capsys: pytest.CaptureFixture[str]) -> None
     listed = capsys.readouterr().out
     assert [line.split()[0] for line in listed.splitlines()] == [
         *("CIFAR10", "CIFAR100", "Digits", "FEMNIST", "FashionMNIST", "ImageFolder", "MNIST", "Sentiment140"),
-        *("Shakespeare", "TinyImageNet"),
+        *("Shakespeare", "Subset", "TinyImageNet"),
     ]
 
 
