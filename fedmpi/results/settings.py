@@ -24,6 +24,8 @@ def differences(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """For each run's settings, what tells them from the others' (empty where nothing does)."""
     flat = [dict(_flat(settings)) for settings in runs]
     keys = _differing(runs, flat)
+    # Where classes differ, an option that all of a class have alike tells no more than its name.
+    keys = [k for k in keys if k.rpartition(".")[0] not in keys or len({one[k] for one in flat if k in one}) > 1]
     found = [[(key, *one[key]) for key in keys if key in one] for one in flat]
     return [
         ", ".join(value if is_class else f"{_leaf(key)} {value}" for key, value, is_class in one) for one in found

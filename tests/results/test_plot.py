@@ -101,6 +101,8 @@ def test_runs_are_told_apart_by_what_differs_in_their_settings() -> None:
 
     runs = [settings("FedAvg", 0), settings("FedProx", 0, mu=0.1), settings("FedProx", 1, mu=1.0)]
     assert differences(runs) == ["FedAvg, seed 0", "FedProx, mu 0.1, seed 0", "FedProx, mu 1.0, seed 1"]
+    assert differences(runs[:2]) == ["FedAvg", "FedProx"], "whose mu is one of a kind"
+    assert differences([runs[0], {**runs[0], "local": {"lr": 0.1, "clip": 1}}]) == ["", "clip 1"]
     assert differences(runs[:1] * 2) == ["", ""]
 
 
