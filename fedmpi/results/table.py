@@ -83,7 +83,8 @@ def _figures(
     group: Sequence[Run], column: str, targets: Sequence[float], reference: Sequence[Run], of_some: Sequence[str]
 ) -> dict[str, str]:
     accuracies = [run.accuracy(column) for run in group]
-    personal = any("clients_trained" in run.rounds or "global_matched_accuracy" in run.rounds for run in group)
+    marks = {"clients_trained", "global_matched_accuracy"}
+    personal = column == "local_accuracy" or any(marks & run.rounds.keys() for run in group)
     traffic = [_traffic(run).sum() for run in group]
     return {
         "runs": str(len(group)),
