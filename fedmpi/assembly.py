@@ -29,6 +29,7 @@ from fedmpi.training.choice import make_trainer
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.layout import Layout
 from fedmpi.training.samples import Samples
+from fedmpi.training.settings import LocalTraining
 from fedmpi.training.trainer import Task
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ def assemble(experiment: Experiment, world: World) -> Engine:
                 arrays.train_users,
                 arrays.test_users,
             )
+        if experiment.partition.moved and world.is_server:
+            say(f"{experiment.partition.moved} samples moved to clients that would have had too few")
         split = everyone.first(experiment.clients)
         pools = experiment.algorithm.pools_clients
         if pools and split.pixel_seed is not None:
@@ -93,35 +96,52 @@ def assemble(experiment: Experiment, world: World) -> Engine:
     for client, shard in enumerate(everyone.test):
         owners[shard] = client
     shards = [np.sort(np.concatenate(split.train))] if pools else everyone.train
-    task = Task(model, train, shards, pixels, experiment.local, experiment.seed)
-    with world.agreed():
-        trainer = make_trainer(task, 1 if pools else experiment.cohort)
-    fed = Engine(
-        world,
-        trainer,
-        Evaluator(
-            build(0), train, test, everyone.train, everyone.test, owners, dataset.classes, pixels, experiment.clients
-        ),
-        split,
-        lambda number: build(number).weights[0].clone(),
-        experiment.rounds,
-        int(masses(split.samples, experiment.weighting).sum()),
-        adversary,
-        experiment.compression,
-        experiment.seed,
-    )
-    algorithm = experiment.algorithm
-    with world.agreed(), option_of("algorithm"):
-        algorithm.setup(fed)
+
+    def federate(
+        build: Callable[[int], FlatModel], train: Samples, local: LocalTraining, rounds: int, seed: int
+    ) -> Engine:
+        """The clients around one network."""
+        measured = everyone.train, everyone.test, owners, dataset.classes, pixels, experiment.clients
+        with world.agreed():
+            task = Task(build(0), train, shards, pixels, local, seed)
+            trainer = make_trainer(task, 1 if pools else experiment.cohort)
+        mass = int(masses(split.samples, experiment.weighting).sum())
+        evaluator = Evaluator(build(0), train, test, *measured)
+        return Engine(
+            world, trainer, evaluator, split, train, build, rounds, mass, adversary, experiment.compression, seed
+        )
+
+    def beside(make: Callable[[], nn.Module], local: LocalTraining, rounds: int, name: str) -> Engine:
+        seed = randomness.key(experiment.seed, name)
+
+        def build(number: int) -> FlatModel:
+            torch.manual_seed(randomness.key(seed, "initial weights", client=number))
+            return FlatModel(make(), device)
+
+        return federate(build, train.unnormalised(), local, rounds, seed)
+
+    fed = federate(build, train, experiment.local, experiment.rounds, experiment.seed)
+    fed.beside = beside
+    set_up(experiment.algorithm, fed)
     if experiment.evaluate_means in ("clients", "both"):
         counted = masses(fed.samples, experiment.weighting)
         fed.keep_last_models(Cohort(np.arange(fed.clients), fed.samples, counted))
     strangers = np.arange(experiment.clients, len(everyone.train))
     fed.newcomers = Cohort(strangers, everyone.samples[strangers], np.ones_like(strangers))
-    if not world.is_server:
+    return fed
+
+
+def set_up(algorithm: Algorithm, fed: Engine) -> None:
+    """Create the algorithm's state.
+
+    Raises:
+        BadInput: its options do not go with the federation; on every rank alike.
+    """
+    with fed.agreed(), option_of("algorithm"):
+        algorithm.setup(fed)
+    if not fed.is_server:
         for name in algorithm.server_state:
             setattr(algorithm, name, getattr(algorithm, name).to("meta"))
-    return fed
 
 
 def _check_fit(experiment: Experiment, arrays: Arrays, model: FlatModel) -> None:
@@ -163,18 +183,23 @@ def open_results(experiment: Experiment, fed: Engine, world: World, config: str)
 
 
 def _describe_models(results: Results, algorithm: Algorithm, layout: Layout) -> None:
-    def current(name: str) -> Callable[[], np.ndarray]:
+    def current(name: str, layout: Layout) -> Callable[[], np.ndarray]:
         return lambda: layout.canonical(getattr(algorithm, name)).numpy()
 
+    def tensors(layout: Layout) -> tuple[list[str], list[tuple[int, ...]], list[int]]:
+        entries = layout.entries
+        return [entry.name for entry in entries], [entry.shape for entry in entries], [e.offset for e in entries]
+
     # Methods with several models keep them in vectors of the same length.
-    models = [name for name in algorithm.server_state if getattr(algorithm, name).shape[-1:] == (layout.size,)]
-    results.set_model(
-        [entry.name for entry in layout.entries],
-        [entry.shape for entry in layout.entries],
-        [entry.offset for entry in layout.entries],
-        current("weights"),
-        {name: current(name) for name in models if name != "weights"},
-    )
+    models = {
+        name: current(name, layout)
+        for name in algorithm.server_state
+        if getattr(algorithm, name).shape[-1:] == (layout.size,) and name not in algorithm.networks
+    }
+    models.pop("weights", None)
+    results.set_model(*tensors(layout), current("weights", layout), models)
+    for name, other in algorithm.networks.items():
+        results.set_network(name, *tensors(other), current(name, other))
 
 
 def load_shared(world: World, dataset: Dataset) -> Arrays:

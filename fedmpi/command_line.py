@@ -27,6 +27,7 @@ from fedmpi.compression import Compression
 from fedmpi.data import Dataset, Partition
 from fedmpi.errors import BadInput, require
 from fedmpi.experiment import Experiment
+from fedmpi.generators import Generator
 from fedmpi.models import Model
 from fedmpi.scheduling import Availability, Conditions, Sampler
 from fedmpi.server_optimizers import ServerOptimizer
@@ -45,6 +46,8 @@ COMPONENTS: dict[str, tuple[type, str]] = {
     "availability": (Availability, "Always"),
     "conditions": (Conditions, "Ideal"),
 }
+#: What only options of components take, and one of these options.
+NESTED: dict[str, type] = {"algorithm.generator": Generator}
 #: Options that stand alone.
 FLAGS = ("--overwrite",)
 
@@ -97,7 +100,18 @@ def parse(arguments: list[str], speaks: bool = True) -> tuple[Experiment, str]:
 
 
 def _bases() -> list[type]:
-    return [base for base, _ in COMPONENTS.values()]
+    return [*(base for base, _ in COMPONENTS.values()), *NESTED.values()]
+
+
+def _base(option: str) -> type:
+    """Of what the option takes a subclass: `model.over` a Model, `algorithm.generator` a Generator."""
+    first, *nested = option.split(".")
+    base = COMPONENTS[first][0]
+    for name in nested:
+        signatures = [inspect.signature(cls).parameters for cls in subclasses(base)]
+        annotations = " ".join(str(parameters[name].annotation) for parameters in signatures if name in parameters)
+        base = next((taken for taken in _bases() if re.search(rf"\b{taken.__name__}\b", annotations)), base)
+    return base
 
 
 def make_parser() -> jsonargparse.ArgumentParser:
@@ -171,7 +185,7 @@ class _Parser(jsonargparse.ArgumentParser):
 def _catalogue() -> Iterator[str]:
     """What can be named on the command line, with all options and their defaults."""
     yield "what can be named, and its options; or the import path of a class of your own:"
-    for option, (base, _) in COMPONENTS.items():
+    for option, base in [*((option, base) for option, (base, _) in COMPONENTS.items()), *NESTED.items()]:
         for cls in subclasses(base):
             named = not (cls.__name__.startswith("_") or inspect.isabstract(cls))
             if named and cls.__module__.startswith("fedmpi."):
@@ -312,7 +326,7 @@ def _without_value(option: str, arguments: list[str]) -> str:
 
 
 def _unknown_class(option: str, name: str) -> str:
-    base = COMPONENTS[option.split(".")[0]][0]
+    base = _base(option)
     ours = [cls for cls in subclasses(base) if cls.__module__.startswith("fedmpi.") and not inspect.isabstract(cls)]
     known = [cls.__name__ for cls in ours if not cls.__name__.startswith("_")]
     return f"--{option} = {name}: no such name{_nearest(name, known)}; known are {', '.join(known)}"
@@ -324,7 +338,7 @@ def _unknown_option(option: str, name: str, owner: list[str], known: list[str]) 
         return f"{full}: no such option{_nearest(full, known)}"
     if name == "class_path":
         return f"--{option}: options of a class go under init_args, not beside class_path"
-    base, short = COMPONENTS[option.split(".")[0]][0], owner[0].rpartition(".")[2]
+    base, short = _base(option), owner[0].rpartition(".")[2]
     has = [list(inspect.signature(cls).parameters) for cls in subclasses(base) if cls.__name__ == short]
     return f"--{option}.{name}: {short} has no such option" + (f", it has {', '.join(has[0])}" if any(has) else "")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,9 +26,15 @@ class Engine(Federation):
 
     Attributes:
         newcomers: clients beyond those of the federation, who take part in no round.
+        stage: name and federation of what comes before the rounds, while it lasts.
     """
 
     newcomers: Cohort
+    stage: tuple[str, Engine] | None = None
+
+    def agreed(self) -> AbstractContextManager[None]:
+        """See `World.agreed`."""
+        return self._world.agreed()
 
     def begin(self, round: int) -> None:
         """Start a round."""
@@ -75,6 +82,9 @@ class Engine(Federation):
 
     def where(self) -> str:
         """Where this rank is in the experiment, for the report of a failure."""
+        if self.stage:
+            name, other = self.stage
+            return f"{name} {other.where()}"
         return f"round {self.round}, {self._activity}" if self.round else self._activity
 
     def payload(self, algorithm: Algorithm) -> tuple[int, int]:

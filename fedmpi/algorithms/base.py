@@ -1,7 +1,7 @@
 """What every method is: an object that lives on all ranks and whose `round` reads like the paper's pseudo-code."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fedmpi.training.block import WHOLE
@@ -9,6 +9,7 @@ from fedmpi.training.block import WHOLE
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fedmpi.engine import Engine
     from fedmpi.federation import Federation, Trained
     from fedmpi.scheduling import Cohort, Weighting
     from fedmpi.server_optimizers import ServerOptimizer
@@ -65,6 +66,11 @@ class Algorithm(ABC):
     server_optimizer: "ServerOptimizer"
 
     @property
+    def networks(self) -> "Mapping[str, Layout]":
+        """Of each state that is the vector of another network than the model, how that one lies in it."""
+        return {}
+
+    @property
     def changes_loss(self) -> bool:
         """Whether the method has a loss of its own."""
         cls = type(self)
@@ -100,6 +106,14 @@ class Algorithm(ABC):
         """Of each vector that a client receives, and of each that it sends in a round, the columns of the model."""
         whole = [slice(layout.size)]
         return whole, whole
+
+    def stages(self, fed: "Federation") -> "Iterator[tuple[str, Engine, Algorithm]]":
+        """What comes between setup and the first round; runs on every rank.
+
+        Whenever another network is to be trained by the same clients, yield a name, a federation made by
+        `fed.beside`, and the algorithm: when the generator goes on, its rounds are over.
+        """
+        yield from ()
 
     @abstractmethod
     def round(self, fed: "Federation", cohort: "Cohort") -> None:

@@ -26,10 +26,12 @@ class Partition(ABC):
         permutes_pixels: whether clients see their samples with permuted pixels (`Split.pixels`).
         by_user: whether `split` is given the samples' users in place of their labels. Clients then also get their
             users' test samples, where these are known.
+        moved: how many samples the last split had to move, for clients that would have had too few.
     """
 
     permutes_pixels: bool = False
     by_user: bool = False
+    moved: int = 0
 
     @abstractmethod
     def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
@@ -74,7 +76,9 @@ class LogNormal(Partition):
         sizes = apportion(np.exp(self.sigma * rng.standard_normal(clients)), len(labels), rng)
         owner = np.empty(len(labels), np.int64)
         owner[rng.permutation(len(labels))] = np.repeat(np.arange(clients), sizes)
-        return by_owner(top_up(owner, clients, self.min_samples, rng), clients)
+        topped = top_up(owner, clients, self.min_samples, rng)
+        self.moved = int((topped != owner).sum())
+        return by_owner(topped, clients)
 
 
 class Dirichlet(Partition):
@@ -105,7 +109,9 @@ class Dirichlet(Partition):
             ends = np.floor(np.cumsum(shares) * len(samples)).astype(np.int64)
             ends[-1] = len(samples)
             owner[samples] = np.repeat(order, np.diff(ends, prepend=0))
-        return by_owner(top_up(owner, clients, self.min_samples, rng), clients)
+        topped = top_up(owner, clients, self.min_samples, rng)
+        self.moved = int((topped != owner).sum())
+        return by_owner(topped, clients)
 
 
 class DirichletPrior(Partition):
@@ -255,7 +261,9 @@ class Permuted(Partition):
         self.permutations = permutations
 
     def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
-        return self.over.split(labels, clients, rng)
+        parts = self.over.split(labels, clients, rng)
+        self.moved = self.over.moved
+        return parts
 
     def groups(self, clients: int, rng: np.random.Generator) -> Integers:
         if self.permutations == 0:

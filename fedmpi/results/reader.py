@@ -93,6 +93,15 @@ class Run:
         return self._read("newcomers")
 
     @cached_property
+    def synthetic(self) -> Table:
+        """images uint8 [n, C, H, W] and labels [n] that the server made and pre-trained on; empty if it did not."""
+        return self._read("synthetic")
+
+    def stage(self, name: str) -> Table:
+        """Columns [rounds] of what was trained before the rounds, such as a generator; empty if nothing was."""
+        return self._read(f"stages/{name}")
+
+    @cached_property
     def model(self) -> Table:
         """weights [P], names [T], shapes [T, D], offsets [T], and [M, P] arrays of methods with M models."""
         return self._read("model")
@@ -102,18 +111,17 @@ class Run:
         """The last global model in the canonical layout, [P]."""
         return self.model["weights"]
 
+    def network(self, name: str) -> dict[str, NDArray[np.float32]]:
+        """The tensors by name of another network that the method had at the server, such as a generator."""
+        return _tensors(self._read(f"networks/{name}"))
+
     def state_dict(self, weights: NDArray[np.float32] | None = None) -> dict[str, NDArray[np.float32]]:
         """The tensors of `weights` [P] (the last global model if left out) by name, as views in their shapes.
 
         Into a module: `module.load_state_dict({k: torch.from_numpy(v) for k, v in run.state_dict().items()},
         strict=False)`; not strict, because BatchNorm's integer counters are no part of the weights.
         """
-        vector = self.weights if weights is None else weights
-        tensors = {}
-        for name, padded, offset in zip(*(self.model[key] for key in ("names", "shapes", "offsets")), strict=True):
-            shape = padded[padded >= 0]
-            tensors[name] = vector[offset : offset + shape.prod()].reshape(shape)
-        return tensors
+        return _tensors(self.model if weights is None else {**self.model, "weights": weights})
 
     def table(self, name: str) -> Table:
         """The table of that name: rounds, clients, ranks, evaluation, partition or newcomers."""
@@ -187,6 +195,15 @@ def _read_table(group: h5py.Group) -> Table:
         name: dataset.asstr()[()] if h5py.check_string_dtype(dataset.dtype) else dataset[()]
         for name, dataset in group.items()
     }
+
+
+def _tensors(model: Table) -> dict[str, NDArray[np.float32]]:
+    """By name, as views of a model's weights."""
+    tensors = {}
+    for name, padded, offset in zip(*(model[key] for key in ("names", "shapes", "offsets")), strict=True):
+        shape = padded[padded >= 0]
+        tensors[name] = model["weights"][offset : offset + shape.prod()].reshape(shape)
+    return tensors
 
 
 def _status(attributes: dict[str, Any]) -> str:

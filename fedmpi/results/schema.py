@@ -15,9 +15,13 @@
     /newcomers      if there were any, one row each: accuracy [epochs + 1] on its own test samples, of the global
                     model and after each epoch of its own training; epochs, after which it has settled (NaN: it
                     has not)
+    /stages/NAME    if a method trained another network with the same clients before, one row a round of that: round,
+                    train_loss, seconds, bytes_up, ... as in /rounds
+    /synthetic      images uint8 [n, C, H, W] and labels [n] of a generator that the server made, compressed
     /model          weights [P], the last global model; further [M, P] arrays of methods with M models;
                     names [T], shapes [T, D] and offsets [T] of the tensors (a shape of fewer than D
                     dimensions ends with -1); attribute: sha256 of the bytes of weights
+    /networks       what else a method has at the server, such as a generator: a group each, laid out like /model
 
 Each dataset of /rounds, /clients, /ranks, /evaluation and /partition is one column, int64 or float64; one
 that has no value in some row is float64, with NaN there. Texts are UTF-8. `weights` are little-endian
