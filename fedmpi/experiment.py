@@ -207,6 +207,8 @@ class Experiment:
         from fedmpi.assembly import set_up
         from fedmpi.progress import Progress
 
+        if not self.algorithm.has_stages:
+            return
         fed.begin(0)
         fed.invite(Cohort.nobody(), self.algorithm.client_metrics)
         for name, other, algorithm in self.algorithm.stages(fed):
@@ -293,7 +295,7 @@ def _check_fit(
         if is_wrong:
             raise BadInput(f"= {value if isinstance(value, str) else type(value).__name__}: {reason}", option)
 
-    by_losses = type(sampler).choose is not Sampler.choose and type(algorithm).stages is not Algorithm.stages
+    by_losses = type(sampler).choose is not Sampler.choose and algorithm.has_stages
     refuse(by_losses, "sampler", sampler, f"{name} also trains a network that has no such losses")
     other_rule = not (algorithm.takes_server_optimizer or isinstance(server_optimizer, Replace))
     refuse(other_rule, "server_optimizer", server_optimizer, f"{name} has a rule of its own")

@@ -125,7 +125,7 @@ class Federation:
         self.label_counts = split.label_counts
         self.shards = split.train
         self.classes = split.label_counts.shape[1]
-        self.shape = tuple(trainer.example.shape[1:])
+        self.shape = train.shape
         self.has_images = train.x.dtype == torch.uint8
         self.layout: Layout = trainer.model.layout
         self.at_once = trainer.at_once

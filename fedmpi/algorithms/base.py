@@ -82,6 +82,11 @@ class Algorithm(ABC):
         return type(self).direction is not Algorithm.direction
 
     @property
+    def has_stages(self) -> bool:
+        """Whether the method does something before the first round."""
+        return type(self).stages is not Algorithm.stages
+
+    @property
     def welcomes_newcomers(self) -> bool:
         """Whether a client that has never taken part can go on from the global model, by `train`."""
         return False

@@ -20,6 +20,7 @@ from fedmpi.errors import BadInput, option_of, require
 from fedmpi.generators import Generator
 from fedmpi.generators.base import LearningGenerator
 from fedmpi.generators.cvae import CVAE
+from fedmpi.server_optimizers import Replace
 from fedmpi.training.settings import LocalTraining
 
 if TYPE_CHECKING:
@@ -147,9 +148,7 @@ class GenFL(FedAvg):
 
     def stages(self, fed: "Federation") -> "Iterator[tuple[str, Engine, Algorithm]]":
         if self.samples_generator and self.earlier is None:
-            learning = _Learning(self.generator)
-            yield "generator", self.factory, learning
-            self.generator_weights = learning.weights
+            yield "generator", self.factory, _Learning(self)
         if self.wants_images:
             images, labels = self.sample(fed) if self.samples_generator else fed.spread(*(self.given or (None, None)))
             if fed.is_server:
@@ -229,14 +228,16 @@ class GenFL(FedAvg):
 class _Learning(FedAvg):
     """The generator's own federation."""
 
-    def __init__(self, generator: LearningGenerator) -> None:
-        from fedmpi.server_optimizers import Replace
-
-        self.generator = generator
+    def __init__(self, whole: GenFL) -> None:
+        self.whole = whole
         self.server_optimizer = Replace()
 
+    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+        super().round(fed, cohort)
+        self.whole.generator_weights = self.weights  # which the file has from now on
+
     def loss(self, net: "Net", batch: "Batch", start: "Tensor", client: "Mapping[str, Tensor]") -> "Tensor":
-        return self.generator.loss(net, batch.x, batch.y)
+        return self.whole.generator.loss(net, batch.x, batch.y)
 
 
 class _Earlier:

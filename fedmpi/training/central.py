@@ -44,7 +44,7 @@ class CentralTraining:
         key = randomness.keys(self._seed, "order", number)
         order = randomness.hashed_bits(key.reshape(1), size)[0].argsort(kind="stable")
         draws = randomness.key(self._seed, "dropout", number)
-        torch.default_generator.manual_seed(draws)  # for what else in a network is random
+        torch.manual_seed(draws)  # for what else in a network is random
         model.module.train(training)
         total = torch.zeros((), device=model.device)
         for step, cut in enumerate(self._settings.batches(size, model.normalises_batches)):

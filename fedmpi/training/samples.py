@@ -80,6 +80,12 @@ class Samples:
             self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=self.device)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a sample, as networks take it."""
+        *places, last = self.x.shape[1:]
+        return (last, *places) if self.images else (*places, last)
+
+    @property
     def pixels(self) -> int:
         """Places within a sample that a client may see in an order of its own: H * W of images, else all features."""
         places = self.x.shape[1:-1] if self.images else self.x.shape[1:]

@@ -58,9 +58,6 @@ class Trainer(ABC):
     Args:
         task: what there is to train.
         at_once: K, how many clients `train` takes at the most.
-
-    Attributes:
-        example: [1, ...], a training sample as the network takes it.
     """
 
     def __init__(self, task: Task, at_once: int = 1) -> None:
@@ -72,7 +69,6 @@ class Trainer(ABC):
         self._pixels = task.pixels
         self._seed = task.seed
         self._optimizer = self._make_optimizer()
-        self.example = task.samples.batch(np.zeros(1, dtype=np.int64)).x
         self._draws = draws_numbers(model.module)
         self._shards: list[NDArray[np.int64]] = []
         self.deal(task.shards)

@@ -200,6 +200,20 @@ def test_other_images_for_the_same_clients(whole: results.Run, tmp_path: Path) -
     assert other.weights_sha256 != whole.weights_sha256
 
 
+class Failing(CVAE):
+    """A generator that cannot be trained."""
+
+    def loss(self, net: Net, x: Tensor, labels: Tensor) -> Tensor:
+        raise ZeroDivisionError("on purpose")
+
+
+def test_a_failure_names_the_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(AssertionError, match="the experiment failed"):
+        run(tmp_path / "failed.h5", GenFL(Failing(2, (4,))), **FEW)
+    assert "failed on rank 0 of 1: generator round 1, client 0, training\n" in capsys.readouterr().err
+    assert results.open(tmp_path / "failed.h5").status == "failed"
+
+
 def test_the_file_says_what_was_made(whole: results.Run) -> None:
     assert whole.stage("generator")["round"].tolist() == [1, 2]
     assert set(np.diff(whole.rounds["cas"])) == {0}

@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from fedmpi.algorithms.genfl import _Learning
+from fedmpi.algorithms.genfl import GenFL, _Learning
 from fedmpi.errors import BadInput
 from fedmpi.generators.cvae import CVAE, divergence
 from fedmpi.models import Model
@@ -132,15 +132,15 @@ def test_noise() -> None:
 @pytest.mark.usefixtures("double")
 def test_side_by_side() -> None:
     """Oracle: training one by one, with the same noise; 1e-12 of the way."""
-    compare(Both(Coder(), optimizer="adam", lr=0.01), _Learning(SMALL), 1e-12)
+    compare(Both(Coder(), optimizer="adam", lr=0.01), _Learning(GenFL(SMALL)), 1e-12)
 
 
 @pytest.mark.parametrize("company", [(0,), (7, 0), (1, 2, 3, 4)])
 def test_bits_do_not_depend_on_the_company(company: tuple[int, ...]) -> None:
     """Oracle: the same client beside all others."""
     both = Both(Coder(), optimizer="adam", lr=0.01)
-    everybody = both.together(_Learning(SMALL)).weights.clone()
-    assert torch.equal(both.together(_Learning(SMALL), company).weights, everybody[list(company)])
+    everybody = both.together(_Learning(GenFL(SMALL))).weights.clone()
+    assert torch.equal(both.together(_Learning(GenFL(SMALL)), company).weights, everybody[list(company)])
 
 
 def test_what_cannot_be() -> None:
