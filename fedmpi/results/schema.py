@@ -36,9 +36,9 @@ after the deadline, after enough others, or not done where a method does not acc
 many got only a part of their training done. /clients has virtual_seconds, from the start of the round to the
 arrival of the client's update. Where clients cannot always be reached, /rounds has unavailable: how many could not.
 
-weighted_client_accuracy of /rounds is the mean of the clients' accuracies on their own test samples, weighted by their
-training samples; leaky_client_accuracy likewise on nine tenths of their training samples. Of a generator's images
-cas is the accuracy, on all real samples, of a model trained on them alone, cas_test that on the test set, and
+weighted_client_accuracy of /rounds is the mean of the clients' accuracies on their own test samples, weighted by
+their training samples; leaky_client_accuracy likewise on nine tenths of their training samples. Of a generator's
+images cas is the accuracy, on all real samples, of a model trained on them alone, cas_test that on the test set, and
 cas_compat a mean over epochs; they are the same in all rounds. /model then has pretrained [P], from which the rounds
 started.
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from fedmpi import randomness, results
 from fedmpi.algorithms.fedavg import FedAvg
