@@ -80,31 +80,22 @@ def main() -> None:
         return " ".join([COMMON, where, *more, chosen.options])
 
     cells = list(product(range(chosen.seeds), DATA))
-    went_well = train_all(
-        {
-            folder / f"{data}-{name}{control and '-control'}-{seed}.h5": options(data, seed, partition, control)
-            for (seed, data), (name, partition), control in product(cells, PARTITIONS.items(), ("", CONTROL))
-        },
-        chosen.rounds,
-    )
-    went_well &= train_all(
-        {
-            folder / f"{data}-0.01-other-{seed}.h5": options(
-                data,
-                seed,
-                PARTITIONS["0.01"],
-                f"--algorithm.cas_epochs 0 --algorithm.earlier {folder}/{data}-iid-{seed}.h5",
-            )
-            for seed, data in cells
-        },
-        chosen.rounds,
-    )
     alone = f"{PARTITIONS['iid']} --clients 1 --cohort 1 --algorithm.pretrain false"
-    went_well &= train_all(
-        {folder / f"{data}-local-{seed}.h5": options(data, seed, alone) for seed, data in cells}, 1
-    )
-
-    if not went_well:
+    main_runs = {
+        folder / f"{data}-{name}{control and '-control'}-{seed}.h5": options(data, seed, partition, control)
+        for (seed, data), (name, partition), control in product(cells, PARTITIONS.items(), ("", CONTROL))
+    }
+    other_images = {
+        folder / f"{data}-0.01-other-{seed}.h5": options(
+            data,
+            seed,
+            PARTITIONS["0.01"],
+            f"--algorithm.cas_epochs 0 --algorithm.earlier {folder}/{data}-iid-{seed}.h5",
+        )
+        for seed, data in cells
+    }
+    local = {folder / f"{data}-local-{seed}.h5": options(data, seed, alone) for seed, data in cells}
+    if not (train_all(main_runs, chosen.rounds) and train_all(other_images, chosen.rounds) and train_all(local, 1)):
         sys.exit(1)
 
     def ours(data: str, name: str, column: str) -> str:
