@@ -1,9 +1,8 @@
 """What a server does beside averaging, with the help of all ranks: images from a generator, training in one place.
 
 Nothing depends on the number of ranks. Images are made in blocks with random numbers of their own, and every network
-is trained on one rank, several at the same time. (A single network in batches of 32 is not worth spreading: an exact
-sum of its gradients costs about what a rank would save, and batch normalisation over a part of a batch is another
-method.)
+is trained on one rank, several at the same time. (A single network is not spread: each step would wait for an exact
+sum of all its gradients over the ranks, and batch normalisation over a part of a batch is another method.)
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.algorithms.fedavg import FedAvg
-from fedmpi.errors import BadInput, option_of, require
+from fedmpi.errors import BadInput, require
 from fedmpi.generators import Generator
 from fedmpi.generators.base import LearningGenerator
 from fedmpi.generators.cvae import CVAE
@@ -94,6 +94,7 @@ class GenFL(FedAvg):
         allowed = "above 0 and at most 1"
         require(stop_at_skew is None or 0 < stop_at_skew <= 1, "stop_at_skew", stop_at_skew, allowed)
         require(pretrain or stop_at_skew is None, "stop_at_skew", stop_at_skew, "null without pretrain")
+        require(earlier is not None or take == "synthetic", "take", take, "synthetic without earlier")
         self.generator = generator
         self.generator_rounds = generator_rounds
         self.generator_epochs = generator_epochs
@@ -113,15 +114,19 @@ class GenFL(FedAvg):
             "weights",
             *(["generator_weights"] if self.samples_generator else []),
             *(["pretrained"] if pretrain else []),
+            *(["scores"] if cas_epochs else []),
         )
-        self.cas: dict[str, float] = {}
 
     @property
     def networks(self) -> "Mapping[str, Layout]":
         return {"generator_weights": self.factory.layout} if self.samples_generator else {}
 
     def setup(self, fed: "Federation") -> None:
+        import torch
+
         super().setup(fed)
+        # The CAS, on all real images and on the test set alone.
+        self.scores = torch.full((2,), math.nan, dtype=torch.float64)
         if self.pretrain:
             self.pretrained = self.weights
         self.stops = self.stop_at_skew is not None and label_skew(fed.label_counts) >= self.stop_at_skew
@@ -134,8 +139,7 @@ class GenFL(FedAvg):
             self.generator_weights = self.factory.initial_weights()
         self.given: tuple[NDArray[np.uint8], NDArray[np.int64]] | None = None
         if self.earlier and fed.is_server:
-            with option_of("algorithm"):
-                self.take_over(fed, _Earlier(self.earlier))
+            self.take_over(fed, _Earlier(self.earlier))
 
     def take_over(self, fed: "Federation", earlier: "_Earlier") -> None:
         """At the server: what the earlier run has, or bad input."""
@@ -174,6 +178,8 @@ class GenFL(FedAvg):
 
     def teach(self, fed: "Federation", images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
         """Pre-train the model, and another one for the CAS."""
+        import torch
+
         from fedmpi.progress import say
         from fedmpi.server_work import Lesson
 
@@ -182,25 +188,28 @@ class GenFL(FedAvg):
             lessons["pre-training"] = Lesson(self.weights, self.pretrain_epochs)
         if self.cas_epochs:
             lessons["CAS"] = Lesson(fed.initial_weights(1), self.cas_epochs, self.paper_compat)
-        scores: list[float] = []
+        scores: list[tuple[float, float]] = []
         for epoch in fed.teach(list(lessons.values()), images, labels, by_adam(fed)):
             running = {name: lesson for name, lesson in lessons.items() if epoch <= lesson.epochs}
             if "CAS" in running and (self.paper_compat or epoch == self.cas_epochs):
                 scores.append(self.score(fed, lessons["CAS"].weights))
             if fed.is_server:
                 said = [f"{name} epoch {epoch}/{of.epochs} loss {of.loss:.4f}" for name, of in running.items()]
-                say(", ".join(said) + (f", accuracy {100 * scores[-1]:.2f} %" if "CAS" in running and scores else ""))
+                if "CAS" in running and scores:
+                    said.append(f"accuracy {100 * scores[-1][0]:.2f} %")
+                say(", ".join(said))
         if self.learns:
             self.weights = self.pretrained = lessons["pre-training"].weights
         if scores:
-            self.cas["cas_compat" if self.paper_compat else "cas"] = float(np.mean(scores))
+            on_all, on_test = np.transpose(scores)
+            found = torch.tensor([on_all.mean(), on_test[-1]], dtype=torch.float64)
+            self.scores = found.to(self.weights.device)
 
-    def score(self, fed: "Federation", weights: "Tensor") -> float:
-        """The accuracy on all real images, for training and for tests."""
+    def score(self, fed: "Federation", weights: "Tensor") -> tuple[float, float]:
+        """The accuracy on all real images, for training and for tests, and on the latter."""
         tested = fed.evaluate(weights)
         hits = fed.training_hits(weights, fed.shards).sum() + np.nansum(tested.correct)
-        self.cas["cas_test"] = tested.accuracy
-        return float(hits / (fed.samples.sum() + len(tested.correct)))
+        return float(hits / (fed.samples.sum() + len(tested.correct))), tested.accuracy
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         if self.stops:
@@ -212,7 +221,9 @@ class GenFL(FedAvg):
 
     def evaluate(self, fed: "Federation") -> None:
         super().evaluate(fed)
-        fed.log(**self.cas)
+        if self.cas_epochs and fed.is_server:
+            on_all, on_test = self.scores.tolist()
+            fed.log(**{"cas_compat" if self.paper_compat else "cas": on_all, "cas_test": on_test})
         if self.paper_compat:
             from fedmpi.evaluation import weighted_accuracy
 

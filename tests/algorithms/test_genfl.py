@@ -326,6 +326,7 @@ def test_starved_clients(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     [
         ("--algorithm.generator_rounds 0", "--algorithm.generator_rounds = 0: must be at least 1"),
         ("--algorithm.cas_epochs -1", "--algorithm.cas_epochs = -1: must be at least 0"),
+        ("--algorithm.take generator", "--algorithm.take = generator: must be synthetic without earlier"),
         ("--algorithm.synthetic 1", "--algorithm.synthetic = 1: must be at least 2"),
         ("--algorithm.stop_at_skew 1.5", "--algorithm.stop_at_skew = 1.5: must be above 0 and at most 1"),
         ("--algorithm.pretrain false --algorithm.stop_at_skew 0.5", "--algorithm.stop_at_skew = 0.5: must be null"),
