@@ -143,7 +143,7 @@ def overhead(alone: World) -> tuple[float, float]:
 
     def round() -> float:
         before, began = trained, time.process_time()
-        experiment._round(fed, 1)
+        experiment._round(fed, experiment.algorithm, 1)
         return time.process_time() - began - (trained - before)
 
     spent = []

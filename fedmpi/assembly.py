@@ -20,7 +20,7 @@ from fedmpi.evaluation import Evaluator
 from fedmpi.mpi.devices import pick_device
 from fedmpi.mpi.shared import share
 from fedmpi.mpi.world import World
-from fedmpi.privacy import NoPrivacy
+from fedmpi.privacy import NoPrivacy, Released
 from fedmpi.progress import say
 from fedmpi.results import Results
 from fedmpi.results.writer import check_writable
@@ -30,6 +30,7 @@ from fedmpi.training.choice import make_trainer
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.layout import Layout
 from fedmpi.training.samples import Samples
+from fedmpi.training.settings import LocalTraining
 from fedmpi.training.trainer import Task
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ def assemble(experiment: Experiment, world: World) -> Engine:
                 arrays.train_users,
                 arrays.test_users,
             )
+        if experiment.partition.moved and world.is_server:
+            say(f"{experiment.partition.moved} samples moved to clients that would have had too few")
         split = everyone.first(experiment.clients)
         pools = experiment.algorithm.pools_clients
         if pools and (split.partition.permutes_pixels or split.partition.relabels):
@@ -101,38 +104,53 @@ def assemble(experiment: Experiment, world: World) -> Engine:
     for client, shard in enumerate(everyone.test):
         owners[shard] = client
     shards = [np.sort(np.concatenate(split.train))] if pools else everyone.train
-    task = Task(model, train, shards, pixels, experiment.local, experiment.seed)
-    with world.agreed():
-        trainer = make_trainer(task, 1 if pools else experiment.cohort)
-    fed = Engine(
-        world,
-        trainer,
-        Evaluator(
-            build(0), train, test, everyone.train, everyone.test, owners, dataset.classes, pixels, experiment.clients
-        ),
-        split,
-        lambda number: build(number).weights[0].clone(),
-        experiment.rounds,
-        int(masses(split.samples, experiment.weighting).sum()),
-        adversary,
-        experiment.privacy,
-        experiment.compression,
-        proxies,
-        experiment.seed,
-    )
-    algorithm = experiment.algorithm
-    with world.agreed(), option_of("algorithm"):
-        algorithm.setup(fed)
+    released = Released()
+
+    def federate(
+        build: Callable[[int], FlatModel], train: Samples, local: LocalTraining, rounds: int, seed: int
+    ) -> Engine:
+        """The clients around one network."""
+        measured = everyone.train, everyone.test, owners, dataset.classes, pixels, experiment.clients
+        with world.agreed():
+            task = Task(build(0), train, shards, pixels, local, seed)
+            trainer = make_trainer(task, 1 if pools else experiment.cohort)
+        mass = int(masses(split.samples, experiment.weighting).sum())
+        evaluator = Evaluator(build(0), train, test, *measured)
+        how = adversary, experiment.privacy, released, experiment.compression
+        return Engine(world, trainer, evaluator, split, train, build, rounds, mass, *how, proxies, seed)
+
+    def beside(make: Callable[[], nn.Module], local: LocalTraining, rounds: int, name: str) -> Engine:
+        seed = randomness.key(experiment.seed, name)
+
+        def build(number: int) -> FlatModel:
+            torch.manual_seed(randomness.key(seed, "initial weights", client=number))
+            return FlatModel(make(), device)
+
+        return federate(build, train.unnormalised(), local, rounds, seed)
+
+    fed = federate(build, train, experiment.local, experiment.rounds, experiment.seed)
+    fed.beside = beside
+    set_up(experiment.algorithm, fed)
     if experiment.evaluate_means in ("clients", "both"):
         counted = masses(fed.samples, experiment.weighting)
         fed.keep_last_models(Cohort(np.arange(fed.clients), fed.samples, counted))
     strangers = np.arange(experiment.clients, len(everyone.train))
     fed.newcomers = Cohort(strangers, everyone.samples[strangers], np.ones_like(strangers))
-    if not world.is_server:
+    return fed
+
+
+def set_up(algorithm: Algorithm, fed: Engine) -> None:
+    """Create the algorithm's state.
+
+    Raises:
+        BadInput: its options do not go with the federation; on every rank alike.
+    """
+    with fed.agreed(), option_of("algorithm"):
+        algorithm.setup(fed)
+    if not fed.is_server:
         for part in algorithm.parts:
             for name in part.server_state:
                 setattr(part, name, getattr(part, name).to("meta"))
-    return fed
 
 
 def _check_fit(experiment: Experiment, arrays: Arrays, proxy: Arrays | None, model: FlatModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,9 +25,15 @@ class Engine(Federation):
 
     Attributes:
         newcomers: clients beyond those of the federation, who take part in no round.
+        stage: name and federation of what comes before the rounds, while it lasts.
     """
 
     newcomers: Cohort
+    stage: tuple[str, Engine] | None = None
+
+    def agreed(self) -> AbstractContextManager[None]:
+        """See `World.agreed`."""
+        return self._world.agreed()
 
     def begin(self, round: int) -> None:
         """Start a round."""
@@ -69,18 +76,21 @@ class Engine(Federation):
             outcome.ranks[name] = np.full(self._world.size, np.nan)
             outcome.ranks[name][workers] = values
         self._costs.learn(self._ledger.observed)
-        self._released += len(self._channels)
+        self._released.means += len(self._channels)
         return outcome
 
     def account(self, sampler: Sampler, cohort: int) -> None:
         """Log what the means that were formed so far, and in this round, cost in privacy (column epsilon)."""
         if self.is_server:
-            epsilon = self._privacy.epsilon(self._released + len(self._channels), sampler, cohort, self.clients)
+            epsilon = self._privacy.epsilon(self._released.means + len(self._channels), sampler, cohort, self.clients)
             if epsilon is not None:
                 self.log(epsilon=epsilon)
 
     def where(self) -> str:
         """Where this rank is in the experiment, for the report of a failure."""
+        if self.stage:
+            name, other = self.stage
+            return f"{name} {other.where()}"
         return f"round {self.round}, {self._activity}" if self.round else self._activity
 
     def payload(self, algorithm: Algorithm) -> tuple[int, int]:

@@ -201,9 +201,35 @@ class Evaluator:
                 totals[number] += cross_entropy(self._model.module(batch.x), batch.y).sum().item()
         return [total / len(shard) if len(shard) else math.nan for total in totals]
 
+    @torch.inference_mode()
+    def training_hits(
+        self, weights: torch.Tensor, shards: Sequence[NDArray[np.int64]], part: int, parts: int
+    ) -> NDArray[np.float64]:
+        """[clients] how many of the training samples `shards` of each client `weights` classifies correctly.
+
+        Of every block b of them for which b mod `parts` is `part`.
+        """
+        self._model.load(weights)
+        hits = np.zeros(len(shards))
+        blocks = [
+            (client, shard[start : start + BLOCK])
+            for client, shard in enumerate(shards)
+            for start in range(0, len(shard), BLOCK)
+        ]
+        for client, index in blocks[part::parts]:
+            batch = self._train.batch(index, self._pixels(client))
+            hits[client] += (self._model.module(batch.x).argmax(1) == batch.y).sum().item()
+        return hits
+
     def _seen_pixels(self, owners: NDArray[np.int64]) -> torch.Tensor | None:
         orders = [self._pixels(client) for client in owners.tolist()]
         return None if orders[0] is None else torch.stack([order for order in orders if order is not None])
+
+
+def weighted_accuracy(accuracy: NDArray[np.float64], samples: NDArray[np.int64]) -> float:
+    """sum_k n_k a_k / sum_k n_k over the clients k whose accuracy [clients] is known."""
+    known = ~np.isnan(accuracy) & (samples > 0)
+    return float(accuracy[known] @ samples[known] / samples[known].sum()) if known.any() else np.nan
 
 
 def _share(correct: NDArray[np.float32]) -> float:

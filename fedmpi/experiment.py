@@ -182,12 +182,13 @@ class Experiment:
         try:
             fed = assemble(self, world)
             results = open_results(self, fed, world, config)
-            progress = Progress(self.rounds) if results else None
             if results:
-                fed.when_idle = results.write_if_due
+                fed.when_idle, fed.keep = results.write_if_due, results.keep
+            self._run_stages(fed, results)
+            progress = Progress(self.rounds) if results else None
             self._measure_start(fed, results)
             for round in range(1, self.rounds + 1):
-                outcome = self._round(fed, round)
+                outcome = self._round(fed, self.algorithm, round)
                 if results and progress:
                     outcome.store(results)
                     progress.show(outcome.row)
@@ -207,48 +208,71 @@ class Experiment:
                 raise
             end_job(world, error, fed.where() if fed else "setting up", results)
 
-    def _round(self, fed: "Engine", round: int) -> "Outcome":
+    def _run_stages(self, fed: "Engine", results: "Results | None") -> None:
+        """What the method trains before the first round."""
+        from fedmpi.assembly import set_up
+        from fedmpi.progress import Progress
+
+        if not self.algorithm.has_stages:
+            return
+        fed.begin(0)
+        fed.invite(Cohort.nobody(), self.algorithm.client_metrics)
+        for name, other, algorithm in self.algorithm.stages(fed):
+            fed.stage = name, other
+            other.when_idle = fed.when_idle
+            set_up(algorithm, other)
+            progress = Progress(other.rounds, f"{name} round") if results else None
+            for round in range(1, other.rounds + 1):
+                row = self._round(other, algorithm, round).row
+                if results and progress:
+                    results.add_stage_round(name, row)
+                    progress.show(row)
+            if progress:
+                progress.close()
+            fed.stage = None
+
+    def _round(self, fed: "Engine", algorithm: Algorithm, round: int) -> "Outcome":
         began = time.perf_counter()
         fed.begin(round)
-        course, bytes_lost = self._course(fed, round)
-        cohort, is_evaluated = course.cohort, self._is_evaluated(round)
-        if self.algorithm.pools_clients and cohort.total_mass:
+        course, bytes_lost = self._course(fed, algorithm, round)
+        cohort, is_evaluated = course.cohort, algorithm is self.algorithm and self._is_evaluated(round)
+        if algorithm.pools_clients and cohort.total_mass:
             cohort = cohort.pooled(fed.samples, by_steps=self.local.steps is not None)
-        predict = self.algorithm.predict if is_evaluated and self.evaluate_local else None
-        fed.invite(cohort, self.algorithm.client_metrics, predict)
+        predict = algorithm.predict if is_evaluated and self.evaluate_local else None
+        fed.invite(cohort, algorithm.client_metrics, predict)
         if is_evaluated and self.evaluate_means in ("cohort", "both"):
             fed.collect_models(cohort)
         if cohort.total_mass:  # else there is nothing to learn from
-            self.algorithm.round(fed, cohort)
+            algorithm.round(fed, cohort)
         if is_evaluated:
-            self.algorithm.evaluate(fed)
+            algorithm.evaluate(fed)
             fed.evaluate_means()
             fed.account(self.sampler, self.cohort)
-        outcome = fed.finish({name: kept for part in self.algorithm.parts for name, kept in vars(part).items()})
+        outcome = fed.finish({name: kept for part in algorithm.parts for name, kept in vars(part).items()})
         outcome.row["bytes_down"] += bytes_lost
         outcome.row.update(course.row)
         outcome.row["seconds"] = time.perf_counter() - began
         outcome.clients.update(course.clients)
         return outcome
 
-    def _course(self, fed: "Engine", round: int) -> tuple[Course, int]:
+    def _course(self, fed: "Engine", algorithm: Algorithm, round: int) -> tuple[Course, int]:
         """How the round goes for those who are asked, and the bytes that others received than those it uses.
 
         The same on every rank.
         """
         present = self.availability.present(round, self.clients, self.seed)
         pool = Pool(fed.samples, fed.label_counts, np.flatnonzero(present))
-        wanted = self.algorithm.asks(round, self.cohort, self.clients)
+        wanted = algorithm.asks(round, self.cohort, self.clients)
         size = self.conditions.asked(wanted)
         drawn = self.sampler.cohort(round, size, pool, self.weighting, self.seed)
-        asked = self.sampler.choose(drawn, size, lambda: fed.current_losses(drawn.clients, self.algorithm))
+        asked = self.sampler.choose(drawn, size, lambda: fed.current_losses(drawn.clients, algorithm))
         if not isinstance(self.privacy, NoPrivacy):
             # Whoever came: a mean over them would tell how many they are.
             asked = replace(asked, expected_mass=self.clients if isinstance(self.sampler, All) else self.cohort)
-        course = self.conditions.course(asked, wanted, fed, self.algorithm, self.seed)
+        course = self.conditions.course(asked, wanted, fed, algorithm, self.seed)
         if not isinstance(self.availability, Always):
             course.row["unavailable"] = self.clients - len(pool.available)
-        down, _ = fed.payload(self.algorithm)
+        down, _ = fed.payload(algorithm)
         model = 4 * fed.layout.size
         return course, model * (len(drawn) - len(asked)) + down * (len(asked) - len(course.cohort))
 
@@ -282,6 +306,8 @@ def _check_fit(
         if is_wrong:
             raise BadInput(f"= {value if isinstance(value, str) else type(value).__name__}: {reason}", option)
 
+    by_losses = type(sampler).choose is not Sampler.choose and algorithm.has_stages
+    refuse(by_losses, "sampler", sampler, f"{name} also trains a network that has no such losses")
     other_rule = not (algorithm.takes_server_optimizer or isinstance(server_optimizer, Replace))
     refuse(other_rule, "server_optimizer", server_optimizer, f"{name} has a rule of its own")
     fits = algorithm.takes_compression or isinstance(compression, Dense)

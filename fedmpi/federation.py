@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,20 +25,26 @@ from fedmpi.client_state import ClientState, StateKeeper
 from fedmpi.clustering import adjusted_rand_index
 from fedmpi.compression import Compression
 from fedmpi.data import Split
-from fedmpi.evaluation import Evaluation, Evaluator, Predict, by_the_network
+from fedmpi.evaluation import Evaluation, Evaluator, Predict, by_the_network, weighted_accuracy
 from fedmpi.ledger import Ledger
 from fedmpi.mpi.rows import Rows
 from fedmpi.mpi.world import World
-from fedmpi.privacy import Privacy
+from fedmpi.privacy import Privacy, Released
 from fedmpi.scheduling import Cohort
 from fedmpi.scheduling.placement import CostModel
+from fedmpi.server_work import Images, Labels, Lesson, sample, spread, teach
 from fedmpi.stack import Stack
 from fedmpi.training.block import WHOLE, Block, Hooks, Phase
+from fedmpi.training.central import CentralTraining
 from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.layout import Columns, Layout
 from fedmpi.training.samples import Batch, Samples
+from fedmpi.training.settings import LocalTraining
 from fedmpi.training.symmetry import Group
 from fedmpi.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from fedmpi.engine import Engine
 
 #: (network, inputs, vectors by name) -> logits [B, classes], as `Algorithm.predict`
 Prediction = Callable[[Net, Batch, Mapping[str, Tensor]], Tensor]
@@ -70,11 +77,13 @@ class Federation:
         world: the ranks.
         trainer, evaluator: this rank's.
         split: who has what.
-        initial: number -> freshly drawn weights [P], the same on every rank.
+        train: the training samples of all clients.
+        build: number -> a network with freshly drawn weights, the same on every rank.
         rounds: how many there will be.
         total_mass: what all clients count together in a mean.
         adversary: what malicious clients do to what they send; None: all are honest.
         privacy: what the server does for the clients'.
+        released: what it has cost so far.
         compression: of what the clients send.
         proxy: samples that the server has; None: none.
         seed: of the experiment.
@@ -83,9 +92,11 @@ class Federation:
         clients: how many there are.
         samples: [clients] training samples of each.
         label_counts: [clients, classes] training labels of each.
+        shards: for each client, int64 numbers of its training samples.
         classes: how many there are.
         shape: of a sample, as networks take it.
         is_text: whether samples are tokens.
+        has_images: whether samples are images of pixels from 0 to 255.
         proxies: how many samples the server has.
         layout: where a model's tensors lie in its vector [P].
         at_once: K, how many clients a rank trains together at the most.
@@ -96,7 +107,13 @@ class Federation:
         round: the current round; they count from 1.
         local: the settings of local training.
         when_idle: called at the server once a round: while the others train, or at the round's end if it trains, too.
+        beside: (make a network, local training, rounds, name) -> a federation of the same clients around that
+            network, which sees images on the scale 0..1; what is random in it goes by the name. See
+            `Algorithm.stages`.
+        keep: (name, arrays by name), called at the server: they become a group of the results, as they are.
     """
+
+    beside: Callable[[Callable[[], nn.Module], LocalTraining, int, str], Engine]
 
     def __init__(
         self,
@@ -104,11 +121,13 @@ class Federation:
         trainer: Trainer,
         evaluator: Evaluator,
         split: Split,
-        initial: Callable[[int], Tensor],
+        train: Samples,
+        build: Callable[[int], FlatModel],
         rounds: int,
         total_mass: int,
         adversary: Adversary | None,
         privacy: Privacy,
+        released: Released,
         compression: Compression,
         proxy: Samples | None,
         seed: int,
@@ -116,9 +135,11 @@ class Federation:
         self.clients = len(split.samples)
         self.samples = split.samples
         self.label_counts = split.label_counts
+        self.shards = split.train
         self.classes = split.label_counts.shape[1]
-        self.shape = trainer.samples.shape
-        self.is_text = trainer.samples.is_text
+        self.shape = train.shape
+        self.is_text = train.is_text
+        self.has_images = train.x.dtype == torch.uint8
         self.proxies = len(proxy.y) if proxy else 0
         self.layout: Layout = trainer.model.layout
         self.at_once = trainer.at_once
@@ -132,20 +153,22 @@ class Federation:
         self.total_mass = total_mass
         self.round = 0
         self.when_idle: Callable[[], None] = _nothing
+        self.keep: Callable[[str, Mapping[str, NDArray]], None] = _nothing
         self.states = StateKeeper(world, self.clients)
         self._world = world
         self._costs = CostModel(len(world.workers), trainer.at_once)
         self._trainer = trainer
         self._evaluator = evaluator
-        self._initial = initial
+        self._train = train
+        self._build = build
         self._adversary = adversary
         self._privacy = privacy
+        self._released = released
         self._compression = compression
         self._proxy = proxy
         self._seed = seed
         self._ledger: Ledger
         self._channels: list[Channel] = []
-        self._released = 0  # means of earlier rounds
         self._trained: Trained | None = None
         self._was_idle = False
         self._cohort_mean: WeightedMean | None = None
@@ -169,7 +192,7 @@ class Federation:
 
     def initial_weights(self, number: int = 0) -> Tensor:
         """[P] freshly drawn weights, the same on every rank; other numbers give other draws."""
-        return self._initial(number).cpu()
+        return self._build(number).weights[0].to("cpu", copy=True)
 
     def broadcast(self, vector: Tensor, received: int | None = None) -> Tensor:
         """The server's `vector` [..., n] on every rank and its device; counts as sent to each client of the round.
@@ -348,7 +371,11 @@ class Federation:
         """[m] optimizer steps that each does when it is trained once."""
         return self._trainer.count_steps(cohort.clients, cohort.completed)
 
-    # Training at the server
+    def train_on(self, shards: Sequence[NDArray[np.int64]]) -> None:
+        """From now on the clients train on these samples; what they count in means stays as it was."""
+        self._trainer.deal(shards)
+
+    # Training at the server, with the help of all ranks
 
     @contextmanager
     def serving(self) -> Iterator[None]:
@@ -412,7 +439,58 @@ class Federation:
                 ]
             return [part.to(self.device) for part in total(self._world, answers, shapes)]
 
+    def generate(self, weights: Tensor, labels: Labels, noise: int, finish: Callable[[Tensor], Tensor]) -> Images:
+        """[n, C, H, W] images that this federation's network, a generator, makes of labels [n]; on every rank.
+
+        See `server_work.sample`; what is shared is read only. The same labels give the same images at any time.
+
+        Args:
+            weights: of the server.
+        """
+        net = Net(self._trainer.model).at(self._distribute(weights))
+        with self._doing("sampling"):
+            return sample(self._world, net, labels, self.shape, noise, finish, self.device, self._seed)
+
+    def spread(self, images: Images | None, labels: Labels | None) -> tuple[Images, Labels]:
+        """The server's images [n, C, H, W] and labels [n] on every rank."""
+        with self._doing("spreading images"):
+            return spread(self._world, images, labels, self.shape)
+
+    def teach(
+        self, lessons: Sequence[Lesson], images: Images, labels: Labels, settings: LocalTraining
+    ) -> Iterator[int]:
+        """Train networks like the federation's on images [n, C, H, W] and labels [n], which every rank has.
+
+        See `server_work.teach`. To be called between rounds.
+
+        Args:
+            settings: batch size and learning rate, of Adam.
+        """
+
+        def make(model: FlatModel, number: int) -> CentralTraining:
+            seed = randomness.key(self._seed, "lesson", client=number)
+            return CentralTraining(model, self._train.like(images, labels), settings, seed)
+
+        starts = [self._distribute(lesson.weights) for lesson in lessons]
+        with self._doing("training at the server"):
+            for epoch in teach(self._world, lessons, starts, make, self._build):
+                self.when_idle()
+                yield epoch
+
     # Measurements
+
+    def training_hits(self, weights: Tensor, shards: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
+        """[clients]: how many of these training samples of each client the server's model `weights` [P] recognises.
+
+        On every rank; the work is spread over those that train.
+        """
+        received = self._distribute(weights)
+        hits = np.zeros(len(shards))
+        if self._world.is_worker:
+            with self._doing("evaluation"), self._ledger.timed("evaluation_seconds"):
+                hits = self._evaluator.training_hits(received, shards, *self._part)
+        self._world.sum(hits)
+        return hits
 
     def evaluate(self, weights: Tensor, predict: Prediction | None = None, **vectors: Tensor) -> Evaluation:
         """Measure the server's model `weights` [P] on the test set, spread over the ranks that train.
@@ -426,8 +504,7 @@ class Federation:
         measured = self._evaluator.nothing()
         if self._world.is_worker:
             with self._doing("evaluation"), self._ledger.timed("evaluation_seconds"):
-                part, parts = self._world.workers.index(self._world.rank), len(self._world.workers)
-                self._evaluator.measure(received, part, parts, measured, predict_with(predict, others))
+                self._evaluator.measure(received, *self._part, measured, predict_with(predict, others))
         self._world.sum(measured)
         return self._evaluator.evaluation(measured)
 
@@ -473,11 +550,13 @@ class Federation:
         """Make an evaluation that of the round: test_loss and test_accuracy, per class and per client.
 
         These are over all test samples, that is weighted by the clients' test samples; further columns are the mean,
-        the standard deviation and three percentiles of the clients' accuracies, each on its own test samples.
+        the standard deviation and three percentiles of the clients' accuracies, each on its own test samples; and the
+        mean weighted by their training samples.
         """
         self._ledger.evaluation = evaluation
         known = evaluation.client_accuracy[~np.isnan(evaluation.client_accuracy)]
         if self.is_server and len(known):
+            self.log(weighted_client_accuracy=weighted_accuracy(evaluation.client_accuracy, self.samples))
             shares = dict(zip((10, 50, 90), np.percentile(known, (10, 50, 90)).tolist(), strict=True))
             self.log(client_accuracy_mean=float(known.mean()), client_accuracy_std=float(known.std()))
             self.log(**{f"client_accuracy_p{percent}": value for percent, value in shares.items()})
@@ -531,6 +610,11 @@ class Federation:
                 for k, (client, model) in enumerate(zip(block.clients.tolist(), models, strict=True))
             ]
         self._ledger.record(block, {"local_accuracy": found})
+
+    @property
+    def _part(self) -> tuple[int, int]:
+        """Which of how many parts of some work is this rank's, which is one of those that train."""
+        return self._world.workers.index(self._world.rank), len(self._world.workers)
 
     def _forget_trained(self) -> None:
         if self._trained is not None:
@@ -609,8 +693,8 @@ def predict_with(predict: Prediction | None, vectors: Mapping[str, Tensor]) -> P
     return by_the_network if predict is None else lambda net, batch: predict(net, batch, vectors)
 
 
-def _nothing() -> None:
-    """What the server does when it is idle, unless it is told otherwise."""
+def _nothing(*arguments: object) -> None:
+    """What the server does when it is idle, or is given something to keep, unless it is told otherwise."""
 
 
 def _named(block: Block) -> str:

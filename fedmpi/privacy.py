@@ -11,6 +11,7 @@ losses, numbers of samples and what else the results file holds for a researcher
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from math import inf, nan
 from typing import TYPE_CHECKING, Literal
 
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
 
 # Of Renyi divergences: more of them change nothing that one would notice, and take seconds without replacement.
 ORDERS = (*range(2, 33), 36, 40, 48, 56, 64, 80, 96, 128, 192, 256, 512)
+
+
+@dataclass
+class Released:
+    """How many noisy means a job has formed, of whatever networks: what they cost adds up."""
+
+    means: int = 0
 
 
 class Privacy(ABC):

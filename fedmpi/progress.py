@@ -20,15 +20,17 @@ class Progress:
 
     Args:
         rounds: how many there will be.
+        what: they are called.
     """
 
-    def __init__(self, rounds: int) -> None:
+    def __init__(self, rounds: int, what: str = "round") -> None:
         self._rounds = rounds
+        self._what = what
         self._bar = None
         if sys.stdout.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=rounds, unit="round", file=sys.stdout, dynamic_ncols=True)
+            self._bar = tqdm(total=rounds, unit=what, file=sys.stdout, dynamic_ncols=True)
 
     def show(self, row: Mapping[str, float]) -> None:
         """A round has ended with this row of /rounds."""
@@ -43,10 +45,14 @@ class Progress:
             self._bar.update()
         else:
             width = len(str(self._rounds))
-            say(f"round {row['round']:{width}}/{self._rounds}  {', '.join(facts)}, {row['seconds']:.2f} s")
+            say(f"{self._what} {row['round']:{width}}/{self._rounds}  {', '.join(facts)}, {row['seconds']:.2f} s")
+
+    def close(self) -> None:
+        """They are over."""
+        if self._bar is not None:
+            self._bar.close()
 
     def end(self, path: Path) -> None:
         """The run is over: sum it up on one screen."""
-        if self._bar is not None:
-            self._bar.close()
+        self.close()
         say("\n" + summarize(results.open(path)))

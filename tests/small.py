@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedmpi import randomness, results
 from fedmpi.algorithms import Algorithm
 from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.algorithms.genfl import GenFL
 from fedmpi.attacks import NoAttack
 from fedmpi.compression import Dense
 from fedmpi.data import IID, Arrays, Dataset, Digits, Partition
@@ -88,6 +89,11 @@ class Cut(Partition):
     def split(self, labels: NDArray[np.int64], clients: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
         ends = np.cumsum(self.sizes)
         return [np.arange(end - size, end) for end, size in zip(ends, self.sizes, strict=True)]
+
+
+def shortened(method: type[Algorithm]) -> Algorithm:
+    """The method as it is by default, but for stages before the rounds that take minutes."""
+    return GenFL(pretrain=False, cas_epochs=0) if method is GenFL else method()
 
 
 def read(dataset: Dataset) -> Arrays:

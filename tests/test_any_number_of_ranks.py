@@ -14,6 +14,10 @@ from tests.launch import REPOSITORY, mpirun, succeed
 SMALL = "--clients 12 --cohort 5 --rounds 3 --local.epochs 1"
 SIDE_BY_SIDE = f"{SMALL} --local.vectorize 3 --model MLP --model.hidden '[33, 17]'"
 TEXTS = f"{SMALL} --rounds 2 --dataset texts.Places --model BiLSTM --model.embedding 5 --model.hidden 7"
+GENFL = (
+    "--algorithm GenFL --algorithm.generator CVAE --algorithm.generator.hidden '[33, 17]'"
+    " --algorithm.generator_rounds 2 --algorithm.pretrain_epochs 1"
+)
 # What a client computes must not depend on the slot or the rank it is trained in: odd widths and batches of one make
 # matrix libraries take other paths, normalisation and dropout have state, momentum and Adam have memory.
 CASES = {
@@ -72,6 +76,9 @@ CASES = {
     "fedgen": f"{SMALL} --algorithm FedGen --model LeNet",
     "side_by_side_fedgen": f"{SIDE_BY_SIDE} --algorithm FedGen --algorithm.generator FeatureGenerator"
     " --algorithm.generator.branch 9 --model.norm batch",
+    "genfl": f"{SMALL} {GENFL} --algorithm.synthetic 2300 --algorithm.cas_epochs 2 --algorithm.paper_compat true"
+    " --model LeNet",
+    "side_by_side_genfl": f"{SIDE_BY_SIDE} {GENFL} --algorithm.synthetic 300 --algorithm.cas_epochs 0",
     "client_state": f"{SMALL} --rounds 8 --algorithm methods.Remembering --model LogisticRegression",
     "lost_updates": f"{SMALL} --algorithm methods.EvenOnly --model LogisticRegression",
     # Clients that keep something, measured where they keep it.
@@ -111,6 +118,7 @@ SOME = (
     "fedgen",
     "client_state",
     "fedbn",
+    "genfl",
     "side_by_side_ditto",
     "fedftg",
 )
@@ -163,6 +171,8 @@ def test_equal_bits(
         for column in run.evaluation:
             np.testing.assert_array_equal(run.evaluation[column], one.evaluation[column], err_msg=f"{name} {column}")
         np.testing.assert_equal(run.newcomers, one.newcomers)
+        np.testing.assert_equal(run.model, one.model)
+        np.testing.assert_equal(run.synthetic, one.synthetic)
         assert set(run.clients["rank"]) <= set(range(1, ranks)), "rank 0 serves"
         assert run.ranks["clients"].sum() == len(run.clients["client"])
 

@@ -1,7 +1,7 @@
 """What every method is: an object that lives on all ranks and whose `round` reads like the paper's pseudo-code."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fedmpi.training.block import WHOLE
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fedmpi.data import Dataset
+    from fedmpi.engine import Engine
     from fedmpi.federation import Federation, Trained
     from fedmpi.scheduling import Cohort, Weighting
     from fedmpi.server_optimizers import ServerOptimizer
@@ -95,6 +96,11 @@ class Algorithm(ABC):
         return type(self).direction is not Algorithm.direction
 
     @property
+    def has_stages(self) -> bool:
+        """Whether the method does something before the first round."""
+        return type(self).stages is not Algorithm.stages
+
+    @property
     def welcomes_newcomers(self) -> bool:
         """Whether a client that has never taken part can go on from the global model, by `train`."""
         return False
@@ -123,6 +129,14 @@ class Algorithm(ABC):
         """Of each vector that a client receives, and of each that it sends in a round, what it is of the model."""
         whole = [slice(layout.size)]
         return whole, whole
+
+    def stages(self, fed: "Federation") -> "Iterator[tuple[str, Engine, Algorithm]]":
+        """What comes between setup and the first round; runs on every rank.
+
+        Whenever another network is to be trained by the same clients, yield a name, a federation made by
+        `fed.beside`, and the algorithm: when the generator goes on, its rounds are over.
+        """
+        yield from ()
 
     @abstractmethod
     def round(self, fed: "Federation", cohort: "Cohort") -> None:

@@ -29,12 +29,14 @@ class Partition(ABC):
         relabels: whether clients take labels for others (`relabelled`).
         by_user: whether `split` is given the samples' users in place of their labels. Clients then also get their
             users' test samples, where these are known.
+        moved: how many samples the last split had to move, for clients that would have had too few.
     """
 
     permutes_pixels: bool = False
     turns_images: bool = False
     relabels: bool = False
     by_user: bool = False
+    moved: int = 0
 
     @abstractmethod
     def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
@@ -98,7 +100,9 @@ class LogNormal(Partition):
         sizes = apportion(np.exp(self.sigma * rng.standard_normal(clients)), len(labels), rng)
         owner = np.empty(len(labels), np.int64)
         owner[rng.permutation(len(labels))] = np.repeat(np.arange(clients), sizes)
-        return by_owner(top_up(owner, clients, self.min_samples, rng), clients)
+        topped = top_up(owner, clients, self.min_samples, rng)
+        self.moved = int((topped != owner).sum())
+        return by_owner(topped, clients)
 
 
 class Dirichlet(Partition):
@@ -129,7 +133,9 @@ class Dirichlet(Partition):
             ends = np.floor(np.cumsum(shares) * len(samples)).astype(np.int64)
             ends[-1] = len(samples)
             owner[samples] = np.repeat(order, np.diff(ends, prepend=0))
-        return by_owner(top_up(owner, clients, self.min_samples, rng), clients)
+        topped = top_up(owner, clients, self.min_samples, rng)
+        self.moved = int((topped != owner).sum())
+        return by_owner(topped, clients)
 
 
 class DirichletPrior(Partition):
@@ -278,7 +284,9 @@ class SeenDifferently(Partition):
         self.ways = ways
 
     def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
-        return self.over.split(labels, clients, rng)
+        parts = self.over.split(labels, clients, rng)
+        self.moved = self.over.moved
+        return parts
 
     def groups(self, clients: int, rng: np.random.Generator) -> Integers:
         return np.arange(clients) if self.ways == 0 else rng.permutation(clients) % self.ways

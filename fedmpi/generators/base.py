@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from fedmpi.errors import require
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+    from fedmpi.training.flat import Net
 
 
 class Generator(ABC):
@@ -33,3 +35,21 @@ class Generator(ABC):
         Raises:
             BadInput: it cannot make samples of this shape.
         """
+
+
+class LearningGenerator(Generator):
+    """A generator of images that learns from samples, wherever these are: at clients, say."""
+
+    @abstractmethod
+    def loss(self, net: Net, x: Tensor, labels: Tensor) -> Tensor:
+        """[B], what training minimises the mean of.
+
+        Args:
+            net: runs the network that was built, whole or by its parts.
+            x: [B, C, H, W] images on the scale 0..1.
+            labels: [B].
+        """
+
+    def images(self, made: Tensor) -> Tensor:
+        """What becomes of the network's output [B, C, H, W] when images are sampled, on the scale 0..1."""
+        return made

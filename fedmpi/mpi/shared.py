@@ -30,3 +30,20 @@ def share(world: World, read: Callable[[], dict[str, NDArray]]) -> dict[str, NDA
         shared[name][...] = array
     world.meet()
     return shared
+
+
+def put_together(
+    world: World, shape: tuple[int, ...], fill: Callable[[NDArray[np.uint8]], None]
+) -> NDArray[np.uint8]:
+    """An array of which every rank fills in a part of its own, zeros at first: the whole, in shared memory.
+
+    Raises:
+        BadInput: a node's shared memory is too small; on every rank alike.
+    """
+    with world.agreed():
+        whole: NDArray[np.uint8] = Segments(world.node, int(np.prod(shape)), np.uint8, number=1).arrays[0]
+    fill(whole.reshape(shape))
+    world.meet()
+    world.sum_over_nodes(whole)
+    world.meet()
+    return whole.reshape(shape)

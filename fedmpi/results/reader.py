@@ -98,6 +98,15 @@ class Run:
         return self._read("newcomers")
 
     @cached_property
+    def synthetic(self) -> Table:
+        """images uint8 [n, C, H, W] and labels [n] that the server made and pre-trained on; empty if it did not."""
+        return self._read("synthetic")
+
+    def stage(self, name: str) -> Table:
+        """Columns [rounds] of what was trained before the rounds, such as a generator; empty if nothing was."""
+        return self._read(f"stages/{name}")
+
+    @cached_property
     def model(self) -> Table:
         """weights [P], names [T], shapes [T, D], offsets [T], and [M, P] arrays of methods with M models."""
         return self._read("model")

@@ -17,6 +17,9 @@
     /newcomers      if there were any, one row each: accuracy [epochs + 1] on its own test samples, of the global
                     model and after each epoch of its own training; epochs, after which it has settled (NaN: it
                     has not)
+    /stages/NAME    if a method trained another network with the same clients before, one row a round of that: round,
+                    train_loss, seconds, bytes_up, ... as in /rounds
+    /synthetic      images uint8 [n, C, H, W] and labels [n] of a generator that the server made, compressed
     /model          weights [P], the last global model; further [M, P] arrays of methods with M models;
                     names [T], shapes [T, D] and offsets [T] of the tensors (a shape of fewer than D
                     dimensions ends with -1); attribute: sha256 of the bytes of weights
@@ -38,6 +41,12 @@ arrival of the client's update. Where clients cannot always be reached, /rounds 
 Where the clients' models teach the server's, /rounds has teacher_seconds, what the ranks that train spent on their
 answers (a mean), and server_seconds, what rank 0 spent on learning from them; generator_resets, how often a generator
 that had diverged was drawn anew; and skipped_steps, how many steps of the server's model were not finite.
+
+weighted_client_accuracy of /rounds is the mean of the clients' accuracies on their own test samples, weighted by
+their training samples; leaky_client_accuracy likewise on nine tenths of their training samples. Of a generator's
+images cas is the accuracy, on all real samples, of a model trained on them alone, cas_test that on the test set, and
+cas_compat a mean over epochs; they are the same in all rounds. /model then has pretrained [P], from which the rounds
+started.
 
 Under an attack /clients has malicious: 1 for clients that are, 0 for the others. Rules that withstand such clients
 have rejected in /rounds, how many vectors were not finite; Krum has selected in /clients: 1 for those whose models

@@ -48,6 +48,9 @@ def _entries(run: Run) -> Iterator[tuple[str, str]]:
         for label, column in (("cohort mean", "cohort_mean_accuracy"), ("client mean", "clients_mean_accuracy")):
             if column in run.rounds:
                 yield label, _accuracy(run, column)
+        scores = [name for name in ("cas", "cas_test", "cas_compat") if name in run.rounds]
+        if scores:
+            yield "generator", ", ".join(f"{name} {_percent(run.accuracy(name).last)}" for name in scores)
         yield "loss", f"test {_loss(_last(run, 'test_loss'))}, training {_loss(_last(run, 'train_loss'))}"
         yield "time", _time_split(run)
         yield "speed", _speed(run)

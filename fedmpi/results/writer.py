@@ -9,6 +9,7 @@ import hashlib
 import math
 import os
 import socket
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from fedmpi.errors import BadInput
 from fedmpi.results.columns import Columns
 from fedmpi.results.schema import SCHEMA, SETTLED_EPOCHS, SETTLED_GAIN, Status
 
+_CHUNK = 1 << 20  # bytes of an array that are compressed together
 _FIRST_ROUND = 360.0  # seconds between two writes that readers should expect before a round has ended
 
 Weights = Callable[[], NDArray[np.float32]]
@@ -69,6 +71,7 @@ class Results:
         self._tables = {name: Columns() for name in ("rounds", "clients", "ranks", "evaluation", "partition")}
         self._initial: dict[str, float] = {}
         self._models: dict[str, _Model] = {}
+        self._kept: dict[str, dict[str, _Packed]] = {}
         self._pace = _Pace()
 
     def add_round(self, values: Mapping[str, float]) -> None:
@@ -96,6 +99,14 @@ class Results:
         if client_accuracy is not None:
             row["client_accuracy"] = np.asarray(client_accuracy)[None]
         self._tables["evaluation"].add(row)
+
+    def add_stage_round(self, stage: str, values: Mapping[str, float]) -> None:
+        """One row of /stages/NAME: round, seconds, ... of what is trained before the rounds."""
+        self._tables.setdefault(f"stages/{stage}", Columns()).add(values)
+
+    def keep(self, name: str, arrays: Mapping[str, NDArray]) -> None:
+        """A group of arrays that do not change any more; they are compressed here, once, and not at every write."""
+        self._kept[name] = {array: _Packed(values) for array, values in arrays.items()}
 
     def set_initial(self, test_loss: float, test_accuracy: float) -> None:
         """How the model does before the first round."""
@@ -187,6 +198,10 @@ class Results:
         _set_attributes(file["evaluation"], self._initial)
         for place, model in self._models.items():
             model.store(file.create_group(place))
+        for place, arrays in self._kept.items():
+            group = file.create_group(place)
+            for name, packed in arrays.items():
+                packed.store(group, name)
 
 
 @dataclass
@@ -208,6 +223,28 @@ class _Model:
             group.create_dataset(name, data=array)
             if name == "weights":
                 group.attrs["sha256"] = hashlib.sha256(array.data).hexdigest()
+
+
+class _Packed:
+    """An array as HDF5 would compress it, chunk by chunk."""
+
+    def __init__(self, array: NDArray) -> None:
+        self._shape, self._dtype = array.shape, array.dtype
+        row = max(array[:1].nbytes, 1)
+        self._rows = min(max(_CHUNK // row, 1), len(array))
+        starts = range(0, len(array), self._rows)
+        self._chunks = [zlib.compress(_whole(array[s : s + self._rows], self._rows).data, level=1) for s in starts]
+
+    def store(self, group: h5py.Group, name: str) -> None:
+        chunk = (self._rows, *self._shape[1:])
+        dataset = group.create_dataset(name, self._shape, self._dtype, chunks=chunk, compression="gzip")
+        for number, content in enumerate(self._chunks):
+            dataset.id.write_direct_chunk((number * self._rows, *[0] * (len(self._shape) - 1)), content)
+
+
+def _whole(part: NDArray, rows: int) -> NDArray:
+    """A chunk of so many rows, of which the last may be empty."""
+    return np.concatenate([part, np.zeros((rows - len(part), *part.shape[1:]), part.dtype)])
 
 
 class _Pace:

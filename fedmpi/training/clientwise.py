@@ -1,15 +1,15 @@
 """Operations that know which client they are run for, under any unmodified network.
 
-Three things in a network need care. Dropout must draw each client's own numbers, the same whether it is trained alone
-or beside others: here they are a hash of (client, round, step, layer, element). Where clients are trained side by
-side, batch normalisation must leave out the rows that only pad a batch; and, on a CPU, neither activations nor sums
-over a batch may round otherwise for the client that happens to lie last in memory.
+Three things in a network need care. Dropout and noise must be each client's own numbers, the same whether it is
+trained alone or beside others: here they are a hash of (client, round, step, layer, element). Where clients are
+trained side by side, batch normalisation must leave out the rows that only pad a batch; and, on a CPU, neither
+activations nor sums over a batch may round otherwise for the client that happens to lie last in memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import prod
+from math import prod, sqrt
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ _CONVOLUTIONS = {functional.conv1d, functional.conv2d, functional.conv3d}
 
 
 class ClientWise(TorchFunctionMode):
-    """While active, dropout and batch normalisation in training mode are those of one client.
+    """While active, dropout, batch normalisation in training mode and `torch.randn_like` are those of one client.
 
     Args:
         key: of the client, round and step; below 2^31, an int, or an int32 scalar where clients run side by side.
@@ -55,7 +55,7 @@ class ClientWise(TorchFunctionMode):
         self._key = key
         self._real = real
         self._names = {id(buffer): name for name, buffer in (buffers or {}).items()}
-        self._dropouts = 0
+        self._draws = 0
 
     def __torch_function__(
         self,
@@ -66,6 +66,8 @@ class ClientWise(TorchFunctionMode):
     ) -> Any:
         if func is functional.dropout:
             return self._dropout(*args, **(kwargs or {}))
+        if func is torch.randn_like:
+            return self._noise(*args)
         if self._real is None:
             return func(*args, **(kwargs or {}))
         if func is functional.batch_norm:
@@ -79,14 +81,21 @@ class ClientWise(TorchFunctionMode):
     def _dropout(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         if not training or p == 0:
             return x
-        self._dropouts += 1
-        if isinstance(self._key, int) and x.device.type == "cpu":
-            bits = torch.from_numpy(_hashed(self._key, self._dropouts, x.numel()))
-        else:
-            bits = _hashed_tensor(torch.as_tensor(self._key, dtype=torch.int32, device=x.device), self._dropouts, x)
-        # In the order of the batch's rows, whatever the memory format, so that rows that pad come last.
-        kept = (bits >= round(p * 2**31)).view(x.shape)
+        kept = (self._bits(x) >= round(p * 2**31)).view(x.shape)
         return x * kept.to(torch.get_default_dtype()).mul_(1 / (1 - p))  # which bfloat16 would round
+
+    def _noise(self, like: Tensor) -> Tensor:
+        # Of 24 bits, the last of them set: neither end of (-1, 1) is reached, and float32 is exact.
+        uniform = ((self._bits(like) >> 8) + 0.5) * 2.0**-22 - 1
+        return _in_whole_vectors(torch.erfinv, uniform).view(like.shape) * sqrt(2)
+
+    def _bits(self, x: Tensor) -> Tensor:
+        """[elements of x] integers below 2^31, others in each call."""
+        self._draws += 1
+        # In the order of the batch's rows, whatever the memory format, so that rows that pad come last.
+        if isinstance(self._key, int) and x.device.type == "cpu":
+            return torch.from_numpy(_hashed(self._key, self._draws, x.numel()))
+        return _hashed_tensor(torch.as_tensor(self._key, dtype=torch.int32, device=x.device), self._draws, x)
 
     def _batch_norm(
         self,

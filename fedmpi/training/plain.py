@@ -49,7 +49,7 @@ class PlainTrainer(Trainer):
         model.load(start[0])
         self.seed_others(key)
         for number, batch in enumerate(self._batches(client, round, phase, count)):
-            with ClientWise((key + number) & 0x7FFFFFFF) if self._drops_out else nullcontext():
+            with ClientWise((key + number) & 0x7FFFFFFF) if self._draws else nullcontext():
                 losses = hooks.loss(net, batch, start[0], rows)
             check_losses(losses, batch.y)
             step(losses)

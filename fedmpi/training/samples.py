@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,10 +60,24 @@ class Samples:
         self.x = stored.contiguous().to(device)
         self.y = torch.from_numpy(y).to(device)
         self.device = device
-        if x.dtype == np.uint8:
+        self._normalise(mean, std)
+
+    def like(self, x: NDArray, y: NDArray[np.int64]) -> Samples:
+        """Others, normalised as these are."""
+        return Samples(x, y, self._mean, self._std, self.device)
+
+    def unnormalised(self) -> Samples:
+        """The same in the same memory, with images on the scale 0..1."""
+        same = copy(self)
+        same._normalise(None, None)
+        return same
+
+    def _normalise(self, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
+        self._mean, self._std = mean, std
+        if self.x.dtype == torch.uint8:
             mean, std = mean or (0.0,), std or (1.0,)
-            self._scale = torch.tensor([1 / (255 * s) for s in std], device=device)
-            self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+            self._scale = torch.tensor([1 / (255 * s) for s in std], device=self.device)
+            self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=self.device)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ their number of steps, so that those which are done fall off the end.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +49,7 @@ class SideBySideTrainer(Trainer):
 
     def __init__(self, task: Task, at_once: int) -> None:
         super().__init__(task, at_once)
-        model, shards, settings = task.model, task.shards, task.settings
+        model = task.model
         convolves = any(isinstance(layer, _ConvNd) for layer in model.module.modules())
         self._fewest = at_once if convolves or model.in_bf16 else 2
         layout = model.layout
@@ -58,13 +58,16 @@ class SideBySideTrainer(Trainer):
         self._parameters = [entry for entry in layout.entries if entry.is_parameter]  # those that a phase trains
         self._others: list[Entry] = []
         self._statistics = [entry for entry in layout.entries if not entry.is_parameter]
+
+    def deal(self, shards: Sequence[NDArray[np.int64]]) -> None:
+        super().deal(shards)
+        shards, settings, merges = self._shards, self.settings, self.model.normalises_batches
         self._sizes = np.array([len(shard) for shard in shards])
-        merges = model.normalises_batches
         self._cuts = np.array([settings.count_cuts(size, merges) for size in self._sizes.tolist()])
         self._starts = np.minimum(np.cumsum(self._sizes) - self._sizes, self._sizes.sum() - 1)
         self._shards_in_a_row = np.concatenate(shards)
         # Of every step of every block, for the bits' sake.
-        self._width = min(settings.batch_size + int(model.normalises_batches), int(self._sizes.max()))
+        self._width = min(settings.batch_size + int(merges), int(self._sizes.max()))
 
     def train(self, block: Block, start: Tensor, hooks: Hooks, round: int, rounds: int, phase: Phase = WHOLE) -> Work:
         steps = self.count_steps(block.clients, block.completed, phase)

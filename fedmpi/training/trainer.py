@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -66,12 +66,17 @@ class Trainer(ABC):
         self.settings = task.settings
         model.in_bf16 = task.settings.precision == "bf16"
         self.samples = task.samples
-        self._shards = task.shards
         self._pixels = task.pixels
         self._seed = task.seed
-        self._steps_in: dict[int | None, NDArray[np.int64]] = {}  # of every client, by the epochs of a phase
         self._optimizer = self._make_optimizer()
-        self._drops_out = any(isinstance(layer, _DropoutNd) for layer in model.module.modules())
+        self._draws = draws_numbers(model.module)
+        self._shards: list[NDArray[np.int64]] = []
+        self.deal(task.shards)
+
+    def deal(self, shards: Sequence[NDArray[np.int64]]) -> None:
+        """From now on the first so many clients hold these training samples."""
+        self._shards = [*shards, *self._shards[len(shards) :]]
+        self._steps_in: dict[int | None, NDArray[np.int64]] = {}  # of every client, by the epochs of a phase
 
     @abstractmethod
     def train(self, block: Block, start: Tensor, hooks: Hooks, round: int, rounds: int, phase: Phase = WHOLE) -> Work:
@@ -103,7 +108,7 @@ class Trainer(ABC):
             self.seed_others(keys[k])
             count = self.settings.count_cuts(len(shard), model.normalises_batches)
             for step, batch in enumerate(self._batches(client, round, phase, count)):
-                with ClientWise((keys[k] + step) & 0x7FFFFFFF) if self._drops_out else nullcontext():
+                with ClientWise((keys[k] + step) & 0x7FFFFFFF) if self._draws else nullcontext():
                     losses = hooks.loss(net, batch, weights[k], block.row(k))
                 check_losses(losses, batch.y)
                 model.backward(losses)
@@ -219,6 +224,14 @@ class Trainer(ABC):
         norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.cat(norms, 1), dim=1, keepdim=True)
         scale = (self.settings.clip_norm / norm).clamp_(max=1)
         return [part * scale for part in parts]
+
+
+def draws_numbers(module: nn.Module) -> bool:
+    """Whether a network in training mode draws what `ClientWise` takes care of.
+
+    A module that calls `torch.randn_like` says so by an attribute `draws_noise`.
+    """
+    return any(isinstance(layer, _DropoutNd) or hasattr(layer, "draws_noise") for layer in module.modules())
 
 
 def check_losses(losses: Tensor, labels: Tensor) -> None:

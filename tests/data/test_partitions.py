@@ -272,6 +272,19 @@ def test_top_up_takes_from_the_largest() -> None:
     assert (topped != owner).sum() == 6  # as few as possible
 
 
+@pytest.mark.parametrize("kind", [Dirichlet, LogNormal])
+def test_what_was_moved_is_known(kind: type[Dirichlet] | type[LogNormal]) -> None:
+    """Oracle: the same draw, in which only those without any sample got one."""
+    large, least = kind(3.0 if kind is LogNormal else 0.01, 40), kind(3.0 if kind is LogNormal else 0.01, 1)
+    made, free = split(large), split(least)
+    assert made.samples.min() == 40
+    assert large.moved == np.maximum(40 - free.samples, 0).sum() + least.moved > 0
+    around = Permuted(large)
+    split(around)
+    assert around.moved == large.moved
+    assert kind().moved == 0
+
+
 @pytest.mark.parametrize(
     ("make", "option"),
     [

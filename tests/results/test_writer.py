@@ -67,6 +67,21 @@ def test_the_layout_is_the_contract(tmp_path: Path) -> None:
         assert file["model"].attrs["sha256"] == hashlib.sha256(weights().astype("<f4").tobytes()).hexdigest()
 
 
+def test_arrays_that_are_kept(tmp_path: Path) -> None:
+    """Oracle: h5py, which decompresses them; and the file's size. The last chunk is not full."""
+    images = np.random.default_rng(0).integers(0, 2, (3000, 1, 28, 28), dtype=np.uint8)
+    results = started(tmp_path / "run.h5")
+    results.keep("synthetic", {"images": images, "labels": np.arange(3000)})
+    results.write()
+    results.finish("finished")
+    with h5py.File(tmp_path / "run.h5") as file:
+        assert file["synthetic/images"].compression == "gzip"
+        np.testing.assert_array_equal(file["synthetic/images"], images)
+        np.testing.assert_array_equal(file["synthetic/labels"], np.arange(3000))
+    assert (tmp_path / "run.h5").stat().st_size < images.nbytes / 3
+    np.testing.assert_array_equal(fedmpi.results.open(tmp_path / "run.h5").synthetic["images"], images)
+
+
 @pytest.mark.skipif(not shutil.which("h5dump"), reason="h5dump is not installed")
 def test_h5dump_reads_the_file(tmp_path: Path) -> None:
     dump = subprocess.run(["h5dump", "-H", finished(tmp_path / "run.h5")], capture_output=True, text=True)

@@ -1,0 +1,313 @@
+"""GenFL: pre-training on what a generator has learnt from all clients.
+
+Cho, Garst, Tax: Enhancing Federated Models with Synthetic Data. Poster, TU Delft.
+https://github.com/FederatedRP2024Delft/GenFL
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi.algorithms.base import Algorithm
+from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.errors import BadInput, require
+from fedmpi.generators import Generator
+from fedmpi.generators.base import LearningGenerator
+from fedmpi.generators.cvae import CVAE
+from fedmpi.server_optimizers import Replace
+from fedmpi.training.settings import LocalTraining
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedmpi.engine import Engine
+    from fedmpi.federation import Federation
+    from fedmpi.scheduling import Cohort
+    from fedmpi.training.flat import Net
+    from fedmpi.training.layout import Layout
+    from fedmpi.training.samples import Batch
+
+
+class GenFL(FedAvg):
+    """FedAvg from a model that the server has pre-trained on images of a federated generator (Cho et al.).
+
+    1. The clients train a conditional generator by FedAvg. 2. The server samples labelled images from it, and
+    3. pre-trains the model on them. 4. The rounds are FedAvg from there. 5. The generator's classification accuracy
+    score (CAS; Ravuri and Vinyals, 2019) is the accuracy, on all real images, of a fresh model that has only seen
+    synthetic ones: column cas of /rounds, the same in all rows; cas_test is on the test set alone. The ranks that
+    train share the sampling and the measurements; 3 and 5 run at the same time, on two of them.
+
+    Column weighted_client_accuracy is the paper's metric: the mean over clients, weighted by their training samples,
+    of the model's accuracy on each one's test samples, none of which is trained on.
+
+    Args:
+        generator: what the clients train first; null: CVAE.
+        generator_rounds: of its federation, in which everything else is as in the rounds.
+        generator_epochs: of a client in one of these rounds, in batches of 32 by Adam at a rate of 1e-3.
+        synthetic: how many images the server makes.
+        stratified: whether there are equally many of each class; else their labels are drawn uniformly.
+        pretrain: whether the model is pre-trained; without, and with cas_epochs 0, no generator is trained, either.
+        pretrain_epochs: over the synthetic images, in batches of 32 by Adam at a rate of 1e-3.
+        cas_epochs: likewise of the model that is measured for the CAS; 0: it is not.
+        earlier: results file of another run, perhaps on another partition, whose outcome replaces stages of this one.
+        take: what is taken from it. generator: the trained one, for stage 1; synthetic: its images, for 1 and 2;
+            pretrained: the pre-trained model, for 1 to 3, and its images if there is to be a CAS.
+        stop_at_skew: from which label skew of the clients on they do not train at all, so that the model stays as
+            it was pre-trained. The skew is the mean, weighted by samples, of the total variation distances between
+            the clients' label shares and those of all: 0 if all are alike, 0.9 if each of ten has one of ten equal
+            classes. null: they always train.
+        paper_compat: as in the authors' code: in each round the clients train on nine tenths of their samples, drawn
+            anew, and are tested on nine tenths, most of them the same (column leaky_client_accuracy); and the CAS,
+            column cas_compat, is the mean over all epochs of a model in evaluation mode from the second on.
+    """
+
+    def __init__(
+        self,
+        generator: Generator | None = None,
+        generator_rounds: int = 20,
+        generator_epochs: int = 2,
+        synthetic: int = 60_000,
+        stratified: bool = False,
+        pretrain: bool = True,
+        pretrain_epochs: int = 5,
+        cas_epochs: int = 20,
+        earlier: Path | None = None,
+        take: Literal["generator", "synthetic", "pretrained"] = "synthetic",
+        stop_at_skew: float | None = None,
+        paper_compat: bool = False,
+    ) -> None:
+        generator = generator or CVAE()
+        kind = type(generator).__name__
+        if not isinstance(generator, LearningGenerator):
+            raise BadInput(f"= {kind}: must be one that learns from samples, such as CVAE", "generator")
+        require(generator_rounds >= 1, "generator_rounds", generator_rounds, "at least 1")
+        require(generator_epochs >= 1, "generator_epochs", generator_epochs, "at least 1")
+        require(synthetic >= 2, "synthetic", synthetic, "at least 2")
+        require(pretrain_epochs >= 1, "pretrain_epochs", pretrain_epochs, "at least 1")
+        require(cas_epochs >= 0, "cas_epochs", cas_epochs, "at least 0")
+        allowed = "above 0 and at most 1"
+        require(stop_at_skew is None or 0 < stop_at_skew <= 1, "stop_at_skew", stop_at_skew, allowed)
+        require(pretrain or stop_at_skew is None, "stop_at_skew", stop_at_skew, "null without pretrain")
+        require(earlier is not None or take == "synthetic", "take", take, "synthetic without earlier")
+        self.generator = generator
+        self.generator_rounds = generator_rounds
+        self.generator_epochs = generator_epochs
+        self.synthetic = synthetic
+        self.stratified = stratified
+        self.pretrain = pretrain
+        self.pretrain_epochs = pretrain_epochs
+        self.cas_epochs = cas_epochs
+        self.earlier = earlier
+        self.take: Literal["generator", "synthetic", "pretrained"] = take
+        self.stop_at_skew = stop_at_skew
+        self.paper_compat = paper_compat
+        self.learns = pretrain and not (earlier and take == "pretrained")
+        self.wants_images = self.learns or cas_epochs > 0
+        self.samples_generator = self.wants_images and (earlier is None or take == "generator")
+        self.server_state = (
+            "weights",
+            *(["generator_weights"] if self.samples_generator else []),
+            *(["pretrained"] if pretrain else []),
+            *(["scores"] if cas_epochs else []),
+        )
+
+    @property
+    def networks(self) -> "Mapping[str, Layout]":
+        return {"generator_weights": self.factory.layout} if self.samples_generator else {}
+
+    def setup(self, fed: "Federation") -> None:
+        import torch
+
+        super().setup(fed)
+        # The CAS, on all real images and on the test set alone.
+        self.scores = torch.full((2,), math.nan, dtype=torch.float64)
+        if self.pretrain:
+            self.pretrained = self.weights
+        self.stops = self.stop_at_skew is not None and label_skew(fed.label_counts) >= self.stop_at_skew
+        if self.samples_generator:
+            if not fed.has_images:
+                raise BadInput(f"= {type(self.generator).__name__}: needs a data set of images", "generator")
+            make = partial(self.generator.build, fed.shape, fed.classes)
+            local = by_adam(fed, self.generator_epochs)
+            self.factory = fed.beside(make, local, self.generator_rounds, "generator")
+            self.generator_weights = self.factory.initial_weights()
+        self.given: tuple[NDArray[np.uint8], NDArray[np.int64]] | None = None
+        if self.earlier and fed.is_server:
+            self.take_over(fed, _Earlier(self.earlier))
+
+    def take_over(self, fed: "Federation", earlier: "_Earlier") -> None:
+        """At the server: what the earlier run has, or bad input."""
+        if self.take == "generator" and self.samples_generator:
+            self.generator_weights = earlier.generator(self.factory.layout)
+        if self.take == "pretrained" and self.pretrain:
+            self.weights = self.pretrained = earlier.pretrained(fed.layout)
+        if self.take != "generator" and self.wants_images:
+            self.given = earlier.images(fed.shape, fed.classes)
+
+    def stages(self, fed: "Federation") -> "Iterator[tuple[str, Engine, Algorithm]]":
+        if self.samples_generator and self.earlier is None:
+            yield "generator", self.factory, _Learning(self)
+        if self.wants_images:
+            images, labels = self.sample(fed) if self.samples_generator else fed.spread(*(self.given or (None, None)))
+            if fed.is_server:
+                fed.keep("synthetic", {"images": images, "labels": labels})
+            self.teach(fed, images, labels)
+        if fed.is_server and self.stops:
+            from fedmpi.progress import say
+
+            say("the clients' labels are too different: they do not train")
+
+    def sample(self, fed: "Federation") -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """[n, C, H, W] and [n] of the generator, on every rank."""
+        from fedmpi.progress import say
+
+        began, stream = time.perf_counter(), fed.stream("synthetic labels")
+        labels = stream.integers(fed.classes, size=self.synthetic)
+        if self.stratified:
+            labels = stream.permutation(np.arange(self.synthetic) % fed.classes)
+        images = self.factory.generate(self.generator_weights, labels, self.generator.noise, self.generator.images)
+        if fed.is_server:
+            say(f"{self.synthetic} images sampled, {time.perf_counter() - began:.2f} s")
+        return images, labels
+
+    def teach(self, fed: "Federation", images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+        """Pre-train the model, and another one for the CAS."""
+        import torch
+
+        from fedmpi.progress import say
+        from fedmpi.server_work import Lesson
+
+        lessons: dict[str, Lesson] = {}
+        if self.learns:
+            lessons["pre-training"] = Lesson(self.weights, self.pretrain_epochs)
+        if self.cas_epochs:
+            lessons["CAS"] = Lesson(fed.initial_weights(1), self.cas_epochs, self.paper_compat)
+        scores: list[tuple[float, float]] = []
+        for epoch in fed.teach(list(lessons.values()), images, labels, by_adam(fed)):
+            running = {name: lesson for name, lesson in lessons.items() if epoch <= lesson.epochs}
+            if "CAS" in running and (self.paper_compat or epoch == self.cas_epochs):
+                scores.append(self.score(fed, lessons["CAS"].weights))
+            if fed.is_server:
+                said = [f"{name} epoch {epoch}/{of.epochs} loss {of.loss:.4f}" for name, of in running.items()]
+                if "CAS" in running and scores:
+                    said.append(f"accuracy {100 * scores[-1][0]:.2f} %")
+                say(", ".join(said))
+        if self.learns:
+            self.weights = self.pretrained = lessons["pre-training"].weights
+        if scores:
+            on_all, on_test = np.transpose(scores)
+            found = torch.tensor([on_all.mean(), on_test[-1]], dtype=torch.float64)
+            self.scores = found.to(self.weights.device)
+
+    def score(self, fed: "Federation", weights: "Tensor") -> tuple[float, float]:
+        """The accuracy on all real images, for training and for tests, and on the latter."""
+        tested = fed.evaluate(weights)
+        hits = fed.training_hits(weights, fed.shards).sum() + np.nansum(tested.correct)
+        return float(hits / (fed.samples.sum() + len(tested.correct))), tested.accuracy
+
+    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+        if self.stops:
+            fed.log(train_loss=math.nan)
+            return
+        if self.paper_compat:
+            fed.train_on([order[: len(order) - len(order) // 10] for order in self.shuffled(fed)])
+        super().round(fed, cohort)
+
+    def evaluate(self, fed: "Federation") -> None:
+        super().evaluate(fed)
+        if self.cas_epochs and fed.is_server:
+            on_all, on_test = self.scores.tolist()
+            fed.log(**{"cas_compat" if self.paper_compat else "cas": on_all, "cas_test": on_test})
+        if self.paper_compat:
+            from fedmpi.evaluation import weighted_accuracy
+
+            tested = [order[len(order) // 10 :] for order in self.shuffled(fed)]
+            accuracy = fed.training_hits(self.weights, tested) / np.array(list(map(len, tested)))
+            fed.log(leaky_client_accuracy=weighted_accuracy(accuracy, fed.samples))
+
+    def shuffled(self, fed: "Federation") -> list[NDArray[np.int64]]:
+        """The samples of each client, in an order of this round."""
+        return [fed.stream("slices", client).permutation(shard) for client, shard in enumerate(fed.shards)]
+
+
+class _Learning(FedAvg):
+    """The generator's own federation."""
+
+    def __init__(self, whole: GenFL) -> None:
+        self.whole = whole
+        self.server_optimizer = Replace()
+
+    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+        super().round(fed, cohort)
+        self.whole.generator_weights = self.weights  # which the file has from now on
+
+    def loss(self, net: "Net", batch: "Batch", start: "Tensor", client: "Mapping[str, Tensor]") -> "Tensor":
+        return self.whole.generator.loss(net, batch.x, batch.y)
+
+
+class _Earlier:
+    """What another run has left.
+
+    Raises:
+        BadInput: the file cannot be read, does not have what is asked for, or that does not fit.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from fedmpi import results
+
+        self._path = path
+        try:
+            self._run = results.open(path)
+        except BadInput as error:
+            raise BadInput(f"= {error}", "earlier") from None
+
+    def generator(self, layout: "Layout") -> "Tensor":
+        """[n], the weights of its generator."""
+        return self._vector(self._run.network("generator_weights"), layout, "a generator")
+
+    def pretrained(self, layout: "Layout") -> "Tensor":
+        """[P], the model after its pre-training."""
+        weights = self._run.model.get("pretrained")
+        tensors = {} if weights is None else self._run.state_dict(weights)
+        return self._vector(tensors, layout, "a pre-trained model")
+
+    def images(self, shape: tuple[int, ...], classes: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """[n, C, H, W] and [n], its synthetic images."""
+        found = self._run.synthetic
+        self._require(bool(found), "synthetic images")
+        fits = found["images"].shape[1:] == shape and found["labels"].max() < classes
+        self._require(fits, f"synthetic images of shape {shape} with labels below {classes}")
+        return found["images"], found["labels"]
+
+    def _vector(self, tensors: "Mapping[str, NDArray[np.float32]]", layout: "Layout", what: str) -> "Tensor":
+        import torch
+
+        self._require(bool(tensors), what)
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        self._require(shapes == {entry.name: entry.shape for entry in layout.entries}, f"{what} like this run's")
+        vector = torch.empty(layout.size)
+        for name, view in layout.views(vector).items():
+            view.copy_(torch.from_numpy(tensors[name]))
+        return vector
+
+    def _require(self, condition: bool, what: str) -> None:
+        require(condition, "earlier", self._path, f"a results file with {what}")
+
+
+def by_adam(fed: "Federation", epochs: int = 1) -> LocalTraining:
+    """Training in the paper's way, as many clients at once and as precisely as in the rounds."""
+    local = fed.local
+    return LocalTraining(epochs, None, 32, 1e-3, "adam", vectorize=local.vectorize, precision=local.precision)
+
+
+def label_skew(label_counts: NDArray[np.int64]) -> float:
+    """From counts [clients, classes]: sum_k (n_k / N) 1/2 sum_y |p_k(y) - p(y)|, in [0, 1)."""
+    samples = label_counts.sum(axis=1, keepdims=True)
+    apart = np.abs(label_counts / np.maximum(samples, 1) - label_counts.sum(axis=0) / samples.sum()).sum(axis=1) / 2
+    return float(apart @ samples[:, 0] / samples.sum())

@@ -1,0 +1,25 @@
+"""The network of the conditional variational autoencoder. Private, because importing it imports torch."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Autoencoder(nn.Module):
+    """Called as a generator it is its decoder alone; what trains it calls both parts by their names.
+
+    Args:
+        encoder: images [B, C, H, W] to means and raw standard deviations, side by side [B, 2 noise].
+        decoder: noise [B, noise] and labels [B] to images.
+    """
+
+    draws_noise = True
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
+        images: Tensor = self.decoder(noise, labels)
+        return images
