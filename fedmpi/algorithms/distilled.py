@@ -35,8 +35,7 @@ class Distilled(Algorithm):
 
     def __init__(self, base: Algorithm) -> None:
         name = type(base).__name__
-        has_stages = type(base).stages is not Algorithm.stages
-        if not base.averages_models or base.looks_at_models or has_stages:
+        if not base.averages_models or base.looks_at_models or base.has_stages:
             raise BadInput(f"= {name}: must be a method that averages its clients' models, and looks at none", "base")
         self.base = base
         self.takes_server_optimizer = base.takes_server_optimizer
