@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedmpi.federation import Federation, Prediction, predict_with
+from fedmpi.clients import Prediction, predict_with
+from fedmpi.federation import Federation
 from fedmpi.ledger import Ledger, Outcome
 from fedmpi.scheduling import Cohort, Sampler
 from fedmpi.training.block import Phase

@@ -18,12 +18,13 @@ from fedmpi.algorithms import Algorithm
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.genfl import GenFL
 from fedmpi.attacks import NoAttack
+from fedmpi.clients import Trained
 from fedmpi.compression import Dense
 from fedmpi.data import IID, Arrays, Dataset, Digits, Partition
 from fedmpi.engine import Engine
 from fedmpi.evaluation import Evaluation
 from fedmpi.experiment import Experiment
-from fedmpi.federation import Federation, Trained
+from fedmpi.federation import Federation
 from fedmpi.models import BiLSTM, Model
 from fedmpi.models.mlp import LogisticRegression
 from fedmpi.mpi.world import World

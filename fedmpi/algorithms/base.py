@@ -9,9 +9,10 @@ from fedmpi.training.block import WHOLE
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fedmpi.clients import Trained
     from fedmpi.data import Dataset
     from fedmpi.engine import Engine
-    from fedmpi.federation import Federation, Trained
+    from fedmpi.federation import Federation
     from fedmpi.scheduling import Cohort, Weighting
     from fedmpi.server_optimizers import ServerOptimizer
     from fedmpi.training.block import Block, Phase

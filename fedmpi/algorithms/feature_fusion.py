@@ -15,7 +15,8 @@ from fedmpi.training.block import WHOLE
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fedmpi.federation import Federation, Trained
+    from fedmpi.clients import Trained
+    from fedmpi.federation import Federation
     from fedmpi.training.block import Block, Phase
     from fedmpi.training.flat import Net
     from fedmpi.training.samples import Batch

@@ -14,7 +14,8 @@ from fedmpi.errors import BadInput, require
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedmpi.federation import Federation, Trained
+    from fedmpi.clients import Trained
+    from fedmpi.federation import Federation
     from fedmpi.training.block import Block
     from fedmpi.training.layout import Layout
 

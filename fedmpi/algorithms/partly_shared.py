@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedmpi.algorithms.base import Vectors
-    from fedmpi.federation import Federation, Trained
+    from fedmpi.clients import Trained
+    from fedmpi.federation import Federation
     from fedmpi.scheduling import Cohort
     from fedmpi.training.block import Block
     from fedmpi.training.layout import Layout

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedper import FedPer, FedRep
 from fedmpi.algorithms.partly_shared import PartlyShared
+from fedmpi.clients import Trained
 from fedmpi.data import Digits
 from fedmpi.errors import BadInput
-from fedmpi.federation import Federation, Trained
+from fedmpi.federation import Federation
 from fedmpi.models import MLP, LeNet, McMahanCNN, Model
 from fedmpi.models.mlp import LogisticRegression
 from fedmpi.scheduling import RoundRobin
