@@ -13,6 +13,8 @@ from fedmpi import results
 from tests.launch import REPOSITORY, mpirun, succeed
 
 SMALL = "--clients 12 --cohort 5 --rounds 3 --local.epochs 1"
+#: For what takes long, and keeps nothing from round to round but the model.
+BRIEF = f"{SMALL} --rounds 2"
 SIDE_BY_SIDE = f"{SMALL} --local.vectorize 3 --model MLP --model.hidden '[33, 17]'"
 TEXTS = f"{SMALL} --rounds 2 --dataset texts.Places --model BiLSTM --model.embedding 5 --model.hidden 7"
 CLUSTERS = (
@@ -28,15 +30,15 @@ GENFL = (
 CASES = {
     "batchnorm": f"{SMALL} --model LeNet --local.epochs 2",
     "groupnorm": f"{SMALL} --model LeNet --model.norm group --local.momentum 0.9 --local.weight_decay 1e-3",
-    "odd_widths": f"{SMALL} --model MLP --model.hidden '[33, 17]' --local.batch_size 1",
+    "odd_widths": f"{BRIEF} --model MLP --model.hidden '[33, 17]' --local.batch_size 1",
     "odd_batches": f"{SMALL} --model MLP --model.hidden '[61, 7]' --local.batch_size 7 --local.optimizer adam"
     " --local.lr 0.01",
-    "dropout": f"{SMALL} --model CifarCNN --local.lr 0.01",
-    "side_by_side": f"{SIDE_BY_SIDE} --local.epochs 2 --local.batch_size 1",
+    "dropout": f"{BRIEF} --model CifarCNN --local.lr 0.01",
+    "side_by_side": f"{SIDE_BY_SIDE} --rounds 2 --local.batch_size 1",
     "side_by_side_batchnorm": f"{SMALL} --local.vectorize 2 --model LeNet --local.momentum 0.9",
-    "side_by_side_dropout": f"{SMALL} --local.vectorize 2 --model CifarCNN --local.lr 0.01",
+    "side_by_side_dropout": f"{BRIEF} --local.vectorize 2 --model CifarCNN --local.lr 0.01",
     "bf16": f"{SMALL} --local.precision bf16 --model LeNet",
-    "bf16_side_by_side": f"{SMALL} --local.precision bf16 --local.vectorize 4 --model MLP --model.hidden '[17, 32]'"
+    "bf16_side_by_side": f"{BRIEF} --local.precision bf16 --local.vectorize 4 --model MLP --model.hidden '[17, 32]'"
     " --local.batch_size 3",
     "recurrent": f"{SMALL} --model methods.Recurrent",
     "bilstm": f"{TEXTS} --sampler PowerOfChoice --sampler.candidates 9",
@@ -111,7 +113,7 @@ CASES = {
     "side_by_side_fedper": f"{SIDE_BY_SIDE} --algorithm FedPer",
     "side_by_side_fedrep": f"{SIDE_BY_SIDE} --algorithm FedRep --algorithm.head_epochs 1 --model.norm batch",
     "fedftg": f"{SMALL} --algorithm FedFTG --algorithm.iterations 3 --model LeNet --evaluate_means cohort",
-    "fedftg_repo": f"{SMALL} --algorithm FedFTG --algorithm.base MOON --algorithm.variant repo"
+    "fedftg_repo": f"{BRIEF} --algorithm FedFTG --algorithm.base MOON --algorithm.variant repo"
     " --algorithm.iterations 2 --model CifarCNN --local.vectorize 2 --local.lr 0.01",
     "feddf": f"{SMALL} --algorithm FedDF --algorithm.generator_steps 4 --algorithm.student_steps 3 --model LeNet",
     "feddf_proxy": f"{SMALL} --algorithm FedDF --algorithm.proxy Digits --algorithm.student_steps 5 --model LeNet"

@@ -18,6 +18,7 @@ from fedmpi.models import LeNet
 from fedmpi.scheduling import RoundRobin, Uniform
 from fedmpi.training.layout import Layout
 from fedmpi.training.settings import LocalTraining
+from tests.few import Few
 from tests.small import SEED, network, normalised, plain_training, read, run, state, tensors
 
 SHAPE = (1, 8, 8)
@@ -29,7 +30,7 @@ TRAIN = len(DIGITS.train_y)
 def test_one_client_is_alone_pooled_and_federated_alike(vectorize: Any, tmp_path: Path) -> None:
     """L1. Oracle: LocalOnly's model, Centralized and FedAvg, bit for bit, with statistics and memory of their own."""
     local = LocalTraining(epochs=2, momentum=0.9, weight_decay=1e-3, batch_size=50, vectorize=vectorize)
-    settings: dict[str, Any] = {"clients": 1, "model": LeNet(), "rounds": 2, "local": local}
+    settings: dict[str, Any] = {"clients": 1, "model": LeNet(), "dataset": Few(220), "rounds": 2, "local": local}
     alone = LocalOnly()
     runs = [
         run(tmp_path / f"{type(algorithm).__name__}.h5", algorithm, **settings)

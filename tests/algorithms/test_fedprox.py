@@ -16,6 +16,7 @@ from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.errors import BadInput
 from fedmpi.models import LeNet
 from fedmpi.training.settings import LocalTraining
+from tests.few import Few
 from tests.programs.regression import (
     CLIENTS,
     DIMENSION,
@@ -57,7 +58,7 @@ def test_without_pull_it_is_fedavg(tmp_path: Path) -> None:
     """X1. Oracle: FedAvg, bit for bit, with momentum, decay and clipping; and with a pull something else."""
     local = LocalTraining(epochs=2, momentum=0.9, weight_decay=1e-3, clip_norm=5.0, lr=0.02)
     runs = [
-        run(tmp_path / f"{name}.h5", algorithm, model=LeNet(), rounds=2, local=local)
+        run(tmp_path / f"{name}.h5", algorithm, model=LeNet(), dataset=Few(200), rounds=2, local=local)
         for name, algorithm in (("avg", FedAvg()), ("none", FedProx(0)), ("some", FedProx(0.01)))
     ]
     assert runs[0].weights_sha256 == runs[1].weights_sha256
