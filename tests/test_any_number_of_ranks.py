@@ -34,7 +34,7 @@ CASES = {
     "odd_batches": f"{SMALL} --model MLP --model.hidden '[61, 7]' --local.batch_size 7 --local.optimizer adam"
     " --local.lr 0.01",
     "dropout": f"{BRIEF} --model CifarCNN --local.lr 0.01",
-    "side_by_side": f"{SIDE_BY_SIDE} --rounds 2 --local.batch_size 1",
+    "side_by_side": f"{SIDE_BY_SIDE} --rounds 2 --local.batch_size 1 --local.weight_decay 1e-3",
     "side_by_side_batchnorm": f"{SMALL} --local.vectorize 2 --model LeNet --local.momentum 0.9",
     "side_by_side_dropout": f"{BRIEF} --local.vectorize 2 --model CifarCNN --local.lr 0.01",
     "bf16": f"{SMALL} --local.precision bf16 --model LeNet",
