@@ -64,7 +64,7 @@ CASES = {
     "fedprox": f"{SMALL} --algorithm FedProx --algorithm.mu 0.1 --model LogisticRegression",
     "server_optimizer": f"{SMALL} --server_optimizer Yogi --evaluate_means both --model LeNet",
     "local_only": f"{SMALL} --algorithm LocalOnly --model LeNet",
-    "side_by_side_local_only": f"{SMALL} --algorithm LocalOnly --model LeNet --local.vectorize 4",
+    "side_by_side_local_only": f"{SMALL} --algorithm LocalOnly --model LeNet --local.vectorize 4 --seed 1",
     "centralized": f"{SMALL} --algorithm Centralized --model LeNet",
     "ifca": f"{SMALL} --algorithm IFCA --algorithm.models 2 --model LeNet",
     "scaffold": f"{SMALL} --algorithm SCAFFOLD --model LeNet --server_optimizer Adam --weighting samples",
