@@ -1,0 +1,141 @@
+"""DistributionFusion on real data, as far as two cores carry it: python -m benchmarks.distribution_fusion.
+
+LeNet with batch normalisation on 4,000 images, 20 clients, all of them in each of 12 rounds of one local epoch, in
+batches of 25 at a learning rate of 0.05; because there are few rounds, a fit every fourth.
+
+    methods      the nine of the paper's table, on MNIST and Fashion-MNIST, split by shards (two classes a client) and
+                 by Dirichlet(0.1) and (0.5). FedCluster is FL+HC; methods with several models have three
+    choices      what the paper leaves open, one at a time, on Fashion-MNIST and Dirichlet(0.1): which layers, tau,
+                 how clients are allotted, M, how variances are merged, the cap
+    sensitivity  DistributionFusion and FedAvg there with other numbers of clients and local epochs, and other M
+
+Each run is a process of its own on one rank, as many at a time as there are cores; those whose file is there and
+finished with as many rounds are not repeated. Prints a table of each setting, and what the weights omega were: the
+mean over rounds and runs, ± standard deviation over runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Iterable
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.runs import train_all
+from fedmpi import results
+from fedmpi.results.__main__ import main as show
+from fedmpi.results.table import FORMATS
+
+PROTOCOL = (
+    "--dataset Subset --dataset.samples 4000 --dataset.test_samples 2000 --model LeNet --sampler All --clients 20"
+    " --local.epochs 1 --local.batch_size 25 --local.lr 0.05 --evaluate_every 2"
+)
+DATA = {"mnist": "--dataset.over MNIST", "fashion_mnist": "--dataset.over FashionMNIST"}
+PARTITIONS = {
+    "shards": "--partition Shards",
+    "dirichlet_0.1": "--partition Dirichlet --partition.alpha 0.1",
+    "dirichlet_0.5": "--partition Dirichlet --partition.alpha 0.5",
+}
+OURS = "--algorithm DistributionFusion --algorithm.fit_every 4"
+METHODS = {
+    "fedavg": "",
+    "fedprox": "--algorithm FedProx",
+    "fedgn": "--model.norm group",
+    "fedma": "--algorithm FedMA",
+    "fesem": "--algorithm FeSEM",
+    "ifca": "--algorithm IFCA",
+    "fedcluster": "--algorithm FLHC",
+    "fedgroup": "--algorithm FedGroup",
+    "fused": OURS,
+}
+CHOICES = {
+    "fused": OURS,
+    "all": f"{OURS} --algorithm.statistics all",
+    "tau_0": f"{OURS} --algorithm.pi_power 0",
+    "tau_1": f"{OURS} --algorithm.pi_power 1",
+    "soft": f"{OURS} --algorithm.allocation soft",
+    "M_5": f"{OURS} --algorithm.components 5",
+    "linear": f"{OURS} --algorithm.bn_merge linear",
+    "uncapped": f"{OURS} --algorithm.pi_power 0 --algorithm.cap null",
+    "fedavg": "",
+}
+OTHERS = {"clients_10": "--clients 10", "clients_40": "--clients 40", "epochs_3": "--local.epochs 3"}
+SENSITIVITY = {
+    **{f"{name}_fused": f"{OURS} {options}" for name, options in OTHERS.items()},
+    **{f"{name}_fedavg": options for name, options in OTHERS.items()},
+    **{f"M_{components}": f"{OURS} --algorithm.components {components}" for components in (2, 5, 30)},
+    "fused": OURS,
+    "fedavg": "",
+}
+PARTS = {"methods": METHODS, "choices": CHOICES, "sensitivity": SENSITIVITY}
+#: Columns of /rounds of the weights.
+OF_WEIGHTS = ("weights_l1", "effective_clients", "components_alive", "between_components", "twin_correlation")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.distribution_fusion")
+    parser.add_argument("parts", nargs="*", metavar="|".join(PARTS), help="(default: methods and choices)")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="root of the data sets (default: data)")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/distribution_fusion"), help="(default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=12, help="(default: 12)")
+    parser.add_argument("--seeds", type=int, default=3, help="(default: 3)")
+    parser.add_argument("--datasets", nargs="*", default=list(DATA), choices=list(DATA), help="(default: both)")
+    parser.add_argument(
+        "--partitions", nargs="*", default=list(PARTITIONS), choices=list(PARTITIONS), help="(default: all)"
+    )
+    parser.add_argument("--methods", nargs="*", help="of a part's runs only these (default: all)")
+    parser.add_argument("--format", choices=list(FORMATS), default="text", help="of the tables (default: text)")
+    chosen = parser.parse_args()
+    if unknown := set(chosen.parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
+    statuses = [0]
+    for part in chosen.parts or ["methods", "choices"]:
+        runs = PARTS[part]
+        names = [name for name in runs if chosen.methods is None or name in chosen.methods]
+        places = list(product(chosen.datasets, chosen.partitions))
+        if part != "methods":
+            places = [("fashion_mnist", "dirichlet_0.1")]
+        experiments = {
+            chosen.folder / f"{dataset}-{partition}-{name}-{seed}.h5": f"{PROTOCOL} {DATA[dataset]}"
+            f" --dataset.over.root {shlex.quote(str(chosen.data))} {PARTITIONS[partition]} --seed {seed} {runs[name]}"
+            for seed, (dataset, partition), name in product(range(chosen.seeds), places, names)
+        }
+        statuses.append(int(not train_all(experiments, chosen.rounds)))
+        for dataset, partition in places:
+            paths = [
+                chosen.folder / f"{dataset}-{partition}-{name}-{seed}.h5"
+                for name, seed in product(names, range(chosen.seeds))
+            ]
+            print(f"\n{part}: {dataset}, {partition}\n")
+            statuses.append(show(["table", *map(str, paths), "--format", chosen.format]))
+            print(f"\n{FORMATS[chosen.format](weights_of(paths))}")
+    sys.exit(max(statuses))
+
+
+def weights_of(paths: Iterable[Path]) -> list[list[str]]:
+    """The rows of a table of the weights, one for each name of runs that have any; NaN counts in no mean."""
+    means: dict[str, list[list[float]]] = {}
+    for path in paths:
+        rounds = results.open(path).rounds if path.exists() else {}
+        if OF_WEIGHTS[0] in rounds:
+            columns = (rounds[name][~np.isnan(rounds[name])] for name in OF_WEIGHTS)
+            found = [float(known.mean()) if len(known) else np.nan for known in columns]
+            means.setdefault(path.stem.rsplit("-", 2)[1], []).append(found)
+    return [["runs", *OF_WEIGHTS], *([name, *map(_shown, np.array(runs).T)] for name, runs in means.items())]
+
+
+def _shown(values: np.ndarray) -> str:
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return "-"
+    return f"{known.mean():.3f}" + (f" ± {known.std(ddof=1):.3f}" if len(known) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()
