@@ -121,7 +121,7 @@ def test_planted_groups() -> None:
             continue
         separated += 1
         for how in ("hard", "soft"):
-            r, _ = responsibilities(log_q, mass, how)  # type: ignore[arg-type]
+            r, _ = responsibilities(log_q, mass, how)
             omega = fuse(r, mass, 0.5, 4.0).weights
             assert np.abs(omega - 1 / 50).sum() > 0.02
             assert between_components(omega, mass, group) > 0.95

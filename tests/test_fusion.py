@@ -92,8 +92,8 @@ def test_order_of_clients() -> None:
     log_q[3], mass[3] = log_q[8], mass[8]
     order = RNG.permutation(12)
     for how in ("hard", "soft"):
-        omega = fuse(responsibilities(log_q, mass, how)[0], mass, 0.5, 4.0).weights  # type: ignore[arg-type]
-        other = responsibilities(log_q[order], mass[order], how)[0]  # type: ignore[arg-type]
+        omega = fuse(responsibilities(log_q, mass, how)[0], mass, 0.5, 4.0).weights
+        other = responsibilities(log_q[order], mass[order], how)[0]
         np.testing.assert_allclose(fuse(other, mass[order], 0.5, 4.0).weights, omega[order], rtol=1e-12)
         assert omega[3] == omega[8]
         assert (omega >= 0).all()

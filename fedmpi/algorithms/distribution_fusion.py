@@ -133,17 +133,16 @@ class DistributionFusion(Algorithm):
         return {"vae_weights": self.network.layout}
 
     def payload(self, layout: "Layout") -> "tuple[Vectors, Vectors]":
-        norm = layout.segments["norm"].start
-        return [slice(layout.size), 1], [slice(norm, layout.size), slice(0, norm)]
+        told = slice(layout.segments["norm"].start, layout.size)
+        return [slice(layout.size), 1], [told, slice(0, layout.parameters)]
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         import torch
 
         start = fed.broadcast(self.weights)
-        models = [(block, fed.train(block, start, self).weights.clone()) for block in fed.my_clients(cohort)]
-        told = self.read.columns
+        models = [(block, self.train(fed, block, start, start).weights.clone()) for block in fed.my_clients(cohort)]
         mine = {
-            client: row[told]
+            client: row[self.read.columns]
             for block, weights in models
             for client, row in zip(block.clients.tolist(), weights, strict=True)
         }
@@ -151,26 +150,27 @@ class DistributionFusion(Algorithm):
         with fed.serving():
             omega = self.infer(fed, cohort, rows)
         weighted = weighted_by(cohort, fed.broadcast(omega, received=len(cohort)))
-        others = slice(0, told.start)
-        mean = fed.weighted_mean(weighted, start[others], columns=others)
+        trained = slice(0, fed.layout.parameters)
+        mean = fed.weighted_mean(weighted, start[trained], columns=trained)
         for block, weights in models:
             mass = weighted.mass[np.searchsorted(cohort.clients, block.clients)]
-            mean.add(weights[:, others], replace(block, mass=mass))
-        rest = mean.reduce(empty=self.weights[others])
-        self.server_step(fed, torch.cat([rest, self.merged(fed, weighted, rows)]))
+            mean.add(weights[:, trained], replace(block, mass=mass))
+        parameters = mean.reduce(empty=self.weights[trained])
+        self.server_step(fed, torch.cat([parameters, self.merged(fed, weighted, rows)]))
 
     def merged(self, fed: "Federation", cohort: "Cohort", rows: "Tensor") -> "Tensor":
-        """[n], the mean of what the clients' normalisation layers have learnt, rows [m, n]."""
+        """The running statistics of the mean, from rows [m, n] of what normalisation layers have learnt."""
         import torch
 
+        buffers = fed.layout.segments["statistics"]
         if not fed.is_server:
-            return torch.empty(self.read.size, device="meta")
+            return torch.empty(buffers.stop - buffers.start, device="meta")
         counted = np.flatnonzero(cohort.mass)
         if not len(counted):
-            return self.weights[self.read.columns]
+            return self.weights[buffers]
         learnt = rows.double().numpy()[counted]
         merged = self.read.merge(learnt, cohort.weights[counted], self.bn_merge == "moments")
-        return torch.from_numpy(merged).float()
+        return torch.from_numpy(merged[buffers.start - self.read.columns.start :]).float()
 
     def infer(self, fed: "Federation", cohort: "Cohort", rows: "Tensor") -> "Tensor":
         """[m] float32 at the server, on the meta device elsewhere: what each client's model counts.
