@@ -12,13 +12,21 @@ batches of 25 at a learning rate of 0.05; because there are few rounds, a fit ev
 Each run is a process of its own on one rank, as many at a time as there are cores; those whose file is there and
 finished with as many rounds are not repeated. Prints a table of each setting, and what the weights omega were: the
 mean over rounds and runs, ± standard deviation over runs.
+
+    python -m benchmarks.distribution_fusion --cost
+
+prints instead what a round of workload C takes (ResNet18, ten clients), what of it the server needs for statistics,
+inference and weights, and the bytes; a fit in every other round, so that all kinds of rounds are there.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
@@ -26,7 +34,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.runs import train_all
+from benchmarks.workloads import TRAINING
 from fedmpi import results
+from fedmpi.command_line import parse
 from fedmpi.results.__main__ import main as show
 from fedmpi.results.table import FORMATS
 
@@ -91,7 +101,11 @@ def main() -> None:
     )
     parser.add_argument("--methods", nargs="*", help="of a part's runs only these (default: all)")
     parser.add_argument("--format", choices=list(FORMATS), default="text", help="of the tables (default: text)")
+    parser.add_argument("--cost", action="store_true", help="what a round takes")
     chosen = parser.parse_args()
+    if chosen.cost:
+        print_cost()
+        return
     if unknown := set(chosen.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
     statuses = [0]
@@ -128,6 +142,29 @@ def weights_of(paths: Iterable[Path]) -> list[list[str]]:
             found = [float(known.mean()) if len(known) else np.nan for known in columns]
             means.setdefault(path.stem.rsplit("-", 2)[1], []).append(found)
     return [["runs", *OF_WEIGHTS], *([name, *map(_shown, np.array(runs).T)] for name, runs in means.items())]
+
+
+def print_cost() -> None:
+    """Seconds and bytes of three rounds: a first fit, none, and another."""
+    from fedmpi.mpi.world import World
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = f"{TRAINING['C'].options} --algorithm DistributionFusion --algorithm.fit_every 2 --rounds 3"
+        experiment, config = parse(shlex.split(f"{options} --evaluate_every 0 --output {folder}/run.h5"))
+        with contextlib.redirect_stdout(io.StringIO()):
+            experiment.run(World(), config)
+        run = results.open(Path(folder, "run.h5"))
+    clients = len(run.clients["client"]) // 3
+    for kind, whole, server in zip(
+        ("first fit", "no fit", "fit"), run.rounds["seconds"], run.rounds["server_seconds"], strict=True
+    ):
+        print(f"{kind:10}{whole:8.2f} s a round, {server:.3f} s at the server ({100 * server / whole:.1f} %)")
+    buffers = sum(x.size for name, x in run.state_dict().items() if name.endswith(("running_mean", "running_var")))
+    told = 2 * buffers  # as many scales and shifts as means and variances
+    up = int(run.rounds["bytes_up"][0]) // clients
+    print(
+        f"a client sends {up:,} bytes, {4 * told:,} of them first, for the weights; a model has {4 * run.weights.size:,}"
+    )
 
 
 def _shown(values: np.ndarray) -> str:
