@@ -162,9 +162,8 @@ def print_cost() -> None:
     buffers = sum(x.size for name, x in run.state_dict().items() if name.endswith(("running_mean", "running_var")))
     told = 2 * buffers  # as many scales and shifts as means and variances
     up = int(run.rounds["bytes_up"][0]) // clients
-    print(
-        f"a client sends {up:,} bytes, {4 * told:,} of them first, for the weights; a model has {4 * run.weights.size:,}"
-    )
+    size = 4 * run.weights.size
+    print(f"a client sends {up:,} bytes, {4 * told:,} of them first, for the weights; a model has {size:,}")
 
 
 def _shown(values: np.ndarray) -> str:

@@ -3,14 +3,14 @@
     python -m benchmarks.inferred labels RUN.h5 ...
     python -m benchmarks.inferred statistics CENTRAL.h5 RUN.h5 ... -o cdf.png
 
-labels: the class shares that the global model is trained on, sum_k omega_k p_k(y), beside the true ones of all clients'
-samples, and those that FedAvg's weights would give. These weights are all that is inferred of data: no label and no
-density is, and a component has none of its own.
+labels: the class shares that the global model is trained on, sum_k omega_k p_k(y), beside the true ones of all
+clients' samples, and those that FedAvg's weights would give. These weights are all that is inferred of data: no label
+and no density is, and a component has none of its own.
 
 statistics: how far the running means and variances of a run's normalisation layers are, as a whole, from those of a
-model that was trained on all samples in one place (`--algorithm Centralized`): KL(global || central) of histograms from
--2 to 2 in steps of 0.1, with one count added to each bin, and the share of values outside them; and a picture of the
-cumulative distributions. For methods with several models it is that of most clients.
+model that was trained on all samples in one place (`--algorithm Centralized`): KL(global || central) of histograms
+from -2 to 2 in steps of 0.1, with one count added to each bin, and the share of values outside them; and a picture of
+the cumulative distributions. For methods with several models it is the model of most clients.
 """
 
 from __future__ import annotations
