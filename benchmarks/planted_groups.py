@@ -86,7 +86,7 @@ def report(kind: type[Autoencoder], seeds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.planted_groups")
     parser.add_argument("--seeds", type=int, default=4, help="(default: 4)")
-    parser.add_argument("--wide", action="store_true", help="wide layers as well, which take half an hour")
+    parser.add_argument("--wide", action="store_true", help="wide layers as well, which take minutes")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     report(Autoencoder, chosen.seeds)
