@@ -5,8 +5,8 @@ batches of 25 at a learning rate of 0.05; because there are few rounds, a fit ev
 
     methods      the nine of the paper's table, on MNIST and Fashion-MNIST, split by shards (two classes a client) and
                  by Dirichlet(0.1) and (0.5). FedCluster is FL+HC; methods with several models have three
-    choices      what the paper leaves open, one at a time, on Fashion-MNIST and Dirichlet(0.1): which layers, tau,
-                 how clients are allotted, M, how variances are merged, the cap
+    choices      what the paper leaves open, one at a time, on Fashion-MNIST and Dirichlet(0.1): tau, how clients are
+                 allotted, M, how variances are merged, the cap; not which layers, of which LeNet has just two
     sensitivity  DistributionFusion and FedAvg there with other numbers of clients and local epochs, and other M
 
 Each run is a process of its own on one rank, as many at a time as there are cores; those whose file is there and
@@ -64,7 +64,6 @@ METHODS = {
 }
 CHOICES = {
     "fused": OURS,
-    "all": f"{OURS} --algorithm.statistics all",
     "tau_0": f"{OURS} --algorithm.pi_power 0",
     "tau_1": f"{OURS} --algorithm.pi_power 1",
     "soft": f"{OURS} --algorithm.allocation soft",
