@@ -153,15 +153,15 @@ def print_cost() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             experiment.run(World(), config)
         run = results.open(Path(folder, "run.h5"))
-    clients = len(run.clients["client"]) // 3
+        rounds, weights, clients = run.rounds, run.state_dict(), len(run.clients["client"]) // 3
     for kind, whole, server in zip(
-        ("first fit", "no fit", "fit"), run.rounds["seconds"], run.rounds["server_seconds"], strict=True
+        ("first fit", "no fit", "fit"), rounds["seconds"], rounds["server_seconds"], strict=True
     ):
         print(f"{kind:10}{whole:8.2f} s a round, {server:.3f} s at the server ({100 * server / whole:.1f} %)")
-    buffers = sum(x.size for name, x in run.state_dict().items() if name.endswith(("running_mean", "running_var")))
+    buffers = sum(x.size for name, x in weights.items() if name.endswith(("running_mean", "running_var")))
     told = 2 * buffers  # as many scales and shifts as means and variances
-    up = int(run.rounds["bytes_up"][0]) // clients
-    size = 4 * run.weights.size
+    up = int(rounds["bytes_up"][0]) // clients
+    size = 4 * sum(x.size for x in weights.values())
     print(f"a client sends {up:,} bytes, {4 * told:,} of them first, for the weights; a model has {size:,}")
 
 
