@@ -82,10 +82,10 @@ class Job:
 def descendants(pid: int) -> list[int]:
     """A process, and those that it and they have started."""
     listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    parents = dict(map(int, line.split()) for line in listed.splitlines())
+    pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
     found = [pid]
     for parent in found:
-        found += [child for child, of in parents.items() if of == parent]
+        found += [child for child, its_parent in pairs if its_parent == parent]
     return found
 
 
