@@ -33,8 +33,8 @@ class Algorithm(ABC):
     The state of a method is explicit. At the server: the attributes named in `server_state`, tensors that exist at
     the server and are of the same shape on the meta device elsewhere, so that the same line of server arithmetic
     runs on every rank but costs something on one. At the clients: what `Federation.client_state` hands out. Both
-    are created in `setup`, and nothing else outlives a round: they, and the state of the server's optimizer, are what a
-    checkpoint holds.
+    are created in `setup`, and nothing else outlives a round. A checkpoint holds them, and the state of the server's
+    optimizer.
 
     Attributes:
         weights: [P], the global model; written to the results file.
