@@ -7,6 +7,7 @@ import inspect
 import os
 import shlex
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -78,11 +79,24 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def keeps_one_model(path: Path) -> bool:
+    """Whether it is all that a checkpoint holds of the method."""
+    with zipfile.ZipFile(path) as archive:
+        kept = [name for name in archive.namelist() if "/server/" in name or "/clients/" in name]
+    return kept == ["rounds/server/0/weights.npy"]
+
+
 def test_every_method_goes_on(unbroken: Path) -> None:
-    """On other ranks than before, where what the server has is on one and what clients keep on the others."""
+    """On other ranks than before, where what the server has is on one and what clients keep on another."""
     folder, lines = unbroken / "broken", unbroken / "lines"
-    lines.write_text("\n".join(f"{name} {options}" for name, options in [*CASES.items(), ("forgetful", FORGETFUL)]))
-    succeed(mpirun(3, REPOSITORY / "tests" / "programs" / "goes_on.py", folder, lines))
+    here = {name for name in CASES if keeps_one_model(folder / f"{name}.h5.checkpoint")}
+    assert "FedAvg" in here
+    assert len(here) < len(CASES) / 2
+    for name in here:
+        assert go(CASES[name], folder / f"{name}.h5", "--resume") == 0
+    there = [(name, options) for name, options in CASES.items() if name not in here]
+    lines.write_text("\n".join(f"{name} {options}" for name, options in [*there, ("forgetful", FORGETFUL)]))
+    succeed(mpirun(2, REPOSITORY / "tests" / "programs" / "goes_on.py", folder, lines))
     for name in CASES:
         one, run = (results.open(path / f"{name}.h5") for path in (unbroken, folder))
         assert "after 1" in run.attributes["resumed"], name
