@@ -8,8 +8,6 @@ The file is a NumPy archive (`numpy.load` reads it), with `about.json` in it. Ra
 clients keep piece by piece from where it lies, so that it never holds more than a piece of it.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -89,8 +87,8 @@ class Layer(NamedTuple):
     """
 
     name: str
-    fed: Engine
-    algorithm: Algorithm
+    fed: "Engine"
+    algorithm: "Algorithm"
 
 
 class Checkpoints:
@@ -102,7 +100,7 @@ class Checkpoints:
         settings: when it is written.
     """
 
-    def __init__(self, world: World, output: Path, settings: Checkpointing) -> None:
+    def __init__(self, world: "World", output: Path, settings: Checkpointing) -> None:
         self.path = path_beside(output)
         self._world = world
         self._settings = settings
@@ -180,7 +178,7 @@ class Checkpoints:
         for name, state in keeper.states.items():
             self._save_rows(archive, f"{layer.name}/clients/{name}", state, len(keeper.home))
 
-    def _save_rows(self, archive: zipfile.ZipFile | None, place: str, state: ClientState, clients: int) -> None:
+    def _save_rows(self, archive: zipfile.ZipFile | None, place: str, state: "ClientState", clients: int) -> None:
         world, size = self._world, len(state.initial)
         holders = np.zeros(clients, dtype=np.int64)  # rank + 1
         holders[np.fromiter(state.rows, dtype=np.int64)] = world.rank + 1
@@ -254,7 +252,7 @@ class Checkpoints:
         self,
         archive: zipfile.ZipFile | None,
         place: str,
-        state: ClientState,
+        state: "ClientState",
         numbers: NDArray[np.int64],
         homes: NDArray[np.int64],
     ) -> None:
@@ -282,7 +280,7 @@ def path_beside(output: Path) -> Path:
     return output.with_name(f"{output.name}.checkpoint")
 
 
-def server_state(algorithm: Algorithm) -> dict[str, Tensor]:
+def server_state(algorithm: "Algorithm") -> "dict[str, Tensor]":
     """What a method has at the server beyond a round: `server/PART/NAME`, of its optimizer PART/optimizer/NAME."""
     found: dict[str, Tensor] = {}
     for number, part in enumerate(algorithm.parts):
@@ -293,7 +291,7 @@ def server_state(algorithm: Algorithm) -> dict[str, Tensor]:
     return found
 
 
-def find(experiment: Experiment, config: str) -> Place | None:
+def find(experiment: "Experiment", config: str) -> Place | None:
     """Where the run goes on that is to be resumed, and a line about it; None: at its start.
 
     Raises:
