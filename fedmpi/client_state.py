@@ -25,8 +25,8 @@ class ClientState:
     """One named flat vector a client, such as SCAFFOLD's control variate.
 
     `state[block]` are the rows [K, n] of a block's clients (a client that never wrote has `initial`), and
-    `state[block] = rows` keeps new ones, except of clients whose training diverged. A row lies in host memory of the rank that trained the client last, and
-    travels when another rank is to train it (`StateKeeper.gather`).
+    `state[block] = rows` keeps new ones, except of clients whose training diverged. A row lies in host memory of the
+    rank that trained the client last, and travels when another rank is to train it (`StateKeeper.gather`).
 
     Args:
         initial: [n] float32, the value before the first round.

@@ -11,10 +11,13 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parent.parent
 
 
-def mpirun(ranks: int, *arguments: str | Path, **options: str) -> subprocess.CompletedProcess[str]:
+def mpirun(
+    ranks: int, *arguments: str | Path, launcher: str | None = None, **options: str
+) -> subprocess.CompletedProcess[str]:
     """Run `python ARGUMENTS` on so many ranks; 0: without mpirun. Environment variables are given by keyword."""
     python = [sys.executable, *map(str, arguments)]
-    command = [_launcher(), "-n", str(ranks), *_root_options(), *python] if ranks else python
+    launcher = launcher or _launcher()
+    command = [launcher, "-n", str(ranks), *_root_options(launcher), *python] if ranks else python
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
         command,
@@ -25,9 +28,11 @@ def mpirun(ranks: int, *arguments: str | Path, **options: str) -> subprocess.Com
     )
 
 
-def fedmpi(ranks: int, *arguments: str | Path, **options: str) -> subprocess.CompletedProcess[str]:
+def fedmpi(
+    ranks: int, *arguments: str | Path, launcher: str | None = None, **options: str
+) -> subprocess.CompletedProcess[str]:
     """Run `python -m fedmpi ARGUMENTS` on so many ranks; 0: without mpirun."""
-    return mpirun(ranks, "-m", "fedmpi", *arguments, **options)
+    return mpirun(ranks, "-m", "fedmpi", *arguments, launcher=launcher, **options)
 
 
 def succeed(result: subprocess.CompletedProcess[str]) -> str:
@@ -43,7 +48,7 @@ def _launcher() -> str:
     return found
 
 
-def _root_options() -> list[str]:
+def _root_options(launcher: str) -> list[str]:
     """What Open MPI wants to be told before it starts more ranks than cores, or anything as root."""
-    version = subprocess.run([_launcher(), "--version"], capture_output=True, text=True).stdout
+    version = subprocess.run([launcher, "--version"], capture_output=True, text=True).stdout
     return ["--allow-run-as-root", "--oversubscribe"] if "Open MPI" in version or "OpenRTE" in version else []
