@@ -1,0 +1,124 @@
+"""A Slurm of one node on this machine: munged, slurmctld and slurmd, in a folder of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel")
+#: Seconds until something that is to happen has happened.
+PATIENCE = 120.0
+CONFIGURATION = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CredType=cred/munge
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+ReturnToService=2
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+SlurmdParameters=config_overrides
+SchedulerParameters=sched_min_interval=0,batch_sched_delay=0,sched_interval=2
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+NodeName={host} NodeAddr=127.0.0.1 CPUs=8
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def missing() -> str:
+    """Why there can be no Slurm here; empty: there can."""
+    if os.geteuid():
+        return "a Slurm for tests is started by root"
+    lacking = [name for name in NEEDED if not shutil.which(name)]
+    return f"{', '.join(lacking)} missing: apt-get install slurm-wlm munge" if lacking else ""
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """A Slurm that runs.
+
+    Attributes:
+        environment: of commands that speak to it.
+    """
+
+    environment: dict[str, str]
+
+    def call(self, *command: str | Path) -> str:
+        """Standard output of a command that must go well."""
+        result = subprocess.run(
+            [str(word) for word in command], capture_output=True, text=True, env=self.environment, timeout=PATIENCE
+        )
+        assert result.returncode == 0, f"{command}: {result.stdout}{result.stderr}"
+        return result.stdout
+
+    def about(self, job: str) -> dict[str, str]:
+        """What Slurm knows of a job."""
+        text = self.call("scontrol", "--oneliner", "show", "job", job)
+        return dict(word.split("=", 1) for word in text.split() if "=" in word)
+
+
+@contextmanager
+def started(folder: Path) -> Iterator[Slurm]:
+    """Start a Slurm, and end it with all its jobs."""
+    with socket.socket() as one, socket.socket() as other:
+        for free in (one, other):
+            free.bind(("127.0.0.1", 0))
+        ports = one.getsockname()[1], other.getsockname()[1]
+    configuration = folder / "slurm.conf"
+    configuration.write_text(CONFIGURATION.format(host=socket.gethostname(), folder=folder, ports=ports))
+    (folder / "state").mkdir()
+    key = folder / "munge.key"
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o400)
+    names = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+    munge = [f"--{option}={folder}/munge.{name}" for option, name in names.items()]
+    slurm = Slurm({**os.environ, "SLURM_CONF": str(configuration)})
+    try:
+        slurm.call("munged", "--force", *munge)  # in a folder that others may write, too
+        slurm.call("slurmctld")
+        slurm.call("slurmd")
+        until(lambda: "idle" in slurm.call("sinfo", "--noheader", "--format=%T"))
+        yield slurm
+    finally:
+        subprocess.run(["scancel", "--user=root", "--quiet"], env=slurm.environment, timeout=PATIENCE)
+        for daemon in ("slurmd", "slurmctld", "munge"):
+            _end(folder / f"{daemon}.pid")
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    """Wait for something to happen."""
+    deadline = time.monotonic() + PATIENCE
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def _end(file: Path) -> None:
+    try:
+        process = int(file.read_text())
+    except (OSError, ValueError):
+        return  # it has not come up
+    os.kill(process, signal.SIGTERM)
+    for _ in range(100):
+        time.sleep(0.1)
+        if not Path(f"/proc/{process}").exists():
+            return
+    os.kill(process, signal.SIGKILL)
