@@ -35,6 +35,7 @@ from fedmpi.command_line import parse
 from fedmpi.data import IID, make_split
 from fedmpi.data._owners import apportion
 from fedmpi.experiment import Experiment
+from fedmpi.interruption import Watch
 from fedmpi.ledger import Ledger
 from fedmpi.mpi.world import World
 from fedmpi.scheduling import Bernoulli, Cohort, Pool, Sampler, Uniform, Weighted
@@ -129,7 +130,7 @@ def of_vectors(alone: World, size: int) -> dict[str, float]:
 def overhead(alone: World) -> tuple[float, float]:
     """Seconds of the engine but for training: of a round, and of a block of clients."""
     experiment, _ = experiment_of(f"{SCALING['MLP'].options} --local.vectorize off", rounds=1)
-    fed = assemble(experiment, alone)
+    fed, watch = assemble(experiment, alone), Watch(alone, experiment)
     inner, trained = fed._trainer.train, 0.0
 
     def train(*arguments: Any) -> Work:
@@ -143,7 +144,7 @@ def overhead(alone: World) -> tuple[float, float]:
 
     def round() -> float:
         before, began = trained, time.process_time()
-        experiment._round(fed, experiment.algorithm, 1)
+        experiment._round(fed, experiment.algorithm, 1, watch)
         return time.process_time() - began - (trained - before)
 
     spent = []

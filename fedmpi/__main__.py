@@ -32,8 +32,9 @@ def main() -> None:
             experiment.load()
             gc.freeze()
             gc.enable()
-            experiment.run(world, config)
+            status = experiment.run(world, config)
             gc.freeze()  # or the interpreter would look through it once more before it ends
+            sys.exit(status)
     except BadInput as error:
         if world.is_server:
             print(f"fedmpi: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)

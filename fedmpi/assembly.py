@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fedmpi import randomness
 from fedmpi.adversary import Adversary
 from fedmpi.algorithms import Algorithm
+from fedmpi.checkpoint import path_beside
 from fedmpi.data import Arrays, Dataset, Split, make_split, prepared
 from fedmpi.engine import Engine
 from fedmpi.environment import describe
@@ -47,7 +48,7 @@ def assemble(experiment: Experiment, world: World) -> Engine:
     with world.agreed():
         if world.is_server:
             try:
-                check_writable(experiment.output, experiment.overwrite)
+                check_writable(experiment.output, experiment.overwrite or experiment.resume)
             except BadInput as error:
                 raise BadInput(f"--output = {error}") from None
     device = pick_device(world, experiment.device, experiment.algorithm.trains_at_server)
@@ -181,8 +182,13 @@ def _kind(arrays: Arrays, dataset: Dataset) -> str:
     return f"{x.dtype} {x.shape[1:]}" + (f" and {words} tokens" if words else "")
 
 
-def open_results(experiment: Experiment, fed: Engine, world: World, config: str) -> Results | None:
+def open_results(
+    experiment: Experiment, fed: Engine, world: World, config: str, done: int | None = None
+) -> Results | None:
     """Rank 0's results, written for the first time; None on the other ranks.
+
+    Args:
+        done: the round after which the run goes on that has left a file; None: it begins.
 
     Raises:
         BadInput: the file cannot be written; on every rank alike.
@@ -193,10 +199,15 @@ def open_results(experiment: Experiment, fed: Engine, world: World, config: str)
         if world.is_server:
             names = {name: type(getattr(experiment, name)).__name__ for name in ("algorithm", "dataset", "model")}
             attributes = {**names, "seed": experiment.seed, "config": config}
-            results = Results(experiment.output, attributes, environment, experiment.overwrite)
+            may_replace = experiment.overwrite or experiment.resume
+            results = Results(experiment.output, attributes, environment, may_replace)
             results.set_partition(fed.label_counts, fed.samples)
             _describe_models(results, experiment.algorithm, fed.layout)
             try:
+                if done is None:
+                    path_beside(experiment.output).unlink(missing_ok=True)  # another run's, which is replaced
+                else:
+                    results.resume(done)
                 results.write()
             except OSError as error:
                 raise BadInput(

@@ -103,6 +103,7 @@ class Clients:
         round: the current round; they count from 1.
         local: the settings of local training.
         when_idle: called at the server once a round: while the others train, or at the round's end if it trains, too.
+        pause: called on every rank between two parts of something long that comes between rounds.
         beside: (make a network, local training, rounds, name) -> a federation of the same clients around that
             network, which sees images on the scale 0..1; what is random in it goes by the name. See
             `Algorithm.stages`.
@@ -149,6 +150,7 @@ class Clients:
         self.total_mass = total_mass
         self.round = 0
         self.when_idle: Callable[[], None] = _nothing
+        self.pause: Callable[[], None] = _nothing
         self.keep: Callable[[str, Mapping[str, NDArray]], None] = _nothing
         self.states = StateKeeper(world, self.clients)
         self._world = world

@@ -22,6 +22,7 @@ from docstring_parser import parse as parse_docstring
 
 from fedmpi.algorithms import Algorithm
 from fedmpi.attacks import Attack
+from fedmpi.checkpoint import Checkpointing
 from fedmpi.components import subclasses
 from fedmpi.compression import Compression
 from fedmpi.data import Dataset, Partition
@@ -50,8 +51,10 @@ COMPONENTS: dict[str, tuple[type, str]] = {
 }
 #: What only options of components take, and one of these options.
 NESTED: dict[str, type] = {"algorithm.generator": Generator}
+#: Groups of options.
+GROUPS: dict[str, type] = {"local": LocalTraining, "checkpoint": Checkpointing}
 #: Options that stand alone.
-FLAGS = ("--overwrite",)
+FLAGS = ("--overwrite", "--resume")
 
 
 class Answered(Exception):
@@ -87,10 +90,11 @@ def parse(arguments: list[str], speaks: bool = True) -> tuple[Experiment, str]:
             if isinstance(error, ArgumentError):
                 raise BadInput(_in_one_line(str(error), parser, arguments)) from None
             raise
-    if settings.local is None:
-        raise BadInput("--local = null: must be options, or a YAML file of them")
+    for group in GROUPS:
+        if settings[group] is None:
+            raise BadInput(f"--{group} = null: must be options, or a YAML file of them")
     make = partial(_make, settings.as_dict())
-    makers = [(make, base, True) for base in [*_bases(), LocalTraining]]
+    makers = [(make, base, True) for base in [*_bases(), *GROUPS.values()]]
     try:
         made = parser.instantiate(settings, instantiators=makers).as_dict()
         experiment = _make({}, Experiment, **{name: value for name, value in made.items() if name != "config"})
@@ -241,8 +245,8 @@ def _place(settings: Mapping[str, Any], cls: type, option: str | None, options: 
 
 def _places(settings: Mapping[str, Any], cls: type, prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Every prefix under which the settings name a class, with the options given there."""
-    if cls is LocalTraining and not prefix:
-        yield "local.", settings["local"]
+    if not prefix:
+        yield from ((f"{group}.", settings[group]) for group, kind in GROUPS.items() if cls is kind)
     for name, value in settings.items():
         if isinstance(value, Mapping) and "class_path" in value:
             given = value.get("init_args") or {}

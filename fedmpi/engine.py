@@ -36,6 +36,16 @@ class Engine(Federation):
         """See `World.agreed`."""
         return self._world.agreed()
 
+    @property
+    def estimates(self) -> dict[str, NDArray]:
+        """What the rounds so far have taught the placement, and what they have cost in privacy; on every rank."""
+        return {**self._costs.learnt, "released": np.array(self._released.means)}
+
+    @estimates.setter
+    def estimates(self, estimates: dict[str, NDArray]) -> None:
+        self._costs.learnt = estimates
+        self._released.means = int(estimates["released"])
+
     def begin(self, round: int) -> None:
         """Start a round."""
         self.round = round
@@ -55,11 +65,12 @@ class Engine(Federation):
         metrics = client_metrics if predict is None else (*client_metrics, "local_accuracy")
         self._ledger = Ledger(self._world, self.round, cohort, metrics)
 
-    def finish(self, kept: Mapping[str, object]) -> Outcome:
+    def finish(self, kept: Mapping[str, object], status: int = 0, checkpoint: bool = False) -> Outcome:
         """End a round.
 
         Args:
             kept: the algorithm's attributes.
+            status, checkpoint: what this rank asks for, see `Outcome`.
 
         Raises:
             RuntimeError: one of them is a vector that was broadcast, which the next round would overwrite.
@@ -69,6 +80,7 @@ class Engine(Federation):
                 raise RuntimeError(f"{name} is kept beyond the round in which it was broadcast: keep its clone()")
         with self._doing("ending the round"):
             self._be_idle()
+            self._ledger.ask(status, checkpoint)
             outcome = self._ledger.close(sum(channel.bytes for channel in self._channels))
         if self._adversary:
             outcome.clients["malicious"] = self._adversary.malicious[self._ledger.cohort.clients].astype(np.int64)

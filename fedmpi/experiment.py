@@ -14,9 +14,11 @@ import numpy as np
 
 from fedmpi.algorithms import Algorithm
 from fedmpi.attacks import Attack, NoAttack
+from fedmpi.checkpoint import Checkpointing, Layer, Place, find
 from fedmpi.compression import Compression, Dense
 from fedmpi.data import Dataset, Partition
 from fedmpi.errors import BadInput, require
+from fedmpi.interruption import Interrupted, Watch
 from fedmpi.models import Model
 from fedmpi.privacy import NoPrivacy, Privacy
 from fedmpi.scheduling import All, Always, Availability, Cohort, Conditions, Course, Ideal, Pool, Sampler, Weighting
@@ -68,6 +70,13 @@ class Experiment:
         seed: of everything random. The same seed gives the same results on any number of ranks.
         output: the results file; null: a name under runs/ made of method, data set, seed and time.
         overwrite: replace the results file if it exists.
+        resume: go on from the checkpoint beside the results file, to the same bits as if nothing had come between, on
+            any number of ranks. Where there is none the run starts anew; where it has finished nothing is done.
+        checkpoint: when that is written, beside when the run is interrupted.
+
+    Attributes:
+        exit_status: of the program when the run is over: 0; 85 if it was interrupted by SIGUSR1 or SIGTERM, or by
+            itself, shortly before Slurm's time limit; 130 if by SIGINT.
     """
 
     def __init__(
@@ -98,6 +107,8 @@ class Experiment:
         seed: int = 0,
         output: Path | None = None,
         overwrite: bool = False,
+        resume: bool = False,
+        checkpoint: Checkpointing = Checkpointing(),  # noqa: B008 (frozen)
     ) -> None:
         require(clients >= 1, "clients", clients, "at least 1")
         require(cohort is None or cohort >= 1, "cohort", cohort, "at least 1")
@@ -111,6 +122,8 @@ class Experiment:
         require(threads >= 1, "threads", threads, "at least 1")
         require(seed >= 0, "seed", seed, "at least 0")
         require(seed < 2**63, "seed", seed, "below 2^63")
+        require(output is not None or not resume, "output", "null", "given with resume")
+        require(not (overwrite and resume), "overwrite", "true", "false with resume")
         size = cohort or min(10, clients)
         sampler.check(clients, size)
         availability.check(clients)
@@ -150,16 +163,20 @@ class Experiment:
         self.seed = seed
         self.output = output or _readable_name(algorithm, dataset, seed)
         self.overwrite = overwrite
+        self.resume = resume
+        self.checkpoint = checkpoint
+        self.exit_status = 0
 
     def load(self) -> None:
         """Import what a run needs; with PyTorch, which starts its threads then."""
         os.environ["OMP_NUM_THREADS"] = str(self.threads)
         import fedmpi.assembly  # noqa: F401
 
-    def run(self, world: "World", config: str = "") -> None:
-        """Run from start to end; to be called on every rank of the job, see `outcomes`."""
+    def run(self, world: "World", config: str = "") -> int:
+        """Run to the end and return `exit_status`; to be called on every rank of the job, see `outcomes`."""
         for _ in self.outcomes(world, config):
             pass
+        return self.exit_status
 
     def outcomes(self, world: "World", config: str = "") -> "Iterator[Outcome]":
         """Run, and give what each round left when it is over; to be called, and used up, on every rank of the job.
@@ -167,7 +184,7 @@ class Experiment:
         An error other than bad input ends the job (`fedmpi.failure.end_job`).
 
         Args:
-            config: the settings as YAML, kept in the results file.
+            config: the settings as YAML, kept in the results file; a run is resumed only with the same ones.
 
         Raises:
             BadInput: on every rank alike, before anything is trained or written.
@@ -175,31 +192,54 @@ class Experiment:
         self.load()
         from fedmpi.assembly import assemble, open_results
         from fedmpi.failure import end_job
-        from fedmpi.progress import Progress
+        from fedmpi.progress import Progress, say
 
         fed: Engine | None = None
         results: Results | None = None
         try:
-            fed = assemble(self, world)
-            results = open_results(self, fed, world, config)
-            if results:
-                fed.when_idle, fed.keep = results.write_if_due, results.keep
-            self._run_stages(fed, results)
-            progress = Progress(self.rounds) if results else None
-            self._measure_start(fed, results)
-            for round in range(1, self.rounds + 1):
-                outcome = self._round(fed, self.algorithm, round)
-                if results and progress:
-                    outcome.store(results)
-                    progress.show(outcome.row)
-                yield outcome
-            if self.newcomers:
-                accuracy = fed.train_newcomers(self.algorithm, self.newcomer_epochs)
+            with Watch(world, self) as watch:
+                place = self._place(world, config)
+                done = place.round if place and not place.stage else 0
+                if done >= self.rounds:
+                    if world.is_server and not self.checkpoint.keep:
+                        watch.checkpoints.remove()
+                    return
+                fed = assemble(self, world)
+                watch.whole = Layer("rounds", fed, self.algorithm)
+                watch.results = results = open_results(self, fed, world, config, done if place else None)
+                fed.pause = watch.pause
                 if results:
-                    results.set_newcomers(accuracy)
-            if results and progress:
-                results.finish("finished")
-                progress.end(results.path)
+                    fed.when_idle, fed.keep = results.write_if_due, results.keep
+                if place:
+                    watch.checkpoints.restore(watch.whole)
+                if self.algorithm.has_stages and (place is None or place.stage):
+                    self._run_stages(fed, watch, place)
+                    watch.save(0)
+                if not done:
+                    self._measure_start(fed, results)
+                progress = Progress(self.rounds, done=done) if results else None
+                for round in range(done + 1, self.rounds + 1):
+                    outcome = self._round(fed, self.algorithm, round, watch)
+                    if results and progress:
+                        outcome.store(results)
+                        progress.show(outcome.row)
+                    yield outcome
+                    watch.heed(outcome, self.rounds)
+                if self.newcomers:
+                    accuracy = fed.train_newcomers(self.algorithm, self.newcomer_epochs)
+                    if results:
+                        results.set_newcomers(accuracy)
+                if self.checkpoint.keep:
+                    watch.save(self.rounds)
+                if results and progress:
+                    results.finish("finished")
+                    progress.end(results.path)
+                    if not self.checkpoint.keep:
+                        watch.checkpoints.remove()
+        except Interrupted as end:
+            self.exit_status = end.status
+            if results:
+                say(f"interrupted: the same command goes on with --resume (exit status {end.status})")
         except GeneratorExit:  # whoever asked for outcomes wants no more
             if results:
                 results.finish("interrupted")
@@ -208,31 +248,49 @@ class Experiment:
                 raise
             end_job(world, error, fed.where() if fed else "setting up", results)
 
-    def _run_stages(self, fed: "Engine", results: "Results | None") -> None:
-        """What the method trains before the first round."""
+    def _place(self, world: "World", config: str) -> Place | None:
+        """Where the run goes on, on every rank; None: at its start."""
+        place: Place | None = None
+        if self.resume:
+            with world.agreed():
+                place = find(self, config) if world.is_server else None
+            place = world.from_server(place)
+        return place
+
+    def _run_stages(self, fed: "Engine", watch: Watch, place: Place | None) -> None:
+        """What the method trains before the first round, from this place on."""
         from fedmpi.assembly import set_up
         from fedmpi.progress import Progress
 
-        if not self.algorithm.has_stages:
-            return
+        results, resumed = watch.results, place.stage if place else None
         fed.begin(0)
         fed.invite(Cohort.nobody(), self.algorithm.client_metrics)
         for name, other, algorithm in self.algorithm.stages(fed):
+            if resumed and resumed != name:
+                continue  # it was over before
             fed.stage = name, other
             other.when_idle = fed.when_idle
             set_up(algorithm, other)
-            progress = Progress(other.rounds, f"{name} round") if results else None
-            for round in range(1, other.rounds + 1):
-                row = self._round(other, algorithm, round).row
+            layer, done = Layer(name, other, algorithm), 0
+            if place and resumed:
+                watch.checkpoints.restore(layer)
+                done, resumed = place.round, None
+            if results:
+                results.begin_stage(name, done)
+            progress = Progress(other.rounds, f"{name} round", done) if results else None
+            for round in range(done + 1, other.rounds + 1):
+                outcome = self._round(other, algorithm, round, watch)
                 if results and progress:
-                    results.add_stage_round(name, row)
-                    progress.show(row)
+                    results.add_stage_round(name, outcome.row)
+                    progress.show(outcome.row)
+                watch.heed(outcome, other.rounds, layer)
             if progress:
                 progress.close()
             fed.stage = None
 
-    def _round(self, fed: "Engine", algorithm: Algorithm, round: int) -> "Outcome":
+    def _round(self, fed: "Engine", algorithm: Algorithm, round: int, watch: Watch) -> "Outcome":
         began = time.perf_counter()
+        watch.begin_round()
         fed.begin(round)
         course, bytes_lost = self._course(fed, algorithm, round)
         cohort, is_evaluated = course.cohort, algorithm is self.algorithm and self._is_evaluated(round)
@@ -248,7 +306,8 @@ class Experiment:
             algorithm.evaluate(fed)
             fed.evaluate_means()
             fed.account(self.sampler, self.cohort)
-        outcome = fed.finish({name: kept for part in algorithm.parts for name, kept in vars(part).items()})
+        kept = {name: value for part in algorithm.parts for name, value in vars(part).items()}
+        outcome = fed.finish(kept, *watch.asks(round))
         outcome.row["bytes_down"] += bytes_lost
         outcome.row.update(course.row)
         outcome.row["seconds"] = time.perf_counter() - began

@@ -133,6 +133,7 @@ class Federation(Clients):
         with self._doing("training at the server"):
             for epoch in teach(self._world, lessons, starts, make, self._build):
                 self.when_idle()
+                self.pause()
                 yield epoch
 
     # Measurements

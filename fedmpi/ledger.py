@@ -37,6 +37,8 @@ SPENT = (
     "client_seconds",
     "bytes_up",
 )
+# What a rank asks for when the round is over: to end the run with an exit status, and a checkpoint.
+ASKED = ("status", "checkpoint")
 SPENT_BY_WORKERS = SPENT[:3]
 BUSY = ("train_seconds", "evaluation_seconds", "teacher_seconds", "server_seconds")
 
@@ -46,6 +48,10 @@ class Outcome:
     """What a round leaves for the results: its row of /rounds, its rows of /clients and /ranks, an evaluation.
 
     Of a method with several models, also `clusters` [clients], the number of each client's model.
+
+    Attributes:
+        status: with which the run is to end after the round; 0: it is not. The same on every rank, like
+        checkpoint: whether one is to be written.
     """
 
     row: dict[str, float]
@@ -53,6 +59,8 @@ class Outcome:
     ranks: dict[str, NDArray]
     evaluation: Evaluation | None
     clusters: NDArray[np.int64] | None = None
+    status: int = 0
+    checkpoint: bool = False
 
     def store(self, results: Results) -> None:
         """Hand it to rank 0's results."""
@@ -86,13 +94,13 @@ class Ledger:
         self._world = world
         self._columns = [*RECORDED, *client_metrics]
         # One buffer for all books, so that one message brings them together.
-        shapes = (len(cohort), len(self._columns)), (world.size, len(SPENT) + len(OBSERVED))
+        shapes = (len(cohort), len(self._columns)), (world.size, len(SPENT) + len(OBSERVED) + len(ASKED))
         self._books = np.zeros(sum(rows * columns for rows, columns in shapes))
         records, ranks = np.split(self._books, [len(cohort) * len(self._columns)])
         self._records, self._ranks = records.reshape(shapes[0]), ranks.reshape(shapes[1])
         self._gathered = False
         self._logged: dict[str, float] = {}
-        self._spent = dict.fromkeys((*SPENT, *OBSERVED), 0.0)
+        self._spent = dict.fromkeys((*SPENT, *OBSERVED, *ASKED), 0.0)
         self._predicted = np.zeros(world.size)
         self._waited, self._transferred = world.waited, world.transferred
 
@@ -130,7 +138,7 @@ class Ledger:
     @property
     def observed(self) -> NDArray[np.float64]:
         """[workers, OBSERVED], known when the round has ended."""
-        return self._ranks[list(self._world.workers), len(SPENT) :]
+        return self._ranks[list(self._world.workers), len(SPENT) : -len(ASKED)]
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -164,6 +172,10 @@ class Ledger:
         self._check_left()
         return self._by_name()
 
+    def ask(self, status: int, checkpoint: bool) -> None:
+        """Ask for what `Outcome` has of these names; of several statuses the highest counts."""
+        self._spent |= {"status": status, "checkpoint": checkpoint}
+
     def close(self, bytes_up: int) -> Outcome:
         """End the round; a collective.
 
@@ -176,7 +188,7 @@ class Ledger:
         self._ranks[self._world.rank] = list(self._spent.values())
         self._world.sum(self._ranks if self._gathered else self._books)
         self._check_left()
-        return self._outcome(dict(zip((*SPENT, *OBSERVED), self._ranks.T, strict=True)))
+        return self._outcome(dict(zip(self._spent, self._ranks.T, strict=True)))
 
     def _outcome(self, ranks: dict[str, NDArray[np.float64]]) -> Outcome:
         records = self._by_name()
@@ -212,7 +224,8 @@ class Ledger:
             "client_seconds": ranks["client_seconds"],
             "predicted_seconds": self._predicted,
         }
-        return Outcome(row, clients, by_rank, self.evaluation, self.clusters)
+        asked = int(ranks["status"].max()), bool(ranks["checkpoint"].any())
+        return Outcome(row, clients, by_rank, self.evaluation, self.clusters, *asked)
 
     @property
     def _mass_left(self) -> NDArray[np.int64]:

@@ -21,16 +21,17 @@ class Progress:
     Args:
         rounds: how many there will be.
         what: they are called.
+        done: how many are over.
     """
 
-    def __init__(self, rounds: int, what: str = "round") -> None:
+    def __init__(self, rounds: int, what: str = "round", done: int = 0) -> None:
         self._rounds = rounds
         self._what = what
         self._bar = None
         if sys.stdout.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=rounds, unit=what, file=sys.stdout, dynamic_ncols=True)
+            self._bar = tqdm(total=rounds, initial=done, unit=what, file=sys.stdout, dynamic_ncols=True)
 
     def show(self, row: Mapping[str, float]) -> None:
         """A round has ended with this row of /rounds."""

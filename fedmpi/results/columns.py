@@ -38,6 +38,13 @@ class Columns:
             column.append(self.rows, values)
         self.rows += lengths.pop()
 
+    def until(self, round: int) -> Columns:
+        """Those of its rows whose column `round` is no larger."""
+        columns, kept = dict(self.items()), Columns()
+        if columns:
+            kept.add({name: values[columns["round"] <= round] for name, values in columns.items()})
+        return kept
+
     def items(self) -> Iterator[tuple[str, NDArray[Any]]]:
         """Names and values [rows, ...], in the order in which the columns appeared; views, not copies."""
         for name, column in self._columns.items():

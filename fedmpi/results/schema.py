@@ -1,7 +1,8 @@
 """The results file, schema 1: one HDF5 file a run, for h5py, h5dump, MATLAB and whatever else reads HDF5.
 
     /               attributes: schema, fedmpi_version, config (YAML text), algorithm, dataset, model, seed,
-                    started and last_write (ISO 8601, UTC), status, host, pid, write_interval (seconds)
+                    started and last_write (ISO 8601, UTC), status, host, pid, write_interval (seconds); resumed, if
+                    it was: a line each time, when and after which round
     /environment    attributes: what the job ran on; a list is one text with a line an entry
     /rounds         one row a round; row r is the state after round r, rounds count from 1
     /clients        one row a participation (round, client)

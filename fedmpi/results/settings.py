@@ -54,6 +54,11 @@ def table(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     return columns
 
 
+def by_name(settings: Mapping[str, Any]) -> dict[str, str]:
+    """All settings that say something about the experiment, by their dotted names."""
+    return {key: value for key, (value, _) in _flat(settings)}
+
+
 def same_but_seed(settings: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
     """Equal for settings that describe the same experiment, repeated."""
     return frozenset((key, value) for key, (value, _) in _flat(settings) if key != "seed")

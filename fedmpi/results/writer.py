@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from glob import escape
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -28,6 +29,9 @@ from fedmpi.results.columns import Columns
 from fedmpi.results.schema import SCHEMA, SETTLED_EPOCHS, SETTLED_GAIN, Status
 
 _CHUNK = 1 << 20  # bytes of an array that are compressed together
+_TABLES = ("rounds", "clients", "ranks", "evaluation", "partition")
+# What else a file may have; all other groups are arrays that were kept.
+_OTHERS = {"environment", "clusters", "newcomers", "stages", "model", "networks"}
 _FIRST_ROUND = 360.0  # seconds between two writes that readers should expect before a round has ended
 
 Weights = Callable[[], NDArray[np.float32]]
@@ -68,11 +72,38 @@ class Results:
         }
         self._environment = environment
         self._status: Status = "running"
-        self._tables = {name: Columns() for name in ("rounds", "clients", "ranks", "evaluation", "partition")}
+        self._tables = {name: Columns() for name in _TABLES}
         self._initial: dict[str, float] = {}
         self._models: dict[str, _Model] = {}
         self._kept: dict[str, dict[str, _Packed]] = {}
         self._pace = _Pace()
+
+    @property
+    def started(self) -> str:
+        """When the run began, before whatever interrupted it."""
+        return str(self._attributes["started"])
+
+    def resume(self, round: int) -> None:
+        """Take over what the file has up to a round.
+
+        Raises:
+            OSError, BadInput: it cannot be read, or ends before.
+        """
+        with h5py.File(self.path, "r", locking=False) as file:
+            before = str(file.attrs.get("resumed", "")).splitlines()
+            self._attributes |= {"started": file.attrs["started"], "resumed": [*before, f"{_now()} after {round}"]}
+            self._initial = dict(file["evaluation"].attrs)
+            stages = [f"stages/{name}" for name in file.get("stages", ())]
+            for name in ("rounds", "clients", "ranks", "evaluation", "clusters"):
+                if name in file:
+                    self._tables[name] = _table(file[name], round)
+            self._tables |= {name: _table(file[name]) for name in stages}
+            for name in set(file) - {*_TABLES, *_OTHERS}:
+                self.keep(name, {array: values[()] for array, values in file[name].items()})
+        if self._tables["rounds"].rows != round:
+            raise BadInput(f"{self.path}: ends before its checkpoint, which is after round {round}")
+        for left in self.path.parent.glob(f".{escape(self.path.name)}.*.tmp"):
+            left.unlink()  # by whatever was killed while it wrote
 
     def add_round(self, values: Mapping[str, float]) -> None:
         """One row of /rounds: round, seconds, ... and whatever the algorithm logs."""
@@ -99,6 +130,10 @@ class Results:
         if client_accuracy is not None:
             row["client_accuracy"] = np.asarray(client_accuracy)[None]
         self._tables["evaluation"].add(row)
+
+    def begin_stage(self, stage: str, round: int) -> None:
+        """A stage goes on after this round, or begins after none: an earlier job's later ones are dropped."""
+        self._tables[f"stages/{stage}"] = self._tables.get(f"stages/{stage}", Columns()).until(round)
 
     def add_stage_round(self, stage: str, values: Mapping[str, float]) -> None:
         """One row of /stages/NAME: round, seconds, ... of what is trained before the rounds."""
@@ -306,6 +341,14 @@ def _write_durably(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _table(group: h5py.Group, round: int | None = None) -> Columns:
+    """What a file has up to a round; None: all."""
+    columns = Columns()
+    if len(group):
+        columns.add({name: dataset[()] for name, dataset in group.items()})
+    return columns if round is None else columns.until(round)
 
 
 def _now() -> str:

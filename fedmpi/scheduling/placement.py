@@ -152,6 +152,21 @@ class CostModel:
         for _ in range(FIRST_PASSES if self._rounds.max() <= FIRST_ROUNDS else 1):
             self._fit()
 
+    @property
+    def learnt(self) -> dict[str, NDArray]:
+        """All that it knows, as arrays."""
+        costs = np.array([self.fixed_cost, self.step_cost, self.seconds_a_byte])
+        return {"costs": costs, "slowness": self.slowness, "sums": self._sums, "rounds": self._rounds}
+
+    @learnt.setter
+    def learnt(self, learnt: dict[str, NDArray]) -> None:
+        """Go on from there; among other ranks, with what holds of ranks on average."""
+        self.fixed_cost, self.step_cost, self.seconds_a_byte = learnt["costs"].tolist()
+        if len(learnt["sums"]) == self._ranks:
+            self.slowness, self._sums, self._rounds = (learnt[name].copy() for name in ("slowness", "sums", "rounds"))
+        else:
+            self._sums[:], self._rounds[:] = learnt["sums"].mean(0), learnt["rounds"].max()
+
     def columns(self) -> dict[str, NDArray[np.float64]]:
         """[ranks] each, for the results; NaN as long as nothing is known."""
         known = np.full(self._ranks, 1.0 if self.is_fitted else np.nan)

@@ -1,0 +1,145 @@
+"""When a run ends before its last round: on a signal, or before its job's time is over.
+
+What a rank has heard travels with what all ranks exchange at the end of a round anyway (`fedmpi.ledger`), so that all
+of them end after the same round, and no round takes longer for it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+import time
+from collections import deque
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedmpi.checkpoint import Checkpoints, Layer, Place
+
+if TYPE_CHECKING:
+    from fedmpi.experiment import Experiment
+    from fedmpi.ledger import Outcome
+    from fedmpi.mpi.world import World
+    from fedmpi.results import Results
+
+#: Exit statuses of a run that `--resume` continues: the job is to be queued again, or somebody wanted it to end.
+REQUEUE, BY_HAND = 85, 130
+SIGNALS = {signal.SIGUSR1: REQUEUE, signal.SIGTERM: REQUEUE, signal.SIGINT: BY_HAND}
+#: Seconds that a job takes to end.
+MARGIN = 20.0
+#: Of how many rounds the longest stands for the next one, at least.
+REMEMBERED = 20
+
+
+class Interrupted(Exception):
+    """The run ends here, and can be resumed.
+
+    Args:
+        status: with which the program exits.
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class Watch:
+    """Over a run: writes its checkpoints, and ends it between two rounds if it has to.
+
+    Within it, as a context, SIGUSR1 and SIGTERM ask for an end with exit status 85, and SIGINT for one with 130; a
+    second SIGINT ends the process at once. Under Slurm no round is begun that would not be over before the job's
+    limit (SLURM_JOB_END_TIME), if it takes as long as the longest of the last ones, with their checkpoints.
+
+    Args:
+        world: the ranks.
+        experiment: what is run.
+
+    Attributes:
+        checkpoints: of the run.
+        whole: its federation, once there is one.
+        results: rank 0's, once they are open.
+    """
+
+    whole: Layer
+
+    def __init__(self, world: World, experiment: Experiment) -> None:
+        self.checkpoints = Checkpoints(world, experiment.output, experiment.checkpoint)
+        self.results: Results | None = None
+        self._world = world
+        self._heard = 0
+        self._limit = float(os.environ.get("SLURM_JOB_END_TIME") or math.inf)
+        self._took: deque[float] = deque(maxlen=max(REMEMBERED, experiment.evaluate_every))
+        self._began: float | None = None
+        self._replaced: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Watch:
+        if threading.current_thread() is threading.main_thread():  # no other one may listen
+            self._replaced = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._replaced.items():
+            signal.signal(number, handler)
+
+    def begin_round(self) -> None:
+        """A round begins; what came between the last one and this was part of that."""
+        now = time.time()
+        if self._began is not None:
+            self._took.append(now - self._began)
+        self._began = now
+
+    def asks(self, round: int) -> tuple[int, bool]:
+        """What this rank asks for when this round is over: an exit status, or 0; whether to write a checkpoint."""
+        return self._status, self.results is not None and self.checkpoints.is_due(round)
+
+    def heed(self, outcome: Outcome, rounds: int, stage: Layer | None = None) -> None:
+        """Do what was asked for in a round, of so many; a collective.
+
+        Args:
+            stage: to which the round belongs; None: to the experiment itself.
+
+        Raises:
+            Interrupted: the run is to end.
+        """
+        round = int(outcome.row["round"])
+        ends = round == rounds and stage is None  # by itself
+        stops = bool(outcome.status) and not ends
+        if stops or (outcome.checkpoint and not ends) or (stage and round == rounds):
+            self.save(round, stage, stops)
+        if stops:
+            raise Interrupted(outcome.status)
+
+    def save(self, round: int, stage: Layer | None = None, stops: bool = False) -> None:
+        """Write results and checkpoint; a collective."""
+        if self.results and stops:
+            self.results.finish("interrupted")
+        elif self.results:
+            self.results.write()  # first, so that they never end before the checkpoint
+        started = self.results.started if self.results else ""
+        layers = [self.whole, stage] if stage else [self.whole]
+        self.checkpoints.save(Place(started, round, stage and stage.name), layers)
+
+    def pause(self) -> None:
+        """Between two parts of something long that no checkpoint is made of: end the run if that was asked for."""
+        asked = np.array([float(self._status == status) for status in (REQUEUE, BY_HAND)])
+        self._world.sum(asked)
+        if asked.any():
+            if self.results:
+                self.results.finish("interrupted")
+            raise Interrupted(BY_HAND if asked[1] else REQUEUE)
+
+    @property
+    def _status(self) -> int:
+        if self._heard or self._began is None:
+            return self._heard
+        now = time.time()
+        longest = max([*self._took, now - self._began])
+        return REQUEUE if now + longest + MARGIN > self._limit else 0
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self._heard = max(self._heard, SIGNALS[signal.Signals(number)])
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
