@@ -122,8 +122,8 @@ class Ledger:
         self._records[rows, done] += work.steps
         self._records[rows, took] += work.seconds
         diverged = [client in block.diverged for client in block.clients.tolist()]
-        known = {"rank": self._world.rank, "samples": block.samples, "loss": work.loss, "diverged": diverged}
-        self.record(block, known)
+        self.record(block, {"rank": self._world.rank, "samples": block.samples, "loss": work.loss})
+        self.record(block, {"diverged": diverged})
 
     def predict(self, seconds: NDArray[np.float64]) -> None:
         """Add what the ranks that train [workers] are expected to spend on their clients."""

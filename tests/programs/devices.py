@@ -42,7 +42,7 @@ JOBS: dict[str, tuple[list[str], bool, DeviceChoice, bool]] = {
 def main(folder: Path) -> None:
     world = World()
     taken: list[str] = []
-    torch.cuda.set_device = lambda device: taken.append(str(device))  # type: ignore[assignment]
+    torch.cuda.set_device = lambda device: taken.append(str(device))
     found: dict[str, object] = {}
     for name, (visible, in_turn, choice, server_too) in JOBS.items():
         seen = visible[world.rank].split()

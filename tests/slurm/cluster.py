@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -13,9 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel")
+NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "setpriv")
 #: Seconds until something that is to happen has happened.
 PATIENCE = 120.0
+LOST = subprocess.DEVNULL
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -36,6 +36,7 @@ StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
+KillWait=30
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
 NodeName={host} NodeAddr=127.0.0.1 CPUs=8
@@ -60,6 +61,12 @@ class Slurm:
     """
 
     environment: dict[str, str]
+
+    def ask(self, *command: str | Path) -> str:
+        """Standard output of a command, however it went."""
+        return subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, env=self.environment, timeout=PATIENCE
+        ).stdout
 
     def call(self, *command: str | Path) -> str:
         """Standard output of a command that must go well."""
@@ -91,16 +98,21 @@ def started(folder: Path) -> Iterator[Slurm]:
     names = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
     munge = [f"--{option}={folder}/munge.{name}" for option, name in names.items()]
     slurm = Slurm({**os.environ, "SLURM_CONF": str(configuration)})
+    daemons: list[subprocess.Popen[bytes]] = []
     try:
-        slurm.call("munged", "--force", *munge)  # in a folder that others may write, too
-        slurm.call("slurmctld")
-        slurm.call("slurmd")
-        until(lambda: "idle" in slurm.call("sinfo", "--noheader", "--format=%T"))
+        # With --force in a folder that others may write, too.
+        for command in (["munged", "--foreground", "--force", *munge], ["slurmctld", "-D"], ["slurmd", "-D"]):
+            # Whatever becomes of this process, they end with it.
+            alone = ["setpriv", "--pdeathsig", "TERM", *command]
+            daemons.append(subprocess.Popen(alone, env=slurm.environment, stdout=LOST, stderr=LOST))
+        until(lambda: "idle" in slurm.ask("sinfo", "--noheader", "--format=%T"))
         yield slurm
+        slurm.ask("scancel", "--user=root")
+        until(lambda: not slurm.ask("squeue", "--noheader"))
     finally:
-        subprocess.run(["scancel", "--user=root", "--quiet"], env=slurm.environment, timeout=PATIENCE)
-        for daemon in ("slurmd", "slurmctld", "munge"):
-            _end(folder / f"{daemon}.pid")
+        for daemon in reversed(daemons):
+            daemon.terminate()
+            daemon.wait(PATIENCE)
 
 
 def until(is_so: Callable[[], bool]) -> None:
@@ -109,16 +121,3 @@ def until(is_so: Callable[[], bool]) -> None:
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.2)
-
-
-def _end(file: Path) -> None:
-    try:
-        process = int(file.read_text())
-    except (OSError, ValueError):
-        return  # it has not come up
-    os.kill(process, signal.SIGTERM)
-    for _ in range(100):
-        time.sleep(0.1)
-        if not Path(f"/proc/{process}").exists():
-            return
-    os.kill(process, signal.SIGKILL)
