@@ -29,6 +29,7 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 ReturnToService=2
+FirstJobId={first_job}
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
 SlurmdParameters=config_overrides
@@ -90,7 +91,9 @@ def started(folder: Path) -> Iterator[Slurm]:
             free.bind(("127.0.0.1", 0))
         ports = one.getsockname()[1], other.getsockname()[1]
     configuration = folder / "slurm.conf"
-    configuration.write_text(CONFIGURATION.format(host=socket.gethostname(), folder=folder, ports=ports))
+    # MPICH calls a job's shared memory by the job's number: another than that of what was killed in an earlier Slurm.
+    facts = {"host": socket.gethostname(), "folder": folder, "ports": ports, "first_job": int(time.time()) % 60_000_000}
+    configuration.write_text(CONFIGURATION.format(**facts))
     (folder / "state").mkdir()
     key = folder / "munge.key"
     key.write_bytes(os.urandom(1024))
