@@ -69,11 +69,13 @@ class Place:
 
     Attributes:
         started: when the run began, which tells it from others of the same settings.
+        is_end: whether the run has finished.
     """
 
     started: str
     round: int
     stage: str | None = None
+    is_end: bool = False
 
     def __str__(self) -> str:
         return f"round {self.round} of the {self.stage}" if self.stage else f"round {self.round}"
@@ -313,7 +315,7 @@ def find(experiment: Experiment, config: str) -> Place | None:
     done, is_over = len(run.rounds.get("round", ())), run.status == "finished"
     if is_over and experiment.rounds <= done:
         say(f"{output}: is finished")
-        return Place(run.attributes["started"], done)
+        return Place(run.attributes["started"], done, is_end=True)
     if not path.exists():
         reason = f"{done}: {output} is finished, and its checkpoint was not kept (--checkpoint.keep)"
         require(not is_over, "--rounds", experiment.rounds, reason)

@@ -200,18 +200,18 @@ class Experiment:
             with Watch(world, self) as watch:
                 place = self._place(world, config)
                 done = place.round if place and not place.stage else 0
-                if done >= self.rounds:
+                if place and place.is_end:
                     if world.is_server and not self.checkpoint.keep:
                         watch.checkpoints.remove()
                     return
                 fed = assemble(self, world)
                 watch.whole = Layer("rounds", fed, self.algorithm)
+                if place:
+                    watch.checkpoints.restore(watch.whole)
                 watch.results = results = open_results(self, fed, world, config, done if place else None)
                 fed.pause = watch.pause
                 if results:
                     fed.when_idle, fed.keep = results.write_if_due, results.keep
-                if place:
-                    watch.checkpoints.restore(watch.whole)
                 if self.algorithm.has_stages and (place is None or place.stage):
                     self._run_stages(fed, watch, place)
                     watch.save(0)

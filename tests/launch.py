@@ -15,17 +15,19 @@ def mpirun(
     ranks: int, *arguments: str | Path, launcher: str | None = None, **options: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `python ARGUMENTS` on so many ranks; 0: without mpirun. Environment variables are given by keyword."""
-    python = [sys.executable, *map(str, arguments)]
-    launcher = launcher or _launcher()
-    command = [launcher, "-n", str(ranks), *_root_options(launcher), *python] if ranks else python
-    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
-        command,
+        _command(ranks, arguments, launcher or _launcher()),
         capture_output=True,
         text=True,
         timeout=240,
-        env={**os.environ, "PYTHONPATH": path, **options},
+        env={**_environment(), **options},
     )
+
+
+def start(ranks: int, *arguments: str | Path) -> subprocess.Popen[str]:
+    """The same without waiting for the end; standard output is to be read line by line."""
+    command = _command(ranks, arguments, _launcher())
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1, env=_environment())
 
 
 def fedmpi(
@@ -39,6 +41,16 @@ def succeed(result: subprocess.CompletedProcess[str]) -> str:
     """The standard output of a job that must have gone well."""
     assert result.returncode == 0, f"exit status {result.returncode}\n{result.stdout}\n{result.stderr}"
     return result.stdout
+
+
+def _command(ranks: int, arguments: tuple[str | Path, ...], launcher: str) -> list[str]:
+    python = [sys.executable, *map(str, arguments)]
+    return [launcher, "-n", str(ranks), *_root_options(launcher), *python] if ranks else python
+
+
+def _environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path}
 
 
 def _launcher() -> str:

@@ -33,7 +33,8 @@ class Algorithm(ABC):
     The state of a method is explicit. At the server: the attributes named in `server_state`, tensors that exist at
     the server and are of the same shape on the meta device elsewhere, so that the same line of server arithmetic
     runs on every rank but costs something on one. At the clients: what `Federation.client_state` hands out. Both
-    are created in `setup`, and nothing else outlives a round.
+    are created in `setup`, and nothing else outlives a round. A checkpoint holds them, and the state of the server's
+    optimizer.
 
     Attributes:
         weights: [P], the global model; written to the results file.
@@ -135,7 +136,8 @@ class Algorithm(ABC):
         """What comes between setup and the first round; runs on every rank.
 
         Whenever another network is to be trained by the same clients, yield a name, a federation made by
-        `fed.beside`, and the algorithm: when the generator goes on, its rounds are over.
+        `fed.beside`, and the algorithm: when the generator goes on, its rounds are over. A run that is resumed in a
+        stage comes here with what `server_state` had then, and does no round a second time.
         """
         yield from ()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fedmpi.checkpoint import path_beside
 from fedmpi.results.reader import Run
 from fedmpi.results.settings import describe
 
@@ -16,7 +17,7 @@ _LABEL_WIDTH = 12
 
 def summarize(run: Run) -> str:
     """Settings, accuracies, speed and traffic of a run, as text without a final newline."""
-    lines = [f"{'status':{_LABEL_WIDTH}}{run.status}"]
+    lines = [f"{'status':{_LABEL_WIDTH}}{_status(run)}"]
     for label, text in _entries(run):
         # The file's name is kept whole, so that it can be copied.
         lines += textwrap.wrap(
@@ -62,6 +63,12 @@ def _entries(run: Run) -> Iterator[tuple[str, str]]:
     if run.weights_sha256:
         yield "sha256", run.weights_sha256
     yield "file", str(run.path)
+
+
+def _status(run: Run) -> str:
+    ended_early = run.status not in ("running", "finished")
+    goes_on = ended_early and path_beside(run.path).exists()
+    return f"{run.status}; the same command goes on with --resume" if goes_on else run.status
 
 
 def _clients(settings: dict[str, Any]) -> str:

@@ -201,3 +201,16 @@ class Watched(FeSEM):
     def round(self, fed: Federation, cohort: Cohort) -> None:
         super().round(fed, cohort)
         self.seen.append((self.centers.clone(), self.assignment.clone()))
+
+
+class Forgetful(FedAvg):
+    """FedAvg with a momentum that is no state by its name, so that it does not outlive a job."""
+
+    def setup(self, fed: Federation) -> None:
+        super().setup(fed)
+        self.momentum = torch.zeros_like(self.weights)
+
+    def server_step(self, fed: Federation, mean: torch.Tensor) -> None:
+        if fed.is_server:
+            self.momentum = 0.5 * self.momentum + mean - self.weights
+            self.weights = self.weights + self.momentum

@@ -1,0 +1,222 @@
+"""A run that was interrupted goes on to the same bits as if nothing had come between."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import os
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedmpi import checkpoint, results
+from fedmpi.algorithms import Algorithm
+from fedmpi.command_line import parse
+from fedmpi.components import subclasses
+from fedmpi.errors import BadInput
+from fedmpi.scheduling.placement import OBSERVED, CostModel
+from tests.equal import assert_same_bits
+from tests.launch import REPOSITORY, mpirun, succeed
+from tests.small import Alone
+
+SMALL = "--clients 5 --sampler All --rounds 2 --local.steps 2 --model MLP --model.hidden '[9]' --model.norm batch"
+SOME = "--clients 4 --rounds 3 --local.epochs 1 --model LogisticRegression --algorithm SCAFFOLD"
+GENFL = (
+    "--algorithm.generator CVAE --algorithm.generator.hidden '[9]' --algorithm.generator_rounds 2"
+    " --algorithm.synthetic 100 --algorithm.pretrain_epochs 1 --algorithm.cas_epochs 1"
+)
+#: What methods need to be quick, or to have something to remember after one round.
+OPTIONS = {
+    "CFL": "--algorithm.warmup 0 --algorithm.mean_below 1e6 --algorithm.largest_above 0",
+    "FedDF": "--algorithm.generator_steps 2 --algorithm.student_steps 2",
+    "FedFTG": "--algorithm.iterations 2",
+    "FedGen": "--algorithm.steps 3",
+    "GenFL": GENFL,
+    "Krum": "--algorithm.faulty 1",
+}
+METHODS = [cls.__name__ for cls in subclasses(Algorithm) if cls.__module__.startswith("fedmpi.")
+           and not (inspect.isabstract(cls) or cls.__name__.startswith("_"))]  # fmt: skip
+CASES = {name: f"{SMALL} --algorithm {name} {OPTIONS.get(name, '')}" for name in METHODS}
+CASES |= {
+    "compressed": f"{SMALL} --algorithm SCAFFOLD --compression TopK --server_optimizer Yogi --evaluate_means both",
+    "forgets": f"{SMALL} --compression TopK --compression.forget_after 1 --newcomers 1 --newcomer_epochs 1",
+    "private": f"{SMALL} --model.norm none --weighting uniform --privacy CentralDP --server_optimizer Momentum",
+    "drawn": f"{SMALL} --rounds 3 --cohort 2 --algorithm Ditto --sampler PowerOfChoice --evaluate_every 2",
+    "held_up": f"{SMALL} --algorithm FedProx --availability Markov --conditions Heterogeneous --attack ALIE"
+    " --attack.share 0.5",
+}
+#: Keeps something that nobody knows of: the check must see that.
+FORGETFUL = f"{SMALL} --algorithm tests.programs.methods.Forgetful"
+
+
+def go(options: str, path: Path, *more: str) -> int:
+    """Run in this process; gives the exit status."""
+    experiment, config = parse([*shlex.split(options), "--output", str(path), *more])
+    return experiment.run(Alone(), config)
+
+
+def interrupt(options: str, path: Path, into: Path, after: int = 1) -> None:
+    """Run to the end, with checkpoints; `into` gets the files as they are some time after this round."""
+    arguments = [*shlex.split(options), "--output", str(path), "--checkpoint.every_rounds", "1"]
+    experiment, config = parse(arguments)
+    for outcome in experiment.outcomes(Alone(), config):
+        if outcome.row["round"] == after + 1:
+            for name in (path.name, f"{path.name}.checkpoint"):
+                shutil.copy(path.with_name(name), into / name)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Finished runs of all cases; in its folder `broken` the same as they were when one round was left."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    (folder / "broken").mkdir()
+    for name, options in [*CASES.items(), ("forgetful", FORGETFUL)]:
+        interrupt(options, folder / f"{name}.h5", folder / "broken")
+    return folder
+
+
+def test_every_method_goes_on(unbroken: Path) -> None:
+    """On other ranks than before, where what the server has is on one and what clients keep on the others."""
+    folder, lines = unbroken / "broken", unbroken / "lines"
+    lines.write_text("\n".join(f"{name} {options}" for name, options in [*CASES.items(), ("forgetful", FORGETFUL)]))
+    succeed(mpirun(3, REPOSITORY / "tests" / "programs" / "goes_on.py", folder, lines))
+    for name in CASES:
+        one, run = (results.open(path / f"{name}.h5") for path in (unbroken, folder))
+        assert "after 1" in run.attributes["resumed"], name
+        assert_same_bits(run, one)
+        assert not checkpoint.path_beside(run.path).exists()
+    one, run = (results.open(path / "forgetful.h5") for path in (unbroken, folder))
+    assert run.weights_sha256 != one.weights_sha256
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path) -> Path:
+    """A run of three rounds that was interrupted after the first."""
+    (tmp_path / "broken").mkdir()
+    interrupt(SOME, tmp_path / "run.h5", tmp_path / "broken")
+    return tmp_path / "broken" / "run.h5"
+
+
+def refusal(options: str, path: Path) -> str:
+    """The line that says why a run cannot be resumed; nothing has changed then."""
+    before = path.read_bytes()
+    with pytest.raises(BadInput) as caught:
+        go(options, path, "--resume")
+    assert path.read_bytes() == before
+    return str(caught.value)
+
+
+def test_other_settings(interrupted: Path) -> None:
+    """The first difference is named; what says nothing about the experiment may differ."""
+    for changed, said in {
+        "--local.lr 0.2": "--local.lr = 0.2: must be 0.1, as in the run that is resumed",
+        "--algorithm FedProx": "--algorithm = FedProx: must be SCAFFOLD, as in the run that is resumed",
+        "--local.steps 2": "--local.steps = 2: must be null, as in the run that is resumed",
+        "--seed 1": "--seed = 1: must be 0, as in the run that is resumed",
+        "--rounds 2": "--rounds = 2: must be at least 3, as in the run that is resumed",
+    }.items():
+        assert refusal(f"{SOME} {changed}", interrupted) == said
+    free = f"{SOME} --rounds 4 --threads 2 --device cpu --checkpoint.keep true --output {interrupted} --resume"
+    place = checkpoint.find(*parse(free.split()))
+    assert place
+    assert (place.round, place.stage) == (1, None)
+
+
+def test_more_rounds(tmp_path: Path) -> None:
+    """A run that has finished can have more of them if its checkpoint was kept; oracle: the run that had them."""
+    path, whole = tmp_path / "run.h5", tmp_path / "whole.h5"
+    assert go(f"{SOME} --rounds 1 --checkpoint.keep true", path) == 0
+    assert go(f"{SOME} --rounds 1 --checkpoint.keep true", path, "--resume") == 0
+    assert checkpoint.path_beside(path).exists()
+    assert go(SOME, path, "--resume") == 0
+    assert not checkpoint.path_beside(path).exists()
+    assert go(SOME, whole) == 0
+    assert_same_bits(results.open(path), results.open(whole))
+    assert refusal(f"{SOME} --rounds 4", path) == (
+        f"--rounds = 4: must be 3: {path} is finished, and its checkpoint was not kept (--checkpoint.keep)"
+    )
+
+
+def test_nothing_to_go_on_with(interrupted: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Then the run starts anew and says so, so that a job script can always say --resume."""
+    new = interrupted.with_name("new.h5")
+    assert go(SOME, new, "--resume") == 0
+    assert f"{new}: is not there yet, the run starts anew\n" in capfd.readouterr().out
+    checkpoint.path_beside(interrupted).unlink()
+    assert go(SOME, interrupted, "--resume") == 0
+    assert f"{interrupted}: has no checkpoint yet, the run starts anew\n" in capfd.readouterr().out
+    assert_same_bits(results.open(interrupted), results.open(new))
+    written = interrupted.stat().st_mtime_ns
+    assert go(SOME, interrupted, "--resume") == 0
+    assert capfd.readouterr().out == f"{interrupted}: is finished\n"
+    assert interrupted.stat().st_mtime_ns == written
+
+
+def test_checkpoints_that_do_not_fit(interrupted: Path, tmp_path: Path) -> None:
+    beside = checkpoint.path_beside(interrupted)
+    good = beside.read_bytes()
+    beside.write_bytes(good[: len(good) // 2])
+    assert refusal(SOME, interrupted) == f"--resume: {beside} is not a checkpoint, or a damaged one"
+    beside.write_bytes(good)
+    assert go(SOME, tmp_path / "other.h5") == 0
+    shutil.copy(beside, checkpoint.path_beside(tmp_path / "other.h5"))
+    assert "is of another run than" in refusal(f"{SOME} --rounds 4", tmp_path / "other.h5")
+    interrupted.write_bytes(b"no results")
+    assert refusal(SOME, interrupted).startswith(f"--resume: {interrupted}: not an HDF5 file")
+
+
+def test_overwriting(interrupted: Path) -> None:
+    """What --overwrite replaces goes with its checkpoint, and is nothing to go on with."""
+    assert go(SOME, interrupted, "--overwrite") == 0
+    assert not checkpoint.path_beside(interrupted).exists()
+    for options, said in {
+        f"--output {interrupted} --resume --overwrite": "--overwrite = true: must be false with resume",
+        "--resume": "--output = null: must be given with resume",
+        "--checkpoint.every_minutes 0": "--checkpoint.every_minutes = 0.0: must be above 0",
+        "--checkpoint.every_rounds 0": "--checkpoint.every_rounds = 0: must be at least 1",
+    }.items():
+        with pytest.raises(BadInput) as caught:
+            parse(options.split())
+        assert str(caught.value) == said
+
+
+def test_full_disk(interrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old checkpoint is unharmed, and nothing is left of the new one."""
+    before, fsync = checkpoint.path_beside(interrupted).read_bytes(), os.fsync
+
+    def full(number: int) -> None:
+        if os.readlink(f"/proc/self/fd/{number}").endswith(".checkpoint.tmp"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(AssertionError, match="the experiment failed"):
+        go(f"{SOME} --checkpoint.every_rounds 1", interrupted, "--resume")
+    assert checkpoint.path_beside(interrupted).read_bytes() == before
+    assert {path.name for path in interrupted.parent.iterdir()} == {"run.h5", "run.h5.checkpoint"}
+    run = results.open(interrupted)
+    assert run.status == "failed"
+    assert run.rounds["round"].tolist() == [1, 2]
+    monkeypatch.undo()
+    assert go(SOME, interrupted, "--resume") == 0
+    assert_same_bits(results.open(interrupted), results.open(interrupted.parent.parent / "run.h5"))
+
+
+def test_what_the_placement_has_learnt() -> None:
+    """Oracle: the model that went on; of other ranks, one that takes as long as they did on average."""
+    books = np.ones((2, len(OBSERVED)))
+    books[1, OBSERVED.index("seconds")] = 3
+    model, same, other = CostModel(2), CostModel(2), CostModel(3)
+    model.learn(books)
+    same.learnt, other.learnt = model.learnt, model.learnt
+    model.learn(books)
+    same.learn(books)
+    for name, learnt in model.learnt.items():
+        np.testing.assert_array_equal(same.learnt[name], learnt)
+    assert other.is_fitted
+    placed, seconds = other.place(np.array([5, 5, 5]))
+    assert sorted(placed) == [0, 1, 2]
+    np.testing.assert_allclose(seconds, other.fixed_cost + 5 * other.step_cost)

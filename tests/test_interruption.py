@@ -1,0 +1,224 @@
+"""Killed or told to end at any moment, on any number of ranks: nothing is lost, and the bits are the same.
+
+Fifty kills, of a run and of one with stages: pytest -m slow tests/test_interruption.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import time
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedmpi import results
+from fedmpi.algorithms.genfl import GenFL, _Learning
+from fedmpi.checkpoint import path_beside
+from fedmpi.command_line import parse
+from fedmpi.interruption import BY_HAND, MARGIN, REQUEUE, Watch
+from fedmpi.results import Run
+from fedmpi.results.summary import summarize
+from tests.equal import assert_same_bits
+from tests.launch import start
+from tests.small import Alone
+from tests.test_checkpoint import GENFL, go
+
+EVERY = 2  # rounds from one checkpoint to the next
+SMALL = f"--clients 8 --cohort 4 --local.steps 3 --model MLP --model.hidden '[9]' --checkpoint.every_rounds {EVERY}"
+STATEFUL = f"{SMALL} --algorithm SCAFFOLD --compression TopK --server_optimizer Adam --evaluate_means both"
+STAGES = f"{SMALL} --algorithm GenFL {GENFL} --algorithm.generator_rounds 25"
+
+
+class Job:
+    """A run that goes on where the last job has stopped.
+
+    Attributes:
+        after: how many rounds were over before, of a stage and of the run itself together; None: it says nothing.
+        shown: how many it has shown so far, likewise.
+    """
+
+    def __init__(self, ranks: int, options: str, path: Path, stage: int = 0) -> None:
+        self.process = start(ranks, "-m", "fedmpi", *shlex.split(options), "--output", path, "--resume")
+        self.after: int | None = None
+        self.shown = 0
+        self._stage = stage
+
+    def read(self, rounds: int) -> bool:
+        """Wait until so many rounds have ended in this job; whether it still runs then."""
+        assert self.process.stdout
+        while rounds:
+            line = self.process.stdout.readline()
+            if not line:
+                return False
+            if found := re.search(r"goes on after round (\d+)( of the generator)?", line):
+                self.after = int(found[1]) + (0 if found[2] else self._stage)
+            if found := re.match(r"(generator )?round +(\d+)/", line):
+                self.shown = int(found[2]) + (0 if found[1] else self._stage)
+                rounds -= 1
+        return True
+
+    def end(self) -> int:
+        """The exit status, when it is over."""
+        self.process.communicate(timeout=240)
+        return self.process.returncode
+
+    def kill(self) -> None:
+        """SIGKILL for the launcher and whatever it has started."""
+        for pid in descendants(self.process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.end()
+
+
+def descendants(pid: int) -> list[int]:
+    """A process, and those that it and they have started."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
+    found = [pid]
+    for parent in found:
+        found += [child for child, its_parent in pairs if its_parent == parent]
+    return found
+
+
+def check(path: Path) -> None:
+    """Whatever has happened: the files open, and the results end no earlier than the checkpoint."""
+    if path.exists():
+        run = results.open(path)
+        assert {len(column) for column in run.rounds.values()} <= {len(run.rounds.get("round", ()))}
+    if path_beside(path).exists():
+        with zipfile.ZipFile(path_beside(path)) as archive:
+            assert archive.testzip() is None
+
+
+def unbroken(options: str, folder: Path) -> Run:
+    path = folder / "unbroken.h5"
+    assert go(options, path) == 0
+    return results.open(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "stage", "kills"),
+    [
+        (f"{STATEFUL} --rounds 10", 0, 2),
+        pytest.param(f"{STATEFUL} --rounds 80", 0, 50, marks=pytest.mark.slow),
+        pytest.param(f"{STAGES} --rounds 30", 25, 25, marks=pytest.mark.slow),
+    ],
+    ids=["some", "fifty", "stages"],
+)
+def test_kills(options: str, stage: int, kills: int, tmp_path: Path) -> None:
+    """Oracle: the run that nothing has come between. No more rounds are lost than between two checkpoints."""
+    rng, path, shown = np.random.default_rng(0), tmp_path / "run.h5", 0
+    for _ in range(kills):
+        job = Job(int(rng.choice([0, 2, 3, 4])), options, path, stage)
+        is_running = job.read(int(rng.integers(4)))
+        time.sleep(rng.uniform(0, 0.5))
+        job.kill()
+        check(path)
+        if job.after is not None:
+            assert job.after >= shown - EVERY
+        shown = job.shown or shown
+        if not is_running:
+            break
+    last = Job(3, options, path, stage)
+    assert last.end() == 0
+    assert_same_bits(results.open(path), unbroken(options, tmp_path))
+    assert sorted(left.name for left in tmp_path.iterdir()) == ["run.h5", "unbroken.h5"]
+
+
+def test_signals(tmp_path: Path) -> None:
+    """Each ends the run after a round, with what the job script is told; then a last job ends it well."""
+    options, path, done = f"{STATEFUL} --rounds 400", tmp_path / "run.h5", 0
+    for ranks, number, status in ((3, signal.SIGUSR1, REQUEUE), (2, signal.SIGINT, BY_HAND), (0, signal.SIGTERM, 85)):
+        job = Job(ranks, options, path)
+        assert job.read(2)
+        job.process.send_signal(number)
+        assert job.end() == status
+        run = results.open(path)
+        assert run.status == "interrupted"
+        assert summarize(run).startswith("status      interrupted; the same command goes on with --resume")
+        assert len(run.rounds["round"]) >= done + 2
+        done = len(run.rounds["round"])
+    assert len(run.attributes["resumed"].splitlines()) == 2
+    with zipfile.ZipFile(path_beside(path)) as archive:
+        assert f'"round": {done}' in archive.read("about.json").decode(), "no round is lost"
+
+
+def watch(path: Path) -> Watch:
+    experiment, _ = parse(["--output", str(path)])
+    return Watch(Alone(), experiment)
+
+
+def test_second_interrupt(tmp_path: Path) -> None:
+    """It is no longer caught; afterwards all is as it was."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    with watch(tmp_path / "run.h5") as seen:
+        assert seen.asks(1) == (0, False)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert seen.asks(1) == (REQUEUE, False)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert seen.asks(1) == (BY_HAND, False)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert seen.asks(1) == (BY_HAND, False)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+
+
+@pytest.mark.parametrize(("limit", "ends_after"), [(250, 4), (249, 3), (220, 2), (199, 1)])
+def test_time_limit(limit: int, ends_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: by hand. Rounds of 90, 10, 10 and 10 s begin at 0, 100, 120 and 140 s; the first takes 100 in all."""
+    now = 0.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(limit))
+    assert MARGIN == 20
+    seen, ended = watch(tmp_path / "run.h5"), []
+    for began, over in ((0, 90), (100, 110), (120, 130), (140, 150)):
+        now = began
+        seen.begin_round()
+        now = over
+        ended.append(seen.asks(1)[0] == REQUEUE)
+    assert ended.index(True) + 1 == ends_after
+
+
+def test_limit_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One round is always done, or a job that is queued again and again would never come to an end."""
+    path, options = tmp_path / "run.h5", f"{STATEFUL} --rounds 3"
+    for rounds in (1, 2):
+        monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + MARGIN))
+        assert go(options, path, "--resume") == REQUEUE
+        assert len(results.open(path).rounds["round"]) == rounds
+    assert go(options, path, "--resume") == 0, "it was the last one"
+    monkeypatch.delenv("SLURM_JOB_END_TIME")
+    assert_same_bits(results.open(path), unbroken(options, tmp_path))
+    assert go(options, path, "--resume") == 0
+
+
+@pytest.mark.parametrize(("method", "name", "round"), [(_Learning, "round", 1), (GenFL, "sample", 2)])
+def test_stages(method: type, name: str, round: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal in a round of a stage, or before the server trains: no round of the stage is lost."""
+    path, options = tmp_path / "run.h5", f"{SMALL} --algorithm GenFL {GENFL} --rounds 2"
+    does = getattr(method, name)
+
+    def signalled(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return does(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(method, name, signalled)
+        assert go(options, path) == REQUEUE
+    run = results.open(path)
+    assert run.status == "interrupted"
+    assert run.stage("generator")["round"].tolist() == [1, 2][:round]
+    with zipfile.ZipFile(path_beside(path)) as archive:
+        about = json.loads(archive.read("about.json"))
+    assert (about["round"], about["stage"]) == (round, "generator")
+    assert go(options, path, "--resume") == 0
+    assert_same_bits(results.open(path), unbroken(options, tmp_path))
