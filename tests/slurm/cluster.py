@@ -92,8 +92,9 @@ def started(folder: Path) -> Iterator[Slurm]:
         ports = one.getsockname()[1], other.getsockname()[1]
     configuration = folder / "slurm.conf"
     # MPICH calls a job's shared memory by the job's number: another than that of what was killed in an earlier Slurm.
-    facts = {"host": socket.gethostname(), "folder": folder, "ports": ports, "first_job": int(time.time()) % 60_000_000}
-    configuration.write_text(CONFIGURATION.format(**facts))
+    first_job = int(time.time()) % 60_000_000
+    host = socket.gethostname()
+    configuration.write_text(CONFIGURATION.format(host=host, folder=folder, ports=ports, first_job=first_job))
     (folder / "state").mkdir()
     key = folder / "munge.key"
     key.write_bytes(os.urandom(1024))
