@@ -14,9 +14,9 @@ def main() -> None:
     try:
         from fedmpi.mpi.world import World
     except (ImportError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        print(f"fedmpi: error: no MPI library found ({reason}): load your cluster's MPI module, or pip install"
-              " 'fedmpi[mpich]'", file=sys.stderr)  # fmt: skip
+        from fedmpi.errors import NO_MPI
+
+        print(f"fedmpi: error: {NO_MPI.format(str(error).splitlines()[0])}", file=sys.stderr)
         sys.exit(2)
 
     from fedmpi.command_line import Answered, parse

@@ -29,10 +29,24 @@ PARAMETER_KIND, PARAMETER_LIMIT = FixedPoint(2.0**-43), 2.0**8
 BUFFER_KIND, BUFFER_LIMIT = FixedPoint(2.0**-29), 2.0**22
 # Large enough that the cost of calls does not count, small enough for a cache.
 BLOCK_ELEMENTS = 1 << 17
+REMEDY = "lower --local.lr, or set --local.clip_norm"
 
 
 class Diverged(ArithmeticError):
-    """A client's weights are too large or not finite: training has diverged, and a mean would be meaningless."""
+    """What clients would send is too large or not finite: training has diverged, and a mean would be meaningless."""
+
+
+def diverged(weights: Tensor, parameters: int) -> NDArray[np.int64]:
+    """Which of the models [K, P] are not finite, or too large to be summed exactly.
+
+    Args:
+        parameters: the first elements of a model, of which the limit is 2^8; that of the others is 2^22.
+    """
+    is_lost = torch.zeros(len(weights), dtype=torch.bool, device=weights.device)
+    for part, limit in ((weights[:, :parameters], PARAMETER_LIMIT), (weights[:, parameters:], BUFFER_LIMIT)):
+        if part.numel() and not _is_within(part, limit):
+            is_lost |= ~(part.abs().amax(1) < limit)
+    return np.flatnonzero(is_lost.cpu().numpy())
 
 
 class WeightedMean:
@@ -48,6 +62,9 @@ class WeightedMean:
         expected_mass: by which a mean of parameters is divided in place of the mass that was added; what is missing,
             or too much, is made up for by `empty` in `reduce`. None: the mass that was added.
         channel: through which the vectors come; None: they arrive as they are.
+
+    Attributes:
+        mass: of all vectors that came, from whatever rank; known after `reduce`.
 
     Raises:
         ValueError: a mass was expected of several means together: nobody knows that of each.
@@ -86,10 +103,15 @@ class WeightedMean:
     def add(self, vectors: Tensor, block: Block, group: Tensor | NDArray[np.int64] | None = None) -> None:
         """Add `vectors` [K, P] with the block's masses, each to the mean number `group` [K] (default: 0).
 
+        Those of clients whose training diverged are left out.
+
         Raises:
             Diverged: a vector is not finite or too large to be summed exactly.
         """
         groups = np.zeros(len(vectors), dtype=np.int64) if group is None else torch.as_tensor(group).cpu().numpy()
+        if block.diverged:
+            left = block.left()
+            vectors, block, groups = vectors[left], block.rows(left), groups[left]
         if self._channel:
             vectors, block, groups = self._channel.send(vectors, block, groups)
         self._add(vectors, block, groups)
@@ -115,6 +137,7 @@ class WeightedMean:
         if self._rows.device.type != "cpu":
             torch.from_numpy(self._shared.rows).copy_(self._rows)
         means, masses = self._shared.form(self._total_mass)
+        self.mass = int(masses.sum())
         shape = means.shape if self._grouped else means.shape[1:]
         if not self._world.is_server:
             return torch.empty(shape, device="meta")
@@ -201,14 +224,17 @@ def _tiles(rows: int, begin: int, end: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _check(part: Tensor, limit: float, clients: NDArray[np.int64]) -> None:
-    low, high = torch.aminmax(part)
-    if not (-limit < low.item() and high.item() < limit):  # also of NaN, which aminmax passes on
+    if not _is_within(part, limit):
         largest = part.abs().amax(1)
         k = int(torch.nonzero(~(largest < limit))[0])
         raise Diverged(
-            f"client {clients[k]} diverged: its largest weight is {largest[k]:g} (limit {limit:g});"
-            " lower --local.lr, or set --local.clip_norm"
+            f"client {clients[k]} diverged: its largest weight is {largest[k]:g} (limit {limit:g}); {REMEDY}"
         )
+
+
+def _is_within(part: Tensor, limit: float) -> bool:
+    low, high = torch.aminmax(part)
+    return -limit < low.item() and high.item() < limit  # False of NaN, too, which aminmax passes on
 
 
 def _accumulate(into: Tensor, rows: Tensor, patterns: Tensor) -> None:

@@ -25,8 +25,8 @@ class ClientState:
     """One named flat vector a client, such as SCAFFOLD's control variate.
 
     `state[block]` are the rows [K, n] of a block's clients (a client that never wrote has `initial`), and
-    `state[block] = rows` keeps new ones. A row lies in host memory of the rank that trained the client last, and
-    travels when another rank is to train it (`StateKeeper.gather`).
+    `state[block] = rows` keeps new ones, except of clients whose training diverged. A row lies in host memory of the
+    rank that trained the client last, and travels when another rank is to train it (`StateKeeper.gather`).
 
     Args:
         initial: [n] float32, the value before the first round.
@@ -50,10 +50,11 @@ class ClientState:
         return rows
 
     def __setitem__(self, block: Block, rows: Tensor) -> None:
-        for client, row in zip(block.clients.tolist(), rows.detach(), strict=True):
-            if client not in self.rows:
-                self.rows[client] = self.empty_row()
-            self.rows[client].copy_(row)
+        clients = block.clients.tolist()
+        for k in block.left():
+            if clients[k] not in self.rows:
+                self.rows[clients[k]] = self.empty_row()
+            self.rows[clients[k]].copy_(rows[k].detach())
 
     def empty_row(self) -> Tensor:
         """[n] that is nobody's."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fedmpi import randomness
 from fedmpi.adversary import Adversary
-from fedmpi.aggregation import WeightedMean
+from fedmpi.aggregation import WeightedMean, diverged
 from fedmpi.channel import Channel
 from fedmpi.client_state import ClientState, StateKeeper
 from fedmpi.compression import Compression
@@ -270,9 +270,9 @@ class Clients:
         """
         return self._trainer.unit_groups()
 
-    def share(self, cohort: Cohort) -> float:
-        """How much of all clients a cohort is: m / N if they count alike."""
-        return cohort.total_mass / self.total_mass
+    def share(self, mean: WeightedMean) -> float:
+        """How much of all clients those are whose vectors a mean was formed of: m / N if they count alike."""
+        return mean.mass / self.total_mass
 
     # Clients
 
@@ -303,6 +303,9 @@ class Clients:
     def train(self, block: Block, start: Tensor, hooks: Hooks, phase: Phase = WHOLE, **vectors: Tensor) -> Trained:
         """Local training of a block's clients.
 
+        Those of whom it makes a model that is not finite, or too large for a mean, are noted as diverged: means and
+        client states leave them out from then on.
+
         Args:
             block: from `my_clients`.
             start: [P] or [K, P], the weights they receive.
@@ -315,12 +318,13 @@ class Clients:
             block.give(vectors)
             start = start.expand(len(block), -1)
             work = self._trainer.train(block, start, hooks, self.round, self.rounds, phase)
+        block.diverged.update(block.clients[diverged(work.weights, self.layout.parameters)].tolist())
         self._ledger.record_work(block, work)
         if not phase.name:
             if self._cohort_mean is not None:
                 self._cohort_mean.add(work.weights, block)
             if self._kept_models is not None:
-                counted = np.flatnonzero(block.mass).tolist()
+                counted = [k for k in block.left() if block.mass[k]]
                 self._kept_models |= {int(block.clients[k]): work.weights[k].clone() for k in counted}
             if self._last_models is not None:
                 self._last_models[block] = work.weights

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+#: What is said where mpi4py finds no MPI library, for this reason.
+NO_MPI = "no MPI library found ({}): load your cluster's MPI module, or pip install 'fedmpi[mpich]'"
+
 
 class BadInput(ValueError):
     """Something the user gave cannot be honoured; the command ends with this one line and exit status 2.

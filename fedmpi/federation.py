@@ -19,6 +19,7 @@ from fedmpi.aggregation import total
 from fedmpi.clients import Clients, Prediction, predict_with
 from fedmpi.clustering import adjusted_rand_index
 from fedmpi.evaluation import Evaluation, weighted_accuracy
+from fedmpi.scheduling import Cohort
 from fedmpi.server_work import Images, Labels, Lesson, sample, spread, teach
 from fedmpi.training.block import Block
 from fedmpi.training.central import CentralTraining
@@ -255,6 +256,10 @@ class Federation(Clients):
     def record(self, block: Block, **values: Tensor) -> None:
         """Record numbers [K] of a block's clients, under names that the algorithm lists in `client_metrics`."""
         self._ledger.record(block, {name: value.cpu().numpy() for name, value in values.items()})
+
+    def left(self, cohort: Cohort) -> Cohort:
+        """Those of the round's cohort whose training has not diverged; a collective, after all have been trained."""
+        return cohort.subset(np.flatnonzero(self.gather_records()["diverged"] == 0))
 
     def gather_records(self) -> dict[str, NDArray[np.float64]]:
         """What was recorded of the round's clients, on every rank: name -> [m], in the order of `cohort.clients`."""

@@ -6,12 +6,13 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fedmpi.aggregation import REMEDY, Diverged
 from fedmpi.evaluation import Evaluation
 from fedmpi.mpi.world import World
 from fedmpi.scheduling import Cohort
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from fedmpi.training.block import Block, Work
 
 # What is recorded of every participation (an algorithm may add to it), and which of it are whole numbers.
-RECORDED = ("rank", "samples", "steps", "seconds", "loss")
-COUNTS = ("rank", "samples", "steps")
+RECORDED = ("rank", "samples", "steps", "seconds", "loss", "diverged")
+COUNTS = ("rank", "samples", "steps", "diverged")
 # What every rank counts.
 SPENT = (
     "train_seconds",
@@ -120,7 +121,9 @@ class Ledger:
         self._spent["clients"] += int((self._records[rows, done] == 0).sum())
         self._records[rows, done] += work.steps
         self._records[rows, took] += work.seconds
+        diverged = [client in block.diverged for client in block.clients.tolist()]
         self.record(block, {"rank": self._world.rank, "samples": block.samples, "loss": work.loss})
+        self.record(block, {"diverged": diverged})
 
     def predict(self, seconds: NDArray[np.float64]) -> None:
         """Add what the ranks that train [workers] are expected to spend on their clients."""
@@ -156,9 +159,17 @@ class Ledger:
         return self._world.waited + self._world.transferred + self._spent["teacher_seconds"]
 
     def gather(self) -> dict[str, NDArray[np.float64]]:
-        """All clients' records: name -> [m] in the order of the cohort, on every rank. Once a round; a collective."""
-        self._world.sum(self._records)
-        self._gathered = True
+        """All clients' records: name -> [m] in the order of the cohort, on every rank; what comes later is lost.
+
+        A collective.
+
+        Raises:
+            Diverged: the training of all clients that count did.
+        """
+        if not self._gathered:
+            self._world.sum(self._records)
+            self._gathered = True
+        self._check_left()
         return self._by_name()
 
     def ask(self, status: int, checkpoint: bool) -> None:
@@ -170,12 +181,16 @@ class Ledger:
 
         Args:
             bytes_up: what this rank's clients sent to means.
+
+        Raises:
+            Diverged: as `gather`.
         """
         self._spent["wait_seconds"] = self._world.waited - self._waited
         self._spent["communication_seconds"] = self._world.transferred - self._transferred
         self._spent["bytes_up"] = self.bytes_up + bytes_up
         self._ranks[self._world.rank] = list(self._spent.values())
         self._world.sum(self._ranks if self._gathered else self._books)
+        self._check_left()
         return self._outcome(dict(zip(self._spent, self._ranks.T, strict=True)))
 
     def _outcome(self, ranks: dict[str, NDArray[np.float64]]) -> Outcome:
@@ -183,10 +198,11 @@ class Ledger:
         workers = list(self._world.workers)
         row = {
             "round": self.round,
-            "train_loss": _weighted(records["loss"], self.cohort.weights),
+            "train_loss": _weighted(records["loss"], replace(self.cohort, mass=self._mass_left).weights),
             **{name: float(ranks[name][workers].mean()) for name in SPENT_BY_WORKERS},
             "bytes_up": int(ranks["bytes_up"].sum()),
             "bytes_down": self.bytes_down,
+            "diverged_clients": int(records["diverged"].sum()),
             **self._logged,
         }
         if "local_accuracy" in records:
@@ -213,6 +229,15 @@ class Ledger:
         }
         asked = int(ranks["status"].max()), bool(ranks["checkpoint"].any())
         return Outcome(row, clients, by_rank, self.evaluation, self.clusters, *asked)
+
+    @property
+    def _mass_left(self) -> NDArray[np.int64]:
+        """[m], what each counts in the round: nothing if its training diverged."""
+        return np.where(self._by_name()["diverged"], 0, self.cohort.mass)
+
+    def _check_left(self) -> None:
+        if self.cohort.total_mass and not self._mass_left.any():
+            raise Diverged(f"the training of all {np.count_nonzero(self.cohort.mass)} clients diverged; {REMEDY}")
 
     def _by_name(self) -> dict[str, NDArray[np.float64]]:
         return dict(zip(self._columns, self._records.T, strict=True))

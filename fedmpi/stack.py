@@ -58,7 +58,12 @@ class Stack:
         self._rows = Rows(world, cohort.clients, self._size)
 
     def add(self, vectors: Tensor, block: Block) -> None:
-        """Add a copy of `vectors` [K, P], a row of each of the block's clients."""
+        """Add a copy of `vectors` [K, P], a row of each of the block's clients; reject those that diverged."""
+        if block.diverged:
+            for client in block.diverged:
+                self._rows.put(client, np.full(self._size, np.nan, dtype=np.float32))
+            left = block.left()
+            vectors, block = vectors[left], block.rows(left)
         group = self._group[np.searchsorted(self._clients, block.clients)]
         arrived, block, _ = self._channel.send(vectors, block, group)
         self._keep(arrived, block)

@@ -11,10 +11,12 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parent.parent
 
 
-def mpirun(ranks: int, *arguments: str | Path, **options: str) -> subprocess.CompletedProcess[str]:
+def mpirun(
+    ranks: int, *arguments: str | Path, launcher: str | None = None, **options: str
+) -> subprocess.CompletedProcess[str]:
     """Run `python ARGUMENTS` on so many ranks; 0: without mpirun. Environment variables are given by keyword."""
     return subprocess.run(
-        _command(ranks, arguments),
+        _command(ranks, arguments, launcher or _launcher()),
         capture_output=True,
         text=True,
         timeout=240,
@@ -24,13 +26,15 @@ def mpirun(ranks: int, *arguments: str | Path, **options: str) -> subprocess.Com
 
 def start(ranks: int, *arguments: str | Path) -> subprocess.Popen[str]:
     """The same without waiting for the end; standard output is to be read line by line."""
-    command = _command(ranks, arguments)
+    command = _command(ranks, arguments, _launcher())
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1, env=_environment())
 
 
-def fedmpi(ranks: int, *arguments: str | Path, **options: str) -> subprocess.CompletedProcess[str]:
+def fedmpi(
+    ranks: int, *arguments: str | Path, launcher: str | None = None, **options: str
+) -> subprocess.CompletedProcess[str]:
     """Run `python -m fedmpi ARGUMENTS` on so many ranks; 0: without mpirun."""
-    return mpirun(ranks, "-m", "fedmpi", *arguments, **options)
+    return mpirun(ranks, "-m", "fedmpi", *arguments, launcher=launcher, **options)
 
 
 def succeed(result: subprocess.CompletedProcess[str]) -> str:
@@ -39,9 +43,9 @@ def succeed(result: subprocess.CompletedProcess[str]) -> str:
     return result.stdout
 
 
-def _command(ranks: int, arguments: tuple[str | Path, ...]) -> list[str]:
+def _command(ranks: int, arguments: tuple[str | Path, ...], launcher: str) -> list[str]:
     python = [sys.executable, *map(str, arguments)]
-    return [_launcher(), "-n", str(ranks), *_root_options(), *python] if ranks else python
+    return [launcher, "-n", str(ranks), *_root_options(launcher), *python] if ranks else python
 
 
 def _environment() -> dict[str, str]:
@@ -56,7 +60,7 @@ def _launcher() -> str:
     return found
 
 
-def _root_options() -> list[str]:
+def _root_options(launcher: str) -> list[str]:
     """What Open MPI wants to be told before it starts more ranks than cores, or anything as root."""
-    version = subprocess.run([_launcher(), "--version"], capture_output=True, text=True).stdout
+    version = subprocess.run([launcher, "--version"], capture_output=True, text=True).stdout
     return ["--allow-run-as-root", "--oversubscribe"] if "Open MPI" in version or "OpenRTE" in version else []

@@ -1,11 +1,17 @@
-"""Whatever fails, wherever: the job ends soon, says so once, and leaves a file that opens."""
+"""Whatever fails, wherever: the job ends soon, says so once, and leaves a file that opens.
+
+Each kind of failure, each place and each role is tried, and the pairs that are most likely to go wrong. All of them:
+pytest -m slow tests/test_failures.py
+"""
 
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import h5py
@@ -17,19 +23,25 @@ from tests.launch import REPOSITORY, fedmpi
 PROGRAMS = str(REPOSITORY / "tests" / "programs")
 ROUNDS = 6
 FAILS_IN = 3
-LONGEST = 30.0  # seconds; a job that goes well takes 5, on a slow machine with two cores
+LONGEST = 30.0  # seconds from the failure to the end of the job; on a machine that does nothing else it is 1
 
 
 @dataclass
 class Job:
     result: subprocess.CompletedProcess[str]
-    seconds: float
+    ended: float
     path: Path
+
+    @property
+    def seconds(self) -> float:
+        """From the failure on."""
+        (failed,) = re.findall(r"^fails at (.*)$", self.result.stderr, re.MULTILINE)[:1]
+        return self.ended - float(failed)
 
     def report(self) -> tuple[int, str]:
         """Rank and place, as the only report says them."""
         found = re.findall(r"^fedmpi: failed on rank (\d+) of \d+: (.*)$", self.result.stderr, re.MULTILINE)
-        assert len(found) == 1, f"exit status {self.result.returncode} after {self.seconds} s\n{self.result.stderr}"
+        assert len(found) == 1, f"exit status {self.result.returncode}\n{self.result.stderr}"
         return int(found[0][0]), found[0][1]
 
     @property
@@ -37,27 +49,42 @@ class Job:
         return self.result.stderr.count("Traceback (most recent call last)")
 
 
-def run(folder: Path, size: int, kind: str, ranks: tuple[int, ...], phase: str, server_sleeps: float = 0.0) -> Job:
+def run(
+    folder: Path,
+    size: int,
+    kind: str,
+    ranks: tuple[int, ...],
+    phase: str,
+    server_sleeps: float = 0.0,
+    launcher: str | None = None,
+    **environment: str,
+) -> Job:
     path = folder / "run.h5"
-    began = time.monotonic()
+    how = f"--algorithm faulty.Faulty --algorithm.kind {kind} --algorithm.phase {phase} --algorithm.at {FAILS_IN}"
+    how += f" --algorithm.server_sleeps {server_sleeps} --algorithm.ranks"
+    if phase == "data":
+        how = f"--partition faulty.Shares --partition.kind {kind} --partition.ranks"
     result = fedmpi(
         size,
         *f"--model LogisticRegression --clients 6 --local.epochs 1 --rounds {ROUNDS} --output {path}".split(),
-        *f"--algorithm faulty.Faulty --algorithm.kind {kind} --algorithm.phase {phase}".split(),
-        *f"--algorithm.at {FAILS_IN} --algorithm.server_sleeps {server_sleeps}".split(),
-        *["--algorithm.ranks", str(list(ranks))],
+        *how.split(),
+        str(list(ranks)),
+        launcher=launcher,
         PYTHONPATH=f"{REPOSITORY}:{PROGRAMS}",
+        **environment,
     )
-    return Job(result, time.monotonic() - began, path)
+    return Job(result, time.time(), path)
 
 
 # Where it fails, as a report says it.
 PLACES = {
     "constructor": r"reading the command line",
+    "data": r"setting up",
     "setup": r"setting up",
     "loss": rf"round {FAILS_IN}, clients? \d(, \d)*, training",
     "round": rf"round {FAILS_IN}, between two steps of the algorithm",
     "evaluate": rf"round {FAILS_IN}, between two steps of the algorithm",
+    "write": rf"round {FAILS_IN}, between two steps of the algorithm",
 }
 LAST_LINES = {
     "RuntimeError": "RuntimeError: as I was told",
@@ -68,64 +95,117 @@ LAST_LINES = {
 }
 
 
+CELLS = [
+    (3, "RuntimeError", (2,), "constructor"),
+    (3, "RuntimeError", (2,), "data"),
+    (2, "KeyboardInterrupt", (0,), "data"),
+    (3, "RuntimeError", (2,), "setup"),
+    (2, "exit", (0,), "setup"),
+    (3, "RuntimeError", (1, 2), "loss"),
+    (3, "MemoryError", (2,), "loss"),
+    (2, "RuntimeError", (0,), "round"),
+    (3, "exit", (2,), "round"),
+    (3, "KeyboardInterrupt", (0, 1, 2), "round"),
+    (2, "BadInput", (0, 1), "round"),
+    (2, "exit", (0, 1), "round"),
+    (2, "RuntimeError", (0, 1), "evaluate"),
+    (3, "exit", (1, 2), "evaluate"),
+    (3, "KeyboardInterrupt", (1,), "evaluate"),
+    (2, "MemoryError", (0,), "evaluate"),
+    (2, "RuntimeError", (0,), "write"),
+    (0, "RuntimeError", (0,), "loss"),
+    (0, "exit", (0,), "evaluate"),
+    (0, "KeyboardInterrupt", (0,), "setup"),
+]
+KILLED = [((0,), "round"), ((2,), "round"), ((1,), "setup"), ((0,), "write")]
+# The server trains nobody, and nobody but the server writes.
+EVERYWHERE = [
+    (3, kind, ranks, phase)
+    for kind, ranks, phase in product(
+        ("RuntimeError", "exit", "KeyboardInterrupt", "MemoryError", "kill"), ((0,), (2,), (0, 1, 2)), PLACES
+    )
+    if (phase != "loss" or ranks != (0,)) and (phase != "write" or ranks == (0,))
+]
+
+
 @pytest.mark.parametrize(
     ("size", "kind", "ranks", "phase"),
     [
-        (3, "RuntimeError", (2,), "constructor"),
-        (3, "RuntimeError", (2,), "setup"),
-        (3, "RuntimeError", (1, 2), "loss"),
-        (2, "RuntimeError", (0,), "round"),
-        (2, "RuntimeError", (0, 1), "evaluate"),
-        (2, "exit", (0,), "setup"),
-        (3, "exit", (2,), "round"),
-        (3, "exit", (1, 2), "evaluate"),
-        (3, "KeyboardInterrupt", (1,), "evaluate"),
-        (3, "KeyboardInterrupt", (0, 1, 2), "round"),
-        (3, "MemoryError", (2,), "loss"),
-        (2, "BadInput", (0, 1), "round"),
-        (2, "exit", (0, 1), "round"),
-        (2, "MemoryError", (0,), "evaluate"),
-        (0, "RuntimeError", (0,), "loss"),
-        (0, "exit", (0,), "evaluate"),
-        (0, "KeyboardInterrupt", (0,), "setup"),
+        *CELLS,
+        *[(3, "kill", ranks, phase) for ranks, phase in KILLED],
+        *[pytest.param(*cell, marks=pytest.mark.slow) for cell in EVERYWHERE if cell not in CELLS],
     ],
 )
 def test_failure(size: int, kind: str, ranks: tuple[int, ...], phase: str, tmp_path: Path) -> None:
-    job = run(tmp_path, size, kind, ranks, phase)
+    fails(run(tmp_path, size, kind, ranks, phase), kind, ranks, phase)
+
+
+@pytest.mark.skipif(not shutil.which("mpirun.openmpi"), reason="needs Debian's Open MPI: apt-get install openmpi-bin")
+@pytest.mark.parametrize(
+    ("kind", "ranks", "phase"),
+    [
+        ("RuntimeError", (2,), "loss"),
+        ("kill", (1,), "round"),
+        *[pytest.param(*cell[1:], marks=pytest.mark.slow) for cell in EVERYWHERE],
+    ],
+)
+def test_failure_under_open_mpi(kind: str, ranks: tuple[int, ...], phase: str, tmp_path: Path) -> None:
+    job = run(tmp_path, 3, kind, ranks, phase, launcher="mpirun.openmpi", MPI4PY_MPIABI="openmpi")
+    fails(job, kind, ranks, phase)
+    if job.path.exists():
+        assert results.open(job.path).environment["mpi"].startswith("Open MPI")
+
+
+def fails(job: Job, kind: str, ranks: tuple[int, ...], phase: str) -> None:
+    """The job has ended as it should."""
     assert job.result.returncode not in (0, 2)
     assert job.seconds < LONGEST
-    rank, place = job.report()
-    assert rank in ranks
-    assert re.fullmatch(PLACES[phase], place)
-    assert job.tracebacks == 1
-    assert LAST_LINES[kind] in job.result.stderr.splitlines()
-    if phase in ("constructor", "setup"):
-        assert not list(tmp_path.iterdir())
+    is_early = phase in ("constructor", "data", "setup")
+    if kind == "kill":
+        assert job.tracebacks <= 1, "of a rank that has noticed that another is gone"
+        if not is_early:
+            _becomes_killed(job.path)
+            finished = list(results.open(job.path).rounds.get("round", ()))
+            assert finished == list(range(1, FAILS_IN))[: len(finished)]
     else:
-        _holds_the_finished_rounds(job, "failed")
+        rank, place = job.report()
+        assert rank in ranks
+        assert re.fullmatch(PLACES[phase], place)
+        assert job.tracebacks == 1
+        assert LAST_LINES[kind] in job.result.stderr.splitlines()
+        if not is_early:
+            _holds_the_finished_rounds(job, "failed")
+    assert [path.name for path in job.path.parent.iterdir()] == ["run.h5"][is_early:]
 
 
-@pytest.mark.parametrize("ranks", [(1,), (1, 2)])
-def test_training_that_diverges(ranks: tuple[int, ...], tmp_path: Path) -> None:
-    job = run(tmp_path, 3, "nan", ranks, "loss")
+def test_training_that_diverges_at_some(tmp_path: Path) -> None:
+    """Oracle: the run goes on without the clients of that rank, of two that train, in that round."""
+    job = run(tmp_path, 3, "nan", (1,), "loss")
+    assert job.result.returncode == 0, job.result.stderr
+    lost = results.open(job.path).rounds["diverged_clients"]
+    assert 0 < lost[FAILS_IN - 1] < 6
+    assert lost.sum() == lost[FAILS_IN - 1]
+
+
+def test_training_that_diverges_everywhere(tmp_path: Path) -> None:
+    job = run(tmp_path, 3, "nan", (1, 2), "loss")
     assert job.result.returncode not in (0, 2)
-    assert job.seconds < LONGEST
-    rank, place = job.report()
-    assert rank in ranks
-    assert re.match(rf"round {FAILS_IN}, .*: client \d diverged: its largest weight is nan", place)
-    assert "--local.lr" in place
+    _, place = job.report()
+    assert re.match(rf"round {FAILS_IN}, .*: the training of all 6 clients diverged; lower --local.lr", place)
     assert job.tracebacks == 0  # nothing is wrong with the program
     _holds_the_finished_rounds(job, "failed")
 
 
-@pytest.mark.parametrize("rank", [0, 2])
-def test_killed_process(rank: int, tmp_path: Path) -> None:
-    job = run(tmp_path, 3, "kill", (rank,), "round")
+def test_full_disk(tmp_path: Path) -> None:
+    """The file that is there stays as it was, which cannot say what happened: the report does."""
+    job = run(tmp_path, 2, "full", (0,), "write")
     assert job.result.returncode not in (0, 2)
     assert job.seconds < LONGEST
+    rank, _ = job.report()
+    assert rank == 0
+    assert job.tracebacks == 1
+    assert "The results could not be written: [Errno 27] File too large" in job.result.stderr
     _becomes_killed(job.path)
-    finished = list(results.open(job.path).rounds.get("round", ()))
-    assert finished == list(range(1, FAILS_IN))[: len(finished)]
     assert [path.name for path in tmp_path.iterdir()] == ["run.h5"]
 
 

@@ -140,7 +140,7 @@ def test_slurm_array(tmp_path: Path) -> None:
     (tmp_path / "jobs").symlink_to(JOBS)
     listed = tmp_path / "two.list"
     listed.write_text(f"# two rows\n\nfirst {DIGITS}\n  second {DIGITS} --rounds 9 --algorithm FedProx\n")
-    granted = {"SLURM_NTASKS": "1", "SLURM_ARRAY_TASK_ID": "3"}
+    granted = {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "4714", "SLURM_ARRAY_TASK_ID": "3"}
     run("slurm_array.sbatch", listed, "2", "--rounds", "1", "--clients", "20", path=None, folder=tmp_path, **granted)
     made = results.open(tmp_path / "runs" / "two" / "second-1.h5")
     assert (made.attributes["algorithm"], made.settings["seed"], made.settings["rounds"]) == ("FedProx", 1, 1)

@@ -82,4 +82,4 @@ def test_bookkeeping() -> None:
     what = machine(a_round=1.0, a_member=10.0, a_client=100.0)
     assert seconds(what, 4, one_node(4)) == {"books": 1 + 30 + 10_000}
     assert seconds(what, 4, one_node(2)) == {"books": 2 * (1 + 30 + 10_000)}
-    assert seconds(machine(a_number=1.0), 4, one_node(2)) == {"books": 2 * 4 * 39}
+    assert seconds(machine(a_number=1.0), 4, one_node(2)) == {"books": 2 * 4 * 42}

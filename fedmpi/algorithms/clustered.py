@@ -49,8 +49,9 @@ class Clustered(Algorithm):
         import torch
 
         records = fed.gather_records()
+        left = records["diverged"] == 0
         if fed.is_server:
-            self.assignment[cohort.clients] = torch.from_numpy(records["cluster"]).long()
+            self.assignment[cohort.clients[left]] = torch.from_numpy(records["cluster"][left]).long()
         fed.report_clusters(self.assignment, len(self.centers))
 
     def evaluate(self, fed: "Federation") -> None:

@@ -88,7 +88,7 @@ class Distilled(Algorithm):
         fed.keep_models()
         self.base.round(fed, cohort)
         with fed.serving():
-            self.base.weights = self.distill(fed, cohort, self.weights)
+            self.base.weights = self.distill(fed, fed.left(cohort), self.weights)
 
     @abstractmethod
     def distill(self, fed: "Federation", cohort: "Cohort", weights: "Tensor") -> "Tensor":

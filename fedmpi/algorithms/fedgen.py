@@ -134,12 +134,14 @@ class FedGen(FedAvg):
         for block in fed.my_clients(cohort):
             local = fed.train(block, start, self, **self.lessons(fed, block, known))
             mean.add(local.weights, block)
-            heads |= dict(zip(block.clients.tolist(), local.weights[:, head].clone(), strict=True))
+            heads |= {int(block.clients[k]): local.weights[k, head].clone() for k in block.left()}
         self.server_step(fed, mean.reduce(empty=self.weights))
         taught = fed.gather(cohort, heads, head.stop - head.start, counts=False)
         with fed.serving():
             if fed.is_server:
-                self.train_generator(fed, cohort, taught)
+                arrived = ~taught.isnan().any(1)
+                if arrived.any():
+                    self.train_generator(fed, cohort.subset(np.flatnonzero(arrived.numpy())), taught[arrived])
 
     def lessons(self, fed: "Federation", block: "Block", known: "Tensor") -> dict[str, Any]:
         """What the loss reads of each client; nothing if there is nothing to be learnt.

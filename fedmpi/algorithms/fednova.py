@@ -7,6 +7,8 @@ NeurIPS 2020. https://arxiv.org/abs/2007.07481
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.errors import require
 
@@ -45,7 +47,8 @@ class FedNova(FedProx):
             update[:, trained].sub_(start[trained])
             update[:, trained].div_(start.new_tensor(fed.local.normaliser(local.steps, pull))[:, None])
             mean.add(update, block)
-        counts = fed.local.normaliser(fed.gather_records()["steps"].astype(int), pull)
+        left, steps = fed.left(cohort), fed.gather_records()["steps"].astype(int)
+        counts = fed.local.normaliser(steps[np.isin(cohort.clients, left.clients)], pull)
         result = mean.reduce()
-        result[trained] = self.weights[trained] + math.fsum(cohort.weights * counts) * result[trained]
+        result[trained] = self.weights[trained] + math.fsum(left.weights * counts) * result[trained]
         self.server_step(fed, result)

@@ -70,7 +70,8 @@ class SCAFFOLD(Algorithm):
             changes.add(change, block)
             self.controls[block] = own.add_(change, alpha=1 / unit)
         self.server_step(fed, models.reduce(empty=self.weights))
-        self.control = self.control + fed.share(cohort) / unit * changes.reduce()
+        change = changes.reduce()
+        self.control = self.control + fed.share(changes) / unit * change
 
     def direction(self, gradient: "Tensor", weights: "Tensor", start: "Tensor", block: "Block") -> "Tensor":
         return gradient.add_(block["correction"])

@@ -33,6 +33,10 @@ float32, every tensor row-major in its PyTorch shape, one after another without 
 bytes_up and bytes_down of /rounds are what clients send and receive by the method's definition: the models (or
 other vectors) of a round, whatever MPI moves; clients whose updates are lost or not used have received theirs.
 
+A client whose training ends in numbers that are not finite, or too large for a mean, has diverged: nothing of it is
+used or kept in that round. /clients has diverged, 1 for such a client, and /rounds diverged_clients, how many there
+were; train_loss is without them.
+
 Under other conditions than ideal ones /rounds also has virtual_seconds, the round's duration by the virtual clock;
 selected, how many clients were asked; dropped, how many of them lost the connection; late, how many updates came
 after the deadline, after enough others, or not done where a method does not accept partial work; stragglers, how
@@ -89,4 +93,5 @@ ROUND_LABELS = {
     "evaluation_seconds": "Evaluation in a round (s)",
     "bytes_up": "Upload of a round's clients (bytes)",
     "bytes_down": "Download of a round's clients (bytes)",
+    "diverged_clients": "Clients whose training diverged",
 }

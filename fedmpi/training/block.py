@@ -45,6 +45,7 @@ class Block:
         mass: [K] int64, what each counts in a mean over the cohort.
         vectors: named rows [K, ...] that the hooks may read, given to `Federation.train`.
         completed: [K] float64, the share of the local training that each gets done; None: all.
+        diverged: those whose training has diverged in this round: nothing of theirs is used or kept.
     """
 
     clients: NDArray[np.int64]
@@ -52,6 +53,7 @@ class Block:
     mass: NDArray[np.int64]
     vectors: dict[str, Tensor] = field(default_factory=dict)
     completed: NDArray[np.float64] | None = None
+    diverged: set[int] = field(default_factory=set)
 
     def __len__(self) -> int:
         return len(self.clients)
@@ -71,12 +73,16 @@ class Block:
         """Some of the clients, with their rows."""
         vectors = {name: rows[which] for name, rows in self.vectors.items()}
         completed = None if self.completed is None else self.completed[which]
-        return Block(self.clients[which], self.samples[which], self.mass[which], vectors, completed)
+        return Block(self.clients[which], self.samples[which], self.mass[which], vectors, completed, self.diverged)
+
+    def left(self) -> list[int]:
+        """The places of those whose training has not diverged."""
+        return [k for k, client in enumerate(self.clients.tolist()) if client not in self.diverged]
 
     def columns(self, columns: slice, of: int) -> Block:
         """All of the clients, with a part of those rows that are `of` long."""
         vectors = {name: rows[..., columns] if rows.shape[-1] == of else rows for name, rows in self.vectors.items()}
-        return Block(self.clients, self.samples, self.mass, vectors, self.completed)
+        return Block(self.clients, self.samples, self.mass, vectors, self.completed, self.diverged)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""A method that fails as it is told; used by import path."""
+"""A method, and a partition, that fail as they are told; used by import path."""
 
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -11,11 +12,14 @@ from typing import TYPE_CHECKING, Literal
 from mpi4py import MPI
 
 from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.data import IID
 from fedmpi.errors import BadInput
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from fedmpi.federation import Federation
@@ -23,8 +27,23 @@ if TYPE_CHECKING:
     from fedmpi.training.flat import Net
     from fedmpi.training.samples import Batch
 
-Kind = Literal["RuntimeError", "exit", "KeyboardInterrupt", "MemoryError", "nan", "BadInput", "kill"]
-Phase = Literal["constructor", "setup", "loss", "round", "evaluate"]
+Kind = Literal["RuntimeError", "exit", "KeyboardInterrupt", "MemoryError", "nan", "BadInput", "kill", "full"]
+Phase = Literal["constructor", "setup", "loss", "round", "evaluate", "write"]
+#: Bytes of a file beyond which the disk is as good as full.
+FULL = 4096
+
+
+class Shares(IID):
+    """An even split, which some ranks cannot make."""
+
+    def __init__(self, kind: Kind, ranks: tuple[int, ...]) -> None:
+        self.kind = kind
+        self.fails = MPI.COMM_WORLD.Get_rank() in ranks
+
+    def split(self, labels: NDArray[np.int64], clients: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+        if self.fails:
+            fail(self.kind)
+        return super().split(labels, clients, rng)
 
 
 class Faulty(FedAvg):
@@ -33,7 +52,7 @@ class Faulty(FedAvg):
     Args:
         kind: what happens.
         ranks: to whom.
-        phase: where: in a client's training, between two collectives of a round, ...
+        phase: where: in a client's training, between two collectives of a round, where the server writes, ...
         at: in which round.
         server_sleeps: seconds for which rank 0 hears nothing, in the middle of that round.
     """
@@ -58,6 +77,8 @@ class Faulty(FedAvg):
 
     def round(self, fed: Federation, cohort: Cohort) -> None:
         self.now = fed.round
+        if self.is_due("write"):
+            fed.when_idle = self.fail
         start = fed.broadcast(self.weights)
         if self.now == self.at and self.rank == 0:
             time.sleep(self.server_sleeps)
@@ -84,15 +105,23 @@ class Faulty(FedAvg):
             self.fail()
 
     def fail(self) -> None:
-        if not self.fails:
-            return
-        if self.kind == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.kind == "exit":
-            sys.exit(0)
-        if self.kind == "KeyboardInterrupt":
-            raise KeyboardInterrupt
-        if self.kind == "BadInput":
-            raise BadInput("is not what it should be", "kind")
-        if self.kind != "nan":
-            raise {"RuntimeError": RuntimeError, "MemoryError": MemoryError}[self.kind]("as I was told")
+        if self.fails:
+            fail(self.kind)
+
+
+def fail(kind: Kind) -> None:
+    """Fail in a certain way, and say when."""
+    print(f"fails at {time.time()}", file=sys.stderr, flush=True)
+    if kind == "kill":
+        time.sleep(0.5)  # for the launcher to pass that on
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "exit":
+        sys.exit(0)
+    if kind == "KeyboardInterrupt":
+        raise KeyboardInterrupt
+    if kind == "BadInput":
+        raise BadInput("is not what it should be", "kind")
+    if kind == "full":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, resource.RLIM_INFINITY))
+    elif kind != "nan":
+        raise {"RuntimeError": RuntimeError, "MemoryError": MemoryError}[kind]("as I was told")
