@@ -38,15 +38,15 @@ def paired(
     """
     groups = grouped(runs)
     settings = columns(groups)
-    others = references(groups, reference) if reference else [groups[0]] * len(groups)
+    others: list[Group | None] = references(groups, reference) if reference else [groups[0]] * len(groups)
     unit = 100 if is_share(column) else 1
     title, points = (f"{FIGURES[figure]} (%)", " (points)") if is_share(column) else (FIGURES[figure], "")
     heads = [*settings, "runs", title, "pairs", f"difference{points}", "95 % interval", "p (Wilcoxon)"]
     rows = []
     for k, (group, other) in enumerate(zip(groups, others, strict=True)):
-        values, beside = (_by_seed(each, column, figure, unit) for each in (group, other))
+        values, beside = (_by_seed(each, column, figure, unit) for each in (group, other or []))
         gains = np.array([values[seed] - beside[seed] for seed in values if seed in beside])
-        tests = ["-"] * 4 if group is other else [str(len(gains)), *_tests(gains)]
+        tests = ["-"] * 4 if other is None or group is other else [str(len(gains)), *_tests(gains)]
         rows.append([*(each[k] for each in settings.values()), str(len(group)), spread([*values.values()]), *tests])
     return FORMATS[format]([heads, *rows])
 

@@ -34,17 +34,19 @@ def names(groups: Sequence[Group]) -> list[str]:
     return [label or name for label, name in zip(short_names(without_seed), method, strict=True)]
 
 
-def references(groups: Sequence[Group], method: str) -> list[Group]:
+def references(groups: Sequence[Group], method: str) -> list[Group | None]:
     """For each group, the runs of a method that it is compared with: those whose other settings are nearest.
 
+    None where several are equally near.
+
     Raises:
-        BadInput: there are no runs of the method, or of several settings that are equally near.
+        BadInput: there are no runs of the method.
     """
     found = [group for group in groups if group[0].attributes["algorithm"] == method]
     if not found:
         known = ", ".join(dict.fromkeys(str(group[0].attributes["algorithm"]) for group in groups))
         raise BadInput(f"--reference = {method}: must be a method of these runs ({known})")
-    return [group if group in found else _nearest(group, found, method) for group in groups]
+    return [group if group in found else _nearest(group, found) for group in groups]
 
 
 def spread(values: Sequence[float], of_mean: bool = False, digits: int = 2) -> str:
@@ -57,14 +59,10 @@ def spread(values: Sequence[float], of_mean: bool = False, digits: int = 2) -> s
     return f"{np.mean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
-def _nearest(group: Group, found: Sequence[Group], method: str) -> Group:
+def _nearest(group: Group, found: Sequence[Group]) -> Group | None:
     distances = [len(_conditions(group) ^ _conditions(other)) for other in found]
-    nearest = [other for other, distance in zip(found, distances, strict=True) if distance == min(distances)]
-    if len(nearest) > 1:
-        raise BadInput(
-            f"--reference = {method}: {len(nearest)} settings of it are equally near to {group[0].path}; give one"
-        )
-    return nearest[0]
+    nearest = min(distances)
+    return found[distances.index(nearest)] if distances.count(nearest) == 1 else None
 
 
 def _conditions(group: Group) -> set[tuple[str, str]]:

@@ -24,19 +24,23 @@ def tabulate_rounds(
     Args:
         column: of /rounds, an accuracy.
         targets: in [0, 1].
-        reference: a method. Where it was run with several settings, those count that are nearest to the line's.
+        reference: a method. Where it was run with several settings, those count that are nearest to the line's; where
+            several are equally near, there is none.
 
     Raises:
-        BadInput: there are no runs of the reference, or several settings of it are equally near to a line's.
+        BadInput: there are no runs of the reference.
     """
     groups = grouped(runs)
     settings = columns(groups)
-    compared = references(groups, reference) if reference else [None] * len(groups)
+    compared: list[Group | None] = references(groups, reference) if reference else [None] * len(groups)
     lines = []
     for k, (group, other) in enumerate(zip(groups, compared, strict=True)):
         line = {**{name: values[k] for name, values in settings.items()}, "runs": str(len(group))}
         for target in targets:
-            line |= {f"{what} {100 * target:g} %": text for what, text in _to(group, column, target, other).items()}
+            cells = _to(group, column, target, other)
+            if not reference:
+                del cells["reduction to"]
+            line |= {f"{what} {100 * target:g} %": text for what, text in cells.items()}
         lines.append(line)
     return FORMATS[format](filled(lines))
 
@@ -49,7 +53,7 @@ def first_rounds(group: Group, column: str, target: float) -> dict[Run, int]:
 
 def _to(group: Group, column: str, target: float, reference: Group | None) -> dict[str, str]:
     first = first_rounds(group, column, target)
-    cells = {"rounds to": "-", **({"reduction to": "-"} if reference else {}), "GB to": "-"}
+    cells = {"rounds to": "-", "reduction to": "-", "GB to": "-"}
     if not first:
         return cells
     some = f" ({len(first)} of {len(group)})" if len(first) < len(group) else ""

@@ -44,9 +44,10 @@ def draw(runs: Sequence[Run], output: Path) -> None:
         drawn = figure.subplots(len(runs), 1, squeeze=False, height_ratios=[3 + count for count in counts])[:, 0]
         for axes, run, count, title in zip(drawn, runs, counts, run_names(runs), strict=True):
             ends = round_ends(run)
+            known = run.ranks["round"] <= len(ends)  # the file may have got ahead
             for rank in range(count):
-                of_rank = np.flatnonzero(run.ranks["rank"] == rank)[: len(ends)]  # the file may have got ahead
-                start = ends - run.rounds["seconds"]
+                of_rank = np.flatnonzero((run.ranks["rank"] == rank) & known)
+                start = (ends - run.rounds["seconds"])[run.ranks["round"][of_rank] - 1]
                 for column, (name, colour) in _KINDS.items():
                     lasts = run.ranks[column][of_rank]
                     spans = np.stack([start, lasts], axis=1)
