@@ -26,6 +26,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "pdf.fonttype": 42,
+    "svg.fonttype": "none",
 }
 _LETTERS = 16  # that fit into an inch
 
