@@ -111,7 +111,8 @@ def _speed(run: Run) -> str:
     if run.ranks:
         parts.insert(0, f"{run.ranks['clients'].sum() / wall:.3g} clients/s")
     if "ranks" in run.environment:
-        parts.append(f"{run.environment['ranks']} ranks")
+        ranks = run.environment["ranks"]
+        parts.append(f"{ranks} ranks" if ranks > 1 else "1 rank")
     return ", ".join(parts)
 
 

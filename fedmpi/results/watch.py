@@ -50,7 +50,8 @@ def watch(paths: Sequence[Path], interval: float) -> bool:
 
 def progress(run: Run, width: int = 80) -> str:
     """How far a run is, in a few lines: rounds, time left, accuracy and loss as they went."""
-    return "\n".join(line[:width] for line in _lines(run))
+    path, *lines = _lines(run)
+    return "\n".join([path, *(line[:width] for line in lines)])  # a file's name is kept whole, to be copied
 
 
 def sparkline(values: NDArray[np.float64], width: int = 30) -> str:
