@@ -83,6 +83,8 @@ def _rounds(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     runs, status = _with_column(options)
+    if len(runs) == 1:
+        raise BadInput(f"{runs[0].path}: alone; compare needs two runs or more")
     parts = []
     if len(grouped(runs)) > 1:
         parts.append(paired(runs, options.column, options.format, options.figure, options.reference))
@@ -239,7 +241,7 @@ def _share(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = -1
+        raise argparse.ArgumentTypeError(f"{text} is no share; files come before --targets") from None
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} must be a share from 0 to 1")
     return value

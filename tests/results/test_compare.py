@@ -85,8 +85,10 @@ def test_same_bits_but_for_timings(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "  settings  mu 0.01 | mu 1.0\n" in capsys.readouterr().out
 
 
-def test_a_shorter_run_differs_where_it_ends(tmp_path: Path) -> None:
+def test_a_shorter_run_differs_where_it_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long, short = finished(tmp_path / "long.h5", rounds=5), finished(tmp_path / "short.h5", rounds=3)
+    assert main(["compare", str(long)]) == 2
+    assert capsys.readouterr().err == f"{long}: alone; compare needs two runs or more\n"
     started(tmp_path / "none.h5").write()
     runs = [fedmpi.results.open(path) for path in (long, short, tmp_path / "none.h5")]
     rounds = [part for part in differing_parts(*runs[:2]) if part.startswith("rounds")]

@@ -38,6 +38,9 @@ def test_the_first_rounds_are_means_over_those_that_reach_the_target(
         main(["rounds", *files, "--targets", "70"])
     assert raised.value.code == 2
     assert capsys.readouterr().err.endswith("70 must be a share from 0 to 1\n")
+    with pytest.raises(SystemExit):
+        main(["rounds", "--targets", "0.7", *files])
+    assert capsys.readouterr().err.endswith(f"{files[0]} is no share; files come before --targets\n")
     assert main(["rounds", *files, "--targets", "0.7", "--column", "train_loss"]) == 2
     assert capsys.readouterr().err == "--column = train_loss: must be an accuracy\n"
 
