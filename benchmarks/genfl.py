@@ -5,10 +5,10 @@ The poster's two tables, on six partitions, beside its own numbers, and its figu
 place of ExquisiteNetV1), whose learning rate is ten times the poster's, for there are a nineteenth of the steps; all
 else is the poster's. Its accuracies are of samples of which most were trained on; ours are not.
 
-In the folder: a file a run; NAME.png, accuracy over rounds at alpha 0.01, without pre-training, with it, and with the
-images of IID clients' generator (figures 4 to 7); and NAME-synthetic.png, images of IID clients' generator and,
-below, of that at alpha 0.01, a column a class. Each run is a process of its own on one rank, as many at a time as
-there are cores; those whose file is there and finished with as many rounds are not repeated.
+In the folder: a file a run; curves.png, accuracy over rounds at alpha 0.01, without pre-training, with it, and with
+the images of IID clients' generator (figures 4 to 7); and synthetic.png, images of IID clients' generators and below
+them of those at alpha 0.01, a column a class of each data set. Each run is a process of its own on one rank, as many
+at a time as there are cores; those whose file is there and finished with as many rounds are not repeated.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ ACCURACIES = {
     "0.01": ("22.52 ± 5.24", "57.45 ± 6.67", "30.90 ± 4.90", "48.85 ± 8.39"),
 }
 METRIC = "weighted_client_accuracy"
-SHOWN = 12  # images of a class
+SHOWN = 5  # images of a class
 
 
 def main() -> None:
@@ -118,11 +118,10 @@ def main() -> None:
         pairs = zip([ours(data, name + kind, METRIC) for data, kind in cells_of_name], poster, strict=True)
         lines.append([name, *(cell for pair in pairs for cell in pair)])
     print(FORMATS["markdown"]([["clients", *heads], *lines]))
-    for data in DATA:
-        draw(folder, data, chosen.seeds)
-        files = [folder / f"{data}-{name}-0.h5" for name in ("iid", "0.01")]
-        imsave(folder / f"{data}-synthetic.png", np.concatenate([grid(path) for path in files]), cmap="gray")
-        print(f"{folder}/{data}.png {folder}/{data}-synthetic.png")
+    draw(folder, chosen.seeds)
+    rows = [np.concatenate([grid(folder / f"{data}-{name}-0.h5") for data in DATA], 1) for name in ("iid", "0.01")]
+    imsave(folder / "synthetic.png", np.concatenate(rows), cmap="gray")
+    print(f"{folder}/curves.png {folder}/synthetic.png")
 
 
 def curve(path: Path, column: str) -> NDArray[np.float64]:
@@ -130,21 +129,21 @@ def curve(path: Path, column: str) -> NDArray[np.float64]:
     return 100 * results.open(path).rounds[column]
 
 
-def draw(folder: Path, data: str, seeds: int) -> None:
+def draw(folder: Path, seeds: int) -> None:
     """Accuracy over rounds at alpha 0.01: the mean over seeds, and from the least to the largest."""
-    figure = Figure(figsize=(5.0, 3.2), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(7.0, 2.8), layout="constrained")
     kinds = {"without pre-training": "-control", "with": "", "with images of IID clients": "-other"}
-    for (label, kind), colour in zip(kinds.items(), ("#0072B2", "#D55E00", "#009E73"), strict=True):
-        curves = np.array([curve(folder / f"{data}-0.01{kind}-{seed}.h5", METRIC) for seed in range(seeds)])
-        rounds = np.arange(1, curves.shape[1] + 1)
-        axes.plot(rounds, curves.mean(0), color=colour, marker="o", markersize=3, label=label)
-        axes.fill_between(rounds, curves.min(0), curves.max(0), color=colour, alpha=0.15, linewidth=0)
-    axes.set_xlabel("Round")
-    axes.set_ylabel("Accuracy, weighted mean over clients (%)")
-    axes.set_title(f"{data}, alpha 0.01", fontsize=9)
+    for axes, data in zip(figure.subplots(1, len(DATA)), DATA, strict=True):
+        for (label, kind), colour in zip(kinds.items(), ("#0072B2", "#D55E00", "#009E73"), strict=True):
+            curves = np.array([curve(folder / f"{data}-0.01{kind}-{seed}.h5", METRIC) for seed in range(seeds)])
+            rounds = np.arange(1, curves.shape[1] + 1)
+            axes.plot(rounds, curves.mean(0), color=colour, marker="o", markersize=3, label=label)
+            axes.fill_between(rounds, curves.min(0), curves.max(0), color=colour, alpha=0.15, linewidth=0)
+        axes.set_title(f"{data}, alpha 0.01", fontsize=9)
+        axes.set_xlabel("Round")
+        axes.set_ylabel("Accuracy (%)")
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(folder / f"{data}.png", dpi=200)
+    figure.savefig(folder / "curves.png", dpi=160)
 
 
 def grid(path: Path) -> NDArray[np.uint8]:

@@ -345,7 +345,8 @@ def _check_privacy(
         return
     kind, name = type(privacy).__name__, type(algorithm).__name__
     privacy.check(sampler)
-    require(algorithm.takes_privacy, "algorithm", name, f"a method that forms one mean of models, with {kind}")
+    allowed = f"a method that sees one mean of models and no more of clients, with {kind}"
+    require(algorithm.takes_privacy, "algorithm", name, allowed)
     counted = weighting or algorithm.weighting
     require(counted == "uniform", "weighting", counted, f"uniform with {kind}")
     for option, value, plain in (

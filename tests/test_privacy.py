@@ -31,6 +31,7 @@ SETTINGS: dict[str, Any] = {
     "weighting": "uniform",
     "local": LocalTraining(epochs=1),
 }
+UNBOUNDED = ("SCAFFOLD", "FedDyn", "FedNova", "FedMA", "Median", "IFCA", "Centralized", "LocalOnly")
 
 
 def start_of(model: LeNet | MLP) -> np.ndarray:
@@ -176,17 +177,17 @@ def test_the_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("--privacy.accountant pld", "--sampler = Uniform: must be Bernoulli or All for accountant pld"),
         *[
             (
-                f"--algorithm {name}",
-                f"--algorithm = {name}: must be a method that forms one mean of models, with CentralDP",
+                f"--algorithm {method}",
+                f"--algorithm = {method.split()[0]}: must be a method that sees one mean of models",
             )
-            for name in ("SCAFFOLD", "FedDyn", "FedNova", "FedMA", "Median", "IFCA", "Centralized", "LocalOnly")
+            for method in (*UNBOUNDED, "GenFL --algorithm.stop_at_skew 0.5")
         ],
     ],
 )
 def test_what_cannot_be(options: str, message: str) -> None:
     with pytest.raises(BadInput) as error:
         parse(["--privacy", "CentralDP", "--weighting", "uniform", *options.split()])
-    assert str(error.value) == message
+    assert str(error.value).startswith(message)
 
 
 def test_running_statistics_cannot_be(tmp_path: Path) -> None:

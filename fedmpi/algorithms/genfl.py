@@ -56,12 +56,13 @@ class GenFL(FedAvg):
         pretrain_epochs: over the synthetic images, in batches of 32 by Adam at a rate of 1e-3.
         cas_epochs: likewise of the model that is measured for the CAS; 0: it is not.
         earlier: results file of another run, perhaps on another partition, whose outcome replaces stages of this one.
+            What that run has spent of its clients' privacy is not counted here.
         take: what is taken from it. generator: the trained one, for stage 1; synthetic: its images, for 1 and 2;
             pretrained: the pre-trained model, for 1 to 3, and its images if there is to be a CAS.
         stop_at_skew: from which label skew of the clients on they do not train at all, so that the model stays as
             it was pre-trained. The skew is the mean, weighted by samples, of the total variation distances between
             the clients' label shares and those of all: 0 if all are alike, 0.9 if each of ten has one of ten equal
-            classes. null: they always train.
+            classes. null: they always train. It looks at the clients' labels, so it does not go with --privacy.
         paper_compat: as in the authors' code: in each round the clients train on nine tenths of their samples, drawn
             anew, and are tested on nine tenths, most of them the same (column leaky_client_accuracy); and the CAS,
             column cas_compat, is the mean over all epochs of a model in evaluation mode from the second on.
@@ -107,6 +108,7 @@ class GenFL(FedAvg):
         self.take: Literal["generator", "synthetic", "pretrained"] = take
         self.stop_at_skew = stop_at_skew
         self.paper_compat = paper_compat
+        self.takes_privacy = stop_at_skew is None
         self.learns = pretrain and not (earlier and take == "pretrained")
         self.wants_images = self.learns or cas_epochs > 0
         self.samples_generator = self.wants_images and (earlier is None or take == "generator")
