@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedmpi import results
+from fedmpi.results.check import problems
 from tests.launch import REPOSITORY, mpirun, succeed
 from tests.results.made_runs import finished
 
@@ -34,6 +35,7 @@ def test_a_method_a_model_a_data_set_and_a_partition_of_ones_own(
     assert names == ["own.Cautious", "own.Tiny", "own.Rings", "own.Neighbours"]
     assert run.settings["algorithm"]["init_args"] == {"share": 0.8}
     assert (run.rounds["change"] > 0).all()
+    assert problems(run.path) == [], "a column of one's own is part of the schema"
     assert run.accuracy().last > 0.7
     counts = run.partition["label_counts"]
     assert counts.sum(1).tolist() == [250] * 8
@@ -54,7 +56,7 @@ def test_the_example_of_the_reader(tmp_path: Path) -> None:
         text=True,
         check=True,
     ).stdout
-    assert "FedProx  0.8  0.0      2" in output
+    assert "FedProx   0.8  0.0      2" in output
     assert (tmp_path / "example.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -62,7 +64,8 @@ def test_every_method_has_a_page() -> None:
     """The names of the README's table of methods, each in some page of docs/methods."""
     readme = (REPOSITORY / "README.md").read_text()
     section = readme[readme.index("\n## Methods\n") : readme.index("Fed-GN is FedAvg")]
-    known = [name for row in section.splitlines()[4:] for name in re.findall(r"`(\w+)`", row.split("|")[2])]
+    rows = [line.split("|")[2] for line in section.splitlines() if line.startswith("| ")]
+    known = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
     assert len(known) > 30
     pages = "\n".join(path.read_text() for path in [*DOCS.glob("methods*.md"), *DOCS.glob("methods/*.md")])
     missing = [name for name in known if not re.search(rf"\b{name}\b", pages)]

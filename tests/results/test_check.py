@@ -12,17 +12,8 @@ import pytest
 from fedmpi.results.__main__ import main
 from fedmpi.results.check import problems
 from fedmpi.results.schema import GROUPS, SCHEMA, document, generic
-from tests.launch import REPOSITORY, mpirun, succeed
+from tests.launch import REPOSITORY
 from tests.results.made_runs import finished, started
-
-
-def test_a_file_of_the_engine_is_as_the_schema_says(tmp_path: Path) -> None:
-    """A real run with what many methods do not have: clusters, newcomers' rounds, a virtual clock, an attack."""
-    path = tmp_path / "run.h5"
-    options = "--algorithm IFCA --algorithm.models 2 --model LogisticRegression --clients 6 --cohort 3 --rounds 2"
-    options += " --conditions Heterogeneous --attack SignFlip --local.epochs 1"
-    succeed(mpirun(2, "-m", "fedmpi", *options.split(), "--output", str(path)))
-    assert problems(path) == []
 
 
 def test_faults_are_found(tmp_path: Path) -> None:
