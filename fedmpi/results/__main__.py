@@ -218,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     rounds.add_argument("--reference", metavar="METHOD", help="to whose rounds those of the others are compared")
     compare.add_argument("--figure", choices=list(FIGURES), default="last", help="(default: %(default)s)")
-    compare.add_argument("--reference", metavar="METHOD", help="to compare with (default: the first setting)")
+    compare.add_argument("--reference", metavar="METHOD", help="to compare with (default: the first run's)")
 
     plot.add_argument("-o", "--output", type=_picture, default=Path("out.png"), help="PNG, PDF or SVG file")
     plot.add_argument("--x", choices=list(curves.X_LABELS), default="round", help="the horizontal axis of curves")

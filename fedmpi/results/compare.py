@@ -31,14 +31,15 @@ def paired(
 
     Args:
         column: of /rounds; differences of accuracies are in points.
-        reference: a method; the first setting if left out.
+        reference: a method, as in `references`; that of the first run if left out. Where all runs are of one method,
+            the first setting is the reference of all others.
 
     Raises:
         BadInput: as `references`.
     """
     groups = grouped(runs)
     settings = columns(groups)
-    others: list[Group | None] = references(groups, reference) if reference else [groups[0]] * len(groups)
+    others = _others(groups, reference)
     unit = 100 if is_share(column) else 1
     title, points = (f"{FIGURES[figure]} (%)", " (points)") if is_share(column) else (FIGURES[figure], "")
     heads = [*settings, "runs", title, "pairs", f"difference{points}", "95 % interval", "p (Wilcoxon)"]
@@ -104,6 +105,14 @@ def differing_parts(one: Run, other: Run) -> Iterator[str]:
             numbers = max((table["round"] for table in (columns, beside) if "round" in table), key=len, default=None)
             since = f" from round {numbers[min(rows)]}" if numbers is not None and rows else ""
             yield f"{name}{since} ({', '.join(dict.fromkeys(order))})"
+
+
+def _others(groups: Sequence[Group], reference: str | None) -> Sequence[Group | None]:
+    """What each group is compared with."""
+    methods = [str(group[0].attributes["algorithm"]) for group in groups]
+    if not reference and len(set(methods)) == 1:
+        return [groups[0]] * len(groups)
+    return references(groups, reference or methods[0])
 
 
 def _by_seed(group: Group, column: str, figure: Figure, unit: int) -> dict[Any, float]:

@@ -253,7 +253,7 @@ GROUPS: dict[str, Group] = {
             "round": _always("number of the round", kinds="i"),
             "cluster": _always("number of each client's model; -1 before it has one", "", ("rows", "clients"), "i"),
         },
-        row="a round",
+        row="a round from that on in which there are clusters",
     ),
     "newcomers": Group(
         "Clients that took part in no round, and train the final model alone.",

@@ -42,6 +42,25 @@ def test_differences_are_paired_over_seeds(tmp_path: Path, capsys: pytest.Captur
     assert other["p (Wilcoxon)"] == f"{stats.wilcoxon(*both).pvalue:.3g}"
 
 
+def test_methods_are_compared_under_the_same_conditions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: by hand: rounds 4 and 10 at one alpha, 12 and 14 at the other, at 0.04 a round."""
+    files = []
+    for name, rounds, changes in (
+        ("FedAvg", 5, {}),
+        ("FedProx", 10, {}),
+        ("FedAvg", 12, {"alpha: 0.3": "alpha: 0.7"}),
+        ("FedProx", 15, {"alpha: 0.3": "alpha: 0.7"}),
+    ):
+        path = finished(tmp_path / f"{name}-{rounds}.h5", rounds=rounds, changes=changes)
+        with h5py.File(path, "r+") as file:
+            file.attrs["algorithm"] = name
+            file.attrs["config"] = str(file.attrs["config"]).replace("fedprox.FedProx", f"x.{name}")
+        files.append(str(path))
+    assert main(["compare", *files, "--format", "csv"]) == 0
+    lines = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert [line["difference (points)"] for line in lines] == ["-", "+24.00", "-", "+8.00"]
+
+
 def test_few_pairs_have_no_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [with_accuracy(tmp_path / f"{mu}.h5", mu, mu, 1) for mu in (0.5, 0.25, 0.75)]
     with_accuracy(tmp_path / "other seed.h5", 0.5, 0.9, 2)
