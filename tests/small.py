@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from fedmpi import randomness, results
 from fedmpi.algorithms import Algorithm
 from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.algorithms.feddf import FedDF
+from fedmpi.algorithms.fedftg import FedFTG
 from fedmpi.algorithms.genfl import GenFL
 from fedmpi.attacks import NoAttack
 from fedmpi.clients import Trained
@@ -52,12 +54,16 @@ class Alone(World):
 
 
 def run(path: Path, algorithm: Algorithm | None = None, **settings: Any) -> results.Run:
-    """Run an experiment in this process: by default 4 clients, all in every round, logistic regression on digits."""
+    """Run an experiment in this process.
+
+    By default 4 clients, all in every round, go once over the digits with logistic regression.
+    """
     components: dict[str, Any] = {
         "dataset": Digits(),
         "partition": IID(),
         "model": LogisticRegression(),
         "sampler": All(),
+        "local": LocalTraining(epochs=1),
     }
     components |= {"server_optimizer": Replace(), "compression": Dense(), "attack": NoAttack()}
     components |= {"privacy": NoPrivacy(), "availability": Always(), "conditions": Ideal()}
@@ -93,8 +99,12 @@ class Cut(Partition):
 
 
 def shortened(method: type[Algorithm]) -> Algorithm:
-    """The method as it is by default, but for stages before the rounds that take minutes."""
-    return GenFL(pretrain=False, cas_epochs=0) if method is GenFL else method()
+    """The method as it is by default, but for long stages before the rounds or at the server."""
+    if method is GenFL:
+        return GenFL(pretrain=False, cas_epochs=0)
+    if method is FedDF:
+        return FedDF(generator_steps=2, student_steps=2)
+    return FedFTG(iterations=1) if method is FedFTG else method()
 
 
 def read(dataset: Dataset) -> Arrays:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,14 @@ from fedmpi.results.check import problems
 from tests.launch import REPOSITORY, mpirun, succeed
 
 SMALL = "--clients 12 --cohort 5 --rounds 3 --local.epochs 1"
+#: For what takes long, and keeps nothing from round to round but the model.
+BRIEF = f"{SMALL} --rounds 2"
 SIDE_BY_SIDE = f"{SMALL} --local.vectorize 3 --model MLP --model.hidden '[33, 17]'"
 TEXTS = f"{SMALL} --rounds 2 --dataset texts.Places --model BiLSTM --model.embedding 5 --model.hidden 7"
+CLUSTERS = (
+    f"{SMALL} --local.lr 0.05 --evaluate_every 3 --partition SwappedLabels --partition.over Dirichlet"
+    " --sampler RoundRobin --model LogisticRegression"
+)
 GENFL = (
     "--algorithm GenFL --algorithm.generator CVAE --algorithm.generator.hidden '[33, 17]'"
     " --algorithm.generator_rounds 2 --algorithm.pretrain_epochs 1"
@@ -24,15 +31,15 @@ GENFL = (
 CASES = {
     "batchnorm": f"{SMALL} --model LeNet --local.epochs 2",
     "groupnorm": f"{SMALL} --model LeNet --model.norm group --local.momentum 0.9 --local.weight_decay 1e-3",
-    "odd_widths": f"{SMALL} --model MLP --model.hidden '[33, 17]' --local.batch_size 1",
+    "odd_widths": f"{BRIEF} --model MLP --model.hidden '[33, 17]' --local.batch_size 1",
     "odd_batches": f"{SMALL} --model MLP --model.hidden '[61, 7]' --local.batch_size 7 --local.optimizer adam"
     " --local.lr 0.01",
-    "dropout": f"{SMALL} --model CifarCNN --local.lr 0.01",
-    "side_by_side": f"{SIDE_BY_SIDE} --local.epochs 2 --local.batch_size 1",
+    "dropout": f"{BRIEF} --model CifarCNN --local.lr 0.01",
+    "side_by_side": f"{SIDE_BY_SIDE} --rounds 2 --local.batch_size 1 --local.weight_decay 1e-3",
     "side_by_side_batchnorm": f"{SMALL} --local.vectorize 2 --model LeNet --local.momentum 0.9",
-    "side_by_side_dropout": f"{SMALL} --local.vectorize 2 --model CifarCNN --local.lr 0.01",
+    "side_by_side_dropout": f"{BRIEF} --local.vectorize 2 --model CifarCNN --local.lr 0.01",
     "bf16": f"{SMALL} --local.precision bf16 --model LeNet",
-    "bf16_side_by_side": f"{SMALL} --local.precision bf16 --local.vectorize 4 --model MLP --model.hidden '[17, 32]'"
+    "bf16_side_by_side": f"{BRIEF} --local.precision bf16 --local.vectorize 4 --model MLP --model.hidden '[17, 32]'"
     " --local.batch_size 3",
     "recurrent": f"{SMALL} --model methods.Recurrent",
     "bilstm": f"{TEXTS} --sampler PowerOfChoice --sampler.candidates 9",
@@ -58,6 +65,7 @@ CASES = {
     "fedprox": f"{SMALL} --algorithm FedProx --algorithm.mu 0.1 --model LogisticRegression",
     "server_optimizer": f"{SMALL} --server_optimizer Yogi --evaluate_means both --model LeNet",
     "local_only": f"{SMALL} --algorithm LocalOnly --model LeNet",
+    "side_by_side_local_only": f"{SMALL} --algorithm LocalOnly --model LeNet --local.vectorize 4 --seed 1",
     "centralized": f"{SMALL} --algorithm Centralized --model LeNet",
     "ifca": f"{SMALL} --algorithm IFCA --algorithm.models 2 --model LeNet",
     "scaffold": f"{SMALL} --algorithm SCAFFOLD --model LeNet --server_optimizer Adam --weighting samples",
@@ -67,6 +75,8 @@ CASES = {
     "qsgd": f"{SIDE_BY_SIDE} --compression QSGD --compression.levels 3",
     "feddyn": f"{SMALL} --algorithm FedDyn --model LeNet --local.vectorize 2",
     "fednova": f"{SMALL} --algorithm FedNova --algorithm.mu 0.1 --model LeNet --local.momentum 0.5",
+    "halfway": f"{SMALL} --algorithm methods.Halfway --model LeNet --partition Permuted --partition.over Dirichlet",
+    "server_momentum": f"{SMALL} --algorithm FedAvgM --evaluate_means both --model LeNet --local.batch_size 50",
     "fedma": f"{SMALL} --algorithm FedMA --algorithm.sweeps 1 --model LeNet",
     "private": f"{SMALL} --model LeNet --model.norm group --weighting uniform --sampler Bernoulli"
     " --privacy CentralDP --privacy.clip 0.5",
@@ -82,6 +92,15 @@ CASES = {
     "side_by_side_genfl": f"{SIDE_BY_SIDE} {GENFL} --algorithm.synthetic 300 --algorithm.cas_epochs 0",
     "client_state": f"{SMALL} --rounds 8 --algorithm methods.Remembering --model LogisticRegression",
     "lost_updates": f"{SMALL} --algorithm methods.EvenOnly --model LogisticRegression",
+    # Methods with clusters, of which some are absent at times.
+    "fesem": f"{CLUSTERS} --algorithm FeSEM --model LeNet",
+    "flhc": f"{CLUSTERS} --algorithm FLHC --algorithm.warmup 1 --algorithm.metric l1 --algorithm.linkage average",
+    "group": f"{CLUSTERS} --algorithm FedGrouProx --algorithm.pretrained 2 --algorithm.intergroup 0.1",
+    "cfl": f"{CLUSTERS} --sampler All --cohort 12 --algorithm CFL --algorithm.mean_below 9"
+    " --algorithm.largest_above 0 --algorithm.warmup 1 --local.vectorize 3",
+    "ifca_shared": f"{CLUSTERS} --algorithm IFCA --algorithm.models 2 --algorithm.balance 0.2"
+    " --algorithm.share_body true --model LeNet",
+    "cycle": f"{CLUSTERS} --algorithm FedCluster --algorithm.clusters 3",
     # Clients that keep something, measured where they keep it.
     "moon": f"{SMALL} --algorithm MOON --model LeNet",
     "ditto": f"{SMALL} --algorithm Ditto --model LeNet --local.momentum 0.5",
@@ -95,7 +114,7 @@ CASES = {
     "side_by_side_fedper": f"{SIDE_BY_SIDE} --algorithm FedPer",
     "side_by_side_fedrep": f"{SIDE_BY_SIDE} --algorithm FedRep --algorithm.head_epochs 1 --model.norm batch",
     "fedftg": f"{SMALL} --algorithm FedFTG --algorithm.iterations 3 --model LeNet --evaluate_means cohort",
-    "fedftg_repo": f"{SMALL} --algorithm FedFTG --algorithm.base MOON --algorithm.variant repo"
+    "fedftg_repo": f"{BRIEF} --algorithm FedFTG --algorithm.base MOON --algorithm.variant repo"
     " --algorithm.iterations 2 --model CifarCNN --local.vectorize 2 --local.lr 0.01",
     "feddf": f"{SMALL} --algorithm FedDF --algorithm.generator_steps 4 --algorithm.student_steps 3 --model LeNet",
     "feddf_proxy": f"{SMALL} --algorithm FedDF --algorithm.proxy Digits --algorithm.student_steps 5 --model LeNet"
@@ -118,6 +137,7 @@ SOME = (
     "scaffold",
     "fedgen",
     "client_state",
+    "cfl",
     "fedbn",
     "genfl",
     "side_by_side_ditto",
@@ -127,39 +147,65 @@ TIMINGS = {"seconds", "train_seconds", "communication_seconds", "evaluation_seco
 TIMINGS |= {"teacher_seconds", "server_seconds"}
 
 
-def run_all(
-    folder: Path, ranks: int, ranks_a_node: int | None = None, names: Iterable[str] = CASES
-) -> dict[str, results.Run]:
-    folder.mkdir()
-    lines = folder / "lines"
-    lines.write_text("\n".join(f"{name} {CASES[name]}" for name in names))
-    programs = REPOSITORY / "tests" / "programs"
-    nodes = [] if ranks_a_node is None else [str(ranks_a_node)]
-    succeed(mpirun(ranks, programs / "runs.py", folder, lines, *nodes, PYTHONPATH=f"{REPOSITORY}:{programs}"))
-    return {name: results.open(folder / f"{name}.h5") for name in names}
+@dataclass(frozen=True)
+class Part:
+    """Ranks of a job that run some of the cases, `ranks_a_node` of them on a node (default: all on one)."""
+
+    first: int
+    ranks: int
+    names: Iterable[str]
+    ranks_a_node: int | None = None
+
+
+#: Of one job: all ranks (more than there are clients), and then side by side what else there is.
+PARTS = {
+    "14": Part(0, 14, SOME),
+    "3": Part(0, 3, CASES),
+    "2": Part(3, 2, SOME),
+    "5 on nodes of 2": Part(5, 5, SOME, 2),
+}
+ALL = {"16": Part(0, 16, CASES), "5 on nodes of 2": Part(0, 5, CASES, 2)}
+
+
+def run_all(folder: Path, ranks: int, parts: dict[str, Part]) -> dict[str, dict[str, results.Run]]:
+    """The runs of each part of a job of so many ranks; 0: without mpirun."""
+    programs, arguments = REPOSITORY / "tests" / "programs", []
+    for name, part in parts.items():
+        (folder / name).mkdir()
+        (folder / name / "lines").write_text("\n".join(f"{case} {CASES[case]}" for case in part.names))
+        node = "" if part.ranks_a_node is None else f":{part.ranks_a_node}"
+        arguments.append(f"{name}:{part.first}:{part.ranks}{node}")
+    succeed(mpirun(ranks, programs / "runs.py", folder, *arguments, PYTHONPATH=f"{REPOSITORY}:{programs}"))
+    return {
+        name: {case: results.open(folder / name / f"{case}.h5") for case in part.names}
+        for name, part in parts.items()
+    }
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, results.Run]:
-    return run_all(tmp_path_factory.mktemp("ranks") / "alone", 0)
+    return run_all(tmp_path_factory.mktemp("ranks"), 0, {"alone": Part(0, 1, CASES)})["alone"]
 
 
-@pytest.mark.parametrize(
-    ("ranks", "ranks_a_node", "names"),
-    [
-        (3, None, CASES),
-        (2, None, SOME),
-        (16, None, SOME),
-        (5, 2, SOME),
-        pytest.param(16, None, CASES, marks=pytest.mark.slow),
-        pytest.param(5, 2, CASES, marks=pytest.mark.slow),
-    ],
-    ids=["3", "2", "16", "5 on nodes of 2", "16, all cases", "5 on nodes of 2, all cases"],
-)
-def test_equal_bits(
-    alone: dict[str, results.Run], ranks: int, ranks_a_node: int | None, names: Iterable[str], tmp_path: Path
-) -> None:
-    for name, run in run_all(tmp_path / "many", ranks, ranks_a_node, names).items():
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, results.Run]]:
+    return run_all(tmp_path_factory.mktemp("ranks"), 14, PARTS)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_equal_bits(alone: dict[str, results.Run], together: dict[str, dict[str, results.Run]], part: str) -> None:
+    _compare(alone, together[part], PARTS[part].ranks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ALL)
+def test_equal_bits_of_all(alone: dict[str, results.Run], part: str, tmp_path: Path) -> None:
+    ranks = ALL[part].ranks
+    _compare(alone, run_all(tmp_path, ranks, {part: ALL[part]})[part], ranks)
+
+
+def _compare(alone: dict[str, results.Run], many: dict[str, results.Run], ranks: int) -> None:
+    for name, run in many.items():
         one = alone[name]
         assert run.weights_sha256 == one.weights_sha256, name
         np.testing.assert_array_equal(run.weights, one.weights, err_msg=name)
@@ -172,6 +218,7 @@ def test_equal_bits(
         for column in run.evaluation:
             np.testing.assert_array_equal(run.evaluation[column], one.evaluation[column], err_msg=f"{name} {column}")
         np.testing.assert_equal(run.newcomers, one.newcomers)
+        np.testing.assert_equal(run.clusters, one.clusters)
         np.testing.assert_equal(run.model, one.model)
         np.testing.assert_equal(run.synthetic, one.synthetic)
         assert set(run.clients["rank"]) <= set(range(1, ranks)), "rank 0 serves"

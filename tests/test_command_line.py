@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -23,7 +24,9 @@ from fedmpi.experiment import Experiment
 from fedmpi.generators import Generator
 from fedmpi.models import Model
 from fedmpi.training.settings import LocalTraining
-from tests.launch import REPOSITORY, fedmpi
+from tests.launch import REPOSITORY, fedmpi, mpirun, succeed
+
+PROGRAMS = REPOSITORY / "tests" / "programs"
 
 USER_CLASSES = """
 import os
@@ -612,55 +615,88 @@ def test_help_does_without_torch() -> None:
 # In a job of several ranks, one of them speaks
 
 
-def test_answers_of_a_job() -> None:
+def test_answers_of_a_job(capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: what one process answers."""
     for option in ("--help", "--print_config"):
-        job = fedmpi(4, option)
+        with pytest.raises(Answered):
+            parse([option])
+        job = fedmpi(3, option)
         assert job.returncode == 0
         assert job.stderr == ""
-        assert job.stdout == fedmpi(0, option).stdout != ""
+        assert job.stdout == capsys.readouterr().out != ""
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with everything that can go wrong in it."""
-    (tmp_path / "old.h5").write_text("precious")
-    (tmp_path / "folder").mkdir()
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "old.h5").write_text("precious")
+    (folder / "folder").mkdir()
     for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
-        path = tmp_path / "corrupt" / "MNIST" / "raw" / f"{name}-ubyte"
+        path = folder / "corrupt" / "MNIST" / "raw" / f"{name}-ubyte"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"this is no image")
-    (tmp_path / "own.py").write_text(USER_CLASSES)
-    return tmp_path
+    (folder / "own.py").write_text(USER_CLASSES)
+    return folder
 
 
 JOBS = {
-    "unknown option": ("--clent 3", "--clent: no such option, did you mean --clients?"),
+    "unknown_option": ("--clent 3", "--clent: no such option, did you mean --clients?"),
     "cohort": ("--clients 5 --cohort 6", "--cohort = 6: must be at most the number of clients, 5"),
     "alpha": ("--partition.alpha 0", "--partition.alpha = 0.0: must be greater than 0 (from 1e-6 to 1e6)"),
-    "one rank": ("--algorithm own.OneRank", "--algorithm = OneRank: the licence is missing on this node"),
-    "missing data": ("--dataset MNIST --dataset.root FOLDER/nowhere", "FOLDER/nowhere/MNIST/raw"),
-    "corrupt data": (
+    "one_rank": ("--algorithm own.OneRank", "--algorithm = OneRank: the licence is missing on this node"),
+    "missing_data": ("--dataset MNIST --dataset.root FOLDER/nowhere", "FOLDER/nowhere/MNIST/raw"),
+    "corrupt_data": (
         "--dataset MNIST --dataset.root FOLDER/corrupt",
         "FOLDER/corrupt/MNIST/raw/train-images-idx3-ubyte",
     ),
     "model": ("--model LeNet5", "LeNet5"),
-    "output exists": ("--output FOLDER/old.h5", "FOLDER/old.h5: exists already; give --overwrite"),
-    "output is a folder": ("--output FOLDER/folder", "FOLDER/folder: is a folder, not a file"),
-    "output below a file": ("--output FOLDER/old.h5/x.h5", "FOLDER/old.h5 is a file, not a folder"),
-    "output cannot be written": ("--output /proc/nowhere/x.h5", "/proc/nowhere/x.h5"),
+    "output_exists": ("--output FOLDER/old.h5", "FOLDER/old.h5: exists already; give --overwrite"),
+    "output_is_a_folder": ("--output FOLDER/folder", "FOLDER/folder: is a folder, not a file"),
+    "output_below_a_file": ("--output FOLDER/old.h5/x.h5", "FOLDER/old.h5 is a file, not a folder"),
+    "output_cannot_be_written": ("--output /proc/nowhere/x.h5", "/proc/nowhere/x.h5"),
+    "set_up_of_one_rank": (
+        "--algorithm faulty.Faulty --algorithm.kind BadInput --algorithm.ranks [2] --algorithm.phase setup",
+        "--algorithm.kind is not what it should be",
+    ),
 }
 
 
-@pytest.mark.parametrize("name", JOBS)
-def test_bad_input_of_a_job_is_one_line(name: str, files: Path) -> None:
-    line, expected = (text.replace("FOLDER", str(files)) for text in JOBS[name])
-    options = line.split() if "--output" in line else [*line.split(), "--output", str(files / "new.h5")]
+@pytest.fixture(scope="module")
+def complaints(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """What each of four ranks printed, and its exit status, for every line of JOBS."""
+    folder = tmp_path_factory.mktemp("complaints")
+    lines = []
+    for name, (line, _) in JOBS.items():
+        output = "" if "--output" in line else " --output FOLDER/new.h5"
+        lines.append(f"{name} {line}{output}".replace("FOLDER", str(files)))
+    (folder / "lines").write_text("\n".join(lines))
     before = _listing(files)
-    job = fedmpi(4, *options, PYTHONPATH=os.pathsep.join([str(REPOSITORY), str(files)]))
-    assert job.stderr.startswith("fedmpi: error: ")
-    assert expected in job.stderr
-    assert len(job.stderr.splitlines()) == 1
-    assert job.stdout == "" or name == "corrupt data"  # which is looked at with a progress line
+    path = os.pathsep.join(map(str, [REPOSITORY, PROGRAMS, files]))
+    assert succeed(mpirun(4, PROGRAMS / "complaints.py", folder, PYTHONPATH=path)) == ""
+    assert _listing(files) == before
+    return {name: [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(4)] for name in JOBS}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_bad_input_of_a_job_is_one_line(name: str, files: Path, complaints: dict[str, list[dict[str, Any]]]) -> None:
+    """Oracle: the line, which rank 0 alone prints; the same exit status on every rank."""
+    first, *others = complaints[name]
+    assert first["err"].startswith("fedmpi: error: ")
+    assert JOBS[name][1].replace("FOLDER", str(files)) in first["err"]
+    assert len(first["err"].splitlines()) == 1
+    assert first["out"] == "" or name == "corrupt_data"  # which is looked at with a progress line
+    assert first["status"] == 2
+    assert others == [{"out": "", "err": "", "status": 2}] * 3
+
+
+@pytest.mark.parametrize("name", ["unknown_option", "output_exists"])
+def test_bad_input_ends_a_job(name: str, files: Path, complaints: dict[str, list[dict[str, Any]]]) -> None:
+    """Oracle: the same line and exit status of a job of its own, before and after PyTorch is imported."""
+    before = _listing(files)
+    job = fedmpi(3, *JOBS[name][0].replace("FOLDER", str(files)).split())
+    assert job.stderr == complaints[name][0]["err"]
+    assert job.stdout == ""
     assert job.returncode == 2
     assert _listing(files) == before
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from fedmpi import results
 from fedmpi.algorithms.fedopt import FedAvgM
 from fedmpi.command_line import parse
 from fedmpi.data import Digits, Dirichlet
@@ -19,10 +18,9 @@ from fedmpi.results.summary import summarize
 from fedmpi.scheduling import Uniform
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
-from tests.launch import REPOSITORY, mpirun, succeed
 from tests.small import CPU, Spy, network, normalised, read, run
 
-CLIENTS, COHORT, ROUNDS, PROGRAMS = 7, 3, 4, REPOSITORY / "tests" / "programs"
+CLIENTS, COHORT, ROUNDS = 7, 3, 4
 DIGITS = read(Digits())
 SETTINGS: dict[str, Any] = {
     "model": LeNet(),
@@ -100,17 +98,3 @@ def test_without_a_mean_it_is_refused(name: str) -> None:
     with pytest.raises(BadInput) as error:
         parse(["--algorithm", name, "--evaluate_means", "both"])
     assert str(error.value) == f"--evaluate_means = both: {name} does not average its clients' models"
-
-
-def test_on_three_ranks(tmp_path: Path) -> None:
-    """Oracle: this process's own run, bit for bit."""
-    (tmp_path / "lines").write_text(
-        f"means --algorithm FedAvgM --evaluate_means both --partition.alpha 0.3 --clients {CLIENTS} --cohort {COHORT}"
-        f" --rounds {ROUNDS} --local.epochs 1 --local.batch_size 50 --seed 3"
-    )
-    succeed(mpirun(3, PROGRAMS / "runs.py", tmp_path, tmp_path / "lines"))
-    many = results.open(tmp_path / "means.h5")
-    here = run(tmp_path / "here.h5", FedAvgM(), evaluate_means="both", **SETTINGS)
-    assert many.weights_sha256 == here.weights_sha256
-    for column in ("test_accuracy", "cohort_mean_accuracy", "clients_mean_accuracy", "bytes_up", "bytes_down"):
-        np.testing.assert_array_equal(many.rounds[column], here.rounds[column])

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from fedmpi import results
 from fedmpi.algorithms.centralized import Centralized
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.localonly import LocalOnly
@@ -19,10 +18,10 @@ from fedmpi.models import LeNet
 from fedmpi.scheduling import RoundRobin, Uniform
 from fedmpi.training.layout import Layout
 from fedmpi.training.settings import LocalTraining
-from tests.launch import REPOSITORY, mpirun, succeed
+from tests.few import Few
 from tests.small import SEED, network, normalised, plain_training, read, run, state, tensors
 
-SHAPE, PROGRAMS = (1, 8, 8), REPOSITORY / "tests" / "programs"
+SHAPE = (1, 8, 8)
 DIGITS = read(Digits())
 TRAIN = len(DIGITS.train_y)
 
@@ -31,7 +30,7 @@ TRAIN = len(DIGITS.train_y)
 def test_one_client_is_alone_pooled_and_federated_alike(vectorize: Any, tmp_path: Path) -> None:
     """L1. Oracle: LocalOnly's model, Centralized and FedAvg, bit for bit, with statistics and memory of their own."""
     local = LocalTraining(epochs=2, momentum=0.9, weight_decay=1e-3, batch_size=50, vectorize=vectorize)
-    settings: dict[str, Any] = {"clients": 1, "model": LeNet(), "rounds": 2, "local": local}
+    settings: dict[str, Any] = {"clients": 1, "model": LeNet(), "dataset": Few(220), "rounds": 2, "local": local}
     alone = LocalOnly()
     runs = [
         run(tmp_path / f"{type(algorithm).__name__}.h5", algorithm, **settings)
@@ -120,19 +119,3 @@ def test_views_that_differ_cannot_be_pooled(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"--algorithm = Centralized: cannot pool .* as with Permuted"):
         run(tmp_path / "run.h5", Centralized(), partition=Permuted())
     assert not (tmp_path / "run.h5").exists()
-
-
-def test_on_three_ranks(tmp_path: Path) -> None:
-    """L2. Oracle: this process's own run with a model without batch statistics, bit for bit."""
-    (tmp_path / "lines").write_text(
-        "pooled --algorithm Centralized --clients 6 --cohort 2 --sampler RoundRobin --rounds 2 --local.batch_size 50"
-        " --seed 3 --partition IID --model LeNet --model.norm group"
-    )
-    succeed(mpirun(3, PROGRAMS / "runs.py", tmp_path, tmp_path / "lines"))
-    many = results.open(tmp_path / "pooled.h5")
-    settings: dict[str, Any] = {"clients": 6, "cohort": 2, "sampler": RoundRobin(), "rounds": 2}
-    local, model = LocalTraining(batch_size=50), LeNet(norm="group")
-    here = run(tmp_path / "here.h5", Centralized(), local=local, model=model, **settings)
-    assert many.weights_sha256 == here.weights_sha256
-    for column in ("train_loss", "test_loss", "test_accuracy"):
-        np.testing.assert_array_equal(many.rounds[column], here.rounds[column])

@@ -32,11 +32,9 @@ from fedmpi.scheduling import FixedList, RoundRobin
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
 from tests.few import Few
-from tests.launch import REPOSITORY, mpirun, succeed
 from tests.programs.methods import ColdStart, Later, Renamed, Watched
-from tests.small import CPU, Alone, Cut, Spy, network, read, run
+from tests.small import CPU, Cut, Spy, network, read, run
 
-PROGRAMS = REPOSITORY / "tests" / "programs"
 CLIENTS, PARAMETERS = 12, 650
 DIGITS = read(Digits())
 LOCAL = LocalTraining(epochs=2, lr=0.05)
@@ -430,36 +428,3 @@ def test_what_does_not_go_together(algorithm: Algorithm, message: str, tmp_path:
     with pytest.raises(BadInput) as error:
         run(tmp_path / "made.h5", algorithm)
     assert str(error.value) == message
-
-
-def test_on_three_ranks(tmp_path: Path) -> None:
-    """Oracle: this process's own runs, bit for bit, of every method, with newcomers and absent clusters."""
-    base = (
-        f"--clients {CLIENTS} --cohort 5 --rounds 3 --local.epochs 1 --local.lr 0.05 --evaluate_every 3 --seed 1"
-        " --partition SwappedLabels --partition.over Dirichlet --sampler RoundRobin"
-    )
-    lines = {
-        "fesem": f"{base} --algorithm FeSEM --model LeNet",
-        "flhc": f"{base} --algorithm FLHC --algorithm.warmup 1 --algorithm.metric l1 --algorithm.linkage average"
-        " --model LogisticRegression",
-        "group": f"{base} --algorithm FedGrouProx --algorithm.pretrained 2 --algorithm.intergroup 0.1"
-        " --model LogisticRegression",
-        "cfl": f"{base} --sampler All --algorithm CFL --algorithm.mean_below 9 --algorithm.largest_above 0"
-        " --algorithm.warmup 1 --local.vectorize 3 --model LogisticRegression",
-        "ifca": f"{base} --algorithm IFCA --algorithm.models 2 --algorithm.balance 0.2 --algorithm.share_body true",
-        "cycle": f"{base} --algorithm FedCluster --algorithm.clusters 3 --model LogisticRegression",
-    }
-    (tmp_path / "lines").write_text("\n".join(f"{name} {options}" for name, options in lines.items()))
-    succeed(mpirun(3, PROGRAMS / "runs.py", tmp_path, tmp_path / "lines"))
-    for name, options in lines.items():
-        there = results.open(tmp_path / f"{name}.h5")
-        experiment, config = parse([*options.split(), "--output", str(tmp_path / f"{name}-here.h5")])
-        experiment.run(Alone(), config)
-        here = results.open(tmp_path / f"{name}-here.h5")
-        assert there.weights_sha256 == here.weights_sha256, name
-        assert there.model.keys() == here.model.keys()
-        for table in (there.model, there.clusters):
-            for column, values in table.items():
-                np.testing.assert_array_equal(values, {**here.model, **here.clusters}[column], name)
-        for column in ("train_loss", "test_accuracy", "bytes_up", "bytes_down"):
-            np.testing.assert_array_equal(there.rounds[column], here.rounds[column], name)

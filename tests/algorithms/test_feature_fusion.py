@@ -237,7 +237,7 @@ def test_kept_features_change_nothing(operator: Any, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "model": LeNet(),
         "partition": Permuted(Dirichlet(0.3)),
-        "dataset": Few(150),
+        "dataset": Few(80),
         "clients": 5,
         "rounds": 2,
     }

@@ -154,7 +154,7 @@ def test_client_accuracies_make_the_accuracy(tmp_path: Path) -> None:
 
 def test_accuracy_and_loss_are_the_networks(tmp_path: Path) -> None:
     """Oracle: the written weights in a network of PyTorch's own, on the whole test set."""
-    made = run(tmp_path / "run.h5", model=LeNet(), rounds=2)
+    made = run(tmp_path / "run.h5", model=LeNet(), rounds=2, local=LocalTraining(epochs=3))
     plain = network(LeNet(), SHAPE, 10)
     plain.load_state_dict(tensors(made), strict=False)
     plain.eval()

@@ -23,14 +23,12 @@ from fedmpi.server_optimizers import Adam, Momentum
 from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.samples import Batch
 from fedmpi.training.settings import LocalTraining
-from tests.launch import REPOSITORY, mpirun, succeed
 from tests.programs.regression import CLIENTS, DIMENSION, EACH, InOrder, OneVector, Regression
-from tests.small import CPU, network, read, run
+from tests.small import CPU, Alone, network, read, run
 
 if TYPE_CHECKING:
     from fedmpi.federation import Federation
 
-PROGRAMS = REPOSITORY / "tests" / "programs"
 #: The rule of each method by name, as an option.
 NAMED = {
     "FedAvgM": "Momentum --server_optimizer.momentum 0.8",
@@ -132,24 +130,21 @@ def test_a_rule_beside_another_is_refused(name: str) -> None:
     assert str(error.value) == f"--server_optimizer = Adam: {name} has a rule of its own"
 
 
-def test_names_options_and_ranks(tmp_path: Path) -> None:
-    """Oracles: a method by name is FedAvg with the option, and three ranks are one, all bit for bit."""
+def test_names_and_options(tmp_path: Path) -> None:
+    """Oracle: a method by name is FedAvg with the option, bit for bit."""
     small = "--clients 8 --cohort 4 --rounds 3 --local.epochs 1 --local.batch_size 50 --model LeNet"
     lines = {"FedProxAdam": f"--algorithm FedProx --algorithm.mu 0 --server_optimizer {NAMED['FedAdam']} {small}"}
     for name, rule in NAMED.items():
         _, *options = rule.split()
         lines[name] = f"--algorithm {name} {' '.join(options).replace('server_optimizer', 'algorithm')} {small}"
         lines[f"{name}-option"] = f"--server_optimizer {rule} {small}"
-    (tmp_path / "lines").write_text("\n".join(f"{name} {options}" for name, options in lines.items()))
     made = {}
-    for ranks in (0, 3):
-        (tmp_path / str(ranks)).mkdir()
-        succeed(mpirun(ranks, PROGRAMS / "runs.py", tmp_path / str(ranks), tmp_path / "lines"))
-        made[ranks] = {name: results.open(tmp_path / str(ranks) / f"{name}.h5") for name in lines}
-    for name, one in made[0].items():
-        assert one.weights_sha256 == made[3][name].weights_sha256
-        np.testing.assert_array_equal(one.rounds["test_loss"], made[3][name].rounds["test_loss"])
+    for name, line in lines.items():
+        path = tmp_path / f"{name}.h5"
+        experiment, config = parse([*line.split(), "--output", str(path)])
+        experiment.run(Alone(), config)
+        made[name] = results.open(path).weights_sha256
     for name in NAMED:
-        assert made[0][name].weights_sha256 == made[0][f"{name}-option"].weights_sha256
-    assert made[0]["FedProxAdam"].weights_sha256 == made[0]["FedAdam"].weights_sha256
-    assert len({made[0][name].weights_sha256 for name in NAMED}) == len(NAMED)
+        assert made[name] == made[f"{name}-option"]
+    assert made["FedProxAdam"] == made["FedAdam"]
+    assert len({made[name] for name in NAMED}) == len(NAMED)

@@ -16,7 +16,7 @@ from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.errors import BadInput
 from fedmpi.models import LeNet
 from fedmpi.training.settings import LocalTraining
-from tests.launch import REPOSITORY, mpirun, succeed
+from tests.few import Few
 from tests.programs.regression import (
     CLIENTS,
     DIMENSION,
@@ -29,7 +29,6 @@ from tests.programs.regression import (
 )
 from tests.small import read, run
 
-PROGRAMS = REPOSITORY / "tests" / "programs"
 START = np.arange(1.0, DIMENSION + 1)
 MUS = (0.0, 0.1, 1.0, 10.0)
 
@@ -59,7 +58,7 @@ def test_without_pull_it_is_fedavg(tmp_path: Path) -> None:
     """X1. Oracle: FedAvg, bit for bit, with momentum, decay and clipping; and with a pull something else."""
     local = LocalTraining(epochs=2, momentum=0.9, weight_decay=1e-3, clip_norm=5.0, lr=0.02)
     runs = [
-        run(tmp_path / f"{name}.h5", algorithm, model=LeNet(), rounds=2, local=local)
+        run(tmp_path / f"{name}.h5", algorithm, model=LeNet(), dataset=Few(200), rounds=2, local=local)
         for name, algorithm in (("avg", FedAvg()), ("none", FedProx(0)), ("some", FedProx(0.01)))
     ]
     assert runs[0].weights_sha256 == runs[1].weights_sha256
@@ -128,25 +127,3 @@ def test_pulls_that_cannot_be(mu: float) -> None:
     """Oracle: the message."""
     with pytest.raises(BadInput, match=r"mu = .*: must be at least 0"):
         FedProx(mu)
-
-
-def test_on_three_ranks(tmp_path: Path) -> None:
-    """X1, X2. Oracles: FedAvg bit for bit, the closed form, and this process's own run bit for bit."""
-    digits = "--rounds 2 --clients 6 --cohort 4 --model LeNet --local.epochs 1"
-    squared = (
-        "--algorithm regression.SquaresFedProx --algorithm.mu 1 --dataset regression.Regression --sampler All"
-        " --seed 3 --partition regression.InOrder --model regression.OneVector --clients 5 --rounds 2"
-        " --evaluate_every 0 --local.batch_size 12 --local.epochs 400 --local.lr 0.3"
-    )
-    lines = {
-        "avg": digits,
-        "prox": f"{digits} --algorithm FedProx --algorithm.mu 0",
-        "squares": squared,
-    }
-    (tmp_path / "lines").write_text("\n".join(f"{name} {options}" for name, options in lines.items()))
-    succeed(mpirun(3, PROGRAMS / "runs.py", tmp_path, tmp_path / "lines", PYTHONPATH=f"{REPOSITORY}:{PROGRAMS}"))
-    avg, prox, made = (results.open(tmp_path / f"{name}.h5") for name in lines)
-    assert avg.weights_sha256 == prox.weights_sha256
-    np.testing.assert_array_equal(avg.rounds["test_loss"], prox.rounds["test_loss"])
-    np.testing.assert_allclose(made.weights, closed_form(1.0), rtol=2e-5)
-    assert made.weights_sha256 == squares(tmp_path / "here.h5", 1.0, epochs=400, lr=0.3).weights_sha256

@@ -23,11 +23,9 @@ from fedmpi.models.mlp import LogisticRegression
 from fedmpi.scheduling import Cohort, RoundRobin, Uniform
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
-from tests.launch import REPOSITORY, mpirun, succeed
 from tests.programs.methods import Alike, Planted, Reordered
 from tests.small import CPU, Cut, network, normalised, read, run, tensors
 
-PROGRAMS = REPOSITORY / "tests" / "programs"
 SHAPE, CLIENTS, PARAMETERS = (1, 8, 8), 12, 650
 DIGITS = read(Digits())
 TWO_GROUPS: dict[str, Any] = {
@@ -232,28 +230,6 @@ def test_no_models() -> None:
     """Oracle: the message."""
     with pytest.raises(BadInput, match="models = 0: must be at least 1"):
         IFCA(0)
-
-
-def test_on_three_ranks(optima: tuple[Path, NDArray[np.float32]], tmp_path: Path) -> None:
-    """C1, I1, C5. Oracles: FedAvg bit for bit, the planted groups, and this process's own runs bit for bit."""
-    small = "--clients 8 --cohort 3 --rounds 2 --model LeNet --local.epochs 1 --sampler RoundRobin"
-    two_groups = (
-        f"--clients {CLIENTS} --sampler All --rounds 2 --partition Permuted --partition.over IID"
-        " --partition.permutations 2 --model LogisticRegression --local.epochs 2 --local.lr 0.05"
-    )
-    lines = {
-        "plain": small,
-        "one": f"{small} --algorithm IFCA --algorithm.models 1",
-        "planted": f"{two_groups} --algorithm methods.Planted --algorithm.file {optima[0]}",
-    }
-    (tmp_path / "lines").write_text("\n".join(f"{name} {options}" for name, options in lines.items()))
-    succeed(mpirun(3, PROGRAMS / "runs.py", tmp_path, tmp_path / "lines", PYTHONPATH=f"{REPOSITORY}:{PROGRAMS}"))
-    plain, one, planted = (results.open(tmp_path / f"{name}.h5") for name in lines)
-    assert one.weights_sha256 == plain.weights_sha256
-    np.testing.assert_array_equal(clusters(planted), np.stack([1 - groups_of(0)] * 2))
-    np.testing.assert_array_equal(planted.model["centers"][2], optima[1][2])
-    here = run(tmp_path / "here.h5", Planted(optima[0]), rounds=2, seed=0, **TWO_GROUPS)
-    np.testing.assert_array_equal(planted.model["centers"], here.model["centers"])
 
 
 # Balanced first models, and shared ones

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from fedmpi import results
 from fedmpi.algorithms.localonly import LocalOnly
 from fedmpi.data import Digits, Dirichlet, make_split
 from fedmpi.models import LeNet
@@ -17,10 +16,9 @@ from fedmpi.models.mlp import LogisticRegression
 from fedmpi.scheduling import Uniform
 from fedmpi.training.layout import Layout
 from fedmpi.training.settings import LocalTraining
-from tests.launch import REPOSITORY, mpirun, succeed
 from tests.small import SEED, network, normalised, plain_training, read, run
 
-SHAPE, CLIENTS, PROGRAMS = (1, 8, 8), 5, REPOSITORY / "tests" / "programs"
+SHAPE, CLIENTS = (1, 8, 8), 5
 DIGITS = read(Digits())
 SPLIT = make_split(Dirichlet(0.3), DIGITS.train_y, DIGITS.test_y, 10, CLIENTS, SEED)
 SETTINGS: dict[str, Any] = {
@@ -74,22 +72,3 @@ def test_nothing_is_sent(tmp_path: Path) -> None:
     assert made.rounds["bytes_up"].tolist() == made.rounds["bytes_down"].tolist() == [0, 0, 0]
     for name, tensor in network(LogisticRegression(), SHAPE, 10).state_dict().items():
         np.testing.assert_array_equal(made.state_dict()[name], tensor.numpy())
-
-
-def test_on_three_ranks(tmp_path: Path) -> None:
-    """Oracle: this process's own runs, bit for bit, one client after another and four side by side."""
-    common = f"--algorithm LocalOnly --partition.alpha 0.3 --clients {CLIENTS} --cohort 2 --rounds 3 --seed {SEED}"
-    common += " --model LeNet --local.epochs 1 --local.batch_size 50"
-    lines = {"off": common, "4": f"{common} --local.vectorize 4"}
-    (tmp_path / "lines").write_text("\n".join(f"{name} {options}" for name, options in lines.items()))
-    succeed(mpirun(3, PROGRAMS / "runs.py", tmp_path, tmp_path / "lines"))
-    for name, vectorize in (("off", "off"), ("4", 4)):
-        many = results.open(tmp_path / f"{name}.h5")
-        local: Any = LocalTraining(epochs=1, batch_size=50, vectorize=vectorize)  # type: ignore[arg-type]
-        here = run(tmp_path / f"{name}-here.h5", LocalOnly(), model=LeNet(), local=local, **SETTINGS)
-        columns = {column for column in here.rounds if "seconds" not in column}
-        assert {"test_loss", "client_accuracy_p90", "global_matched_accuracy_std"} < columns
-        for column in columns:
-            np.testing.assert_array_equal(many.rounds[column], here.rounds[column], err_msg=column)
-        np.testing.assert_array_equal(many.evaluation["client_accuracy"], here.evaluation["client_accuracy"])
-        assert len(set(here.rounds["test_loss"])) == 3

@@ -10,9 +10,8 @@ import pytest
 from fedmpi.data import Digits
 from fedmpi.data.subset import Subset
 from fedmpi.errors import BadInput
-from tests.launch import fedmpi
 from tests.programs.words import Words
-from tests.small import read
+from tests.small import read, run
 
 
 def test_samples_of_the_other() -> None:
@@ -43,10 +42,10 @@ def test_users_and_words_stay() -> None:
 
 
 def test_more_than_there_is(tmp_path: Path) -> None:
-    done = fedmpi(2, *["--dataset", "Subset", "--dataset.samples", "2000", "--output"], tmp_path / "never.h5")
-    assert done.returncode == 2
+    with pytest.raises(BadInput) as error:
+        run(tmp_path / "never.h5", dataset=Subset(samples=2000))
     expected = "--dataset.samples = 2000: must be at most 1442, of which the data set has no more"
-    assert done.stderr.strip().endswith(expected)
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert str(error.value) == expected
+    assert not list(tmp_path.iterdir())
     with pytest.raises(BadInput):
         Subset(samples=0)

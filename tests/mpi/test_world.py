@@ -17,21 +17,29 @@ from tests.programs.collectives import CHUNK, SHAPES, values
 
 PROGRAMS = REPOSITORY / "tests" / "programs"
 RANKS = range(4)
-
-
-@pytest.fixture(scope="module", params=[None, 2, 1], ids=["one node", "two nodes", "four nodes"])
-def nodes(request: pytest.FixtureRequest) -> int:
-    """Into how many nodes the four ranks are (made to believe that they are) divided."""
-    return 4 // (request.param or 4)
+#: How many ranks share a node, by the number of nodes; 0: as it is.
+NODES = {1: 0, 2: 2, 4: 1}
 
 
 @pytest.fixture(scope="module")
-def seen(nodes: int, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What four ranks saw, on each number of nodes."""
+    made = tmp_path_factory.mktemp("collectives")
+    succeed(mpirun(4, "-m", "mpi4py", PROGRAMS / "collectives.py", made, *map(str, NODES.values())))
+    return made
+
+
+@pytest.fixture(params=NODES, ids=["one node", "two nodes", "four nodes"])
+def nodes(request: pytest.FixtureRequest) -> int:
+    """Into how many nodes the four ranks are (made to believe that they are) divided."""
+    number: int = request.param
+    return number
+
+
+@pytest.fixture
+def seen(nodes: int, folder: Path) -> list[dict[str, Any]]:
     """What each of four ranks saw."""
-    folder = tmp_path_factory.mktemp("collectives")
-    program: list[str | Path] = [PROGRAMS / "collectives.py", folder, *([str(4 // nodes)] if nodes > 1 else [])]
-    succeed(mpirun(4, "-m", "mpi4py", *program))
-    return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in RANKS]
+    return [pickle.loads((folder / f"{NODES[nodes]}-{rank}.pickle").read_bytes()) for rank in RANKS]
 
 
 def test_roles(seen: list[dict[str, Any]]) -> None:
@@ -138,17 +146,26 @@ def test_waiting_ranks_sleep(seen: list[dict[str, Any]]) -> None:
     assert seen[3]["waited"] < 1
 
 
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The messages of two runs on three ranks of one node, and on three nodes."""
+    folder = tmp_path_factory.mktemp("counted")
+    options = "--model LogisticRegression --clients 6 --cohort 4 --local.epochs 1 --evaluate_every 0"
+    succeed(mpirun(3, "-m", "mpi4py", PROGRAMS / "counted_runs.py", folder, *options.split()))
+    return folder
+
+
 @pytest.mark.parametrize("nodes", [1, 3])
-def test_traffic_of_a_round(tmp_path: Path, nodes: int) -> None:
+def test_traffic_of_a_round(counted: Path, nodes: int) -> None:
     """Oracle: by hand, for 650 parameters; what a run of 5 rounds sends more than one of 2.
 
     On one node, nothing. Between nodes a round is one Bcast of the model in float32, one Allreduce of its sum in
     float64 with the mass, and one small Allreduce of the books. Never a pickle.
     """
-    options = "--model LogisticRegression --clients 6 --cohort 4 --local.epochs 1 --evaluate_every 0"
-    succeed(mpirun(3, "-m", "mpi4py", PROGRAMS / "counted_runs.py", tmp_path, str(3 // nodes), *options.split()))
     for rank in range(3):
-        two, five = (Counter(json.loads((tmp_path / f"{rounds}-{rank}.json").read_text())) for rounds in (2, 5))
+        two, five = (
+            Counter(json.loads((counted / f"{nodes}-{rounds}-{rank}.json").read_text())) for rounds in (2, 5)
+        )
         assert sum(two.values()) > 0
         assert not two - five
         three_rounds = dict(five - two)
@@ -170,13 +187,12 @@ def test_ranks_of_a_node_that_are_late(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.load(tmp_path / "means.npy"), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("ranks_a_node", ["3", "2"])
-def test_means_that_are_kept(tmp_path: Path, ranks_a_node: str) -> None:
+def test_means_that_are_kept(tmp_path: Path) -> None:
     """Oracle: every round adds 1.5, the mean of the ranks' numbers; what the server keeps of one stays."""
-    succeed(mpirun(3, "-m", "mpi4py", PROGRAMS / "kept_means.py", tmp_path, ranks_a_node))
-    for rank in range(3):
-        saved = np.load(tmp_path / f"{rank}.npz")
-        assert saved["received"].tolist() == [1.5 * round for round in range(8)]
-    server = np.load(tmp_path / "0.npz")
-    assert server["kept"].tolist() == [4.5] * 10
-    assert server["places"] == 3  # the mean that is kept, the present one, and the next
+    succeed(mpirun(3, "-m", "mpi4py", PROGRAMS / "kept_means.py", tmp_path, "3", "2"))
+    for ranks_a_node in (3, 2):
+        server, *others = (np.load(tmp_path / f"{ranks_a_node}-{rank}.npz") for rank in range(3))
+        for saved in (server, *others):
+            assert saved["received"].tolist() == [1.5 * round for round in range(8)]
+        assert server["kept"].tolist() == [4.5] * 10
+        assert server["places"] == 3  # the mean that is kept, the present one, and the next

@@ -1,6 +1,6 @@
-"""What every rank sees of the collectives: python collectives.py FOLDER [RANKS_A_NODE].
+"""What every rank sees of the collectives, on nodes of several sizes: python collectives.py FOLDER RANKS_A_NODE...
 
-FOLDER gets a file RANK.pickle each.
+FOLDER gets files RANKS_A_NODE-RANK.pickle; 0 for a node as it is.
 """
 
 import os
@@ -135,8 +135,7 @@ def wait_for_the_last(job: World, seconds: float) -> dict[str, Any]:
     }
 
 
-def main(folder: str, ranks_a_node: int | None = None) -> None:
-    job = World(Counting(MPI.COMM_WORLD), ranks_a_node)
+def look(job: World) -> dict[str, Any]:
     world.CHUNK_ELEMENTS = CHUNK
     seen = broadcast_and_sum(job) | exchange(job)
     world.CHUNK_ELEMENTS = 1 << 28
@@ -146,8 +145,13 @@ def main(folder: str, ranks_a_node: int | None = None) -> None:
     seen["from server"] = job.from_server({"rank": job.rank})
     seen["texts"] = job.gather_text(f"text of {job.rank}")
     seen |= share(job)
-    seen |= wait_for_the_last(job, 2.0)
-    Path(folder, f"{job.rank}.pickle").write_bytes(pickle.dumps(seen))
+    return seen | wait_for_the_last(job, 2.0)
+
+
+def main(folder: str, *nodes: int) -> None:
+    for ranks_a_node in nodes:
+        job = World(Counting(MPI.COMM_WORLD), ranks_a_node or None)
+        Path(folder, f"{ranks_a_node}-{job.rank}.pickle").write_bytes(pickle.dumps(look(job)))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Count the messages during the rounds of an experiment: python counted_runs.py FOLDER RANKS_A_NODE OPTION...
+"""Count the messages during the rounds of an experiment: python counted_runs.py FOLDER OPTION...
 
-FOLDER/ROUNDS-RANK.json: {"METHOD BYTES": how often} over a run of so many rounds, for 2 and for 5.
+FOLDER/NODES-ROUNDS-RANK.json: {"METHOD BYTES": how often} over a run of so many rounds, for 2 and for 5, with all
+ranks on one node and with a node each.
 """
 
 import json
 import sys
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +37,16 @@ class Counting(MPI.Intracomm):
         return counted
 
 
-def main(folder: str, ranks_a_node: int, options: list[str]) -> None:
-    for rounds in (2, 5):
-        output = Path(folder, f"{rounds}.h5")
+def main(folder: str, options: list[str]) -> None:
+    ranks = MPI.COMM_WORLD.Get_size()
+    for nodes, rounds in product((1, ranks), (2, 5)):
+        output = Path(folder, f"{nodes}-{rounds}.h5")
         experiment, config = parse([*options, "--rounds", str(rounds), "--output", str(output)], speaks=False)
         calls.clear()
-        world = World(Counting(MPI.COMM_WORLD), ranks_a_node)
+        world = World(Counting(MPI.COMM_WORLD), ranks // nodes)
         experiment.run(world, config)
-        Path(folder, f"{rounds}-{world.rank}.json").write_text(json.dumps(calls))
+        Path(folder, f"{nodes}-{rounds}-{world.rank}.json").write_text(json.dumps(calls))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3:])
+    main(sys.argv[1], sys.argv[2:])

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from fedmpi.data import Digits
+from fedmpi.errors import BadInput
 from fedmpi.models import MLP, CifarCNN, LogisticRegression, Model
 from fedmpi.training.choice import clients_at_once
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
-from tests.launch import REPOSITORY, fedmpi
 from tests.programs.methods import Recurrent
-from tests.small import CPU, Client, Reader, network, normalised, plain_training, read
+from tests.small import CPU, Client, Reader, network, normalised, plain_training, read, run
 
 SHAPE = (1, 8, 8)
 
@@ -58,15 +58,10 @@ def test_how_many_at_once(model: Model, cohort: int, settings: dict[str, Any], e
 
 def test_recurrent_networks_side_by_side_are_refused(tmp_path: Path) -> None:
     """Oracle: the line; vmap has no rule for their forward pass, and would go through clients one by one anyway."""
-    programs = REPOSITORY / "tests" / "programs"
-    result = fedmpi(
-        3,
-        *("--model", "methods.Recurrent", "--local.vectorize", "4", "--output", tmp_path / "run.h5"),
-        PYTHONPATH=f"{REPOSITORY}:{programs}",
-    )
-    assert result.returncode == 2
-    line = "fedmpi: error: --local.vectorize = 4: must be auto or off for a network with PyTorch's recurrent layers"
-    assert result.stderr.splitlines() == [line]
+    with pytest.raises(BadInput) as error:
+        run(tmp_path / "run.h5", model=Recurrent(), local=LocalTraining(vectorize=4))
+    line = "--local.vectorize = 4: must be auto or off for a network with PyTorch's recurrent layers"
+    assert str(error.value) == line
     assert not list(tmp_path.iterdir())
 
 

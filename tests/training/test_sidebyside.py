@@ -191,13 +191,12 @@ def test_hooks(model: str) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("company", [(0,), (0, 7), (0, 1, 2), (1, 2, 3, 4)])
-def test_bits_do_not_depend_on_the_company(model: str, company: tuple[int, ...]) -> None:
+def test_bits_do_not_depend_on_the_company(model: str) -> None:
     """Oracle: the same client beside all others; also in another row, and where the others are done before it."""
     both = Both(MODELS[model], batch_size=1 if model in ("mlp", "logistic", "bilstm") else 4)
     everybody = both.together(FedAvg()).weights.clone()
-    some = both.together(FedAvg(), company).weights
-    assert torch.equal(some, everybody[list(company)])
+    for company in ([0], [0, 7], [0, 1, 2], [1, 2, 3, 4]):
+        assert torch.equal(both.together(FedAvg(), company).weights, everybody[company]), company
 
 
 class Activated(Model):
