@@ -47,6 +47,7 @@ class Group:
         about: what it holds.
         arrays: its datasets.
         attributes: name -> what it says.
+        more: attributes that some files have.
         optional: whether a file may lack the group.
         is_open: methods may add columns, of one number a row.
         row: what a row is, if the group is a table.
@@ -55,6 +56,7 @@ class Group:
     about: str
     arrays: Mapping[str, Array] = field(default_factory=dict)
     attributes: Mapping[str, str] = field(default_factory=dict)
+    more: Mapping[str, str] = field(default_factory=dict)
     optional: bool = True
     is_open: bool = False
     row: str = ""
@@ -67,7 +69,9 @@ def _always(about: str, label: str = "", shape: tuple[str, ...] = ("rows",), kin
 _ROUND = {
     "round": _always("number of the round, from 1", "Round", kinds="i"),
     "seconds": _always("wall time at rank 0", "Time of a round (s)"),
-    "train_loss": _always("mean loss of the cohort's local training, by its weights", "Training loss"),
+    "train_loss": _always(
+        "mean loss of the cohort's local training, by its weights; without clients that diverged", "Training loss"
+    ),
     "train_seconds": _always("training, a mean over the ranks that train", "Training in a round (s)"),
     "communication_seconds": _always("transfers, likewise", "Communication in a round (s)"),
     "evaluation_seconds": _always(
@@ -115,6 +119,7 @@ GROUPS: dict[str, Group] = {
             "host": "rank 0's",
             "pid": "rank 0's process",
         },
+        more={"resumed": "a line for each time that the run was resumed: when, and after which round"},
         optional=False,
     ),
     "environment": Group(
@@ -175,6 +180,10 @@ GROUPS: dict[str, Group] = {
             "skipped_steps": Array("steps of the server's model that were not finite"),
             "rejected": Array("vectors that were not finite and were left out by a robust rule or a clustering"),
             "epsilon": Array("privacy spent so far, at the chosen delta; NaN without dp-accounting", label="ε"),
+            "diverged_clients": Array(
+                "whose training ended in numbers not finite, or too large for a mean: nothing of them is used",
+                label="Clients whose training diverged",
+            ),
             "virtual_seconds": Array("duration by the virtual clock", label="Virtual time of a round (s)"),
             "selected": Array("how many clients were asked"),
             "dropped": Array("how many of them lost the connection"),
@@ -200,6 +209,7 @@ GROUPS: dict[str, Group] = {
             "loss": Array("mean over its samples"),
             "local_accuracy": Array("of what it trained, on its own test samples"),
             "virtual_seconds": Array("from the start of the round to the arrival of its update"),
+            "diverged": Array("1 for a client whose training did, else 0"),
             "malicious": Array("1 for clients that attack, 0 for the others"),
             "selected": Array("Krum: 1 for those whose models became the new one"),
             "cluster": Array("number of the client's model after the round"),
@@ -234,7 +244,7 @@ GROUPS: dict[str, Group] = {
                 "on the client's own test samples; NaN for one that has none", ("rows", "clients"), "f"
             ),
         },
-        {"test_loss": "of the initial model, if it was evaluated", "test_accuracy": "likewise"},
+        more={"test_loss": "of the initial model, if it was evaluated", "test_accuracy": "likewise"},
         optional=False,
         row="an evaluation",
     ),
@@ -315,9 +325,10 @@ def document() -> str:
         row = f" One row is {group.row}." if group.row else ""
         may_lack = " Not in every file." if group.optional else ""
         lines.append(f"{group.about}{row}{may_lack}\n")
-        if group.attributes:
+        if group.attributes or group.more:
             lines += ["| attribute | |", "| --- | --- |"]
-            lines += [f"| `{key}` | {about} |" for key, about in group.attributes.items()]
+            lines += [f"| `{key}` * | {about} |" for key, about in group.attributes.items()]
+            lines += [f"| `{key}` | {about} |" for key, about in group.more.items()]
             lines.append("")
         if group.arrays:
             lines += ["| dataset | shape | numbers | |", "| --- | --- | --- | --- |"]
@@ -337,8 +348,8 @@ compares files with it.
 
 Rank 0 writes a new file beside the old one and renames it over that, so any program that reads HDF5 can open a file
 at any moment, also while the run goes on: it sees a complete earlier state. Each dataset of a table is one column;
-one that has no value in some row is float64, with NaN there. Columns marked with a star are in every file whose run
-has ended a round; other columns are there where they apply. N stands for a number.
+one that has no value in some row is float64, with NaN there. What is marked with a star is in every file, columns
+from the first round on; all else is there where it applies. N stands for a number.
 
 A group, a column or an attribute may be added without a new schema; what is here keeps its name and meaning. A
 reader of schema {SCHEMA} refuses files of another one.

@@ -73,9 +73,14 @@ def table(runs: Sequence[Settings]) -> dict[str, list[str]]:
     return {name: [value or "-" for value in values] for name, values in columns.items()}
 
 
+def by_name(settings: Settings) -> dict[str, str]:
+    """All settings that say something about the experiment, by their dotted names."""
+    return {key: value for key, (value, _) in _flat(settings)}
+
+
 def same_but_seed(settings: Settings) -> frozenset[tuple[str, str]]:
     """Equal for settings that describe the same experiment, repeated."""
-    return frozenset((key, value) for key, (value, _) in _flat(settings) if key != "seed")
+    return frozenset((key, value) for key, value in by_name(settings).items() if key != "seed")
 
 
 def _labels(settings: Sequence[Setting], count: int) -> list[str]:

@@ -52,6 +52,8 @@ def _entries(run: Run) -> Iterator[tuple[str, str]]:
         if scores:
             yield "generator", ", ".join(f"{name} {percent(run.accuracy(name).last)}" for name in scores)
         yield "loss", f"test {loss(_last(run, 'test_loss'))}, training {loss(_last(run, 'train_loss'))}"
+        if diverged := int(_total(run, "diverged_clients")):
+            yield "diverged", f"{diverged} times the training of a client, which is left out"
         yield "time", _time_split(run)
         yield "speed", _speed(run)
         if "virtual_seconds" in run.rounds:
