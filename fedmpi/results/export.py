@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def to_tensorboard(runs: Sequence[Run], folder: Path) -> None:
         raise BadInput(f"{folder}: {error.strerror}") from None
 
 
-def _add_rounds(writer: object, run: Run) -> None:
+def _add_rounds(writer: Any, run: Run) -> None:
     began = datetime.fromisoformat(run.attributes["started"]).timestamp()
     times = began + np.cumsum(run.rounds.get("seconds", np.empty(0)))
     for name, values in run.rounds.items():
@@ -74,4 +75,4 @@ def _add_rounds(writer: object, run: Run) -> None:
             continue
         for round, value, time in zip(run.rounds["round"], values, times, strict=True):
             if not np.isnan(value):
-                writer.add_scalar(name, float(value), int(round), float(time))  # type: ignore[attr-defined]
+                writer.add_scalar(name, float(value), int(round), float(time))

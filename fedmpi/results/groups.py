@@ -49,14 +49,14 @@ def references(groups: Sequence[Group], method: str) -> list[Group | None]:
     return [group if group in found else _nearest(group, found) for group in groups]
 
 
-def spread(values: Sequence[float], of_mean: bool = False, digits: int = 2) -> str:
+def spread(values: Sequence[float], of_mean: bool = False) -> str:
     """`mean ± standard deviation` (with n-1) or, `of_mean`, standard error; of one value itself, of none `-`."""
     if not len(values):
         return "-"
     if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
+        return f"{values[0]:.2f}"
     deviation = np.std(values, ddof=1) / (np.sqrt(len(values)) if of_mean else 1)
-    return f"{np.mean(values):.{digits}f} ± {deviation:.{digits}f}"
+    return f"{np.mean(values):.2f} ± {deviation:.2f}"
 
 
 def _nearest(group: Group, found: Sequence[Group]) -> Group | None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import h5py
@@ -103,9 +103,9 @@ def test_every_column_that_a_method_logs_is_documented() -> None:
     assert not unknown
 
 
-def _stands_for_several(name: str, known: object) -> bool:
+def _stands_for_several(name: str, known: Iterable[str]) -> bool:
     pattern = re.escape(name).replace("N", ".+")
-    return any(re.fullmatch(pattern, generic(other)) for other in list(known)) if "N" in name else False  # type: ignore[call-overload]
+    return any(re.fullmatch(pattern, generic(other)) for other in known) if "N" in name else False
 
 
 def _logged(path: Path) -> Iterator[str]:
