@@ -232,7 +232,7 @@ class Clients:
         """
         return Stack(self._world, cohort, start, self.layout.parameters, self._channel(cohort, start), group)
 
-    def gather(self, cohort: Cohort, mine: Mapping[int, Tensor], size: int) -> Tensor:
+    def gather(self, cohort: Cohort, mine: Mapping[int, Tensor], size: int, counts: bool = True) -> Tensor:
         """[m, n] at the server, on the meta device elsewhere: a short vector of each client of the cohort, in order.
 
         As they are, neither attacked nor compressed; NaN for a client whose vector is not there or not finite.
@@ -240,10 +240,12 @@ class Clients:
         Args:
             mine: client -> [n], of those that this rank trained.
             size: n, such as that of a layer; of whole models the server would have too many.
+            counts: whether they count as sent; not if they are in what is sent anyway.
         """
         rows = Rows(self._world, cohort.clients, size)
         for client, vector in mine.items():
             rows.put(client, vector.cpu().numpy())
+            self._ledger.bytes_up += vector.nbytes if counts else 0
         with self._doing("gathering vectors"):
             rows.close()
             gathered = rows.collect()

@@ -79,7 +79,7 @@ class Ledger:
     def __init__(self, world: World, round: int, cohort: Cohort, client_metrics: tuple[str, ...]) -> None:
         self.round = round
         self.cohort = cohort
-        self.bytes_down = 0
+        self.bytes_down = self.bytes_up = 0
         self.evaluation: Evaluation | None = None
         self.clusters: NDArray[np.int64] | None = None
         self._world = world
@@ -154,10 +154,14 @@ class Ledger:
         return self._by_name()
 
     def close(self, bytes_up: int) -> Outcome:
-        """End the round; a collective."""
+        """End the round; a collective.
+
+        Args:
+            bytes_up: what this rank's clients sent to means.
+        """
         self._spent["wait_seconds"] = self._world.waited - self._waited
         self._spent["communication_seconds"] = self._world.transferred - self._transferred
-        self._spent["bytes_up"] = bytes_up
+        self._spent["bytes_up"] = self.bytes_up + bytes_up
         self._ranks[self._world.rank] = list(self._spent.values())
         self._world.sum(self._ranks if self._gathered else self._books)
         return self._outcome(dict(zip((*SPENT, *OBSERVED), self._ranks.T, strict=True)))

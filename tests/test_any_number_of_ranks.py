@@ -119,6 +119,10 @@ CASES = {
     "feddf": f"{SMALL} --algorithm FedDF --algorithm.generator_steps 4 --algorithm.student_steps 3 --model LeNet",
     "feddf_proxy": f"{SMALL} --algorithm FedDF --algorithm.proxy Digits --algorithm.student_steps 5 --model LeNet"
     " --local.precision bf16",
+    "distribution_fusion": f"{SMALL} --algorithm DistributionFusion --algorithm.first_steps 60 --model LeNet"
+    " --algorithm.fit_every 2 --algorithm.steps 5",
+    "side_by_side_distribution_fusion": f"{SIDE_BY_SIDE} --algorithm DistributionFusion --algorithm.statistics all"
+    " --algorithm.allocation soft --algorithm.first_steps 60 --model.norm layer --server_optimizer Momentum",
     "rarely_evaluated": f"{SMALL} --evaluate_every 2 --model LogisticRegression",
 }
 # One of each kind, for the numbers of ranks on which a job of all cases takes minutes.
@@ -142,6 +146,7 @@ SOME = (
     "genfl",
     "side_by_side_ditto",
     "fedftg",
+    "distribution_fusion",
 )
 TIMINGS = {"seconds", "train_seconds", "communication_seconds", "evaluation_seconds"}
 TIMINGS |= {"teacher_seconds", "server_seconds"}

@@ -136,7 +136,7 @@ class FedGen(FedAvg):
             mean.add(local.weights, block)
             heads |= dict(zip(block.clients.tolist(), local.weights[:, head].clone(), strict=True))
         self.server_step(fed, mean.reduce(empty=self.weights))
-        taught = fed.gather(cohort, heads, head.stop - head.start)
+        taught = fed.gather(cohort, heads, head.stop - head.start, counts=False)
         with fed.serving():
             if fed.is_server:
                 self.train_generator(fed, cohort, taught)

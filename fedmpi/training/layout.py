@@ -99,6 +99,16 @@ class Layout:
         entries = [entry for entry in self.entries if entry.name.rpartition(".")[2] == "running_var"]
         return [entry.columns for entry in entries]
 
+    @property
+    def normalisations(self) -> list[dict[str, slice]]:
+        """Of each normalisation layer, in the model's order: its weight, bias, running_mean, .. and their columns."""
+        layers: dict[str, dict[str, slice]] = {}
+        for entry in self.entries:
+            layer, _, name = entry.name.rpartition(".")
+            if entry.segment == "norm" or name in ("running_mean", "running_var"):
+                layers.setdefault(layer, {})[name] = entry.columns
+        return list(layers.values())
+
     def extent(self, columns: Columns | int) -> tuple[int, int]:
         """How many columns of a model these are, and how many of them parameters; of no model, a length is both."""
         if isinstance(columns, int):
