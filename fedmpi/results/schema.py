@@ -166,6 +166,14 @@ GROUPS: dict[str, Group] = {
             ),
             "mean_change_N": Array("CFL: length of the mean change of cluster N"),
             "largest_change_N": Array("CFL: length of its longest change"),
+            "components_alive": Array("distribution fusion: how many virtual components have clients"),
+            "effective_clients": Array("distribution fusion: 1 over the sum of the clients' squared weights"),
+            "weights_l1": Array("distribution fusion: how far the weights are from those of FedAvg, summed"),
+            "between_components": Array(
+                "distribution fusion: the share of their variance, as multiples of FedAvg's, between components"
+            ),
+            "left_out": Array("distribution fusion: clients whose statistics were not finite"),
+            "twin_correlation": Array("distribution fusion: of the weights with those of a second inference"),
             "draws": Array("IFCA: how often the first models were drawn"),
             "server_updates": Array("FedCluster: how often the model was averaged"),
             "cas": Array(
@@ -213,6 +221,8 @@ GROUPS: dict[str, Group] = {
             "malicious": Array("1 for clients that attack, 0 for the others"),
             "selected": Array("Krum: 1 for those whose models became the new one"),
             "cluster": Array("number of the client's model after the round"),
+            "component": Array("distribution fusion: the client's virtual component; -1: none"),
+            "omega": Array("distribution fusion: the client's weight"),
         },
         optional=False,
         is_open=True,
