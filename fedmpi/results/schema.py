@@ -169,9 +169,7 @@ GROUPS: dict[str, Group] = {
             "components_alive": Array("distribution fusion: how many virtual components have clients"),
             "effective_clients": Array("distribution fusion: 1 over the sum of the clients' squared weights"),
             "weights_l1": Array("distribution fusion: how far the weights are from those of FedAvg, summed"),
-            "between_components": Array(
-                "distribution fusion: the share of their variance, as multiples of FedAvg's, between components"
-            ),
+            "between_components": Array("distribution fusion: the share of their variance between components"),
             "left_out": Array("distribution fusion: clients whose statistics were not finite"),
             "twin_correlation": Array("distribution fusion: of the weights with those of a second inference"),
             "draws": Array("IFCA: how often the first models were drawn"),
