@@ -3,8 +3,8 @@
 LeNet with batch normalisation, 100 clients split by Dirichlet(0.1) and (0.5), 10 a round, one local epoch of batches
 of 50 at a learning rate of 0.05, and for the rest every method as fedmpi has it by default, without any tuning; what
 differs stands in METHODS. Each run is a process of its own on one rank, as many at a time as there are cores; those
-whose file is there and finished with as many rounds are not repeated. Prints the table at the end: it is
-`python -m fedmpi.results table`.
+whose file is there and finished with as many rounds are not repeated. Prints tables at the end: they are
+`python -m fedmpi.results table` and `rounds`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ def main() -> None:
     }
     went_well = train_all(experiments, chosen.rounds)
     by_method = sorted(experiments, key=lambda path: (path.name.split("-")[1], list(experiments).index(path)))
-    sys.exit(max(show(["table", *map(str, by_method), "--targets", *TARGETS]), not went_well))
+    files = [str(path) for path in by_method]
+    status = show(["table", *files])
+    print()
+    sys.exit(max(status, show(["rounds", *files, "--targets", *TARGETS]), not went_well))
 
 
 if __name__ == "__main__":

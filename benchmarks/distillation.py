@@ -4,8 +4,8 @@ The paper's eight methods (Zhang et al., CVPR 2022, supplement) with its setting
 test images: LeNet with batch normalisation, 20 equally large clients with class shares from Dirichlet(0.3), of whom
 5 take part in a round, 20 local steps with batches of 50 at a learning rate of 0.05 that falls by 0.998 a round,
 weight decay and clipping as in the paper. Each run is a process of its own on one rank, as many at a time as there
-are cores; those whose file is there and finished with as many rounds are not repeated. Prints the table at the end:
-it is `python -m fedmpi.results table`.
+are cores; those whose file is there and finished with as many rounds are not repeated. Prints tables at the end:
+they are `python -m fedmpi.results table` and `rounds`.
 
     python -m benchmarks.distillation --data DATA --picture docs/fedftg_samples.png
 
@@ -59,7 +59,11 @@ def main() -> None:
     went_well = train_all(experiments, chosen.rounds)
     if chosen.picture:
         draw([path for path in experiments if path.name.startswith("fedftg")], chosen.picture)
-    sys.exit(max(show(["table", *map(str, experiments), "--targets", *TARGETS]), not went_well))
+    files = [str(path) for path in experiments]
+    status = show(["table", *files])
+    print()
+    rounds = show(["rounds", *files, "--targets", *TARGETS, "--reference", "FedAvg"])
+    sys.exit(max(status, rounds, not went_well))
 
 
 def draw(runs: list[Path], picture: Path) -> None:

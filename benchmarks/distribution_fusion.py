@@ -38,7 +38,7 @@ from benchmarks.workloads import TRAINING
 from fedmpi import results
 from fedmpi.command_line import parse
 from fedmpi.results.__main__ import main as show
-from fedmpi.results.table import FORMATS
+from fedmpi.results.formats import FORMATS
 
 PROTOCOL = (
     "--dataset Subset --dataset.samples 4000 --dataset.test_samples 2000 --model LeNet --sampler All --clients 20"

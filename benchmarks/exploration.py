@@ -39,7 +39,7 @@ from fedmpi.distillation import diversity_loss
 from fedmpi.errors import require
 from fedmpi.generators import Generator
 from fedmpi.results import Run
-from fedmpi.results.table import FORMATS
+from fedmpi.results.formats import FORMATS
 
 SHAPE, CLASSES = (3, 32, 32), 10
 #: One client is plain training. So many passes over a subset, or one over all images, a round.

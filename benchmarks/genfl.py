@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from benchmarks.runs import train_all
 from fedmpi import results
-from fedmpi.results.table import FORMATS
+from fedmpi.results.formats import FORMATS
 
 COMMON = (
     "--dataset Subset --dataset.samples 3200 --dataset.test_samples 2000 --model LeNet --clients 10 --cohort 10"

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from fedmpi import results
 from fedmpi.errors import BadInput
 from fedmpi.results import Run
-from fedmpi.results.table import FORMATS
+from fedmpi.results.formats import FORMATS
 
 Floats = NDArray[np.float64]
 EDGES = np.linspace(-2, 2, 41)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fedmpi import results
+from fedmpi.results.check import problems
 from tests.launch import REPOSITORY, mpirun, succeed
 
 SMALL = "--clients 12 --cohort 5 --rounds 3 --local.epochs 1"
@@ -248,3 +249,7 @@ def test_client_state_follows_its_client(alone: dict[str, results.Run]) -> None:
 
 def test_evaluation_on_demand(alone: dict[str, results.Run]) -> None:
     np.testing.assert_array_equal(np.isnan(alone["rarely_evaluated"].rounds["test_accuracy"]), [True, False, False])
+
+
+def test_the_files_are_as_the_schema_says(alone: dict[str, results.Run]) -> None:
+    assert {name: found for name, run in alone.items() if (found := problems(run.path))} == {}

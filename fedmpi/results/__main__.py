@@ -1,18 +1,29 @@
-"""`python -m fedmpi.results summary|table|plot FILE...`"""
+"""`python -m fedmpi.results COMMAND FILE...`: what people do with results files; no file of a run is ever changed."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from fedmpi.errors import BadInput
-from fedmpi.results.plot import SUFFIXES, X_LABELS, curve, draw, draw_partitions
+from fedmpi.results.check import problems
+from fedmpi.results.compare import paired, repeats, sameness
+from fedmpi.results.export import to_csv, to_tensorboard
+from fedmpi.results.formats import FORMATS
+from fedmpi.results.groups import grouped
+from fedmpi.results.pictures import classes, clients, curves, partition, timeline
+from fedmpi.results.pictures.figure import SUFFIXES
 from fedmpi.results.reader import Run, open
+from fedmpi.results.rounds import tabulate_rounds
+from fedmpi.results.schema import SCHEMA, document, is_share
 from fedmpi.results.summary import summarize
-from fedmpi.results.table import FORMATS, tabulate
+from fedmpi.results.table import FIGURES, cross, tabulate
+from fedmpi.results.watch import watch
 
 T = TypeVar("T")
 
@@ -33,9 +44,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.command(options)
+        sys.stdout.flush()
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read has seen enough, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
     return status
 
 
@@ -47,33 +64,110 @@ def _summary(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
-    def with_column(path: Path) -> Run:
-        run = open(path)
-        curve(run, options.column, "round")  # a file without the column is named now, and left out
-        if run.status != "finished":
-            print(f"{path}: {run.status}, counted as far as it is", file=sys.stderr)
-        return run
+    runs, status = _with_column(options)
+    if runs and options.figure:
+        print(cross(runs, options.column, options.format, options.figure, options.standard_error))
+    elif runs:
+        print(tabulate(runs, options.column, options.format, options.standard_error))
+    return status
 
-    runs, status = _each(options.files, with_column)
+
+def _rounds(options: argparse.Namespace) -> int:
+    if not is_share(options.column):
+        raise BadInput(f"--column = {options.column}: must be an accuracy")
+    runs, status = _with_column(options)
     if runs:
-        print(tabulate(runs, options.column, options.targets, options.format, options.reference))
+        print(tabulate_rounds(runs, options.column, options.targets, options.format, options.reference))
+    return status
+
+
+def _compare(options: argparse.Namespace) -> int:
+    runs, status = _with_column(options)
+    if len(runs) == 1:
+        raise BadInput(f"{runs[0].path}: alone; compare needs two runs or more")
+    parts = []
+    if len(grouped(runs)) > 1:
+        parts.append(paired(runs, options.column, options.format, options.figure, options.reference))
+    if options.format == "text":
+        parts += [sameness(one, other) for one, other in repeats(runs)]
+    if parts:
+        print("\n\n".join(parts))
     return status
 
 
 def _plot(options: argparse.Namespace) -> int:
-    def with_curve(path: Path) -> Run:
-        run = open(path)
-        curve(run, options.column, options.x)  # a file without the column is named now, and left out
-        return run
-
-    runs, status = _each(options.files, open if options.partition else with_curve)
+    need, draw = _kind(options)
+    runs, status = _each(options.files, _checked(need))
     if runs:
-        if options.partition:
-            draw_partitions(runs, options.output, options.partition)
-        else:
-            draw(runs, options.output, options.column, options.x)
+        draw(runs, options.output)
         print(options.output)
     return status
+
+
+def _kind(options: argparse.Namespace) -> tuple[Callable[[Run], object], Callable[[list[Run], Path], None]]:
+    """What a run must have for the chosen picture, and what draws it."""
+    if options.partition:
+        return lambda run: run.partition, partial(partition.draw, clients=options.partition)
+    if options.clients:
+        return clients.client_accuracies, clients.draw
+    if options.classes:
+        return classes.class_accuracies, classes.draw
+    if options.timeline:
+        return timeline.round_ends, timeline.draw
+    points = {"column": options.column, "x": options.x}
+    return partial(curves.curve, **points), partial(curves.draw, **points)
+
+
+def _watch(options: argparse.Namespace) -> int:
+    return 0 if watch(options.files, options.interval) else 1
+
+
+def _export(options: argparse.Namespace) -> int:
+    runs, status = _each(options.files, open)
+    if runs:
+        if options.output.suffix == ".csv":
+            to_csv(runs, options.output, options.table)
+        else:
+            to_tensorboard(runs, options.output)
+        print(options.output)
+    return status
+
+
+def _check(options: argparse.Namespace) -> int:
+    found, status = _each(options.files, lambda path: (path, problems(path)))
+    for path, lines in found:
+        print(
+            "\n".join(f"{path}: {line}" for line in lines) or f"{path}: schema {SCHEMA}, nothing to find fault with"
+        )
+    return max(status, int(any(lines for _, lines in found)))
+
+
+def _schema(options: argparse.Namespace) -> int:
+    print(document())
+    return 0
+
+
+def _with_column(options: argparse.Namespace) -> tuple[list[Run], int]:
+    """The runs that have a column, the others being named; runs that have not finished are named, too."""
+
+    def read(path: Path) -> Run:
+        run = _checked(partial(curves.curve, column=options.column, x="round"))(path)
+        if run.status != "finished":
+            print(f"{path}: {run.status}, counted as far as it is", file=sys.stderr)
+        return run
+
+    return _each(options.files, read)
+
+
+def _checked(need: Callable[[Run], object]) -> Callable[[Path], Run]:
+    """Opens a run that has what is needed: one that has not is named now, and left out."""
+
+    def read(path: Path) -> Run:
+        run = open(path)
+        need(run)
+        return run
+
+    return read
 
 
 def _each(files: list[Path], read: Callable[[Path], T]) -> tuple[list[T], int]:
@@ -92,31 +186,54 @@ def _attempt(path: Path, read: Callable[[Path], T]) -> T | None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m fedmpi.results", allow_abbrev=False, description="Look at results files.")
-    commands = parser.add_subparsers(required=True, metavar="summary|table|plot")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    summary = commands.add_parser("summary", allow_abbrev=False, help="what a run did, on one screen")
-    summary.set_defaults(command=_summary)
+    def command(name: str, does: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, allow_abbrev=False, help=about, description=about)
+        added.set_defaults(command=does)
+        return added
 
-    table = commands.add_parser("table", allow_abbrev=False, help="a line for each setting, over its seeds")
-    table.set_defaults(command=_table)
-    table.add_argument("--column", default="test_accuracy", help="an accuracy, a column of /rounds")
+    summary = command("summary", _summary, "what a run did, on one screen")
+    table = command("table", _table, "a line for each setting, over its seeds")
+    rounds = command("rounds", _rounds, "rounds to target accuracies, beside a reference")
+    compare = command("compare", _compare, "differences paired over seeds, and whether runs are the same bits")
+    plot = command("plot", _plot, "curves with seed bands, and other pictures")
+    watched = command("watch", _watch, "a live view of running jobs")
+    export = command("export", _export, "CSV, or TensorBoard's event files")
+    check = command("check", _check, "whether files are as the schema says")
+    command("schema", _schema, "what is in a results file, as Markdown")
+
+    for one in (table, rounds, compare, plot):
+        one.add_argument("--column", default="test_accuracy", help="of /rounds (default: %(default)s)")
+    for one in (table, rounds, compare):
+        one.add_argument("--format", choices=list(FORMATS), default="text", help="what the table is made for")
     table.add_argument(
-        "--targets", type=_share, nargs="*", default=[], metavar="SHARE", help="accuracies of which to find the round"
+        "--figure",
+        choices=list(FIGURES),
+        help="methods x settings: this figure alone, with a column for each setting",
     )
-    table.add_argument("--reference", metavar="METHOD", help="to whose rounds those of the others are compared")
-    table.add_argument("--format", choices=list(FORMATS), default="text", help="what the table is made for")
+    table.add_argument("--standard_error", action="store_true", help="after ±, in place of the standard deviation")
+    rounds.add_argument(
+        "--targets", type=_share, nargs="+", required=True, metavar="SHARE", help="accuracies, such as 0.7 0.8"
+    )
+    rounds.add_argument("--reference", metavar="METHOD", help="to whose rounds those of the others are compared")
+    compare.add_argument("--figure", choices=list(FIGURES), default="last", help="(default: %(default)s)")
+    compare.add_argument("--reference", metavar="METHOD", help="to compare with (default: the first run's)")
 
-    plot = commands.add_parser("plot", allow_abbrev=False, help="a curve for each run, or who has what")
-    plot.set_defaults(command=_plot)
     plot.add_argument("-o", "--output", type=_picture, default=Path("out.png"), help="PNG, PDF or SVG file")
-    plot.add_argument("--column", default="test_accuracy", help="a column of /rounds, or newcomers")
-    plot.add_argument("--x", choices=list(X_LABELS), default="round", help="the horizontal axis")
-    plot.add_argument(
-        "--partition", type=_count, metavar="CLIENTS", help="in place of curves: the first clients' samples by class"
-    )
+    plot.add_argument("--x", choices=list(curves.X_LABELS), default="round", help="the horizontal axis of curves")
+    kinds = plot.add_mutually_exclusive_group()
+    kinds.add_argument("--partition", type=_count, metavar="CLIENTS", help="the first clients' samples by class")
+    kinds.add_argument("--clients", action="store_true", help="how the clients' accuracies are spread")
+    kinds.add_argument("--classes", action="store_true", help="the accuracy of each class, round by round")
+    kinds.add_argument("--timeline", action="store_true", help="what each rank did when, busy or waiting")
 
-    for command in (summary, table, plot):
-        command.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    watched.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="between two looks")
+    export.add_argument("-o", "--output", type=Path, required=True, help="NAME.csv, or a new folder for TensorBoard")
+    export.add_argument("--table", choices=Run.TABLES, default="rounds", help="what goes into the CSV")
+
+    for one in (summary, table, rounds, compare, plot, watched, export, check):
+        one.add_argument("files", nargs="+", type=Path, metavar="FILE")
     return parser
 
 
@@ -124,7 +241,7 @@ def _share(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = -1
+        raise argparse.ArgumentTypeError(f"{text} is no share; files come before --targets") from None
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} must be a share from 0 to 1")
     return value

@@ -1,76 +1,14 @@
-"""The results file, schema 1: one HDF5 file a run, for h5py, h5dump, MATLAB and whatever else reads HDF5.
+"""What is in a results file, schema 1, as data: one HDF5 file a run, for h5py, h5dump, MATLAB and all else.
 
-    /               attributes: schema, fedmpi_version, config (YAML text), algorithm, dataset, model, seed,
-                    started and last_write (ISO 8601, UTC), status, host, pid, write_interval (seconds); resumed, if
-                    it was: a line each time, when and after which round
-    /environment    attributes: what the job ran on; a list is one text with a line an entry
-    /rounds         one row a round; row r is the state after round r, rounds count from 1
-    /clients        one row a participation (round, client)
-    /ranks          one row a (round, rank): what it did; client_seconds, for all it did with its clients, and
-                    predicted_seconds, what was expected of that by what the rounds before had taught: its speed (the
-                    mean is 1), fixed_seconds for a client (for those trained side by side: for a step of all) and
-                    step_seconds for a step of a client; NaN before the first round was over
-    /evaluation     one row an evaluation: round, per_class_accuracy [classes] and, if the method has it,
-                    client_accuracy [clients]; attributes: test_loss, test_accuracy of the initial model
-    /clusters       only of methods with several models: one row a round: round, cluster [clients], the number of each
-                    client's model, -1 before it has one
-    /partition      one row a client: label_counts [classes], samples
-    /newcomers      if there were any, one row each: accuracy [epochs + 1] on its own test samples, of the global
-                    model and after each epoch of its own training; epochs, after which it has settled (NaN: it
-                    has not)
-    /stages/NAME    if a method trained another network with the same clients before, one row a round of that: round,
-                    train_loss, seconds, bytes_up, ... as in /rounds
-    /synthetic      images uint8 [n, C, H, W] and labels [n] of a generator that the server made, compressed
-    /model          weights [P], the last global model; further [M, P] arrays of methods with M models;
-                    names [T], shapes [T, D] and offsets [T] of the tensors (a shape of fewer than D
-                    dimensions ends with -1); attribute: sha256 of the bytes of weights
-    /networks       what else a method has at the server, such as a generator: a group each, laid out like /model
-
-Each dataset of /rounds, /clients, /ranks, /evaluation, /clusters and /partition is one column, int64 or float64; one
-that has no value in some row is float64, with NaN there. Texts are UTF-8. `weights` are little-endian
-float32, every tensor row-major in its PyTorch shape, one after another without padding; offsets count values.
-
-bytes_up and bytes_down of /rounds are what clients send and receive by the method's definition: the models (or
-other vectors) of a round, whatever MPI moves; clients whose updates are lost or not used have received theirs.
-
-A client whose training ends in numbers that are not finite, or too large for a mean, has diverged: nothing of it is
-used or kept in that round. /clients has diverged, 1 for such a client, and /rounds diverged_clients, how many there
-were; train_loss is without them.
-
-Under other conditions than ideal ones /rounds also has virtual_seconds, the round's duration by the virtual clock;
-selected, how many clients were asked; dropped, how many of them lost the connection; late, how many updates came
-after the deadline, after enough others, or not done where a method does not accept partial work; stragglers, how
-many got only a part of their training done. /clients has virtual_seconds, from the start of the round to the
-arrival of the client's update. Where clients cannot always be reached, /rounds has unavailable: how many could not.
-
-Where the clients' models teach the server's, /rounds has teacher_seconds, what the ranks that train spent on their
-answers (a mean), and server_seconds, what rank 0 spent on learning from them; generator_resets, how often a generator
-that had diverged was drawn anew; and skipped_steps, how many steps of the server's model were not finite.
-
-weighted_client_accuracy of /rounds is the mean of the clients' accuracies on their own test samples, weighted by
-their training samples; leaky_client_accuracy likewise on nine tenths of their training samples. Of a generator's
-images cas is the accuracy, on all real samples, of a model trained on them alone, cas_test that on the test set, and
-cas_compat a mean over epochs; they are the same in all rounds. /model then has pretrained [P], from which the rounds
-started.
-
-Under an attack /clients has malicious: 1 for clients that are, 0 for the others. Rules that withstand such clients
-have rejected in /rounds, how many vectors were not finite; Krum has selected in /clients: 1 for those whose models
-became the new one. Methods with a generator at the server have generator_resets in /rounds: how often it was lost.
-
-Of methods with several models, test_accuracy is that of each client's model on the client's own test samples. Further
-columns of /rounds are global_matched_accuracy, of each client's model on all test samples; cluster_size_0,
-cluster_size_1, ...: how many clients each model has; and, where the partition knows groups of clients,
-adjusted_rand_index: how well the clusters agree with these, of the clients that have a model. /clients has cluster,
-the number of the client's model after the round.
-
-`status` is running, finished, interrupted (can be resumed) or failed. A killed run cannot change it, so
-readers call a running file killed when its process is gone (same host) or its last write is older than ten
-times `write_interval` (another host). That is the longest time between two writes so far, but at least one
-minute, and six minutes before the first round has ended.
+The validator (`python -m fedmpi.results check`), the axis labels of pictures and the document
+(`python -m fedmpi.results schema`, which is docs/results_file.md) all come from here.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 SCHEMA = 1
@@ -80,18 +18,353 @@ SETTLED_EPOCHS, SETTLED_GAIN = 3, 0.001
 
 Status = Literal["running", "finished", "interrupted", "failed"]
 
-# The columns that every run has in /rounds, with their axis labels. Training, communication and evaluation
-# are means over the ranks that train; what they leave of `seconds`, the wall time at rank 0, is waiting.
-ROUND_LABELS = {
-    "round": "Round",
-    "seconds": "Time of a round (s)",
-    "train_loss": "Training loss",
-    "test_loss": "Test loss",
-    "test_accuracy": "Test accuracy (%)",
-    "train_seconds": "Training in a round (s)",
-    "communication_seconds": "Communication in a round (s)",
-    "evaluation_seconds": "Evaluation in a round (s)",
-    "bytes_up": "Upload of a round's clients (bytes)",
-    "bytes_down": "Download of a round's clients (bytes)",
-    "diverged_clients": "Clients whose training diverged",
+
+@dataclass(frozen=True)
+class Array:
+    """A dataset of a group.
+
+    Args:
+        about: what it holds.
+        shape: names of its axes; axes of one name are equally long in all of the file, but for `rows`, which are
+            counted in each group by itself.
+        kinds: NumPy's letters for what its numbers may be; O for texts.
+        optional: whether a file may lack it.
+        label: of an axis of a picture, with the unit; made of the name if left out.
+    """
+
+    about: str
+    shape: tuple[str, ...] = ("rows",)
+    kinds: str = "if"
+    optional: bool = True
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group, or a kind of groups whose name ends in *.
+
+    Args:
+        about: what it holds.
+        arrays: its datasets.
+        attributes: name -> what it says.
+        more: attributes that some files have.
+        optional: whether a file may lack the group.
+        is_open: methods may add columns, of one number a row.
+        row: what a row is, if the group is a table.
+    """
+
+    about: str
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    more: Mapping[str, str] = field(default_factory=dict)
+    optional: bool = True
+    is_open: bool = False
+    row: str = ""
+
+
+def _always(about: str, label: str = "", shape: tuple[str, ...] = ("rows",), kinds: str = "if") -> Array:
+    return Array(about, shape, kinds, optional=False, label=label)
+
+
+_ROUND = {
+    "round": _always("number of the round, from 1", "Round", kinds="i"),
+    "seconds": _always("wall time at rank 0", "Time of a round (s)"),
+    "train_loss": _always(
+        "mean loss of the cohort's local training, by its weights; without clients that diverged", "Training loss"
+    ),
+    "train_seconds": _always("training, a mean over the ranks that train", "Training in a round (s)"),
+    "communication_seconds": _always("transfers, likewise", "Communication in a round (s)"),
+    "evaluation_seconds": _always(
+        "evaluation, likewise; what the three leave of `seconds` is waiting", "Evaluation in a round (s)"
+    ),
+    "bytes_up": _always(
+        "what the round's clients send by the method's definition, whatever MPI moves", "Upload of a round (bytes)"
+    ),
+    "bytes_down": _always(
+        "what they receive; those whose updates are lost or not used have received theirs",
+        "Download of a round (bytes)",
+    ),
 }
+
+_NETWORK = {
+    "weights": _always(
+        "little-endian float32: every tensor row-major in its PyTorch shape, one after another, no padding",
+        "",
+        ("P",),
+        "f",
+    ),
+    "names": _always("of the tensors", "", ("T",), "O"),
+    "shapes": _always("of the tensors; one of fewer than D dimensions ends with -1", "", ("T", "D"), "i"),
+    "offsets": _always("where they begin in `weights`, counted in values", "", ("T",), "i"),
+}
+
+GROUPS: dict[str, Group] = {
+    "/": Group(
+        "The run.",
+        attributes={
+            "schema": f"{SCHEMA}",
+            "fedmpi_version": "the version that wrote the file",
+            "config": "all settings, as YAML",
+            "algorithm": "name of the class",
+            "dataset": "likewise",
+            "model": "likewise",
+            "seed": "whole number",
+            "started": "ISO 8601, UTC",
+            "last_write": "likewise",
+            "write_interval": "seconds: the longest time between two writes so far, but at least one minute, and six "
+            "minutes before the first round has ended",
+            "status": "running, finished, interrupted (can be resumed) or failed. A killed run cannot change it, so "
+            "readers call a running file killed when its process is gone (same host) or its last write is older than "
+            "ten times `write_interval` (another host)",
+            "host": "rank 0's",
+            "pid": "rank 0's process",
+        },
+        more={"resumed": "a line for each time that the run was resumed: when, and after which round"},
+        optional=False,
+    ),
+    "environment": Group(
+        "What the job ran on, as attributes: hosts, devices, ranks, threads, versions. A list is one text with a "
+        "line an entry.",
+        optional=False,
+    ),
+    "rounds": Group(
+        "Row r is the state after round r.",
+        {
+            **_ROUND,
+            "test_loss": Array(
+                "of the model on the test set; NaN in rounds that are not evaluated", label="Test loss"
+            ),
+            "test_accuracy": Array(
+                "likewise, in [0, 1]; of methods with several models, of each client's on its own test samples",
+                label="Test accuracy (%)",
+            ),
+            "client_accuracy_mean": Array("mean over clients of the accuracies on their own test samples"),
+            "client_accuracy_std": Array("their standard deviation"),
+            "client_accuracy_p10": Array("their 10th percentile"),
+            "client_accuracy_p50": Array("their median"),
+            "client_accuracy_p90": Array("their 90th percentile"),
+            "weighted_client_accuracy": Array("their mean, weighted by the clients' training samples"),
+            "leaky_client_accuracy": Array("likewise, on nine tenths of their training samples"),
+            "local_accuracy": Array(
+                "mean of what the round's clients trained, on their own test samples, unaveraged"
+            ),
+            "clients_trained": Array("how many clients have had a turn so far"),
+            "cohort_mean_accuracy": Array("of the mean of the round's local models, on the test set"),
+            "clients_mean_accuracy": Array("of the mean of all clients' last models, on the test set"),
+            "global_accuracy": Array("of the global model beside personal ones, on the test set"),
+            "global_matched_accuracy": Array("of each client's model on all test samples, by training samples"),
+            "global_matched_accuracy_std": Array("its standard deviation over clients"),
+            "with_previous_extractor_accuracy": Array("feature fusion: with the extractor of the round before"),
+            "with_self_extractor_accuracy": Array("feature fusion: with the model's own extractor twice"),
+            "cached_features": Array(
+                "feature fusion: 1 if the frozen extractor's features are computed once a round"
+            ),
+            "cluster_size_N": Array("how many clients have model N"),
+            "adjusted_rand_index": Array(
+                "how well the clusters agree with the partition's groups, of the clients that have a model",
+                label="Adjusted Rand index",
+            ),
+            "mean_change_N": Array("CFL: length of the mean change of cluster N"),
+            "largest_change_N": Array("CFL: length of its longest change"),
+            "components_alive": Array("distribution fusion: how many virtual components have clients"),
+            "effective_clients": Array("distribution fusion: 1 over the sum of the clients' squared weights"),
+            "weights_l1": Array("distribution fusion: how far the weights are from those of FedAvg, summed"),
+            "between_components": Array("distribution fusion: the share of their variance between components"),
+            "left_out": Array("distribution fusion: clients whose statistics were not finite"),
+            "twin_correlation": Array("distribution fusion: of the weights with those of a second inference"),
+            "draws": Array("IFCA: how often the first models were drawn"),
+            "server_updates": Array("FedCluster: how often the model was averaged"),
+            "cas": Array(
+                "classification accuracy score of a generator: on all real samples, of a model trained on its "
+                "images alone; the same in all rounds"
+            ),
+            "cas_test": Array("likewise, on the test set"),
+            "cas_compat": Array("likewise, a mean over epochs"),
+            "teacher_seconds": Array("what the ranks spent on answers as teachers, a mean", label="Teachers (s)"),
+            "server_seconds": Array("what rank 0 spent on learning from them", label="Server's learning (s)"),
+            "generator_resets": Array("how often a generator that had diverged was drawn anew"),
+            "skipped_steps": Array("steps of the server's model that were not finite"),
+            "rejected": Array("vectors that were not finite and were left out by a robust rule or a clustering"),
+            "epsilon": Array("privacy spent so far, at the chosen delta; NaN without dp-accounting", label="ε"),
+            "diverged_clients": Array(
+                "whose training ended in numbers not finite, or too large for a mean: nothing of them is used",
+                label="Clients whose training diverged",
+            ),
+            "virtual_seconds": Array("duration by the virtual clock", label="Virtual time of a round (s)"),
+            "selected": Array("how many clients were asked"),
+            "dropped": Array("how many of them lost the connection"),
+            "late": Array(
+                "updates after the deadline, after enough others, or partial where a method does not accept that"
+            ),
+            "stragglers": Array("how many got only a part of their training done"),
+            "unavailable": Array("how many clients could not be reached"),
+        },
+        optional=False,
+        is_open=True,
+        row="a round",
+    ),
+    "clients": Group(
+        "Who took part when.",
+        {
+            "round": _always("number of the round", kinds="i"),
+            "client": _always("number of the client, from 0", kinds="i"),
+            "rank": Array("that trained it", kinds="i"),
+            "samples": Array("it trains on", kinds="i"),
+            "steps": Array("it did", kinds="i"),
+            "seconds": Array("they took"),
+            "loss": Array("mean over its samples"),
+            "local_accuracy": Array("of what it trained, on its own test samples"),
+            "virtual_seconds": Array("from the start of the round to the arrival of its update"),
+            "diverged": Array("1 for a client whose training did, else 0"),
+            "malicious": Array("1 for clients that attack, 0 for the others"),
+            "selected": Array("Krum: 1 for those whose models became the new one"),
+            "cluster": Array("number of the client's model after the round"),
+            "component": Array("distribution fusion: the client's virtual component; -1: none"),
+            "omega": Array("distribution fusion: the client's weight"),
+        },
+        optional=False,
+        is_open=True,
+        row="a participation (round, client)",
+    ),
+    "ranks": Group(
+        "What every rank did.",
+        {
+            "round": _always("number of the round", kinds="i"),
+            "rank": _always("number of the rank", kinds="i"),
+            "busy_seconds": Array("training, evaluation, answers as a teacher, the server's own learning"),
+            "wait_seconds": Array("for others"),
+            "clients": Array("that it trained", kinds="i"),
+            "client_seconds": Array("all it did with its clients"),
+            "predicted_seconds": Array("what was expected of that by what the rounds before had taught"),
+            "speed": Array("as learnt; the mean is 1; NaN before the first round was over"),
+            "fixed_seconds": Array("for a client, as learnt; of clients side by side, for a step of all"),
+            "step_seconds": Array("for a step of a client, as learnt"),
+        },
+        optional=False,
+        row="a (round, rank)",
+    ),
+    "evaluation": Group(
+        "What was measured class by class and client by client.",
+        {
+            "round": Array("number of the round", kinds="i"),
+            "per_class_accuracy": Array("in [0, 1]", ("rows", "classes"), "f"),
+            "client_accuracy": Array(
+                "on the client's own test samples; NaN for one that has none", ("rows", "clients"), "f"
+            ),
+        },
+        more={"test_loss": "of the initial model, if it was evaluated", "test_accuracy": "likewise"},
+        optional=False,
+        row="an evaluation",
+    ),
+    "partition": Group(
+        "What the clients hold.",
+        {
+            "label_counts": _always("training samples of each class", "", ("clients", "classes"), "i"),
+            "samples": _always("training samples", "", ("clients",), "i"),
+        },
+        optional=False,
+        row="a client",
+    ),
+    "clusters": Group(
+        "Of methods with several models.",
+        {
+            "round": _always("number of the round", kinds="i"),
+            "cluster": _always("number of each client's model; -1 before it has one", "", ("rows", "clients"), "i"),
+        },
+        row="a round from that on in which there are clusters",
+    ),
+    "newcomers": Group(
+        "Clients that took part in no round, and train the final model alone.",
+        {
+            "accuracy": _always(
+                "on its own test samples: of the global model, and after each epoch", "", ("rows", "epochs + 1"), "f"
+            ),
+            "epochs": _always("after which it has settled; NaN: it has not"),
+        },
+        row="a newcomer",
+    ),
+    "stages": Group("What a method trained with the same clients before the rounds; a group each."),
+    "stages/*": Group("As /rounds.", {**_ROUND}, is_open=True, row="a round"),
+    "synthetic": Group(
+        "Images that a generator at the server made, compressed.",
+        {
+            "images": _always("pixels", "", ("n", "C", "H", "W"), "u"),
+            "labels": _always("their classes", "", ("n",), "i"),
+        },
+    ),
+    "model": Group(
+        "The last global model.",
+        {
+            **_NETWORK,
+            "*": Array("further models of the method, laid out like `weights`", ("M", "P"), "f"),
+        },
+        {"sha256": "of the bytes of `weights`"},
+    ),
+    "networks": Group("What else a method has at the server, such as a generator; a group each."),
+    "networks/*": Group("As /model.", _NETWORK, {"sha256": "of the bytes of `weights`"}),
+}
+
+
+def label(column: str) -> str:
+    """What an axis says that shows a column of /rounds, with its unit."""
+    known = GROUPS["rounds"].arrays.get(generic(column))
+    if known and known.label:
+        return known.label
+    text = column.replace("_", " ").capitalize()
+    return f"{text} (%)" if is_share(column) else text
+
+
+def is_share(column: str) -> bool:
+    """Whether a column of /rounds is between 0 and 1, and shown in percent."""
+    return re.search(r"accuracy(_mean|_std|_p\d+)?$", column) is not None or column.startswith("cas")
+
+
+def generic(name: str) -> str:
+    """A numbered column's name with N in place of the number."""
+    return re.sub(r"_\d+$", "_N", name)
+
+
+def document() -> str:
+    """All of this as a page of Markdown."""
+    lines = [_INTRODUCTION]
+    for name, group in GROUPS.items():
+        path = "/" if name == "/" else f"/{name}".replace("*", "NAME")
+        lines.append(f"## {path}\n")
+        row = f" One row is {group.row}." if group.row else ""
+        may_lack = " Not in every file." if group.optional else ""
+        lines.append(f"{group.about}{row}{may_lack}\n")
+        if group.attributes or group.more:
+            lines += ["| attribute | |", "| --- | --- |"]
+            lines += [f"| `{key}` * | {about} |" for key, about in group.attributes.items()]
+            lines += [f"| `{key}` | {about} |" for key, about in group.more.items()]
+            lines.append("")
+        if group.arrays:
+            lines += ["| dataset | shape | numbers | |", "| --- | --- | --- | --- |"]
+            lines += [_line(key, array) for key, array in group.arrays.items()]
+            lines.append("")
+        if group.is_open:
+            lines.append("A method may add columns of its own here, of one number a row.\n")
+    return "\n".join(lines).rstrip()
+
+
+_TYPES = {"i": "int64", "f": "float64", "if": "int64 or float64", "O": "UTF-8", "u": "uint8"}
+_INTRODUCTION = f"""\
+# The results file
+
+This is schema {SCHEMA}, as `python -m fedmpi.results schema` prints it. `python -m fedmpi.results check FILE...`
+compares files with it.
+
+Rank 0 writes a new file beside the old one and renames it over that, so any program that reads HDF5 can open a file
+at any moment, also while the run goes on: it sees a complete earlier state. Each dataset of a table is one column;
+one that has no value in some row is float64, with NaN there. What is marked with a star is in every file, columns
+from the first round on; all else is there where it applies. N stands for a number.
+
+A group, a column or an attribute may be added without a new schema; what is here keeps its name and meaning. A
+reader of schema {SCHEMA} refuses files of another one.
+"""
+
+
+def _line(name: str, array: Array) -> str:
+    numbers = "float32" if array.kinds == "f" and "P" in array.shape else _TYPES[array.kinds]
+    shown = "others" if name == "*" else f"`{name}`"
+    return f"| {shown}{'' if array.optional else ' *'} | {', '.join(array.shape)} | {numbers} | {array.about} |"

@@ -42,7 +42,7 @@ def _entries(run: Run) -> Iterator[tuple[str, str]]:
     yield "rounds", _rounds(run)
     yield (
         "initially",
-        f"accuracy {_percent(run.accuracy().initial)}, loss {_loss(run.initial.get('test_loss'))}",
+        f"accuracy {percent(run.accuracy().initial)}, loss {loss(run.initial.get('test_loss'))}",
     )
     if _rounds_done(run):
         yield "accuracy", _accuracy(run)
@@ -51,8 +51,8 @@ def _entries(run: Run) -> Iterator[tuple[str, str]]:
                 yield label, _accuracy(run, column)
         scores = [name for name in ("cas", "cas_test", "cas_compat") if name in run.rounds]
         if scores:
-            yield "generator", ", ".join(f"{name} {_percent(run.accuracy(name).last)}" for name in scores)
-        yield "loss", f"test {_loss(_last(run, 'test_loss'))}, training {_loss(_last(run, 'train_loss'))}"
+            yield "generator", ", ".join(f"{name} {percent(run.accuracy(name).last)}" for name in scores)
+        yield "loss", f"test {loss(_last(run, 'test_loss'))}, training {loss(_last(run, 'train_loss'))}"
         if diverged := int(_total(run, "diverged_clients")):
             yield "diverged", f"{diverged} times the training of a client, which is left out"
         yield "time", _time_split(run)
@@ -84,7 +84,7 @@ def _clients(settings: dict[str, Any]) -> str:
 def _rounds(run: Run) -> str:
     done, planned = _rounds_done(run), run.settings.get("rounds")
     text = f"{done} of {planned}" if planned else str(done)
-    return f"{text}, {_duration(_total(run, 'seconds'))}" if done else text
+    return f"{text}, {duration(_total(run, 'seconds'))}" if done else text
 
 
 def _accuracy(run: Run, column: str = "test_accuracy") -> str:
@@ -92,8 +92,8 @@ def _accuracy(run: Run, column: str = "test_accuracy") -> str:
     if np.isnan(score.last):
         return "-"
     return (
-        f"last {_percent(score.last)}, best {_percent(score.best)} (round {score.best_round}), "
-        f"mean of last 10 {_percent(score.last10)}"
+        f"last {percent(score.last)}, best {percent(score.best)} (round {score.best_round}), "
+        f"mean of last 10 {percent(score.last10)}"
     )
 
 
@@ -120,14 +120,15 @@ def _speed(run: Run) -> str:
     if run.ranks:
         parts.insert(0, f"{run.ranks['clients'].sum() / wall:.3g} clients/s")
     if "ranks" in run.environment:
-        parts.append(f"{run.environment['ranks']} ranks")
+        ranks = run.environment["ranks"]
+        parts.append(f"{ranks} ranks" if ranks > 1 else "1 rank")
     return ", ".join(parts)
 
 
 def _virtual(run: Run) -> str:
     """Virtual time, and what became of the clients that were asked."""
     asked, dropped, late = (int(_total(run, column)) for column in ("selected", "dropped", "late"))
-    return f"{_duration(_total(run, 'virtual_seconds'))}; of {asked} clients asked {dropped} dropped out, {late} late"
+    return f"{duration(_total(run, 'virtual_seconds'))}; of {asked} clients asked {dropped} dropped out, {late} late"
 
 
 def _traffic(run: Run) -> str:
@@ -149,15 +150,15 @@ def _rounds_done(run: Run) -> int:
     return len(run.rounds.get("round", ()))
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
     return "-" if np.isnan(value) else f"{100 * value:.2f} %"
 
 
-def _loss(value: float | None) -> str:
+def loss(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +47,16 @@ def weights(scale: float = 1.0) -> NDArray[np.float32]:
     return scale * np.arange(9, dtype=np.float32)
 
 
-def started(path: Path, mu: float = 0.01, overwrite: bool = False, seed: int = 7) -> Results:
-    """A run before its first round and its first write."""
+def started(
+    path: Path, mu: float = 0.01, overwrite: bool = False, seed: int = 7, changes: Mapping[str, str] | None = None
+) -> Results:
+    """A run before its first round and its first write; `changes` replace texts in its configuration."""
+    config = CONFIG.format(mu=mu, path=path, seed=seed)
+    for old, new in (changes or {}).items():
+        assert old in config
+        config = config.replace(old, new)
     attributes = {
-        "config": CONFIG.format(mu=mu, path=path, seed=seed),
+        "config": config,
         "algorithm": "FedProx",
         "dataset": "Digits",
         "model": "Linear",
@@ -85,11 +92,26 @@ def add_round(results: Results, round: int, clock: bool = False) -> None:
         results.add_evaluation(round, np.linspace(0, 1, 10), np.full(20, 0.5))
     results.add_round(row)
     results.add_clients({"round": np.full(4, round), "client": np.arange(4), "loss": np.ones(4, np.float32)})
-    results.add_ranks({"round": [round] * 2, "rank": [1, 2], "busy_seconds": [1.0, 1.5], "clients": [2, 2]})
+    results.add_ranks(
+        {
+            "round": [round] * 2,
+            "rank": [1, 2],
+            "busy_seconds": [1.0, 1.5],
+            "wait_seconds": [0.9, 0.4],
+            "clients": [2, 2],
+        }
+    )
 
 
-def finished(path: Path, rounds: int = 20, mu: float = 0.01, clock: bool = False, seed: int = 7) -> Path:
-    results = started(path, mu, seed=seed)
+def finished(
+    path: Path,
+    rounds: int = 20,
+    mu: float = 0.01,
+    clock: bool = False,
+    seed: int = 7,
+    changes: Mapping[str, str] | None = None,
+) -> Path:
+    results = started(path, mu, seed=seed, changes=changes)
     for round in range(1, rounds + 1):
         add_round(results, round, clock)
     results.finish("finished")

@@ -162,7 +162,7 @@ def test_a_results_file_that_lacks_a_part_is_damaged(tmp_path: Path, part: str) 
 
 
 def test_reading_starts_fast() -> None:
-    heavy = ("torch", "mpi4py", "matplotlib", "pandas", "yaml", "jsonargparse")
+    heavy = ("torch", "mpi4py", "matplotlib", "pandas", "yaml", "jsonargparse", "scipy", "tensorboardX")
     code = f"import sys, fedmpi.results.__main__; print([name for name in {heavy} if name in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.check_output([sys.executable, "-c", code], text=True, env=environment) == "[]\n"

@@ -3,13 +3,12 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
 from fedmpi.results import open as open_run
 from fedmpi.results.__main__ import main
-from fedmpi.results.plot import curve
+from fedmpi.results.pictures.curves import curve
 from tests.results.made_runs import add_round, finished, started
 
 
@@ -24,49 +23,42 @@ def test_runs_that_differ_by_their_seed_alone_are_one_line(
     # Accuracy is 0.04 times the round, every other round: 24 % after 6 rounds, 32 % after 8.
     files = [finished(tmp_path / "a.h5", rounds=6, seed=1), finished(tmp_path / "b.h5", rounds=6, seed=2)]
     files += [finished(tmp_path / "c.h5", rounds=8, mu=1.0)]
-    plain, strong = rows(capsys, *map(str, files), "--targets", "0.15", "0.3")
+    plain, strong = rows(capsys, *map(str, files))
     assert (plain["method"], strong["method"]) == ("FedProx (mu 0.01)", "FedProx (mu 1.0)")
     assert (plain["runs"], strong["runs"]) == ("2", "1")
     assert (plain["last (%)"], strong["last (%)"]) == ("24.00 ± 0.00", "32.00")
     assert (plain["last 10 (%)"], strong["last 10 (%)"]) == ("16.00 ± 0.00", "20.00")
-    assert (plain["rounds to 15 %"], strong["rounds to 15 %"]) == ("4", "4")
-    assert (plain["rounds to 30 %"], strong["rounds to 30 %"]) == ("-", "8")
     assert (plain["GB"], strong["GB"]) == ("0.024", "0.032")
     assert (plain["seconds"], strong["seconds"]) == ("12", "16")
     assert plain["whose"] == "server's"
     assert "seed" not in plain
 
 
-def test_spread_is_over_seeds_and_targets_count_who_reached_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_spread_is_over_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = []
     for seed, rounds in ((1, 4), (2, 6), (3, 8)):  # as if trained for as long, and learnt as much
         files.append(str(finished(tmp_path / f"{seed}.h5", rounds=rounds, seed=seed)))
-    (line,) = rows(capsys, *files, "--targets", "0.2")
+    (line,) = rows(capsys, *files)
     assert line["best (%)"] == "24.00 ± 8.00"  # of 16, 24, 32, with n-1
-    assert line["rounds to 20 %"] == "6 (2 of 3)"
+    (line,) = rows(capsys, *files, "--standard_error")
+    assert line["best (%)"] == "24.00 ± 4.62"  # 8 / sqrt(3)
+    (line,) = rows(capsys, *files, "--column", "train_loss")
+    assert line["last"] == "0.18 ± 0.06"  # of 1/4, 1/6, 1/8
+    assert "best" not in line
 
 
 def test_settings_that_differ_are_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import tests.results.made_runs as made
-
+    wide = {"model: Linear": "model:\n  class_path: a.b.Wide\n  init_args:\n    norm: batch"}
     one = finished(tmp_path / "one.h5")
-    config = made.CONFIG
-    try:
-        made.CONFIG = config.replace("alpha: 0.3", "alpha: 0.7").replace("lr: 1.0e-05", "lr: 0.1")
-        other = finished(tmp_path / "other.h5")
-    finally:
-        made.CONFIG = config
+    other = finished(tmp_path / "other.h5", changes={"alpha: 0.3": "alpha: 0.7", "lr: 1.0e-05": "lr: 0.1"})
+    third = finished(tmp_path / "third.h5", changes=wide)
+    fourth = finished(tmp_path / "fourth.h5", changes={**wide, "norm: batch": "norm: group"})
     lines = rows(capsys, str(one), str(other))
     assert [(line["alpha"], line["lr"]) for line in lines] == [("0.3", "1e-05"), ("0.7", "0.1")]
     assert "epochs" not in lines[0]
-    try:
-        made.CONFIG = config.replace("model: Linear", "model:\n  class_path: a.b.Wide\n  init_args:\n    norm: batch")
-        third = finished(tmp_path / "third.h5")
-    finally:
-        made.CONFIG = config
-    assert [line["model"] for line in rows(capsys, str(one), str(third))] == ["Linear", "Wide (norm batch)"]
+    assert [line["model"] for line in rows(capsys, str(one), str(third))] == ["Linear", "Wide"]
+    models = [line["model"] for line in rows(capsys, str(one), str(third), str(fourth))]
+    assert models == ["Linear", "Wide (norm batch)", "Wide (norm group)"]
 
 
 def test_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,16 +68,17 @@ def test_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["table", *files, "--format", format]) == 0
         shown[format] = capsys.readouterr().out.splitlines()
     assert " ".join(shown["text"][0].split()) == "method runs last (%) best (%) last 10 (%) whose GB seconds"
-    assert shown["text"][1].startswith("FedProx (mu 0.01)  2     8.00 ± 0.00")
-    assert shown["markdown"][1] == "| " + " | ".join(["---"] * 8) + " |"
-    assert shown["markdown"][2].startswith("| FedProx (mu 0.01) | 2 | 8.00 ± 0.00 | ")
-    assert shown["latex"][0] == r"\begin{tabular}{llllllll}"
+    assert shown["text"][1].startswith("FedProx     2  8.00 ± 0.00  8.00 ± 0.00"), "one of a kind, no arguments"
+    assert shown["markdown"][1] == "| --- | ---: | ---: | ---: | ---: | --- | ---: | ---: |"
+    assert shown["markdown"][2].startswith("| FedProx | 2 | 8.00 ± 0.00 | ")
+    assert shown["latex"][0] == r"\begin{tabular}{lrrrrlrr}"
     assert shown["latex"][2].startswith(r"method & runs & last (\%) & ")
     assert r"8.00 $\pm$ 0.00" in shown["latex"][4]
 
 
 def test_files_that_do_not_serve_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    good, going, young = finished(tmp_path / "good.h5"), tmp_path / "going.h5", tmp_path / "young.h5"
+    finished(tmp_path / "good.h5")
+    going, young = tmp_path / "going.h5", tmp_path / "young.h5"
     results = started(going, mu=3.0)
     add_round(results, 1)
     add_round(results, 2)
@@ -104,26 +97,29 @@ def test_files_that_do_not_serve_are_named(tmp_path: Path, capsys: pytest.Captur
     assert going_line == f"{going}: running, counted as far as it is"
     assert young_line == f"{young}: no column 'test_accuracy' in its rounds (no rounds yet)"
     assert text_line.startswith(f"{tmp_path / 'text.h5'}: ")
-    with pytest.raises(SystemExit) as raised:
-        main(["table", str(good), "--targets", "70"])
-    assert raised.value.code == 2
-    assert capsys.readouterr().err.endswith("70 must be a share from 0 to 1\n")
 
 
-def test_rounds_beside_a_reference_and_traffic_until_then(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Oracle: 0.04 of accuracy and 4 MB a round, measured every other round; rounds by hand."""
-    fast = finished(tmp_path / "fast.h5", rounds=8, mu=1.0)
-    slow = finished(tmp_path / "slow.h5", rounds=8)
-    with h5py.File(slow, "r+") as file:
-        file["rounds/test_accuracy"][...] /= 2
-        file.attrs["algorithm"] = "FedAvg"
-    fast_line, slow_line = rows(capsys, str(fast), str(slow), "--targets", "0.15", "0.3", "--reference", "FedAvg")
-    assert (fast_line["rounds to 15 %"], slow_line["rounds to 15 %"]) == ("4 (-50 %)", "8")
-    assert (fast_line["rounds to 30 %"], slow_line["rounds to 30 %"]) == ("8", "-")
-    assert (fast_line["GB to 15 %"], slow_line["GB to 15 %"]) == ("0.016", "0.032")
-    assert slow_line["GB to 30 %"] == "-"
-    assert main(["table", str(fast), "--reference", "FedAvg"]) == 2
-    assert capsys.readouterr().err == "--reference = FedAvg: must have runs of one setting, here 0\n"
+def test_methods_by_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: by hand. Most methods have both alphas, so they are columns; one has another cohort, which is not."""
+    files = []
+    for name, mu, seed, rounds, changes in (
+        ("a", 0.1, 1, 4, {}),
+        ("b", 0.1, 2, 6, {}),
+        ("c", 0.1, 1, 8, {"alpha: 0.3": "alpha: 0.7"}),
+        ("d", 1.0, 1, 10, {}),
+        ("e", 1.0, 1, 12, {"alpha: 0.3": "alpha: 0.7"}),
+        ("f", 1.0, 1, 14, {"alpha: 0.3": "alpha: 0.7", "cohort: 4": "cohort: 5"}),
+    ):
+        files.append(str(finished(tmp_path / f"{name}.h5", rounds=rounds, mu=mu, seed=seed, changes=changes)))
+    assert main(["table", *files, "--figure", "last", "--format", "csv"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "method,cohort,alpha 0.3,alpha 0.7",
+        "FedProx (mu 0.1),4,20.00 ± 5.66,32.00",
+        "FedProx (mu 1.0),4,40.00,48.00",
+        "FedProx (mu 1.0),5,-,56.00",
+    ]
+    assert main(["table", *files[:2], "--figure", "best", "--format", "csv"]) == 0
+    assert capsys.readouterr().out == "method,best (%)\nFedProx,20.00 ± 5.66\n"
 
 
 def test_newcomers_have_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,9 +9,9 @@ import pytest
 
 import fedmpi.results
 from fedmpi.results.__main__ import main
-from fedmpi.results.plot import curve
-from fedmpi.results.settings import describe, differences
-from tests.results.made_runs import finished, started
+from fedmpi.results.pictures.clients import client_accuracies
+from fedmpi.results.pictures.curves import band, curve
+from tests.results.made_runs import add_round, finished, started
 
 
 def test_pictures_are_made_in_the_format_of_their_suffix(tmp_path: Path) -> None:
@@ -24,16 +24,23 @@ def test_pictures_are_made_in_the_format_of_their_suffix(tmp_path: Path) -> None
         assert len(content) > 5000
 
 
-def test_bubbles_of_a_partition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Oracle: the counts in the file: places, areas in their proportion and on one scale, no bubble for 0."""
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The axes of every figure that is written."""
     figure = pytest.importorskip("matplotlib.figure").Figure
-    drawn, save = [], figure.savefig
+    drawn: list[Any] = []
+    save = figure.savefig
 
     def noting_save(self: Any, *arguments: Any, **options: Any) -> None:
         drawn.append(self.axes)
         save(self, *arguments, **options)
 
     monkeypatch.setattr(figure, "savefig", noting_save)
+    return drawn
+
+
+def test_bubbles_of_a_partition(tmp_path: Path, drawn: list[Any]) -> None:
+    """Oracle: the counts in the file: places, areas in their proportion and on one scale, no bubble for 0."""
     counts = [np.array([[4, 0, 1], [2, 8, 0], [0, 0, 3]]), np.full((3, 3), 5)]
     files = []
     for number, count in enumerate(counts):
@@ -89,38 +96,6 @@ def test_what_cannot_be_drawn_is_one_line(
     assert capsys.readouterr().err == "matplotlib is not installed: pip install 'fedmpi[plot]'\n"
 
 
-def test_runs_are_told_apart_by_what_differs_in_their_settings() -> None:
-    def settings(name: str, seed: int, **arguments: float) -> dict:
-        return {
-            "algorithm": {"class_path": f"fedmpi.algorithms.{name.lower()}.{name}", "init_args": arguments},
-            "dataset": "Digits",
-            "local": {"lr": 0.1, "clip": None},
-            "seed": seed,
-            "output": f"{name}-{seed}.h5",
-        }
-
-    runs = [settings("FedAvg", 0), settings("FedProx", 0, mu=0.1), settings("FedProx", 1, mu=1.0)]
-    assert differences(runs) == ["FedAvg, seed 0", "FedProx, mu 0.1, seed 0", "FedProx, mu 1.0, seed 1"]
-    assert differences(runs[:2]) == ["FedAvg", "FedProx"], "whose mu is one of a kind"
-    assert differences([runs[0], {**runs[0], "local": {"lr": 0.1, "clip": 1}}]) == ["", "clip 1"]
-    assert differences(runs[:1] * 2) == ["", ""]
-
-
-def test_settings_read_like_prose() -> None:
-    inner = {
-        "class_path": "fedmpi.data.Dirichlet",
-        "init_args": {"alpha": 1e-5, "root": "x", "minimum": None},
-    }
-    assert (
-        describe({"class_path": "a.b.Permuted", "init_args": {"over": inner}})
-        == "Permuted (over Dirichlet (alpha 1e-05))"
-    )
-    assert describe({"class_path": "a.b.IID"}) == "IID"
-    assert describe({"epochs": 2, "lr": 0.1}) == "epochs 2, lr 0.1"
-    assert describe("my_package.Mine") == "Mine"
-    assert describe(1.5) == "1.5"
-
-
 def test_a_curve_over_virtual_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Oracle: 2.5 virtual seconds a round, added up; a run without a virtual clock is named."""
     with_clock = finished(tmp_path / "clock.h5", rounds=4, clock=True)
@@ -128,3 +103,63 @@ def test_a_curve_over_virtual_time(tmp_path: Path, capsys: pytest.CaptureFixture
     without = str(finished(tmp_path / "run.h5", rounds=4))
     assert main(["plot", without, "--x", "virtual_seconds", "-o", str(tmp_path / "out.png")]) == 2
     assert capsys.readouterr().err.startswith(f"{without}: no column 'virtual_seconds' in its rounds (round, ")
+
+
+def test_seeds_are_one_curve_with_a_band(tmp_path: Path, drawn: list[Any]) -> None:
+    """Oracle: by hand; 2 s and 0.04 of accuracy a round, measured every other; by seconds 8 % on from 4 s to 8 s."""
+    files = [finished(tmp_path / f"{seed}.h5", rounds=rounds, seed=seed) for seed, rounds in ((1, 4), (2, 6))]
+    other = started(tmp_path / "other.h5", seed=3)
+    for round in (1, 2, 3, 4):
+        add_round(other, round)
+    other.add_round(
+        {**dict.fromkeys(("bytes_up", "bytes_down"), 0), "round": 5, "seconds": 3.0, "test_accuracy": 0.3}
+    )
+    other.finish("finished")
+    runs = [fedmpi.results.open(path) for path in (*files, other.path)]
+    xs, means, deviations = band(runs[:2], "test_accuracy", "round")
+    assert (xs.tolist(), deviations.tolist()) == ([0, 2, 4], [0, 0, 0])
+    assert means == pytest.approx([10, 8, 16])
+    xs, means, deviations = band(runs[1:], "test_accuracy", "seconds")
+    assert xs.tolist() == [0, 4, 8, 11]  # the shorter one ends at 11 s, where the longer is on its way to 12 s
+    assert means == pytest.approx([10, 8, 16, (30 + 22) / 2])
+    assert deviations == pytest.approx([0, 0, 0, 8 / 2**0.5])
+
+    alone = finished(tmp_path / "alone.h5", mu=3.0)
+    assert main(["plot", *map(str, (*files, other.path, alone)), "-o", str(tmp_path / "out.pdf")]) == 0
+    (axes,) = drawn[-1]
+    assert [line.get_label() for line in axes.lines] == ["mu 0.01", "mu 3.0"]
+    assert len(axes.collections) == 1, "a single run has no band"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Round", "Test accuracy (%)")
+
+
+def test_the_other_kinds(tmp_path: Path, drawn: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: what made_runs wrote: half right for every client, classes from 0 to 1, busy 1.0 and 1.5 of 2 s."""
+    files = [str(finished(tmp_path / f"{mu}-{seed}.h5", mu=mu, seed=seed)) for mu in (0.01, 1.0) for seed in (1, 2)]
+    young = started(tmp_path / "young.h5")
+    young.write()
+    reasons = {
+        "clients": "no accuracies of clients yet",
+        "classes": "no evaluations yet",
+        "timeline": "no rounds yet",
+    }
+    for kind, reason in reasons.items():
+        output = tmp_path / f"{kind}.pdf"
+        assert main(["plot", *files, str(young.path), f"--{kind}", "-o", str(output)]) == 1
+        assert capsys.readouterr().err == f"{young.path}: {reason}\n"
+        assert output.read_bytes().startswith(b"%PDF")
+    boxes, classes, timeline = drawn
+    assert [label.get_text() for label in boxes[0].get_yticklabels()] == ["mu 0.01", "mu 1.0"]
+    dots = [line.get_xdata() for line in boxes[0].lines if line.get_marker() == "."]
+    assert [(len(values), set(values)) for values in dots] == [(2 * 20, {50.0})] * 2
+
+    assert [axes.get_title() for axes in classes[:2]] == ["mu 0.01", "mu 1.0"]
+    np.testing.assert_allclose(classes[0].images[0].get_array(), np.outer(np.linspace(0, 100, 10), np.ones(10)))
+
+    assert len(timeline) == 4
+    spans = [bars.get_paths() for bars in timeline[0].collections]
+    of_rank_1 = [
+        path.vertices[:, 0] for path in spans[2]
+    ]  # rank 0 has no rows here; then busy, waiting of ranks 1, 2
+    assert [(corners.min(), corners.max()) for corners in of_rank_1[:2]] == [(0, 1.0), (2, 3.0)]
+
+    assert client_accuracies(fedmpi.results.open(files[0])).tolist() == [50.0] * 20

@@ -1,0 +1,78 @@
+"""For other programs: CSV, and TensorBoard's event files."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedmpi.errors import BadInput
+from fedmpi.results.groups import columns
+from fedmpi.results.reader import Run, flat
+
+
+def to_csv(runs: Sequence[Run], output: Path, table: str = "rounds") -> None:
+    """All runs' rows of a table in one file, beside file, method, what else differs in the settings, and seed.
+
+    A value that is not known is empty; numbers have all digits.
+
+    Args:
+        table: rounds, clients, ranks, evaluation, clusters, partition or newcomers.
+
+    Raises:
+        BadInput: `output` cannot be written.
+    """
+    settings = columns([[run] for run in runs])
+    tables = [flat(run.table(table)) for run in runs]
+    names = list(dict.fromkeys(name for one in tables for name in one))
+    try:
+        with output.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["file", *settings, "seed", *names])
+            for k, (run, one) in enumerate(zip(runs, tables, strict=True)):
+                head = [str(run.path), *(values[k] for values in settings.values()), run.attributes["seed"]]
+                rows = len(next(iter(one.values()), ()))
+                cells = [one[name].tolist() if name in one else [""] * rows for name in names]
+                writer.writerows([*head, *("" if x != x else x for x in row)] for row in zip(*cells, strict=True))
+    except OSError as error:
+        raise BadInput(f"{output}: {error.strerror}") from None
+
+
+def to_tensorboard(runs: Sequence[Run], folder: Path) -> None:
+    """Each run's /rounds as scalars, in a folder of its own, for `tensorboard --logdir FOLDER`.
+
+    Steps are rounds, times are those of the rounds' ends.
+
+    Raises:
+        BadInput: tensorboardX is not installed, or `folder` exists or cannot be made.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise BadInput("tensorboardX is not installed: pip install 'fedmpi[tensorboard]'") from None
+    if folder.exists():
+        raise BadInput(f"{folder}: exists already")
+    paths = [run.path.resolve().with_suffix("") for run in runs]
+    common = os.path.commonpath([path.parent for path in paths])
+    try:
+        for run, path in zip(runs, paths, strict=True):
+            with SummaryWriter(str(folder / path.relative_to(common))) as writer:
+                _add_rounds(writer, run)
+    except OSError as error:
+        raise BadInput(f"{folder}: {error.strerror}") from None
+
+
+def _add_rounds(writer: Any, run: Run) -> None:
+    began = datetime.fromisoformat(run.attributes["started"]).timestamp()
+    times = began + np.cumsum(run.rounds.get("seconds", np.empty(0)))
+    for name, values in run.rounds.items():
+        if name == "round":
+            continue
+        for round, value, time in zip(run.rounds["round"], values, times, strict=True):
+            if not np.isnan(value):
+                writer.add_scalar(name, float(value), int(round), float(time))

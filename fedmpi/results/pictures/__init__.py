@@ -1,0 +1,1 @@
+"""Pictures of runs, as PNG, PDF or SVG that can go into a paper as they are: one file a kind."""

@@ -1,0 +1,47 @@
+"""How well each class is recognised, evaluation by evaluation: the diagonal of the confusion matrix over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi.errors import BadInput
+from fedmpi.results.groups import grouped, names
+from fedmpi.results.pictures.figure import panels
+from fedmpi.results.reader import Run
+
+
+def class_accuracies(run: Run) -> NDArray[np.float64]:
+    """[evaluations, classes] in percent.
+
+    Raises:
+        BadInput: the run has no evaluation yet.
+    """
+    if not len(run.evaluation.get("round", ())):
+        raise BadInput(f"{run.path}: no evaluations yet")
+    return 100 * run.evaluation["per_class_accuracy"]
+
+
+def draw(runs: Sequence[Run], output: Path) -> None:
+    """Draw a panel for each setting: rounds x classes, the mean over seeds, as far as all have come.
+
+    Raises:
+        BadInput: as `picture` and `class_accuracies`.
+    """
+    groups = grouped(runs)
+    with panels(output, names(groups), 2.6, 2.2) as drawn:
+        from matplotlib.ticker import MaxNLocator
+
+        for axes, group in zip(drawn, groups, strict=True):
+            found = [class_accuracies(run) for run in group]
+            count = min(map(len, found))
+            mean = np.mean([each[:count] for each in found], axis=0)
+            image = axes.imshow(mean.T, aspect="auto", origin="lower", cmap="cividis", vmin=0, vmax=100)
+            shown = range(0, count, -(-count // 5))
+            axes.set_xticks(shown, [str(group[0].evaluation["round"][number]) for number in shown])
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set(xlabel="Round", ylabel="Class")
+        drawn[0].figure.colorbar(image, ax=drawn, label="Accuracy of the class (%)")

@@ -1,0 +1,59 @@
+"""How well clients do, one by one: the spread of their accuracies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi.errors import BadInput
+from fedmpi.results.groups import grouped, names
+from fedmpi.results.pictures.figure import COLOURS, picture
+from fedmpi.results.reader import Run
+
+
+def client_accuracies(run: Run) -> NDArray[np.float64]:
+    """[n] in percent: of each client that has test samples, on these, at the last evaluation.
+
+    Raises:
+        BadInput: the run has not evaluated clients, or not yet.
+    """
+    accuracy = run.evaluation.get("client_accuracy", np.empty((0, 0)))
+    if not accuracy.size:
+        raise BadInput(f"{run.path}: no accuracies of clients yet")
+    last = accuracy[-1]
+    return 100 * last[~np.isnan(last)]
+
+
+def draw(runs: Sequence[Run], output: Path) -> None:
+    """Draw a box of the clients' accuracies for each setting: quartiles, whiskers to the 5th and 95th percentile.
+
+    Dots are clients, those of all seeds.
+
+    Raises:
+        BadInput: as `picture` and `client_accuracies`.
+    """
+    groups = grouped(runs)
+    found = [np.concatenate([client_accuracies(run) for run in group]) for group in groups]
+    titles = names(groups)
+    with picture(output, 3.6 + max(map(len, titles)) / 14, 1.0 + 0.32 * len(groups)) as figure:
+        axes = figure.subplots()
+        places = np.arange(len(groups))
+        for place, values in zip(places, found, strict=True):
+            height = np.random.default_rng(0).uniform(-0.28, 0.28, len(values))
+            axes.plot(values, place + height, ".", color=COLOURS[0], alpha=0.35, markersize=3, markeredgewidth=0)
+        axes.boxplot(
+            found,
+            positions=places,
+            orientation="horizontal",
+            widths=0.6,
+            whis=(5, 95),
+            showfliers=False,
+            medianprops={"color": COLOURS[1], "linewidth": 1.6},
+        )
+        axes.set_yticks(places, titles)
+        axes.invert_yaxis()
+        axes.set_xlabel("Accuracy on the client's own test samples (%)")
+        axes.grid(axis="x", alpha=0.3, linewidth=0.6)

@@ -1,0 +1,43 @@
+"""Who has what: clients x classes, a bubble for the samples of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fedmpi.results.pictures.figure import COLOURS, panels, run_names
+from fedmpi.results.reader import Run
+
+# Area in square points of a bubble that fills its cell, times the square of how many cells there are in a row.
+_LARGEST_BUBBLE = 18_000
+
+
+def draw(runs: Sequence[Run], output: Path, clients: int) -> None:
+    """Draw for each run a panel with a bubble for each of the first clients and each class.
+
+    The area of a bubble is the number of samples, on one scale for all panels.
+
+    Raises:
+        BadInput: as `picture`.
+    """
+    counts = [run.partition["label_counts"][:clients] for run in runs]
+    most = max(int(each.max()) for each in counts)
+    scale = _LARGEST_BUBBLE / most / max(max(each.shape) for each in counts) ** 2
+    with panels(output, run_names(runs), 2.6, 2.4) as drawn:
+        from matplotlib.ticker import MaxNLocator
+
+        for axes, each in zip(drawn, counts, strict=True):
+            client, of_class = np.nonzero(each)
+            axes.scatter(client, of_class, scale * each[client, of_class], COLOURS[0], linewidths=0)
+            axes.set(xlabel="Client", ylabel="Class", xlim=(-0.7, len(each) - 0.3), ylim=(-0.7, each.shape[1] - 0.3))
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(alpha=0.3, linewidth=0.6)
+            axes.set_axisbelow(True)
+        sizes = sorted({-(-most // part) for part in (1, 4, 16)})
+        bubbles = [drawn[0].scatter([], [], scale * size, COLOURS[0], linewidths=0) for size in sizes]
+        drawn[0].figure.legend(
+            bubbles, map(str, sizes), title="Samples", loc="outside right center", frameon=False, fontsize=8
+        )

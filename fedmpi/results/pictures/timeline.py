@@ -1,0 +1,67 @@
+"""What each rank did when: busy or waiting, round by round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi.errors import BadInput
+from fedmpi.results.pictures.figure import COLOURS, picture, run_names, wrapped
+from fedmpi.results.reader import Run
+
+_WIDTH = 5.5  # inches
+_MARKED = 60  # rounds whose ends are marked by thin lines
+_KINDS = {"busy_seconds": ("busy", COLOURS[0]), "wait_seconds": ("waiting", COLOURS[4])}
+
+
+def round_ends(run: Run) -> NDArray[np.float64]:
+    """[rounds] seconds of wall time from the start of the first round to the end of each.
+
+    Raises:
+        BadInput: the run has no rounds yet.
+    """
+    if not len(run.rounds.get("round", ())):
+        raise BadInput(f"{run.path}: no rounds yet")
+    return np.cumsum(run.rounds["seconds"])
+
+
+def draw(runs: Sequence[Run], output: Path) -> None:
+    """Draw a panel for each run, with a line for each rank.
+
+    In a round a rank's busy time comes first and its waiting then, whatever their order was; what is left white is
+    communication and books.
+
+    Raises:
+        BadInput: as `picture` and `round_ends`.
+    """
+    counts = [int(run.ranks["rank"].max()) + 1 for run in runs]
+    with picture(output, _WIDTH, 0.5 + sum(0.7 + 0.22 * count for count in counts)) as figure:
+        from matplotlib.ticker import MaxNLocator
+
+        drawn = figure.subplots(len(runs), 1, squeeze=False, height_ratios=[3 + count for count in counts])[:, 0]
+        for axes, run, count, title in zip(drawn, runs, counts, run_names(runs), strict=True):
+            ends = round_ends(run)
+            known = run.ranks["round"] <= len(ends)  # the file may have got ahead
+            for rank in range(count):
+                of_rank = np.flatnonzero((run.ranks["rank"] == rank) & known)
+                start = (ends - run.rounds["seconds"])[run.ranks["round"][of_rank] - 1]
+                for column, (name, colour) in _KINDS.items():
+                    lasts = run.ranks[column][of_rank]
+                    spans = np.stack([start, lasts], axis=1)
+                    axes.broken_barh(
+                        spans, (rank - 0.4, 0.8), color=colour, linewidth=0, label=name if not rank else ""
+                    )
+                    start = start + lasts
+            if len(ends) <= _MARKED:
+                axes.vlines(ends, -0.5, count - 0.5, color="black", linewidth=0.3)
+            axes.set(ylabel="Rank", ylim=(count - 0.5, -0.5), xlim=(0, ends[-1]))
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_title(wrapped(title, _WIDTH) if len(runs) > 1 else "")
+        drawn[-1].set_xlabel("Wall time (s)")
+        handles, labels = drawn[0].get_legend_handles_labels()  # of all ranks: the first are enough
+        figure.legend(
+            handles[: len(_KINDS)], labels[: len(_KINDS)], loc="outside upper right", ncols=2, frameon=False
+        )

@@ -1,0 +1,113 @@
+"""A live view of running jobs in the terminal: the files are read again and again, which disturbs no job."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi.errors import BadInput
+from fedmpi.results.reader import Run, open
+from fedmpi.results.settings import describe
+from fedmpi.results.summary import duration, loss, percent
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_HOME_AND_CLEAR = "\x1b[H\x1b[J"
+
+
+def watch(paths: Sequence[Path], interval: float) -> bool:
+    """Show runs, a few lines each, until all have ended; a file that is not there yet is waited for.
+
+    On a terminal the screen is painted afresh; elsewhere what has changed is printed.
+
+    Args:
+        interval: seconds between two looks.
+
+    Returns:
+        Whether all have finished.
+    """
+    shown: list[str] = []
+    while True:
+        width = shutil.get_terminal_size().columns
+        views = [_view(path, width) for path in paths]
+        screens = [text for text, _ in views]
+        if sys.stdout.isatty():
+            print(_HOME_AND_CLEAR + "\n\n".join(screens), flush=True)
+        elif screens != shown:
+            fresh = [text for number, text in enumerate(screens) if text not in shown[number : number + 1]]
+            print("\n\n".join(fresh), flush=True)
+        shown = screens
+        if all(status not in ("running", "awaited") for _, status in views):
+            return all(status == "finished" for _, status in views)
+        time.sleep(interval)
+
+
+def progress(run: Run, width: int = 80) -> str:
+    """How far a run is, in a few lines: rounds, time left, accuracy and loss as they went."""
+    path, *lines = _lines(run)
+    return "\n".join([path, *(line[:width] for line in lines)])  # a file's name is kept whole, to be copied
+
+
+def sparkline(values: NDArray[np.float64], width: int = 30) -> str:
+    """The course of numbers without NaN, as text of at most so many characters: lowest ▁, highest █."""
+    if len(values) > width:
+        values = np.array([part.mean() for part in np.array_split(values, width)])
+    lowest, range_ = values.min(initial=np.inf), np.ptp(values) if len(values) else 0
+    heights = (values - lowest) / range_ * (len(_BLOCKS) - 1) if range_ else np.zeros(len(values))
+    return "".join(_BLOCKS[round(height)] for height in heights)
+
+
+def _view(path: Path, width: int) -> tuple[str, str]:
+    """What to show of a file, and its status; `awaited` if it is not there yet."""
+    if not path.exists():
+        return f"{path}: not there yet", "awaited"
+    try:
+        run = open(path)
+    except BadInput as error:
+        return str(error), "unreadable"
+    return progress(run, width), run.status
+
+
+def _lines(run: Run) -> Iterator[str]:
+    yield f"{run.path}  {run.status}{_silence(run)}"
+    settings = {**run.attributes, **run.settings}
+    names = [describe(settings[name]) for name in ("algorithm", "model", "dataset")]
+    yield ", ".join([*names, f"seed {settings['seed']}"])
+    yield _bar(run)
+    score, accuracies = run.accuracy(), _known(run, "test_accuracy")
+    if len(accuracies):
+        best = f"best {percent(score.best)} (round {score.best_round})"
+        yield f"test accuracy  {sparkline(accuracies)} {percent(score.last)}, {best}"
+    losses = _known(run, "train_loss")
+    if len(losses):
+        yield f"training loss  {sparkline(losses)} {loss(losses[-1])}"
+
+
+def _silence(run: Run) -> str:
+    if run.status != "running":
+        return ""
+    age = datetime.now(timezone.utc) - datetime.fromisoformat(run.attributes["last_write"])
+    return f", as {duration(round(max(age.total_seconds(), 0)))} ago"
+
+
+def _bar(run: Run) -> str:
+    done, planned = len(run.rounds.get("round", ())), run.settings.get("rounds")
+    facts = [f"round {done} of {planned}" if planned else f"round {done}"]
+    if done:
+        pace = float(np.median(run.rounds["seconds"][-10:]))
+        facts.append(f"{duration(pace)} each")
+        if planned and run.status == "running":
+            facts.append(f"about {duration(pace * (planned - done))} left")
+    filled = 20 * done // planned if planned else 0
+    return f"[{'#' * filled}{'.' * (20 - filled)}] {', '.join(facts)}"
+
+
+def _known(run: Run, column: str) -> NDArray[np.float64]:
+    values = run.rounds.get(column, np.empty(0))
+    return values[np.isfinite(values)]

@@ -1,0 +1,72 @@
+"""The documents' code runs as it stands there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedmpi import results
+from fedmpi.results.check import problems
+from tests.launch import REPOSITORY, mpirun, succeed
+from tests.results.made_runs import finished
+
+DOCS = REPOSITORY / "docs"
+EXTENDING = (DOCS / "extending.md").read_text()
+EXAMPLE = next(block for block in re.findall(r"```python\n(.*?)```", EXTENDING, re.DOTALL) if "# own.py" in block)
+
+
+def test_a_method_a_model_a_data_set_and_a_partition_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.py").write_text(EXAMPLE)
+    monkeypatch.chdir(tmp_path)
+    text = re.search(r"^    python -m fedmpi --algorithm own.*?[^\\]$", EXTENDING, re.DOTALL | re.MULTILINE)
+    assert text
+    words = shlex.split(text[0].replace("\\\n", " "))
+    succeed(mpirun(2, *words[1:]))
+    run = results.open(tmp_path / "runs" / "own.h5")
+    names = [run.settings[name]["class_path"] for name in ("algorithm", "model", "dataset", "partition")]
+    assert names == ["own.Cautious", "own.Tiny", "own.Rings", "own.Neighbours"]
+    assert run.settings["algorithm"]["init_args"] == {"share": 0.8}
+    assert (run.rounds["change"] > 0).all()
+    assert problems(run.path) == [], "a column of one's own is part of the schema"
+    assert run.accuracy().last > 0.7
+    counts = run.partition["label_counts"]
+    assert counts.sum(1).tolist() == [250] * 8
+    assert counts[0].argmax() == 0
+    assert counts[-1].argmax() == 3
+
+
+def test_the_example_of_the_reader(tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    pytest.importorskip("matplotlib")
+    files = [finished(tmp_path / f"{seed}.h5", seed=seed) for seed in (1, 2)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    output = subprocess.run(
+        [sys.executable, DOCS / "example.py", *files],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "FedProx   0.8  0.0      2" in output
+    assert (tmp_path / "example.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_method_has_a_page() -> None:
+    """The names of the README's table of methods, each in some page of docs/methods."""
+    readme = (REPOSITORY / "README.md").read_text()
+    section = readme[readme.index("\n## Methods\n") : readme.index("Fed-GN is FedAvg")]
+    rows = [line.split("|")[2] for line in section.splitlines() if line.startswith("| ")]
+    known = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert len(known) > 30
+    pages = "\n".join(path.read_text() for path in [*DOCS.glob("methods*.md"), *DOCS.glob("methods/*.md")])
+    missing = [name for name in known if not re.search(rf"\b{name}\b", pages)]
+    assert not missing
