@@ -140,7 +140,11 @@ class DistributionFusion(Algorithm):
         import torch
 
         start = fed.broadcast(self.weights)
-        models = [(block, self.train(fed, block, start, start).weights.clone()) for block in fed.my_clients(cohort)]
+        models = []
+        for block in fed.my_clients(cohort):
+            weights, left = self.train(fed, block, start, start).weights, block.left()
+            models.append((block.rows(left), weights[left]))
+        cohort = fed.left(cohort)
         mine = {
             client: row[self.read.columns]
             for block, weights in models
