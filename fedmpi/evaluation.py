@@ -1,7 +1,7 @@
 """Measuring models on the test set: per sample, and from that per class, per client and overall.
 
 The test set is cut into fixed blocks that are dealt out to the ranks, and what travels is the loss of every single
-sample and whether it was classified correctly. So nothing is added up before it is in the order of the test set,
+sample and the class that the model takes it for. So nothing is added up before it is in the order of the test set,
 and the result has the same bits for any number of ranks.
 """
 
@@ -35,7 +35,7 @@ class Evaluation:
 
     Attributes:
         losses: [n] float32, cross entropy of each test sample; NaN where none was measured.
-        correct: [n] float32, 1 where the sample was classified correctly.
+        predicted: [n] float32, the class that the model takes it for; NaN likewise.
         labels: [n] int64.
         owners: [n] int64, the client to whose shard a sample belongs.
         classes, clients: how many there are.
@@ -49,11 +49,23 @@ class Evaluation:
         classes: int,
         clients: int,
     ) -> None:
-        self.losses, self.correct = measured
+        self.losses, self.predicted = measured
         self.labels = labels
         self.owners = owners
         self.classes = classes
         self.clients = clients
+
+    @property
+    def correct(self) -> NDArray[np.float32]:
+        """[n], 1 where the sample was classified correctly; NaN where it was not measured."""
+        return _correct(self.predicted, self.labels)
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """[classes, classes], how many of the measured samples of each class the model takes for each class."""
+        known = ~np.isnan(self.predicted)
+        pairs = self.labels[known] * self.classes + self.predicted[known].astype(np.int64)
+        return np.bincount(pairs, minlength=self.classes**2).reshape(self.classes, self.classes)
 
     @property
     def accuracy(self) -> float:
@@ -63,7 +75,7 @@ class Evaluation:
     @property
     def loss(self) -> float:
         """Mean cross entropy over the measured samples."""
-        measured = self.losses[~np.isnan(self.correct)]
+        measured = self.losses[~np.isnan(self.predicted)]
         return float(measured.mean(dtype=np.float64)) if len(measured) else math.nan
 
     @property
@@ -81,7 +93,7 @@ class Evaluation:
         """Each sample as measured with the model that its owner chose; not measured where that is -1."""
         one = models[0]
         number = choice[one.owners]
-        each = np.array([[model.losses, model.correct] for model in models])
+        each = np.array([[model.losses, model.predicted] for model in models])
         measured = each[number, :, np.arange(len(number))].T
         measured[:, number < 0] = np.nan
         return cls(measured, one.labels, one.owners, one.classes, one.clients)
@@ -138,7 +150,7 @@ class Evaluator:
         into: NDArray[np.float32],
         predict: Predict = by_the_network,
     ) -> None:
-        """Fill in the loss and the correctness of every block b of test samples for which b mod `parts` is `part`.
+        """Fill in loss and predicted class of every block b of test samples for which b mod `parts` is `part`.
 
         Args:
             weights: [P], of the network.
@@ -156,7 +168,7 @@ class Evaluator:
         into: NDArray[np.float32],
         predict: Predict = by_the_network,
     ) -> None:
-        """Fill in the loss and the correctness of a client's own test samples; arguments as of `measure`."""
+        """Fill in loss and predicted class of a client's own test samples; arguments as of `measure`."""
         self._model.load(weights)
         shard = self._test_shards[client]
         for start in range(0, len(shard), BLOCK):
@@ -166,19 +178,20 @@ class Evaluator:
         """Share of a client's own test samples that are classified correctly; NaN if it has none."""
         measured = self.nothing()
         self.measure_client(weights, client, measured, predict)
-        return _share(measured[1, self._test_shards[client]])
+        shard = self._test_shards[client]
+        return _share(_correct(measured[1, shard], self._labels[shard]))
 
     def accuracy(self, weights: torch.Tensor) -> float:
         """Share of all test samples that `weights` classifies correctly."""
         measured = self.nothing()
         self.measure(weights, 0, 1, measured)
-        return _share(measured[1, self._counted])
+        return self.evaluation(measured).accuracy
 
     def _measure(self, index: NDArray[np.int64], into: NDArray[np.float32], predict: Predict) -> None:
         batch = self._test.batch(index, self._seen_pixels(self._owners[index]))
         logits = predict(Net(self._model), batch)
         into[0, index] = cross_entropy(logits, batch.y).cpu().numpy()
-        into[1, index] = (logits.argmax(1) == batch.y).cpu().numpy()
+        into[1, index] = logits.argmax(1).cpu().numpy()
 
     def evaluation(self, measured: NDArray[np.float32]) -> Evaluation:
         """What was measured, added up over the ranks."""
@@ -230,6 +243,10 @@ def weighted_accuracy(accuracy: NDArray[np.float64], samples: NDArray[np.int64])
     """sum_k n_k a_k / sum_k n_k over the clients k whose accuracy [clients] is known."""
     known = ~np.isnan(accuracy) & (samples > 0)
     return float(accuracy[known] @ samples[known] / samples[known].sum()) if known.any() else np.nan
+
+
+def _correct(predicted: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:
+    return np.where(np.isnan(predicted), np.nan, predicted == labels).astype(np.float32)
 
 
 def _share(correct: NDArray[np.float32]) -> float:

@@ -70,9 +70,9 @@ class Outcome:
         if self.clusters is not None:
             results.add_clusters(int(self.row["round"]), self.clusters)
         if self.evaluation is not None:
-            results.add_evaluation(
-                int(self.row["round"]), self.evaluation.class_accuracy, self.evaluation.client_accuracy
-            )
+            found = self.evaluation
+            results.add_evaluation(int(self.row["round"]), found.class_accuracy, found.client_accuracy)
+            results.set_confusion(int(self.row["round"]), found.confusion)
 
 
 class Ledger:

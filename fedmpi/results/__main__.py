@@ -16,7 +16,7 @@ from fedmpi.results.compare import paired, repeats, sameness
 from fedmpi.results.export import to_csv, to_tensorboard
 from fedmpi.results.formats import FORMATS
 from fedmpi.results.groups import grouped
-from fedmpi.results.pictures import classes, clients, curves, partition, timeline
+from fedmpi.results.pictures import classes, clients, confusion, curves, partition, timeline
 from fedmpi.results.pictures.figure import SUFFIXES
 from fedmpi.results.reader import Run, open
 from fedmpi.results.rounds import tabulate_rounds
@@ -112,6 +112,8 @@ def _kind(options: argparse.Namespace) -> tuple[Callable[[Run], object], Callabl
         return clients.client_accuracies, clients.draw
     if options.classes:
         return classes.class_accuracies, classes.draw
+    if options.confusion:
+        return confusion.confusion, confusion.draw
     if options.timeline:
         return timeline.round_ends, timeline.draw
     points = {"column": options.column, "x": options.x}
@@ -226,6 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     kinds.add_argument("--partition", type=_count, metavar="CLIENTS", help="the first clients' samples by class")
     kinds.add_argument("--clients", action="store_true", help="how the clients' accuracies are spread")
     kinds.add_argument("--classes", action="store_true", help="the accuracy of each class, round by round")
+    kinds.add_argument("--confusion", action="store_true", help="which classes are taken for which, at the end")
     kinds.add_argument("--timeline", action="store_true", help="what each rank did when, busy or waiting")
 
     watched.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="between two looks")

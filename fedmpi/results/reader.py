@@ -106,6 +106,14 @@ class Run:
         """images uint8 [n, C, H, W] and labels [n] that the server made and pre-trained on; empty if it did not."""
         return self._read("synthetic")
 
+    @cached_property
+    def confusion(self) -> Table:
+        """counts [classes, classes] of the last evaluation's samples, by class and by predicted class; and its round.
+
+        Empty if there was none.
+        """
+        return self._read("confusion")
+
     def stage(self, name: str) -> Table:
         """Columns [rounds] of what was trained before the rounds, such as a generator; empty if nothing was."""
         return self._read(f"stages/{name}")

@@ -256,6 +256,13 @@ GROUPS: dict[str, Group] = {
         optional=False,
         row="an evaluation",
     ),
+    "confusion": Group(
+        "Of the last evaluation: which classes the test samples were taken for.",
+        {
+            "round": _always("number of the round", "", ("1",), "i"),
+            "counts": _always("samples of each class, by the predicted one", "", ("classes", "classes"), "i"),
+        },
+    ),
     "partition": Group(
         "What the clients hold.",
         {

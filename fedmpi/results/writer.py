@@ -131,6 +131,10 @@ class Results:
             row["client_accuracy"] = np.asarray(client_accuracy)[None]
         self._tables["evaluation"].add(row)
 
+    def set_confusion(self, round: int, counts: NDArray) -> None:
+        """/confusion, of the last evaluation: [classes, classes] samples of each class taken for each class."""
+        self.keep("confusion", {"round": np.array([round]), "counts": counts})
+
     def begin_stage(self, stage: str, round: int) -> None:
         """A stage goes on after this round, or begins after none: an earlier job's later ones are dropped."""
         self._tables[f"stages/{stage}"] = self._tables.get(f"stages/{stage}", Columns()).until(round)
@@ -140,7 +144,7 @@ class Results:
         self._tables.setdefault(f"stages/{stage}", Columns()).add(values)
 
     def keep(self, name: str, arrays: Mapping[str, NDArray]) -> None:
-        """A group of arrays that do not change any more; they are compressed here, once, and not at every write."""
+        """A group of arrays, in place of an earlier one; they are compressed here, once, and not at every write."""
         self._kept[name] = {array: _Packed(values) for array, values in arrays.items()}
 
     def set_initial(self, test_loss: float, test_accuracy: float) -> None:

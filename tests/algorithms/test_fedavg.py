@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -165,3 +166,6 @@ def test_accuracy_and_loss_are_the_networks(tmp_path: Path) -> None:
         (logits.argmax(1) == y).double().mean().item(), abs=0.003
     )
     assert made.rounds["test_accuracy"][-1] > 0.9
+    apart = np.abs(made.confusion["counts"] - confusion_matrix(DIGITS.test_y, logits.argmax(1).numpy()))
+    assert apart.sum() <= 2, "more than a sample on the border"
+    assert made.confusion["round"].tolist() == [2]

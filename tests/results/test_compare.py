@@ -114,5 +114,10 @@ def test_a_shorter_run_differs_where_it_ends(tmp_path: Path, capsys: pytest.Capt
     assert rounds == [
         "rounds from round 4 (round, train_loss, bytes_up, bytes_down, test_loss, test_accuracy)",
     ]
-    assert [part.split()[0] for part in differing_parts(*runs[::2])] == ["clients", "evaluation", "rounds"]
+    assert [part.split()[0] for part in differing_parts(*runs[::2])] == [
+        "clients",
+        "confusion",
+        "evaluation",
+        "rounds",
+    ]
     assert runs[0].weights.tolist() == weights().tolist()

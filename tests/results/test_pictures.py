@@ -140,6 +140,7 @@ def test_the_other_kinds(tmp_path: Path, drawn: list[Any], capsys: pytest.Captur
     reasons = {
         "clients": "no accuracies of clients yet",
         "classes": "no evaluations yet",
+        "confusion": "no evaluations yet",
         "timeline": "no rounds yet",
     }
     for kind, reason in reasons.items():
@@ -147,13 +148,18 @@ def test_the_other_kinds(tmp_path: Path, drawn: list[Any], capsys: pytest.Captur
         assert main(["plot", *files, str(young.path), f"--{kind}", "-o", str(output)]) == 1
         assert capsys.readouterr().err == f"{young.path}: {reason}\n"
         assert output.read_bytes().startswith(b"%PDF")
-    boxes, classes, timeline = drawn
+    boxes, classes, confusion, timeline = drawn
     assert [label.get_text() for label in boxes[0].get_yticklabels()] == ["mu 0.01", "mu 1.0"]
     dots = [line.get_xdata() for line in boxes[0].lines if line.get_marker() == "."]
     assert [(len(values), set(values)) for values in dots] == [(2 * 20, {50.0})] * 2
 
     assert [axes.get_title() for axes in classes[:2]] == ["mu 0.01", "mu 1.0"]
     np.testing.assert_allclose(classes[0].images[0].get_array(), np.outer(np.linspace(0, 100, 10), np.ones(10)))
+
+    shares = confusion[0].images[0].get_array()
+    assert shares[0, :2].tolist() == [0, 100]  # of the class without samples of its own
+    assert shares[4, 3:6].tolist() == [0, 80, 20]
+    assert [text.get_text() for text in confusion[0].texts[44:46]] == ["80", "20"]
 
     assert len(timeline) == 4
     spans = [bars.get_paths() for bars in timeline[0].collections]

@@ -36,6 +36,7 @@ def test_the_layout_is_the_contract(tmp_path: Path) -> None:
     with h5py.File(finished(tmp_path / "run.h5")) as file:
         assert set(file) == {
             "environment",
+            "confusion",
             "rounds",
             "clients",
             "ranks",

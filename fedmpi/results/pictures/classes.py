@@ -1,4 +1,4 @@
-"""How well each class is recognised, evaluation by evaluation: the diagonal of the confusion matrix over time."""
+"""How well each class is recognised, evaluation by evaluation."""
 
 from __future__ import annotations
 

@@ -1,0 +1,52 @@
+"""Which classes are taken for which, in the last evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi.errors import BadInput
+from fedmpi.results.groups import grouped, names
+from fedmpi.results.pictures.figure import panels
+from fedmpi.results.reader import Run
+
+#: More classes than these have no numbers in their cells.
+NUMBERED = 12
+
+
+def confusion(run: Run) -> NDArray[np.float64]:
+    """[classes, classes], of the samples of each class, the shares in percent that are taken for each class.
+
+    Raises:
+        BadInput: the run has no evaluation yet.
+    """
+    if not run.confusion:
+        raise BadInput(f"{run.path}: no evaluations yet")
+    counts = run.confusion["counts"].astype(np.float64)
+    return 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+
+
+def draw(runs: Sequence[Run], output: Path) -> None:
+    """Draw a panel for each setting: true x predicted classes, the mean over seeds.
+
+    Raises:
+        BadInput: as `picture` and `confusion`.
+    """
+    groups = grouped(runs)
+    with panels(output, names(groups), 3.2, 3.0) as drawn:
+        from matplotlib.ticker import MaxNLocator
+
+        for axes, group in zip(drawn, groups, strict=True):
+            shares = np.mean([confusion(run) for run in group], axis=0)
+            image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=100)
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(MaxNLocator(integer=True))
+            axes.set(xlabel="Predicted class", ylabel="Class")
+            if len(shares) <= NUMBERED:
+                for (row, column), share in np.ndenumerate(shares):
+                    colour = "black" if share > 50 else "white"
+                    axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=6, color=colour)
+        drawn[0].figure.colorbar(image, ax=drawn, label="Share of the class's samples (%)")
