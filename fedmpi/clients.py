@@ -248,7 +248,7 @@ class Clients:
         for client, vector in mine.items():
             rows.put(client, vector.cpu().numpy())
             self._ledger.bytes_up += vector.nbytes if counts else 0
-        with self._doing("gathering vectors"):
+        with self.doing("gathering vectors"):
             rows.close()
             gathered = rows.collect()
         return torch.from_numpy(gathered) if self.is_server else torch.empty(len(cohort), size, device="meta")
@@ -314,7 +314,7 @@ class Clients:
             vectors: what the hooks may read: [K, ...], a row each, or [n], the same for all.
         """
         self._forget_trained()
-        with self._doing("training", block), self._ledger.timed("train_seconds"):
+        with self.doing("training", block), self._ledger.timed("train_seconds"):
             block.give(vectors)
             start = start.expand(len(block), -1)
             work = self._trainer.train(block, start, hooks, self.round, self.rounds, phase)
@@ -340,7 +340,7 @@ class Clients:
         decay and clipping. Zeros for a client without samples.
         """
         self._forget_trained()
-        with self._doing("measuring gradients", block), self._ledger.timed("train_seconds"):
+        with self.doing("measuring gradients", block), self._ledger.timed("train_seconds"):
             block.give(vectors)
             return self._trainer.gradients(block, weights.expand(len(block), -1), hooks, self.round)
 
@@ -350,12 +350,12 @@ class Clients:
         In evaluation mode, of samples as they are, without augmentation. Client k's are in rows [k, :n_k], in the
         order of `Batch.place`.
         """
-        with self._doing("extracting features", block), self._ledger.timed("train_seconds"):
+        with self.doing("extracting features", block), self._ledger.timed("train_seconds"):
             return self._trainer.features(block, weights)
 
     def losses(self, block: Block, models: Tensor) -> Tensor:
         """[K, M]: the mean training loss of each of `models` [M, P] on each client of the block, forward only."""
-        with self._doing("measuring losses", block), self._ledger.timed("train_seconds"):
+        with self.doing("measuring losses", block), self._ledger.timed("train_seconds"):
             found = [self._evaluator.training_losses(client, models) for client in block.clients.tolist()]
         return torch.tensor(found)
 
@@ -365,7 +365,7 @@ class Clients:
         if self._world.is_worker:
             placement, _ = CostModel(len(self._world.workers)).place(self.samples[clients])
             ranks = np.array(self._world.workers)[placement]
-            with self._doing("measuring losses"):
+            with self.doing("measuring losses"):
                 for position in np.flatnonzero(ranks == self._world.rank):
                     losses[position] = self._evaluator.training_losses(int(clients[position]), models)
         self._world.sum(losses)
@@ -380,7 +380,7 @@ class Clients:
         self._trainer.deal(shards)
 
     def _measure_locally(self, block: Block, models: Tensor, predict: Prediction) -> None:
-        with self._doing("measuring what was trained", block), self._ledger.timed("evaluation_seconds"):
+        with self.doing("measuring what was trained", block), self._ledger.timed("evaluation_seconds"):
             found = [
                 self._evaluator.client_accuracy(model, client, predict_with(predict, block.row(k)))
                 for k, (client, model) in enumerate(zip(block.clients.tolist(), models, strict=True))
@@ -443,19 +443,21 @@ class Clients:
     def _be_idle(self) -> None:
         if self.is_server and not self._was_idle:
             self._was_idle = True
-            self.when_idle()
+            with self.doing("writing results"):
+                self.when_idle()
 
     def _distribute(self, vector: Tensor) -> Tensor:
-        with self._doing("broadcast"):
+        with self.doing("broadcast"):
             mine = vector.contiguous() if self.is_server else torch.empty(vector.shape, dtype=vector.dtype)
             return torch.from_numpy(self._world.broadcast(mine.numpy())).to(self.device)
 
     @contextmanager
-    def _doing(self, activity: str, block: Block | None = None) -> Iterator[None]:
-        """Note what is done and, if that goes well, that it is over."""
+    def doing(self, activity: str, block: Block | None = None) -> Iterator[None]:
+        """Note what is done, for the report of a failure, and, if that goes well, that it is over."""
+        before = self._activity
         self._activity = activity if block is None else f"{_named(block)}, {activity}"
         yield
-        self._activity = "between two steps of the algorithm"
+        self._activity = before
 
 
 def predict_with(predict: Prediction | None, vectors: Mapping[str, Tensor]) -> Predict:

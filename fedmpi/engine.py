@@ -49,6 +49,7 @@ class Engine(Federation):
     def begin(self, round: int) -> None:
         """Start a round."""
         self.round = round
+        self._activity = "aggregation, or another step of the algorithm" if round else "before the first round"
         self._world.begin_round()
         self._channels.clear()
         self._cohort_mean = self._kept_models = self._predict_locally = None
@@ -78,7 +79,7 @@ class Engine(Federation):
         for name, value in kept.items():
             if isinstance(value, Tensor) and value.device.type == "cpu" and self._world.lent(value.detach().numpy()):
                 raise RuntimeError(f"{name} is kept beyond the round in which it was broadcast: keep its clone()")
-        with self._doing("ending the round"):
+        with self.doing("ending the round"):
             self._be_idle()
             self._ledger.ask(status, checkpoint)
             outcome = self._ledger.close(sum(channel.bytes for channel in self._channels))
@@ -157,7 +158,7 @@ class Engine(Federation):
             self.log(cohort_mean_accuracy=self.evaluate(self._cohort_mean.reduce()).accuracy)
         if self._last_models is not None:
             mean = self._mean_over(self._everyone)
-            with self._doing("averaging all clients' models"):
+            with self.doing("averaging all clients' models"):
                 for client in self._at_home().tolist():
                     block = self._everyone.block(np.array([client]))
                     mean.add(self._last_models[block], block)

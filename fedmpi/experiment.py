@@ -303,8 +303,9 @@ class Experiment:
         if cohort.total_mass:  # else there is nothing to learn from
             algorithm.round(fed, cohort)
         if is_evaluated:
-            algorithm.evaluate(fed)
-            fed.evaluate_means()
+            with fed.doing("evaluation"):
+                algorithm.evaluate(fed)
+                fed.evaluate_means()
             fed.account(self.sampler, self.cohort)
         kept = {name: value for part in algorithm.parts for name, value in vars(part).items()}
         outcome = fed.finish(kept, *watch.asks(round))

@@ -38,7 +38,7 @@ class Federation(Clients):
     @contextmanager
     def serving(self) -> Iterator[None]:
         """While the server trains: its time is taken, and random layers of networks draw numbers of this round."""
-        with self._doing("training at the server"), self._ledger.serving():
+        with self.doing("training at the server"), self._ledger.serving():
             self._trainer.seed_others(randomness.key(self._seed, "training at the server", self.round))
             yield
 
@@ -86,7 +86,7 @@ class Federation(Clients):
             A float32 sum for each of the shapes, on every rank.
         """
         assert self._kept_models is not None, "no models were kept in this round"
-        with self._doing("asking the clients' models"):
+        with self.doing("asking the clients' models"):
             arrived = [self._tell(tensor) for tensor in told]
             with self._ledger.timed("teacher_seconds"):
                 net = Net(self._trainer.model)
@@ -106,12 +106,12 @@ class Federation(Clients):
             weights: of the server.
         """
         net = Net(self._trainer.model).at(self._distribute(weights))
-        with self._doing("sampling"):
+        with self.doing("sampling"):
             return sample(self._world, net, labels, self.shape, noise, finish, self.device, self._seed)
 
     def spread(self, images: Images | None, labels: Labels | None) -> tuple[Images, Labels]:
         """The server's images [n, C, H, W] and labels [n] on every rank."""
-        with self._doing("spreading images"):
+        with self.doing("spreading images"):
             return spread(self._world, images, labels, self.shape)
 
     def teach(
@@ -130,7 +130,7 @@ class Federation(Clients):
             return CentralTraining(model, self._train.like(images, labels), settings, seed)
 
         starts = [self._distribute(lesson.weights) for lesson in lessons]
-        with self._doing("training at the server"):
+        with self.doing("training at the server"):
             for epoch in teach(self._world, lessons, starts, make, self._build):
                 self.when_idle()
                 self.pause()
@@ -146,7 +146,7 @@ class Federation(Clients):
         received = self._distribute(weights)
         hits = np.zeros(len(shards))
         if self._world.is_worker:
-            with self._doing("evaluation"), self._ledger.timed("evaluation_seconds"):
+            with self.doing("evaluation"), self._ledger.timed("evaluation_seconds"):
                 hits = self._evaluator.training_hits(received, shards, *self._part)
         self._world.sum(hits)
         return hits
@@ -162,7 +162,7 @@ class Federation(Clients):
         others = {name: self._distribute(vector) for name, vector in vectors.items()}
         measured = self._evaluator.nothing()
         if self._world.is_worker:
-            with self._doing("evaluation"), self._ledger.timed("evaluation_seconds"):
+            with self.doing("evaluation"), self._ledger.timed("evaluation_seconds"):
                 self._evaluator.measure(received, *self._part, measured, predict_with(predict, others))
         self._world.sum(measured)
         return self._evaluator.evaluation(measured)
@@ -176,7 +176,7 @@ class Federation(Clients):
         """
         received = self._distribute(weights)
         measured = self._evaluator.nothing()
-        with self._doing("evaluation"), self._ledger.timed("evaluation_seconds"):
+        with self.doing("evaluation"), self._ledger.timed("evaluation_seconds"):
             for client in self._at_home().tolist():
                 self._evaluator.measure_client(personal(self._alone(client), received)[0], client, measured)
         self._world.sum(measured)
@@ -190,7 +190,7 @@ class Federation(Clients):
         """
         received = self._distribute(weights)
         found = np.zeros(self.clients)
-        with self._doing("evaluation"), self._ledger.timed("evaluation_seconds"):
+        with self.doing("evaluation"), self._ledger.timed("evaluation_seconds"):
             for client in self._at_home().tolist():
                 found[client] = self._evaluator.accuracy(personal(self._alone(client), received)[0])
         self._world.sum(found)
@@ -263,7 +263,7 @@ class Federation(Clients):
 
     def gather_records(self) -> dict[str, NDArray[np.float64]]:
         """What was recorded of the round's clients, on every rank: name -> [m], in the order of `cohort.clients`."""
-        with self._doing("gathering records"):
+        with self.doing("gathering records"):
             return self._ledger.gather()
 
     def _tell(self, tensor: Tensor) -> Tensor:

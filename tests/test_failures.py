@@ -35,7 +35,7 @@ class Job:
     @property
     def seconds(self) -> float:
         """From the failure on."""
-        (failed,) = re.findall(r"^fails at (.*)$", self.result.stderr, re.MULTILINE)[:1]
+        (failed,) = re.findall(r"fails at ([\d.]+)$", self.result.stderr, re.MULTILINE)[:1]
         return self.ended - float(failed)
 
     def report(self) -> tuple[int, str]:
@@ -82,9 +82,9 @@ PLACES = {
     "data": r"setting up",
     "setup": r"setting up",
     "loss": rf"round {FAILS_IN}, clients? \d(, \d)*, training",
-    "round": rf"round {FAILS_IN}, between two steps of the algorithm",
-    "evaluate": rf"round {FAILS_IN}, between two steps of the algorithm",
-    "write": rf"round {FAILS_IN}, between two steps of the algorithm",
+    "round": rf"round {FAILS_IN}, aggregation, or another step of the algorithm",
+    "evaluate": rf"round {FAILS_IN}, evaluation",
+    "write": rf"round {FAILS_IN}, writing results",
 }
 LAST_LINES = {
     "RuntimeError": "RuntimeError: as I was told",
