@@ -19,7 +19,7 @@ def mpirun(
         _command(ranks, arguments, launcher or _launcher()),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=480,
         env={**_environment(), **options},
     )
 
