@@ -58,7 +58,7 @@ def draw(runs: Sequence[Run], output: Path) -> None:
             if len(ends) <= _MARKED:
                 axes.vlines(ends, -0.5, count - 0.5, color="black", linewidth=0.3)
             axes.set(ylabel="Rank", ylim=(count - 0.5, -0.5), xlim=(0, ends[-1]))
-            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.set_title(wrapped(title, _WIDTH) if len(runs) > 1 else "")
         drawn[-1].set_xlabel("Wall time (s)")
         handles, labels = drawn[0].get_legend_handles_labels()  # of all ranks: the first are enough
