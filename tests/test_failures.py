@@ -118,13 +118,15 @@ CELLS = [
     (0, "KeyboardInterrupt", (0,), "setup"),
 ]
 KILLED = [((0,), "round"), ((2,), "round"), ((1,), "setup"), ((0,), "write")]
-# The server trains nobody, and nobody but the server writes.
+# The server trains nobody, nobody but the server writes, and a constructor that exits is bad input.
 EVERYWHERE = [
     (3, kind, ranks, phase)
     for kind, ranks, phase in product(
         ("RuntimeError", "exit", "KeyboardInterrupt", "MemoryError", "kill"), ((0,), (2,), (0, 1, 2)), PLACES
     )
-    if (phase != "loss" or ranks != (0,)) and (phase != "write" or ranks == (0,))
+    if (phase != "loss" or ranks != (0,))
+    and (phase != "write" or ranks == (0,))
+    and (kind, phase) != ("exit", "constructor")
 ]
 
 
