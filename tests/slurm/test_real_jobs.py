@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ class Job:
         until(lambda: self.state == "PENDING")
         about = self.slurm.about(self.number)
         assert (about["Restarts"], about["Reason"]) == ("1", "BeginTime")  # Slurm's pause of two minutes
+        time.sleep(2)  # a node starts no job that it was told to forget within the same second
         self.slurm.call("scontrol", "update", f"JobId={self.number}", "StartTime=now", "TimeLimit=60")
 
     def await_end(self) -> results.Run:
