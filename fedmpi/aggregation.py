@@ -1,16 +1,18 @@
 """Exact, order-free weighted means, and sums.
 
 Floating-point sums depend on their order, hence on how clients are spread over ranks. Here every term is first
-rounded to a multiple of a fixed unit, small enough to be lost in float32 and large enough that sums of such terms
-are exact, as sums of integers are (`fedmpi.mpi.node.FixedPoint`). Whatever the order or grouping, MPI's sum included,
-the bits are the same. The unit of parameters is 2^-43 (|t| < 2^8), that of floating-point buffers such as running
-variances 2^-29 (|t| < 2^22).
+rounded to a multiple of a unit, small enough to be lost in float32 and large enough that sums of such terms are
+exact, as sums of integers are (`fedmpi.mpi.node.FixedPoint`). Whatever the order or grouping, MPI's sum included, the
+bits are the same. The unit of parameters is 2^-43, for numbers below 2^8; that of floating-point buffers such as
+running variances is 2^-29, for numbers below 2^22. Larger numbers, which are rare, are summed by themselves, in
+classes with units of their own. A number's class depends on that number alone, so that no order can show there
+either. So any finite float32 can be averaged.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,28 +27,29 @@ if TYPE_CHECKING:
     from fedmpi.channel import Channel
     from fedmpi.training.block import Block
 
-PARAMETER_KIND, PARAMETER_LIMIT = FixedPoint(2.0**-43), 2.0**8
-BUFFER_KIND, BUFFER_LIMIT = FixedPoint(2.0**-29), 2.0**22
+PARAMETER_KIND, BUFFER_KIND = FixedPoint(2.0**-43), FixedPoint(2.0**-29)
+# Of numbers that are too large for these, each class reaches 2^16 times as far as the one before: its numbers are
+# rounded by 2^-36 of themselves at the most, and have room for clients that count 2^-12 of all.
+CLASS_BITS = 16
 # Large enough that the cost of calls does not count, small enough for a cache.
 BLOCK_ELEMENTS = 1 << 17
 REMEDY = "lower --local.lr, or set --local.clip_norm"
 
 
 class Diverged(ArithmeticError):
-    """What clients would send is too large or not finite: training has diverged, and a mean would be meaningless."""
+    """What clients would send is not finite: training has diverged, and a mean would be meaningless."""
 
 
-def diverged(weights: Tensor, parameters: int) -> NDArray[np.int64]:
-    """Which of the models [K, P] are not finite, or too large to be summed exactly.
-
-    Args:
-        parameters: the first elements of a model, of which the limit is 2^8; that of the others is 2^22.
-    """
-    is_lost = torch.zeros(len(weights), dtype=torch.bool, device=weights.device)
-    for part, limit in ((weights[:, :parameters], PARAMETER_LIMIT), (weights[:, parameters:], BUFFER_LIMIT)):
-        if part.numel() and not _is_within(part, limit):
-            is_lost |= ~(part.abs().amax(1) < limit)
-    return np.flatnonzero(is_lost.cpu().numpy())
+def diverged(weights: Tensor) -> dict[int, tuple[int, float]]:
+    """Which of the models [K, P] are not finite: the number of each, with its first such element and the value."""
+    if _is_finite(weights):
+        return {}
+    lost = {}
+    for k, row in enumerate(weights):
+        if not _is_finite(row):
+            first = int((~row.isfinite()).nonzero()[0])
+            lost[k] = first, row[first].item()
+    return lost
 
 
 class WeightedMean:
@@ -62,6 +65,7 @@ class WeightedMean:
         expected_mass: by which a mean of parameters is divided in place of the mass that was added; what is missing,
             or too much, is made up for by `empty` in `reduce`. None: the mass that was added.
         channel: through which the vectors come; None: they arrive as they are.
+        name_at: the name of the tensor that an element of a vector belongs to.
 
     Attributes:
         mass: of all vectors that came, from whatever rank; known after `reduce`.
@@ -80,6 +84,7 @@ class WeightedMean:
         device: torch.device,
         expected_mass: float | None = None,
         channel: Channel | None = None,
+        name_at: Callable[[int], str] = str,
     ) -> None:
         if groups is not None and expected_mass is not None:
             raise ValueError("Horvitz-Thompson weights are for one mean, not for one of each group")
@@ -89,16 +94,14 @@ class WeightedMean:
         self._total_mass = total_mass
         self._expected_mass = expected_mass
         self._channel = channel
+        self._name_at = name_at
         self._grouped = groups is not None
         kinds = ((parameters, PARAMETER_KIND), (size, BUFFER_KIND))
         self._shared = world.shared_mean(groups or 1, size, kinds)
         shared_rows = torch.from_numpy(self._shared.rows)
         self._rows = shared_rows if device.type == "cpu" else torch.empty_like(shared_rows, device=device)
         self._scratch = torch.empty(BLOCK_ELEMENTS, dtype=torch.float64, device=device)
-        self._segments = (
-            (0, parameters, PARAMETER_KIND.magic, PARAMETER_LIMIT),
-            (parameters, size, BUFFER_KIND.magic, BUFFER_LIMIT),
-        )
+        self._segments = (0, parameters, PARAMETER_KIND), (parameters, size, BUFFER_KIND)
 
     def add(self, vectors: Tensor, block: Block, group: Tensor | NDArray[np.int64] | None = None) -> None:
         """Add `vectors` [K, P] with the block's masses, each to the mean number `group` [K] (default: 0).
@@ -106,7 +109,7 @@ class WeightedMean:
         Those of clients whose training diverged are left out.
 
         Raises:
-            Diverged: a vector is not finite or too large to be summed exactly.
+            Diverged: a vector is not finite.
         """
         groups = np.zeros(len(vectors), dtype=np.int64) if group is None else torch.as_tensor(group).cpu().numpy()
         if block.diverged:
@@ -170,15 +173,34 @@ class WeightedMean:
         device = self._rows.device
         weights = torch.from_numpy(block.mass[:, None] / self._total_mass).to(device)
         rows = torch.from_numpy(groups).to(device)
-        for begin, end, magic, limit in self._segments:
+        for begin, end, kind in self._segments:
             for some, columns in _tiles(len(vectors), begin, end):
                 part, into = vectors[some, columns], self._rows[:, columns]
-                _check(part, limit, block.clients[some])  # just here, for it brings the part into the cache
+                if not _is_within(part, kind.limit):  # just here, for it brings the part into the cache
+                    self._check(part, block.clients[some], columns.start)
+                    if not alone:
+                        part = self._set_aside(part, weights[some], rows[some], columns, kind)
                 term = self._scratch[: part.numel()].view(part.shape)
                 term.copy_(part).mul_(weights[some])
                 if not alone:
-                    term.add_(magic)
+                    term.add_(kind.magic)
                 _accumulate(into, rows[some], term.view(torch.int64))
+
+    def _check(self, part: Tensor, clients: NDArray[np.int64], first: int) -> None:
+        for k, (place, value) in diverged(part).items():
+            raise Diverged(f"client {clients[k]} diverged: {self._name_at(first + place)} is {value:g}; {REMEDY}")
+
+    def _set_aside(self, part: Tensor, weights: Tensor, rows: Tensor, columns: slice, kind: FixedPoint) -> Tensor:
+        """Sum numbers that are too large for fixed point by themselves; what is left is zero in their places."""
+        beyond = part.frexp().exponent - math.frexp(kind.limit)[1]
+        number = beyond.div(CLASS_BITS, rounding_mode="floor")  # negative: it is not too large
+        for one in number.unique().tolist():
+            if one >= 0:
+                magic = FixedPoint(kind.unit * 2.0 ** (CLASS_BITS * (one + 1))).magic
+                term = torch.where(number == one, part, 0).double().mul_(weights)
+                rounded = term.add_(magic).sub_(magic).cpu()
+                torch.from_numpy(self._shared.class_of_larger(one, columns)).index_add_(0, rows.cpu(), rounded)
+        return torch.where(number >= 0, 0, part)
 
 
 def total(world: World, terms: Sequence[Sequence[Tensor]], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
@@ -223,18 +245,13 @@ def _tiles(rows: int, begin: int, end: int) -> Iterator[tuple[slice, slice]]:
             yield slice(top, top + BLOCK_ELEMENTS // width), slice(first, min(first + width, end))
 
 
-def _check(part: Tensor, limit: float, clients: NDArray[np.int64]) -> None:
-    if not _is_within(part, limit):
-        largest = part.abs().amax(1)
-        k = int(torch.nonzero(~(largest < limit))[0])
-        raise Diverged(
-            f"client {clients[k]} diverged: its largest weight is {largest[k]:g} (limit {limit:g}); {REMEDY}"
-        )
-
-
 def _is_within(part: Tensor, limit: float) -> bool:
     low, high = torch.aminmax(part)
     return -limit < low.item() and high.item() < limit  # False of NaN, too, which aminmax passes on
+
+
+def _is_finite(part: Tensor) -> bool:
+    return not part.numel() or _is_within(part, math.inf)
 
 
 def _accumulate(into: Tensor, rows: Tensor, patterns: Tensor) -> None:

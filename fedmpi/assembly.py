@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ from fedmpi.engine import Engine
 from fedmpi.environment import describe
 from fedmpi.errors import BadInput, option_of
 from fedmpi.evaluation import Evaluator
+from fedmpi.models import Model
 from fedmpi.mpi.devices import pick_device
 from fedmpi.mpi.shared import share
 from fedmpi.mpi.world import World
@@ -28,6 +30,7 @@ from fedmpi.results.writer import check_writable
 from fedmpi.scheduling import Cohort
 from fedmpi.scheduling.sampling import masses
 from fedmpi.training.choice import make_trainer
+from fedmpi.training.dry_run import constant_buffers, materialise
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.layout import Layout
 from fedmpi.training.samples import Samples
@@ -59,11 +62,22 @@ def assemble(experiment: Experiment, world: World) -> Engine:
     is_text = dataset.vocabulary is not None
     example = torch.ones(2, *arrays.train_x.shape[1:], dtype=torch.int64 if is_text else torch.float32)
 
+    frozen: Mapping[str, Tensor] | None = None
+
     def build(number: int) -> FlatModel:
+        nonlocal frozen  # the same in all networks, whatever their number
         torch.manual_seed(randomness.key(experiment.seed, "initial weights", client=number))
         with option_of("model"):
             network = experiment.model.build(arrays.train_x.shape[1:], dataset.classes)
-        return FlatModel(experiment.algorithm.extend(network, example), device)
+        with _said_of(experiment.model):
+            materialise(network, example)
+        network = experiment.algorithm.extend(network, example)
+        with _said_of(experiment.model):
+            materialise(network, example)
+            constant = constant_buffers(network, example) if frozen is None else ()
+            model = FlatModel(network, device, constant, frozen)
+        frozen = model.layout.frozen
+        return model
 
     with world.agreed():
         model = build(0)
@@ -122,10 +136,14 @@ def assemble(experiment: Experiment, world: World) -> Engine:
 
     def beside(make: Callable[[], nn.Module], local: LocalTraining, rounds: int, name: str) -> Engine:
         seed = randomness.key(experiment.seed, name)
+        frozen: Mapping[str, Tensor] | None = None
 
         def build(number: int) -> FlatModel:
+            nonlocal frozen
             torch.manual_seed(randomness.key(seed, "initial weights", client=number))
-            return FlatModel(make(), device)
+            model = FlatModel(make(), device, shared=frozen)
+            frozen = model.layout.frozen
+            return model
 
         return federate(build, train.unnormalised(), local, rounds, seed)
 
@@ -138,6 +156,15 @@ def assemble(experiment: Experiment, world: World) -> Engine:
     strangers = np.arange(experiment.clients, len(everyone.train))
     fed.newcomers = Cohort(strangers, everyone.samples[strangers], np.ones_like(strangers))
     return fed
+
+
+@contextmanager
+def _said_of(model: Model) -> Iterator[None]:
+    """Name the model in bad input that says what is wrong with its network."""
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(f"= {type(model).__name__}: {error.message}", "--model") from None
 
 
 def set_up(algorithm: Algorithm, fed: Engine) -> None:
@@ -224,6 +251,9 @@ def _describe_models(results: Results, algorithm: Algorithm, layout: Layout) -> 
         entries = layout.entries
         return [entry.name for entry in entries], [entry.shape for entry in entries], [e.offset for e in entries]
 
+    def frozen(layout: Layout) -> dict[str, np.ndarray]:
+        return {name: tensor.numpy(force=True) for name, tensor in layout.frozen.items()}
+
     states = {name: part for part in algorithm.parts for name in part.server_state}
     # Methods with several models keep them in vectors of the same length.
     models = {
@@ -232,9 +262,9 @@ def _describe_models(results: Results, algorithm: Algorithm, layout: Layout) -> 
         if getattr(part, name).shape[-1:] == (layout.size,) and name not in algorithm.networks
     }
     models.pop("weights", None)
-    results.set_model(*tensors(layout), current(algorithm, "weights", layout), models)
+    results.set_model(*tensors(layout), current(algorithm, "weights", layout), models, frozen(layout))
     for name, other in algorithm.networks.items():
-        results.set_network(name, *tensors(other), current(states[name], name, other))
+        results.set_network(name, *tensors(other), current(states[name], name, other), frozen(other))
 
 
 def load_shared(world: World, dataset: Dataset) -> Arrays:

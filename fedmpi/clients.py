@@ -265,6 +265,8 @@ class Clients:
     def unit_groups(self) -> list[Group]:
         """The hidden units of the model that may change places, in the order in which it makes them.
 
+        Those of frozen layers may not, nor those that frozen layers take.
+
         Raises:
             BadInput: the model has a function through which units cannot be followed.
         """
@@ -303,8 +305,8 @@ class Clients:
     def train(self, block: Block, start: Tensor, hooks: Hooks, phase: Phase = WHOLE, **vectors: Tensor) -> Trained:
         """Local training of a block's clients.
 
-        Those of whom it makes a model that is not finite, or too large for a mean, are noted as diverged: means and
-        client states leave them out from then on.
+        Those of whom it makes a model that is not finite are noted as diverged: means and client states leave them
+        out from then on.
 
         Args:
             block: from `my_clients`.
@@ -318,8 +320,9 @@ class Clients:
             block.give(vectors)
             start = start.expand(len(block), -1)
             work = self._trainer.train(block, start, hooks, self.round, self.rounds, phase)
-        block.diverged.update(block.clients[diverged(work.weights, self.layout.parameters)].tolist())
-        self._ledger.record_work(block, work)
+        lost = {int(block.clients[k]): found for k, found in diverged(work.weights).items()}
+        block.diverged |= lost.keys()
+        self._ledger.record_work(block, work, lost)
         if not phase.name:
             if self._cohort_mean is not None:
                 self._cohort_mean.add(work.weights, block)
@@ -406,7 +409,15 @@ class Clients:
     ) -> WeightedMean:
         size, parameters = self.layout.extent(columns)
         return WeightedMean(
-            self._world, parameters, size, cohort.total_mass, groups, self.device, expected_mass, channel
+            self._world,
+            parameters,
+            size,
+            cohort.total_mass,
+            groups,
+            self.device,
+            expected_mass,
+            channel,
+            lambda place: self.layout.name_at(place, columns),
         )
 
     def _channel(self, cohort: Cohort, start: Tensor | None, columns: Columns = slice(None)) -> Channel:

@@ -170,7 +170,13 @@ class QSGD(Rounding):
         super().__init__(levels, bucket)
 
     def unit(self, buckets: Tensor) -> Tensor:
-        return buckets.norm(dim=2, keepdim=True) / self._levels
+        from torch import finfo, where
+
+        norm = buckets.norm(dim=2, keepdim=True)
+        if norm.isinf().any():  # squares of large numbers
+            wide = buckets.double().norm(dim=2, keepdim=True).clamp(max=finfo(buckets.dtype).max)
+            norm = where(norm.isinf(), wide.to(norm.dtype), norm)
+        return norm / self._levels
 
 
 class Int8(Rounding):

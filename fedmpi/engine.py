@@ -64,7 +64,7 @@ class Engine(Federation):
         """
         self._predict_locally = predict
         metrics = client_metrics if predict is None else (*client_metrics, "local_accuracy")
-        self._ledger = Ledger(self._world, self.round, cohort, metrics)
+        self._ledger = Ledger(self._world, self.round, cohort, metrics, self.layout.name_at)
 
     def finish(self, kept: Mapping[str, object], status: int = 0, checkpoint: bool = False) -> Outcome:
         """End a round.

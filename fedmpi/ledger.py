@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # What is recorded of every participation (an algorithm may add to it), and which of it are whole numbers.
 RECORDED = ("rank", "samples", "steps", "seconds", "loss", "diverged")
 COUNTS = ("rank", "samples", "steps", "diverged")
+# Where the model of a client whose training diverged is not finite, and what it is there; not for the results.
+LOST = ("lost_at", "lost_value")
 # What every rank counts.
 SPENT = (
     "train_seconds",
@@ -83,16 +85,25 @@ class Ledger:
         round: its number.
         cohort: the clients of the round; every rank has a row for each, and fills in those it trained.
         client_metrics: names of what the algorithm records of a client.
+        name_at: the name of the tensor that an element of a model belongs to.
     """
 
-    def __init__(self, world: World, round: int, cohort: Cohort, client_metrics: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        world: World,
+        round: int,
+        cohort: Cohort,
+        client_metrics: tuple[str, ...],
+        name_at: Callable[[int], str] = str,
+    ) -> None:
         self.round = round
         self.cohort = cohort
         self.bytes_down = self.bytes_up = 0
         self.evaluation: Evaluation | None = None
         self.clusters: NDArray[np.int64] | None = None
         self._world = world
-        self._columns = [*RECORDED, *client_metrics]
+        self._name_at = name_at
+        self._columns = [*RECORDED, *client_metrics, *LOST]
         # One buffer for all books, so that one message brings them together.
         shapes = (len(cohort), len(self._columns)), (world.size, len(SPENT) + len(OBSERVED) + len(ASKED))
         self._books = np.zeros(sum(rows * columns for rows, columns in shapes))
@@ -114,8 +125,12 @@ class Ledger:
         for name, value in values.items():
             self._records[rows, self._columns.index(name)] = value
 
-    def record_work(self, block: Block, work: Work) -> None:
-        """A block was trained; steps and seconds add up if it was before in this round."""
+    def record_work(self, block: Block, work: Work, lost: Mapping[int, tuple[int, float]]) -> None:
+        """A block was trained; steps and seconds add up if it was before in this round.
+
+        Args:
+            lost: of each client that diverged just now, an element of its model that is not finite, and its value.
+        """
         rows = np.searchsorted(self.cohort.clients, block.clients)
         done, took = self._columns.index("steps"), self._columns.index("seconds")
         self._spent["clients"] += int((self._records[rows, done] == 0).sum())
@@ -124,6 +139,9 @@ class Ledger:
         diverged = [client in block.diverged for client in block.clients.tolist()]
         self.record(block, {"rank": self._world.rank, "samples": block.samples, "loss": work.loss})
         self.record(block, {"diverged": diverged})
+        for client, found in lost.items():
+            row = np.searchsorted(self.cohort.clients, client)
+            self._records[row, [self._columns.index(name) for name in LOST]] = found
 
     def predict(self, seconds: NDArray[np.float64]) -> None:
         """Add what the ranks that train [workers] are expected to spend on their clients."""
@@ -237,10 +255,15 @@ class Ledger:
 
     def _check_left(self) -> None:
         if self.cohort.total_mass and not self._mass_left.any():
-            raise Diverged(f"the training of all {np.count_nonzero(self.cohort.mass)} clients diverged; {REMEDY}")
+            count = np.count_nonzero(self.cohort.mass)
+            row = np.flatnonzero(self._by_name()["diverged"])[0]
+            at, value = self._records[row, [self._columns.index(name) for name in LOST]]
+            found = f"{self._name_at(int(at))} of client {self.cohort.clients[row]} is {value:g}"
+            raise Diverged(f"the training of all {count} clients diverged, {found}; {REMEDY}")
 
     def _by_name(self) -> dict[str, NDArray[np.float64]]:
-        return dict(zip(self._columns, self._records.T, strict=True))
+        columns = zip(self._columns, self._records.T, strict=True)
+        return {name: column for name, column in columns if name not in LOST}
 
 
 def _weighted(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:

@@ -100,11 +100,7 @@ class Stack:
         return self._rows.pairwise(rule, self._centers, parameters or self._parameters)
 
     def mean(self, chosen: NDArray[np.int64]) -> Tensor:
-        """[P] at the server, on the meta device elsewhere: the mean of those at these positions in the cohort.
-
-        Raises:
-            Diverged: one of them is too large to be summed exactly.
-        """
+        """[P] at the server, on the meta device elsewhere: the mean of those at these positions in the cohort."""
         everyone = np.arange(len(self._clients))
         return self.means(np.where(np.isin(everyone, chosen), 0, -1), np.ones_like(everyone), 1)[0]
 
@@ -117,9 +113,6 @@ class Stack:
             group: [m] of each of the cohort; -1: none.
             mass: [m] what each counts.
             empty: [groups, P], what stands for the mean of a group without any; default zeros.
-
-        Raises:
-            Diverged: one of them is too large to be summed exactly.
         """
         counted = self.present[group[self.present] >= 0]
         total, cpu = int(mass[counted].sum()), torch.device("cpu")

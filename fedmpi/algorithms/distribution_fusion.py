@@ -111,7 +111,7 @@ class DistributionFusion(Algorithm):
 
         super().setup(fed)
         self.read = Statistics(fed.layout, self.statistics)
-        if not self.read.size:
+        if not self.read.extent[0]:
             raise BadInput("--model: DistributionFusion needs one with normalisation layers (--model.norm batch)")
         self.network = self.draw_network(fed, "distribution fusion")
         self.vae_weights = self.network.weights[0].cpu().clone()

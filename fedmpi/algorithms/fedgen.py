@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fedmpi.federation import Federation
     from fedmpi.scheduling import Cohort
     from fedmpi.training.block import Block
-    from fedmpi.training.flat import Net
+    from fedmpi.training.flat import FlatModel, Net
     from fedmpi.training.layout import Layout
     from fedmpi.training.samples import Batch
 
@@ -99,18 +99,24 @@ class FedGen(FedAvg):
     def setup(self, fed: "Federation") -> None:
         if not fed.ends_in_head:
             raise BadInput("--model: FedGen needs one that ends in a fully connected layer")
+        head = [entry for entry in fed.layout.entries if entry.segment == "head"]
+        self.head, _, first = head[0].name.rpartition(".") if head else ("", "", "")
+        if first != "weight" or f"{self.head}.bias" in fed.layout.frozen:
+            raise BadInput("--model: FedGen needs one whose last fully connected layer is trained, weight and bias")
         super().setup(fed)
-        weight = fed.layout.entries[0]  # of the head, which comes first
-        self.head = weight.name.rpartition(".")[0]
-        self.classes, self.features = weight.shape
-        self.start_generator(fed)
+        self.classes, self.features = head[0].shape
+        self.network = self.draw_network(fed)
+        self.start_generator(self.network)
 
-    def start_generator(self, fed: "Federation") -> None:
-        """Draw a generator, which knows no class yet."""
+    def draw_network(self, fed: "Federation") -> "FlatModel":
+        """A generator that has learnt nothing."""
+        return fed.build(partial(self.generator.build, (self.features,), self.classes), "generator")
+
+    def start_generator(self, drawn: "FlatModel") -> None:
+        """Begin with these weights, which know no class yet."""
         import torch
 
-        self.network = fed.build(partial(self.generator.build, (self.features,), self.classes), "generator")
-        self.generator_weights = self.network.weights[0].cpu().clone()
+        self.generator_weights = drawn.weights[0].cpu().clone()
         self.moments = torch.zeros(2, self.network.layout.parameters)  # Adam's
         self.moves = torch.zeros(1)  # Adam's steps so far
         self.known = torch.zeros(self.classes)  # 1 for classes that it has been trained on
@@ -226,7 +232,7 @@ class FedGen(FedAvg):
         is_finite = bool(model.weights.isfinite().all())
         fed.log(generator_resets=int(not is_finite))
         if not is_finite:
-            self.start_generator(fed)
+            self.start_generator(self.draw_network(fed))
             return
         self.generator_weights = model.weights[0].cpu().clone()
         self.moments = torch.cat((optimizer.first, optimizer.second)).cpu()

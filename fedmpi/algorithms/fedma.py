@@ -30,7 +30,8 @@ class FedMA(Algorithm):
     remains before the next layer's turn. Of the last layer, the weights of a class are averaged by the clients'
     numbers of its samples. Differs from the paper: layers do not grow, so that the assignment is a plain one instead
     of a nonparametric Bayesian model's, and normalised, residual, densely connected and recurrent networks can be
-    matched, too. Clients put their own units in order, so that neither models nor costs are gathered.
+    matched, too. Clients put their own units in order, so that neither models nor costs are gathered. Units on either
+    side of a frozen layer stay as they are, and are averaged with the last layer.
 
     Args:
         retrain: whether clients train again after each layer. If not, all layers are matched and averaged at once,
@@ -55,7 +56,7 @@ class FedMA(Algorithm):
         super().setup(fed)
         groups = fed.unit_groups()
         if not groups:
-            raise BadInput("--model: FedMA needs one with hidden units")
+            raise BadInput("--model: FedMA needs one with hidden units, between layers of which none is frozen")
         self.matching = Matching(fed.layout, groups, layer_by_layer=self.retrain)
         classes = fed.label_counts.shape[1]
         # The class that each number of the outputs speaks for; one more than there are: none.

@@ -27,7 +27,7 @@ class FedPer(PartlyShared):
         head = layout.segments["head"]
         if not 0 < head.stop < layout.parameters:
             name = type(self).__name__
-            raise BadInput(f"--model: {name} needs one with a fully connected layer, and others to share")
+            raise BadInput(f"--model: {name} needs a fully connected layer that is trained, and others to share")
         return head, slice(head.stop, layout.size)
 
 

@@ -56,7 +56,8 @@ class FeSEM(ClusteredOnce):
     def setup(self, fed: "Federation") -> None:
         super().setup(fed)
         self.compared = fed.layout.segments["head"] if self.part == "head" else slice(0, fed.layout.parameters)
-        require(self.compared.stop > 0, "part", self.part, "all with a model that has no fully connected layer")
+        allowed = "all with a model that has no fully connected layer, or a frozen one"
+        require(self.compared.stop > 0, "part", self.part, allowed)
 
     def compare(self, changes: "Stack") -> "NDArray[np.float64]":
         from fedmpi.stack import inner_products

@@ -292,7 +292,11 @@ class _Earlier:
 
         self._require(bool(tensors), what)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        self._require(shapes == {entry.name: entry.shape for entry in layout.entries}, f"{what} like this run's")
+        expected = {entry.name: entry.shape for entry in layout.entries}
+        expected |= {name: tuple(tensor.shape) for name, tensor in layout.frozen.items()}
+        self._require(shapes == expected, f"{what} like this run's")
+        same = all(np.array_equal(tensors[name], frozen.numpy(force=True)) for name, frozen in layout.frozen.items())
+        self._require(same, f"{what} whose frozen tensors are those of this run")
         vector = torch.empty(layout.size)
         for name, view in layout.views(vector).items():
             view.copy_(torch.from_numpy(tensors[name]))

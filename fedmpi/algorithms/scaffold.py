@@ -58,8 +58,8 @@ class SCAFFOLD(Algorithm):
         models, changes = fed.weighted_mean(cohort, start), fed.weighted_mean(cohort, columns=trained)
         for block in fed.my_clients(cohort):
             own = self.controls[block]
-            # change = unit (c_k' - c_k): a step, for gradients might be beyond the limits of what is summed; the same
-            # unit in all rounds, for under --compression a part of a change may be sent in a later one.
+            # change = unit (c_k' - c_k): a step, which is of the size that sums are exact for; the same unit in all
+            # rounds, for under --compression a part of a change may be sent in a later one.
             if self.option == "I":
                 change = fed.gradients(block, start, self).sub_(own).mul_(unit)
             local = fed.train(block, start, self, correction=control - own)

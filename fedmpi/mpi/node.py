@@ -26,6 +26,8 @@ ALIGNMENT = 64
 # So many 8-byte values stay in a core's cache while all ranks' contributions are added to them; and so many make up
 # for the calls it takes.
 MOST_ELEMENTS, FEWEST_ELEMENTS = 1 << 16, 1 << 13
+# Terms that are too large for fixed point are summed in so many classes of size, and so many columns at a time.
+CLASSES, TOGETHER = 8, 1 << 17
 
 
 class Segments:
@@ -97,6 +99,11 @@ class FixedPoint:
     unit: float
 
     @property
+    def limit(self) -> float:
+        """Below which a term must be."""
+        return 2.0**51 * self.unit
+
+    @property
     def magic(self) -> float:
         """What is added to a term."""
         return 1.5 * 2.0**52 * self.unit
@@ -121,6 +128,8 @@ class SharedMean:
             been added. Of a row of a single term in all, which needs no rounding: the pattern of the term itself.
         masses: [rows] int64, this rank's; what each row has been added in all, zeros at first.
         terms: [rows] int64, this rank's; how many terms each row has been added, a single one in all not counted.
+        larger: class -> [rows, columns] float64, this rank's sums of terms that are too large for `rows`; those of a
+            class are multiples of one unit, and all of them together below 2^53 units, so that their sum is exact.
     """
 
     def __init__(self, world: World, rows: int, columns: int, kinds: Sequence[tuple[int, FixedPoint]]) -> None:
@@ -128,14 +137,19 @@ class SharedMean:
         self._kinds = kinds
         self._blocks = self._my_share(rows, columns)
         self.formed: list[NDArray[np.float32]] = []
-        self._sums = Segments(world.node, rows * (columns + 2), np.int64).arrays
-        self._all_rows = [array[2 * rows :].reshape(rows, columns) for array in self._sums]
+        marks = CLASSES * -(-columns // TOGETHER)
+        self._sums = Segments(world.node, rows * (columns + 2) + marks, np.int64).arrays
+        self._all_rows = [array[2 * rows : -marks or None].reshape(rows, columns) for array in self._sums]
         self._all_counts = [array[: 2 * rows].reshape(2, rows) for array in self._sums]
+        # Which classes have terms among which columns.
+        self._all_marks = [array[len(array) - marks :].reshape(CLASSES, -1) for array in self._sums]
         self._in_use: list[ref[NDArray[np.float32]]] = []
         self._integers = np.empty(min(MOST_ELEMENTS, columns), dtype=np.int64)
         self._floats = np.empty(self._integers.shape)
         self.rows: NDArray[np.int64] = self._all_rows[world.node.Get_rank()]
         self.masses, self.terms = self._all_counts[world.node.Get_rank()]
+        self._marks = self._all_marks[world.node.Get_rank()]
+        self.larger: dict[int, NDArray[np.float64]] = {}
 
     def suits(self, rows: int, columns: int, kinds: Sequence[tuple[int, FixedPoint]]) -> bool:
         """Whether this was made with these arguments."""
@@ -145,6 +159,15 @@ class SharedMean:
         """Forget what this rank has added."""
         self.masses.fill(0)
         self.terms.fill(0)
+        self._marks.fill(0)
+        self.larger.clear()
+
+    def class_of_larger(self, number: int, columns: slice) -> NDArray[np.float64]:
+        """[rows, columns], these columns of this rank's sums of a class, to be added to."""
+        if number not in self.larger:
+            self.larger[number] = np.zeros(self.rows.shape)  # only what is written takes memory
+        self._marks[number, columns.start // TOGETHER : (columns.stop - 1) // TOGETHER + 1] = 1
+        return self.larger[number][:, columns]
 
     def form(self, total_mass: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The means, and the mass of each; a collective.
@@ -163,16 +186,17 @@ class SharedMean:
             self._in_use.append(ref(segment))
         means = self.formed[number].view()
         self._in_use[number] = ref(means)
-        masses, terms = np.sum(self._all_counts, axis=0)
+        (masses, terms), marks = np.sum(self._all_counts, axis=0), np.sum(self._all_marks, axis=0)
         if self._world.nodes > 1:
             for row, part, _ in self._blocks:
                 self._all_rows[0][row, part] = self._sum_of(row, part)
             self._world.meet()  # before that, others may still read the first rank's counts as its own
             if self._world.leads:
-                self._all_counts[0][:] = masses, terms
+                self._all_counts[0][:], self._all_marks[0][:] = (masses, terms), marks
             self._world.sum_over_nodes(self._sums[0].view(np.uint64))  # as unsigned, so that they may overflow
             self._world.meet()
-            masses, terms = self._all_counts[0].copy()
+            (masses, terms), marks = self._all_counts[0].copy(), self._all_marks[0].copy()
+        larger = self._sum_of_larger(marks) if marks.any() else None
         # Exactly 1 where the whole cohort was added; masses are integers, so their sum is exact.
         scale = total_mass / np.maximum(masses, 1)
         for row, part, kind in self._blocks:
@@ -184,9 +208,23 @@ class SharedMean:
             kind.total(summed, int(terms[row]), into=total)
             np.copyto(values, total)
             values *= kind.unit * scale[row]
+            if larger is not None:
+                values += larger[row, part] * scale[row]
             means[row, part] = values
         self._world.meet()
         return means, masses
+
+    def _sum_of_larger(self, marks: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[rows, columns], the sums of all classes over all ranks; a collective."""
+        total = np.zeros(self.rows.shape)
+        for number, among in np.argwhere(marks).tolist():
+            columns = slice(among * TOGETHER, (among + 1) * TOGETHER)
+            part = np.zeros_like(total[:, columns])
+            if number in self.larger:
+                part += self.larger[number][:, columns]
+            self._world.sum(part)
+            total[:, columns] += part
+        return total
 
     def _unused(self) -> int:
         """The number of a mean to which nothing refers any more; the next number if there is none."""

@@ -77,6 +77,8 @@ def _of_group(name: str, found: h5py.Group, group: Group, sizes: dict[str, int])
 def _of_array(group: str, name: str, dataset: h5py.Dataset, array: Array, sizes: dict[str, int]) -> Iterator[str]:
     if dataset.dtype.kind not in array.kinds:
         yield f"/{group}/{name}: holds {dataset.dtype}"
+    if array.shape == ("...",):  # any
+        return
     shape = array.shape[-dataset.ndim :] if array.shape == ("M", "P") else array.shape  # one vector, or M of them
     if dataset.ndim != len(shape):
         yield f"/{group}/{name}: has {dataset.ndim} axes, not {len(shape)} ({', '.join(shape)})"

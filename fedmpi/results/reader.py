@@ -123,6 +123,11 @@ class Run:
         """weights [P], names [T], shapes [T, D], offsets [T], and [M, P] arrays of methods with M models."""
         return self._read("model")
 
+    @cached_property
+    def frozen(self) -> Table:
+        """The model's tensors that training does not change, by name: frozen parameters and constant buffers."""
+        return self._read_frozen("model")
+
     @property
     def weights(self) -> NDArray[np.float32]:
         """The last global model in the canonical layout, [P]."""
@@ -130,15 +135,18 @@ class Run:
 
     def network(self, name: str) -> dict[str, NDArray[np.float32]]:
         """The tensors by name of another network that the method had at the server, such as a generator."""
-        return _tensors(self._read(f"networks/{name}"))
+        place = f"networks/{name}"
+        return {**_tensors(self._read(place)), **self._read_frozen(place)}
 
     def state_dict(self, weights: NDArray[np.float32] | None = None) -> dict[str, NDArray[np.float32]]:
         """The tensors of `weights` [P] (the last global model if left out) by name, as views in their shapes.
 
+        With those that are frozen, which all models of the run share.
+
         Into a module: `module.load_state_dict({k: torch.from_numpy(v) for k, v in run.state_dict().items()},
         strict=False)`; not strict, because BatchNorm's integer counters are no part of the weights.
         """
-        return _tensors(self.model if weights is None else {**self.model, "weights": weights})
+        return {**_tensors(self.model if weights is None else {**self.model, "weights": weights}), **self.frozen}
 
     def table(self, name: str) -> Table:
         """The table of that name, one of `TABLES`."""
@@ -168,6 +176,15 @@ class Run:
         best = int(values.argmax())
         best_round = int(self.rounds["round"][evaluated[best]])
         return Accuracy(initial, float(values[-1]), float(values[best]), best_round, float(values[-10:].mean()))
+
+    def _read_frozen(self, network: str) -> Table:
+        found: Table = {}
+        with opened(self.path) as file:
+            if f"{network}/frozen" in file:
+                file[f"{network}/frozen"].visititems(
+                    lambda name, item: found.update({name: item[()]} if isinstance(item, h5py.Dataset) else {})
+                )
+        return {name: np.asarray(tensor) for name, tensor in found.items()}
 
     def _read(self, name: str) -> Table:
         with opened(self.path) as file:
@@ -226,6 +243,7 @@ def _read_table(group: h5py.Group) -> Table:
     return {
         name: dataset.asstr()[()] if h5py.check_string_dtype(dataset.dtype) else dataset[()]
         for name, dataset in group.items()
+        if isinstance(dataset, h5py.Dataset)
     }
 
 

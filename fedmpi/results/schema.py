@@ -187,7 +187,7 @@ GROUPS: dict[str, Group] = {
             "rejected": Array("vectors that were not finite and were left out by a robust rule or a clustering"),
             "epsilon": Array("privacy spent so far, at the chosen delta; NaN without dp-accounting", label="ε"),
             "diverged_clients": Array(
-                "whose training ended in numbers not finite, or too large for a mean: nothing of them is used",
+                "whose training ended in numbers that are not finite: nothing of them is used",
                 label="Clients whose training diverged",
             ),
             "virtual_seconds": Array("duration by the virtual clock", label="Virtual time of a round (s)"),
@@ -307,8 +307,13 @@ GROUPS: dict[str, Group] = {
         },
         {"sha256": "of the bytes of `weights`"},
     ),
+    "model/frozen": Group(
+        "Tensors of the model that training does not change, by their names: frozen parameters, constant buffers."
+        " All models of the run share them, and nobody sends them. `weights` does not have them.",
+        {"*": Array("row-major in its PyTorch shape", ("...",), "fiub")},
+    ),
     "networks": Group("What else a method has at the server, such as a generator; a group each."),
-    "networks/*": Group("As /model.", _NETWORK, {"sha256": "of the bytes of `weights`"}),
+    "networks/*": Group("As /model, `frozen` included.", _NETWORK, {"sha256": "of the bytes of `weights`"}),
 }
 
 
@@ -354,7 +359,7 @@ def document() -> str:
     return "\n".join(lines).rstrip()
 
 
-_TYPES = {"i": "int64", "f": "float64", "if": "int64 or float64", "O": "UTF-8", "u": "uint8"}
+_TYPES = {"i": "int64", "f": "float64", "if": "int64 or float64", "O": "UTF-8", "u": "uint8", "fiub": "of any type"}
 _INTRODUCTION = f"""\
 # The results file
 

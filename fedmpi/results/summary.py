@@ -39,6 +39,9 @@ def _entries(run: Run) -> Iterator[tuple[str, str]]:
         yield "clients", _clients(settings)
     if "local" in settings:
         yield "local", describe(settings["local"])
+    if run.frozen:
+        frozen = sum(tensor.size for tensor in run.frozen.values())
+        yield "model", f"{len(run.weights):,} numbers that are trained and sent, {frozen:,} frozen"
     yield "rounds", _rounds(run)
     yield (
         "initially",

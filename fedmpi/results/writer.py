@@ -168,6 +168,7 @@ class Results:
         offsets: Sequence[int],
         weights: Weights,
         others: Mapping[str, Weights] | None = None,
+        frozen: Mapping[str, NDArray] | None = None,
     ) -> None:
         """Say how the model looks and where its weights come from.
 
@@ -175,8 +176,10 @@ class Results:
             names, shapes, offsets: of the T tensors in the canonical layout; offsets count values, not bytes.
             weights: gives the canonical weights [P]; called whenever the file is written, and only then.
             others: the same for further arrays, such as the [M, P] centers of a method with M models.
+            frozen: by name, the network's tensors that training does not change.
         """
-        self._models["model"] = _Model(names, shapes, offsets, {"weights": weights, **(others or {})})
+        arrays = {"weights": weights, **(others or {})}
+        self._models["model"] = _Model(names, shapes, offsets, arrays, frozen or {})
 
     def set_network(
         self,
@@ -185,9 +188,10 @@ class Results:
         shapes: Sequence[Sequence[int]],
         offsets: Sequence[int],
         weights: Weights,
+        frozen: Mapping[str, NDArray] | None = None,
     ) -> None:
         """The same for another network that the method has at the server."""
-        self._models[f"networks/{name}"] = _Model(names, shapes, offsets, {"weights": weights})
+        self._models[f"networks/{name}"] = _Model(names, shapes, offsets, {"weights": weights}, frozen or {})
 
     def write_if_due(self) -> None:
         """Write if the last write is long enough ago that writing takes at most two percent of the run."""
@@ -249,6 +253,7 @@ class _Model:
     shapes: Sequence[Sequence[int]]
     offsets: Sequence[int]
     arrays: dict[str, Weights]
+    frozen: Mapping[str, NDArray]
 
     def store(self, group: h5py.Group) -> None:
         shapes = np.full((len(self.shapes), max(map(len, self.shapes), default=0)), -1, dtype=np.int64)
@@ -262,6 +267,8 @@ class _Model:
             group.create_dataset(name, data=array)
             if name == "weights":
                 group.attrs["sha256"] = hashlib.sha256(array.data).hexdigest()
+        for name, tensor in self.frozen.items():
+            group.create_dataset(f"frozen/{name}", data=np.ascontiguousarray(tensor).reshape(tensor.shape))
 
 
 class _Packed:

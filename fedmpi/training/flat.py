@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property, partial
 
 import torch
@@ -17,40 +17,83 @@ from fedmpi.training.layout import Entry, Layout, aligned_rows
 class FlatModel:
     """A module bound to a flat vector: writing the vector changes the network, and training it changes the vector.
 
+    Args:
+        module: the network.
+        device: where it goes.
+        constant: names of the buffers that training does not change (`constant_buffers`).
+        shared: `layout.frozen` of an earlier network of the same kind: this one has its values, in the same memory.
+
     Attributes:
         weights: [1, P], the network's parameters and floating-point buffers (`layout` says where).
         normalises_batches: whether training takes statistics over the batch, which one sample cannot give.
         has_features: whether it has the two parts of a `Backbone`.
         ends_in_head: whether it, or its classifier, is a sequence of layers of which the last is fully connected.
         in_bf16: whether `Net` runs the network in bfloat16 where that is safe.
+
+    Raises:
+        BadInput: as `Layout.of`.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        device: torch.device,
+        constant: Collection[str] = (),
+        shared: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.module = module.to(device)
         self.device = device
-        self.layout = Layout.of(module)
+        self.layout = Layout.of(module, constant if shared is None else shared)
         self.weights = aligned_rows(1, self.layout.size, device)
         self.normalises_batches = any(isinstance(layer, _BatchNorm) for layer in module.modules())
         self.has_features = {"extractor", "classifier"} <= dict(module.named_children()).keys()
         self.ends_in_head = _ends_in_head(module.get_submodule("classifier") if self.has_features else module)
         self.in_bf16 = False
-        parameters = dict(module.named_parameters())
-        self._parameters = [(entry, parameters[entry.name]) for entry in self.layout.entries if entry.is_parameter]
+        for layer in module.modules():
+            if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+                layer.sparse = False  # the same gradient, as a tensor that optimizers and vmap can take
+        parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+        self._parameters = [
+            (entry, parameters[entry.name]) for entry in self.layout.entries if entry.is_parameter and entry.size
+        ]
         self._hooked: set[str] = set()
         self._selected: tuple[slice, ...] = (slice(0, self.layout.parameters),)
         self._update: Callable[[Entry, Tensor, Tensor], None] | None = None
-        state = parameters | dict(module.named_buffers())
+        for name, tensor in self.layout.frozen.items():
+            # In memory that is aligned, as all weights are; convolutions are faster with channels last.
+            order = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
+            tensor.data = shared[name].data if shared else tensor.detach().clone(memory_format=order)
+        state = parameters | buffers
         for entry in self.layout.entries:
-            view, tensor = entry.view(self.weights[0]), state.pop(entry.name)
+            view, tensor = entry.view(self.weights[0]), state[entry.name]
             view.copy_(tensor.detach())
             # Through .data, so that parameters shared by several layers stay shared and buffers keep their place.
             tensor.data = view
-        # What is left (BatchNorm's batch counters) starts afresh with every client.
-        self._counters = [(tensor, tensor.clone()) for tensor in state.values()]
+        in_vector = {entry.name for entry in self.layout.entries}
+        self._buffers = [(*_place(module, name), tensor) for name, tensor in buffers.items()]
+        self._constants = [(n, buffers[n], buffers[n]._version) for n in self.layout.frozen if n in buffers]
+        # BatchNorm's batch counters, and whatever else is neither in the vector nor constant, start afresh with every
+        # client.
+        others = [buffer for name, buffer in buffers.items() if name not in {*in_vector, *self.layout.frozen}]
+        self._counters = [(tensor, tensor.clone()) for tensor in others]
+        self._copy = self._copied()
+
+    @property
+    def unsent(self) -> dict[str, Tensor]:
+        """All numbers of the network that are no part of the vector, by name: what is frozen, and constants."""
+        in_vector = {entry.name for entry in self.layout.entries}
+        tensors = [*self.module.named_parameters(), *self.module.named_buffers()]
+        return {name: t.detach() for name, t in tensors if name not in in_vector and t.is_floating_point()}
 
     def load(self, weights: Tensor) -> None:
         """Set the network to `weights` [P]."""
         self.weights[0].copy_(weights)
+        self.reset_counters()
+
+    def reset_counters(self) -> None:
+        """Set what is neither in the vector nor constant to what it was at first."""
+        for owner, name, tensor in self._buffers:
+            owner._buffers[name] = tensor
         for tensor, initial in self._counters:
             tensor.copy_(initial)
 
@@ -76,6 +119,7 @@ class FlatModel:
             if parameter.grad is None and parameter.requires_grad:
                 parameter.grad = entry.view(self.gradient[0])
         _backward(losses)
+        self._settle()
 
     def backward_in_parts(self, losses: Tensor, update: Callable[[Entry, Tensor, Tensor], None]) -> None:
         """Call `update(entry, parameter, gradient)` for every parameter, as soon as nothing needs its old value.
@@ -92,22 +136,67 @@ class FlatModel:
                 parameter.register_post_accumulate_grad_hook(partial(self._pass_on, entry))
         self._update = update
         _backward(losses)
+        self._settle()
 
     def _pass_on(self, entry: Entry, parameter: Tensor) -> None:
         if self._update is not None and parameter.grad is not None:
             gradient, parameter.grad = parameter.grad, None
-            self._update(entry, parameter.data, gradient)
+            self._update(entry, parameter.data, gradient.to_dense() if gradient.is_sparse else gradient)
 
-    @cached_property
+    def _settle(self) -> None:
+        """After a step: take what the network has put in a buffer's place (`self.mean = 0.9 * self.mean + ...`)."""
+        for owner, name, tensor in self._buffers:
+            found = owner._buffers[name]
+            if found is not tensor:
+                owner._buffers[name] = tensor
+                if found is not None:
+                    tensor.copy_(found.detach())
+        for name, tensor, version in self._constants:
+            if tensor._version != version:
+                raise RuntimeError(
+                    f"buffer {name} was written to in training, but not by the network's first batch: let every batch"
+                    " write to it, or give it persistent=False, so that each client starts with its first value"
+                )
+
+    @property
     def frozen(self) -> nn.Module:
-        """A second copy of the network in evaluation mode, to run with weights given call by call."""
-        return copy.deepcopy(self.module).eval().requires_grad_(False)
+        """A second copy of the network in evaluation mode, to run with weights given call by call.
+
+        Raises:
+            RuntimeError: the network cannot be copied.
+        """
+        if isinstance(self._copy, Exception):
+            raise RuntimeError(f"the network cannot be copied ({self._copy}), which the method needs") from self._copy
+        return self._copy
+
+    def _copied(self) -> nn.Module | Exception:
+        """To be made before the network runs: what it keeps then (old-style weight_norm, say) cannot be copied.
+
+        Of numbers nothing is copied but buffers outside the vector: memory is shared.
+        """
+        memory: dict[int, object] = {
+            id(p): nn.Parameter(p.data, requires_grad=False) for p in self.module.parameters()
+        }
+        counters = {id(tensor) for tensor, _ in self._counters}
+        memory |= {id(b): b.detach() for b in self.module.buffers() if id(b) not in counters}
+        for layer in self.module.modules():  # such as the weight that weight_norm has made in an earlier run
+            memory |= {id(x): x.detach() for x in vars(layer).values() if isinstance(x, Tensor)}
+        try:
+            return copy.deepcopy(self.module, memory).eval()
+        except Exception as error:  # of any kind; most methods do well without
+            return error
 
 
 def _ends_in_head(part: nn.Module) -> bool:
     while isinstance(part, nn.Sequential) and len(part):
         part = part[-1]
     return isinstance(part, nn.Linear)
+
+
+def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The layer that has a tensor, and the tensor's name there."""
+    owner, _, own = name.rpartition(".")
+    return module.get_submodule(owner), own
 
 
 def _backward(losses: Tensor) -> None:
@@ -124,11 +213,19 @@ class Net:
         model: the network.
         tensors: run it with these, by name; None: with the model's own.
         frozen: run it in evaluation mode.
+        unsent: of these, what is no part of a model's vector, so that other weights are run with it as well.
     """
 
-    def __init__(self, model: FlatModel, tensors: Mapping[str, Tensor] | None = None, frozen: bool = False) -> None:
+    def __init__(
+        self,
+        model: FlatModel,
+        tensors: Mapping[str, Tensor] | None = None,
+        frozen: bool = False,
+        unsent: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self._model = model
-        self._tensors = tensors
+        self._unsent = unsent or {}
+        self._tensors = None if tensors is None else {**self._unsent, **tensors}
         self._module = model.frozen if frozen else model.module
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -145,7 +242,7 @@ class Net:
 
     def at(self, weights: Tensor) -> Net:
         """The same network with other weights [P], in evaluation mode; no gradient flows into them."""
-        return Net(self._model, self._model.layout.views(weights.detach()), frozen=True)
+        return Net(self._model, self._model.layout.views(weights.detach()), True, self._unsent)
 
     def run(self, part: str, *inputs: Tensor) -> Tensor:
         """What a part of the network makes of its inputs.

@@ -10,6 +10,10 @@ buffers. Segments follow one another so that what a method treats apart is a sli
 
 Layers are told apart by type, not by name: a ResNet's shortcut normalisation is called `downsample.1`.
 
+What training does not change is no part of the vector: frozen parameters (`requires_grad` is False) and constant
+buffers, such as an attention mask. They stay in the network, where all clients share them. So nothing can move them,
+neither an optimizer nor noise, an attack or a mean, and they are never sent.
+
 Convolution weights [O, I, H, W] lie in the vector as [O, H, W, I], which is PyTorch's channels_last order and a
 quarter faster to train with on CPUs. The **canonical** vector, as written to files and hashed, has every tensor
 row-major in its PyTorch shape.
@@ -17,8 +21,8 @@ row-major in its PyTorch shape.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from math import prod
 from typing import TypeAlias
 
@@ -27,6 +31,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedmpi.errors import BadInput
 
 NORMALISATIONS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 SEGMENTS = ("head", "body", "norm", "statistics")
@@ -67,7 +73,7 @@ class Entry:
         part = vector[..., self.offset : self.offset + self.size]
         lead = part.shape[:-1]
         if not self.channels_last:
-            return part.view(*lead, *self.shape)
+            return part.view((*lead, *self.shape))
         out, into, height, width = self.shape
         return part.view(*lead, out, height, width, into).movedim(-1, -3)
 
@@ -80,10 +86,12 @@ class Layout:
         size: P, the length of the vector.
         parameters: how many of the first elements are trained; the others are buffers.
         segments: name -> slice of the vector.
+        frozen: the network's own tensors that training does not change, by name: no part of the vector.
     """
 
     entries: tuple[Entry, ...]
     segments: dict[str, slice]
+    frozen: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def size(self) -> int:
@@ -118,20 +126,42 @@ class Layout:
         start, stop, _ = columns.indices(self.size)
         return stop - start, min(max(self.parameters - start, 0), stop - start)
 
+    def name_at(self, place: int, columns: Columns = slice(None)) -> str:
+        """The name of the tensor to which an element of some columns belongs."""
+        column = np.arange(self.size)[columns][place]
+        return next(entry.name for entry in self.entries if entry.columns.start <= column < entry.columns.stop)
+
     @classmethod
-    def of(cls, module: nn.Module) -> Layout:
+    def of(cls, module: nn.Module, constant: Collection[str] = ()) -> Layout:
+        """The layout of a network.
+
+        Args:
+            constant: names of the buffers that training does not change.
+
+        Raises:
+            BadInput: the network has tensors of other kinds than float32, or nothing to train.
+        """
         head = next((layer for layer in reversed(list(module.modules())) if isinstance(layer, nn.Linear)), None)
 
         def segment_of(parameter: str) -> str:
-            owner = module.get_submodule(parameter.rpartition(".")[0])
+            # A parametrization (torch.nn.utils.parametrizations) keeps what the parameter is made of in a submodule.
+            layer, is_made, _ = f".{parameter}".partition(".parametrizations.")
+            owner = module.get_submodule((layer if is_made else layer.rpartition(".")[0])[1:])
             return "norm" if isinstance(owner, NORMALISATIONS) else "head" if owner is head else "body"
 
         # Constants that a module keeps out of its state_dict (a positional encoding, say) are not the model's state.
         state = module.state_dict().keys()
-        buffers = [(name, b) for name, b in module.named_buffers() if b.is_floating_point() and name in state]
+        buffers = [(name, b) for name, b in module.named_buffers() if _is_number(b) and name in state]
+        parameters = list(module.named_parameters())
+        _check_kinds([*(("parameter", *p) for p in parameters), *(("buffer", *b) for b in buffers)])
+        trained = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
+        if not any(parameter.numel() for _, parameter in trained):
+            frozen_too = ": all are frozen (requires_grad is False)" if parameters else ""
+            raise BadInput(f"has no parameters to train{frozen_too}")
+        frozen = dict(p for p in parameters if not p[1].requires_grad) | {n: b for n, b in buffers if n in constant}
         tensors: list[tuple[str, str, Tensor]] = [
-            *((segment_of(name), name, parameter) for name, parameter in module.named_parameters()),
-            *(("statistics", name, buffer) for name, buffer in buffers),
+            *((segment_of(name), name, parameter) for name, parameter in trained),
+            *(("statistics", name, buffer) for name, buffer in buffers if name not in constant),
         ]
         entries, segments, offset = [], {}, 0
         for segment in SEGMENTS:
@@ -141,7 +171,7 @@ class Layout:
                     entries.append(Entry(name, tuple(tensor.shape), offset, segment, tensor.dim() == 4))
                     offset += tensor.numel()
             segments[segment] = slice(start, offset)
-        return cls(tuple(entries), segments)
+        return cls(tuple(entries), segments, frozen)
 
     def views(self, vector: Tensor) -> dict[str, Tensor]:
         """Every tensor by name, as views of `vector` [..., P]."""
@@ -174,3 +204,16 @@ def aligned_rows(count: int, size: int, device: torch.device) -> Tensor:
     """
     stride = -(-size // 16) * 16
     return torch.empty(count, stride, device=device)[:, :size]
+
+
+def _is_number(tensor: Tensor) -> bool:
+    """Whether it could be averaged, in contrast to counters and masks of bits."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _check_kinds(tensors: Iterable[tuple[str, str, Tensor]]) -> None:
+    for kind, name, tensor in tensors:
+        if _is_number(tensor) and tensor.dtype != torch.get_default_dtype():
+            found = str(tensor.dtype).removeprefix("torch.")
+            remedy = "" if tensor.is_complex() else " (call .float())"
+            raise BadInput(f"{kind} {name} is {found}: networks are float32{remedy}")

@@ -73,15 +73,17 @@ class Matching:
         """
         for group in layer.groups:
             cost = self.cost(group, target, weights)
+            if not np.isfinite(cost).all():  # squares of large numbers
+                cost = self.cost(group, target.double(), weights.double())
             if np.isfinite(cost).all():  # else the client has diverged, which the mean will say
                 self.permute(weights, group, assign(cost))
 
-    def cost(self, group: Group, target: Tensor, weights: Tensor) -> NDArray[np.float32]:
+    def cost(self, group: Group, target: Tensor, weights: Tensor) -> NDArray:
         """[n, n], the squared distance of each unit of `weights` from each of `target`, but for a constant a column.
 
         Compared is what makes the units, as far as all that it reads is in order; running statistics are not.
         """
-        distance = torch.zeros(group.size, group.size, device=weights.device)
+        distance = torch.zeros(group.size, group.size, dtype=weights.dtype, device=weights.device)
         for axis in group.axes:
             entry, dims = self._entries[axis.tensor], range(len(self._entries[axis.tensor].shape))
             reads = [self._last.get((axis.tensor, dim), -1) for dim in dims if dim != axis.dim]
@@ -100,7 +102,7 @@ class Matching:
             view.copy_(view.index_select(axis.dim, torch.from_numpy(source).to(view.device)))
 
 
-def assign(cost: NDArray[np.float32]) -> NDArray[np.int64]:
+def assign(cost: NDArray) -> NDArray[np.int64]:
     """[n] the column for each row, each once, that together cost the least."""
     from scipy.optimize import linear_sum_assignment
 

@@ -58,6 +58,8 @@ class SideBySideTrainer(Trainer):
         self._parameters = [entry for entry in layout.entries if entry.is_parameter]  # those that a phase trains
         self._others: list[Entry] = []
         self._statistics = [entry for entry in layout.entries if not entry.is_parameter]
+        # What all clients share is a row of each all the same where the bits of products depend on how many there are.
+        self._unsent = model.unsent if model.device.type == "cpu" else {}
 
     def deal(self, shards: Sequence[NDArray[np.int64]]) -> None:
         super().deal(shards)
@@ -82,8 +84,6 @@ class SideBySideTrainer(Trainer):
             kept = slice(len(block))
             share = work.steps.sum() / max(work.steps[kept].sum(), 1)
             return Work(work.weights[kept], work.loss[kept], work.steps[kept], share * work.seconds[kept])
-        if hooks.changes_loss:
-            self.model.frozen  # noqa: B018 (made here, for it cannot be made under vmap)
         began = time.perf_counter()
         lr, has_direction = self.settings.rate(round, rounds), hooks.changes_direction
         trained = self._select(phase)
@@ -92,6 +92,7 @@ class SideBySideTrainer(Trainer):
         keys = torch.from_numpy(self._dropout_keys(phase, round, block.clients)).to(self.model.device)
         total = torch.zeros(len(block), device=self.model.device)
         self._weights[: len(block)].copy_(start)
+        self.model.reset_counters()
         self._optimizer.reset()
         for step in self._steps(block.clients, steps, round, phase):
             rows = slice(len(step.counts))
@@ -141,6 +142,7 @@ class SideBySideTrainer(Trainer):
         others, statistics = (
             [entry.view(self._weights[: len(block)]) for entry in kind] for kind in (self._others, self._statistics)
         )
+        unsent = {name: tensor.expand(len(block), *tensor.shape) for name, tensor in self._unsent.items()}
 
         def one(
             parameters: list[Tensor],
@@ -154,19 +156,20 @@ class SideBySideTrainer(Trainer):
             key: Tensor,
             start: Tensor,
             rows: dict[str, Tensor],
+            unsent: dict[str, Tensor],
         ) -> tuple[Tensor, list[Tensor]]:
             buffers = {entry.name: t for entry, t in zip(self._statistics, statistics, strict=True)}
             trained = {entry.name: t for entry, t in zip(self._parameters, parameters, strict=True)}
             kept = {entry.name: t for entry, t in zip(self._others, others, strict=True)}
             tensors = trained | kept | buffers
-            net, part = Net(self.model, tensors), Batch(x, y, index, place)
+            net, part = Net(self.model, tensors, unsent=unsent), Batch(x, y, index, place)
             with ClientWise((key + step.number) & 0x7FFFFFFF, real, buffers) as mode:
                 losses = hooks.loss(net, part, start, rows)
             check_losses(losses, y)
             return losses, [mode.changed.get(name, before) for name, before in buffers.items()]
 
         losses, changed = torch.vmap(one)(
-            leaves, others, statistics, batch.x, batch.y, batch.index, place, real, keys, start, block.vectors
+            leaves, others, statistics, batch.x, batch.y, batch.index, place, real, keys, start, block.vectors, unsent
         )
         return losses, real / real.sum(1, keepdim=True), changed
 

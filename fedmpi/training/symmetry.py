@@ -158,6 +158,8 @@ class _Tracer(TorchFunctionMode):
 
     def _axis(self, tensor: Tensor | None, dim: int, units: Units, makes: bool) -> None:
         if tensor is not None:
+            if id(tensor) not in self._names:
+                raise BadInput("--model: the network has a layer whose weight is made of other tensors in every run")
             before, _ = self._axes.setdefault((self._names[id(tensor)], dim), (units, makes))
             self._tie(before, units)  # of a layer that is used twice
 

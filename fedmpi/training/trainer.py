@@ -141,8 +141,10 @@ class Trainer(ABC):
             return net.features(self.samples.batch(np.zeros(1, dtype=np.int64)).x).shape[1:]
 
     def unit_groups(self) -> list[Group]:
-        """See `find_groups`."""
-        return find_groups(self.model.module, self.samples.batch(np.zeros(2, dtype=np.int64)).x)
+        """See `find_groups`; without those whose units a tensor makes or reads that stays as it is in all models."""
+        groups = find_groups(self.model.module, self.samples.batch(np.zeros(2, dtype=np.int64)).x)
+        names = {entry.name for entry in self.model.layout.entries}
+        return [group for group in groups if all(axis.tensor in names for axis in group.axes)]
 
     def count_steps(
         self, clients: NDArray[np.int64], completed: NDArray[np.float64] | None = None, phase: Phase = WHOLE
@@ -172,10 +174,13 @@ class Trainer(ABC):
         whole = (slice(0, layout.parameters),)
         columns = tuple(slice(part.start, min(part.stop, layout.parameters)) for part in phase.columns or whole)
         if self.model.normalises_batches and (lone_sample or columns != whole):
-            trained = {entry.name for entry in layout.entries if entry.lies_in(columns)}
+            places = {entry.name: entry for entry in layout.entries}
             for name, layer in module.named_modules():
                 if isinstance(layer, _BatchNorm):
-                    layer.train(not lone_sample and f"{name}.weight" in trained)
+                    # Without a scale that is trained (affine=False, or a frozen one) its statistics stand for it.
+                    own = places.get(f"{name}.weight") or places.get(f"{name}.running_mean")
+                    if lone_sample or not (own and own.lies_in(phase.columns or (slice(0, layout.size),))):
+                        layer.eval()
         return columns
 
     def _batches(self, client: int, round: int, phase: Phase, count: int) -> Iterator[Batch]:
