@@ -174,8 +174,9 @@ class QSGD(Rounding):
 
         norm = buckets.norm(dim=2, keepdim=True)
         if norm.isinf().any():  # squares of large numbers
-            wide = buckets.double().norm(dim=2, keepdim=True).clamp(max=finfo(buckets.dtype).max)
-            norm = where(norm.isinf(), wide.to(norm.dtype), norm)
+            wide = buckets.double().norm(dim=2, keepdim=True)
+            most = wide.clamp(max=finfo(norm.dtype).max).to(norm.dtype)
+            norm = where(norm.isinf() & wide.isfinite(), most, norm)
         return norm / self._levels
 
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedmpi.aggregation import Diverged, WeightedMean
+from fedmpi.aggregation import Diverged, WeightedMean, diverged
 from fedmpi.channel import Channel
 from fedmpi.compression import Dense
 from fedmpi.mpi.world import World
@@ -224,33 +224,92 @@ def test_what_comes_through_a_channel(world: World) -> None:
     assert torch.equal(sent.reduce(), plain.reduce())
 
 
+# Large numbers
+
+
+def spread(rng: np.random.Generator, count: int, size: int) -> Tensor:
+    """[count, size] of all magnitudes from 1 to the largest float32, of either sign."""
+    exponents = rng.uniform(0, 128, (count, size))
+    signs = rng.choice([-1.0, 1.0], (count, size))
+    return torch.from_numpy((signs * 2.0**exponents).clip(-3.4e38, 3.4e38).astype(np.float32))
+
+
+def test_any_finite_number_can_be_averaged(world: World) -> None:
+    """Oracle: math.fsum, to 2^-24 of the largest term; and the same bits in any order and in blocks of any size."""
+    rng = np.random.default_rng(0)
+    values, masses = spread(rng, 12, 400), rng.integers(1, 50, 12).tolist()
+    values[:, ::2] = values[:1, ::2] * torch.from_numpy(rng.uniform(0.5, 1, (12, 200)).astype(np.float32))
+    values[0, -1] = values[1, -1] = torch.finfo(torch.float32).max
+    oracle, largest = exact(values, masses), values.abs().amax(0).double().numpy()
+    results = []
+    for at_once in (1, 5, 12):
+        order = rng.permutation(12)
+        mean = weighted(world, 400, sum(masses), buffers=100)
+        for first in range(0, 12, at_once):
+            some = order[first : first + at_once]
+            mean.add(values[some], Block(some, np.ones(len(some), int), np.array(masses)[some]))
+        results.append(mean.reduce())
+    assert all(torch.equal(result, results[0]) for result in results)
+    assert (np.abs(results[0].double().numpy() - oracle) <= largest * 2.0**-24 + np.abs(oracle) * 2.0**-24).all()
+    assert results[0].isfinite().all()
+
+
+def test_large_numbers_leave_the_others_their_bits(world: World) -> None:
+    """Oracle: the mean of vectors that have zeros in their places, in whichever tile the large ones lie."""
+    values = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 300_000), dtype=np.float32))
+    large = values.clone()
+    large[1, [0, 131_071, 131_072, 299_000, 299_999]] = torch.tensor([256.0, -3e38, 1e20, 2.0**22, 5e30])
+    found = []
+    for vectors in (values, large):
+        mean = weighted(world, 300_000, 3, buffers=1000)
+        mean.add(vectors, block(0, 1, 2))
+        found.append(mean.reduce())
+    moved = (found[0] != found[1]).nonzero()[:, 0].tolist()
+    assert moved == [0, 131_071, 131_072, 299_000, 299_999]
+    np.testing.assert_allclose(found[1][moved], exact(large[:, moved], [1] * 3), rtol=1e-6)
+
+
+def test_large_numbers_in_groups(world: World) -> None:
+    """Oracle: math.fsum of each group, of which only one has large numbers; a mean used again has none left."""
+    values = torch.rand(4, 10)
+    values[[0, 2], 3] = torch.tensor([1e30, 3e30])
+    mean = weighted(world, 10, 4, groups=2)
+    mean.add(values, block(*range(4)), np.array([0, 1, 0, 1]))
+    result = mean.reduce()
+    assert result[0, 3].item() == pytest.approx(2e30, rel=1e-6)
+    torch.testing.assert_close(result[1], values[[1, 3]].mean(0))
+    world.begin_round()
+    mean = weighted(world, 10, 4, groups=2)
+    mean.add(torch.ones(2, 10), block(0, 1), np.array([0, 1]))
+    assert torch.equal(mean.reduce(), torch.ones(2, 10))
+
+
+@pytest.mark.parametrize("value", [256.0, -300.0, 3e38, -3.4e38, 1e-45])
+def test_a_sole_client_passes_through_whatever_its_size(world: World, value: float) -> None:
+    vector = torch.full((1, 6), value)
+    mean = weighted(world, 6, 7, buffers=2)
+    mean.add(vector, block(3, mass=7))
+    assert torch.equal(mean.reduce(), vector[0])
+
+
 # Divergence
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 256.0, -300.0, 3e38])
-def test_diverged_parameters(world: World, value: float) -> None:
-    """Oracle: the limit 2^8; the message names the client, the value and what to do."""
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [2, 5])
+def test_diverged(world: World, value: float, place: int) -> None:
+    """Oracle: the message names the client, the tensor, the value and what to do; of parameters and buffers alike."""
     values = torch.zeros(3, 6)
-    values[1, 2] = value
-    size = "nan" if math.isnan(value) else f"{abs(value):g}"
-    with pytest.raises(
-        Diverged, match=rf"client 41 diverged.* is {size.replace('+', '.')} \(limit 256\).*--local.lr"
-    ):
-        weighted(world, 6, 3, buffers=2).add(values, block(40, 41, 42))
+    values[1, place] = value
+    mean = WeightedMean(world, 4, 6, 3, None, CPU, name_at=lambda place: f"tensor {place}")
+    with pytest.raises(Diverged, match=rf"^client 41 diverged: tensor {place} is {value:g}; lower --local.lr"):
+        mean.add(values, block(40, 41, 42))
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, 2.0**22, -(2.0**30)])
-def test_diverged_buffers(world: World, value: float) -> None:
-    """Oracle: the limit 2^22."""
-    values = torch.zeros(1, 6)
-    values[0, 5] = value
-    with pytest.raises(Diverged, match="client 7 diverged"):
-        weighted(world, 6, 3, buffers=2).add(values, block(7))
-
-
-def test_large_is_not_diverged(world: World) -> None:
-    """Oracle: the largest float32 below each limit passes, a buffer far above the parameters' limit too."""
-    vector = torch.tensor([[255.99998, -255.99998, 4194303.75, -5270.0]])
-    mean = weighted(world, 4, 1, buffers=2)
-    mean.add(vector, block(0))
-    assert torch.equal(mean.reduce(), vector[0])
+def test_which_are_not_finite() -> None:
+    """Oracle: by hand."""
+    values = torch.full((4, 5), 3e38)
+    assert diverged(values) == {}
+    assert diverged(values[:, :0]) == {}
+    values[1, 3:], values[3, 0] = math.inf, -math.inf
+    assert diverged(values) == {1: (3, math.inf), 3: (0, -math.inf)}

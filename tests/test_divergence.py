@@ -18,7 +18,7 @@ from fedmpi.algorithms.fedftg import FedFTG
 from fedmpi.algorithms.fedma import FedMA
 from fedmpi.algorithms.fednova import FedNova
 from fedmpi.algorithms.localonly import LocalOnly
-from fedmpi.algorithms.robust import Krum
+from fedmpi.algorithms.robust import Krum, Median
 from fedmpi.algorithms.scaffold import SCAFFOLD
 from fedmpi.attacks import ALIE
 from fedmpi.compression import TopK
@@ -103,10 +103,19 @@ def test_left_out_of_others(method: type[Algorithm], tmp_path: Path, monkeypatch
         assert made.rounds["rejected"].tolist() == [0, 1, 0]
 
 
-@pytest.mark.parametrize("value", [np.inf, 300.0])
-def test_too_large_for_a_mean(value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    diverge(monkeypatch, {CLIENT}, value)
+def test_infinite_is_diverged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    diverge(monkeypatch, {CLIENT}, np.inf)
     is_counted(three_rounds(tmp_path / "made.h5", FedAvg()))
+
+
+@pytest.mark.parametrize("method", [FedAvg, FedMA, Krum, Median, SCAFFOLD], ids=lambda method: method.__name__)
+def test_large_is_not_diverged(method: type[Algorithm], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the mean by hand, of FedAvg; and under no method is anybody lost."""
+    diverge(monkeypatch, {CLIENT}, 1e30)
+    made = three_rounds(tmp_path / "made.h5", method(), rounds=2)
+    assert made.rounds["diverged_clients"].tolist() == [0, 0]
+    assert made.weights[5] == pytest.approx(1e30 * 30 / 170, rel=1e-6) or method is not FedAvg
+    assert np.isfinite(made.weights).all()
 
 
 @pytest.mark.parametrize(
@@ -132,7 +141,10 @@ def test_nobody_is_left(
     with pytest.raises(AssertionError, match="the experiment failed"):
         three_rounds(tmp_path / "made.h5", short(method))
     count = 1 if method is Centralized else 7
-    said = rf"failed on rank 0 of 1: round 2, .*: the training of all {count} clients diverged; lower --local.lr"
+    where = r"classifier\.\d\.weight of client \d is nan"
+    said = (
+        rf"failed on rank 0 of 1: round 2, .*: the training of all {count} clients diverged, {where}; lower --local"
+    )
     assert re.search(said, capsys.readouterr().err)
     made = results.open(tmp_path / "made.h5")
     assert (made.status, made.rounds["round"].tolist()) == ("failed", [1])

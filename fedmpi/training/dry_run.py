@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from inspect import signature
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
 from fedmpi.errors import BadInput
 
@@ -33,8 +39,8 @@ def constant_buffers(network: nn.Module, example: Tensor) -> frozenset[str]:
     """Names of the floating-point buffers that training does not change: attention masks, tables, class weights.
 
     They are no part of what clients learn and send. It is decided by one run in training mode: a buffer that is not
-    written to, in place or by assignment, is constant. Values do not count: running statistics may happen to stay as
-    they are. One that is written to later on all the same ends training with an error (`FlatModel`).
+    written to, in place or by assignment, is constant. That its value stays the same is not enough, for running
+    statistics may happen to. One that is written to later on all the same ends training with an error (`FlatModel`).
 
     Args:
         network: it is left as it was.
@@ -47,14 +53,48 @@ def constant_buffers(network: nn.Module, example: Tensor) -> frozenset[str]:
     everything = dict(network.named_buffers())
     before = {name: (buffer, buffer.clone(), buffer._version) for name, buffer in everything.items()}
     with torch.no_grad():
+        failed = False
         try:
-            network.train()(example)
-        except Exception:  # which training will report
-            return frozenset()
+            with _Statistics() as statistics:
+                network.train()(example)
+        except Exception:  # of any kind: whoever runs the network next will report it
+            failed = True
         after = dict(network.named_buffers())
-        constant = frozenset(n for n in buffers if after.get(n) is before[n][0] and after[n]._version == before[n][2])
+
+        def is_untouched(name: str) -> bool:
+            buffer, value, version = before[name]
+            is_same = after.get(name) is buffer and buffer._version == version and id(buffer) not in statistics.seen
+            return is_same and torch.equal(buffer.nan_to_num(), value.nan_to_num())
+
+        constant = frozenset() if failed else frozenset(filter(is_untouched, buffers))
         for name, (buffer, value, _) in before.items():
             owner, _, own = name.rpartition(".")
             network.get_submodule(owner)._buffers[own] = buffer
             buffer.copy_(value)
     return constant
+
+
+class _Statistics(TorchFunctionMode):
+    """Notes the running statistics that normalisations write to, of which PyTorch does not count the writes.
+
+    Attributes:
+        seen: ids of these tensors.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[int] = set()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func in (functional.batch_norm, functional.instance_norm):
+            given = signature(func).bind(*args, **(kwargs or {}))
+            given.apply_defaults()
+            if given.arguments.get("training", given.arguments.get("use_input_stats")):
+                self.seen |= {id(given.arguments[name]) for name in ("running_mean", "running_var")}
+        return func(*args, **(kwargs or {}))

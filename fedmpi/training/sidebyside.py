@@ -58,7 +58,7 @@ class SideBySideTrainer(Trainer):
         self._parameters = [entry for entry in layout.entries if entry.is_parameter]  # those that a phase trains
         self._others: list[Entry] = []
         self._statistics = [entry for entry in layout.entries if not entry.is_parameter]
-        # What all clients share is a row of each all the same where the bits of products depend on how many there are.
+        # What all clients share is a row of each all the same where bits of products depend on how many there are.
         self._unsent = model.unsent if model.device.type == "cpu" else {}
 
     def deal(self, shards: Sequence[NDArray[np.int64]]) -> None:

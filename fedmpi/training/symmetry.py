@@ -180,14 +180,18 @@ class _Tracer(TorchFunctionMode):
             rule(result, *args, **(kwargs or {}))
         elif name in _KEEP | _RESHAPE | _TIE:
             if taken:
-                self._after_simple(name, result, taken)
+                self._after_simple(name, result, taken, _tensors(*args))
         elif taken and any(x.dim() > 0 for x in _tensors(result)):
             raise BadInput(f"--model: the network uses {name}, through which its units cannot be followed")
         return result
 
-    def _after_simple(self, name: str, result: Any, taken: list[Tensor]) -> None:
+    def _after_simple(self, name: str, result: Any, taken: list[Tensor], given: list[Tensor]) -> None:
         units = self._of(taken[0], name)
         if name in _TIE:
+            if any(x.numel() > 1 and id(x) not in self._units for x in given):
+                raise BadInput(
+                    f"--model: the network uses {name} with a tensor of its own, which gives units a place"
+                )
             for other in taken[1:]:
                 self._tie(units, self._of(other, name))
         output = result[0] if isinstance(result, tuple) else result

@@ -14,18 +14,22 @@ from fedmpi.mpi.world import World
 from fedmpi.training.block import Block
 
 COUNT, SIZE, PARAMETERS, CANCELLING = 64, 100_000, 90_000, 10_000
+LARGE = 50_000, 51_000
 
 
 @cache
 def vectors() -> torch.Tensor:
     """[64, 100,000], of which the last tenth are buffers; in the first tenth, clients k and k + 32 nearly cancel.
 
-    There the mean is so small that a float32 shows the rounding errors of sums in float64.
+    There the mean is so small that a float32 shows the rounding errors of sums in float64. Of some clients, a
+    thousand parameters and the last hundred buffers have all magnitudes up to 1e37.
     """
     rng = np.random.default_rng(0)
     values = rng.standard_normal((COUNT, SIZE), dtype=np.float32)
     values[:, PARAMETERS:] *= 1e5
     values[32:, :CANCELLING] = values[32:, :CANCELLING] * np.float32(1e-6) - values[:32, :CANCELLING]
+    for part in (slice(*LARGE), slice(-100, None)):
+        values[::3, part] *= (10.0 ** rng.uniform(0, 32, values[::3, part].shape)).astype(np.float32)
     return torch.from_numpy(values)
 
 

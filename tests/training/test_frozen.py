@@ -1,0 +1,268 @@
+"""What a network freezes, and its constant buffers, stay as they are under every method, and are not sent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedmpi import results
+from fedmpi.algorithms import Algorithm
+from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.algorithms.fedgen import FedGen
+from fedmpi.algorithms.fedma import FedMA
+from fedmpi.algorithms.fedper import FedPer
+from fedmpi.algorithms.genfl import GenFL
+from fedmpi.algorithms.ifca import IFCA
+from fedmpi.algorithms.moon import MOON
+from fedmpi.attacks import Gaussian
+from fedmpi.compression import QSGD, TopK
+from fedmpi.errors import BadInput
+from fedmpi.models import Backbone, Model
+from fedmpi.privacy import CentralDP
+from fedmpi.results.check import problems
+from fedmpi.results.summary import summarize
+from fedmpi.server_optimizers import Adam
+from fedmpi.training.dry_run import constant_buffers
+from fedmpi.training.settings import LocalTraining
+from tests.algorithms.test_payload import METHODS
+from tests.programs.networks import Floor, FrozenConvolution, HalfFrozen
+from tests.small import Alone, Cut, network, run, shortened, state
+
+SHAPE = (1, 8, 8)
+SIZES = (20, 30, 20, 30, 20, 30, 20)
+FIRST = ["extractor.1.weight", "extractor.1.bias"]
+
+
+def made_by(
+    path: Path, algorithm: Algorithm | None = None, model: Model | None = None, **settings: Any
+) -> results.Run:
+    chosen: dict[str, Any] = {"rounds": 2, "clients": 7, "evaluate_every": 2, "partition": Cut(*SIZES)}
+    chosen["local"] = LocalTraining(epochs=1, vectorize="off", weight_decay=0.1)
+    return run(path, algorithm, model=model or HalfFrozen(floor=True), **{**chosen, **settings})
+
+
+def is_as_built(made: results.Run, names: list[str], model: Model | None = None) -> None:
+    """Oracle: the network as it was built, bit for bit; and that something else has moved."""
+    module = network(model or HalfFrozen(floor=True), SHAPE, 10)
+    built = {name: tensor.detach().numpy() for name, tensor in module.state_dict().items()}
+    assert sorted(made.frozen) == sorted(names)
+    found = made.state_dict()
+    for name in names:
+        assert found[name].tobytes() == built[name].tobytes(), name
+        assert found[name].shape == built[name].shape
+    trained = made.state_dict().keys() - set(names)
+    assert trained
+    assert np.isfinite(made.weights).all()
+    if type(made).__name__ and "LocalOnly" not in made.attributes["algorithm"]:
+        assert any((found[name] != built[name]).any() for name in trained if name in built)
+
+
+@pytest.mark.parametrize("vectorize", ["off", 3])
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_under_every_method(method: type[Algorithm], vectorize: Any, tmp_path: Path) -> None:
+    """With weight decay and momentum; one client by one, and three at a time."""
+    momentum = 0.0 if vectorize == "off" else 0.5
+    local = LocalTraining(epochs=1, vectorize=vectorize, weight_decay=0.1, momentum=momentum)
+    model = HalfFrozen(floor=method is not FedMA)
+    made = made_by(tmp_path / "made.h5", shortened(method), model, local=local)
+    is_as_built(made, [*FIRST, *(["extractor.4.floor"] if model.floor else [])], model)
+    assert len(made.weights) == 33 * 4 + 33 * 17 + 17 + 17 * 4 + 17 * 10 + 10
+    assert made.rounds["diverged_clients"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"local": LocalTraining(epochs=1, optimizer="adam", lr=0.01, weight_decay=0.1)},
+        {"local": LocalTraining(epochs=1, optimizer="adam", lr=0.01, weight_decay=0.1, vectorize=3)},
+        {"server_optimizer": Adam()},
+        {"attack": Gaussian(0.4)},
+        {"compression": TopK(0.1)},
+        {"compression": QSGD()},
+        {"evaluate_means": "both"},
+        {"privacy": CentralDP(), "weighting": "uniform", "model": HalfFrozen(floor=True, norm="layer")},
+    ],
+    ids=["adam", "adam side by side", "server", "attack", "TopK", "QSGD", "means", "privacy"],
+)
+def test_under_all_else(settings: dict[str, Any], tmp_path: Path) -> None:
+    is_as_built(made_by(tmp_path / "made.h5", **settings), [*FIRST, "extractor.4.floor"], settings.get("model"))
+
+
+@pytest.mark.parametrize("vectorize", ["off", 2])
+def test_convolutions(vectorize: Any, tmp_path: Path) -> None:
+    """Of a layer that is frozen in part, the rest is trained."""
+    local, model = LocalTraining(epochs=1, vectorize=vectorize, weight_decay=0.1), FrozenConvolution()
+    made = made_by(tmp_path / "made.h5", MOON(), model, local=local)
+    is_as_built(made, ["extractor.0.weight", "extractor.0.bias", "extractor.2.bias"], model)
+
+
+def test_training_is_that_of_pytorch(tmp_path: Path) -> None:
+    """Oracle: the same network trained by torch.optim over its trained parameters alone."""
+    local = LocalTraining(epochs=1, batch_size=1000, lr=0.1, weight_decay=0.1)
+    made = made_by(tmp_path / "made.h5", local=local, clients=1, partition=Cut(64), rounds=1)
+    plain = network(HalfFrozen(floor=True), SHAPE, 10)
+    from tests.few import DIGITS, Few
+    from tests.small import normalised
+
+    x, y = normalised(DIGITS.train_x[:64], Few(64)), torch.from_numpy(DIGITS.train_y[:64])
+    parameters = [parameter for parameter in plain.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(parameters, 0.1, weight_decay=0.1)
+    nn.functional.cross_entropy(plain(x), y).backward()
+    optimizer.step()
+    for name, tensor in state(plain).items():
+        np.testing.assert_allclose(made.state_dict()[name], tensor.detach(), rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_several_first_models_share_it(tmp_path: Path) -> None:
+    """Oracle: the first network's; other draws would be other frozen layers. One way or the other, the same model."""
+    settings = {"rounds": 1, "local": LocalTraining(epochs=1, vectorize="off"), "evaluate_every": 1}
+    made = made_by(tmp_path / "made.h5", IFCA(models=3), **settings)
+    is_as_built(made, [*FIRST, "extractor.4.floor"])
+    centers = [made.state_dict(center) for center in made.model["centers"]]
+    for center in centers:
+        assert center[FIRST[0]].tobytes() == made.frozen[FIRST[0]].tobytes()
+    assert len({center["classifier.weight"].tobytes() for center in centers}) == 3
+
+
+def test_resume_rebuilds_it(tmp_path: Path) -> None:
+    """Oracle: the run in one go, bit for bit."""
+    whole = made_by(tmp_path / "whole.h5", MOON(), rounds=3)
+    from fedmpi.checkpoint import Checkpointing
+
+    keep = Checkpointing(keep=True)
+    made_by(tmp_path / "made.h5", MOON(), rounds=2, checkpoint=keep)
+    resumed = made_by(tmp_path / "made.h5", MOON(), rounds=3, checkpoint=keep, resume=True)
+    assert resumed.weights_sha256 == whole.weights_sha256
+    is_as_built(resumed, [*FIRST, "extractor.4.floor"])
+
+
+def test_the_file(tmp_path: Path) -> None:
+    """Oracle: the schema; the sizes by hand; the network that takes it all back."""
+    made = made_by(tmp_path / "made.h5")
+    assert problems(made.path) == []
+    assert "model       958 numbers that are trained and sent, 2,178 frozen" in summarize(made)
+    assert made.rounds["bytes_up"].tolist() == [7 * 4 * 958] * 2
+    module = network(HalfFrozen(floor=True), SHAPE, 10, number=1)
+    given = {name: torch.from_numpy(tensor) for name, tensor in made.state_dict().items()}
+    missing, unexpected = module.load_state_dict(given, strict=False)
+    assert not unexpected
+    assert all(name.endswith("num_batches_tracked") for name in missing)
+
+
+def test_a_pretrained_model_fits_its_frozen_part_alone(tmp_path: Path) -> None:
+    """GenFL, from a run of another seed, whose frozen layer is another one."""
+    settings: dict[str, Any] = {"local": LocalTraining(epochs=1, vectorize="off"), "rounds": 1}
+    first = GenFL(generator_rounds=1, generator_epochs=1, synthetic=64, pretrain_epochs=1, cas_epochs=1)
+    earlier = made_by(tmp_path / "earlier.h5", first, **settings)
+    is_as_built(earlier, [*FIRST, "extractor.4.floor"])
+    taken = GenFL(earlier=earlier.path, take="pretrained", cas_epochs=0)
+    again = made_by(tmp_path / "again.h5", taken, **settings)
+    np.testing.assert_array_equal(again.model["pretrained"], earlier.model["pretrained"])
+    with pytest.raises(BadInput, match="whose frozen tensors are those of this run"):
+        made_by(
+            tmp_path / "other.h5", GenFL(earlier=earlier.path, take="pretrained", cas_epochs=0), seed=4, **settings
+        )
+
+
+class AllFrozen(Model):
+    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
+        return HalfFrozen().build(shape, classes).requires_grad_(False)
+
+
+class FrozenHead(Model):
+    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
+        network = HalfFrozen().build(shape, classes)
+        network.classifier.requires_grad_(False)
+        return network
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "said"),
+    [
+        (FedAvg, AllFrozen(), "--model = AllFrozen: has no parameters to train: all are frozen"),
+        (FedPer, FrozenHead(), "FedPer needs a fully connected layer that is trained, and others to share"),
+        (FedGen, FrozenHead(), "FedGen needs one whose last fully connected layer is trained"),
+        (FedMA, FrozenConvolution(), "FedMA needs one with hidden units, between layers of which none is frozen"),
+        (FedMA, HalfFrozen(floor=True), "uses maximum, through which its units cannot be followed"),
+    ],
+)
+def test_what_cannot_be(method: type[Algorithm], model: Model, said: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=said):
+        made_by(tmp_path / "made.h5", method(), model)
+
+
+# Which buffers are constant
+
+
+class Buffers(nn.Module):
+    """Buffers that are written to in every way there is, though their values stay; and some that are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dead = nn.Linear(3, 4)
+        nn.init.zeros_(self.dead.weight)
+        nn.init.zeros_(self.dead.bias)
+        self.statistics = nn.BatchNorm1d(4)  # of features that are zero, whose mean is what it was
+        self.cold = nn.BatchNorm1d(4)
+        self.spectral = nn.utils.spectral_norm(nn.Linear(4, 1))  # with one output its vector u cannot change
+        self.instance = nn.InstanceNorm1d(1, track_running_stats=True)
+        self.in_place: torch.Tensor
+        self.assigned: torch.Tensor
+        for name, value in {"mask": -torch.inf, "unknown": torch.nan, "in_place": 1.0, "assigned": 1.0}.items():
+            self.register_buffer(name, torch.full((3,), value))
+        self.register_buffer("count", torch.tensor(0))
+
+    def train(self, mode: bool = True) -> Buffers:
+        super().train(mode)
+        self.cold.eval()
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.in_place.mul_(1)
+        self.assigned = self.assigned.clone()
+        hidden = self.cold(self.statistics(self.dead(x)))
+        result: torch.Tensor = self.spectral(self.instance(hidden[:, None])[:, 0])
+        return result
+
+
+def test_constant_buffers() -> None:
+    """Oracle: by hand; and the network is as it was before."""
+    module = Buffers()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    constant = constant_buffers(module, torch.ones(2, 3))
+    assert sorted(constant) == ["cold.running_mean", "cold.running_var", "mask", "unknown"]
+    for name, tensor in module.state_dict().items():
+        np.testing.assert_array_equal(tensor, before[name], err_msg=name)
+
+
+class Late(Model):
+    """Writes to a buffer in training, but not in the first batch."""
+
+    class Network(nn.Module):
+        def __init__(self, classes: int) -> None:
+            super().__init__()
+            self.floor, self.layer, self.calls = Floor(64), nn.Linear(64, classes), 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            if self.training and self.calls > 2:
+                self.floor.floor.add_(1)
+            result: torch.Tensor = self.layer(self.floor(x.flatten(1)))
+            return result
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        return self.Network(classes)
+
+
+def test_one_that_is_written_to_later_is_no_silent_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Alone  # whose failure is an AssertionError
+    with pytest.raises(AssertionError, match="the experiment failed"):
+        made_by(tmp_path / "made.h5", model=Late())
+    assert "buffer floor.floor was written to in training" in capsys.readouterr().err
