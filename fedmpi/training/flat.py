@@ -37,6 +37,7 @@ class FlatModel:
         parameters = dict(module.named_parameters())
         self._parameters = [(entry, parameters[entry.name]) for entry in self.layout.entries if entry.is_parameter]
         self._hooked: set[str] = set()
+        self._updated: set[str] = set()
         self._selected: tuple[slice, ...] = (slice(0, self.layout.parameters),)
         self._update: Callable[[Entry, Tensor, Tensor], None] | None = None
         state = parameters | dict(module.named_buffers())
@@ -51,6 +52,10 @@ class FlatModel:
     def load(self, weights: Tensor) -> None:
         """Set the network to `weights` [P]."""
         self.weights[0].copy_(weights)
+        self.reset_counters()
+
+    def reset_counters(self) -> None:
+        """Set what is no part of the vector, such as the number of batches that were seen, to its initial value."""
         for tensor, initial in self._counters:
             tensor.copy_(initial)
 
@@ -91,11 +96,16 @@ class FlatModel:
                 self._hooked.add(entry.name)
                 parameter.register_post_accumulate_grad_hook(partial(self._pass_on, entry))
         self._update = update
+        self._updated = set()
         _backward(losses)
+        for entry, parameter in self._parameters:  # the gradient of what the losses do not depend on is zero
+            if parameter.requires_grad and entry.name not in self._updated:
+                update(entry, parameter.data, torch.zeros_like(parameter))
 
     def _pass_on(self, entry: Entry, parameter: Tensor) -> None:
         if self._update is not None and parameter.grad is not None:
             gradient, parameter.grad = parameter.grad, None
+            self._updated.add(entry.name)
             self._update(entry, parameter.data, gradient)
 
     @cached_property

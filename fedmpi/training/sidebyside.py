@@ -84,6 +84,7 @@ class SideBySideTrainer(Trainer):
             return Work(work.weights[kept], work.loss[kept], work.steps[kept], share * work.seconds[kept])
         if hooks.changes_loss:
             self.model.frozen  # noqa: B018 (made here, for it cannot be made under vmap)
+        self.model.reset_counters()  # all clients count alike: they take a step together
         began = time.perf_counter()
         lr, has_direction = self.settings.rate(round, rounds), hooks.changes_direction
         trained = self._select(phase)
@@ -100,7 +101,7 @@ class SideBySideTrainer(Trainer):
             leaves = [entry.view(self._weights[rows]).detach().requires_grad_() for entry in self._parameters]
             here = block.rows(rows)
             losses, share, statistics = self._losses(here, step, leaves, keys[rows], start[rows], hooks)
-            gradients = torch.autograd.grad(losses, leaves, grad_outputs=share)
+            gradients = torch.autograd.grad(losses, leaves, share, allow_unused=True, materialize_grads=True)
             with torch.no_grad():
                 if is_plain:
                     torch._foreach_add_(leaves, list(gradients), alpha=-lr)
