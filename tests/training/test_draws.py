@@ -55,7 +55,8 @@ class Attending(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows: Tensor = self.encoder(x.flatten(1, 2))
-        return self.head(rows[:, 0])  # type: ignore[no-any-return]
+        logits: Tensor = self.head(rows[:, 0])
+        return logits
 
 
 class Encoder(Model):

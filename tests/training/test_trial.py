@@ -67,6 +67,8 @@ class Words(nn.Module):
 class Remembers(nn.Module):
     """Moves a buffer towards the mean over the batch, whichever rows it has."""
 
+    mean: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(16))
