@@ -29,7 +29,7 @@ from fedmpi.results import Results
 from fedmpi.results.writer import check_writable
 from fedmpi.scheduling import Cohort
 from fedmpi.scheduling.sampling import masses
-from fedmpi.training.choice import make_trainer
+from fedmpi.training.choice import choose, make_trainer
 from fedmpi.training.dry_run import constant_buffers, materialise
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.layout import Layout
@@ -126,13 +126,15 @@ def assemble(experiment: Experiment, world: World) -> Engine:
     ) -> Engine:
         """The clients around one network."""
         measured = everyone.train, everyone.test, owners, dataset.classes, pixels, experiment.clients
-        with world.agreed():
-            task = Task(build(0), train, shards, pixels, local, seed)
-            trainer = make_trainer(task, 1 if pools else experiment.cohort)
+        task = Task(build(0), train, shards, pixels, local, seed)
+        choice = choose(world, task, 1 if pools else experiment.cohort, experiment.algorithm)
+        trainer = make_trainer(task, choice.at_once)
         mass = int(masses(split.samples, experiment.weighting).sum())
         evaluator = Evaluator(build(0), train, test, *measured)
         how = adversary, experiment.privacy, released, experiment.compression
-        return Engine(world, trainer, evaluator, split, train, build, rounds, mass, *how, proxies, seed)
+        engine = Engine(world, trainer, evaluator, split, train, build, rounds, mass, *how, proxies, seed)
+        engine.choice = choice
+        return engine
 
     def beside(make: Callable[[], nn.Module], local: LocalTraining, rounds: int, name: str) -> Engine:
         seed = randomness.key(experiment.seed, name)
@@ -221,6 +223,7 @@ def open_results(
         BadInput: the file cannot be written; on every rank alike.
     """
     environment = describe(world, fed.device)
+    environment |= {"clients_at_once": fed.choice.at_once, "clients_at_once_reason": fed.choice.reason}
     results: Results | None = None
     with world.agreed():
         if world.is_server:
@@ -240,6 +243,7 @@ def open_results(
                 raise BadInput(
                     f"= {experiment.output}: cannot be written ({error.strerror or error})", "--output"
                 ) from None
+            say(f"clients are trained {fed.choice}")
     return results
 
 

@@ -19,6 +19,7 @@ from fedmpi.training.block import Phase
 
 if TYPE_CHECKING:
     from fedmpi.algorithms import Algorithm
+    from fedmpi.training.settings import Choice
 
 
 class Engine(Federation):
@@ -26,10 +27,12 @@ class Engine(Federation):
 
     Attributes:
         newcomers: clients beyond those of the federation, who take part in no round.
+        choice: how many clients a rank trains side by side, and why.
         stage: name and federation of what comes before the rounds, while it lasts.
     """
 
     newcomers: Cohort
+    choice: Choice
     stage: tuple[str, Engine] | None = None
 
     def agreed(self) -> AbstractContextManager[None]:

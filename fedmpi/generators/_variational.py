@@ -13,8 +13,6 @@ class Autoencoder(nn.Module):
         decoder: noise [B, noise] and labels [B] to images.
     """
 
-    draws_noise = True
-
     def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder

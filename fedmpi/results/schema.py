@@ -123,8 +123,9 @@ GROUPS: dict[str, Group] = {
         optional=False,
     ),
     "environment": Group(
-        "What the job ran on, as attributes: hosts, devices, ranks, threads, versions. A list is one text with a "
-        "line an entry.",
+        "What the job ran on, as attributes: hosts, devices, ranks, threads, versions. A list is one text with one "
+        "line per entry. `clients_at_once` is how many clients each rank trains side by side at the most, and "
+        "`clients_at_once_reason` says why.",
         optional=False,
     ),
     "rounds": Group(

@@ -11,6 +11,7 @@ import numpy as np
 from fedmpi.checkpoint import path_beside
 from fedmpi.results.reader import Run
 from fedmpi.results.settings import describe
+from fedmpi.training.settings import Choice
 
 _LABEL_WIDTH = 12
 
@@ -39,6 +40,8 @@ def _entries(run: Run) -> Iterator[tuple[str, str]]:
         yield "clients", _clients(settings)
     if "local" in settings:
         yield "local", describe(settings["local"])
+    if "clients_at_once" in run.environment:
+        yield "training", _way(run)
     if run.frozen:
         frozen = sum(tensor.size for tensor in run.frozen.values())
         yield "model", f"{len(run.weights):,} numbers that are trained and sent, {frozen:,} frozen"
@@ -82,6 +85,12 @@ def _clients(settings: dict[str, Any]) -> str:
     if partition:
         parts.append(describe(partition))
     return ", ".join(parts)
+
+
+def _way(run: Run) -> str:
+    """How the clients are trained, as the run says at its start."""
+    environment = run.environment
+    return str(Choice(int(environment["clients_at_once"]), environment["clients_at_once_reason"]))
 
 
 def _rounds(run: Run) -> str:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 
 from fedmpi import randomness
-from fedmpi.training.clientwise import ClientWise
+from fedmpi.training.clientwise import Keyed
 from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.losses import cross_entropy
 from fedmpi.training.optimizers import Adam
 from fedmpi.training.samples import Samples
 from fedmpi.training.settings import LocalTraining
-from fedmpi.training.trainer import draws_numbers
 
 
 class CentralTraining:
@@ -32,7 +29,6 @@ class CentralTraining:
         self._settings = settings
         self._seed = seed
         self._optimizer = Adam(model.gradient.shape, model.device, settings.weight_decay)
-        self._draws = draws_numbers(model.module)
 
     def epoch(self, number: int, training: bool = True) -> float:
         """One pass, in a random order of its own; the mean loss.
@@ -45,11 +41,12 @@ class CentralTraining:
         order = randomness.hashed_bits(key.reshape(1), size)[0].argsort(kind="stable")
         draws = randomness.key(self._seed, "dropout", number)
         torch.manual_seed(draws)  # for what else in a network is random
+        keyed = Keyed(draws)
         model.module.train(training)
         total = torch.zeros((), device=model.device)
         for step, cut in enumerate(self._settings.batches(size, model.normalises_batches)):
             batch = self._samples.batch(order[cut])
-            with ClientWise((draws + step) & 0x7FFFFFFF) if self._draws else nullcontext():
+            with keyed.step(step):
                 losses = cross_entropy(Net(model)(batch.x), batch.y)
             model.backward(losses)
             with torch.no_grad():

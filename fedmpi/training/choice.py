@@ -5,11 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 from fedmpi.errors import BadInput
+from fedmpi.mpi.world import World
+from fedmpi.training.block import Hooks
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.plain import PlainTrainer
-from fedmpi.training.settings import LocalTraining
+from fedmpi.training.settings import Choice, LocalTraining
 from fedmpi.training.sidebyside import SideBySideTrainer
 from fedmpi.training.trainer import Task, Trainer
+from fedmpi.training.trial import obstacle
 
 # On a CPU, networks up to this size spend most of their time between operations; larger ones fill the caches.
 SMALL_ON_CPU = 50_000
@@ -17,44 +20,57 @@ AT_ONCE_ON_CPU = 256
 # Where every block is filled up to its full size, fewer rows are trained in vain.
 AT_ONCE_IF_FILLED = 64
 AT_ONCE_ON_GPU = 32
-# Fewer clients a round are not worth the 0.7 s that importing PyTorch's vmap takes.
+# Fewer clients per round are not worth the time that importing PyTorch's vmap takes.
 WORTH_IT_ON_CPU = 32
-# Forward passes that vmap has no rule for; a layer that derives from these classes may have one of its own.
-_FOR_ONE = (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward)
 
 
-def clients_at_once(model: FlatModel, settings: LocalTraining, cohort: int) -> int:
-    """How many clients a rank trains side by side, of so many a round on all ranks.
+def choose(world: World, task: Task, cohort: int, hooks: Hooks) -> Choice:
+    """How clients are trained in a job that trains so many per round; the same on every rank, a collective.
+
+    What the rule or the user wants is tried out before: see `obstacle`.
+
+    Args:
+        hooks: the method's loss and direction.
 
     Raises:
-        BadInput: as many as were asked for cannot be.
+        BadInput: the network or the method cannot be trained side by side, although the user asks for it; on every
+            rank alike.
     """
-    layers = list(model.module.modules())
-    recurs = any(type(layer).forward in _FOR_ONE for layer in layers)
+    wanted = rule(task.model, task.settings, cohort)
+    found = obstacle(task, hooks) if wanted.at_once > 1 else None
+    # Processors of different kinds may disagree, hence by the first rank that has something against it.
+    found = next(filter(None, world.gather_text(found or "")), None)
+    if found is None:
+        return wanted
+    if task.settings.vectorize != "auto":
+        raise _agreed(BadInput(f"= {wanted.at_once}: must be auto or off, because {found}", "--local.vectorize"))
+    return Choice(1, found)
+
+
+def rule(model: FlatModel, settings: LocalTraining, cohort: int) -> Choice:
+    """How many clients should be trained side by side, as far as size and device tell."""
     if settings.vectorize == "off":
-        return 1
+        return Choice(1, "as --local.vectorize off says")
     if settings.vectorize != "auto":
-        if recurs and settings.vectorize > 1:
-            raise BadInput(
-                f"= {settings.vectorize}: must be auto or off for a network with PyTorch's recurrent layers",
-                "--local.vectorize",
-            )
-        return settings.vectorize
-    if cohort == 1 or recurs:
-        return 1
+        return Choice(settings.vectorize, f"as --local.vectorize {settings.vectorize} says")
+    if cohort == 1:
+        return Choice(1, "a round has one client")
     if model.device.type != "cpu":
-        return AT_ONCE_ON_GPU
-    convolves = any(isinstance(layer, nn.modules.conv._ConvNd) for layer in layers)
-    if convolves or model.layout.parameters > SMALL_ON_CPU or cohort < WORTH_IT_ON_CPU:
-        return 1
-    return AT_ONCE_IF_FILLED if settings.precision == "bf16" else AT_ONCE_ON_CPU
+        return Choice(AT_ONCE_ON_GPU, "on a GPU")
+    if any(isinstance(layer, nn.modules.conv._ConvNd) for layer in model.module.modules()):
+        return Choice(1, "the network has convolutions, on a CPU")
+    if model.layout.parameters > SMALL_ON_CPU:
+        return Choice(1, f"the network has more than {SMALL_ON_CPU:,} parameters, on a CPU")
+    if cohort < WORTH_IT_ON_CPU:
+        return Choice(1, f"a round has fewer than {WORTH_IT_ON_CPU} clients, on a CPU")
+    return Choice(AT_ONCE_IF_FILLED if settings.precision == "bf16" else AT_ONCE_ON_CPU, "a small network on a CPU")
 
 
-def make_trainer(task: Task, cohort: int) -> Trainer:
-    """The trainer of one rank, in a job that trains so many clients a round.
-
-    Raises:
-        BadInput: as `clients_at_once`.
-    """
-    at_once = clients_at_once(task.model, task.settings, cohort)
+def make_trainer(task: Task, at_once: int) -> Trainer:
+    """The trainer of one rank."""
     return PlainTrainer(task) if at_once == 1 else SideBySideTrainer(task, at_once)
+
+
+def _agreed(error: BadInput) -> BadInput:
+    error.agreed = True
+    return error

@@ -57,6 +57,7 @@ class FlatModel:
             (entry, parameters[entry.name]) for entry in self.layout.entries if entry.is_parameter and entry.size
         ]
         self._hooked: set[str] = set()
+        self._updated: set[str] = set()
         self._selected: tuple[slice, ...] = (slice(0, self.layout.parameters),)
         self._update: Callable[[Entry, Tensor, Tensor], None] | None = None
         for name, tensor in self.layout.frozen.items():
@@ -135,12 +136,17 @@ class FlatModel:
                 self._hooked.add(entry.name)
                 parameter.register_post_accumulate_grad_hook(partial(self._pass_on, entry))
         self._update = update
+        self._updated = set()
         _backward(losses)
+        for entry, parameter in self._parameters:  # the gradient of what the losses do not depend on is zero
+            if parameter.requires_grad and entry.name not in self._updated:
+                update(entry, parameter.data, torch.zeros_like(parameter))
         self._settle()
 
     def _pass_on(self, entry: Entry, parameter: Tensor) -> None:
         if self._update is not None and parameter.grad is not None:
             gradient, parameter.grad = parameter.grad, None
+            self._updated.add(entry.name)
             self._update(entry, parameter.data, gradient.to_dense() if gradient.is_sparse else gradient)
 
     def _settle(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedmpi.training.block import WHOLE, Block, Hooks, Phase, Work
-from fedmpi.training.clientwise import ClientWise
+from fedmpi.training.clientwise import Keyed
 from fedmpi.training.flat import Net
 from fedmpi.training.layout import Entry
 from fedmpi.training.trainer import Trainer, check_losses
@@ -48,8 +47,9 @@ class PlainTrainer(Trainer):
         seen: list[Tensor] = []  # losses of samples
         model.load(start[0])
         self.seed_others(key)
+        keyed = Keyed(key)
         for number, batch in enumerate(self._batches(client, round, phase, count)):
-            with ClientWise((key + number) & 0x7FFFFFFF) if self._draws else nullcontext():
+            with keyed.step(number):
                 losses = hooks.loss(net, batch, start[0], rows)
             check_losses(losses, batch.y)
             step(losses)

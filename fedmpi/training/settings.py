@@ -110,3 +110,20 @@ class LocalTraining:
         """How many batches one pass over so many samples is cut into."""
         cuts = -(-samples // self.batch_size)
         return cuts - 1 if merge_single and cuts > 1 and samples % self.batch_size == 1 else cuts
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How many clients each rank trains side by side at the most, and why so many.
+
+    Attributes:
+        at_once: 1: one after another.
+        reason: a clause.
+    """
+
+    at_once: int
+    reason: str
+
+    def __str__(self) -> str:
+        way = "one by one" if self.at_once == 1 else f"up to {self.at_once} side by side per rank"
+        return f"{way} ({self.reason})"

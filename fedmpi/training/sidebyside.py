@@ -101,7 +101,7 @@ class SideBySideTrainer(Trainer):
             leaves = [entry.view(self._weights[rows]).detach().requires_grad_() for entry in self._parameters]
             here = block.rows(rows)
             losses, share, statistics = self._losses(here, step, leaves, keys[rows], start[rows], hooks)
-            gradients = torch.autograd.grad(losses, leaves, grad_outputs=share)
+            gradients = torch.autograd.grad(losses, leaves, share, allow_unused=True, materialize_grads=True)
             with torch.no_grad():
                 if is_plain:
                     torch._foreach_add_(leaves, list(gradients), alpha=-lr)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from fedmpi import randomness
 from fedmpi.training.block import WHOLE, Block, Hooks, Phase, Work
-from fedmpi.training.clientwise import ClientWise
+from fedmpi.training.clientwise import Keyed
 from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.optimizers import SGD, Adam, Optimizer
 from fedmpi.training.samples import Batch, Samples
@@ -69,7 +67,6 @@ class Trainer(ABC):
         self._pixels = task.pixels
         self._seed = task.seed
         self._optimizer = self._make_optimizer()
-        self._draws = draws_numbers(model.module)
         self._shards: list[NDArray[np.int64]] = []
         self.deal(task.shards)
 
@@ -106,9 +103,10 @@ class Trainer(ABC):
             model.select(self._prepare(phase, lone_sample=len(shard) == 1))
             model.load(weights[k])
             self.seed_others(keys[k])
+            keyed = Keyed(keys[k])
             count = self.settings.count_cuts(len(shard), model.normalises_batches)
             for step, batch in enumerate(self._batches(client, round, phase, count)):
-                with ClientWise((keys[k] + step) & 0x7FFFFFFF) if self._draws else nullcontext():
+                with keyed.step(step):
                     losses = hooks.loss(net, batch, weights[k], block.row(k))
                 check_losses(losses, batch.y)
                 model.backward(losses)
@@ -229,14 +227,6 @@ class Trainer(ABC):
         norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.cat(norms, 1), dim=1, keepdim=True)
         scale = (self.settings.clip_norm / norm).clamp_(max=1)
         return [part * scale for part in parts]
-
-
-def draws_numbers(module: nn.Module) -> bool:
-    """Whether a network in training mode draws what `ClientWise` takes care of.
-
-    A module that calls `torch.randn_like` says so by an attribute `draws_noise`.
-    """
-    return any(isinstance(layer, _DropoutNd) or hasattr(layer, "draws_noise") for layer in module.modules())
 
 
 def check_losses(losses: Tensor, labels: Tensor) -> None:

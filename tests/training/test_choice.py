@@ -12,23 +12,14 @@ from torch import Tensor, nn
 from fedmpi.data import Digits
 from fedmpi.errors import BadInput
 from fedmpi.models import MLP, CifarCNN, LogisticRegression, Model
-from fedmpi.training.choice import clients_at_once
+from fedmpi.results.summary import summarize
+from fedmpi.training.choice import rule
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
 from tests.programs.methods import Recurrent
 from tests.small import CPU, Client, Reader, network, normalised, plain_training, read, run
 
 SHAPE = (1, 8, 8)
-
-
-class Derived(Model):
-    """A network whose layer adds nothing to PyTorch's."""
-
-    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-        class Ours(nn.GRU):
-            pass
-
-        return Ours(shape[-1], classes)
 
 
 @pytest.mark.parametrize(
@@ -44,25 +35,41 @@ class Derived(Model):
         (Reader(hidden=8), 100, {}, 256),
         (Reader(hidden=128), 100, {}, 1),
         (Reader(hidden=128), 100, {"vectorize": 7}, 7),
-        (Derived(), 100, {}, 1),
-        (Recurrent(), 100, {}, 1),
-        (Recurrent(), 100, {"vectorize": "off"}, 1),
-        (Recurrent(), 100, {"vectorize": 1}, 1),
+        (LogisticRegression(), 1, {}, 1),
     ],
 )
 def test_how_many_at_once(model: Model, cohort: int, settings: dict[str, Any], expected: int) -> None:
     """Oracle: the rule as --help tells it."""
     flat = FlatModel(network(model, (40,) if model.vocabulary else SHAPE, 10), CPU)
-    assert clients_at_once(flat, LocalTraining(**settings), cohort) == expected
+    assert rule(flat, LocalTraining(**settings), cohort).at_once == expected
 
 
-def test_recurrent_networks_side_by_side_are_refused(tmp_path: Path) -> None:
-    """Oracle: the line; vmap has no rule for their forward pass, and would go through clients one by one anyway."""
+def test_what_cannot_run_side_by_side_falls_back_or_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: the lines; one by one with auto, with the bits of off, and nothing at all where the user insists."""
+    cohort: dict[str, Any] = {"clients": 32, "cohort": 32, "model": Recurrent()}
+    reason = "the network cannot be run for several clients at once: PyTorch cannot run aten::lstm for several"
     with pytest.raises(BadInput) as error:
-        run(tmp_path / "run.h5", model=Recurrent(), local=LocalTraining(vectorize=4))
-    line = "--local.vectorize = 4: must be auto or off for a network with PyTorch's recurrent layers"
-    assert str(error.value) == line
+        run(tmp_path / "four.h5", **cohort, local=LocalTraining(vectorize=4))
+    assert str(error.value).startswith(f"--local.vectorize = 4: must be auto or off, because {reason}")
     assert not list(tmp_path.iterdir())
+    auto = run(tmp_path / "auto.h5", **cohort, local=LocalTraining(epochs=1))
+    assert f"clients are trained one by one ({reason}" in capsys.readouterr().out
+    assert auto.environment["clients_at_once"] == 1
+    assert auto.environment["clients_at_once_reason"].startswith(reason)
+    assert "one by one (the network cannot be run" in " ".join(summarize(auto).split())
+    off = run(tmp_path / "off.h5", **cohort, local=LocalTraining(epochs=1, vectorize="off"))
+    assert auto.weights_sha256 == off.weights_sha256
+
+
+def test_the_choice_is_said_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: the start line, the attributes and the summary of a run whose clients are trained side by side."""
+    one = run(tmp_path / "many.h5", clients=32, cohort=32)
+    line = "up to 256 side by side per rank (a small network on a CPU)"
+    assert f"clients are trained {line}\n" in capsys.readouterr().out
+    assert (one.environment["clients_at_once"], one.environment["clients_at_once_reason"]) == (256, line[33:-1])
+    assert line in " ".join(summarize(one).split())
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

@@ -226,10 +226,10 @@ def test_bits_do_not_depend_on_the_row(model: Model, monkeypatch: pytest.MonkeyP
 
 class Noise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return x + torch.rand_like(x)
+        return x + torch.poisson(torch.ones_like(x))
 
 
-def test_random_layers_other_than_dropout_are_refused_rather_than_shared() -> None:
+def test_random_functions_that_are_not_known_are_refused_rather_than_shared() -> None:
     class Noisy(Model):
         def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
             return nn.Sequential(nn.Flatten(), nn.Linear(192, classes), Noise())
