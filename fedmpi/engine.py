@@ -38,6 +38,10 @@ class Engine(Federation):
         """See `World.agreed`."""
         return self._world.agreed()
 
+    def vouch(self, claims: Mapping[str, int]) -> None:
+        """See `World.vouch`."""
+        self._world.vouch(claims)
+
     @property
     def estimates(self) -> dict[str, NDArray]:
         """What the rounds so far have taught the placement, and what they have cost in privacy; on every rank."""
@@ -54,6 +58,7 @@ class Engine(Federation):
         self._activity = "aggregation, or another step of the algorithm" if round else "before the first round"
         self._world.begin_round()
         self._channels.clear()
+        self.reseed("cohort")
         self._cohort_mean = self._kept_models = self._predict_locally = None
         self._was_idle = False
 
@@ -67,6 +72,7 @@ class Engine(Federation):
         self._predict_locally = predict
         metrics = client_metrics if predict is None else (*client_metrics, "local_accuracy")
         self._ledger = Ledger(self._world, self.round, cohort, metrics)
+        self.reseed("method")
 
     def finish(self, kept: Mapping[str, object], status: int = 0, checkpoint: bool = False) -> Outcome:
         """End a round.
@@ -135,6 +141,7 @@ class Engine(Federation):
             for k in range(part, len(accuracy), parts):
                 block = self.newcomers.block(np.array([k]))
                 client, weights = int(block.clients[0]), received
+                self._turn_to(client)
                 for epoch in range(epochs + 1):
                     if epoch:
                         phase = Phase(f"newcomer {epoch} ", epochs=1)
