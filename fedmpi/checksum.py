@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 #: What a user can do about code that gives something else on every rank.
 REMEDY = (
-    "such code must not look at rank, host, process or time, and must draw from the generator that it is given, or from"
-    " the global ones of random, numpy.random or torch, which are seeded alike on every rank"
+    "it must not depend on rank, process, host or time, and must draw from the generator that it is given, or from"
+    " the global ones of random, numpy.random and torch, which are seeded alike on every rank"
 )
 
 
@@ -21,5 +21,5 @@ def checksum(*parts: NDArray[Any] | float | str) -> int:
     for part in parts:
         array = np.asarray(part)
         total = zlib.crc32(f"{array.dtype.str} {array.shape}".encode(), total)
-        total = zlib.crc32(memoryview(np.ascontiguousarray(array)), total)
+        total = zlib.crc32(np.ascontiguousarray(array).data, total)
     return total
