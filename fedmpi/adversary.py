@@ -12,7 +12,7 @@ from torch import Tensor
 from fedmpi.attacks import Attack, Collusion, NoAttack
 from fedmpi.mpi.rows import Rows
 from fedmpi.mpi.world import World
-from fedmpi.randomness import stream
+from fedmpi.randomness import key, seed_globals, stream
 from fedmpi.training.block import Block
 
 
@@ -34,6 +34,7 @@ class Adversary:
         self._world = world
         self._attack = attack
         self._seed = seed
+        seed_globals(key(seed, "malicious"))
         self.malicious = attack.malicious(clients, seed)
         self.colludes = isinstance(attack, Collusion)
         self._lies = self.colludes or type(attack).change is not Attack.change
@@ -47,6 +48,7 @@ class Adversary:
         """The training labels [n] as the clients take them, who hold these shards of them."""
         poisoned = np.array(labels)
         for client in np.flatnonzero(self.malicious):
+            seed_globals(key(self._seed, "poisoned labels", client=int(client)))
             poisoned[shards[client]] = self._attack.poison(poisoned[shards[client]], classes)
         return poisoned
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from fedmpi import randomness
 from fedmpi.adversary import Adversary
 from fedmpi.algorithms import Algorithm
+from fedmpi.alike import check_rebuilt, check_set_up
 from fedmpi.checkpoint import path_beside
 from fedmpi.data import Arrays, Dataset, Split, make_split, prepared
 from fedmpi.engine import Engine
 from fedmpi.environment import describe
-from fedmpi.errors import BadInput, option_of
+from fedmpi.errors import BadInput, named, option_of
 from fedmpi.evaluation import Evaluator
 from fedmpi.models import Model
 from fedmpi.mpi.devices import pick_device
@@ -66,7 +67,7 @@ def assemble(experiment: Experiment, world: World) -> Engine:
 
     def build(number: int) -> FlatModel:
         nonlocal frozen  # the same in all networks, whatever their number
-        torch.manual_seed(randomness.key(experiment.seed, "initial weights", client=number))
+        randomness.seed_globals(randomness.key(experiment.seed, "initial weights", client=number))
         with option_of("model"):
             network = experiment.model.build(arrays.train_x.shape[1:], dataset.classes)
         with _said_of(experiment.model):
@@ -107,13 +108,16 @@ def assemble(experiment: Experiment, world: World) -> Engine:
                 f"= {name}: cannot pool what each client sees in a way of its own, as with {how}", "--algorithm"
             )
     adversary = Adversary.of(world, experiment.attack, experiment.clients, experiment.seed)
-    labels = everyone.labels_seen(arrays.train_y, everyone.train)
-    labels = adversary.poison(labels, split.train, dataset.classes) if adversary else labels
+    seen = everyone.labels_seen(arrays.train_y, everyone.train)
+    labels = adversary.poison(seen, split.train, dataset.classes) if adversary else seen
     train = Samples(arrays.train_x, labels, dataset.mean, dataset.std, device)
     unlabelled = np.zeros(len(proxy.train_x) if proxy else 0, np.int64)
     proxies = Samples(proxy.train_x, unlabelled, dataset.mean, dataset.std, device) if proxy else None
     test_labels = everyone.labels_seen(arrays.test_y, everyone.test)
     test = Samples(arrays.test_x, test_labels, dataset.mean, dataset.std, device)
+    sources = {"dataset": (dataset, arrays), "algorithm.proxy": (experiment.algorithm.proxy, proxy)}
+    data = {option: (source, held) for option, (source, held) in sources.items() if held}
+    check_set_up(world, experiment, model.module, data, everyone, train.pixels, (seen, test_labels), labels)
     pixels = PixelOrders(everyone, train.pixels, device)
     owners = np.empty(len(arrays.test_y), dtype=np.int64)
     for client, shard in enumerate(everyone.test):
@@ -122,15 +126,17 @@ def assemble(experiment: Experiment, world: World) -> Engine:
     released = Released()
 
     def federate(
-        build: Callable[[int], FlatModel], train: Samples, local: LocalTraining, rounds: int, seed: int
+        build: Callable[[int], FlatModel], train: Samples, local: LocalTraining, rounds: int, seed: int, what: str
     ) -> Engine:
-        """The clients around one network."""
+        """The clients around one network, which is `what`."""
         measured = everyone.train, everyone.test, owners, dataset.classes, pixels, experiment.clients
-        task = Task(build(0), train, shards, pixels, local, seed)
+        with world.agreed():
+            task, evaluated = Task(build(0), train, shards, pixels, local, seed), build(0)
+            check_rebuilt(task.model.module, evaluated.module, what)
         choice = choose(world, task, 1 if pools else experiment.cohort, experiment.algorithm)
         trainer = make_trainer(task, choice.at_once)
         mass = int(masses(split.samples, experiment.weighting).sum())
-        evaluator = Evaluator(build(0), train, test, *measured)
+        evaluator = Evaluator(evaluated, train, test, *measured)
         how = adversary, experiment.privacy, released, experiment.compression
         engine = Engine(world, trainer, evaluator, split, train, build, rounds, mass, *how, proxies, seed)
         engine.choice = choice
@@ -142,15 +148,20 @@ def assemble(experiment: Experiment, world: World) -> Engine:
 
         def build(number: int) -> FlatModel:
             nonlocal frozen
-            torch.manual_seed(randomness.key(seed, "initial weights", client=number))
+            randomness.seed_globals(randomness.key(seed, "initial weights", client=number))
             model = FlatModel(make(), device, shared=frozen)
             frozen = model.layout.frozen
             return model
 
-        return federate(build, train.unnormalised(), local, rounds, seed)
+        what = f"--algorithm = {named(experiment.algorithm)}: its {name}"
+        return federate(build, train.unnormalised(), local, rounds, seed, what)
 
-    fed = federate(build, train, experiment.local, experiment.rounds, experiment.seed)
+    what = f"--model = {named(experiment.model)}"
+    fed = federate(build, train, experiment.local, experiment.rounds, experiment.seed, what)
     fed.beside = beside
+    if world.is_server:
+        read = {"data_sha256": arrays, "proxy_sha256": proxy}
+        fed.checksums = {name: data.checksum for name, data in read.items() if data}
     set_up(experiment.algorithm, fed)
     if experiment.evaluate_means in ("clients", "both"):
         counted = masses(fed.samples, experiment.weighting)
@@ -176,6 +187,7 @@ def set_up(algorithm: Algorithm, fed: Engine) -> None:
         BadInput: its options do not go with the federation; on every rank alike.
     """
     with fed.agreed(), option_of("algorithm"):
+        fed.reseed("setup")
         algorithm.setup(fed)
     if not fed.is_server:
         for part in algorithm.parts:
@@ -228,7 +240,7 @@ def open_results(
     with world.agreed():
         if world.is_server:
             names = {name: type(getattr(experiment, name)).__name__ for name in ("algorithm", "dataset", "model")}
-            attributes = {**names, "seed": experiment.seed, "config": config}
+            attributes = {**names, "seed": experiment.seed, "config": config, **fed.checksums}
             may_replace = experiment.overwrite or experiment.resume
             results = Results(experiment.output, attributes, environment, may_replace)
             results.set_partition(fed.label_counts, fed.samples)

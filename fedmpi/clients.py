@@ -175,6 +175,7 @@ class Clients:
         self._last_models: ClientState | None = None
         self._predict_locally: Prediction | None = None
         self._activity = "setting up"
+        self._purpose, self._seedings = "setup", 0
 
     @property
     def feature_shape(self) -> torch.Size:
@@ -259,8 +260,19 @@ class Clients:
 
     def build(self, make: Callable[[], nn.Module], purpose: str) -> FlatModel:
         """A network of the method's own, its weights drawn for this purpose and round, the same on every rank."""
-        torch.manual_seed(randomness.key(self._seed, purpose, self.round))
+        randomness.seed_globals(randomness.key(self._seed, purpose, self.round))
         return FlatModel(make(), self.device)
+
+    def reseed(self, purpose: str | None = None) -> None:
+        """Seed the generators of `random`, `numpy.random` and `torch` alike on every rank, to be called on all.
+
+        Done by the engine before a method's code runs, and after all that ranks do by themselves.
+
+        Args:
+            purpose: of what is drawn next, in this round; None: that of before goes on, with other numbers.
+        """
+        self._purpose, self._seedings = (self._purpose, self._seedings + 1) if purpose is None else (purpose, 0)
+        randomness.seed_globals(randomness.key(self._seed, f"own: {self._purpose}", self.round, self._seedings))
 
     def unit_groups(self) -> list[Group]:
         """The hidden units of the model that may change places, in the order in which it makes them.
@@ -283,7 +295,16 @@ class Clients:
         return self.states.create(name, initial, self.device)
 
     def my_clients(self, cohort: Cohort) -> Iterator[Block]:
-        """This rank's share of `cohort`, in blocks that are trained together, the longest first."""
+        """This rank's share of `cohort`, in blocks that are trained together, the longest first.
+
+        What is drawn from the generators of `random`, `numpy.random` and `torch` for a block depends on its first
+        client, on whatever rank it is; afterwards all ranks draw the same again.
+
+        Raises:
+            RanksDiffer: ranks gave different cohorts; sooner or later, on one rank at least.
+        """
+        if cohort is not self._ledger.cohort:
+            self._world.vouch({"the method: ranks gave `my_clients` different cohorts": cohort.checksum})
         steps = self.count_steps(cohort)
         ranks = self._place(cohort, steps)
         began = time.perf_counter()
@@ -298,9 +319,11 @@ class Clients:
         for first in range(0, len(mine), self._trainer.at_once):
             some = mine[first : first + self._trainer.at_once]
             began = time.perf_counter()
+            self._turn_to(int(cohort.clients[some[0]]))
             yield cohort.block(some)
             took, me = time.perf_counter() - began, self._world.rank - self._world.workers[0]
             self._ledger.observe(took, self._costs.observation(me, steps[some], took))
+        self.reseed()
 
     def train(self, block: Block, start: Tensor, hooks: Hooks, phase: Phase = WHOLE, **vectors: Tensor) -> Trained:
         """Local training of a block's clients.
@@ -372,6 +395,7 @@ class Clients:
                 for position in np.flatnonzero(ranks == self._world.rank):
                     losses[position] = self._evaluator.training_losses(int(clients[position]), models)
         self._world.sum(losses)
+        self.reseed()
         return losses
 
     def count_steps(self, cohort: Cohort) -> NDArray[np.int64]:
@@ -394,6 +418,11 @@ class Clients:
     def _part(self) -> tuple[int, int]:
         """Which of how many parts of some work is this rank's, which is one of those that train."""
         return self._world.workers.index(self._world.rank), len(self._world.workers)
+
+    def _turn_to(self, client: int) -> None:
+        """What this rank does next is for one client: so is what is drawn."""
+        purpose = f"own: {self._purpose} {self._seedings}, a client"
+        randomness.seed_globals(randomness.key(self._seed, purpose, self.round, client))
 
     def _forget_trained(self) -> None:
         if self._trained is not None:

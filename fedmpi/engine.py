@@ -29,15 +29,21 @@ class Engine(Federation):
         newcomers: clients beyond those of the federation, who take part in no round.
         choice: how many clients a rank trains side by side, and why.
         stage: name and federation of what comes before the rounds, while it lasts.
+        checksums: of the data, as the results file has them (data_sha256, proxy_sha256); on rank 0.
     """
 
     newcomers: Cohort
     choice: Choice
+    checksums: Mapping[str, str]
     stage: tuple[str, Engine] | None = None
 
     def agreed(self) -> AbstractContextManager[None]:
         """See `World.agreed`."""
         return self._world.agreed()
+
+    def vouch(self, claims: Mapping[str, int]) -> None:
+        """See `World.vouch`."""
+        self._world.vouch(claims)
 
     @property
     def estimates(self) -> dict[str, NDArray]:
@@ -55,6 +61,7 @@ class Engine(Federation):
         self._activity = "aggregation, or another step of the algorithm" if round else "before the first round"
         self._world.begin_round()
         self._channels.clear()
+        self.reseed("cohort")
         self._cohort_mean = self._kept_models = self._predict_locally = None
         self._was_idle = False
 
@@ -68,6 +75,7 @@ class Engine(Federation):
         self._predict_locally = predict
         metrics = client_metrics if predict is None else (*client_metrics, "local_accuracy")
         self._ledger = Ledger(self._world, self.round, cohort, metrics, self.layout.name_at)
+        self.reseed("method")
 
     def finish(self, kept: Mapping[str, object], status: int = 0, checkpoint: bool = False) -> Outcome:
         """End a round.
@@ -136,6 +144,7 @@ class Engine(Federation):
             for k in range(part, len(accuracy), parts):
                 block = self.newcomers.block(np.array([k]))
                 client, weights = int(block.clients[0]), received
+                self._turn_to(client)
                 for epoch in range(epochs + 1):
                     if epoch:
                         phase = Phase(f"newcomer {epoch} ", epochs=1)

@@ -36,6 +36,12 @@ def require(condition: bool, option: str, value: object, allowed: str) -> None:
         raise BadInput(f"= {value}: must be {allowed}", option)
 
 
+def named(component: object) -> str:
+    """How the command line names the class of a component: by its import path, unless it is fedmpi's own."""
+    cls = type(component)
+    return cls.__name__ if cls.__module__.startswith("fedmpi.") else f"{cls.__module__}.{cls.__qualname__}"
+
+
 @contextmanager
 def option_of(place: str) -> Iterator[None]:
     """Complete the option that bad input names: within `option_of("partition")`, `classes` is --partition.classes."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedmpi.randomness import key, seed_globals
 from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.losses import cross_entropy
 from fedmpi.training.samples import Batch, Samples
@@ -188,6 +189,7 @@ class Evaluator:
         return self.evaluation(measured).accuracy
 
     def _measure(self, index: NDArray[np.int64], into: NDArray[np.float32], predict: Predict) -> None:
+        _seed_draws(index)
         batch = self._test.batch(index, self._seen_pixels(self._owners[index]))
         logits = predict(Net(self._model), batch)
         into[0, index] = cross_entropy(logits, batch.y).cpu().numpy()
@@ -210,6 +212,7 @@ class Evaluator:
         for start in range(0, len(shard), BLOCK):
             batch = self._train.batch(shard[start : start + BLOCK], self._pixels(client))
             for number, weights in enumerate(models):
+                _seed_draws(shard[start:])
                 self._model.load(weights)
                 totals[number] += cross_entropy(self._model.module(batch.x), batch.y).sum().item()
         return [total / len(shard) if len(shard) else math.nan for total in totals]
@@ -231,12 +234,18 @@ class Evaluator:
         ]
         for client, index in blocks[part::parts]:
             batch = self._train.batch(index, self._pixels(client))
+            _seed_draws(index)
             hits[client] += (self._model.module(batch.x).argmax(1) == batch.y).sum().item()
         return hits
 
     def _seen_pixels(self, owners: NDArray[np.int64]) -> torch.Tensor | None:
         orders = [self._pixels(client) for client in owners.tolist()]
         return None if orders[0] is None else torch.stack([order for order in orders if order is not None])
+
+
+def _seed_draws(index: NDArray[np.int64]) -> None:
+    """For a network that draws numbers in evaluation mode as well: those of these samples, on whatever rank."""
+    seed_globals(key(0, "evaluation", client=int(index[0])))
 
 
 def weighted_accuracy(accuracy: NDArray[np.float64], samples: NDArray[np.int64]) -> float:

@@ -5,22 +5,26 @@ Importing this module is cheap (no torch), because the command line is read from
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedmpi.algorithms import Algorithm
 from fedmpi.attacks import Attack, NoAttack
 from fedmpi.checkpoint import Checkpointing, Layer, Place, find
+from fedmpi.checksum import REMEDY, checksum
 from fedmpi.compression import Compression, Dense
 from fedmpi.data import Dataset, Partition
-from fedmpi.errors import BadInput, require
+from fedmpi.errors import BadInput, named, require
 from fedmpi.interruption import Interrupted, Watch
 from fedmpi.models import Model
 from fedmpi.privacy import NoPrivacy, Privacy
+from fedmpi.randomness import apart, globals_kept
 from fedmpi.scheduling import All, Always, Availability, Cohort, Conditions, Course, Ideal, Pool, Sampler, Weighting
 from fedmpi.server_optimizers import Replace, ServerOptimizer
 from fedmpi.training.settings import LocalTraining
@@ -174,14 +178,17 @@ class Experiment:
 
     def run(self, world: "World", config: str = "") -> int:
         """Run to the end and return `exit_status`; to be called on every rank of the job, see `outcomes`."""
-        for _ in self.outcomes(world, config):
-            pass
+        self.load()
+        with globals_kept():
+            for _ in self._outcomes(world, config):
+                pass
         return self.exit_status
 
     def outcomes(self, world: "World", config: str = "") -> "Iterator[Outcome]":
         """Run, and give what each round left when it is over; to be called, and used up, on every rank of the job.
 
-        An error other than bad input ends the job (`fedmpi.failure.end_job`).
+        An error other than bad input ends the job (`fedmpi.failure.end_job`). What the caller draws from the
+        generators of `random`, `numpy.random` and `torch` is not disturbed, and the run does not depend on it.
 
         Args:
             config: the settings as YAML, kept in the results file; a run is resumed only with the same ones.
@@ -190,6 +197,9 @@ class Experiment:
             BadInput: on every rank alike, before anything is trained or written.
         """
         self.load()
+        yield from apart(self._outcomes(world, config))
+
+    def _outcomes(self, world: "World", config: str) -> "Generator[Outcome, None, None]":
         from fedmpi.assembly import assemble, open_results
         from fedmpi.failure import end_job
         from fedmpi.progress import Progress, say
@@ -265,7 +275,13 @@ class Experiment:
         results, resumed = watch.results, place.stage if place else None
         fed.begin(0)
         fed.invite(Cohort.nobody(), self.algorithm.client_metrics)
-        for name, other, algorithm in self.algorithm.stages(fed):
+        stages = self.algorithm.stages(fed)
+        for number in count(1):
+            fed.reseed(f"stage {number}")
+            stage = next(stages, None)
+            if stage is None:
+                break
+            name, other, algorithm = stage
             if resumed and resumed != name:
                 continue  # it was over before
             fed.stage = name, other
@@ -319,22 +335,41 @@ class Experiment:
         """How the round goes for those who are asked, and the bytes that others received than those it uses.
 
         The same on every rank.
+
+        Raises:
+            RanksDiffer: it is not, because of user code; sooner or later, see `World.vouch`.
         """
         present = self.availability.present(round, self.clients, self.seed)
         pool = Pool(fed.samples, fed.label_counts, np.flatnonzero(present))
         wanted = algorithm.asks(round, self.cohort, self.clients)
         size = self.conditions.asked(wanted)
         drawn = self.sampler.cohort(round, size, pool, self.weighting, self.seed)
-        asked = self.sampler.choose(drawn, size, lambda: fed.current_losses(drawn.clients, algorithm))
+        reached, chosen = checksum(present), drawn.checksum
+
+        def losses() -> NDArray[np.float64]:
+            fed.vouch(self._claims(reached, chosen))  # before ranks exchange a number for each of those drawn
+            return fed.current_losses(drawn.clients, algorithm)
+
+        asked = self.sampler.choose(drawn, size, losses)
         if not isinstance(self.privacy, NoPrivacy):
             # Whoever came: a mean over them would tell how many they are.
             asked = replace(asked, expected_mass=self.clients if isinstance(self.sampler, All) else self.cohort)
         course = self.conditions.course(asked, wanted, fed, algorithm, self.seed)
+        fed.vouch(self._claims(reached, checksum(chosen, asked.checksum), course.cohort.checksum))
         if not isinstance(self.availability, Always):
             course.row["unavailable"] = self.clients - len(pool.available)
         down, _ = fed.payload(algorithm)
         model = 4 * fed.layout.size
         return course, model * (len(drawn) - len(asked)) + down * (len(asked) - len(course.cohort))
+
+    def _claims(self, *checksums: int) -> dict[str, int]:
+        """What is wrong -> a checksum of what an availability, a sampler and conditions have decided."""
+        parts = {"availability": "can be reached", "sampler": "were drawn", "conditions": "take part"}
+        claims = [
+            f"--{option} = {named(getattr(self, option))}: ranks disagree on which clients {what}; {REMEDY}"
+            for option, what in parts.items()
+        ]
+        return dict(zip(claims, checksums, strict=False))
 
     def _measure_start(self, fed: "Engine", results: "Results | None") -> None:
         """Evaluate the initial model."""

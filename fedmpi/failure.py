@@ -7,7 +7,7 @@ import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 from fedmpi.aggregation import Diverged
-from fedmpi.mpi.world import RemoteFailure
+from fedmpi.mpi.world import RanksDiffer, RemoteFailure
 
 if TYPE_CHECKING:
     from fedmpi.mpi.world import World
@@ -36,6 +36,6 @@ def end_job(world: World, error: BaseException, where: str, results: Results | N
 
 def _report(world: World, error: BaseException, where: str) -> str:
     headline = f"fedmpi: failed on rank {world.rank} of {world.size}: {where}"
-    if isinstance(error, Diverged):
+    if isinstance(error, (Diverged, RanksDiffer)):
         return f"{headline}: {error}"
     return f"{headline}\n{''.join(traceback.format_exception(error)).rstrip()}"

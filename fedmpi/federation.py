@@ -38,8 +38,9 @@ class Federation(Clients):
     @contextmanager
     def serving(self) -> Iterator[None]:
         """While the server trains: its time is taken, and random layers of networks draw numbers of this round."""
-        with self.doing("training at the server"), self._ledger.serving():
-            self._trainer.seed_others(randomness.key(self._seed, "training at the server", self.round))
+        key = randomness.key(self._seed, "training at the server", self.round)
+        with self.doing("training at the server"), self._ledger.serving(), randomness.globals_kept():
+            randomness.seed_globals(key)
             yield
 
     def model_at_server(self, weights: Tensor) -> FlatModel | None:
@@ -107,7 +108,9 @@ class Federation(Clients):
         """
         net = Net(self._trainer.model).at(self._distribute(weights))
         with self.doing("sampling"):
-            return sample(self._world, net, labels, self.shape, noise, finish, self.device, self._seed)
+            images = sample(self._world, net, labels, self.shape, noise, finish, self.device, self._seed)
+        self.reseed()
+        return images
 
     def spread(self, images: Images | None, labels: Labels | None) -> tuple[Images, Labels]:
         """The server's images [n, C, H, W] and labels [n] on every rank."""
@@ -149,6 +152,7 @@ class Federation(Clients):
             with self.doing("evaluation"), self._ledger.timed("evaluation_seconds"):
                 hits = self._evaluator.training_hits(received, shards, *self._part)
         self._world.sum(hits)
+        self.reseed()
         return hits
 
     def evaluate(self, weights: Tensor, predict: Prediction | None = None, **vectors: Tensor) -> Evaluation:
@@ -165,6 +169,7 @@ class Federation(Clients):
             with self.doing("evaluation"), self._ledger.timed("evaluation_seconds"):
                 self._evaluator.measure(received, *self._part, measured, predict_with(predict, others))
         self._world.sum(measured)
+        self.reseed()
         return self._evaluator.evaluation(measured)
 
     def evaluate_clients(self, weights: Tensor, personal: Callable[[Block, Tensor], Tensor]) -> Evaluation:
@@ -178,8 +183,10 @@ class Federation(Clients):
         measured = self._evaluator.nothing()
         with self.doing("evaluation"), self._ledger.timed("evaluation_seconds"):
             for client in self._at_home().tolist():
+                self._turn_to(client)
                 self._evaluator.measure_client(personal(self._alone(client), received)[0], client, measured)
         self._world.sum(measured)
+        self.reseed()
         return self._evaluator.evaluation(measured)
 
     def accuracies(self, weights: Tensor, personal: Callable[[Block, Tensor], Tensor]) -> NDArray[np.float64]:
@@ -192,8 +199,10 @@ class Federation(Clients):
         found = np.zeros(self.clients)
         with self.doing("evaluation"), self._ledger.timed("evaluation_seconds"):
             for client in self._at_home().tolist():
+                self._turn_to(client)
                 found[client] = self._evaluator.accuracy(personal(self._alone(client), received)[0])
         self._world.sum(found)
+        self.reseed()
         return found
 
     def report_personal(self, evaluation: Evaluation) -> None:

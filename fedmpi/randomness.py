@@ -3,12 +3,20 @@
 A key is 64 bits. `stream` turns one into a NumPy generator (counter-based Philox) for everything that is drawn
 seldom; `hashed_bits` draws from many keys at once, which is what the order of the clients' samples needs: there,
 a generator object a client would cost more than the training of a small model.
+
+User code may also draw from the generators that Python, NumPy and PyTorch keep for everybody. `seed_globals` sets
+them by a key, alike on every rank, before such code runs.
 """
 
 from __future__ import annotations
 
 import hashlib
+import random
+import sys
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +26,8 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (30, 27, 31)
 _MASK = 2**64 - 1
+
+T = TypeVar("T")
 
 
 @cache
@@ -76,3 +86,47 @@ def hashed_bits(of: NDArray[np.uint64], count: int, first: int = 0) -> NDArray[n
     with np.errstate(over="ignore"):
         counters = np.uint64(_GOLDEN) * np.arange(first + 1, first + count + 1, dtype=np.uint64)
         return _mix(_mix(of[:, None] + counters) ^ of[:, None])
+
+
+def seed_globals(key: int) -> None:
+    """Seed the generators of the modules `random`, `numpy.random` and `torch`; takes 16 microseconds.
+
+    Args:
+        key: below 2^63; NumPy's generator takes the last 32 bits.
+    """
+    random.seed(key)
+    np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002 (it is what others draw from)
+    if torch := sys.modules.get("torch"):  # else nobody has drawn from its generator, whose first state is fixed
+        torch.default_generator.manual_seed(key)  # torch.manual_seed keeps stack traces where there is no GPU
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed(key)
+
+
+@contextmanager
+def globals_kept() -> Iterator[None]:
+    """Give the generators of `seed_globals` back in the state in which they were; takes 0.2 ms."""
+    torch = sys.modules.get("torch")
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    of_torch = torch.get_rng_state() if torch else None
+    of_gpu = torch.cuda.get_rng_state() if torch and torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
+        if torch and of_torch is not None:
+            torch.set_rng_state(of_torch)
+        if torch and of_gpu is not None:
+            torch.cuda.set_rng_state(of_gpu)
+
+
+def apart(steps: Generator[T, None, None]) -> Iterator[T]:
+    """What a generator gives, step by step; in between, whoever takes it finds `globals_kept`."""
+    with closing(steps):
+        while True:
+            with globals_kept():
+                try:
+                    step = next(steps)
+                except StopIteration:
+                    return
+            yield step

@@ -74,6 +74,7 @@ def sample(
             asked = torch.from_numpy(labels[some]).to(device)
             stream = randomness.stream(seed, "generator's noise", client=block)
             drawn = torch.from_numpy(stream.standard_normal((len(asked), noise), np.float32)).to(device)
+            randomness.seed_globals(randomness.key(seed, "generator's own draws", client=block))
             images[some] = (255 * finish(net.run("", drawn, asked))).round().to(torch.uint8).cpu().numpy()
 
     return put_together(world, (len(labels), *shape), fill)
@@ -111,7 +112,8 @@ def teach(
     mine: dict[int, CentralTraining] = {}
     for number, (rank, start) in enumerate(zip(ranks, starts, strict=True)):
         if rank == world.rank:
-            model = build(0)
+            with randomness.globals_kept():  # other ranks build none
+                model = build(0)
             model.load(start)
             mine[number] = make(model, number)
     for epoch in range(1, max((lesson.epochs for lesson in lessons), default=0) + 1):

@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.data.base import Arrays, Dataset, Progress, check_arrays
-from fedmpi.errors import BadInput
+from fedmpi.errors import BadInput, named
+from fedmpi.randomness import globals_kept, key, seed_globals
 
 OURS = "fedmpi-"  # how the names begin of what is kept beside published files
 FOLDER = f"{OURS}1"  # the number of the format
@@ -112,7 +113,8 @@ def _open(dataset: Dataset, full: bool) -> Arrays | None:
             return None
         records = manifest["arrays"]
         stored = {name: _map(path.with_name(f"{name}.npy"), records[name], full) for name in records}
-        arrays = Arrays.of_stored(stored, on_disk=True)
+        recorded = {name: records[name]["sha256"] for name in records}
+        arrays = Arrays.of_stored(stored, on_disk=True, recorded=recorded)
     except BadInput:
         raise
     except (FileNotFoundError, NotADirectoryError):
@@ -181,7 +183,9 @@ def _prepare(dataset: Dataset, progress: Progress) -> Arrays:
     folder = dataset.folder()
     try:
         sources = {} if folder is None else _fingerprints(dataset.sources(), folder)  # before they are read
-        decoded = dataset.read(progress)
+        with globals_kept():  # the same samples whatever the experiment's seed, for they may be kept
+            seed_globals(key(0, f"samples of {named(dataset)}"))
+            decoded = dataset.read(progress)
     except OSError as error:
         raise BadInput(f"data set {type(dataset).__name__} cannot be read: {error}") from error
     check_arrays(dataset, decoded)

@@ -9,7 +9,7 @@ import numpy as np
 from fedmpi.data._owners import NOBODY, Integers, apportion, by_owner
 from fedmpi.data.partitions import Partition
 from fedmpi.errors import BadInput
-from fedmpi.randomness import stream
+from fedmpi.randomness import globals_kept, key, seed_globals, stream
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,9 @@ class Split:
         if not self.partition.permutes_pixels:
             return None
         group = self._group(client)
-        return self.partition.pixels(group, count, stream(self.seed, "pixels", client=group))
+        with globals_kept():  # asked for while a client is trained, whose own draws go on
+            seed_globals(key(self.seed, "pixels", client=group))
+            return self.partition.pixels(group, count, stream(self.seed, "pixels", client=group))
 
     def labels_seen(self, labels: Integers, shards: list[Integers]) -> Integers:
         """The labels [n] as the clients see them, who hold these shards of the samples."""
@@ -57,8 +59,9 @@ class Split:
             return labels
         seen = np.array(labels)
         for client, shard in enumerate(shards):
-            rng = stream(self.seed, "labels")
-            as_seen = self.partition.relabelled(self._group(client), self.label_counts.shape[1], rng)
+            group, rng = self._group(client), stream(self.seed, "labels")
+            seed_globals(key(self.seed, "labels", client=group))
+            as_seen = self.partition.relabelled(group, self.label_counts.shape[1], rng)
             seen[shard] = as_seen[labels[shard]]
         return seen
 
@@ -87,6 +90,7 @@ def make_split(
     given = train_users if partition.by_user else train_y
     if given is None:
         raise BadInput(f"partition {type(partition).__name__}: the data set does not know its samples' users")
+    seed_globals(key(seed, "partition"))
     train = [np.sort(part) for part in partition.split(given, clients, stream(seed, "partition"))]
     _check(partition, train, clients)
     used = np.concatenate(train)
@@ -103,6 +107,7 @@ def make_split(
         test_owner = client_of[test_users]
     label_counts = count(train_y)
     test_owner = _deal_out(test_owner, label_counts, test_y, stream(seed, "test shards"))
+    seed_globals(key(seed, "groups"))
     groups = partition.groups(clients, stream(seed, "groups"))
     split = Split(train, by_owner(test_owner, clients), label_counts, groups, partition, seed)
     return replace(split, label_counts=count(split.labels_seen(train_y, train)))

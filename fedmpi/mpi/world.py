@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
@@ -42,6 +42,8 @@ FORWARDING_SECONDS = 0.5
 CHUNK_ELEMENTS = 1 << 28
 # How much the first rank of a node can say at a meeting.
 WORDS = 3
+# How many claims ranks can vouch for at a time, and with how many bits each: together they are one word.
+CLAIMS, CLAIM_BITS = 3, 21
 NOWHERE = -1
 
 T = TypeVar("T")
@@ -49,6 +51,10 @@ T = TypeVar("T")
 
 class RemoteFailure(Exception):
     """Another rank failed; the message is its report, which rank 0 prints on its behalf."""
+
+
+class RanksDiffer(Exception):
+    """Ranks have made different things of what should have been the same; the message says which, for the user."""
 
 
 class World:
@@ -95,8 +101,11 @@ class World:
         self._meetings = 0
         self._rings = 0
         # Of each rank: the last meeting it came to. The first rank's: the last that all nodes came to, the bell, and
-        # what it says at this meeting and at the next (nobody is further ahead).
-        self._arrivals = Segments(self.node, 3 + 2 * WORDS, np.int64)
+        # what it says at this meeting and at the next (nobody is further ahead). Each rank's: what it vouches for at
+        # either of these.
+        self._arrivals = Segments(self.node, 3 + 2 * (WORDS + 1), np.int64)
+        self._claims: Sequence[str] = ()
+        self._word = 0
         self._bell = Bell(self._arrivals.arrays[0][2:].view(np.int32)[:1])
         self._broadcasts: list[NDArray[np.uint8]] = []
         self._means: list[SharedMean] = []
@@ -141,18 +150,58 @@ class World:
         number, arrivals = self._meetings, self._arrivals
         arrivals.publish()
         mine = arrivals.arrays[self.node.Get_rank()]
-        first_word = 3 + WORDS * (number % 2)
-        said = slice(first_word, first_word + len(words))
+        first_word = 3 + (WORDS + 1) * (number % 2)
+        said, vouched = slice(first_word, first_word + len(words)), first_word + WORDS
         mine[said] = words
+        mine[vouched] = self._word
         mine[0] = number
         self._await_node(lambda: all(array[0] >= number for array in arrivals.arrays))
+        if self._claims:
+            arrivals.publish()
+            self._compare(array[vouched] for array in arrivals.arrays)
         if self.nodes > 1:
             if self._leaders:
-                self.wait(self._leaders.Ibarrier().Test)
+                smallest = np.array([self._word, ~self._word])
+                self.wait(self._leaders.Iallreduce(MPI.IN_PLACE, smallest, op=MPI.MIN).Test)
+                self._compare([smallest[0], ~smallest[1]])
                 mine[1] = number
             self._await_node(lambda: bool(arrivals.arrays[0][1] >= number))
+        self._claims, self._word = (), 0
         arrivals.publish()
         return tuple(arrivals.arrays[0][said].tolist())
+
+    def vouch(self, claims: Mapping[str, int]) -> None:
+        """Claim that all ranks hold the same; to be called on all of them. It costs no message of its own.
+
+        The words travel with the next meeting. What needs memory or partners that depend on it meets before.
+
+        Args:
+            claims: what would be wrong -> a checksum, in the same order on every rank; three at the most.
+
+        Raises:
+            RanksDiffer: by the next meeting: a checksum is not the same on all ranks. On one rank at least: the
+                others wait, and hear of its failure.
+        """
+        assert len(claims) <= CLAIMS
+        if self.size == 1:
+            return
+        self._settle()
+        self._claims = list(claims)
+        self._word = sum(
+            (number & ((1 << CLAIM_BITS) - 1)) << (CLAIM_BITS * place) for place, number in enumerate(claims.values())
+        )
+
+    def _compare(self, words: Iterable[int]) -> None:
+        """Raise RanksDiffer, for the first claim that is not true, unless others' words are this rank's."""
+        for word in words:
+            for place, claim in enumerate(self._claims):
+                if (int(word) ^ self._word) >> (CLAIM_BITS * place) & ((1 << CLAIM_BITS) - 1):
+                    raise RanksDiffer(claim)
+
+    def _settle(self) -> None:
+        """Meet if that is needed to know whether claims are true."""
+        if self._claims:
+            self.meet()
 
     def _await_node(self, is_over: Callable[[], bool]) -> None:
         """Sleep until ranks of this node have made something true; whoever has, wakes the others."""
@@ -239,6 +288,7 @@ class World:
         """An empty sum for means of this shape; to be used in this round."""
         while True:
             if self._means_used == len(self._means):
+                self._settle()
                 self._means.append(SharedMean(self, rows, columns, kinds))
             mean = self._means[self._means_used]
             self._means_used += 1
@@ -250,6 +300,7 @@ class World:
         """Replace the contiguous `buffer` of every rank by the sum over the ranks; for small ones."""
         if self.size == 1:
             return
+        self._settle()
         with self._transfer():
             arrays = [_as(array, buffer) for array in self._next_scratch(buffer.nbytes)]
             arrays[self.node.Get_rank()][...] = buffer
@@ -272,6 +323,7 @@ class World:
         """
         if self.size == 1:
             return vector
+        self._settle()
         with self._transfer():
             memory = _as(self._next_scratch(vector.nbytes)[0], vector)
             if self.is_server:
@@ -294,6 +346,7 @@ class World:
 
     def exchange(self, outgoing: Sequence[tuple[int, NDArray]], incoming: Sequence[tuple[int, NDArray]]) -> None:
         """Send each (rank, contiguous array) and fill each (rank, contiguous array); order matters per pair."""
+        self._settle()
         with self._transfer():
             requests = [self.comm.Irecv(part, source) for source, array in incoming for part in _chunks(array)]
             requests += [self.comm.Isend(part, target) for target, array in outgoing for part in _chunks(array)]
@@ -311,6 +364,7 @@ class World:
         number = self._broadcasts_used
         self._broadcasts_used += 1
         if number == len(self._broadcasts) or len(self._broadcasts[number]) < size:
+            self._settle()
             self._broadcasts[number : number + 1] = Segments(self.node, size, np.uint8, number=1).arrays
         return self._broadcasts[number]
 

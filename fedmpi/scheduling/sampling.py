@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi import randomness
+from fedmpi.checksum import checksum
 from fedmpi.errors import require
 from fedmpi.scheduling.lists import check_numbers, read_lists
 from fedmpi.training.block import Block
@@ -44,6 +45,12 @@ class Cohort:
     @property
     def total_mass(self) -> int:
         return int(self.mass.sum())
+
+    @property
+    def checksum(self) -> int:
+        """Of all that ranks must know alike."""
+        columns = self.clients, self.samples, self.mass, self.completed, self.expected_mass
+        return checksum(*(column for column in columns if column is not None))
 
     @property
     def weights(self) -> NDArray[np.float64]:

@@ -30,6 +30,7 @@ class CentralTraining:
         self._seed = seed
         self._optimizer = Adam(model.gradient.shape, model.device, settings.weight_decay)
 
+    @randomness.globals_kept()  # networks are trained on some ranks only
     def epoch(self, number: int, training: bool = True) -> float:
         """One pass, in a random order of its own; the mean loss.
 
@@ -40,7 +41,7 @@ class CentralTraining:
         key = randomness.keys(self._seed, "order", number)
         order = randomness.hashed_bits(key.reshape(1), size)[0].argsort(kind="stable")
         draws = randomness.key(self._seed, "dropout", number)
-        torch.manual_seed(draws)  # for what else in a network is random
+        randomness.seed_globals(draws)  # for what else in a network is random
         keyed = Keyed(draws)
         model.module.train(training)
         total = torch.zeros((), device=model.device)
