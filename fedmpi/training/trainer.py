@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from fedmpi import randomness
-from fedmpi.training.block import WHOLE, Block, Hooks, Phase, Work
+from fedmpi.training.block import GRADIENT, WHOLE, Block, Hooks, Phase, Work
 from fedmpi.training.clientwise import ClientWise
 from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.optimizers import SGD, Adam, Optimizer
@@ -98,7 +98,7 @@ class Trainer(ABC):
         Args:
             weights: [K, P], where they are taken.
         """
-        model, phase, net = self.model, Phase("gradient "), Net(self.model)
+        model, phase, net = self.model, GRADIENT, Net(self.model)
         result = torch.zeros(len(block), model.layout.parameters, device=model.device)
         keys = self._dropout_keys(phase, round, block.clients).tolist()
         for k, client in enumerate(block.clients.tolist()):
@@ -106,7 +106,7 @@ class Trainer(ABC):
             model.select(self._prepare(phase, lone_sample=len(shard) == 1))
             model.load(weights[k])
             self.seed_others(keys[k])
-            count = self.settings.count_cuts(len(shard), model.normalises_batches)
+            count = int(self.count_steps(np.array([client]), None, phase)[0])
             for step, batch in enumerate(self._batches(client, round, phase, count)):
                 with ClientWise((keys[k] + step) & 0x7FFFFFFF) if self._draws else nullcontext():
                     losses = hooks.loss(net, batch, weights[k], block.row(k))
