@@ -31,7 +31,7 @@ from fedmpi.privacy import Privacy, Released
 from fedmpi.scheduling import Cohort
 from fedmpi.scheduling.placement import CostModel
 from fedmpi.stack import Stack
-from fedmpi.training.block import WHOLE, Block, Hooks, Phase
+from fedmpi.training.block import GRADIENT, WHOLE, Block, Hooks, Phase
 from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.layout import Columns, Layout
 from fedmpi.training.samples import Batch, Samples
@@ -201,8 +201,9 @@ class Clients:
         Args:
             received: how many numbers of it the clients receive, all together, if not every client all of it.
         """
-        numbers = vector.numel() * len(self._ledger.cohort) if received is None else received
-        self._ledger.bytes_down += numbers * vector.element_size()
+        if received != 0:  # else it is no part of what clients do, and may be asked for before there are any
+            numbers = vector.numel() * len(self._ledger.cohort) if received is None else received
+            self._ledger.bytes_down += numbers * vector.element_size()
         return self._distribute(vector)
 
     def weighted_mean(
@@ -363,12 +364,17 @@ class Clients:
         """[K, d]: the gradient, at `weights` [P] or [K, P], of each client's mean loss over its training samples.
 
         The loss is that of training: the hooks' own, batch by batch, in training mode. Without `direction`, weight
-        decay and clipping. Zeros for a client without samples.
+        decay and clipping. Zeros for a client without samples. The batches count as steps in /clients.
         """
         self._forget_trained()
+        began = time.perf_counter()
         with self.doing("measuring gradients", block), self._ledger.timed("train_seconds"):
             block.give(vectors)
-            return self._trainer.gradients(block, weights.expand(len(block), -1), hooks, self.round)
+            found = self._trainer.gradients(block, weights.expand(len(block), -1), hooks, self.round)
+        steps = self._trainer.count_steps(block.clients, None, GRADIENT)
+        share = steps / max(steps.sum(), 1)
+        self._ledger.add_steps(block, steps, (time.perf_counter() - began) * share)
+        return found
 
     def features(self, block: Block, weights: Tensor) -> Tensor:
         """[K, n, ...]: the features of the clients' training samples, from the extractor with `weights` [P].
@@ -398,9 +404,9 @@ class Clients:
         self.reseed()
         return losses
 
-    def count_steps(self, cohort: Cohort) -> NDArray[np.int64]:
-        """[m] optimizer steps that each does when it is trained once."""
-        return self._trainer.count_steps(cohort.clients, cohort.completed)
+    def count_steps(self, cohort: Cohort, phase: Phase = WHOLE) -> NDArray[np.int64]:
+        """[m] optimizer steps that each does in one training."""
+        return self._trainer.count_steps(cohort.clients, cohort.completed, phase)
 
     def train_on(self, shards: Sequence[NDArray[np.int64]]) -> None:
         """From now on the clients train on these samples; what they count in means stays as it was."""

@@ -118,11 +118,13 @@ class Engine(Federation):
             return f"{name} {other.where()}"
         return f"round {self.round}, {self._activity}" if self.round else self._activity
 
-    def payload(self, algorithm: Algorithm) -> tuple[int, int]:
-        """Bytes of vectors that a client receives, and sends in the compressed form, in a round of this method."""
+    def payload(self, algorithm: Algorithm, cohort: Cohort) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """[m] bytes of vectors that each client receives, and sends in the compressed form, in the coming round."""
         down, up = algorithm.payload(self.layout)
         received, sent = (map(self.layout.extent, vectors) for vectors in (down, up))
-        return sum(4 * size for size, _ in received), sum(self._compression.payload(*extent) for extent in sent)
+        bytes_down = 4 * (sum(size for size, _ in received) + algorithm.received_beside(self, cohort))
+        bytes_up = sum(self._compression.payload(*extent) for extent in sent)
+        return bytes_down, np.full(len(cohort), bytes_up)
 
     def current_losses(self, clients: NDArray[np.int64], algorithm: Algorithm) -> NDArray[np.float64]:
         """[m]: the mean loss of the global model on the training samples of each of these, on every rank alike."""

@@ -25,7 +25,19 @@ from fedmpi.interruption import Interrupted, Watch
 from fedmpi.models import Model
 from fedmpi.privacy import NoPrivacy, Privacy
 from fedmpi.randomness import apart, globals_kept
-from fedmpi.scheduling import All, Always, Availability, Cohort, Conditions, Course, Ideal, Pool, Sampler, Weighting
+from fedmpi.scheduling import (
+    All,
+    Always,
+    Availability,
+    Bernoulli,
+    Cohort,
+    Conditions,
+    Course,
+    Ideal,
+    Pool,
+    Sampler,
+    Weighting,
+)
 from fedmpi.server_optimizers import Replace, ServerOptimizer
 from fedmpi.training.settings import LocalTraining
 
@@ -55,9 +67,10 @@ class Experiment:
         cohort: clients a round; null: 10, or all if there are fewer.
         rounds: number of communication rounds.
         weighting: what a client counts in a mean: its number of samples, or one. horvitz_thompson: its share of all
-            samples, divided by its chance of being drawn; what is missing in a round is made up for by the global
-            model as it was, so that the expected mean is that over all clients. null: what a client counts in the
-            method's paper, which is its number of samples unless the method says uniform.
+            samples, divided by the chance that it is drawn and that its update is used; what is missing in a round is
+            made up for by the global model as it was, so that the expected mean is that over all clients that can be
+            reached in the round. null: what a client counts in the method's paper, which is its number of samples
+            unless the method says uniform.
         local: training at a client.
         evaluate_every: rounds from one evaluation to the next; the first and the last state are evaluated, too.
             0: no evaluation.
@@ -133,11 +146,10 @@ class Experiment:
         availability.check(clients)
         conditions.check(local)
         algorithm.check(size)
-        has_chances = sampler.chance(size, clients) is not None
-        kind = type(sampler).__name__
-        require(weighting != "horvitz_thompson" or has_chances, "weighting", weighting, f"another with {kind}")
+        if weighting == "horvitz_thompson":
+            _check_chances(algorithm, sampler, availability, conditions, size, clients)
         _check_privacy(privacy, algorithm, sampler, compression, availability, conditions, weighting)
-        _check_fit(algorithm, sampler, server_optimizer, compression, attack, weighting, evaluate_means)
+        _check_fit(algorithm, sampler, server_optimizer, compression, attack, conditions, weighting, evaluate_means)
         if algorithm.takes_server_optimizer:
             algorithm.server_optimizer = server_optimizer
         model.vocabulary = dataset.vocabulary
@@ -316,7 +328,7 @@ class Experiment:
         fed.invite(cohort, algorithm.client_metrics, predict)
         if is_evaluated and self.evaluate_means in ("cohort", "both"):
             fed.collect_models(cohort)
-        if cohort.total_mass:  # else there is nothing to learn from
+        if cohort.total_mass or self._is_private:  # else there is nothing to learn from, nor to hide
             algorithm.round(fed, cohort)
         if is_evaluated:
             with fed.doing("evaluation"):
@@ -340,7 +352,7 @@ class Experiment:
             RanksDiffer: it is not, because of user code; sooner or later, see `World.vouch`.
         """
         present = self.availability.present(round, self.clients, self.seed)
-        pool = Pool(fed.samples, fed.label_counts, np.flatnonzero(present))
+        pool = Pool(fed.samples, fed.label_counts, np.flatnonzero(present), may_be_empty=self._is_private)
         wanted = algorithm.asks(round, self.cohort, self.clients)
         size = self.conditions.asked(wanted)
         drawn = self.sampler.cohort(round, size, pool, self.weighting, self.seed)
@@ -351,16 +363,18 @@ class Experiment:
             return fed.current_losses(drawn.clients, algorithm)
 
         asked = self.sampler.choose(drawn, size, losses)
-        if not isinstance(self.privacy, NoPrivacy):
+        if self._is_private:
             # Whoever came: a mean over them would tell how many they are.
             asked = replace(asked, expected_mass=self.clients if isinstance(self.sampler, All) else self.cohort)
         course = self.conditions.course(asked, wanted, fed, algorithm, self.seed)
+        arrival = self.conditions.arrival(len(asked), algorithm.accepts_partial_work)
+        if asked.inclusion and arrival is not None:
+            thinned = course.cohort.expecting(asked.inclusion.thinned(arrival), fed.samples)
+            course = replace(course, cohort=thinned)
         fed.vouch(self._claims(reached, checksum(chosen, asked.checksum), course.cohort.checksum))
         if not isinstance(self.availability, Always):
             course.row["unavailable"] = self.clients - len(pool.available)
-        down, _ = fed.payload(algorithm)
-        model = 4 * fed.layout.size
-        return course, model * (len(drawn) - len(asked)) + down * (len(asked) - len(course.cohort))
+        return course, 4 * fed.layout.size * (len(drawn) - len(asked)) + course.bytes_lost
 
     def _claims(self, *checksums: int) -> dict[str, int]:
         """What is wrong -> a checksum of what an availability, a sampler and conditions have decided."""
@@ -381,6 +395,10 @@ class Experiment:
             if results and evaluation:
                 results.set_initial(evaluation.loss, evaluation.accuracy)
 
+    @property
+    def _is_private(self) -> bool:
+        return not isinstance(self.privacy, NoPrivacy)
+
     def _is_evaluated(self, round: int) -> bool:
         return bool(self.evaluate_every) and (round % self.evaluate_every == 0 or round == self.rounds)
 
@@ -391,6 +409,7 @@ def _check_fit(
     server_optimizer: ServerOptimizer,
     compression: Compression,
     attack: Attack,
+    conditions: Conditions,
     weighting: Weighting | None,
     evaluate_means: str,
 ) -> None:
@@ -419,11 +438,35 @@ def _check_fit(
     refuse(own_weights, "sampler", sampler, f"says itself what clients count, which does not go with {name}")
     reason = f"{name}'s server keeps a mean of its own over all clients"
     refuse(by_chance and algorithm.counts_clients_once, "weighting", weighting, reason)
+    apart = not isinstance(conditions, Ideal)
+    refuse(apart and algorithm.pools_clients, "conditions", conditions, f"{name} has no clients that work apart")
     reason = f"{name} does not form one mean of all its clients' models"
-    has_one = any("weights" in part.server_state for part in algorithm.parts)
+    has_one = any("weights" in part.server_state for part in algorithm.parts) and not algorithm.pools_clients
     refuse(by_chance and not has_one, "weighting", weighting, reason)
     means = evaluate_means != "none" and not algorithm.averages_models
     refuse(means, "evaluate_means", evaluate_means, f"{name} does not average its clients' models")
+
+
+def _check_chances(
+    algorithm: Algorithm,
+    sampler: Sampler,
+    availability: Availability,
+    conditions: Conditions,
+    cohort: int,
+    clients: int,
+) -> None:
+    """Raise BadInput if it is not known with what chance a client's update is used, or if that may be zero."""
+
+    def accept(is_right: bool, reason: str) -> None:
+        require(is_right, "weighting", "horvitz_thompson", f"another with {reason}")
+
+    accept(sampler.chance(cohort, clients) is not None, type(sampler).__name__)
+    # Of fewer clients that are asked at a time, fewer can be left when stragglers are dropped.
+    is_full = isinstance(availability, Always) and not isinstance(sampler, Bernoulli)
+    fewest, kind = cohort if is_full else 1, type(conditions).__name__
+    arrival = conditions.arrival(fewest, algorithm.accepts_partial_work)
+    accept(arrival is not None, f"{kind}, when the chance of an update to be used depends on the client's speed")
+    accept(arrival != 0, f"{kind}, when of {fewest} clients that are asked no update would be used")
 
 
 def _check_privacy(

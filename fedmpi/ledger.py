@@ -131,17 +131,21 @@ class Ledger:
         Args:
             lost: of each client that diverged just now, an element of its model that is not finite, and its value.
         """
-        rows = np.searchsorted(self.cohort.clients, block.clients)
-        done, took = self._columns.index("steps"), self._columns.index("seconds")
-        self._spent["clients"] += int((self._records[rows, done] == 0).sum())
-        self._records[rows, done] += work.steps
-        self._records[rows, took] += work.seconds
+        self.add_steps(block, work.steps, work.seconds)
         diverged = [client in block.diverged for client in block.clients.tolist()]
         self.record(block, {"rank": self._world.rank, "samples": block.samples, "loss": work.loss})
         self.record(block, {"diverged": diverged})
         for client, found in lost.items():
             row = np.searchsorted(self.cohort.clients, client)
             self._records[row, [self._columns.index(name) for name in LOST]] = found
+
+    def add_steps(self, block: Block, steps: NDArray[np.int64], seconds: NDArray[np.float64]) -> None:
+        """A block did so many steps [K] in so many seconds [K], beside what it did before in this round."""
+        rows = np.searchsorted(self.cohort.clients, block.clients)
+        done, took = self._columns.index("steps"), self._columns.index("seconds")
+        self._spent["clients"] += int((self._records[rows, done] == 0).sum())
+        self._records[rows, done] += steps
+        self._records[rows, took] += seconds
 
     def predict(self, seconds: NDArray[np.float64]) -> None:
         """Add what the ranks that train [workers] are expected to spend on their clients."""

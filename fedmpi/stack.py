@@ -85,8 +85,11 @@ class Stack:
         return torch.from_numpy(result) if self._world.is_server else torch.empty(self._size, device="meta")
 
     def distances(self) -> NDArray[np.float64]:
-        """[k, k] squared Euclidean distances of those that are present, with all their elements; on every rank."""
-        products = self._rows.pairwise(inner_products, self._centers, self._size)
+        """[k, k] squared Euclidean distances of the parameters of those that are present; on every rank.
+
+        Running statistics are on another scale: those of batch normalisation would be most of the distance.
+        """
+        products = self.pairwise(inner_products)
         squares = products.diagonal()
         return np.maximum(squares[:, None] + squares - 2 * products, 0)
 

@@ -57,7 +57,8 @@ CASES = {
     " --rounds 6 --conditions.deadline 2",
     "power_of_choice": f"{SMALL} --model LogisticRegression --sampler PowerOfChoice --sampler.candidates 9",
     "power_of_choice_ifca": f"{SMALL} --model LogisticRegression --sampler PowerOfChoice --algorithm IFCA",
-    "horvitz_thompson": f"{SMALL} --model LeNet --weighting horvitz_thompson --sampler Stratified",
+    "horvitz_thompson": f"{SMALL} --model LeNet --weighting horvitz_thompson --sampler Stratified"
+    " --availability Independent --conditions Heterogeneous --conditions.dropout 0.3 --rounds 4",
     "median": f"{SMALL} --algorithm Median --model LeNet --attack SignFlip --attack.share 0.3",
     "krum": f"{SMALL} --algorithm Krum --algorithm.faulty 1 --algorithm.select 2 --model LeNet --attack Gaussian",
     "alie": f"{SMALL} --attack ALIE --attack.share 0.5 --model LeNet --local.vectorize 2",
@@ -79,7 +80,7 @@ CASES = {
     "server_momentum": f"{SMALL} --algorithm FedAvgM --evaluate_means both --model LeNet --local.batch_size 50",
     "fedma": f"{SMALL} --algorithm FedMA --algorithm.sweeps 1 --model LeNet",
     "private": f"{SMALL} --model LeNet --model.norm group --weighting uniform --sampler Bernoulli"
-    " --privacy CentralDP --privacy.clip 0.5",
+    " --privacy CentralDP --privacy.clip 0.5 --cohort 1 --rounds 9",
     "feature_fusion": f"{SMALL} --algorithm FeatureFusion --model LeNet --partition Permuted --newcomers 3"
     " --newcomer_epochs 2 --evaluate_local true",
     "side_by_side_feature_fusion": f"{SMALL} --algorithm FeatureFusion --algorithm.operator conv --model LeNet"
@@ -95,7 +96,8 @@ CASES = {
     # Methods with clusters, of which some are absent at times.
     "fesem": f"{CLUSTERS} --algorithm FeSEM --model LeNet",
     "flhc": f"{CLUSTERS} --algorithm FLHC --algorithm.warmup 1 --algorithm.metric l1 --algorithm.linkage average",
-    "group": f"{CLUSTERS} --algorithm FedGrouProx --algorithm.pretrained 2 --algorithm.intergroup 0.1",
+    "group": f"{CLUSTERS} --algorithm FedGrouProx --algorithm.pretrained 2 --algorithm.intergroup 0.1"
+    " --conditions Heterogeneous",
     "cfl": f"{CLUSTERS} --sampler All --cohort 12 --algorithm CFL --algorithm.mean_below 9"
     " --algorithm.largest_above 0 --algorithm.warmup 1 --local.vectorize 3",
     "ifca_shared": f"{CLUSTERS} --algorithm IFCA --algorithm.models 2 --algorithm.balance 0.2"

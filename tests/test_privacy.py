@@ -10,17 +10,25 @@ import numpy as np
 import pytest
 import torch
 
+from fedmpi.algorithms import Algorithm
+from fedmpi.algorithms.ditto import Ditto
+from fedmpi.algorithms.feature_fusion import FeatureFusion
+from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.algorithms.fedopt import FedAdam
+from fedmpi.algorithms.fedper import FedRep
 from fedmpi.algorithms.fedprox import FedProx
+from fedmpi.algorithms.moon import MOON
 from fedmpi.attacks import SignFlip
 from fedmpi.command_line import parse
 from fedmpi.errors import BadInput
 from fedmpi.models import MLP, LeNet
 from fedmpi.privacy import CentralDP, clipped
-from fedmpi.scheduling import All, Bernoulli, Uniform
+from fedmpi.randomness import stream
+from fedmpi.scheduling import All, Bernoulli, Pool, Uniform
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
 from tests.few import SHAPE, Few
-from tests.small import CPU, Spy, network, run
+from tests.small import CPU, SEED, Spy, network, run
 
 SETTINGS: dict[str, Any] = {
     "model": LeNet("group"),
@@ -146,7 +154,43 @@ def test_cost_of_replacing_a_client() -> None:
     privacy, of_all = CentralDP(noise_multiplier=4.0), CentralDP(noise_multiplier=2.0)
     everybody = of_all.epsilon(10, All(), 100, 100)
     assert 0 < privacy.epsilon(10, Uniform(), 10, 100) < everybody / 4
+    assert privacy.epsilon(10, Uniform(), 10, 100) == pytest.approx(1.5392, abs=1e-4)
     assert privacy.epsilon(10, Uniform(), 100, 100) < everybody, "nobody is drawn: nothing is known by that"
+
+
+def test_nobody_may_come() -> None:
+    """Oracle: chances of 1 in 100, each by itself: of 10,000 cohorts 0.99^100 are empty, and who comes is as likely.
+
+    So the accountant's chance is that of the draws. Drawn again, those of nobody would make it 1.58 in 100.
+    """
+    ones = np.ones(100, dtype=np.int64)
+    pool = Pool(ones, ones[:, None], np.arange(100), may_be_empty=True)
+    drawn = [Bernoulli().cohort(round, 1, pool, "uniform", 0) for round in range(1, 10_001)]
+    empty, came = 0.99**100, np.concatenate([one.clients for one in drawn])
+    assert abs(np.mean([len(one) == 0 for one in drawn]) - empty) < 4 * math.sqrt(empty * (1 - empty) / 10_000)
+    assert abs(len(came) / 1e6 - 0.01) < 4 * math.sqrt(0.01 * 0.99 / 1e6)
+    assert CentralDP().epsilon(1000, Bernoulli(), 1, 100) == pytest.approx(2.108, abs=1e-3)
+    again = 0.01 / (1 - empty)
+    assert CentralDP().epsilon(1000, Bernoulli(), 1, round(1 / again)) == pytest.approx(3.35, abs=0.05)
+
+
+@pytest.mark.parametrize("make", [FedAvg, FedProx, MOON, FedRep, Ditto, FedAdam, FeatureFusion])
+def test_a_round_of_nobody(make: type[Algorithm], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the noise by itself, which FedAvg adds to its model; it costs as much as that of any other round."""
+    spy, privacy = Spy(monkeypatch), CentralDP(0.5, 2.0)
+    settings = {**SETTINGS, "model": MLP((9,)), "cohort": 1, "rounds": 6, "sampler": Bernoulli()}
+    made = run(tmp_path / "run.h5", make(), privacy=privacy, **settings)
+    came = np.bincount(made.clients["round"], minlength=7)[1:]
+    assert 0 in came
+    assert came.max() > 1
+    assert made.rounds["epsilon"][-1] == privacy.epsilon(6, Bernoulli(), 1, 8)
+    for round in np.flatnonzero(came == 0) + 1:
+        assert math.isnan(made.rounds["train_loss"][round - 1])
+        assert made.rounds["bytes_up"][round - 1] == made.rounds["bytes_down"][round - 1] == 0
+        if make is FedAvg:
+            noise = stream(SEED, "privacy 0", round).standard_normal(len(made.weights), dtype=np.float32)
+            change = spy.measured[round][0] - spy.measured[round - 1][0]
+            np.testing.assert_allclose(change.numpy(), noise * np.float32(2.0 * 0.5), atol=1e-5)
 
 
 def test_the_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

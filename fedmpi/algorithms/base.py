@@ -2,11 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fedmpi.training.block import WHOLE
+import numpy as np
+
+from fedmpi.training.block import WHOLE, Phase
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from fedmpi.clients import Trained
@@ -15,7 +19,7 @@ if TYPE_CHECKING:
     from fedmpi.federation import Federation
     from fedmpi.scheduling import Cohort, Weighting
     from fedmpi.server_optimizers import ServerOptimizer
-    from fedmpi.training.block import Block, Phase
+    from fedmpi.training.block import Block
     from fedmpi.training.flat import Net
     from fedmpi.training.layout import Columns, Layout
     from fedmpi.training.samples import Batch
@@ -70,6 +74,11 @@ class Algorithm(ABC):
     pools_clients: bool = False
     #: Whether the method makes sense of an update that is only a part of the local training; else it is dropped.
     accepts_partial_work: bool = False
+    #: What one optimizer step costs on the virtual clock, in steps of plain training, of which a forward pass is a
+    #: third: one that runs the network forward once more costs 4/3.
+    step_cost: float = 1.0
+    #: Forward passes over all of a client's training samples in a round, beside its trainings.
+    forward_passes: int = 0
     #: Numbers a client that the method records with `Federation.record`; columns of /clients.
     client_metrics: tuple[str, ...] = ()
 
@@ -122,6 +131,30 @@ class Algorithm(ABC):
     def asks(self, round: int, cohort: int, clients: int) -> int:
         """How many of the clients a round asks: the cohort, unless the method has to hear of more in this round."""
         return cohort
+
+    @property
+    def trainings(self) -> "tuple[Phase, ...]":
+        """The trainings that a client of a round goes through; `GRADIENT` is its part in `Federation.gradients`."""
+        return (WHOLE,)
+
+    def count_steps(self, fed: "Federation", cohort: "Cohort") -> "NDArray[np.int64]":
+        """[m] the optimizer steps that the coming round asks of each client, in all trainings; a collective.
+
+        They are what /clients has when the round is over.
+        """
+        steps = np.zeros(len(cohort), dtype=np.int64)
+        for phase in self.trainings:
+            steps += fed.count_steps(cohort, phase)
+        return steps
+
+    def count_work(self, fed: "Federation", cohort: "Cohort") -> "NDArray[np.float64]":
+        """[m] what that, and all else a client computes in the round, costs in steps of plain training."""
+        forward = self.forward_passes / 3 * fed.count_steps(replace(cohort, completed=None), Phase(epochs=1))
+        return self.step_cost * self.count_steps(fed, cohort) + forward
+
+    def received_beside(self, fed: "Federation", cohort: "Cohort") -> "NDArray[np.int64]":
+        """[m] numbers that each client receives in the coming round beside `payload`; a collective."""
+        return np.zeros(len(cohort), dtype=np.int64)
 
     def setup(self, fed: "Federation") -> None:
         """Create the state before the first round."""

@@ -93,6 +93,26 @@ class ClusteredOnce(Clustered):
         """The training by which clients are clustered."""
         return WHOLE
 
+    def count_steps(self, fed: "Federation", cohort: "Cohort") -> "NDArray[np.int64]":
+        assignment = fed.broadcast(self.assignment, received=0)
+        if self.clusters_now(fed, assignment):
+            return fed.count_steps(cohort, self.phase)
+        return fed.count_steps(cohort) + self.come_first(assignment, cohort) * fed.count_steps(cohort, self.phase)
+
+    def received_beside(self, fed: "Federation", cohort: "Cohort") -> "NDArray[np.int64]":
+        """The origin, and the first models of the clusters, where a client comes for the first time."""
+        first = self.come_first(fed.broadcast(self.assignment, received=0), cohort)
+        return first * (1 + len(self.prototypes)) * fed.layout.size
+
+    def clusters_now(self, fed: "Federation", assignment: "Tensor") -> bool:
+        """Whether the clients are clustered in this round."""
+        return fed.round >= self.first_round and not bool((assignment >= 0).any())
+
+    def come_first(self, assignment: "Tensor", cohort: "Cohort") -> "NDArray[np.int64]":
+        """[m], 1 for those who were not there when the clients were clustered, nor since; else 0."""
+        is_late = (assignment >= 0).any() & (assignment[cohort.clients] < 0)
+        return np.asarray(is_late.long().cpu().numpy())
+
     def compare(self, changes: "Stack") -> "NDArray[np.float64]":
         """[k, k], what is said of all pairs of those present; a collective."""
         from fedmpi.stack import inner_products
@@ -118,7 +138,7 @@ class ClusteredOnce(Clustered):
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         assignment = fed.broadcast(self.assignment, received=0)
         nobody = not (assignment >= 0).any()
-        if nobody and fed.round >= self.first_round:
+        if self.clusters_now(fed, assignment):
             self.begin(fed, cohort)
         else:
             self.go_on(fed, cohort, assignment.clamp(min=0) if nobody else assignment)

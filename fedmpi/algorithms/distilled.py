@@ -8,6 +8,8 @@ from fedmpi.algorithms.base import Algorithm
 from fedmpi.errors import BadInput
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from fedmpi.algorithms.base import Vectors
@@ -68,6 +70,15 @@ class Distilled(Algorithm):
 
     def asks(self, round: int, cohort: int, clients: int) -> int:
         return self.base.asks(round, cohort, clients)
+
+    def count_steps(self, fed: "Federation", cohort: "Cohort") -> "NDArray[np.int64]":
+        return self.base.count_steps(fed, cohort)
+
+    def count_work(self, fed: "Federation", cohort: "Cohort") -> "NDArray[np.float64]":
+        return self.base.count_work(fed, cohort)
+
+    def received_beside(self, fed: "Federation", cohort: "Cohort") -> "NDArray[np.int64]":
+        return self.base.received_beside(fed, cohort)
 
     def extend(self, network: "nn.Module", example: "Tensor") -> "nn.Module":
         return self.base.extend(network, example)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.errors import require
+from fedmpi.training.block import WHOLE, Phase
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,21 +37,23 @@ class Ditto(FedAvg):
         self.pull = pull
         self.epochs = epochs
 
+    @property
+    def trainings(self) -> tuple[Phase, ...]:
+        return WHOLE, Phase("personal", self.epochs)
+
     def setup(self, fed: "Federation") -> None:
         super().setup(fed)
         self.personal = fed.client_state("personal", self.weights)
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
-        from fedmpi.training.block import Phase
-
-        phase, hooks = Phase("personal", self.epochs), Pulled(self)
+        hooks, (_, personal) = Pulled(self), self.trainings
         start = fed.broadcast(self.weights)
         mean = fed.weighted_mean(cohort, start)
         for block in fed.my_clients(cohort):
             local = fed.train(block, start, self)
             mean.add(local.weights, block)
             received = start[: fed.layout.parameters]
-            own = fed.train(block, self.personal[block], hooks, phase, received=received)
+            own = fed.train(block, self.personal[block], hooks, personal, received=received)
             self.personal[block] = own.weights
         self.server_step(fed, mean.reduce(empty=self.weights))
 

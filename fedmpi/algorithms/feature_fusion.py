@@ -29,7 +29,8 @@ class FeatureFusion(FedAvg):
 
     A client's model is C(F(E(x), E_g(x))): the extractor E, the classifier C and the fusion operator F are trained,
     sent and averaged; E_g is the extractor as received, in evaluation mode. What E_g makes of the client's samples is
-    computed once a round, unless these are augmented or it takes too much memory.
+    computed once a round, unless these are augmented or it takes too much memory. On the virtual clock that is a
+    forward pass over the samples, or one in every step.
 
     Args:
         operator: F. conv: a 1x1 convolution of both extractors' channels; multi: a learned share of E_g in each
@@ -95,6 +96,7 @@ class FeatureFusion(FedAvg):
         needed = 4 * fed.at_once * int(fed.samples.max()) * prod(fed.feature_shape) / 1e6
         augments = fed.local.augmentation != "none"
         self.caches = not augments and needed <= self.cache_mb
+        self.forward_passes, self.step_cost = (1, 1.0) if self.caches else (0, 4 / 3)
         if fed.is_server and not self.caches:
             reason = "samples are augmented" if augments else f"all would take up to {needed:.0f} MB a rank"
             say(f"features of the global extractor are computed in every step, for {reason}")

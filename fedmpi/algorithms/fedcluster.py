@@ -4,7 +4,6 @@ Chen, Chen, Zhou, Kailkhura: FedCluster: Boosting the Convergence of Federated L
 Data 2020. https://arxiv.org/abs/2009.10748
 """
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,10 +56,9 @@ class FedCluster(Algorithm):
     def members(self, fed: "Federation", cohort: "Cohort", number: int) -> "Cohort":
         """Those of the cohort that are in this cluster."""
         part = cohort.subset(np.flatnonzero(self.cluster[cohort.clients] == number))
-        if cohort.expected_mass is None:
+        if cohort.inclusion is None:
             return part
-        share = fed.samples[self.cluster == number].sum() / fed.samples.sum()
-        return replace(part, expected_mass=cohort.expected_mass * share)
+        return part.expecting(cohort.inclusion, np.where(self.cluster == number, fed.samples, 0))
 
     def cycle(self, fed: "Federation", part: "Cohort") -> None:
         """A round of FedAvg with these clients."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.errors import BadInput, require
+from fedmpi.training.block import WHOLE, Phase
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,10 +29,11 @@ class FedMA(Algorithm):
     After local training, each layer's units are brought into the order of the global model's by the assignment of
     least squared distance between what makes them; the layer is averaged and frozen, and the clients train what
     remains before the next layer's turn. Of the last layer, the weights of a class are averaged by the clients'
-    numbers of its samples. Differs from the paper: layers do not grow, so that the assignment is a plain one instead
-    of a nonparametric Bayesian model's, and normalised, residual, densely connected and recurrent networks can be
-    matched, too. Clients put their own units in order, so that neither models nor costs are gathered. Units on either
-    side of a frozen layer stay as they are, and are averaged with the last layer.
+    numbers of its samples (with Horvitz-Thompson weights, divided by the expected number). Differs from the paper:
+    layers do not grow, so that the assignment is a plain one instead of a nonparametric Bayesian model's, and
+    normalised, residual, densely connected and recurrent networks can be matched, too. Clients put their own units
+    in order, so that neither models nor costs are gathered. Units on either side of a frozen layer stay as they are,
+    and are averaged with the last layer.
 
     Args:
         retrain: whether clients train again after each layer. If not, all layers are matched and averaged at once,
@@ -66,15 +68,21 @@ class FedMA(Algorithm):
                 first = np.searchsorted(self.matching.outputs, entry.offset)
                 self.class_of[first : first + entry.size] = np.arange(entry.size) // (entry.size // classes)
 
+    @property
+    def trainings(self) -> tuple[Phase, ...]:
+        again = [
+            Phase(f"after layer {number}", self.retrain_epochs, layer.rest)
+            for number, layer in enumerate(self.matching.layers)
+        ]
+        return (WHOLE, *again) if self.retrain else (WHOLE,)
+
     def payload(self, layout: "Layout") -> "tuple[Vectors, Vectors]":
         layers = [layer.columns for layer in self.matching.layers]
         again = 1 + self.sweeps if self.retrain else self.sweeps
         return [slice(layout.size), *again * layers], [*(1 + self.sweeps) * layers, self.matching.outputs]
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
-        from fedmpi.training.block import Phase
-
-        start = fed.broadcast(self.weights)
+        start, (_, *again) = fed.broadcast(self.weights), self.trainings
         models = self.local_models(fed, cohort, start)
         result, merged = self.weights.clone(), start.clone()
         for number, layer in enumerate(self.matching.layers):
@@ -88,11 +96,10 @@ class FedMA(Algorithm):
                 if self.retrain or sweep < self.sweeps:
                     merged[layer.columns] = fed.broadcast(result[layer.columns])
             if self.retrain:
-                phase = Phase(f"after layer {number}", self.retrain_epochs, layer.rest)
                 for block, weights in models:
                     weights[:, layer.columns] = merged[layer.columns]
-                    weights.copy_(fed.train(block, weights, self, phase).weights)
-        result[self.matching.outputs] = self.mean_of_outputs(fed, cohort, models, start)
+                    weights.copy_(fed.train(block, weights, self, again[number]).weights)
+        result[self.matching.outputs] = self.mean_of_outputs(fed, fed.left(cohort), models, start)
         self.server_step(fed, result)
 
     def local_models(self, fed: "Federation", cohort: "Cohort", start: "Tensor") -> "list[tuple[Block, Tensor]]":
@@ -103,12 +110,15 @@ class FedMA(Algorithm):
         self, fed: "Federation", cohort: "Cohort", models: "list[tuple[Block, Tensor]]", start: "Tensor"
     ) -> "Tensor":
         """[n] of what is in no layer the mean; that of the last layer class by class, by the samples of the class."""
-        columns = self.matching.outputs
+        columns, inclusion = self.matching.outputs, cohort.inclusion
         counted = cohort.mass[:, None] * fed.label_counts[cohort.clients] / np.maximum(cohort.samples, 1)[:, None]
         counted = np.column_stack([counted, cohort.mass])
-        shares = counted / np.maximum(counted.sum(0), 1e-300)  # none of a class that nobody has, which stays as it is
+        totals = counted.sum(0)
+        if inclusion:
+            totals = inclusion.expected(np.column_stack([fed.label_counts, fed.samples]))
+        shares = counted / np.maximum(totals, 1e-300)  # none of a class that nobody has, which stays as it is
         # The shares are in the changes already, so all count alike; times their number that is the sum.
-        alike = replace(cohort, mass=np.minimum(cohort.mass, 1), expected_mass=None)
+        alike = replace(cohort, mass=np.minimum(cohort.mass, 1), expected_mass=None, inclusion=None)
         mean = fed.weighted_mean(alike, columns=columns)
         for block, weights in models:
             mine = shares[np.searchsorted(cohort.clients, block.clients)][:, self.class_of]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fedmpi.algorithms.partly_shared import PartlyShared
 from fedmpi.errors import BadInput, require
+from fedmpi.training.block import Phase
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,8 +45,11 @@ class FedRep(FedPer):
         require(head_epochs >= 1, "head_epochs", head_epochs, "at least 1")
         self.head_epochs = head_epochs
 
-    def train_parts(self, fed: "Federation", block: "Block", start: "Tensor") -> "Trained":
-        from fedmpi.training.block import Phase
+    @property
+    def trainings(self) -> tuple[Phase, ...]:
+        return Phase("head", self.head_epochs, (self.own,)), Phase("body", columns=(self.shared,))
 
-        head = fed.train(block, start, self, Phase("head", self.head_epochs, (self.own,)))
-        return fed.train(block, head.weights.clone(), self, Phase("body", columns=(self.shared,)))
+    def train_parts(self, fed: "Federation", block: "Block", start: "Tensor") -> "Trained":
+        first, then = self.trainings
+        head = fed.train(block, start, self, first)
+        return fed.train(block, head.weights.clone(), self, then)

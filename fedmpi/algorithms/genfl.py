@@ -26,6 +26,7 @@ from fedmpi.training.settings import LocalTraining
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedmpi.algorithms.base import Vectors
     from fedmpi.engine import Engine
     from fedmpi.federation import Federation
     from fedmpi.scheduling import Cohort
@@ -132,6 +133,7 @@ class GenFL(FedAvg):
         if self.pretrain:
             self.pretrained = self.weights
         self.stops = self.stop_at_skew is not None and label_skew(fed.label_counts) >= self.stop_at_skew
+        self.deal(fed)
         if self.samples_generator:
             if not fed.has_images:
                 raise BadInput(f"= {type(self.generator).__name__}: needs a data set of images", "generator")
@@ -142,6 +144,12 @@ class GenFL(FedAvg):
         self.given: tuple[NDArray[np.uint8], NDArray[np.int64]] | None = None
         if self.earlier and fed.is_server:
             self.take_over(fed, _Earlier(self.earlier))
+
+    def count_steps(self, fed: "Federation", cohort: "Cohort") -> NDArray[np.int64]:
+        return (0 if self.stops else 1) * super().count_steps(fed, cohort)
+
+    def payload(self, layout: "Layout") -> "tuple[Vectors, Vectors]":
+        return ([], []) if self.stops else super().payload(layout)
 
     def take_over(self, fed: "Federation", earlier: "_Earlier") -> None:
         """At the server: what the earlier run has, or bad input."""
@@ -217,9 +225,13 @@ class GenFL(FedAvg):
         if self.stops:
             fed.log(train_loss=math.nan)
             return
+        self.deal(fed)
+        super().round(fed, cohort)
+
+    def deal(self, fed: "Federation") -> None:
+        """Give the clients the samples of the coming round; their numbers are the same in all rounds."""
         if self.paper_compat:
             fed.train_on([order[: len(order) - len(order) // 10] for order in self.shuffled(fed)])
-        super().round(fed, cohort)
 
     def evaluate(self, fed: "Federation") -> None:
         super().evaluate(fed)

@@ -27,7 +27,8 @@ class IFCA(Clustered):
     """Several global models; each client trains the one with the least loss on its training samples.
 
     Model averaging variant of Ghosh et al. (2020). The models start from different random weights: equal ones would
-    never part. A model that no client chose stays as it is.
+    never part. A model that no client chose stays as it is. On the virtual clock a client's look at the losses is a
+    forward pass for each model; the draws of `balance` cost nothing there.
 
     Args:
         models: how many models there are.
@@ -41,7 +42,7 @@ class IFCA(Clustered):
     def __init__(self, models: int = 3, balance: float = 0.0, share_body: bool = False) -> None:
         require(models >= 1, "models", models, "at least 1")
         require(0 <= balance <= 1 / models, "balance", balance, f"at least 0 and at most 1 / {models}, a fair share")
-        self.models = models
+        self.models = self.forward_passes = models
         self.balance = balance
         self.share_body = share_body
 

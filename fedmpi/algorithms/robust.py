@@ -7,7 +7,7 @@ NeurIPS 2017. https://arxiv.org/abs/1703.02757
 
 The papers' rules are for gradients; here they are for the clients' models, which is the same for what clients change:
 all have received one model, and the rules move with it. Running statistics of normalisation layers go through the
-same rule.
+same rule, but Krum does not look at them when it selects models.
 """
 
 from abc import abstractmethod
@@ -89,8 +89,9 @@ class Krum(Robust):
     """The model, or the mean of some, nearest to its nearest others (Blanchard et al., 2017).
 
     A model's score is the sum of its squared distances to the m - f - 2 nearest of the other m - 1, and those with
-    the least are selected. So m must be at least 2 f + 3. Vectors that are rejected count among the f; in a round
-    in which fewer of the others arrive than then are needed, none is selected, and the model stays as it is.
+    the least are selected; distances are over the parameters, not over running statistics. m must be at least
+    2 f + 3. Vectors that are rejected count among the f; in a round in which fewer of the others arrive than then are
+    needed, none is selected, and the model stays as it is.
 
     Args:
         faulty: f, how many of a round's clients may be.

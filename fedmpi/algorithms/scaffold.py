@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.errors import require
+from fedmpi.training.block import GRADIENT, WHOLE, Phase
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +30,8 @@ class SCAFFOLD(Algorithm):
 
     Args:
         option: of the client's new control variate: I, the gradient of its whole training loss at the received
-            model, for another pass over its samples; or II, the mean gradient of its local steps.
+            model, for another pass over its samples, whose batches count as steps; or II, the mean gradient of its
+            local steps.
     """
 
     server_state = ("weights", "control")
@@ -41,6 +43,10 @@ class SCAFFOLD(Algorithm):
 
     def __init__(self, option: Literal["I", "II"] = "II") -> None:
         self.option = option
+
+    @property
+    def trainings(self) -> tuple[Phase, ...]:
+        return (GRADIENT, WHOLE) if self.option == "I" else (WHOLE,)
 
     def setup(self, fed: "Federation") -> None:
         require(fed.local.optimizer == "sgd", "--local.optimizer", fed.local.optimizer, "sgd with SCAFFOLD")

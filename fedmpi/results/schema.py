@@ -215,7 +215,7 @@ GROUPS: dict[str, Group] = {
             "client": _always("number of the client, from 0", kinds="i"),
             "rank": Array("that trained it", kinds="i"),
             "samples": Array("it trains on", kinds="i"),
-            "steps": Array("it did", kinds="i"),
+            "steps": Array("it did, in all its trainings, and batches of passes for a gradient", kinds="i"),
             "seconds": Array("they took"),
             "loss": Array("mean over its samples"),
             "local_accuracy": Array("of what it trained, on its own test samples"),

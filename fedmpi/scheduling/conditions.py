@@ -32,11 +32,13 @@ class Course:
         cohort: the clients whose updates arrive.
         row: columns for /rounds.
         clients: columns [m] for /clients.
+        bytes_lost: that clients received whose updates are not used.
     """
 
     cohort: Cohort
     row: dict[str, float] = field(default_factory=dict)
     clients: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    bytes_lost: int = 0
 
 
 class Conditions(ABC):
@@ -49,6 +51,14 @@ class Conditions(ABC):
         """How many clients to ask for a cohort of this size."""
         return cohort
 
+    def arrival(self, asked: int, accepts_partial_work: bool) -> float | None:
+        """The probability of each of so many clients that its update is used; None where it is not the same for all.
+
+        Args:
+            accepts_partial_work: whether the method uses what stragglers get done.
+        """
+        return None
+
     @abstractmethod
     def course(self, asked: Cohort, size: int, fed: "Engine", algorithm: "Algorithm", seed: int) -> Course:
         """What becomes of those asked in the current round; a pure function, the same on every rank.
@@ -60,6 +70,9 @@ class Conditions(ABC):
 
 class Ideal(Conditions):
     """Every update arrives, and nobody looks at the clock."""
+
+    def arrival(self, asked: int, accepts_partial_work: bool) -> float:
+        return 1.0
 
     def course(self, asked: Cohort, size: int, fed: "Engine", algorithm: "Algorithm", seed: int) -> Course:
         return Course(asked)
@@ -77,12 +90,14 @@ class Profile:
 class Heterogeneous(Conditions):
     """Clients of different speed, with a virtual clock; some lose the connection, come late or do not get done.
 
-    A client takes bytes down / download + steps seconds_per_step + bytes up / upload virtual seconds. These three
-    are its own for the whole experiment, each lognormal around the value given here. A round takes as long as the
-    slowest update that is used; where fewer come than were waited for, and there is a deadline, until then.
+    A client takes bytes down / download + work seconds_per_step + bytes up / upload virtual seconds. These three
+    are its own for the whole experiment, each lognormal around the value given here. Work is the optimizer steps of
+    all trainings of the client in the round; what a method computes beside them counts as so many steps more, a
+    forward pass a third of one. A round takes as long as the slowest update that is used; where fewer come than were
+    waited for, and there is a deadline, until then.
 
     Args:
-        seconds_per_step: virtual seconds of an optimizer step; the median client's.
+        seconds_per_step: virtual seconds of a step of plain training; the median client's.
         speed_spread: standard deviation of the logarithm of that; 0: all clients alike.
         download: bytes a virtual second that the median client receives.
         upload: bytes a virtual second that the median client sends.
@@ -133,6 +148,12 @@ class Heterogeneous(Conditions):
     def asked(self, cohort: int) -> int:
         return math.ceil(self.over_select * cohort - 1e-9)  # 1.1 times 10 is a bit more than 11
 
+    def arrival(self, asked: int, accepts_partial_work: bool) -> float | None:
+        if self.deadline is not None or self.over_select > 1:
+            return None  # fast clients have a better chance
+        dropped = 0 if accepts_partial_work else self._count_stragglers(asked)
+        return (1 - self.dropout) * (1 - dropped / max(asked, 1))
+
     def profile(self, clients: NDArray[np.int64], of: int, seed: int) -> Profile:
         """The profile of these out of so many clients."""
 
@@ -147,8 +168,8 @@ class Heterogeneous(Conditions):
 
     def course(self, asked: Cohort, size: int, fed: "Engine", algorithm: "Algorithm", seed: int) -> Course:
         asked, straggles = self._hold_up(asked, fed, seed)
-        profile, (down, up) = self.profile(asked.clients, fed.clients, seed), fed.payload(algorithm)
-        work = fed.count_steps(asked) * profile.seconds_per_step
+        profile, (down, up) = self.profile(asked.clients, fed.clients, seed), fed.payload(algorithm, asked)
+        work = algorithm.count_work(fed, asked) * profile.seconds_per_step
         seconds = down / profile.download + work + up / profile.upload
 
         dropped = randomness.uniform(seed, "dropout", fed.round, asked.clients) < self.dropout
@@ -168,7 +189,8 @@ class Heterogeneous(Conditions):
             "late": len(asked) - int(dropped.sum()) - len(used),
             "stragglers": int(straggles.sum()),
         }
-        return Course(asked.subset(used), row, {"virtual_seconds": seconds[used]})
+        bytes_lost = int(down.sum() - down[used].sum())
+        return Course(asked.subset(used), row, {"virtual_seconds": seconds[used]}, bytes_lost)
 
     def _hold_up(self, asked: Cohort, fed: "Engine", seed: int) -> tuple[Cohort, NDArray[np.bool_]]:
         """The cohort with what each gets done, and [m] who straggles."""
@@ -178,10 +200,13 @@ class Heterogeneous(Conditions):
         lots, draws = (
             randomness.uniform(seed, purpose, fed.round, asked.clients) for purpose in ("stragglers", "partial work")
         )
-        straggles[np.argsort(lots, kind="stable")[: round(self.stragglers * len(asked))]] = True
+        straggles[np.argsort(lots, kind="stable")[: self._count_stragglers(len(asked))]] = True
         parts = fed.local.steps or fed.local.epochs
         done = 1 + np.floor(draws * (parts - 1))
         return replace(asked, completed=np.where(straggles, done / parts, 1.0)), straggles
+
+    def _count_stragglers(self, asked: int) -> int:
+        return round(self.stragglers * asked)
 
 
 @cache

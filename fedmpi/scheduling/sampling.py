@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,27 @@ Weighting = Literal["samples", "uniform", "horvitz_thompson"]
 
 
 @dataclass(frozen=True)
+class Inclusion:
+    """The chances of clients to be in a cohort, for Horvitz-Thompson weights.
+
+    Attributes:
+        chance: the probability that a client is drawn and that its update is used, the same for all of `available`.
+        available: [a] int64, the clients that can be reached in this round; no other one has a chance.
+    """
+
+    chance: float
+    available: NDArray[np.int64]
+
+    def expected(self, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[...] the expected sum over a cohort of what these numbers [clients, ...] say of its members."""
+        return np.asarray(self.chance * numbers[self.available].sum(0).astype(np.float64))
+
+    def thinned(self, arrival: float) -> Inclusion:
+        """The same where each member's update is used only with this probability."""
+        return replace(self, chance=self.chance * arrival)
+
+
+@dataclass(frozen=True)
 class Cohort:
     """The clients of a round.
 
@@ -29,8 +50,9 @@ class Cohort:
         samples: [m] int64, their training samples.
         mass: [m] int64, what each counts in a mean over the cohort; 0 for one without samples.
         completed: [m] float64, the share of the local training that each gets done; None: all.
-        expected_mass: by which a mean is divided in place of the mass that is there (Horvitz-Thompson); what is
-            missing of it, or too much, is made up for by the model as it was. None: the mass that is there.
+        expected_mass: by which a mean is divided in place of the mass that is there; what is missing of it, or too
+            much, is made up for by the model as it was. None: the mass that is there.
+        inclusion: where that is for Horvitz-Thompson weights, the chances that it comes from; else None.
     """
 
     clients: NDArray[np.int64]
@@ -38,6 +60,7 @@ class Cohort:
     mass: NDArray[np.int64]
     completed: NDArray[np.float64] | None = None
     expected_mass: float | None = None
+    inclusion: Inclusion | None = None
 
     def __len__(self) -> int:
         return len(self.clients)
@@ -78,7 +101,11 @@ class Cohort:
         """The members at these positions."""
         completed = None if self.completed is None else self.completed[positions]
         clients, samples, mass = (column[positions] for column in (self.clients, self.samples, self.mass))
-        return Cohort(clients, samples, mass, completed, self.expected_mass)
+        return replace(self, clients=clients, samples=samples, mass=mass, completed=completed)
+
+    def expecting(self, inclusion: Inclusion, masses: NDArray[np.int64]) -> Cohort:
+        """The cohort with Horvitz-Thompson weights, of clients with these masses [clients] and chances."""
+        return replace(self, expected_mass=float(inclusion.expected(masses)), inclusion=inclusion)
 
     def block(self, positions: NDArray[np.int64]) -> Block:
         """The members at these positions, to be trained together."""
@@ -99,11 +126,14 @@ class Pool:
         samples: [clients] training samples of each client.
         label_counts: [clients, classes] training labels of each client.
         available: [a] int64, ascending: the clients that can be reached in this round.
+        may_be_empty: whether a cohort of nobody is to stay as it was drawn, because the cost of privacy is computed
+            from the chances of a single draw.
     """
 
     samples: NDArray[np.int64]
     label_counts: NDArray[np.int64]
     available: NDArray[np.int64]
+    may_be_empty: bool = False
 
 
 class Sampler(ABC):
@@ -153,9 +183,9 @@ class Sampler(ABC):
         clients, times = np.unique(drawn, return_counts=True)
         samples = pool.samples[clients]
         mass = times * masses(samples, self.weighting or weighting)
+        cohort = Cohort(clients, samples, mass)
         chance = self.chance(size, available) if weighting == "horvitz_thompson" else None
-        expected = None if chance is None else chance * float(pool.samples[pool.available].sum())
-        return Cohort(clients, samples, mass, expected_mass=expected)
+        return cohort if chance is None else cohort.expecting(Inclusion(chance, pool.available), pool.samples)
 
 
 class Uniform(Sampler):
@@ -169,13 +199,16 @@ class Uniform(Sampler):
 
 
 class Bernoulli(Sampler):
-    """Every client with probability cohort / clients, independently; drawn again if nobody comes."""
+    """Every client with probability cohort / clients, independently.
+
+    If nobody comes, the cohort is drawn again; with `--privacy` it stays empty, and the round adds noise alone.
+    """
 
     def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
-        chosen = pool.available[:0]
-        while not len(chosen):  # empty with probability at most 1/e, for size >= 1
+        while True:
             chosen = pool.available[rng.random(len(pool.available)) < size / len(pool.available)]
-        return chosen
+            if len(chosen) or pool.may_be_empty:  # empty with probability at most 1/e, for size >= 1
+                return chosen
 
     def chance(self, size: int, of: int) -> float | None:
         share = size / of

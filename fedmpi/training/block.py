@@ -103,6 +103,8 @@ class Phase:
 
 
 WHOLE = Phase()
+#: One pass in which the gradient is computed, and no step is taken.
+GRADIENT = Phase("gradient ", epochs=1)
 
 
 @dataclass

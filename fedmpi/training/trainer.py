@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedmpi import randomness
-from fedmpi.training.block import WHOLE, Block, Hooks, Phase, Work
+from fedmpi.training.block import GRADIENT, WHOLE, Block, Hooks, Phase, Work
 from fedmpi.training.clientwise import Keyed
 from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.optimizers import SGD, Adam, Optimizer
@@ -95,7 +95,7 @@ class Trainer(ABC):
         Args:
             weights: [K, P], where they are taken.
         """
-        model, phase, net = self.model, Phase("gradient "), Net(self.model)
+        model, phase, net = self.model, GRADIENT, Net(self.model)
         result = torch.zeros(len(block), model.layout.parameters, device=model.device)
         keys = self._dropout_keys(phase, round, block.clients).tolist()
         for k, client in enumerate(block.clients.tolist()):
@@ -104,7 +104,7 @@ class Trainer(ABC):
             model.load(weights[k])
             self.seed_others(keys[k])
             keyed = Keyed(keys[k])
-            count = self.settings.count_cuts(len(shard), model.normalises_batches)
+            count = int(self.count_steps(np.array([client]), None, phase)[0])
             for step, batch in enumerate(self._batches(client, round, phase, count)):
                 with keyed.step(step):
                     losses = hooks.loss(net, batch, weights[k], block.row(k))

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import pdist
 from sklearn.metrics import adjusted_rand_score
 
 from fedmpi import results
@@ -24,7 +26,7 @@ from fedmpi.algorithms.localonly import LocalOnly
 from fedmpi.attacks import SignFlip
 from fedmpi.command_line import parse
 from fedmpi.compression import TopK
-from fedmpi.data import Digits, Partition, Rotated, SwappedLabels, make_split
+from fedmpi.data import Digits, Dirichlet, Partition, Rotated, SwappedLabels, make_split
 from fedmpi.errors import BadInput
 from fedmpi.models import LeNet
 from fedmpi.models.mlp import LogisticRegression
@@ -275,6 +277,25 @@ def test_the_sum_of_squares_falls(part: Any, tmp_path: Path, monkeypatch: pytest
         )
 
 
+def test_clients_move_to_the_nearest_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: distances over parameters, in float64; from random clusters some have to move in the second round.
+
+    Distances that count running statistics would have other clients move.
+    """
+    spy, watched = Spy(monkeypatch), Watched(3, start="random")
+    settings = apart(Rotated(angles=(0, 90, 180)), model=LeNet(), rounds=2)
+    made = run(tmp_path / "made.h5", watched, **settings)
+    parameters = FlatModel(network(LeNet(), (1, 8, 8), 10), CPU).layout.parameters
+    (centers, before), (_, after) = watched.seen[1:]
+    models = np.stack([spy.trained[2][client] for client in range(CLIENTS)])
+    squares = np.square(models[:, None] - centers.double().numpy())
+    found = squares[..., :parameters].sum(2).argmin(1)
+    np.testing.assert_array_equal(after, found)
+    np.testing.assert_array_equal(made.clusters["cluster"][1], found)
+    assert (before.numpy() != found).any()
+    assert (squares.sum(2).argmin(1) != found).any()
+
+
 # Newcomers
 
 
@@ -358,6 +379,17 @@ def test_lengths_of_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     mean = np.average(changes, axis=0, weights=[30, 50, 20, 40, 10])
     assert made.rounds["mean_change_0"][0] == pytest.approx(np.linalg.norm(mean), rel=1e-6)
     assert made.rounds["largest_change_0"][0] == pytest.approx(np.linalg.norm(changes, axis=1).max(), rel=1e-6)
+
+
+def test_complete_linkage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: SciPy's clustering of the trained models' changes, in float64; single linkage has other clusters."""
+    spy = Spy(monkeypatch)
+    made = run(tmp_path / "made.h5", CFL(10.0, 0.0, 0), partition=Dirichlet(0.3), clients=CLIENTS, local=LOCAL)
+    start = FlatModel(network(LogisticRegression(), (1, 8, 8), 10), CPU).weights[0].double().numpy()
+    apart = pdist(np.stack([spy.trained[1][client] - start for client in range(CLIENTS)]), "cosine")
+    complete, single = (fcluster(linkage(apart, kind), 2, "maxclust") for kind in ("complete", "single"))
+    assert adjusted_rand_score(made.clusters["cluster"][-1], complete) == 1
+    assert adjusted_rand_score(single, complete) < 0.5
 
 
 # With the rest

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedmpi import results
 from fedmpi.algorithms import Algorithm
@@ -20,10 +21,11 @@ from fedmpi.errors import BadInput
 from fedmpi.models import LeNet
 from fedmpi.scheduling import Uniform
 from fedmpi.server_optimizers import Momentum
+from fedmpi.training.block import Block
 from fedmpi.training.settings import LocalTraining
-from tests.programs.regression import CLIENTS, DIMENSION, SquaresFedAvg, SquaresFedNova
-from tests.small import run
-from tests.squares import OPTIMUM, START, Uneven, cohorts, gradient, limit, squares
+from tests.programs.regression import CLIENTS, DIMENSION, Regression, SquaresFedAvg, SquaresFedNova
+from tests.small import read, run
+from tests.squares import OPTIMUM, START, Sizes, Uneven, cohorts, gradient, limit, squares
 
 STEPS = (2, 4, 8, 16, 1)
 UNEVEN = Uneven(tuple(steps / 16 for steps in STEPS))
@@ -85,6 +87,44 @@ def test_it_is_the_papers(vectorize: Literal["off", 4], momentum: float, mu: flo
     assert [steps for _, steps in cohorts(made)[0]] == list(STEPS)
     w = paper(made, local, mu, 0.8)
     assert np.linalg.norm(w - START) > 0.5
+    np.testing.assert_allclose(made.weights, w, rtol=2e-5)
+
+
+class Diverging(SquaresFedNova):
+    """FedNova with a client whose every gradient is NaN."""
+
+    lost = 3  # of 20 samples, and 16 steps
+
+    def direction(self, gradient: Tensor, weights: Tensor, start: Tensor, block: Block) -> Tensor:
+        gradient = super().direction(gradient, weights, start, block)
+        gradient[np.flatnonzero(block.clients == self.lost)] = torch.nan
+        return gradient
+
+
+@pytest.mark.parametrize("make", [SquaresFedNova, Diverging])
+def test_unequal_samples_and_steps(make: type[SquaresFedNova], tmp_path: Path) -> None:
+    """Oracle: w += sum p_k a_k * sum p_k (w_k - w) / a_k in float64, p_k by the samples of those that are left.
+
+    The mean number of steps that is not weighted is another one, and so is that with who diverged.
+    """
+    sizes = np.array([4, 8, 12, 20, 16])
+    local = LocalTraining(steps=16, lr=0.01, vectorize="off")
+    made = squares(tmp_path / "run.h5", make(), 3, local, sampler=UNEVEN, partition=Sizes(tuple(sizes)))
+    parts = np.split(read(Regression()).train_x.astype(np.float64), np.cumsum(sizes)[:-1])
+    left = [client for client in range(CLIENTS) if make is SquaresFedNova or client != Diverging.lost]
+    p, steps = sizes[left] / sizes[left].sum(), np.array(STEPS)[left]
+    assert abs(p @ steps - steps.mean()) > 1
+    assert len(left) == CLIENTS or abs(p @ steps - sizes @ STEPS / sizes.sum()) > 1
+    w = START
+    for _ in range(3):
+        ways = []
+        for client in left:
+            a, b, y = parts[client][:, :-1], parts[client][:, -1], w
+            for _ in range(STEPS[client]):
+                y = y - local.lr * a.T @ (a @ y - b) / len(b)
+            ways.append((y - w) / STEPS[client])
+        w = w + p @ steps * (p @ np.array(ways))
+    assert np.linalg.norm(w - START) > 0.3
     np.testing.assert_allclose(made.weights, w, rtol=2e-5)
 
 

@@ -75,11 +75,12 @@ def nearest(stack: Stack, count: int) -> NDArray[np.int64]:
     return stack.present[np.argsort(krum_scores(stack.distances(), 2), kind="stable")[:count]]
 
 
-def plain_scores(vectors: Sequence[NDArray] | NDArray, faulty: int) -> NDArray[np.float64]:
-    """Krum's, by a double loop over numbers of clients."""
+def plain_scores(vectors: Sequence[NDArray] | NDArray, faulty: int, power: float = 1.0) -> NDArray[np.float64]:
+    """Krum's, by a double loop over numbers of clients; of some power of the squared distances."""
     scores = []
     for i, one in enumerate(vectors):
-        others = [float(np.square(one.astype(np.float64) - other).sum()) for j, other in enumerate(vectors) if j != i]
+        squares = [np.square(one.astype(np.float64) - other).sum() for j, other in enumerate(vectors) if j != i]
+        others = [float(square**power) for square in squares]
         scores.append(sum(sorted(others)[: len(vectors) - faulty - 2]))
     return np.array(scores)
 
@@ -205,20 +206,30 @@ def test_all_selected_is_fedavg(tmp_path: Path) -> None:
     np.testing.assert_array_equal(made.rounds["bytes_down"], plain.rounds["bytes_down"])
 
 
-@pytest.mark.parametrize("select", [1, 3])
-def test_whom_krum_selects(select: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Oracle: a double loop over the trained models, and their plain mean; a single one's bits are untouched."""
-    spy = Spy(monkeypatch)
-    made = run(tmp_path / "made.h5", Krum(1, select), rounds=2, **SETTINGS)
+@pytest.mark.parametrize(("select", "seed"), [(1, 3), (3, 3)])
+def test_whom_krum_selects(select: int, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: a double loop over the trained parameters, and the plain mean; a single model's bits are untouched.
+
+    Distances that are not squared would select others, as would those that count running statistics.
+    """
+    spy, others = Spy(monkeypatch), {"not squared": False, "with statistics": False}
+    made = run(tmp_path / "made.h5", Krum(1, select), rounds=2, **{**SETTINGS, "seed": seed})
     for round in (1, 2):
         trained = [spy.trained[round][client] for client in range(7)]
-        chosen = np.argsort(plain_scores(trained, 1), kind="stable")[:select]
+        parameters = [model[:PARAMETERS] for model in trained]
+        chosen = np.argsort(plain_scores(parameters, 1), kind="stable")[:select]
+        for name, scores in (
+            ("not squared", plain_scores(parameters, 1, power=0.5)),
+            ("with statistics", plain_scores(trained, 1)),
+        ):
+            others[name] |= set(np.argsort(scores, kind="stable")[:select]) != set(chosen)
         selected = made.clients["selected"][made.clients["round"] == round]
         assert np.flatnonzero(selected).tolist() == sorted(chosen)
         model = spy.measured[round][0].double().numpy()
         np.testing.assert_allclose(model, np.mean([trained[k] for k in chosen], axis=0), rtol=1e-6, atol=1e-8)
         if select == 1:
             np.testing.assert_array_equal(model, trained[chosen[0]])
+    assert all(others.values()), others
 
 
 def test_the_servers_optimizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
