@@ -131,6 +131,9 @@ def assemble(experiment: Experiment, world: World) -> Engine:
 
     fed = federate(build, train, experiment.local, experiment.rounds, experiment.seed)
     fed.beside = beside
+    if world.is_server:
+        read = {"data_sha256": arrays, "proxy_sha256": proxy}
+        fed.checksums = {name: data.checksum for name, data in read.items() if data}
     set_up(experiment.algorithm, fed)
     if experiment.evaluate_means in ("clients", "both"):
         counted = masses(fed.samples, experiment.weighting)
@@ -198,7 +201,7 @@ def open_results(
     with world.agreed():
         if world.is_server:
             names = {name: type(getattr(experiment, name)).__name__ for name in ("algorithm", "dataset", "model")}
-            attributes = {**names, "seed": experiment.seed, "config": config}
+            attributes = {**names, "seed": experiment.seed, "config": config, **fed.checksums}
             may_replace = experiment.overwrite or experiment.resume
             results = Results(experiment.output, attributes, environment, may_replace)
             results.set_partition(fed.label_counts, fed.samples)

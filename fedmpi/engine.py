@@ -27,9 +27,11 @@ class Engine(Federation):
     Attributes:
         newcomers: clients beyond those of the federation, who take part in no round.
         stage: name and federation of what comes before the rounds, while it lasts.
+        checksums: of the data, as the results file has them (data_sha256, proxy_sha256); on rank 0.
     """
 
     newcomers: Cohort
+    checksums: Mapping[str, str]
     stage: tuple[str, Engine] | None = None
 
     def agreed(self) -> AbstractContextManager[None]:

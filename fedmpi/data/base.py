@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +31,7 @@ class Arrays:
         train_users: int64 [n], numbers from 0 of the people (or devices) that the samples come from; None: unknown.
         test_users: likewise; the same number is the same user as in `train_users`.
         on_disk: the arrays map prepared files, which any other process can open, too.
+        recorded: array name -> SHA-256 of the array as an .npy file, where that is known without reading the array.
     """
 
     train_x: NDArray
@@ -37,15 +41,28 @@ class Arrays:
     train_users: NDArray[np.int64] | None = None
     test_users: NDArray[np.int64] | None = None
     on_disk: bool = field(default=False, kw_only=True)
+    recorded: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256, in hexadecimal, of the names, types, shapes and bytes of all arrays.
+
+        The same content has the same checksum whether it is prepared or not. Of prepared arrays it is made of what
+        the manifest records; other arrays are read for it.
+        """
+        known = {name: self.recorded.get(name) or npy_sha256(x) for name, x in self.stored().items()}
+        return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in known.items()).encode()).hexdigest()
 
     def stored(self) -> dict[str, NDArray]:
         """The arrays that there are, by name, as they lie in memory, on disk and in windows."""
         return {name: as_stored(x) for name, x in vars(self).items() if isinstance(x, np.ndarray)}
 
     @classmethod
-    def of_stored(cls, stored: Mapping[str, NDArray], on_disk: bool = False) -> Arrays:
+    def of_stored(
+        cls, stored: Mapping[str, NDArray], on_disk: bool = False, recorded: Mapping[str, str] | None = None
+    ) -> Arrays:
         """The inverse of `stored`, without a copy."""
-        return cls(**{name: as_seen(x) for name, x in stored.items()}, on_disk=on_disk)
+        return cls(**{name: as_seen(x) for name, x in stored.items()}, on_disk=on_disk, recorded=recorded or {})
 
 
 class Dataset(ABC):
@@ -141,6 +158,24 @@ def as_stored(x: NDArray) -> NDArray:
     With the channels last, a row is a sample and gathered rows are a batch in PyTorch's channels_last layout.
     """
     return np.ascontiguousarray(x.transpose(0, 2, 3, 1) if x.ndim == 4 else x)
+
+
+def npy_sha256(x: NDArray) -> str:
+    """SHA-256, in hexadecimal, of the .npy file that NumPy would write."""
+    sink = _Hashed()
+    np.save(sink, x, allow_pickle=False)
+    return sink.digest.hexdigest()
+
+
+class _Hashed(io.RawIOBase):
+    """A file of which only the checksum is kept."""
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return len(data)
 
 
 def as_seen(stored: NDArray) -> NDArray:

@@ -112,7 +112,8 @@ def _open(dataset: Dataset, full: bool) -> Arrays | None:
             return None
         records = manifest["arrays"]
         stored = {name: _map(path.with_name(f"{name}.npy"), records[name], full) for name in records}
-        arrays = Arrays.of_stored(stored, on_disk=True)
+        recorded = {name: records[name]["sha256"] for name in records}
+        arrays = Arrays.of_stored(stored, on_disk=True, recorded=recorded)
     except BadInput:
         raise
     except (FileNotFoundError, NotADirectoryError):

@@ -119,7 +119,11 @@ GROUPS: dict[str, Group] = {
             "host": "rank 0's",
             "pid": "rank 0's process",
         },
-        more={"resumed": "a line for each time that the run was resumed: when, and after which round"},
+        more={
+            "data_sha256": "of the data set's arrays (`Arrays.checksum`): names, types, shapes and bytes",
+            "proxy_sha256": "likewise of the proxy data set's, where the method has one",
+            "resumed": "a line for each time that the run was resumed: when, and after which round",
+        },
         optional=False,
     ),
     "environment": Group(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import hashlib
 import json
 import os
 import pickle
@@ -122,6 +123,27 @@ def test_round_trip(toy: Toy, lines: list[str]) -> None:
         assert arrays.train_y.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
         assert arrays.train_x.dtype == np.uint8
         assert arrays.train_y.dtype == np.int64
+
+
+def test_the_checksum_is_that_of_the_content(toy: Toy, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: what is the same, and what is not; and the files of prepared arrays, hashed by hand."""
+    read = toy.read(lines.append)
+    made = prepared.load(toy, lines.append)
+    again = open_prepared(toy)
+    assert again is not None
+    others = [
+        Arrays(read.train_x, read.train_y[::-1], read.test_x, read.test_y),
+        Arrays(read.train_x, read.train_y.astype(np.int32), read.test_x, read.test_y),
+        Arrays(read.train_x.reshape(8, 3, 4, 5), read.train_y, read.test_x, read.test_y),
+        Arrays(read.test_x, read.train_y, read.train_x, read.test_y),
+        Arrays(read.train_x, read.train_y, read.test_x, read.test_y, read.train_y),
+    ]
+    assert len({read.checksum, *(other.checksum for other in others)}) == 1 + len(others)
+    files = {name: stored(toy, f"{name}.npy").read_bytes() for name in ("train_x", "train_y", "test_x", "test_y")}
+    text = "".join(f"{name} {hashlib.sha256(content).hexdigest()}\n" for name, content in files.items())
+    assert read.checksum == hashlib.sha256(text.encode()).hexdigest()
+    monkeypatch.setattr(np, "save", None)  # prepared arrays are not read
+    assert made.checksum == again.checksum == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_channels_come_last_in_memory(toy: Toy, lines: list[str]) -> None:
