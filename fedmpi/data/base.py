@@ -82,12 +82,15 @@ class Dataset(ABC):
         mean: per channel, for uint8 images on the scale 0..1; None: images are only scaled to 0..1.
         std: like `mean`.
         vocabulary: number of different tokens; None: no text.
+        read_version: of what `read` makes of the same files. Prepared arrays of another version are made anew, so
+            raise it with every change that matters.
     """
 
     classes: int
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     vocabulary: int | None = None
+    read_version: int = 1
 
     @abstractmethod
     def read(self, progress: Progress) -> Arrays:
@@ -100,8 +103,8 @@ class Dataset(ABC):
     def sources(self) -> list[Path]:
         """What `read` decodes: prepared arrays are made anew when something of it has changed.
 
-        Files, and folders, of which only the names in them count: a folder of very many files is looked into only
-        when its time is another, and the files themselves are not looked at.
+        Files, and folders, of which only the names in them, and in all folders below, count: a folder of very many
+        files is looked into only when its time is another, and the files themselves are not looked at.
         """
         return []
 
