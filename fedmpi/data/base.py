@@ -145,14 +145,20 @@ def _problems(dataset: Dataset, arrays: Arrays) -> Iterator[str]:
         if dataset.vocabulary is not None and not 0 <= x.min() <= x.max() < dataset.vocabulary:
             yield f"{part}_x is from {x.min()} to {x.max()}: tokens are 0 to {dataset.vocabulary - 1}"
         users = arrays.train_users if part == "train" else arrays.test_users
+        if users is not None and not isinstance(users, np.ndarray):
+            yield f"{part}_users is a {type(users).__name__}: it must be a NumPy array, or None"
         if users is not None and (users.dtype != np.int64 or users.shape != y.shape or users.min() < 0):
             yield f"{part}_users is {users.dtype} of shape {users.shape}: it must be int64 >= 0 of shape ({len(x)},)"
     train_x, test_x = arrays.train_x, arrays.test_x
     if train_x.shape[1:] != test_x.shape[1:] or train_x.dtype != test_x.dtype:
         yield f"train_x is {train_x.dtype} {train_x.shape}, but test_x is {test_x.dtype} {test_x.shape}"
     for name, channels in (("mean", dataset.mean), ("std", dataset.std)):
+        if channels is not None and np.ndim(channels) != 1:
+            yield f"{name} is {channels}: it must be a tuple of one number per channel, or None"
         if channels is not None and len(channels) != train_x.shape[1]:
             yield f"{name} is {channels}, but the samples have {train_x.shape[1]} channels"
+    if dataset.std is not None and not all(value > 0 for value in dataset.std):
+        yield f"std is {dataset.std}: samples are divided by it, so it must be above 0"
 
 
 def as_stored(x: NDArray) -> NDArray:

@@ -155,16 +155,16 @@ def _open(dataset: Dataset, full: bool) -> Arrays | None:
     try:
         text = _read(path)
         manifest = json.loads(text)
+        sources, records = manifest["sources"], manifest["arrays"]
         if manifest.get("read_version", 1) != dataset.read_version:
-            if not manifest["sources"] or any(source.exists() for source in dataset.sources()):
+            if not sources or any(source.exists() for source in dataset.sources()):
                 return None
             raise BadInput(
                 f"{path.parent} was decoded by another version of fedmpi, in another way than now, and what it was"
                 " decoded from is gone: put that back"
             )
-        if not _sources_unchanged(dataset, folder, manifest["sources"], full):
+        if not _sources_unchanged(dataset, folder, sources, full):
             return None
-        records = manifest["arrays"]
         stored = {name: _map(path.with_name(f"{name}.npy"), records[name], full) for name in records}
         recorded = {name: records[name]["sha256"] for name in records}
         arrays = Arrays.of_stored(stored, on_disk=True, recorded=recorded)
