@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -182,6 +183,25 @@ def test_layouts_that_are_refused(tmp_path: Path, change: Callable[[Path], objec
         load(tmp_path)
     assert str(error.value).startswith(str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+def test_arrays_of_earlier_versions(tmp_path: Path) -> None:
+    """Oracle: arrays without a version, as they were when pictures were decoded in another way, count for nothing."""
+    for label in "ab":
+        write(tmp_path / label, *range(5))
+    load(tmp_path)
+    manifest = ImageFolder(tmp_path, 4).folder() / prepared.FOLDER / "manifest.json"
+    content = json.loads(manifest.read_text())
+    del content["read_version"]
+    manifest.write_text(json.dumps(content))
+    lines: list[str] = []
+    load(tmp_path, lines)
+    assert len(lines) == 3
+    manifest.write_text(json.dumps(content))
+    for label in "ab":
+        shutil.rmtree(tmp_path / label)
+    with pytest.raises(BadInput, match=r"another version of fedmpi, .* decoded from is gone: put that back"):
+        load(tmp_path)
 
 
 def test_an_empty_class(tmp_path: Path) -> None:

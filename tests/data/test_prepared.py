@@ -66,6 +66,16 @@ class Toy(Dataset):
         return Arrays(x[:8], y[:8], x[8:], y[8:])
 
 
+class Overtaken(Toy):
+    """Another user's job is faster, whose arrays this one may not read."""
+
+    def read(self, progress: Progress) -> Arrays:
+        manifest = self.folder() / prepared.FOLDER / "manifest.json"
+        manifest.parent.mkdir(parents=True)
+        manifest.touch(0)
+        return super().read(progress)
+
+
 class InMemory(Dataset):
     """As in the documentation of `Dataset`."""
 
@@ -288,8 +298,8 @@ import sys
 from pathlib import Path
 from fedmpi.data import prepared
 from fedmpi.errors import BadInput
-from test_prepared import Toy
-toy = Toy(Path(sys.argv[1]))
+import test_prepared
+toy = getattr(test_prepared, sys.argv[2])(Path(sys.argv[1]))
 try:
     arrays = prepared.load(toy, print)
     print(arrays.on_disk, arrays.checksum)
@@ -306,9 +316,9 @@ def test_arrays_that_may_not_be_read(toy: Toy, lines: list[str]) -> None:
     for path in (folder / "manifest.json", folder / "test_x.npy", folder):
         undo = shut(path)
         try:
-            notice, decoding, found = unprivileged("-c", LOAD, toy.root).splitlines()
+            notice, decoding, found = unprivileged("-c", LOAD, toy.root, "Toy").splitlines()
             toy.sources()[0].rename(toy.root / "away")
-            refused = unprivileged("-c", LOAD, toy.root).splitlines()
+            refused = unprivileged("-c", LOAD, toy.root, "Toy").splitlines()
             (toy.root / "away").rename(toy.sources()[0])
         finally:
             undo()
@@ -326,9 +336,14 @@ def test_arrays_that_may_not_be_read(toy: Toy, lines: list[str]) -> None:
     verify(toy)
     undo = shut(toy.folder())  # with all that is in it; the published file lies beside it
     try:
-        assert unprivileged("-c", LOAD, toy.root).splitlines()[-1] == f"False {made.checksum}"
+        assert unprivileged("-c", LOAD, toy.root, "Toy").splitlines()[-1] == f"False {made.checksum}"
     finally:
         undo()
+    shutil.rmtree(toy.folder())
+    decoding, notice, found = unprivileged("-c", LOAD, toy.root, "Overtaken").splitlines()
+    assert notice.endswith("the arrays stay in memory, for this job alone")
+    assert found == f"False {made.checksum}"
+    assert [path.name for path in folder.iterdir()] == ["manifest.json"], "what is another's is left alone"
 
 
 def unprivileged(*arguments: str | Path) -> str:
