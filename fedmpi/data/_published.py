@@ -20,10 +20,12 @@ class Published(Dataset):
     Attributes:
         name: what `python -m fedmpi.data` knows it by.
         files: the published files, in `home`.
+        archive: what `download` gets and unpacks, in the root; None: it gets the files themselves.
     """
 
     name: str
     files: tuple[str, ...]
+    archive: str | None = None
 
     def __init__(self, root: Path = Path("data")) -> None:
         self.root = Path(root)
@@ -41,9 +43,12 @@ class Published(Dataset):
     def read(self, progress: Progress) -> Arrays:
         for path in self.sources():
             if not path.exists():
+                fetch = f"`python -m fedmpi.data fetch {self.name} --root {self.root}`"
+                if self.archive and (self.root / self.archive).exists():
+                    raise BadInput(f"{path} is missing: run {fetch}, which unpacks {self.root / self.archive}")
                 raise BadInput(
                     f"{path} is missing: set --dataset.root to the folder that has {self.name}, or, with"
-                    f" internet access, run `python -m fedmpi.data fetch {self.name} --root {self.root}`"
+                    f" internet access, run {fetch}"
                 )
         progress(f"{self.name}: decoding {self.home()}")
         return self.decode(progress)

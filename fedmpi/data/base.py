@@ -82,12 +82,15 @@ class Dataset(ABC):
         mean: per channel, for uint8 images on the scale 0..1; None: images are only scaled to 0..1.
         std: like `mean`.
         vocabulary: number of different tokens; None: no text.
+        read_version: of what `read` makes of the same files. Prepared arrays of another version are made anew, so
+            raise it with every change that matters.
     """
 
     classes: int
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     vocabulary: int | None = None
+    read_version: int = 1
 
     @abstractmethod
     def read(self, progress: Progress) -> Arrays:
@@ -100,8 +103,8 @@ class Dataset(ABC):
     def sources(self) -> list[Path]:
         """What `read` decodes: prepared arrays are made anew when something of it has changed.
 
-        Files, and folders, of which only the names in them count: a folder of very many files is looked into only
-        when its time is another, and the files themselves are not looked at.
+        Files, and folders, of which only the names in them, and in all folders below, count: a folder of very many
+        files is looked into only when its time is another, and the files themselves are not looked at.
         """
         return []
 
@@ -142,14 +145,20 @@ def _problems(dataset: Dataset, arrays: Arrays) -> Iterator[str]:
         if dataset.vocabulary is not None and not 0 <= x.min() <= x.max() < dataset.vocabulary:
             yield f"{part}_x is from {x.min()} to {x.max()}: tokens are 0 to {dataset.vocabulary - 1}"
         users = arrays.train_users if part == "train" else arrays.test_users
+        if users is not None and not isinstance(users, np.ndarray):
+            yield f"{part}_users is a {type(users).__name__}: it must be a NumPy array, or None"
         if users is not None and (users.dtype != np.int64 or users.shape != y.shape or users.min() < 0):
             yield f"{part}_users is {users.dtype} of shape {users.shape}: it must be int64 >= 0 of shape ({len(x)},)"
     train_x, test_x = arrays.train_x, arrays.test_x
     if train_x.shape[1:] != test_x.shape[1:] or train_x.dtype != test_x.dtype:
         yield f"train_x is {train_x.dtype} {train_x.shape}, but test_x is {test_x.dtype} {test_x.shape}"
     for name, channels in (("mean", dataset.mean), ("std", dataset.std)):
+        if channels is not None and np.ndim(channels) != 1:
+            yield f"{name} is {channels}: it must be a tuple of one number per channel, or None"
         if channels is not None and len(channels) != train_x.shape[1]:
             yield f"{name} is {channels}, but the samples have {train_x.shape[1]} channels"
+    if dataset.std is not None and not all(value > 0 for value in dataset.std):
+        yield f"std is {dataset.std}: samples are divided by it, so it must be above 0"
 
 
 def as_stored(x: NDArray) -> NDArray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from time import monotonic
@@ -13,27 +14,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmpi.data._image_folders import Labelled, class_names, files_in, labelled, parts_of, subfolders, tell
 from fedmpi.data._published import Published, damaged, one_line
 from fedmpi.data.base import Arrays, Dataset, Progress
-from fedmpi.data.prepared import OURS, open_prepared, visible
+from fedmpi.data.pictures import as_rgb
+from fedmpi.data.prepared import OURS, UnreadableArrays, open_prepared
 from fedmpi.errors import BadInput, require
 
 #: Images that a thread decodes before it takes the next ones, and seconds from one line of progress to the next.
 PIECE = 100
 QUIET_SECONDS = 10.0
 
-Labelled = list[tuple[Path, int]]
-
 
 class ImageFolder(Dataset):
-    """Photographs of your own: a folder a class, as ROOT/train/CLASS/* and ROOT/test/CLASS/*, or as ROOT/CLASS/*.
+    """Photographs of your own: a folder per class, as ROOT/train/CLASS/* and ROOT/test/CLASS/*, or as ROOT/CLASS/*.
 
-    The folder for tests may also be named val. Classes count in the order of their sorted names. Where there is no
-    folder for tests, the images of each class, sorted by name, give them: of a share of 0.2 every fifth one, whatever
-    the seed. Images become RGB: their largest centred square, resized (bilinear). They are normalised by ImageNet's
-    mean and standard deviation.
+    The folders may also be named training, testing, val, valid and validation, in upper or lower case. Where there
+    are both a folder for tests and one for validation, the latter is not used. Classes count in the order of their
+    sorted names. Where there is no folder for tests, the images of each class, sorted by name, give them: of a share
+    of 0.2 every fifth one, whatever the seed.
 
-    Added and removed files are noticed, and the arrays prepared anew; not so a file whose content has changed.
+    Images become RGB: their largest centred square, resized (bilinear). They are normalised by ImageNet's mean and
+    standard deviation. EXIF orientation is applied, transparent pixels become white, 16 bits are scaled to 8; of an
+    animation the first frame counts; colour profiles are not applied.
+
+    Images in folders within a class folder are found as well. Files that are no images are not used, and it is said
+    how many they are; damaged images are refused. Added and removed files are noticed, and the arrays prepared anew;
+    not so a file whose content has changed.
 
     Args:
         root: the folder of class folders, or of train and test.
@@ -43,6 +50,7 @@ class ImageFolder(Dataset):
 
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
+    read_version = 2
 
     def __init__(self, root: Path = Path("data/images"), size: int = 64, test_share: float = 0.2) -> None:
         require(size >= 1, "size", size, "at least 1")
@@ -54,43 +62,38 @@ class ImageFolder(Dataset):
     @cached_property
     def classes(self) -> int:  # type: ignore[override]
         """The number of class folders; as prepared, for the images may be gone."""
-        arrays = open_prepared(self)
-        return int(arrays.train_y.max()) + 1 if arrays else len(_class_folders(self._training()))
+        arrays = None
+        with suppress(UnreadableArrays):
+            arrays = open_prepared(self)
+        return int(arrays.train_y.max()) + 1 if arrays else len(subfolders(parts_of(self.root).training))
 
     def folder(self) -> Path:
         return self.root / f"{OURS}size-{self.size}-test_share-{self.test_share}"
 
     def sources(self) -> list[Path]:
-        found = [(part, _class_folders(part)) for part in (self._training(), self._test()) if part]
-        return [folder for part, classes in found if classes for folder in (part, *classes)]
+        return [part for part in parts_of(self.root).used if subfolders(part)]
 
     def read(self, progress: Progress) -> Arrays:
-        training, test = self._training(), self._test()
-        names = [folder.name for folder in _class_folders(training)]
-        if not names:
-            raise BadInput(f"{training} has no class folders: set --dataset.root to the folder of them, or of train")
+        parts = parts_of(self.root)
+        names = class_names(parts.training)
         progress(f"ImageFolder: decoding {self.root}")
         self.classes = len(names)
-        train_files = _labelled(training, names)
-        if test is not None:
-            test_files = _labelled(test, names)
+        train_files, passed = labelled(parts.training, names)
+        if parts.test:
+            test_files, others = labelled(parts.test, names)
+            passed += others
         else:
             train_files, test_files = self._divided(train_files)
+        if parts.training != self.root:
+            passed = files_in(self.root) + passed
+        tell(parts, names, train_files, test_files, passed, progress)
         decoded = [_decode(files, self.size, self._square, progress) for files in (train_files, test_files)]
         return Arrays(*decoded[0], *decoded[1])
 
     def _square(self, image: Any) -> Any:
         from PIL import Image, ImageOps
 
-        return ImageOps.fit(image, (self.size, self.size), Image.Resampling.BILINEAR)
-
-    def _training(self) -> Path:
-        return self.root / "train" if (self.root / "train").is_dir() else self.root
-
-    def _test(self) -> Path | None:
-        if self._training() == self.root:
-            return None
-        return next((self.root / name for name in ("test", "val") if (self.root / name).is_dir()), None)
+        return ImageOps.fit(as_rgb(image), (self.size, self.size), Image.Resampling.BILINEAR)
 
     def _divided(self, files: Labelled) -> tuple[Labelled, Labelled]:
         """Of n images of a class, floor(n * test_share) are test images, spread evenly over the sorted names."""
@@ -112,6 +115,7 @@ class TinyImageNet(Published):
 
     name = "TinyImageNet"
     url = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+    archive = "tiny-imagenet-200.zip"
     md5 = "90528d7ca1a48142e341f4ef8d21d0de"
     files = ("wnids.txt", "val/val_annotations.txt", "val/images")
     classes = 200
@@ -140,7 +144,7 @@ class TinyImageNet(Published):
         if len(names) != self.classes:
             raise damaged(wnids, f"it names {len(names)} classes, not {self.classes}")
         labels = {name: label for label, name in enumerate(names)}
-        train_files = [(path, label) for name, label in labels.items() for path in _files(self._training(name))]
+        train_files = [(path, label) for name, label in labels.items() for path in files_in(self._training(name))]
         test_files: Labelled = []
         for number, line in enumerate(_lines(annotations), start=1):
             file, _, rest = line.partition("\t")
@@ -148,7 +152,7 @@ class TinyImageNet(Published):
             if name not in labels:
                 raise damaged(annotations, f"line {number} names the class {name[:20]!r}, unknown to {wnids.name}")
             test_files.append((test / file, labels[name]))
-        if sorted(path for path, _ in test_files) != _files(test):
+        if sorted(path for path, _ in test_files) != files_in(test):
             raise damaged(annotations, f"it names {len(test_files)} images, which are not those of {test}")
         decoded = [_decode(files, 64, _as_published, progress) for files in (train_files, test_files)]
         return Arrays(*decoded[0], *decoded[1])
@@ -157,7 +161,7 @@ class TinyImageNet(Published):
 def _as_published(image: Any) -> Any:
     if image.size != (64, 64):
         raise ValueError(f"it is {image.width}x{image.height}, not 64x64")
-    return image
+    return image.convert("RGB")
 
 
 def _decode(
@@ -169,7 +173,7 @@ def _decode(
     where they stay: there is no second copy of them.
 
     Args:
-        fit: makes an RGB image one of the right size.
+        fit: makes an opened image an RGB image of the right size.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -181,9 +185,9 @@ def _decode(
             path = files[place][0]
             try:
                 with Image.open(path) as image:
-                    images[place] = np.asarray(fit(image.convert("RGB")))
+                    images[place] = np.asarray(fit(image))
             except UnidentifiedImageError:
-                raise BadInput(f"{path} is no image") from None
+                raise BadInput(f"{path} is no image that Pillow can read") from None
             except Exception as error:  # a damaged file fails in as many ways as there are formats
                 raise BadInput(f"{path} cannot be decoded: {one_line(error)}") from error
         return stop
@@ -196,32 +200,6 @@ def _decode(
                 said = monotonic()
                 progress(f"{done:,} of {len(files):,} images are decoded")
     return images.transpose(0, 3, 1, 2), np.array([label for _, label in files], np.int64)
-
-
-def _class_folders(folder: Path) -> list[Path]:
-    return [Path(entry.path) for entry in visible(folder) if entry.is_dir()] if folder.is_dir() else []
-
-
-def _labelled(folder: Path, names: list[str]) -> Labelled:
-    """The files in the class folders, which are those of the training images."""
-    found = [path.name for path in _class_folders(folder)]
-    for name in sorted({*names} ^ {*found}):
-        raise BadInput(
-            f"{folder} has no class folder {name}, as the training images have"
-            if name in names
-            else f"{folder / name} is a class folder that the training images do not have"
-        )
-    files: Labelled = []
-    for label, name in enumerate(names):
-        paths = _files(folder / name)
-        if not paths:
-            raise BadInput(f"{folder / name} is an empty class folder")
-        files += [(path, label) for path in paths]
-    return files
-
-
-def _files(folder: Path) -> list[Path]:
-    return [Path(entry.path) for entry in visible(folder)]
 
 
 def _lines(path: Path) -> list[str]:

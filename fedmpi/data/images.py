@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from fedmpi.data._published import Published, damaged, one_line
 from fedmpi.data.base import Arrays, Progress
+from fedmpi.errors import BadInput
+
+_GZIP = b"\x1f\x8b"
 
 
 class _OfTorchvision(Published):
@@ -28,7 +31,14 @@ class _OfTorchvision(Published):
 
 
 class _Idx(_OfTorchvision):
-    """The files of MNIST and of what took over its format."""
+    """The files of MNIST and of what took over its format.
+
+    They may also lie right in `home` or in the root, be named with a dot (train-images.idx3-ubyte), and be packed by
+    gzip, with or without the ending .gz.
+
+    Attributes:
+        crc32: of each published file, unpacked. In the root nothing else tells MNIST from Fashion-MNIST.
+    """
 
     files = (
         "raw/train-images-idx3-ubyte",
@@ -36,19 +46,45 @@ class _Idx(_OfTorchvision):
         "raw/t10k-images-idx3-ubyte",
         "raw/t10k-labels-idx1-ubyte",
     )
+    crc32: tuple[int, ...]
     classes = 10
 
     def home(self) -> Path:
         return self.root / self.name
 
-    def decode(self, progress: Progress) -> Arrays:
-        from torchvision.datasets.mnist import read_image_file, read_label_file
+    def sources(self) -> list[Path]:
+        return [self._find(path) for path in super().sources()]
 
+    def _find(self, path: Path) -> Path:
+        """The file that stands for this one, which may be itself."""
+        for folder in (path.parent, self.home(), self.root):
+            for name in (path.name, path.name.replace("-idx", ".idx")):
+                for found in (folder / name, folder / f"{name}.gz"):
+                    if found.is_file():
+                        return found
+        return path
+
+    def decode(self, progress: Progress) -> Arrays:
         train_x, train_y, test_x, test_y = (
-            _read_idx(path, read)
-            for path, read in zip(self.sources(), (read_image_file, read_label_file) * 2, strict=True)
+            self._read(path, crc32, axes)
+            for path, crc32, axes in zip(self.sources(), self.crc32, (3, 1, 3, 1), strict=True)
         )
-        return Arrays(train_x[:, None], train_y, test_x[:, None], test_y)
+        return Arrays(train_x[:, None], train_y.astype(np.int64), test_x[:, None], test_y.astype(np.int64))
+
+    def _read(self, path: Path, crc32: int, axes: int) -> NDArray[np.uint8]:
+        content = path.read_bytes()
+        if content.startswith(_GZIP):
+            try:
+                content = gzip.decompress(content)
+            except (EOFError, OSError, zlib.error) as error:
+                raise damaged(path, one_line(error)) from error
+        elif (archive := path.with_name(f"{path.name}.gz")).is_file():
+            recorded = int.from_bytes(archive.read_bytes()[-8:-4], "little")  # gzip ends with CRC32 and length
+            if zlib.crc32(content) != recorded:
+                raise damaged(path, f"its checksum is not the one in {archive.name}")
+        if path.parent == self.root and zlib.crc32(content) != crc32:
+            raise BadInput(f"{path} is not {self.name}'s by its checksum: if it is, move it to {self.home()}")
+        return _idx(path, content, axes)
 
 
 class _Cifar(_OfTorchvision):
@@ -76,10 +112,11 @@ class MNIST(_Idx):
     """70,000 handwritten digits, 1x28x28 (LeCun et al., 1998).
 
     Args:
-        root: folder that holds MNIST/raw.
+        root: folder that holds MNIST/raw, or MNIST with the four files, unpacked or as .gz.
     """
 
     name = "MNIST"
+    crc32 = (0xE9F4D8B3, 0xE0CB4AD2, 0x91373BDF, 0x4AB9EFF9)
     mean = (0.1307,)
     std = (0.3081,)
 
@@ -88,10 +125,11 @@ class FashionMNIST(_Idx):
     """70,000 images of clothes, 1x28x28 (Xiao et al., 2017).
 
     Args:
-        root: folder that holds FashionMNIST/raw.
+        root: folder that holds FashionMNIST/raw, or FashionMNIST with the four files, unpacked or as .gz.
     """
 
     name = "FashionMNIST"
+    crc32 = (0xB4F29F28, 0x741A4657, 0x678FE0B1, 0x80142C1F)
     mean = (0.2860,)
     std = (0.3530,)
 
@@ -104,6 +142,7 @@ class CIFAR10(_Cifar):
     """
 
     name = "CIFAR10"
+    archive = "cifar-10-python.tar.gz"
     classes = 10
     files = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
     mean = (0.4914, 0.4822, 0.4465)
@@ -121,6 +160,7 @@ class CIFAR100(_Cifar):
     """
 
     name = "CIFAR100"
+    archive = "cifar-100-python.tar.gz"
     classes = 100
     files = ("train", "test", "meta")
     mean = (0.5071, 0.4865, 0.4409)
@@ -130,14 +170,12 @@ class CIFAR100(_Cifar):
         return self.root / "cifar-100-python"
 
 
-def _read_idx(path: Path, read: Callable[[str], Any]) -> NDArray:
-    """One file; if the archive it came from lies beside it, the checksum in there must fit."""
-    archive = path.with_name(f"{path.name}.gz")
-    if archive.is_file():
-        recorded = int.from_bytes(archive.read_bytes()[-8:-4], "little")  # gzip ends with CRC32 and length
-        if zlib.crc32(path.read_bytes()) != recorded:
-            raise damaged(path, f"its checksum is not the one in {archive.name}")
-    try:
-        return np.asarray(read(str(path)))
-    except Exception as error:  # a cut or foreign file fails in as many ways as it has fields
-        raise damaged(path, one_line(error)) from error
+def _idx(path: Path, content: bytes, axes: int) -> NDArray[np.uint8]:
+    """What is in an IDX file of bytes: two zeros, 8 for bytes, the number of axes, their lengths, the values."""
+    start = 4 + 4 * axes
+    if not content.startswith(bytes([0, 0, 8, axes])) or len(content) < start:
+        raise damaged(path, f"it does not begin like an IDX file of bytes with {axes} axes")
+    shape = np.frombuffer(content, ">i4", axes, 4)
+    if len(content) - start != shape.prod(dtype=np.int64):
+        raise damaged(path, f"it has {len(content) - start} values, not {' x '.join(map(str, shape))}")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()  # which can be written to

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fedmpi.data._published import one_line
 from fedmpi.data.base import Arrays, Dataset, Progress
+from fedmpi.data.prepared import visible
 from fedmpi.errors import BadInput
 
 #: The characters of Shakespeare's plays, in LEAF's order.
@@ -39,7 +40,10 @@ class _Leaf(Dataset):
         return [path for part in ("train", "test") for path in self._files(part)]
 
     def _files(self, part: str) -> list[Path]:
-        return sorted((self.folder() / part).glob("*.json"))
+        """The JSON files of a part; none where there is no such folder."""
+        folder = self.folder() / part
+        found = [Path(entry.path) for entry in visible(folder)] if folder.is_dir() else []
+        return [path for path in found if path.suffix.lower() == ".json"]
 
     def fetch(self) -> None:
         raise BadInput(
@@ -59,6 +63,8 @@ class _Leaf(Dataset):
                 f"{self.folder() / part} has no JSON files: set --dataset.root to the folder that has {self.part},"
                 f" with what LEAF's data/{self.part}/preprocess.sh makes"
             )
+        if others := len(visible(self.folder() / part)) - len(files):
+            progress(f"{type(self).__name__}: {self.folder() / part} has {others} more, not named .json: not used")
         pieces = []
         for path in files:
             progress(f"{type(self).__name__}: decoding {path}")

@@ -4,8 +4,8 @@
 
 The folder appears at once and complete, by a rename, so any number of jobs may prepare it at the same time.
 The manifest holds size, time and SHA-256 of the arrays and of the published files they were made from; of folders of
-files, time and SHA-256 of the names in them. Opening compares sizes and times alone; where a time differs (a copied
-folder), the checksum decides.
+files, and of every folder below them, time and SHA-256 of the names in it. Opening compares sizes and times alone;
+where a time differs (a copied folder), the checksum decides.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,11 @@ from fedmpi.randomness import globals_kept, key, seed_globals
 OURS = "fedmpi-"  # how the names begin of what is kept beside published files
 FOLDER = f"{OURS}1"  # the number of the format
 _MANIFEST = "manifest.json"
+#: What systems and programs leave in folders, in lower case; names that begin with a dot are hidden anyway.
+_STRAYS = {
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found"),
+    *("$recycle.bin", "system volume information"),
+}
 
 
 class DamagedArrays(BadInput):
@@ -47,17 +52,32 @@ class DamagedArrays(BadInput):
         return type(self), (self.path, self.reason)  # errors travel between ranks
 
 
+class UnreadableArrays(BadInput):
+    """A prepared file is there, but may not or cannot be read: often it is another user's."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"{path} cannot be read ({reason}): have {_owner(path.parent)} allow it (chmod -R a+rX {path.parent})"
+        )
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[UnreadableArrays], tuple[Path, str]]:
+        return type(self), (self.path, self.reason)
+
+
 def load(dataset: Dataset, progress: Progress) -> Arrays:
     """The arrays of a data set: mapped where they are prepared or can be (`on_disk`), else in memory.
 
-    Damaged arrays are prepared anew if the published files are there. Let one process call this before the
-    others call `open_prepared`, which never decodes.
+    Damaged arrays are prepared anew, and those that cannot be read are left alone and decoded in memory, if the
+    published files are there. Let one process call this before the others call `open_prepared`, which never decodes.
 
     Raises:
         BadInput: a published file is missing or damaged, or `read` returned what no data set may hold.
         DamagedArrays: a prepared file is damaged, and the published files are gone.
+        UnreadableArrays: a prepared file cannot be read, nor the published files.
     """
-    with suppress(DamagedArrays):
+    with suppress(DamagedArrays, UnreadableArrays):
         if (arrays := open_prepared(dataset)) is not None:
             return arrays
     with _alone(dataset.folder()):
@@ -65,9 +85,14 @@ def load(dataset: Dataset, progress: Progress) -> Arrays:
             if (arrays := open_prepared(dataset)) is not None:
                 return arrays  # another job has prepared them in the meantime
         except DamagedArrays as damage:
-            if not all(path.exists() for path in dataset.sources()):
+            if not _has_sources(dataset):
                 raise
             progress(f"{damage.path} is damaged ({damage.reason}): preparing anew")
+        except UnreadableArrays as error:
+            if not _has_sources(dataset):
+                raise
+            progress(f"{error}; until then the arrays are decoded into memory, for this job alone")
+            return Arrays.of_stored(_decode(dataset, progress))
         return _prepare(dataset, progress)
 
 
@@ -76,6 +101,8 @@ def open_prepared(dataset: Dataset) -> Arrays | None:
 
     Raises:
         DamagedArrays: a file is missing, cut, or was changed since it was written.
+        UnreadableArrays: a file cannot be read.
+        BadInput: they were made by another version of `read`, and the published files are gone.
     """
     return _open(dataset, full=False)
 
@@ -85,6 +112,7 @@ def verify(dataset: Dataset) -> None:
 
     Raises:
         DamagedArrays: an array's content is not what was written.
+        UnreadableArrays: a file cannot be read.
         BadInput: no arrays are prepared, or the published files have changed since.
     """
     if _open(dataset, full=True) is None:
@@ -95,10 +123,29 @@ def verify(dataset: Dataset) -> None:
 
 
 def visible(folder: Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder, by name, but for hidden files and what is kept there by this module."""
+    """What lies in a folder, by name, but for hidden files and what systems, or this module, leave there."""
     with os.scandir(folder) as entries:
-        shown = [entry for entry in entries if not entry.name.startswith((".", OURS))]
+        shown = [entry for entry in entries if not _is_hidden(entry.name)]
     return sorted(shown, key=lambda entry: entry.name)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", OURS)) or name.lower() in _STRAYS
+
+
+def folders_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """A folder and all visible ones below it, by name; links are followed.
+
+    Raises:
+        BadInput: a link leads back to one of the folders `above`, so there is no end.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        raise BadInput(f"{folder} leads back to {real}, which it lies in: remove the link")
+    yield folder
+    for entry in visible(folder):
+        if entry.is_dir():
+            yield from folders_below(Path(entry.path), (*above, real))
 
 
 def _open(dataset: Dataset, full: bool) -> Arrays | None:
@@ -107,11 +154,18 @@ def _open(dataset: Dataset, full: bool) -> Arrays | None:
         return None
     path = folder / FOLDER / _MANIFEST
     try:
-        text = path.read_text()
+        text = _read(path)
         manifest = json.loads(text)
-        if not _sources_unchanged(dataset, folder, manifest["sources"], full):
+        sources, records = manifest["sources"], manifest["arrays"]
+        if manifest.get("read_version", 1) != dataset.read_version:
+            if not sources or any(source.exists() for source in dataset.sources()):
+                return None
+            raise BadInput(
+                f"{path.parent} was decoded by another version of fedmpi, in another way than now, and what it was"
+                " decoded from is gone: put that back"
+            )
+        if not _sources_unchanged(dataset, folder, sources, full):
             return None
-        records = manifest["arrays"]
         stored = {name: _map(path.with_name(f"{name}.npy"), records[name], full) for name in records}
         recorded = {name: records[name]["sha256"] for name in records}
         arrays = Arrays.of_stored(stored, on_disk=True, recorded=recorded)
@@ -120,7 +174,7 @@ def _open(dataset: Dataset, full: bool) -> Arrays | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise BadInput(f"data set {type(dataset).__name__} cannot be read: {error}") from error
+        raise _unreadable(dataset, error) from error
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedArrays(path, f"{type(error).__name__}: {error}") from error
     if json.dumps(manifest, indent=1) != text:
@@ -131,16 +185,55 @@ def _open(dataset: Dataset, full: bool) -> Arrays | None:
 def _map(path: Path, record: dict[str, Any], full: bool) -> NDArray:
     if not path.is_file():
         raise DamagedArrays(path, "missing")
-    if not _unchanged(path, record, full):
-        raise DamagedArrays(path, "its size or checksum differs from the manifest")
-    array: NDArray = np.load(path, mmap_mode="c")  # PyTorch wants writable arrays; nothing is ever written
+    try:
+        if not _unchanged(path, record, full):
+            raise DamagedArrays(path, "its size or checksum differs from the manifest")
+        array: NDArray = np.load(path, mmap_mode="c")  # PyTorch wants writable arrays; nothing is ever written
+    except OSError as error:
+        raise UnreadableArrays(path, error.strerror or str(error)) from error
     return array
 
 
+def _read(manifest: Path) -> str:
+    try:
+        return manifest.read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise UnreadableArrays(manifest, error.strerror or str(error)) from error
+
+
+def _owner(path: Path) -> str:
+    """Whose it is, in words."""
+    try:
+        return path.owner()
+    except (OSError, KeyError):  # out of reach, or a user whom this machine does not know
+        return "its owner"
+
+
+def _has_sources(dataset: Dataset) -> bool:
+    """Whether all published files are there."""
+    try:
+        return all(path.exists() for path in dataset.sources())
+    except OSError:
+        return False
+
+
 def _sources_unchanged(dataset: Dataset, folder: Path, records: dict[str, Any], full: bool) -> bool:
-    """Published files that are gone do not matter: the arrays replace them."""
-    there = {_name(path, folder): path for path in dataset.sources() if path.exists()}
-    return all(name in records and _unchanged(path, records[name], full) for name, path in there.items())
+    """Published files that are gone do not matter: the arrays replace them.
+
+    Which folders there are below those of `sources` is known from their records: a new one changes what it lies in.
+    """
+    there = {_name(path, folder) for path in dataset.sources() if path.exists()}
+    if not there <= records.keys():
+        return False
+    for name, record in records.items():
+        path = Path(os.path.normpath(folder / name))
+        if there.isdisjoint((name, *map(str, PurePath(name).parents))) or not path.exists():
+            continue
+        if not _unchanged(path, record, full):
+            return False
+    return True
 
 
 def _unchanged(path: Path, record: dict[str, Any], full: bool) -> bool:
@@ -183,24 +276,35 @@ def _prepare(dataset: Dataset, progress: Progress) -> Arrays:
     folder = dataset.folder()
     try:
         sources = {} if folder is None else _fingerprints(dataset.sources(), folder)  # before they are read
-        with globals_kept():  # the same samples whatever the experiment's seed, for they may be kept
-            seed_globals(key(0, f"samples of {named(dataset)}"))
-            decoded = dataset.read(progress)
     except OSError as error:
-        raise BadInput(f"data set {type(dataset).__name__} cannot be read: {error}") from error
-    check_arrays(dataset, decoded)
-    stored = decoded.stored()
+        raise _unreadable(dataset, error) from error
+    stored = _decode(dataset, progress)
     arrays = Arrays.of_stored(stored)
     if folder is None:
         return arrays
     try:
         _write(dataset, folder, stored, sources)
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, UnreadableArrays) as error:
+        reason = (error.strerror if isinstance(error, OSError) else "") or error
         progress(f"{folder} cannot be written ({reason}): the arrays stay in memory, for this job alone")
         return arrays
     progress(f"{type(dataset).__name__}: prepared arrays are in {folder / FOLDER}")
     return open_prepared(dataset) or arrays
+
+
+def _decode(dataset: Dataset, progress: Progress) -> dict[str, NDArray]:
+    try:
+        with globals_kept():  # the same samples whatever the experiment's seed, for they may be kept
+            seed_globals(key(0, f"samples of {named(dataset)}"))
+            decoded = dataset.read(progress)
+    except OSError as error:
+        raise _unreadable(dataset, error) from error
+    check_arrays(dataset, decoded)
+    return decoded.stored()
+
+
+def _unreadable(dataset: Dataset, error: OSError) -> BadInput:
+    return BadInput(f"data set {type(dataset).__name__} cannot be read: {error}")
 
 
 def _write(dataset: Dataset, folder: Path, stored: dict[str, NDArray], sources: dict[str, Any]) -> None:
@@ -221,7 +325,8 @@ def _write(dataset: Dataset, folder: Path, stored: dict[str, NDArray], sources: 
                 "order": "NHWC" if x.ndim == 4 else "C",
             }
         name = type(dataset).__name__
-        manifest = {"format": FOLDER, "dataset": name, "sources": sources, "arrays": records}
+        version = {"format": FOLDER, "dataset": name, "read_version": dataset.read_version}
+        manifest = {**version, "sources": sources, "arrays": records}
         (new / _MANIFEST).write_text(json.dumps(manifest, indent=1))
         _install(new, dataset, folder / FOLDER)
     finally:
@@ -247,7 +352,9 @@ def _install(new: Path, dataset: Dataset, final: Path) -> None:
 
 
 def _fingerprints(paths: list[Path], folder: Path) -> dict[str, Any]:
-    return {_name(path, folder): _fingerprint(path) for path in paths if path.exists()}
+    there = (path for path in paths if path.exists())
+    every = (below for path in there for below in (folders_below(path) if path.is_dir() else (path,)))
+    return {_name(path, folder): _fingerprint(path) for path in every}
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import re
 from array import array
@@ -33,6 +34,10 @@ class Sentiment140(Published):
     padding, 1 any other token. The test tweets of label 2 (neutral) are left out. Users are the authors of training
     tweets.
 
+    The files may have been saved again by pandas or a spreadsheet: with a first line of column names, with quotes
+    only where they are needed, and in UTF-8. What is valid UTF-8 from start to end is read as that, all else as
+    latin-1, which the published files are in.
+
     Args:
         root: folder that holds sentiment140, with the two published CSV files.
         vocabulary: number of different tokens, padding and the unknown one included.
@@ -41,9 +46,11 @@ class Sentiment140(Published):
 
     name = "Sentiment140"
     url = "http://cs.stanford.edu/people/alecmgo/trainingandtestdata.zip"
+    archive = "sentiment140/trainingandtestdata.zip"
     files = ("training.1600000.processed.noemoticon.csv", "testdata.manual.2009.06.14.csv")
     classes = 2
     vocabulary: int
+    read_version = 2
 
     def __init__(self, root: Path = Path("data"), vocabulary: int = 20_000, length: int = 40) -> None:
         require(vocabulary >= 3, "vocabulary", vocabulary, "at least 3")
@@ -115,23 +122,50 @@ def _tokenise(texts: Iterable[str], number: Callable[[str], int]) -> tuple[NDArr
 
 def _rows(path: Path, progress: Progress, labels: dict[str, int] = _LABELS) -> Iterator[tuple[int, str, str]]:
     """Label, author and text of each tweet of a published file."""
-    with path.open(encoding="latin-1", newline="") as file:
+    encoding, is_cut = _form(path)
+    with path.open(encoding=encoding, newline="") as file:
         reader = csv.reader(file)
         number = 0
         try:
-            for number, row in enumerate(reader, start=1):
+            for row in reader:
                 if len(row) != _COLUMNS:
-                    raise damaged(path, f"line {reader.line_num} has {len(row)} columns, not {_COLUMNS}")
+                    reason = f"line {reader.line_num} has {len(row)} columns, not {_COLUMNS}, separated by commas"
+                    raise damaged(path, reason)
+                if reader.line_num == 1 and _is_header(row):
+                    progress(f"Sentiment140: the first line of {path} names columns, and is no tweet")
+                    continue
                 if row[0] not in labels:
                     raise damaged(path, f"line {reader.line_num} has label {row[0][:20]}, not {' or '.join(labels)}")
                 yield labels[row[0]], row[4], row[5]
+                number += 1
                 if number % _ROWS_A_LINE == 0:
                     progress(f"Sentiment140: {number:,} tweets")
         except csv.Error as error:
             raise damaged(path, f"line {reader.line_num}: {error}") from error
     if number == 0:
         raise damaged(path, "it is empty")
-    with path.open("rb") as end:
-        end.seek(max(path.stat().st_size - 3, 0))
-        if not end.read().rstrip().endswith(b'"'):
-            raise damaged(path, "its last line is cut")
+    if is_cut:
+        raise damaged(path, "its last line is cut")
+
+
+def _form(path: Path) -> tuple[str, bool]:
+    """The encoding of a file, and whether it ends within quotes."""
+    decoder, encoding = codecs.getincrementaldecoder("utf-8")(), "utf-8-sig"
+    quotes, end = 0, b""
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            quotes += chunk.count(b'"')
+            end = (end + chunk)[-3:]
+            if encoding != "latin-1":
+                try:
+                    decoder.decode(chunk)
+                except UnicodeDecodeError:
+                    encoding = "latin-1"
+    if encoding != "latin-1" and decoder.getstate()[0]:
+        encoding = "latin-1"  # the last character is not whole
+    return encoding, quotes % 2 == 1 and not end.rstrip().endswith(b'"')
+
+
+def _is_header(row: list[str]) -> bool:
+    """Names of columns, or the numbers that pandas gives columns without a name."""
+    return not row[0].lstrip("-").isdecimal() or row == [str(column) for column in range(_COLUMNS)]

@@ -114,6 +114,19 @@ def test_a_file_that_is_added(root: Path) -> None:
     assert len(prepared.load(FEMNIST(root), print).train_y) == 17
 
 
+def test_strays_beside_the_files(root: Path) -> None:
+    """Oracle: the same arrays; what systems leave is not spoken of, and of the rest it is said how much there is."""
+    clean = read(FEMNIST(root)).checksum
+    said: list[str] = []
+    for name in ("._all_data_0_train_9.json", ".DS_Store", "Thumbs.db"):
+        (root / "femnist/train" / name).write_text("x")
+    assert FEMNIST(root).read(said.append).checksum == clean
+    assert len(said) == 3
+    (root / "femnist/train/all_data_2_train_9.json.gz").write_text("x")
+    assert FEMNIST(root).read(said.append).checksum == clean
+    assert said[3] == f"FEMNIST: {root / 'femnist/train'} has 1 more, not named .json: not used"
+
+
 def test_what_leaf_makes_is_not_fetched(tmp_path: Path) -> None:
     """Oracle: the messages."""
     with pytest.raises(BadInput, match=r"FEMNIST is made by LEAF's own data/femnist/preprocess\.sh"):

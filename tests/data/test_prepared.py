@@ -8,9 +8,11 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,16 @@ class Toy(Dataset):
         x = np.load(self.sources()[0])
         y = np.arange(len(x)) % 3
         return Arrays(x[:8], y[:8], x[8:], y[8:])
+
+
+class Overtaken(Toy):
+    """Another user's job is faster, whose arrays this one may not read."""
+
+    def read(self, progress: Progress) -> Arrays:
+        manifest = self.folder() / prepared.FOLDER / "manifest.json"
+        manifest.parent.mkdir(parents=True)
+        manifest.touch(0)
+        return super().read(progress)
 
 
 class InMemory(Dataset):
@@ -269,14 +281,100 @@ def test_unreadable_files(toy: Toy, lines: list[str], monkeypatch: pytest.Monkey
     def refuse(self: Path, *_: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
 
-    prepared.load(toy, lines.append)
-    monkeypatch.setattr(Path, "read_text", refuse)
-    with pytest.raises(BadInput, match=r"data set Toy cannot be read: .* denied: .*manifest\.json"):
-        prepared.load(toy, lines.append)
-    monkeypatch.undo()
     monkeypatch.setattr(Path, "open", refuse)
-    stored(toy, "manifest.json").unlink()
     with pytest.raises(BadInput, match=r"data set Toy cannot be read: .* denied: .*published\.npy"):
+        prepared.load(toy, lines.append)
+
+
+def shut(path: Path) -> Callable[[], None]:
+    """Make a file or folder unreadable; returns what undoes that."""
+    mode = path.stat().st_mode
+    path.chmod(0)
+    return lambda: path.chmod(mode)
+
+
+LOAD = """
+import sys
+from pathlib import Path
+from fedmpi.data import prepared
+from fedmpi.errors import BadInput
+import test_prepared
+toy = getattr(test_prepared, sys.argv[2])(Path(sys.argv[1]))
+try:
+    arrays = prepared.load(toy, print)
+    print(arrays.on_disk, arrays.checksum)
+except BadInput as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_arrays_that_may_not_be_read(toy: Toy, lines: list[str]) -> None:
+    """Oracle: the checksum of what can be read, whose arrays are left as they are; and the messages."""
+    made = prepared.load(toy, lines.append)
+    folder = stored(toy, "train_x.npy").parent
+    before = sorted(path.name for path in toy.folder().iterdir())
+    for path in (folder / "manifest.json", folder / "test_x.npy", folder):
+        undo = shut(path)
+        try:
+            notice, decoding, found = unprivileged("-c", LOAD, toy.root, "Toy").splitlines()
+            toy.sources()[0].rename(toy.root / "away")
+            refused = unprivileged("-c", LOAD, toy.root, "Toy").splitlines()
+            (toy.root / "away").rename(toy.sources()[0])
+        finally:
+            undo()
+        blocked = folder / "manifest.json" if path == folder else path
+        owner = folder.owner()
+        assert notice == (
+            f"{blocked} cannot be read (Permission denied): have {owner} allow it (chmod -R a+rX {folder});"
+            " until then the arrays are decoded into memory, for this job alone"
+        )
+        assert decoding == "decoding"
+        assert found == f"False {made.checksum}"
+        assert refused == [f"UnreadableArrays {notice.partition(';')[0]}"]
+        assert sorted(path.name for path in toy.folder().iterdir()) == before
+    assert prepared.load(toy, lines.append).on_disk
+    verify(toy)
+    undo = shut(toy.folder())  # with all that is in it; the published file lies beside it
+    try:
+        assert unprivileged("-c", LOAD, toy.root, "Toy").splitlines()[-1] == f"False {made.checksum}"
+    finally:
+        undo()
+    shutil.rmtree(toy.folder())
+    decoding, notice, found = unprivileged("-c", LOAD, toy.root, "Overtaken").splitlines()
+    assert notice.endswith("the arrays stay in memory, for this job alone")
+    assert found == f"False {made.checksum}"
+    assert [path.name for path in folder.iterdir()] == ["manifest.json"], "what is another's is left alone"
+
+
+def unprivileged(*arguments: str | Path) -> str:
+    """What a Python program prints that may not read everything, as root may."""
+    command = [sys.executable, *map(str, arguments)]
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("root may read everything, and setpriv, which forbids it, is missing")
+        command = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", *command]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
+
+
+def test_another_version_of_read(toy: Toy, lines: list[str]) -> None:
+    """Oracle: how often it was read, and the message when it cannot be read again."""
+    manifest = stored(toy, "manifest.json")
+    prepared.load(toy, lines.append)
+    before = json.loads(manifest.read_text())
+    assert before.pop("read_version") == 1
+    manifest.write_text(json.dumps(before))  # as the first version of fedmpi wrote it
+    prepared.load(toy, lines.append)
+    assert toy.reads == 1
+    toy.read_version = 2
+    assert open_prepared(toy) is None
+    assert prepared.load(toy, lines.append).on_disk
+    assert toy.reads == 2
+    assert json.loads(manifest.read_text())["read_version"] == 2
+    toy.sources()[0].unlink()
+    assert prepared.load(toy, lines.append).on_disk
+    toy.read_version = 3
+    with pytest.raises(BadInput, match="was decoded by another version of fedmpi, in another way than now, and what"):
         prepared.load(toy, lines.append)
 
 
@@ -348,6 +446,8 @@ def test_data_set_that_keeps_nothing_on_disk(lines: list[str]) -> None:
         ("train_y", np.zeros(6, np.int32), "train_y is int32"),
         ("test_y", np.array([0, 1, 2]), "test_y is from 0 to 2: labels are 0 to 1"),
         ("test_y", np.array([0, -1, 1]), "test_y is from -1 to 1"),
+        ("train_users", [0, 1, 2, 0, 1, 2], "train_users is a list: it must be a NumPy array, or None"),
+        ("test_users", np.array([0, -1, 1]), "test_users is int64 of shape .*: it must be int64 >= 0"),
     ],
 )
 def test_what_a_data_set_may_not_return(field: str, value: Any, message: str, lines: list[str]) -> None:
@@ -363,6 +463,12 @@ def test_what_a_data_set_may_not_return(field: str, value: Any, message: str, li
 def test_mean_of_too_few_channels(toy: Toy, lines: list[str]) -> None:
     toy.mean = (0.5,)
     with pytest.raises(BadInput, match=r"data set Toy: mean .* 3 channels"):
+        prepared.load(toy, lines.append)
+    toy.mean = 0.5  # type: ignore[assignment]
+    with pytest.raises(BadInput, match=r"data set Toy: mean is 0.5: it must be a tuple of one number per channel"):
+        prepared.load(toy, lines.append)
+    toy.mean, toy.std = (0.5,) * 3, (1.0, 0.0, 1.0)
+    with pytest.raises(BadInput, match=r"data set Toy: std is .*: samples are divided by it, so it must be above 0"):
         prepared.load(toy, lines.append)
 
 
@@ -454,6 +560,57 @@ def test_published_file_that_differs_from_its_archive(small_mnist: Path, lines: 
     flip_last_byte(path)
     with pytest.raises(BadInput, match=r"train-images-idx3-ubyte is damaged .*checksum"):
         prepared.load(MNIST(small_mnist), lines.append)
+
+
+def pack(path: Path, name: str) -> None:
+    """Put a compressed file of this name in the file's place."""
+    content = gzip.compress(path.read_bytes(), 1)
+    path.unlink()
+    (path.parent / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: pack(path, f"{path.name}.gz"),
+        lambda path: path.rename(path.with_name(path.name.replace("-idx", ".idx"))),
+        lambda path: pack(path, f"{path.name.replace('-idx', '.idx')}.gz"),
+        lambda path: pack(path, path.name),
+        lambda path: path.rename(path.parents[1] / path.name),
+        lambda path: pack(path, f"../{path.name}.gz"),
+    ],
+)
+def test_files_as_people_have_them(small_mnist: Path, lines: list[str], change: Callable[[Path], object]) -> None:
+    """Oracle: the arrays of the files as they are published; and nothing is to be downloaded."""
+    expected = MNIST(small_mnist).read(lines.append)
+    for path in MNIST(small_mnist).sources():
+        change(path)
+    arrays = prepared.load(MNIST(small_mnist), lines.append)
+    assert arrays.checksum == expected.checksum
+    assert expected.train_x.flags.writeable, "PyTorch warns of arrays that are not"
+    assert main(["fetch", "MNIST", "--root", str(small_mnist)]) == 0
+    cut(MNIST(small_mnist).sources()[2])
+    with pytest.raises(BadInput, match=r"t10k-images.idx3-ubyte.* is damaged"):
+        MNIST(small_mnist).read(lines.append)
+
+
+def test_files_in_the_root(tmp_path: Path, lines: list[str]) -> None:
+    """Oracle: the arrays of the same files in their own folder; those of another data set have the same names."""
+    given = os.environ.get("FEDMPI_TEST_DATA")
+    if given is None:
+        pytest.skip("FEDMPI_TEST_DATA names no folder of data sets")
+    for name in MNIST.files:
+        (tmp_path / Path(name).name).symlink_to(Path(given, "MNIST", name))
+    assert MNIST(tmp_path).read(lines.append).checksum == MNIST(Path(given)).read(lines.append).checksum
+    with pytest.raises(BadInput, match="train-images-idx3-ubyte is not FashionMNIST's by its checksum: if it"):
+        FashionMNIST(tmp_path).read(lines.append)
+
+
+def test_an_archive_that_is_there(tmp_path: Path, lines: list[str]) -> None:
+    """Oracle: the message, which does not ask for internet access."""
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"packed")
+    with pytest.raises(BadInput, match=r"data_batch_1 is missing: run .* fetch CIFAR10 .*, which unpacks .*tar.gz$"):
+        prepared.load(CIFAR10(tmp_path), lines.append)
 
 
 def test_damaged_cifar_file(tmp_path: Path, lines: list[str]) -> None:

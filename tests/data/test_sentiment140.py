@@ -11,6 +11,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,11 +87,11 @@ def plain_tokens(text: str) -> list[str]:
 
 
 def test_published_tweets(real: Path) -> None:
-    """Oracle: one tweet after another, with a Counter."""
+    """Oracle: one tweet after another, with a Counter; in UTF-8, which the sample happens to be valid in."""
     arrays = read(Sentiment140(real, vocabulary=3000, length=12))
     content = {}
     for name in Sentiment140.files:
-        with (real / "sentiment140" / name).open(encoding="latin-1", newline="") as file:
+        with (real / "sentiment140" / name).open(encoding="utf-8", newline="") as file:
             content[name] = [row for row in csv.reader(file) if row[0] != "2"]
     texts = {
         name: [re.sub(r"(https?://|www\.)\S+", " http://x ", row[5].lower()) for row in rows]
@@ -126,6 +127,63 @@ def test_options_have_arrays_of_their_own(root: Path) -> None:
         assert arrays.train_users is not None
     write(root / "sentiment140" / TRAIN, ROWS[:3])
     assert all(prepared.open_prepared(dataset) is None for dataset in sets)
+
+
+TWEETS = [
+    ["0", "1", "Mon", "NO_QUERY", "ann", 'she said "no", and left'],
+    ["4", "2", "Mon", "NO_QUERY", "zoë", "caf\xe9 ♥ \xe9t\xe9"],
+    ["4", "3", "Mon", "NO_QUERY", "bob", "one line\nand another"],
+    ["0", "4", "Mon", "NO_QUERY", "ann", "a plain tweet"],
+]
+NAMES = ["target", "ids", "date", "flag", "user", "text"]
+
+
+def save(root: Path, rows: list[list[str]], encoding: str, quoting: Any = csv.QUOTE_MINIMAL, end: str = "\n") -> None:
+    """Both files, with the same tweets."""
+    (root / "sentiment140").mkdir(exist_ok=True)
+    for name in Sentiment140.files:
+        with (root / "sentiment140" / name).open("w", encoding=encoding, newline="") as file:
+            csv.writer(file, quoting=quoting, lineterminator=end).writerows(rows)
+
+
+def test_files_that_were_saved_again(tmp_path: Path) -> None:
+    """Oracle: the arrays of the published form, whose characters are those of latin-1."""
+    plain = [[text.replace("♥", "x").replace("ë", "e") for text in row] for row in TWEETS]
+    save(tmp_path, plain, "latin-1", csv.QUOTE_ALL)
+    published = read(Sentiment140(tmp_path, 30, 9))
+    words = {*range(2, 30)} & {*published.train_x.ravel().tolist()}
+    assert published.train_y.tolist() == [0, 1, 1, 0]
+    lines: list[str] = []
+    for rows, encoding, quoting, end in (
+        (plain, "latin-1", csv.QUOTE_MINIMAL, "\n"),
+        (plain, "utf-8", csv.QUOTE_ALL, "\n"),
+        (plain, "utf-8", csv.QUOTE_MINIMAL, "\n"),
+        (plain, "utf-8-sig", csv.QUOTE_MINIMAL, "\r\n"),  # as spreadsheets write it
+        ([NAMES, *plain], "utf-8", csv.QUOTE_MINIMAL, "\n"),
+        ([[*"012345"], *plain], "utf-8", csv.QUOTE_MINIMAL, "\n"),  # as pandas does without names
+        ([NAMES, *plain], "utf-8-sig", csv.QUOTE_ALL, "\r\n"),
+    ):
+        save(tmp_path, rows, encoding, quoting, end)
+        assert Sentiment140(tmp_path, 30, 9).read(lines.append).checksum == published.checksum
+    assert len([line for line in lines if "names columns, and is no tweet" in line]) == 6
+    save(tmp_path, TWEETS, "utf-8")
+    found = read(Sentiment140(tmp_path, 30, 9)).train_x
+    assert {*range(2, 30)} & {*found.ravel().tolist()} == words, "one token for the heart, as for the x before"
+    assert found[1, :4].tolist() == published.train_x[1, :4].tolist()
+
+
+def test_a_file_that_is_cut_within_quotes(tmp_path: Path) -> None:
+    """Oracle: the message; what is complete without quotes at its end is no less whole."""
+    save(tmp_path, TWEETS, "utf-8")
+    path = tmp_path / "sentiment140" / TRAIN
+    path.write_bytes(path.read_bytes().rstrip())
+    assert len(read(Sentiment140(tmp_path)).train_y) == 4
+    path.write_text("\n".join(path.read_text(encoding="utf-8").splitlines()[:3]), encoding="utf-8")
+    with pytest.raises(BadInput, match=r"is damaged .its last line is cut"):
+        read(Sentiment140(tmp_path))
+    path.write_text("0;1;Mon;NO_QUERY;ann;sad\n")
+    with pytest.raises(BadInput, match="line 1 has 1 columns, not 6, separated by commas"):
+        read(Sentiment140(tmp_path))
 
 
 @pytest.mark.parametrize(
