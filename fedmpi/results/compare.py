@@ -96,7 +96,7 @@ def sameness(one: Run, other: Run) -> str:
     if any(settings):
         lines.append(f"  settings  {' | '.join(settings)}")
     if code := list(_changed_code(one, other)):
-        lines.append(f"  code      {', '.join(code)}")
+        lines.append(f"  files     {', '.join(code)}")
     facts = [name for name in one.environment if str(one.environment[name]) != str(other.environment.get(name))]
     told = [f"{name} {_line(one.environment[name])} | {_line(other.environment.get(name))}" for name in facts]
     if told:
@@ -212,9 +212,10 @@ def _first_difference(one: NDArray[Any], other: NDArray[Any]) -> int | None:
 
 
 def _changed_code(one: Run, other: Run) -> Iterator[str]:
-    """The files of the user's classes that were not the same."""
-    code, beside = (json.loads(run.attributes.get("user_code", "{}")) for run in (one, other))
-    yield from (name for name in dict.fromkeys([*code, *beside]) if code.get(name) != beside.get(name))
+    """The files of the user's classes that were not the same, and those that they read."""
+    for attribute in ("user_code", "input_files"):
+        files, beside = (json.loads(run.attributes.get(attribute, "{}")) for run in (one, other))
+        yield from (name for name in dict.fromkeys([*files, *beside]) if files.get(name) != beside.get(name))
 
 
 def _equal(one: Any, other: Any) -> bool:

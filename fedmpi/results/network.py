@@ -85,7 +85,7 @@ def load(run: Run, which: int | str | None = None) -> Network:
     weights = _weights(run, which)
     try:
         network = _build(run, about)
-        _fill(network, {**run.frozen, **run.state_dict(weights)})
+        _fill(network, run.state_dict(weights))
     except Exception as error:  # what builds it may be a user's class
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadInput(
@@ -117,11 +117,18 @@ def _build(run: Run, about: Mapping[str, Any]) -> nn.Module:
     example = torch.ones(2, *shape, dtype=torch.int64 if is_text else torch.float32)
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers are none of our business
         torch.manual_seed(randomness.key(int(run.attributes["seed"]), "initial weights", client=0))
-        network: nn.Module = algorithm.extend(model.build(shape, int(about["classes"])), example)
-        if any(map(is_lazy, [*network.parameters(), *network.buffers()])):
-            with torch.no_grad():
-                network.eval()(example)
+        network: nn.Module = model.build(shape, int(about["classes"]))
+        _materialise(network, example)
+        network = algorithm.extend(network, example)
+        _materialise(network, example)
     return network
+
+
+def _materialise(network: nn.Module, example: Tensor) -> None:
+    """Let layers that find out their shapes by themselves do so."""
+    if any(map(is_lazy, [*network.parameters(), *network.buffers()])):
+        with torch.no_grad():
+            network.eval()(example)
 
 
 def _component(run: Run, option: str, base: type) -> Any:
@@ -131,7 +138,7 @@ def _component(run: Run, option: str, base: type) -> Any:
     return parser.instantiate(parser.parse_object({option: run.settings[option]}))[option]
 
 
-def _fill(network: nn.Module, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+def _fill(network: nn.Module, tensors: Mapping[str, NDArray[Any]]) -> None:
     """Give the network these tensors, by name.
 
     Raises:

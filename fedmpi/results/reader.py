@@ -139,6 +139,11 @@ class Run:
         """weights [P], names [T], shapes [T, D], offsets [T], and [M, P] arrays of methods with M models."""
         return self._read("model")
 
+    @cached_property
+    def frozen(self) -> Table:
+        """The model's tensors that training does not change, by name: frozen parameters and constant buffers."""
+        return self._read_frozen("model")
+
     @property
     def weights(self) -> NDArray[np.float32]:
         """The last global model in the canonical layout, [P]."""
@@ -168,12 +173,8 @@ class Run:
 
     def tensors(self, name: str) -> dict[str, NDArray[np.float32]]:
         """The tensors by name of another network that the method had at the server, such as a generator."""
-        return _tensors(self._read(f"networks/{name}"))
-
-    @cached_property
-    def frozen(self) -> Table:
-        """The tensors by name that training did not change, no part of `weights`; empty if there were none."""
-        return self._read("model/frozen")
+        place = f"networks/{name}"
+        return {**_tensors(self._read(place)), **self._read_frozen(place)}
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
@@ -184,10 +185,11 @@ class Run:
     def state_dict(self, weights: NDArray[np.float32] | None = None) -> dict[str, NDArray[np.float32]]:
         """The tensors of `weights` [P] (the last global model if left out) by name, as views in their shapes.
 
-        For other programs than `network`, which also knows how to build the module and what it takes: a network is
-        right only with the samples normalised as in training (`inputs`).
+        With those that are frozen, which all models of the run share. For other programs than `network`, which also
+        knows how the module is built and what it takes: a network is right only with samples that are normalised as
+        in training (`inputs`).
         """
-        return _tensors(self.model if weights is None else {**self.model, "weights": weights})
+        return {**_tensors(self.model if weights is None else {**self.model, "weights": weights}), **self.frozen}
 
     def table(self, name: str) -> Table:
         """The table of that name, one of `TABLES`."""
@@ -225,6 +227,15 @@ class Run:
         best = int(values.argmax() if direction == "higher" else values.argmin())
         best_round = int(self.rounds["round"][evaluated[best]])
         return Accuracy(initial, last, float(values[best]), best_round, last10)
+
+    def _read_frozen(self, network: str) -> Table:
+        found: Table = {}
+        with opened(self.path) as file:
+            if f"{network}/frozen" in file:
+                file[f"{network}/frozen"].visititems(
+                    lambda name, item: found.update({name: item[()]} if isinstance(item, h5py.Dataset) else {})
+                )
+        return {name: np.asarray(tensor) for name, tensor in found.items()}
 
     def _read(self, name: str) -> Table:
         with opened(self.path) as file:

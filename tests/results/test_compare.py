@@ -163,4 +163,4 @@ def test_rounds_are_named_only_where_rows_are_rounds(tmp_path: Path, capsys: pyt
     }
     assert set(differing_parts(*map(fedmpi.results.open, (one, other)))) == expected
     assert main(["compare", str(one), str(other)]) == 0
-    assert "  code      mine.py\n" in capsys.readouterr().out
+    assert "  files     mine.py\n" in capsys.readouterr().out
