@@ -79,7 +79,7 @@ def draw(runs: list[Path], picture: Path) -> None:
     rows = []
     for path in runs:
         generator = ImageGenerator().build((1, 28, 28), FashionMNIST.classes)
-        tensors = results.open(path).network("generator_weights")
+        tensors = results.open(path).tensors("generator_weights")
         generator.load_state_dict({name: torch.from_numpy(x) for name, x in tensors.items()}, strict=False)
         noise = torch.randn(4, generator.of_noise.in_features, generator=torch.Generator().manual_seed(0))
         for one in noise:

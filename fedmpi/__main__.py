@@ -6,11 +6,14 @@ import gc
 import sys
 from contextlib import suppress
 
+from fedmpi.terminal import take_any_text
+
 
 def main() -> None:
     """Run the experiment that the command line describes, on every rank; rank 0 speaks for all."""
     # Nothing of what is imported is ever garbage, and looking through it again and again delays the start.
     gc.disable()
+    take_any_text()
     try:
         from fedmpi.mpi.world import World
     except (ImportError, RuntimeError) as error:

@@ -245,6 +245,8 @@ def open_results(
             results = Results(experiment.output, attributes, environment, may_replace)
             results.set_partition(fed.label_counts, fed.samples)
             _describe_models(results, experiment.algorithm, fed.layout)
+            data, kind = experiment.dataset, "uint8" if fed.has_images else "int64" if fed.is_text else "float32"
+            results.set_inputs(kind, fed.shape, data.classes, data.mean, data.std, data.vocabulary)
             try:
                 if done is None:
                     path_beside(experiment.output).unlink(missing_ok=True)  # another run's, which is replaced

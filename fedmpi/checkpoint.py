@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fedmpi.engine import Engine
     from fedmpi.experiment import Experiment
     from fedmpi.mpi.world import World
+    from fedmpi.results import Run
 
 #: What rank 0 holds of the clients' vectors at a time, 64 MiB; one of them at least.
 PIECE_ELEMENTS = 1 << 24
@@ -309,7 +310,7 @@ def find(experiment: "Experiment", config: str) -> Place | None:
         run = results.open(output)
     except BadInput as error:
         raise BadInput(f"--resume: {error}") from None
-    _check_settings(run.config, config)
+    _check_settings(run, config)
     done, is_over = len(run.rounds.get("round", ())), run.status == "finished"
     if is_over and experiment.rounds <= done:
         say(f"{output}: is finished")
@@ -331,13 +332,17 @@ def find(experiment: "Experiment", config: str) -> Place | None:
     return place
 
 
-def _check_settings(old: str, new: str) -> None:
-    """Raise BadInput for the first setting that would make another experiment of a run."""
+def _check_settings(run: "Run", config: str) -> None:
+    """Raise BadInput for the first setting that would make another experiment of a run.
+
+    Where the data lie may be another place if the file knows their checksum.
+    """
     import yaml
 
-    from fedmpi.results.settings import by_name
+    from fedmpi.results.settings import DATA, by_name
 
-    before, now = (by_name(yaml.safe_load(config) or {}) for config in (old, new))
+    known = {name: run.attributes[name] for name in DATA.values() if name in run.attributes}
+    before, now = (by_name({**settings, **known}) for settings in (run.settings, yaml.safe_load(config) or {}))
     for name in dict.fromkeys([*now, *before]):
         if name not in FREE and now.get(name) != before.get(name):
             value, was = (settings.get(name, "null") for settings in (now, before))

@@ -24,6 +24,7 @@ import numpy as np
 
 from fedmpi import __version__
 from fedmpi.errors import NO_MPI, BadInput
+from fedmpi.terminal import take_any_text
 
 if TYPE_CHECKING:
     from fedmpi.mpi.world import World
@@ -278,6 +279,7 @@ def _bytes(count: int) -> str:
 
 
 def main() -> None:
+    take_any_text()
     parser = argparse.ArgumentParser(prog="python -m fedmpi.doctor", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs", "run.h5"), help="the results file to be")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads a rank will have (default: 1)")

@@ -39,6 +39,7 @@ from fedmpi.scheduling import (
     Weighting,
 )
 from fedmpi.server_optimizers import Replace, ServerOptimizer
+from fedmpi.terminal import take_any_text
 from fedmpi.training.settings import LocalTraining
 
 if TYPE_CHECKING:
@@ -185,6 +186,7 @@ class Experiment:
 
     def load(self) -> None:
         """Import what a run needs; with PyTorch, which starts its threads then."""
+        take_any_text()
         os.environ["OMP_NUM_THREADS"] = str(self.threads)
         import fedmpi.assembly  # noqa: F401
 

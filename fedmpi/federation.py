@@ -268,10 +268,13 @@ class Federation(Clients):
 
     def left(self, cohort: Cohort) -> Cohort:
         """Those of the round's cohort whose training has not diverged; a collective, after all have been trained."""
-        return cohort.subset(np.flatnonzero(self.gather_records()["diverged"] == 0))
+        return cohort.subset(np.flatnonzero(self.gather_records()["diverged"] != 1))
 
     def gather_records(self) -> dict[str, NDArray[np.float64]]:
-        """What was recorded of the round's clients, on every rank: name -> [m], in the order of `cohort.clients`."""
+        """What was recorded of the round's clients, on every rank: name -> [m], in the order of `cohort.clients`.
+
+        NaN where nothing was recorded, such as of a client that was not trained.
+        """
         with self.doing("gathering records"):
             return self._ledger.gather()
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
     from fedmpi.results import Results
     from fedmpi.training.block import Block, Work
 
-# What is recorded of every participation (an algorithm may add to it), and which of it are whole numbers.
+# What is recorded of every participation (an algorithm may add to it), and which of it are whole numbers, -1 where
+# nothing was recorded; what is no whole number is NaN there.
 RECORDED = ("rank", "samples", "steps", "seconds", "loss", "diverged")
 COUNTS = ("rank", "samples", "steps", "diverged")
 # Where the model of a client whose training diverged is not finite, and what it is there; not for the results.
 LOST = ("lost_at", "lost_value")
+MISSING = -1
 # What every rank counts.
 SPENT = (
     "train_seconds",
@@ -104,11 +107,13 @@ class Ledger:
         self._world = world
         self._name_at = name_at
         self._columns = [*RECORDED, *client_metrics, *LOST]
-        # One buffer for all books, so that one message brings them together.
-        shapes = (len(cohort), len(self._columns)), (world.size, len(SPENT) + len(OBSERVED) + len(ASKED))
-        self._books = np.zeros(sum(rows * columns for rows, columns in shapes))
-        records, ranks = np.split(self._books, [len(cohort) * len(self._columns)])
-        self._records, self._ranks = records.reshape(shapes[0]), ranks.reshape(shapes[1])
+        # One buffer for all books, so that one message brings them together: a sum over the ranks. So a record begins
+        # as 0, and beside the records stands of each on how many ranks it was made: on none if it is missing.
+        clients, ranks = (2, len(cohort), len(self._columns)), (world.size, len(SPENT) + len(OBSERVED) + len(ASKED))
+        self._books = np.zeros(prod(clients) + prod(ranks))
+        self._of_clients, of_ranks = np.split(self._books, [prod(clients)])
+        self._records, self._known = self._of_clients.reshape(clients)
+        self._ranks = of_ranks.reshape(ranks)
         self._gathered = False
         self._logged: dict[str, float] = {}
         self._spent = dict.fromkeys((*SPENT, *OBSERVED, *ASKED), 0.0)
@@ -123,7 +128,9 @@ class Ledger:
         """Set numbers [K] of a block's clients."""
         rows = np.searchsorted(self.cohort.clients, block.clients)
         for name, value in values.items():
-            self._records[rows, self._columns.index(name)] = value
+            column = self._columns.index(name)
+            self._records[rows, column] = value
+            self._known[rows, column] = 1
 
     def record_work(self, block: Block, work: Work, lost: Mapping[int, tuple[int, float]]) -> None:
         """A block was trained; steps and seconds add up if it was before in this round.
@@ -143,9 +150,10 @@ class Ledger:
         """A block did so many steps [K] in so many seconds [K], beside what it did before in this round."""
         rows = np.searchsorted(self.cohort.clients, block.clients)
         done, took = self._columns.index("steps"), self._columns.index("seconds")
-        self._spent["clients"] += int((self._records[rows, done] == 0).sum())
+        self._spent["clients"] += int((self._known[rows, done] == 0).sum())
         self._records[rows, done] += steps
         self._records[rows, took] += seconds
+        self._known[rows[:, None], [done, took]] = 1
 
     def predict(self, seconds: NDArray[np.float64]) -> None:
         """Add what the ranks that train [workers] are expected to spend on their clients."""
@@ -181,16 +189,17 @@ class Ledger:
         return self._world.waited + self._world.transferred + self._spent["teacher_seconds"]
 
     def gather(self) -> dict[str, NDArray[np.float64]]:
-        """All clients' records: name -> [m] in the order of the cohort, on every rank; what comes later is lost.
+        """All clients' records: name -> [m] in the order of the cohort, on every rank; NaN where there is none.
 
-        A collective.
+        What is recorded later, on another rank than the first, is lost. A collective.
 
         Raises:
             Diverged: the training of all clients that count did.
         """
         if not self._gathered:
-            self._world.sum(self._records)
+            self._world.sum(self._of_clients)
             self._gathered = True
+            self._check_records()
         self._check_left()
         return self._by_name()
 
@@ -212,6 +221,7 @@ class Ledger:
         self._spent["bytes_up"] = self.bytes_up + bytes_up
         self._ranks[self._world.rank] = list(self._spent.values())
         self._world.sum(self._ranks if self._gathered else self._books)
+        self._check_records()
         self._check_left()
         return self._outcome(dict(zip(self._spent, self._ranks.T, strict=True)))
 
@@ -220,11 +230,11 @@ class Ledger:
         workers = list(self._world.workers)
         row = {
             "round": self.round,
-            "train_loss": _weighted(records["loss"], replace(self.cohort, mass=self._mass_left).weights),
+            "train_loss": self._train_loss(),
             **{name: float(ranks[name][workers].mean()) for name in SPENT_BY_WORKERS},
             "bytes_up": int(ranks["bytes_up"].sum()),
             "bytes_down": self.bytes_down,
-            "diverged_clients": int(records["diverged"].sum()),
+            "diverged_clients": int(np.nansum(records["diverged"])),
             **self._logged,
         }
         if "local_accuracy" in records:
@@ -238,7 +248,7 @@ class Ledger:
         clients = {
             "round": np.full(len(self.cohort), self.round),
             "client": self.cohort.clients,
-            **{name: column.astype(np.int64) if name in COUNTS else column for name, column in records.items()},
+            **{name: _whole(column) if name in COUNTS else column for name, column in records.items()},
         }
         by_rank = {
             "round": np.full(self._world.size, self.round),
@@ -255,19 +265,38 @@ class Ledger:
     @property
     def _mass_left(self) -> NDArray[np.int64]:
         """[m], what each counts in the round: nothing if its training diverged."""
-        return np.where(self._by_name()["diverged"], 0, self.cohort.mass)
+        return np.where(self._by_name()["diverged"] == 1, 0, self.cohort.mass)
+
+    def _train_loss(self) -> float:
+        """The mean loss of those that did some training; NaN if nobody did."""
+        records = self._by_name()
+        cohort = replace(self.cohort, mass=np.where(records["steps"] > 0, self._mass_left, 0))
+        return _weighted(records["loss"], cohort.weights)
+
+    def _check_records(self) -> None:
+        """Raise RuntimeError where the method has recorded the same on several ranks, which were added up."""
+        for row, column in np.argwhere(self._known[:, len(RECORDED) :] > 1):
+            name, client = self._columns[len(RECORDED) + column], self.cohort.clients[row]
+            raise RuntimeError(
+                f"{name} of client {client} was recorded on several ranks: record it where the client is trained,"
+                " or at the server alone (fed.is_server)"
+            )
 
     def _check_left(self) -> None:
         if self.cohort.total_mass and not self._mass_left.any():
             count = np.count_nonzero(self.cohort.mass)
-            row = np.flatnonzero(self._by_name()["diverged"])[0]
+            row = np.flatnonzero(self._by_name()["diverged"] == 1)[0]
             at, value = self._records[row, [self._columns.index(name) for name in LOST]]
             found = f"{self._name_at(int(at))} of client {self.cohort.clients[row]} is {value:g}"
             raise Diverged(f"the training of all {count} clients diverged, {found}; {REMEDY}")
 
     def _by_name(self) -> dict[str, NDArray[np.float64]]:
-        columns = zip(self._columns, self._records.T, strict=True)
-        return {name: column for name, column in columns if name not in LOST}
+        records = np.where(self._known > 0, self._records, np.nan)
+        return {name: column for name, column in zip(self._columns, records.T, strict=True) if name not in LOST}
+
+
+def _whole(column: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.where(np.isnan(column), MISSING, column).astype(np.int64)
 
 
 def _weighted(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:

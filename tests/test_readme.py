@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from fedmpi import results
-from fedmpi.models import LeNet
+from fedmpi.data import Digits
 from tests.launch import REPOSITORY, mpirun, succeed
 
 README = (REPOSITORY / "README.md").read_text()
@@ -68,9 +68,13 @@ def test_the_first_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert re.search(rf"^{shown}", output, re.MULTILINE)
     assert str(file) in output
 
-    module = LeNet().build((1, 8, 8), 10)
-    loaded = module.load_state_dict({name: torch.from_numpy(x) for name, x in run.state_dict().items()}, strict=False)
-    assert not loaded.unexpected_keys
-    assert all(name.endswith("num_batches_tracked") for name in loaded.missing_keys)
+    images = Digits().read(print)
+    snippet = next(
+        block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "run.network()" in block
+    )
+    (load, use) = [line.partition("  #")[0] for line in snippet.splitlines() if "network" in line]
+    known: dict[str, Any] = {"run": run, "images": images.test_x}
+    exec(f"{load}\n{use}", known)
+    assert (known["logits"].argmax(1).numpy() == images.test_y).mean() == run.accuracy().last
     flat = np.concatenate([run.state_dict()[name].ravel() for name in run.model["names"]])
     np.testing.assert_array_equal(flat, run.weights)

@@ -49,7 +49,7 @@ class Clustered(Algorithm):
         import torch
 
         records = fed.gather_records()
-        left = records["diverged"] == 0
+        left = (records["diverged"] == 0) & ~np.isnan(records["cluster"])
         if fed.is_server:
             self.assignment[cohort.clients[left]] = torch.from_numpy(records["cluster"][left]).long()
         fed.report_clusters(self.assignment, len(self.centers))

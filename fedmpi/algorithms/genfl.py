@@ -223,7 +223,6 @@ class GenFL(FedAvg):
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         if self.stops:
-            fed.log(train_loss=math.nan)
             return
         self.deal(fed)
         super().round(fed, cohort)
@@ -283,7 +282,7 @@ class _Earlier:
 
     def generator(self, layout: "Layout") -> "Tensor":
         """[n], the weights of its generator."""
-        return self._vector(self._run.network("generator_weights"), layout, "a generator")
+        return self._vector(self._run.tensors("generator_weights"), layout, "a generator")
 
     def pretrained(self, layout: "Layout") -> "Tensor":
         """[P], the model after its pre-training."""

@@ -13,6 +13,7 @@ from typing import NoReturn, get_type_hints
 from fedmpi.components import subclasses
 from fedmpi.data import Dataset, prepared
 from fedmpi.errors import BadInput
+from fedmpi.terminal import take_any_text
 
 
 class _Parser(ArgumentParser):
@@ -22,6 +23,7 @@ class _Parser(ArgumentParser):
 
 def main(arguments: list[str]) -> int:
     """Run one command; returns the exit status."""
+    take_any_text()
     try:
         options, own = _parser().parse_known_args(arguments)
         if options.command == "list":

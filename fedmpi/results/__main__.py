@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TypeVar, get_args
 
-from fedmpi.errors import BadInput
+from fedmpi.errors import BadInput, require
 from fedmpi.results.check import problems
-from fedmpi.results.compare import paired, repeats, sameness
+from fedmpi.results.compare import paired, remarks, repeats, sameness
 from fedmpi.results.export import to_csv, to_tensorboard
 from fedmpi.results.formats import FORMATS
 from fedmpi.results.groups import grouped
@@ -20,10 +21,11 @@ from fedmpi.results.pictures import classes, clients, confusion, curves, partiti
 from fedmpi.results.pictures.figure import SUFFIXES
 from fedmpi.results.reader import Run, open
 from fedmpi.results.rounds import tabulate_rounds
-from fedmpi.results.schema import SCHEMA, document, is_share
+from fedmpi.results.schema import PERCENT, SCHEMA, Direction, described, document
 from fedmpi.results.summary import summarize
 from fedmpi.results.table import FIGURES, cross, tabulate
 from fedmpi.results.watch import watch
+from fedmpi.terminal import take_any_text
 
 T = TypeVar("T")
 
@@ -41,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         Exit status: 0, 1 if some of the files could not be used, 2 if none could.
     """
+    take_any_text()
     options = _parser().parse_args(arguments)
     try:
         status: int = options.command(options)
@@ -64,35 +67,62 @@ def _summary(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
+    if options.figure == "best":
+        _check_direction(options)
     runs, status = _with_column(options)
+    how = options.standard_error, options.direction
     if runs and options.figure:
-        print(cross(runs, options.column, options.format, options.figure, options.standard_error))
+        _show(options, [cross(runs, options.column, options.format, options.figure, *how)], remarks(runs))
     elif runs:
-        print(tabulate(runs, options.column, options.format, options.standard_error))
+        _show(options, [tabulate(runs, options.column, options.format, *how)], remarks(runs))
     return status
 
 
 def _rounds(options: argparse.Namespace) -> int:
-    if not is_share(options.column):
-        raise BadInput(f"--column = {options.column}: must be an accuracy")
+    _check_direction(options)
+    if described(options.column).unit == PERCENT:
+        for target in options.targets:
+            require(0 <= target <= 1, "--targets", target, f"a share from 0 to 1 with {options.column}")
     runs, status = _with_column(options)
     if runs:
-        print(tabulate_rounds(runs, options.column, options.targets, options.format, options.reference))
+        how = options.format, options.reference, options.direction
+        _show(options, [tabulate_rounds(runs, options.column, options.targets, *how)], remarks(runs))
     return status
 
 
 def _compare(options: argparse.Namespace) -> int:
+    if options.figure == "best":
+        _check_direction(options)
     runs, status = _with_column(options)
     if len(runs) == 1:
         raise BadInput(f"{runs[0].path}: alone; compare needs two runs or more")
-    parts = []
+    parts, notes = [], []
     if len(grouped(runs)) > 1:
-        parts.append(paired(runs, options.column, options.format, options.figure, options.reference))
+        how = options.figure, options.reference, options.direction
+        parts.append(paired(runs, options.column, options.format, *how))
+        notes = list(remarks(runs))
     if options.format == "text":
         parts += [sameness(one, other) for one, other in repeats(runs)]
+    _show(options, parts, notes)
+    return status
+
+
+def _show(options: argparse.Namespace, parts: list[str], notes: Iterable[str]) -> None:
+    """Print tables, and remarks on them: below, or, where a program may read the table, to standard error."""
+    notes = list(notes)
+    is_text = options.format == "text"
+    if is_text and notes:
+        parts = [*parts, "\n".join(notes)]
     if parts:
         print("\n\n".join(parts))
-    return status
+    for note in [] if is_text else notes:
+        print(note, file=sys.stderr)
+
+
+def _check_direction(options: argparse.Namespace) -> None:
+    """Raise BadInput where nobody knows which values of the column are better."""
+    if not (options.direction or described(options.column).better):
+        raise BadInput(f"--column = {options.column}: say which values are better, --direction higher or lower")
 
 
 def _plot(options: argparse.Namespace) -> int:
@@ -101,6 +131,9 @@ def _plot(options: argparse.Namespace) -> int:
     if runs:
         draw(runs, options.output)
         print(options.output)
+        if not (options.partition or options.timeline):  # which have a panel for each run
+            for note in remarks(runs):
+                print(note, file=sys.stderr)
     return status
 
 
@@ -151,6 +184,9 @@ def _schema(options: argparse.Namespace) -> int:
 
 def _with_column(options: argparse.Namespace) -> tuple[list[Run], int]:
     """The runs that have a column, the others being named; runs that have not finished are named, too."""
+
+    if options.column == curves.NEWCOMERS:
+        raise BadInput(f"--column = {options.column}: is for plot; of the others, table shows them by itself")
 
     def read(path: Path) -> Run:
         run = _checked(partial(curves.curve, column=options.column, x="round"))(path)
@@ -215,8 +251,19 @@ def _parser() -> argparse.ArgumentParser:
         help="methods x settings: this figure alone, with a column for each setting",
     )
     table.add_argument("--standard_error", action="store_true", help="after ±, in place of the standard deviation")
+    for one in (table, rounds, compare):
+        one.add_argument(
+            "--direction",
+            choices=get_args(Direction),
+            help="which values of the column are better (default: what is known of it)",
+        )
     rounds.add_argument(
-        "--targets", type=_share, nargs="+", required=True, metavar="SHARE", help="accuracies, such as 0.7 0.8"
+        "--targets",
+        type=_number,
+        nargs="+",
+        required=True,
+        metavar="VALUE",
+        help="values of the column as they are stored: accuracies such as 0.7 0.8, or losses",
     )
     rounds.add_argument("--reference", metavar="METHOD", help="to whose rounds those of the others are compared")
     compare.add_argument("--figure", choices=list(FIGURES), default="last", help="(default: %(default)s)")
@@ -240,13 +287,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _share(text: str) -> float:
+def _number(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} is no share; files come before --targets") from None
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} must be a share from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text} is no number; files come before --targets") from None
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} must be finite")
     return value
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from datetime import datetime
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,11 +12,10 @@ import h5py
 import numpy as np
 
 from fedmpi.results.reader import opened
-from fedmpi.results.schema import GROUPS, Array, Group, Status, generic
+from fedmpi.results.schema import COLUMN, GROUPS, Array, Group, Status, generic, group_of
 
-# What is as long in one group as in another, and what a column is that a method adds.
+# What is as long in one group as in another.
 _SHARED = ("clients", "classes")
-_COLUMN = Array("")
 
 
 def problems(path: Path) -> list[str]:
@@ -37,7 +35,7 @@ def _of_file(file: h5py.File) -> Iterator[str]:
         if name != "/" and "*" not in name and name not in file and not group.optional:
             yield f"/{name}: is missing"
     for name, found in _groups(file):
-        described = _described(name)
+        described = group_of(name)
         if described is None:
             yield f"/{name}: is not in the schema"
         else:
@@ -61,7 +59,7 @@ def _of_group(name: str, found: h5py.Group, group: Group, sizes: dict[str, int])
         if columns and key not in columns and not array.optional:
             yield f"/{name}/{key}: is missing"
     for key, dataset in columns.items():
-        described = group.arrays.get(generic(key)) or group.arrays.get("*") or (_COLUMN if group.is_open else None)
+        described = group.arrays.get(generic(key)) or group.arrays.get("*") or (COLUMN if group.is_open else None)
         if described is None:
             yield f"/{name}/{key}: is not in the schema"
         else:
@@ -104,10 +102,6 @@ def _groups(file: h5py.File) -> Iterator[tuple[str, h5py.Group]]:
         if isinstance(group, h5py.Group):
             yield name, group
             yield from ((f"{name}/{key}", inner) for key, inner in group.items() if isinstance(inner, h5py.Group))
-
-
-def _described(name: str) -> Group | None:
-    return next((group for pattern, group in GROUPS.items() if fnmatch(name, pattern)), None)
 
 
 def _is_time(text: Any) -> bool:

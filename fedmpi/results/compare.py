@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -11,18 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.results.formats import FORMATS, Format
-from fedmpi.results.groups import Group, columns, grouped, references, spread
-from fedmpi.results.reader import Run, opened
-from fedmpi.results.schema import is_share
-from fedmpi.results.settings import labels
-from fedmpi.results.table import FIGURES, Figure
+from fedmpi.results.groups import Group, columns, grouped, references, repeated, spread
+from fedmpi.results.reader import Run, Table, opened
+from fedmpi.results.schema import COLUMN, Direction, group_of, scale, with_unit
+from fedmpi.results.settings import labels, methods
+from fedmpi.results.table import FIGURES, Figure, decimals, values
 
 # What another number of ranks changes, or the clock.
 _OF_THE_MACHINE = ("clients/rank", "environment", "ranks")
 
 
 def paired(
-    runs: Sequence[Run], column: str, format: Format, figure: Figure = "last", reference: str | None = None
+    runs: Sequence[Run],
+    column: str,
+    format: Format,
+    figure: Figure = "last",
+    reference: str | None = None,
+    direction: Direction | None = None,
 ) -> str:
     """A table without a final newline: each setting beside the reference, over the seeds that both have.
 
@@ -33,6 +39,7 @@ def paired(
         column: of /rounds; differences of accuracies are in points.
         reference: a method, as in `references`; that of the first run if left out. Where all runs are of one method,
             the first setting is the reference of all others.
+        direction: which values of the column are better; None: as the schema says.
 
     Raises:
         BadInput: as `references`.
@@ -40,15 +47,17 @@ def paired(
     groups = grouped(runs)
     settings = columns(groups)
     others = _others(groups, reference)
-    unit = 100 if is_share(column) else 1
-    title, points = (f"{FIGURES[figure]} (%)", " (points)") if is_share(column) else (FIGURES[figure], "")
-    heads = [*settings, "runs", title, "pairs", f"difference{points}", "95 % interval", "p (Wilcoxon)"]
+    title = with_unit(FIGURES[figure], column)
+    gain = "difference (points)" if scale(column) != 1 else with_unit("difference", column)
+    heads = [*settings, "runs", title, "pairs", gain, "95 % interval", "p (Wilcoxon)"]
     rows = []
     for k, (group, other) in enumerate(zip(groups, others, strict=True)):
-        values, beside = (_by_seed(each, column, figure, unit) for each in (group, other or []))
-        gains = np.array([values[seed] - beside[seed] for seed in values if seed in beside])
-        tests = ["-"] * 4 if other is None or group is other else [str(len(gains)), *_tests(gains)]
-        rows.append([*(each[k] for each in settings.values()), str(len(group)), spread([*values.values()]), *tests])
+        own, beside = (_by_seed(each, column, figure, direction) for each in (group, other or []))
+        gains = np.array([own[seed] - beside[seed] for seed in own if seed in beside])
+        gains = gains[~np.isnan(gains)]
+        tests = ["-"] * 4 if other is None or group is other else [str(len(gains)), *_tests(gains, decimals(column))]
+        shown = spread([*own.values()], decimals=decimals(column))
+        rows.append([*(each[k] for each in settings.values()), str(len(group)), shown, *tests])
     return FORMATS[format]([heads, *rows])
 
 
@@ -60,21 +69,34 @@ def repeats(runs: Sequence[Run]) -> Iterator[tuple[Run, Run]]:
     if len(runs) == 2:
         yield runs[0], runs[1]
         return
-    for group in grouped(runs):
-        by_seed: dict[Any, Run] = {}
-        for run in group:
-            first = by_seed.setdefault(run.attributes["seed"], run)
-            if first is not run:
-                yield first, run
+    for first, *others in repeated(runs):
+        yield from ((first, other) for other in others)
+
+
+def remarks(runs: Sequence[Run]) -> Iterator[str]:
+    """A line for each seed that some setting was run with more than once: which run of it counts."""
+    counted = {id(run) for group in grouped(runs) for run in group}
+    for same in repeated(runs):
+        (kept,) = (run for run in same if id(run) in counted)
+        others = [run for run in same if run is not kept]
+        differ = [run for run in others if any(differing_parts(kept, run))]
+        name = methods([kept.identity])[0]
+        left_out = ", ".join(str(run.path) for run in others)
+        found = f"the same results as {left_out}"
+        if differ:
+            found = f"not {left_out}; the results differ, `compare` tells where"
+        yield f"{name}, seed {kept.attributes['seed']}: {len(same)} runs count once: {kept.path}, {found}"
 
 
 def sameness(one: Run, other: Run) -> str:
     """Whether two runs are the same bits, but for timings, and what differs between them, as lines of text."""
     parts = list(differing_parts(one, other))
     lines = [f"{one.path}", f"{other.path}"]
-    settings = labels([one.settings, other.settings])
+    settings = labels([one.identity, other.identity])
     if any(settings):
         lines.append(f"  settings  {' | '.join(settings)}")
+    if code := list(_changed_code(one, other)):
+        lines.append(f"  files     {', '.join(code)}")
     facts = [name for name in one.environment if str(one.environment[name]) != str(other.environment.get(name))]
     told = [f"{name} {_line(one.environment[name])} | {_line(other.environment.get(name))}" for name in facts]
     if told:
@@ -87,52 +109,49 @@ def sameness(one: Run, other: Run) -> str:
 def differing_parts(one: Run, other: Run) -> Iterator[str]:
     """What is not the same bits in two files: `rounds from round 3 (train_loss, test_loss)`, `model (weights)`.
 
-    Left out are times of the wall clock, /ranks, /environment, and which rank trained a client.
+    Where the rows of a table belong to rounds, the first round that is not the same. Left out are times of the wall
+    clock, /ranks, /environment, and which rank trained a client.
     """
     with opened(one.path) as first, opened(other.path) as second:
         for name in dict.fromkeys(chain(_groups(first), _groups(second))):
             columns, beside = (_datasets(file, name) for file in (first, second))
-            differ = [key for key in columns.keys() | beside.keys() if key not in columns or key not in beside]
-            rows = []
-            for key in columns.keys() & beside.keys():
-                row = _first_difference(columns[key], beside[key])
-                if row is not None:
-                    differ.append(key)
-                    rows.append(row)
-            if not differ:
-                continue
-            order = [key for key in chain(columns, beside) if key in differ]
-            numbers = max((table["round"] for table in (columns, beside) if "round" in table), key=len, default=None)
-            since = f" from round {numbers[min(rows)]}" if numbers is not None and rows else ""
-            yield f"{name}{since} ({', '.join(dict.fromkeys(order))})"
+            rows = {key: _first_difference(columns[key], beside[key]) for key in columns if key in beside}
+            initial, other_initial = (_initial(file, name) for file in (first, second))
+            differ = [f"initial {key}" for key in initial if not _equal(initial[key], other_initial.get(key))]
+            differ += [key for key in dict.fromkeys(chain(columns, beside)) if rows.get(key, 0) is not None]
+            if differ:
+                yield f"{name}{_since(name, columns, beside, rows)} ({', '.join(differ)})"
 
 
 def _others(groups: Sequence[Group], reference: str | None) -> Sequence[Group | None]:
     """What each group is compared with."""
-    methods = [str(group[0].attributes["algorithm"]) for group in groups]
-    if not reference and len(set(methods)) == 1:
+    of = methods([group[0].identity for group in groups])
+    if not reference and len(set(of)) == 1:
         return [groups[0]] * len(groups)
-    return references(groups, reference or methods[0])
+    return references(groups, reference or of[0])
 
 
-def _by_seed(group: Group, column: str, figure: Figure, unit: int) -> dict[Any, float]:
-    found: dict[Any, float] = {}
-    for run in group:
-        found.setdefault(run.attributes["seed"], unit * getattr(run.accuracy(column), figure))
-    return found
+def _by_seed(group: Group, column: str, figure: Figure, direction: Direction | None) -> dict[Any, float]:
+    """A figure of each seed, in the unit of the column."""
+    seeds = [run.attributes["seed"] for run in group]
+    return dict(zip(seeds, values(group, column, figure, direction), strict=True))
 
 
-def _tests(gains: NDArray[np.float64]) -> list[str]:
+def _tests(gains: NDArray[np.float64], decimals: int | None) -> list[str]:
     """Mean, interval and p-value of differences."""
     if not len(gains):
         return ["-"] * 3
+
+    def signed(value: float) -> str:
+        return f"{value:+.4g}" if decimals is None else f"{value:+.{decimals}f}"
+
     if len(gains) < 2:
-        return [f"{gains[0]:+.2f}", "-", "-"]
+        return [signed(gains[0]), "-", "-"]
     from scipy import stats  # here, because it takes as long as reading a hundred files
 
     half = stats.t.ppf(0.975, len(gains) - 1) * stats.sem(gains)
     p = f"{stats.wilcoxon(gains).pvalue:.3g}" if gains.any() else "1"
-    return [f"{gains.mean():+.2f}", f"{gains.mean() - half:+.2f} to {gains.mean() + half:+.2f}", p]
+    return [signed(gains.mean()), f"{signed(gains.mean() - half)} to {signed(gains.mean() + half)}", p]
 
 
 def _groups(file: h5py.File) -> list[str]:
@@ -142,10 +161,10 @@ def _groups(file: h5py.File) -> list[str]:
     return [name for name in found if name not in _OF_THE_MACHINE]
 
 
-def _datasets(file: h5py.File, name: str) -> dict[str, NDArray[Any]]:
+def _datasets(file: h5py.File, name: str) -> Table:
     """The columns of a group that neither the clock nor the number of ranks decides."""
     return {
-        key: item[()]
+        key: np.atleast_1d(item[()])
         for key, item in file.get(name, {}).items()
         if isinstance(item, h5py.Dataset)
         and f"{name}/{key}" not in _OF_THE_MACHINE
@@ -153,21 +172,54 @@ def _datasets(file: h5py.File, name: str) -> dict[str, NDArray[Any]]:
     }
 
 
+def _initial(file: h5py.File, name: str) -> dict[str, Any]:
+    """What is known of the model before the first round."""
+    return dict(file[name].attrs) if name == "evaluation" and name in file else {}
+
+
+def _since(name: str, columns: Table, beside: Table, rows: Mapping[str, int | None]) -> str:
+    """The first round of which a row differs; nothing where rows do not belong to rounds, as in /confusion."""
+    known = group_of(name)
+    by_row = [key for key in rows if "rows" in ((known and known.arrays.get(key)) or COLUMN).shape]
+    rounds = [
+        int(table["round"][row])
+        for key in by_row
+        for table in (columns, beside)
+        if "round" in table and (row := rows[key]) is not None and row < len(table["round"])
+    ]
+    return f" from round {min(rounds)}" if rounds else ""
+
+
 def _first_difference(one: NDArray[Any], other: NDArray[Any]) -> int | None:
     """The first row in which two arrays are not the same bits; None if they are."""
-    if one.dtype != other.dtype or one.shape[1:] != other.shape[1:]:
+    if one.shape[1:] != other.shape[1:]:
         return 0
+    if one.dtype != other.dtype:
+        if not {one.dtype.kind, other.dtype.kind} <= {"i", "f"}:
+            return 0
+        one, other = one.astype(np.float64), other.astype(np.float64)  # a column of counts that has missed a row
     rows = min(len(one), len(other))
     if not rows:
         return None if len(one) == len(other) else 0
     if one.dtype == object:
-        differs = one[:rows] != other[:rows]
+        differs = (one[:rows] != other[:rows]).reshape(rows, -1).any(axis=1)
     else:
         bits = [np.ascontiguousarray(each[:rows]).view(np.uint8).reshape(rows, -1) for each in (one, other)]
         differs = (bits[0] != bits[1]).any(axis=1)
     if differs.any():
         return int(differs.argmax())
     return None if len(one) == len(other) else rows
+
+
+def _changed_code(one: Run, other: Run) -> Iterator[str]:
+    """The files of the user's classes that were not the same, and those that they read."""
+    for attribute in ("user_code", "input_files"):
+        files, beside = (json.loads(run.attributes.get(attribute, "{}")) for run in (one, other))
+        yield from (name for name in dict.fromkeys([*files, *beside]) if files.get(name) != beside.get(name))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return bool(one == other or (one != one and other != other))
 
 
 def _line(value: Any) -> str:

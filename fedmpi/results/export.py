@@ -27,9 +27,9 @@ def to_csv(runs: Sequence[Run], output: Path, table: str = "rounds") -> None:
     Raises:
         BadInput: `output` cannot be written.
     """
-    settings = columns([[run] for run in runs])
     tables = [flat(run.table(table)) for run in runs]
     names = list(dict.fromkeys(name for one in tables for name in one))
+    settings = columns([[run] for run in runs], ["file", *names])
     try:
         with output.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")

@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from fedmpi.errors import BadInput
 from fedmpi.results.reader import Run
+from fedmpi.results.settings import methods, same_but_seed, table
 from fedmpi.results.settings import names as short_names
-from fedmpi.results.settings import same_but_seed, table
 
 Group = Sequence[Run]
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
-    """Runs of the same settings but for the seed, in the order in which settings first appear."""
-    found: dict[frozenset[tuple[str, str]], list[Run]] = {}
-    for run in runs:
-        found.setdefault(same_but_seed(run.settings), []).append(run)
-    return list(found.values())
+    """Runs of the same settings but for the seed, in the order in which settings first appear.
+
+    Of several runs of one seed, which are no independent repetitions, the one with the most rounds, the first of
+    equals.
+    """
+    return [[max(same, key=_rounds) for same in by_seed.values()] for by_seed in _by_seed(runs)]
 
 
-def columns(groups: Sequence[Group]) -> dict[str, list[str]]:
-    """The method of each group, and the other settings in which groups differ."""
-    return table([group[0].settings for group in groups])
+def repeated(runs: Sequence[Run]) -> list[Group]:
+    """All runs of the same settings and the same seed, of which there are several."""
+    return [same for by_seed in _by_seed(runs) for same in by_seed.values() if len(same) > 1]
+
+
+def columns(groups: Sequence[Group], taken: Collection[str] = ()) -> dict[str, list[str]]:
+    """The method of each group, and the other settings in which groups differ; no name is one of those `taken`."""
+    return table([group[0].identity for group in groups], taken)
 
 
 def names(groups: Sequence[Group]) -> list[str]:
     """What tells a group from the others, and no more; its method, where nothing does."""
-    method = [str(group[0].attributes["algorithm"]) for group in groups]
-    without_seed = [{**group[0].settings, "seed": None} for group in groups]
-    return [label or name for label, name in zip(short_names(without_seed), method, strict=True)]
+    identities = [group[0].identity for group in groups]
+    without_seed = [{**identity, "seed": None} for identity in identities]
+    return [label or name for label, name in zip(short_names(without_seed), methods(identities), strict=True)]
 
 
 def references(groups: Sequence[Group], method: str) -> list[Group | None]:
@@ -42,21 +50,45 @@ def references(groups: Sequence[Group], method: str) -> list[Group | None]:
     Raises:
         BadInput: there are no runs of the method.
     """
-    found = [group for group in groups if group[0].attributes["algorithm"] == method]
+    of = methods([group[0].identity for group in groups])
+    found = [group for group, name in zip(groups, of, strict=True) if name == method]
     if not found:
-        known = ", ".join(dict.fromkeys(str(group[0].attributes["algorithm"]) for group in groups))
-        raise BadInput(f"--reference = {method}: must be a method of these runs ({known})")
+        raise BadInput(f"--reference = {method}: must be a method of these runs ({', '.join(dict.fromkeys(of))})")
     return [group if group in found else _nearest(group, found) for group in groups]
 
 
-def spread(values: Sequence[float], of_mean: bool = False) -> str:
-    """`mean ± standard deviation` (with n-1) or, `of_mean`, standard error; of one value itself, of none `-`."""
-    if not len(values):
+def spread(values: Sequence[float], of_mean: bool = False, decimals: int | None = None) -> str:
+    """`mean ± standard deviation` (with n-1) or, `of_mean`, standard error; of one value itself, of none `-`.
+
+    NaN is no value: how many there are is said, if not all.
+
+    Args:
+        decimals: null: as many as give the largest four digits.
+    """
+    known = [value for value in values if not np.isnan(value)]
+    if not known:
         return "-"
-    if len(values) == 1:
-        return f"{values[0]:.2f}"
-    deviation = np.std(values, ddof=1) / (np.sqrt(len(values)) if of_mean else 1)
-    return f"{np.mean(values):.2f} ± {deviation:.2f}"
+    some = f" ({len(known)} of {len(values)})" if len(known) < len(values) else ""
+    finite = [abs(value) for value in known if np.isfinite(value)]
+    if decimals is None:
+        largest = max(finite, default=0)
+        decimals = min(max(3 - math.floor(math.log10(largest)), 0), 8) if largest else 2
+    if len(known) == 1 or len(finite) < len(known):
+        return f"{np.mean(known):.{decimals}f}{some}"
+    deviation = np.std(known, ddof=1) / (np.sqrt(len(known)) if of_mean else 1)
+    return f"{np.mean(known):.{decimals}f} ± {deviation:.{decimals}f}{some}"
+
+
+def _by_seed(runs: Sequence[Run]) -> Iterator[dict[Any, list[Run]]]:
+    """For each setting, the runs of each seed."""
+    found: dict[frozenset[tuple[str, str]], dict[Any, list[Run]]] = {}
+    for run in runs:
+        found.setdefault(same_but_seed(run.identity), {}).setdefault(run.attributes["seed"], []).append(run)
+    yield from found.values()
+
+
+def _rounds(run: Run) -> int:
+    return len(run.rounds.get("round", ()))
 
 
 def _nearest(group: Group, found: Sequence[Group]) -> Group | None:
@@ -67,4 +99,4 @@ def _nearest(group: Group, found: Sequence[Group]) -> Group | None:
 
 def _conditions(group: Group) -> set[tuple[str, str]]:
     """All settings but the method's own."""
-    return {(key, value) for key, value in same_but_seed(group[0].settings) if key.split(".")[0] != "algorithm"}
+    return {(key, value) for key, value in same_but_seed(group[0].identity) if key.split(".")[0] != "algorithm"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -16,16 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import BadInput
-from fedmpi.results.schema import SCHEMA
+from fedmpi.results.schema import SCHEMA, Direction, described
+from fedmpi.results.settings import DATA
 
 if TYPE_CHECKING:
     import pandas
+
+    from fedmpi.results.network import Network
 
 Table = dict[str, NDArray[Any]]
 
 
 class Accuracy(NamedTuple):
-    """Accuracies in [0, 1], NaN where nothing was evaluated; the best one is the earliest of equals."""
+    """A column of /rounds in five numbers, NaN where nothing was evaluated; the best one is the earliest of equals.
+
+    Where nobody knows which values are better, the best one is NaN, of round 0.
+    """
 
     initial: float
     last: float
@@ -77,8 +83,18 @@ class Run:
         return settings
 
     @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What was run: the settings, and the checksums of the data as they were read.
+
+        Of a file without settings, the names of method, data set and model, and the seed.
+        """
+        names = {name: self.attributes.get(name) for name in ("algorithm", "dataset", "model", "seed")}
+        checksums = {name: str(self.attributes[name]) for name in DATA.values() if name in self.attributes}
+        return {**names, **self.settings, **checksums}
+
+    @cached_property
     def clients(self) -> Table:
-        """Columns [participations]."""
+        """Columns [participations]; of clients that were not trained -1 in those of whole numbers, or NaN."""
         return self._read("clients")
 
     @cached_property
@@ -133,18 +149,45 @@ class Run:
         """The last global model in the canonical layout, [P]."""
         return self.model["weights"]
 
-    def network(self, name: str) -> dict[str, NDArray[np.float32]]:
+    def network(self, which: int | str | None = None) -> Network:
+        """The trained network, ready to use: built from the stored settings, with the stored weights, for evaluation.
+
+        It takes batches as the data set's arrays hold them, and gives logits [B, classes]: images as uint8
+        [B, C, H, W], which it normalises by the data set's mean and std; features as float32 [B, ...]; tokens as
+        whole numbers [B, L]. What a partition changes for single clients (`Permuted`, `Rotated`, `SwappedLabels`) is
+        not done. `FeatureFusion` gives what the network does with its own extractor twice.
+
+        Args:
+            which: None: the global model, or, of a method with several, the one that most clients have; a number: of
+                such a method that model, as /clusters counts them; a name: that vector of /model, such as
+                "pretrained".
+
+        Raises:
+            BadInput: there is no such model, the file does not say how it is built, or it cannot be built as it was,
+                such as where a class of one's own cannot be imported (its folder must be on PYTHONPATH) or is another
+                one now.
+        """
+        from fedmpi.results.network import load  # here, because it imports torch
+
+        return load(self, which)
+
+    def tensors(self, name: str) -> dict[str, NDArray[np.float32]]:
         """The tensors by name of another network that the method had at the server, such as a generator."""
         place = f"networks/{name}"
         return {**_tensors(self._read(place)), **self._read_frozen(place)}
 
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """What the network takes: the attributes of /model."""
+        with opened(self.path) as file:
+            return dict(file["model"].attrs) if "model" in file else {}
+
     def state_dict(self, weights: NDArray[np.float32] | None = None) -> dict[str, NDArray[np.float32]]:
         """The tensors of `weights` [P] (the last global model if left out) by name, as views in their shapes.
 
-        With those that are frozen, which all models of the run share.
-
-        Into a module: `module.load_state_dict({k: torch.from_numpy(v) for k, v in run.state_dict().items()},
-        strict=False)`; not strict, because BatchNorm's integer counters are no part of the weights.
+        With those that are frozen, which all models of the run share. For other programs than `network`, which also
+        knows how the module is built and what it takes: a network is right only with samples that are normalised as
+        in training (`inputs`).
         """
         return {**_tensors(self.model if weights is None else {**self.model, "weights": weights}), **self.frozen}
 
@@ -165,17 +208,25 @@ class Run:
             raise BadInput("pandas is not installed: pip install 'fedmpi[plot]'") from None
         return pandas.DataFrame(flat(self.table(table)))
 
-    def accuracy(self, column: str = "test_accuracy") -> Accuracy:
-        """What is usually reported of a column of accuracies in /rounds."""
+    def accuracy(self, column: str = "test_accuracy", direction: Direction | None = None) -> Accuracy:
+        """What is usually reported of a column of /rounds, such as one of accuracies or losses.
+
+        Args:
+            direction: which values are better; None: as the schema says of its columns.
+        """
         values = self.rounds.get(column, np.empty(0))
         evaluated = np.flatnonzero(~np.isnan(values))
         initial = float(self.initial.get(column, np.nan))
         if not evaluated.size:
             return Accuracy(initial, np.nan, np.nan, 0, np.nan)
         values = values[evaluated]
-        best = int(values.argmax())
+        last, last10 = float(values[-1]), float(values[-10:].mean())
+        direction = direction or described(column).better
+        if direction is None:
+            return Accuracy(initial, last, np.nan, 0, last10)
+        best = int(values.argmax() if direction == "higher" else values.argmin())
         best_round = int(self.rounds["round"][evaluated[best]])
-        return Accuracy(initial, float(values[-1]), float(values[best]), best_round, float(values[-10:].mean()))
+        return Accuracy(initial, last, float(values[best]), best_round, last10)
 
     def _read_frozen(self, network: str) -> Table:
         found: Table = {}
@@ -228,15 +279,32 @@ def opened(path: Path) -> Iterator[h5py.File]:
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}") from None
     try:
-        with h5py.File(path, "r", locking=False) as file:  # files are replaced, never changed: no lock is needed
+        with unlocked(path) as file:
             schema = file.attrs.get("schema")
             if schema is None:
                 raise BadInput(f"{path}: not a results file of fedmpi")
             if schema != SCHEMA:
                 raise BadInput(f"{path}: has schema {schema}, this version of fedmpi reads schema {SCHEMA}")
             yield file
-    except (OSError, KeyError, RuntimeError):
+    except (OSError, KeyError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise BadInput(f"{path}: {os.strerror(error.errno)}") from None
         raise BadInput(f"{path}: not an HDF5 file, or a damaged one") from None
+
+
+@contextmanager
+def unlocked(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file, to be read only, whoever has locked it: results files are replaced, never changed.
+
+    Raises:
+        OSError: it cannot be read, or is no HDF5 file.
+    """
+    with ExitStack() as stack:
+        try:
+            file = h5py.File(path, "r", locking=False)
+        except BlockingIOError:  # HDF5_USE_FILE_LOCKING says TRUE, which goes before what we say
+            file = h5py.File(stack.enter_context(path.open("rb")), "r")
+        yield stack.enter_context(file)
 
 
 def _read_table(group: h5py.Group) -> Table:

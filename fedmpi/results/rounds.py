@@ -1,4 +1,4 @@
-"""How many rounds methods need to reach given accuracies, as in papers' tables."""
+"""How many rounds methods need to reach given accuracies, or losses, as in papers' tables."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ import numpy as np
 from fedmpi.results.formats import FORMATS, Format, filled, short
 from fedmpi.results.groups import Group, columns, grouped, references
 from fedmpi.results.reader import Run, traffic
+from fedmpi.results.schema import Direction, described, scale
 
 
 def tabulate_rounds(
-    runs: Sequence[Run], column: str, targets: Sequence[float], format: Format, reference: str | None = None
+    runs: Sequence[Run],
+    column: str,
+    targets: Sequence[float],
+    format: Format,
+    reference: str | None = None,
+    direction: Direction | None = None,
 ) -> str:
-    """A table without a final newline: a line for each setting; for each target accuracy
+    """A table without a final newline: a line for each setting; for each target
 
     - the first round that has it: the mean over the runs that reached it, and how many did if not all;
     - how much less that is than the reference's, in percent, if all runs of both reached it; -100 % is
@@ -22,37 +28,42 @@ def tabulate_rounds(
     - the traffic until then.
 
     Args:
-        column: of /rounds, an accuracy.
-        targets: in [0, 1].
+        column: of /rounds.
+        targets: values of it, as they are stored: accuracies in [0, 1].
         reference: a method. Where it was run with several settings, those count that are nearest to the line's; where
             several are equally near, there is none.
+        direction: from which side targets are reached: "higher" is from below. None: as the schema says.
 
     Raises:
         BadInput: there are no runs of the reference.
     """
+    direction = direction or described(column).better
+    assert direction is not None
     groups = grouped(runs)
-    settings = columns(groups)
+    settings = columns(groups, ("runs",))
     compared: list[Group | None] = references(groups, reference) if reference else [None] * len(groups)
     lines = []
     for k, (group, other) in enumerate(zip(groups, compared, strict=True)):
         line = {**{name: values[k] for name, values in settings.items()}, "runs": str(len(group))}
         for target in targets:
-            cells = _to(group, column, target, other)
+            cells = _to(group, column, target, direction, other)
             if not reference:
                 del cells["reduction to"]
-            line |= {f"{what} {100 * target:g} %": text for what, text in cells.items()}
+            shown = f"{scale(column) * target:g} {described(column).unit}".rstrip()
+            line |= {f"{what} {shown}": text for what, text in cells.items()}
         lines.append(line)
     return FORMATS[format](filled(lines))
 
 
-def first_rounds(group: Group, column: str, target: float) -> dict[Run, int]:
-    """The first round with an accuracy, of those runs that reached it."""
-    there = {run: np.flatnonzero(run.rounds[column] >= target) for run in group}
+def first_rounds(group: Group, column: str, target: float, direction: Direction) -> dict[Run, int]:
+    """The first round with a value as good as this or better, of those runs that reached it."""
+    reached = np.greater_equal if direction == "higher" else np.less_equal
+    there = {run: np.flatnonzero(reached(run.rounds[column], target)) for run in group}
     return {run: int(run.rounds["round"][rows[0]]) for run, rows in there.items() if len(rows)}
 
 
-def _to(group: Group, column: str, target: float, reference: Group | None) -> dict[str, str]:
-    first = first_rounds(group, column, target)
+def _to(group: Group, column: str, target: float, direction: Direction, reference: Group | None) -> dict[str, str]:
+    first = first_rounds(group, column, target, direction)
     cells = {"rounds to": "-", "reduction to": "-", "GB to": "-"}
     if not first:
         return cells
@@ -61,7 +72,7 @@ def _to(group: Group, column: str, target: float, reference: Group | None) -> di
     spent = [traffic(run)[: np.searchsorted(run.rounds["round"], end) + 1].sum() for run, end in first.items()]
     cells["GB to"] = short(float(np.mean(spent)))
     if reference and not some:
-        compared = first_rounds(reference, column, target)
+        compared = first_rounds(reference, column, target, direction)
         if len(compared) == len(reference):
             cells["reduction to"] = f"{100 * (1 - _mean(first) / _mean(compared)):.0f} %"
     return cells

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from typing import Literal
 
 SCHEMA = 1
@@ -17,6 +18,10 @@ SCHEMA = 1
 SETTLED_EPOCHS, SETTLED_GAIN = 3, 0.001
 
 Status = Literal["running", "finished", "interrupted", "failed"]
+#: Which values of a column are better.
+Direction = Literal["higher", "lower"]
+#: What a column [0, 1] is shown in.
+PERCENT = "%"
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,9 @@ class Array:
             counted in each group by itself.
         kinds: NumPy's letters for what its numbers may be; O for texts.
         optional: whether a file may lack it.
-        label: of an axis of a picture, with the unit; made of the name if left out.
+        label: of an axis of a picture, without the unit; made of the name if left out.
+        unit: of its numbers; those in % are stored as shares in [0, 1].
+        better: which of its values are better; None: neither, or that is not for us to say.
     """
 
     about: str
@@ -37,6 +44,8 @@ class Array:
     kinds: str = "if"
     optional: bool = True
     label: str = ""
+    unit: str = ""
+    better: Direction | None = None
 
 
 @dataclass(frozen=True)
@@ -62,27 +71,55 @@ class Group:
     row: str = ""
 
 
-def _always(about: str, label: str = "", shape: tuple[str, ...] = ("rows",), kinds: str = "if") -> Array:
-    return Array(about, shape, kinds, optional=False, label=label)
+def _always(
+    about: str,
+    label: str = "",
+    shape: tuple[str, ...] = ("rows",),
+    kinds: str = "if",
+    unit: str = "",
+    better: Direction | None = None,
+) -> Array:
+    return Array(about, shape, kinds, False, label, unit, better)
+
+
+def _accuracy(about: str, better: Direction = "higher") -> Array:
+    return Array(about, unit=PERCENT, better=better)
+
+
+def _seconds(about: str, label: str = "") -> Array:
+    return Array(about, label=label, unit="s", better="lower")
 
 
 _ROUND = {
-    "round": _always("number of the round, from 1", "Round", kinds="i"),
-    "seconds": _always("wall time at rank 0", "Time of a round (s)"),
+    "round": _always("number of the round, from 1", kinds="i"),
+    "seconds": _always("wall time at rank 0", "Time of a round", unit="s", better="lower"),
     "train_loss": _always(
-        "mean loss of the cohort's local training, by its weights; without clients that diverged", "Training loss"
+        "mean loss of the cohort's local training, by its weights; without clients that did not train or diverged, "
+        "and NaN if none is left",
+        "Training loss",
+        better="lower",
     ),
-    "train_seconds": _always("training, a mean over the ranks that train", "Training in a round (s)"),
-    "communication_seconds": _always("transfers, likewise", "Communication in a round (s)"),
+    "train_seconds": _always(
+        "training, a mean over the ranks that train", "Training in a round", unit="s", better="lower"
+    ),
+    "communication_seconds": _always("transfers, likewise", "Communication in a round", unit="s", better="lower"),
     "evaluation_seconds": _always(
-        "evaluation, likewise; what the three leave of `seconds` is waiting", "Evaluation in a round (s)"
+        "evaluation, likewise; what the three leave of `seconds` is waiting",
+        "Evaluation in a round",
+        unit="s",
+        better="lower",
     ),
     "bytes_up": _always(
-        "what the round's clients send by the method's definition, whatever MPI moves", "Upload of a round (bytes)"
+        "what the round's clients send by the method's definition, whatever MPI moves",
+        "Upload of a round",
+        unit="bytes",
+        better="lower",
     ),
     "bytes_down": _always(
         "what they receive; those whose updates are lost or not used have received theirs",
-        "Download of a round (bytes)",
+        "Download of a round",
+        unit="bytes",
+        better="lower",
     ),
 }
 
@@ -137,30 +174,31 @@ GROUPS: dict[str, Group] = {
         {
             **_ROUND,
             "test_loss": Array(
-                "of the model on the test set; NaN in rounds that are not evaluated", label="Test loss"
+                "of the model on the test set; NaN in rounds that are not evaluated",
+                label="Test loss",
+                better="lower",
             ),
-            "test_accuracy": Array(
-                "likewise, in [0, 1]; of methods with several models, of each client's on its own test samples",
-                label="Test accuracy (%)",
+            "test_accuracy": _accuracy(
+                "likewise, in [0, 1]; of methods with several models, of each client's on its own test samples"
             ),
-            "client_accuracy_mean": Array("mean over clients of the accuracies on their own test samples"),
-            "client_accuracy_std": Array("their standard deviation"),
-            "client_accuracy_p10": Array("their 10th percentile"),
-            "client_accuracy_p50": Array("their median"),
-            "client_accuracy_p90": Array("their 90th percentile"),
-            "weighted_client_accuracy": Array("their mean, weighted by the clients' training samples"),
-            "leaky_client_accuracy": Array("likewise, on nine tenths of their training samples"),
-            "local_accuracy": Array(
+            "client_accuracy_mean": _accuracy("mean over clients of the accuracies on their own test samples"),
+            "client_accuracy_std": _accuracy("their standard deviation", better="lower"),
+            "client_accuracy_p10": _accuracy("their 10th percentile"),
+            "client_accuracy_p50": _accuracy("their median"),
+            "client_accuracy_p90": _accuracy("their 90th percentile"),
+            "weighted_client_accuracy": _accuracy("their mean, weighted by the clients' training samples"),
+            "leaky_client_accuracy": _accuracy("likewise, on nine tenths of their training samples"),
+            "local_accuracy": _accuracy(
                 "mean of what the round's clients trained, on their own test samples, unaveraged"
             ),
             "clients_trained": Array("how many clients have had a turn so far"),
-            "cohort_mean_accuracy": Array("of the mean of the round's local models, on the test set"),
-            "clients_mean_accuracy": Array("of the mean of all clients' last models, on the test set"),
-            "global_accuracy": Array("of the global model beside personal ones, on the test set"),
-            "global_matched_accuracy": Array("of each client's model on all test samples, by training samples"),
-            "global_matched_accuracy_std": Array("its standard deviation over clients"),
-            "with_previous_extractor_accuracy": Array("feature fusion: with the extractor of the round before"),
-            "with_self_extractor_accuracy": Array("feature fusion: with the model's own extractor twice"),
+            "cohort_mean_accuracy": _accuracy("of the mean of the round's local models, on the test set"),
+            "clients_mean_accuracy": _accuracy("of the mean of all clients' last models, on the test set"),
+            "global_accuracy": _accuracy("of the global model beside personal ones, on the test set"),
+            "global_matched_accuracy": _accuracy("of each client's model on all test samples, by training samples"),
+            "global_matched_accuracy_std": _accuracy("its standard deviation over clients", better="lower"),
+            "with_previous_extractor_accuracy": _accuracy("feature fusion: with the extractor of the round before"),
+            "with_self_extractor_accuracy": _accuracy("feature fusion: with the model's own extractor twice"),
             "cached_features": Array(
                 "feature fusion: 1 if the frozen extractor's features are computed once a round"
             ),
@@ -168,6 +206,7 @@ GROUPS: dict[str, Group] = {
             "adjusted_rand_index": Array(
                 "how well the clusters agree with the partition's groups, of the clients that have a model",
                 label="Adjusted Rand index",
+                better="higher",
             ),
             "mean_change_N": Array("CFL: length of the mean change of cluster N"),
             "largest_change_N": Array("CFL: length of its longest change"),
@@ -179,23 +218,26 @@ GROUPS: dict[str, Group] = {
             "twin_correlation": Array("distribution fusion: of the weights with those of a second inference"),
             "draws": Array("IFCA: how often the first models were drawn"),
             "server_updates": Array("FedCluster: how often the model was averaged"),
-            "cas": Array(
+            "cas": _accuracy(
                 "classification accuracy score of a generator: on all real samples, of a model trained on its "
                 "images alone; the same in all rounds"
             ),
-            "cas_test": Array("likewise, on the test set"),
-            "cas_compat": Array("likewise, a mean over epochs"),
-            "teacher_seconds": Array("what the ranks spent on answers as teachers, a mean", label="Teachers (s)"),
-            "server_seconds": Array("what rank 0 spent on learning from them", label="Server's learning (s)"),
+            "cas_test": _accuracy("likewise, on the test set"),
+            "cas_compat": _accuracy("likewise, a mean over epochs"),
+            "teacher_seconds": _seconds("what the ranks spent on answers as teachers, a mean", "Teachers"),
+            "server_seconds": _seconds("what rank 0 spent on learning from them", "Server's learning"),
             "generator_resets": Array("how often a generator that had diverged was drawn anew"),
             "skipped_steps": Array("steps of the server's model that were not finite"),
             "rejected": Array("vectors that were not finite and were left out by a robust rule or a clustering"),
-            "epsilon": Array("privacy spent so far, at the chosen delta; NaN without dp-accounting", label="ε"),
+            "epsilon": Array(
+                "privacy spent so far, at the chosen delta; NaN without dp-accounting", label="ε", better="lower"
+            ),
             "diverged_clients": Array(
                 "whose training ended in numbers that are not finite: nothing of them is used",
                 label="Clients whose training diverged",
+                better="lower",
             ),
-            "virtual_seconds": Array("duration by the virtual clock", label="Virtual time of a round (s)"),
+            "virtual_seconds": _seconds("duration by the virtual clock", "Virtual time of a round"),
             "selected": Array("how many clients were asked"),
             "dropped": Array("how many of them lost the connection"),
             "late": Array(
@@ -209,11 +251,12 @@ GROUPS: dict[str, Group] = {
         row="a round",
     ),
     "clients": Group(
-        "Who took part when.",
+        "Who took part when. A client of the cohort that was not trained has -1 in columns of whole numbers, NaN in "
+        "others.",
         {
             "round": _always("number of the round", kinds="i"),
             "client": _always("number of the client, from 0", kinds="i"),
-            "rank": Array("that trained it", kinds="i"),
+            "rank": Array("that trained it; -1: none did", kinds="i"),
             "samples": Array("it trains on", kinds="i"),
             "steps": Array("it did, in all its trainings, and batches of passes for a gradient", kinds="i"),
             "seconds": Array("they took"),
@@ -311,6 +354,14 @@ GROUPS: dict[str, Group] = {
             "*": Array("further models of the method, laid out like `weights`", ("M", "P"), "f"),
         },
         {"sha256": "of the bytes of `weights`"},
+        {
+            "inputs": "what the data set's arrays hold: images (uint8), features (float32) or tokens (int64)",
+            "shape": "of one of them; images: channels, height, width",
+            "classes": "how many",
+            "mean": "per channel, on the scale 0..1, subtracted from images; absent: 0",
+            "std": "per channel, by which they are divided then; absent: 1",
+            "vocabulary": "how many tokens there are; absent: no text",
+        },
     ),
     "model/frozen": Group(
         "Tensors of the model that training does not change, by their names: frozen parameters, constant buffers."
@@ -322,18 +373,34 @@ GROUPS: dict[str, Group] = {
 }
 
 
+#: A column that a method adds, of which no more is known.
+COLUMN = Array("")
+
+
+def group_of(name: str) -> Group | None:
+    """What the schema says of a group; None: nothing."""
+    return next((group for pattern, group in GROUPS.items() if fnmatch(name, pattern)), None)
+
+
+def described(column: str) -> Array:
+    """What is known of a column of /rounds; of one that the schema has not, neither unit nor direction."""
+    return GROUPS["rounds"].arrays.get(generic(column), COLUMN)
+
+
 def label(column: str) -> str:
     """What an axis says that shows a column of /rounds, with its unit."""
-    known = GROUPS["rounds"].arrays.get(generic(column))
-    if known and known.label:
-        return known.label
-    text = column.replace("_", " ").capitalize()
-    return f"{text} (%)" if is_share(column) else text
+    return with_unit(described(column).label or column.replace("_", " ").capitalize(), column)
 
 
-def is_share(column: str) -> bool:
-    """Whether a column of /rounds is between 0 and 1, and shown in percent."""
-    return re.search(r"accuracy(_mean|_std|_p\d+)?$", column) is not None or column.startswith("cas")
+def with_unit(text: str, column: str) -> str:
+    """The text, and in brackets the unit of a column of /rounds, if it has one."""
+    unit = described(column).unit
+    return f"{text} ({unit})" if unit else text
+
+
+def scale(column: str) -> int:
+    """How many times larger than stored a column of /rounds is shown: shares are, in percent."""
+    return 100 if described(column).unit == PERCENT else 1
 
 
 def generic(name: str) -> str:
@@ -376,6 +443,9 @@ at any moment, also while the run goes on: it sees a complete earlier state. Eac
 one that has no value in some row is float64, with NaN there. What is marked with a star is in every file, columns
 from the first round on; all else is there where it applies. N stands for a number.
 
+Commands show a column in the unit that is named here, and know which of its values are better; of a column of a
+method of your own they know neither (`--direction higher`).
+
 A group, a column or an attribute may be added without a new schema; what is here keeps its name and meaning. A
 reader of schema {SCHEMA} refuses files of another one.
 """
@@ -384,4 +454,9 @@ reader of schema {SCHEMA} refuses files of another one.
 def _line(name: str, array: Array) -> str:
     numbers = "float32" if array.kinds == "f" and "P" in array.shape else _TYPES[array.kinds]
     shown = "others" if name == "*" else f"`{name}`"
-    return f"| {shown}{'' if array.optional else ' *'} | {', '.join(array.shape)} | {numbers} | {array.about} |"
+    facts = [array.about]
+    if array.unit:
+        facts.append(f"shown in {array.unit}")
+    if array.better:
+        facts.append(f"{array.better} is better")
+    return f"| {shown}{'' if array.optional else ' *'} | {', '.join(array.shape)} | {numbers} | {'; '.join(facts)} |"

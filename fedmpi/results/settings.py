@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+#: A run's settings; beside them may stand the checksums of what it has read, under the names of `DATA`.
 Settings = Mapping[str, Any]
 
-# Where files lie says nothing about the experiment.
-_PLACES = {"root", "output", "resume", "overwrite", "checkpoint"}
+#: Top-level options that say how a run is launched, and nothing about the experiment.
+LAUNCH = ("config", "output", "overwrite", "resume", "checkpoint")
+#: Where data sets stand in the settings, and the checksum that says what was read there.
+DATA = {"dataset": "data_sha256", "algorithm.proxy": "proxy_sha256"}
+#: The option of a data set that says where its files lie: that is nothing about the experiment if the data are known.
+PLACE = "root"
+_CHECKSUM_SHOWN = 8  # digits
+
+
+class Value(NamedTuple):
+    """What one setting is: a text, which may be the name of a class."""
+
+    text: str
+    is_class: bool = False
+
+
+Flat = dict[str, Value]
 
 
 class Setting(NamedTuple):
@@ -18,20 +34,15 @@ class Setting(NamedTuple):
     is_component: bool
     values: list[str | None]
 
-    @property
-    def leaf(self) -> str:
-        """The last part of the key."""
-        return self.key.rpartition(".")[2]
-
 
 def describe(value: Any) -> str:
     """One setting, on one line: a component with its arguments, a group of options, or a plain value."""
     if not isinstance(value, Mapping):
-        return _class_name(str(value))
+        return str(value)
     if "class_path" not in value:
         return ", ".join(_options(value))
     options = ", ".join(_options(value.get("init_args") or {}))
-    name = _class_name(value["class_path"])
+    name = _last_part(value["class_path"])
     return f"{name} ({options})" if options else name
 
 
@@ -39,9 +50,10 @@ def differing(runs: Sequence[Settings]) -> list[Setting]:
     """What sets runs apart, in the order of the settings.
 
     Of a component that is not of one class in all runs, the class, with those of its arguments in which runs of
-    that class differ; of one that is, these arguments alone.
+    that class differ; of one that is, these arguments alone. Runs on different data have another place of the data,
+    or, where that does not tell them apart, another checksum of them (`data`).
     """
-    flat = [dict(_flat(settings)) for settings in runs]
+    flat = _shown(runs)
     keys = _differing(runs, flat)
     return [_setting(key, flat) for key in keys if not any(key.startswith(f"{other}.") for other in keys)]
 
@@ -63,19 +75,36 @@ def names(runs: Sequence[Settings]) -> list[str]:
     return _labels(kept, len(runs))
 
 
-def table(runs: Sequence[Settings]) -> dict[str, list[str]]:
-    """The method of each run, and all other settings but the seed in which runs differ, by short names."""
-    method = _setting("algorithm", [dict(_flat(settings)) for settings in runs])
+def methods(runs: Sequence[Settings]) -> list[str]:
+    """The name of each run's method; with its module where methods of one name are not the same."""
+    return [flat["algorithm"].text for flat in _shown(runs)]
+
+
+def table(runs: Sequence[Settings], taken: Collection[str] = ()) -> dict[str, list[str]]:
+    """The method of each run, and all other settings but the seed in which runs differ, by short names.
+
+    Args:
+        taken: names that other columns have.
+    """
     others = [one for one in differing(runs) if one.key != "seed" and one.key.split(".")[0] != "algorithm"]
-    leaves = [one.leaf for one in others]
-    columns = {"method": method.values}
-    columns |= {one.leaf if leaves.count(one.leaf) == 1 else one.key: one.values for one in others}
+    columns = {"method": _setting("algorithm", _shown(runs)).values}
+    columns |= dict(
+        zip(_short_names(others, {"method", "seed", *taken}), (one.values for one in others), strict=True)
+    )
     return {name: [value or "-" for value in values] for name, values in columns.items()}
 
 
 def by_name(settings: Settings) -> dict[str, str]:
-    """All settings that say something about the experiment, by their dotted names."""
-    return {key: value for key, (value, _) in _flat(settings)}
+    """All settings that say something about the experiment, by their dotted names.
+
+    Where the checksum of data is known, it stands in the place of where they lie, as `dataset.data`.
+    """
+    flat = dict(_flat(settings))
+    for section, checksum in DATA.items():
+        if checksum in settings:
+            flat = {key: value for key, value in flat.items() if not _is_place(key, section)}
+            flat[f"{section}.data"] = Value(settings[checksum])
+    return {key: value.text for key, value in flat.items()}
 
 
 def same_but_seed(settings: Settings) -> frozenset[tuple[str, str]]:
@@ -84,17 +113,61 @@ def same_but_seed(settings: Settings) -> frozenset[tuple[str, str]]:
 
 
 def _labels(settings: Sequence[Setting], count: int) -> list[str]:
+    short = _short_names(settings)
     return [
         ", ".join(
-            value if setting.is_component else f"{setting.leaf} {value}"
-            for setting in settings
+            value if setting.is_component else f"{name} {value}"
+            for setting, name in zip(settings, short, strict=True)
             if (value := setting.values[number]) is not None
         )
         for number in range(count)
     ]
 
 
-def _differing(runs: Sequence[Settings], flat: Sequence[Mapping[str, object]]) -> list[str]:
+def _short_names(settings: Sequence[Setting], taken: Collection[str] = ()) -> list[str]:
+    """The last part of each key, or all of it where that is another's as well."""
+    leaves = [_last_part(setting.key) for setting in settings]
+    alone = [leaves.count(leaf) == 1 and leaf not in taken for leaf in leaves]
+    return [leaf if ok else setting.key for leaf, ok, setting in zip(leaves, alone, settings, strict=True)]
+
+
+def _shown(runs: Sequence[Settings]) -> list[Flat]:
+    """All settings of each run as they are shown, by their dotted keys."""
+    flat = [dict(_flat(settings)) for settings in runs]
+    for section, checksum in DATA.items():
+        flat = _with_data(flat, section, [settings.get(checksum) for settings in runs])
+    paths = {value.text for one in flat for value in one.values() if value.is_class}
+    last = [_last_part(path) for path in paths]
+    short = {path: name if last.count(name := _last_part(path)) == 1 else path for path in paths}
+    return [
+        {key: Value(short.get(v.text, v.text), True) if v.is_class else v for key, v in one.items()} for one in flat
+    ]
+
+
+def _with_data(flat: Sequence[Flat], section: str, checksums: Sequence[str | None]) -> list[Flat]:
+    """The same with what tells the data of runs apart, if other settings do not: their place, or their checksum."""
+    inside = [{key: value for key, value in one.items() if f"{key}.".startswith(f"{section}.")} for one in flat]
+    places = [frozenset(item for item in one.items() if _is_place(item[0], section)) for one in inside]
+    others = [frozenset(one.items()) - place for one, place in zip(inside, places, strict=True)]
+    data = [checksum or place for checksum, place in zip(checksums, places, strict=True)]
+    needed = len({*zip(others, data, strict=True)}) > len({*others})
+    if needed and len({*zip(places, data, strict=True)}) == len({*places}) == len({*data}):
+        return list(flat)
+    told = []
+    for one, checksum in zip(flat, checksums, strict=True):
+        if checksum:
+            one = {key: value for key, value in one.items() if not _is_place(key, section)}
+        if checksum and needed:
+            one[f"{section}.data"] = Value(checksum[:_CHECKSUM_SHOWN])
+        told.append(one)
+    return told
+
+
+def _is_place(key: str, section: str) -> bool:
+    return key.startswith(f"{section}.") and _last_part(key) == PLACE
+
+
+def _differing(runs: Sequence[Settings], flat: Sequence[Flat]) -> list[str]:
     """The keys of `flat` that have not one value, in the order of the settings."""
     sections = list(dict.fromkeys(name for settings in runs for name in settings))
     keys = sorted(
@@ -104,44 +177,53 @@ def _differing(runs: Sequence[Settings], flat: Sequence[Mapping[str, object]]) -
     return [key for key in keys if len({one.get(key) for one in flat}) > 1]
 
 
-def _setting(key: str, flat: Sequence[Mapping[str, tuple[str, bool]]]) -> Setting:
-    is_component = any(one[key][1] for one in flat if key in one)
+def _setting(key: str, flat: Sequence[Flat]) -> Setting:
+    is_component = any(one[key].is_class for one in flat if key in one)
     return Setting(key, is_component, [_value(key, one, flat) for one in flat])
 
 
-def _value(
-    key: str, run: Mapping[str, tuple[str, bool]], flat: Sequence[Mapping[str, tuple[str, bool]]]
-) -> str | None:
+def _value(key: str, run: Flat, flat: Sequence[Flat]) -> str | None:
     """Of a component with the arguments in which the runs with the same class there differ."""
     if key not in run:
         return None
     alike = [one for one in flat if one.get(key) == run[key]]
     own = [name for name in run if name.startswith(f"{key}.") and len({one.get(name) for one in alike}) > 1]
-    arguments = ", ".join(f"{name.rpartition('.')[2]} {run[name][0]}" for name in own)
-    return f"{run[key][0]} ({arguments})" if arguments else run[key][0]
+    arguments = ", ".join(
+        f"{name} {run[full].text}"
+        for full, name in zip(own, _short_names([Setting(name, False, []) for name in own]), strict=True)
+    )
+    return f"{run[key].text} ({arguments})" if arguments else run[key].text
 
 
 def _options(arguments: Settings) -> Iterator[str]:
     for name, value in arguments.items():
-        if value is not None and name not in _PLACES:
+        if value is not None:
             yield f"{name} {describe(value)}"
 
 
-def _flat(settings: Settings, prefix: str = "") -> Iterator[tuple[str, tuple[str, bool]]]:
-    """Dotted keys of all leaves, their values as text, and whether that is a class's name."""
+def _flat(settings: Settings) -> Iterator[tuple[str, Value]]:
+    """Dotted keys of all leaves, but for launch options and checksums."""
+    ignored = {*LAUNCH, *DATA.values()}
+    yield from _leaves({name: value for name, value in settings.items() if name not in ignored})
+
+
+def _leaves(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Value]]:
     for name, value in settings.items():
-        if name in _PLACES or value is None:
+        if value is None:
             continue
         if not isinstance(value, Mapping):
-            yield prefix + name, (_class_name(str(value)), False)
+            yield prefix + name, Value(str(value))
         elif "class_path" in value:
-            yield prefix + name, (_class_name(value["class_path"]), True)
-            yield from _flat(value.get("init_args") or {}, f"{prefix}{name}.")
+            yield prefix + name, Value(_class(value["class_path"]), True)
+            yield from _leaves(value.get("init_args") or {}, f"{prefix}{name}.")
         else:
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from _leaves(value, f"{prefix}{name}.")
 
 
-def _class_name(path: str) -> str:
-    """The last part of an import path; any other text stays as it is (1.0e-05 is no import path)."""
-    parts = path.split(".")
-    return parts[-1] if len(parts) > 1 and all(part.isidentifier() for part in parts) else path
+def _class(path: str) -> str:
+    """Of a class of fedmpi its name, which is its only one, whatever file it lies in; of others the import path."""
+    return _last_part(path) if path.startswith("fedmpi.") else path
+
+
+def _last_part(path: str) -> str:
+    return path.rpartition(".")[2]

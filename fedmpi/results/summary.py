@@ -33,7 +33,7 @@ def summarize(run: Run) -> str:
 
 
 def _entries(run: Run) -> Iterator[tuple[str, str]]:
-    settings = {**run.attributes, **run.settings}
+    settings = run.identity
     experiment = [describe(settings[name]) for name in ("algorithm", "model", "dataset")]
     yield "experiment", ", ".join([*experiment, f"seed {settings['seed']}"])
     if "clients" in settings:

@@ -10,22 +10,27 @@ import numpy as np
 from fedmpi.results.formats import FORMATS, Format, filled, short
 from fedmpi.results.groups import Group, columns, grouped, spread
 from fedmpi.results.reader import Run, traffic
-from fedmpi.results.schema import is_share
+from fedmpi.results.schema import Direction, described, scale, with_unit
 
 Figure = Literal["last", "best", "last10"]
 FIGURES: dict[Figure, str] = {"last": "last", "best": "best", "last10": "last 10"}
 
-# What only some methods have in /rounds, and in what unit it is shown.
-_OF_SOME = {"global (%)": ("global_matched_accuracy", 100), "ARI": ("adjusted_rand_index", 1)}
+# What only some methods have in /rounds.
+_OF_SOME = {"global (%)": "global_matched_accuracy", "ARI": "adjusted_rand_index"}
+# What a line has beside its settings.
+_OTHERS = ("runs", "whose", "GB", "seconds", *FIGURES.values(), *_OF_SOME)
 
 
-def tabulate(runs: Sequence[Run], column: str, format: Format, of_mean: bool = False) -> str:
+def tabulate(
+    runs: Sequence[Run], column: str, format: Format, of_mean: bool = False, direction: Direction | None = None
+) -> str:
     """A table of all runs, without a final newline.
 
     A line for the runs of one setting: what sets it apart from the others, then mean ± standard deviation (with n-1)
-    over the runs of
+    over the seeds of
 
-    - the last and the best accuracy, and the mean of the last ten that were measured, in percent;
+    - the last and the best value of the column, and the mean of the last ten that were measured, in its unit; without
+      the best where nobody knows which values are better;
     - whose it is: of the server's model, or of each client's own on the client's own test samples;
     - where there are runs with several models: the last accuracy of each client's model on all test samples, and how
       well the clusters agree with the groups of the partition (adjusted Rand index);
@@ -33,20 +38,22 @@ def tabulate(runs: Sequence[Run], column: str, format: Format, of_mean: bool = F
     - traffic of the clients, both ways by the method's definition, and seconds, of the whole run.
 
     Args:
-        column: of /rounds; of one that is no accuracy there is the last value, and the mean of the last ten.
+        column: of /rounds.
         of_mean: standard errors in place of standard deviations.
+        direction: which of its values are better; None: as the schema says.
     """
     groups = grouped(runs)
-    settings = columns(groups)
-    of_some = [title for title, (name, _) in _OF_SOME.items() if any(name in run.rounds for run in runs)]
+    settings = columns(groups, _OTHERS)
+    of_some = [title for title, name in _OF_SOME.items() if any(name in run.rounds for run in runs)]
+    knows_best = bool(direction or described(column).better)
     lines = [
         {
             **{name: values[k] for name, values in settings.items()},
             "runs": str(len(group)),
             **{
-                f"{title} (%)" if is_share(column) else title: figure(group, column, name, of_mean)
+                with_unit(title, column): figure(group, column, name, of_mean, direction)
                 for name, title in FIGURES.items()
-                if is_share(column) or name != "best"
+                if knows_best or name != "best"
             },
             **_circumstances(group, column, of_some, of_mean),
         }
@@ -55,7 +62,14 @@ def tabulate(runs: Sequence[Run], column: str, format: Format, of_mean: bool = F
     return FORMATS[format](filled(lines))
 
 
-def cross(runs: Sequence[Run], column: str, format: Format, shown: Figure, of_mean: bool = False) -> str:
+def cross(
+    runs: Sequence[Run],
+    column: str,
+    format: Format,
+    shown: Figure,
+    of_mean: bool = False,
+    direction: Direction | None = None,
+) -> str:
     """Methods x settings: one figure of `tabulate`, with a line for each method and a column for each setting.
 
     What most methods were run with several values of, makes the columns; other settings stand beside the method.
@@ -67,19 +81,28 @@ def cross(runs: Sequence[Run], column: str, format: Format, shown: Figure, of_me
     lines: dict[tuple[str, ...], dict[str, str]] = {}
     heads: dict[str, None] = {}
     for k, group in enumerate(groups):
-        head = ", ".join(_said(name, settings[name][k]) for name in across) or f"{FIGURES[shown]} (%)"
+        head = ", ".join(_said(name, settings[name][k]) for name in across) or with_unit(FIGURES[shown], column)
         heads[head] = None
         key = tuple(settings[name][k] for name in beside)
         line = lines.setdefault(key, dict(zip(beside, key, strict=True)))
-        line[head] = figure(group, column, shown, of_mean)
+        line[head] = figure(group, column, shown, of_mean, direction)
     rows = [[line.get(name, "-") for name in (*beside, *heads)] for line in lines.values()]
     return FORMATS[format]([[*beside, *heads], *rows])
 
 
-def figure(group: Group, column: str, name: Figure, of_mean: bool = False) -> str:
-    """One figure of the runs of a group, in percent if it is an accuracy."""
-    unit = 100 if is_share(column) else 1
-    return spread([unit * getattr(run.accuracy(column), name) for run in group], of_mean)
+def figure(group: Group, column: str, name: Figure, of_mean: bool = False, direction: Direction | None = None) -> str:
+    """One figure of the runs of a group, in the unit of the column."""
+    return spread(values(group, column, name, direction), of_mean, decimals(column))
+
+
+def values(group: Group, column: str, name: Figure, direction: Direction | None = None) -> list[float]:
+    """One figure of each run of a group, in the unit of the column."""
+    return [scale(column) * getattr(run.accuracy(column, direction), name) for run in group]
+
+
+def decimals(column: str) -> int | None:
+    """How many digits behind the point a column's values are shown with; None: as many as make four in all."""
+    return 2 if scale(column) != 1 or column == "adjusted_rand_index" else None
 
 
 def _varies_within_methods(settings: dict[str, list[str]], name: str) -> bool:
@@ -100,16 +123,17 @@ def _circumstances(group: Group, column: str, of_some: Sequence[str], of_mean: b
     personal = column == "local_accuracy" or any(marks & run.rounds.keys() for run in group)
     return {
         "whose": "client's" if personal else "server's",
-        **{title: _last(group, *_OF_SOME[title], of_mean) for title in of_some},
+        **{title: _last(group, _OF_SOME[title], of_mean) for title in of_some},
         **_newcomers(group),
         "GB": short(float(np.mean([traffic(run).sum() for run in group]))),
         "seconds": short(float(np.mean([run.rounds["seconds"].sum() for run in group]))),
     }
 
 
-def _last(group: Group, column: str, unit: int, of_mean: bool) -> str:
+def _last(group: Group, column: str, of_mean: bool) -> str:
     """The last values of the runs that have any."""
-    return spread([unit * value for run in group if not np.isnan(value := run.accuracy(column).last)], of_mean)
+    known = [value for value in values(group, column, "last") if not np.isnan(value)]
+    return spread(known, of_mean, decimals(column))
 
 
 def _newcomers(group: Group) -> dict[str, str]:

@@ -76,7 +76,7 @@ def _view(path: Path, width: int) -> tuple[str, str]:
 
 def _lines(run: Run) -> Iterator[str]:
     yield f"{run.path}  {run.status}{_silence(run)}"
-    settings = {**run.attributes, **run.settings}
+    settings = run.identity
     names = [describe(settings[name]) for name in ("algorithm", "model", "dataset")]
     yield ", ".join([*names, f"seed {settings['seed']}"])
     yield _bar(run)

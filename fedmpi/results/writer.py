@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from fedmpi import __version__
 from fedmpi.errors import BadInput
 from fedmpi.results.columns import Columns
+from fedmpi.results.reader import unlocked
 from fedmpi.results.schema import SCHEMA, SETTLED_EPOCHS, SETTLED_GAIN, Status
 
 _CHUNK = 1 << 20  # bytes of an array that are compressed together
@@ -74,6 +75,7 @@ class Results:
         self._status: Status = "running"
         self._tables = {name: Columns() for name in _TABLES}
         self._initial: dict[str, float] = {}
+        self._inputs: dict[str, Any] = {}
         self._models: dict[str, _Model] = {}
         self._kept: dict[str, dict[str, _Packed]] = {}
         self._pace = _Pace()
@@ -89,7 +91,7 @@ class Results:
         Raises:
             OSError, BadInput: it cannot be read, or ends before.
         """
-        with h5py.File(self.path, "r", locking=False) as file:
+        with unlocked(self.path) as file:
             before = str(file.attrs.get("resumed", "")).splitlines()
             self._attributes |= {"started": file.attrs["started"], "resumed": [*before, f"{_now()} after {round}"]}
             self._initial = dict(file["evaluation"].attrs)
@@ -181,6 +183,26 @@ class Results:
         arrays = {"weights": weights, **(others or {})}
         self._models["model"] = _Model(names, shapes, offsets, arrays, frozen or {})
 
+    def set_inputs(
+        self,
+        inputs: str,
+        shape: Sequence[int],
+        classes: int,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        vocabulary: int | None = None,
+    ) -> None:
+        """Say what the model takes, so that it can be used without the data set: attributes of /model.
+
+        Args:
+            inputs: what the data set's arrays hold: uint8, float32 or int64.
+            shape: of a sample, without the batch.
+            mean, std, vocabulary: as of a `Dataset`.
+        """
+        numbers = {"shape": shape, "mean": mean, "std": std}
+        arrays = {name: np.array(values) for name, values in numbers.items() if values is not None}
+        self._inputs = {"inputs": inputs, "classes": classes, "vocabulary": vocabulary, **arrays}
+
     def set_network(
         self,
         name: str,
@@ -241,6 +263,8 @@ class Results:
         _set_attributes(file["evaluation"], self._initial)
         for place, model in self._models.items():
             model.store(file.create_group(place))
+        if "model" in file:
+            _set_attributes(file["model"], self._inputs)
         for place, arrays in self._kept.items():
             group = file.create_group(place)
             for name, packed in arrays.items():

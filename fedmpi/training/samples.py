@@ -75,9 +75,7 @@ class Samples:
     def _normalise(self, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
         self._mean, self._std = mean, std
         if self.x.dtype == torch.uint8:
-            mean, std = mean or (0.0,), std or (1.0,)
-            self._scale = torch.tensor([1 / (255 * s) for s in std], device=self.device)
-            self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=self.device)
+            self._scale, self._shift = (part.to(self.device) for part in image_scale(mean, std))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -121,6 +119,17 @@ class Samples:
         else:
             x = x.to(torch.get_default_dtype()) if x.is_floating_point() else x.long()
         return Batch(x.movedim(-1, 1) if self.images else x, self.y.index_select(0, where), where)
+
+
+def image_scale(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> tuple[Tensor, Tensor]:
+    """By what pixels 0..255 are multiplied, and what is added then, to be normalised: [C] each, or [1] for all alike.
+
+    Args:
+        mean, std: per channel, on the scale 0..1; None: 0 and 1.
+    """
+    channels = len(mean or std or (0.0,))
+    mean, std = mean or (0.0,) * channels, std or (1.0,) * channels
+    return torch.tensor([1 / (255 * s) for s in std]), torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])
 
 
 def _permute(x: Tensor, pixels: Tensor) -> Tensor:

@@ -161,7 +161,7 @@ def test_the_state_is_all_there_is(tmp_path: Path) -> None:
     )
     assert made.weights_sha256 == other.weights_sha256
     np.testing.assert_array_equal(made.clients["omega"], other.clients["omega"])
-    assert made.network("vae_weights")["embedding"].shape == (15, 8)
+    assert made.tensors("vae_weights")["embedding"].shape == (15, 8)
     twins = made.rounds["twin_correlation"]
     assert np.isnan(twins[[1, 3]]).all()
 

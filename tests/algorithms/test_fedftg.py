@@ -204,7 +204,7 @@ def test_the_file_has_the_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     algorithm = FedFTG(**FEW)
     made, phases = watched_run(monkeypatch, tmp_path / "run.h5", algorithm, NORMALISED)
     module = ImageGenerator(20).build(SHAPE, 10)
-    tensors = {name: torch.from_numpy(tensor) for name, tensor in made.network("generator_weights").items()}
+    tensors = {name: torch.from_numpy(tensor) for name, tensor in made.tensors("generator_weights").items()}
     assert not module.load_state_dict(tensors, strict=False).unexpected_keys
     assert torch.equal(flat(module), phases[-1].learned)  # type: ignore[arg-type]
     assert "control" not in made.model, "as long as the parameters, not as the model"

@@ -80,7 +80,7 @@ def test_the_generators_federation(whole: results.Run) -> None:
                 losses.append(loss.mean().item())
             ends.append(model.weights.clone())
         model.weights.copy_(torch.stack(ends).mean(0))
-    for name, tensor in whole.network("generator_weights").items():
+    for name, tensor in whole.tensors("generator_weights").items():
         torch.testing.assert_close(torch.from_numpy(tensor), state(model.module)[name], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(
         whole.stage("generator")["train_loss"], np.mean(np.reshape(losses, (2, 4)), 1), rtol=1e-4
@@ -96,7 +96,7 @@ def test_the_synthetic_images(whole: results.Run, tmp_path: Path) -> None:
     made = run(tmp_path / "made.h5", genfl(earlier=certain, take="generator", synthetic=1100, cas_epochs=0), **FEW)
     images, labels = made.synthetic["images"], made.synthetic["labels"]
     coder = CODER.build(SHAPE, 10)
-    coder.load_state_dict({name: torch.from_numpy(t) for name, t in made.network("generator_weights").items()})
+    coder.load_state_dict({name: torch.from_numpy(t) for name, t in made.tensors("generator_weights").items()})
     streams = [randomness.stream(randomness.key(SEED, "generator"), "generator's noise", client=k) for k in (0, 1)]
     noise = [stream.standard_normal((n, 2), np.float32) for stream, n in zip(streams, (1000, 100), strict=True)]
     with torch.no_grad():
@@ -217,7 +217,7 @@ def test_a_failure_names_the_stage(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_the_file_says_what_was_made(whole: results.Run) -> None:
     assert whole.stage("generator")["round"].tolist() == [1, 2]
     assert set(np.diff(whole.rounds["cas"])) == {0}
-    sent = 4 * sum(tensor.size for tensor in whole.network("generator_weights").values())
+    sent = 4 * sum(tensor.size for tensor in whole.tensors("generator_weights").values())
     assert whole.stage("generator")["bytes_up"].tolist() == [2 * sent] * 2
     with h5py.File(whole.path) as file:
         assert file["synthetic/images"].compression == "gzip"
@@ -302,6 +302,8 @@ def test_no_training_at_extreme_skew(
         np.testing.assert_array_equal(made.weights, whole.model["pretrained"])
         assert made.rounds["bytes_up"].sum() == made.rounds["bytes_down"].sum() == 0
         assert np.isnan(made.rounds["train_loss"]).all()
+        assert {name: set(made.clients[name].tolist()) for name in ("rank", "steps")} == {"rank": {-1}, "steps": {-1}}
+        assert np.isnan(made.clients["loss"]).all()
         assert "they do not train" in capsys.readouterr().out
     else:
         assert made.weights_sha256 == whole.weights_sha256

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import h5py
@@ -97,9 +98,10 @@ def test_same_bits_but_for_timings(tmp_path: Path, capsys: pytest.CaptureFixture
     ]
     third = finished(tmp_path / "third.h5", mu=1.0)
     assert main(["compare", *map(str, (one, other, third))]) == 0
-    table, repeat = capsys.readouterr().out.split("\n\n")
+    table, repeat, note = capsys.readouterr().out.split("\n\n")
     assert table.splitlines()[2].split() == ["FedProx", "(mu", "1.0)", "1", "80.00", "1", "+0.00", "-", "-"]
     assert repeat.splitlines()[:2] == [str(one), str(other)], "the pair of one setting and seed"
+    assert note.startswith(f"FedProx, seed 7: 2 runs count once: {one}, not {other}; the results differ")
     assert main(["compare", str(one), str(third)]) == 0
     assert "  settings  mu 0.01 | mu 1.0\n" in capsys.readouterr().out
 
@@ -121,3 +123,44 @@ def test_a_shorter_run_differs_where_it_ends(tmp_path: Path, capsys: pytest.Capt
         "rounds",
     ]
     assert runs[0].weights.tolist() == weights().tolist()
+
+
+def test_rounds_are_named_only_where_rows_are_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: what is changed in a copy, in the last row of every dataset, which in most groups is no round."""
+    one, other = (finished(tmp_path / name, rounds=6) for name in ("one.h5", "other.h5"))
+    for path in (one, other):
+        with h5py.File(path, "r+") as file:
+            file.attrs["user_code"] = json.dumps({"mine.py": path.name, "same.py": "1"})
+            file["clusters/round"], file["clusters/cluster"] = np.arange(3, 7), np.zeros((4, 20), np.int64)
+            file["newcomers/accuracy"], file["newcomers/epochs"] = np.zeros((9, 3)), np.zeros(9)
+            file["stages/generator/round"], file["stages/generator/train_loss"] = np.arange(1, 9), np.zeros(8)
+            file["synthetic/images"], file["synthetic/labels"] = np.zeros((30, 1, 2, 2), np.uint8), np.zeros(30, int)
+            file["rounds/whole"] = np.ones(6, dtype=np.int64)
+    with h5py.File(other, "r+") as file:
+        file["confusion/counts"][-1, 3] = 77
+        file["partition/samples"][-1] = 77
+        file["clients/loss"][-1] = 77
+        file["evaluation/per_class_accuracy"][-1, -1] = 0.77
+        file["evaluation"].attrs["test_loss"] = 77.0
+        file["clusters/cluster"][-1, 5] = 7
+        file["newcomers/accuracy"][-1, 1] = 0.77
+        file["stages/generator/train_loss"][-1] = 77
+        file["synthetic/labels"][-1] = 7
+        file["model/weights"][-1] = 77
+        del file["rounds/whole"]
+        file["rounds/whole"] = np.array([1, 1, 1, 1, 1, np.nan])
+    expected = {
+        "clients from round 6 (loss)",
+        "clusters from round 6 (cluster)",
+        "confusion (counts)",
+        "evaluation from round 6 (initial test_loss, per_class_accuracy)",
+        "model (weights)",
+        "newcomers (accuracy)",
+        "partition (samples)",
+        "rounds from round 6 (whole)",
+        "stages/generator from round 8 (train_loss)",
+        "synthetic (labels)",
+    }
+    assert set(differing_parts(*map(fedmpi.results.open, (one, other)))) == expected
+    assert main(["compare", str(one), str(other)]) == 0
+    assert "  files     mine.py\n" in capsys.readouterr().out

@@ -56,6 +56,19 @@ def test_the_earliest_of_equally_good_rounds_is_the_best(tmp_path: Path) -> None
     assert score == pytest.approx((0.1, 0.4, 0.5, 3, 0.4))
 
 
+def test_the_best_loss_is_the_least(tmp_path: Path) -> None:
+    results = started(tmp_path / "run.h5")
+    for round, loss in enumerate([0.4, 0.2, np.nan, 0.2, 0.3], start=1):
+        results.add_round({"round": round, "train_loss": loss, "mine": loss})
+    results.finish("finished")
+    run = fedmpi.results.open(results.path)
+    assert run.accuracy("train_loss")[1:4] == (0.3, 0.2, 2)
+    assert run.accuracy("mine", "higher")[2:4] == (0.4, 1)
+    last, best, best_round = run.accuracy("mine")[1:4]
+    assert (last, best_round) == (0.3, 0)
+    assert np.isnan(best), "nobody knows which is better"
+
+
 def test_a_run_without_rounds_has_no_accuracies(tmp_path: Path) -> None:
     results = started(tmp_path / "run.h5")
     results.write()
@@ -150,6 +163,26 @@ def test_what_is_no_results_file_is_named_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(BadInput) as error:
             fedmpi.results.open(path)
         assert str(error.value) == f"{path}: {reason}"
+
+
+HOLD = "import h5py, sys; file = h5py.File(sys.argv[1], 'r+'); print('held', flush=True); sys.stdin.read()"
+
+
+def test_a_file_that_somebody_has_locked_is_read_all_the_same(tmp_path: Path) -> None:
+    """A run's file is replaced, never changed: HDF5's locks, which the environment may demand, protect nothing."""
+    path = finished(tmp_path / "run.h5")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HDF5_USE_FILE_LOCKING": "TRUE"}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], env=environment, **pipes) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(subprocess.CalledProcessError):  # so there is a lock
+            subprocess.check_output(
+                [sys.executable, "-c", HOLD, str(path)], env=environment, stderr=subprocess.DEVNULL
+            )
+        command = [sys.executable, "-m", "fedmpi.results", "check", str(path)]
+        assert "nothing to find fault with" in subprocess.check_output(command, text=True, env=environment)
+        holder.communicate()
 
 
 @pytest.mark.parametrize("part", ["rounds", "status"])

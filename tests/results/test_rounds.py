@@ -34,15 +34,24 @@ def test_the_first_rounds_are_means_over_those_that_reach_the_target(
     assert line["runs"] == "2"
     assert [line[f"rounds to {target} %"] for target in (15, 30, 50)] == ["4", "8 (1 of 2)", "-"]
     assert [line[f"GB to {target} %"] for target in (15, 30, 50)] == ["0.016", "0.032", "-"]
+    assert main(["rounds", *files, "--targets", "70"]) == 2
+    assert capsys.readouterr().err == "--targets = 70.0: must be a share from 0 to 1 with test_accuracy\n"
     with pytest.raises(SystemExit) as raised:
-        main(["rounds", *files, "--targets", "70"])
-    assert raised.value.code == 2
-    assert capsys.readouterr().err.endswith("70 must be a share from 0 to 1\n")
-    with pytest.raises(SystemExit):
         main(["rounds", "--targets", "0.7", *files])
-    assert capsys.readouterr().err.endswith(f"{files[0]} is no share; files come before --targets\n")
-    assert main(["rounds", *files, "--targets", "0.7", "--column", "train_loss"]) == 2
-    assert capsys.readouterr().err == "--column = train_loss: must be an accuracy\n"
+    assert raised.value.code == 2
+    assert capsys.readouterr().err.endswith(f"{files[0]} is no number; files come before --targets\n")
+
+
+def test_a_loss_reaches_its_target_from_above(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: by hand: the test loss is 2 over the round, in even rounds, the training loss 1 over it in all."""
+    files = [str(finished(tmp_path / f"{seed}.h5", rounds=rounds, seed=seed)) for seed, rounds in ((1, 4), (2, 8))]
+    (line,) = rows(capsys, *files, "--column", "test_loss", "--targets", "1.5", "0.5", "0.3")
+    assert [line[f"rounds to {target}"] for target in ("1.5", "0.5", "0.3")] == ["2", "4", "8 (1 of 2)"]
+    assert line["GB to 0.5"] == "0.016"
+    (line,) = rows(capsys, *files, "--column", "train_loss", "--targets", "0.34")
+    assert line["rounds to 0.34"] == "3"
+    (line,) = rows(capsys, *files, "--column", "train_loss", "--targets", "0.34", "--direction", "higher")
+    assert line["rounds to 0.34"] == "1", "as asked for"
 
 
 def test_the_reduction_beside_the_reference_under_the_same_conditions(

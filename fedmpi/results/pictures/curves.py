@@ -13,7 +13,7 @@ from fedmpi.errors import BadInput
 from fedmpi.results.groups import Group, grouped, names
 from fedmpi.results.pictures.figure import COLOURS, DASHES, legend, picture
 from fedmpi.results.reader import Run, traffic
-from fedmpi.results.schema import is_share, label
+from fedmpi.results.schema import label, scale
 
 X_LABELS = {
     "round": "Round",
@@ -58,7 +58,7 @@ def curve(run: Run, column: str, x: str) -> tuple[Points, Points]:
     known_values = ~np.isnan(ys)
     if not known_values.any():
         raise BadInput(f"{run.path}: column {column!r} has no value yet")
-    return xs[known_values], ys[known_values] * (100 if is_share(column) else 1)
+    return xs[known_values], ys[known_values] * scale(column)
 
 
 def band(group: Group, column: str, x: str) -> tuple[Points, Points, Points]:

@@ -68,7 +68,7 @@ def panels(output: Path, titles: Sequence[str], width: float, height: float) -> 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
     """What differs between the runs' settings; with the file's name where that leaves two alike."""
-    found = names([run.settings for run in runs])
+    found = names([run.identity for run in runs])
     return [
         label if label and found.count(label) == 1 else f"{label} {run.path.name}".strip()
         for label, run in zip(found, runs, strict=True)
