@@ -13,6 +13,7 @@ from typing import NoReturn, get_type_hints
 from fedmpi.components import subclasses
 from fedmpi.data import Dataset, prepared
 from fedmpi.errors import BadInput
+from fedmpi.streams import outlast
 
 
 class _Parser(ArgumentParser):
@@ -86,4 +87,5 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
+    outlast()  # preparing may take minutes
     sys.exit(main(sys.argv[1:]))

@@ -119,7 +119,13 @@ GROUPS: dict[str, Group] = {
             "host": "rank 0's",
             "pid": "rank 0's process",
         },
-        more={"resumed": "a line for each time that the run was resumed: when, and after which round"},
+        more={
+            "resumed": "a line for each time that the run was resumed: when, and after which round",
+            "user_code": "a JSON object: the SHA-256 of each file of the user's own classes, and of what they import",
+            "input_files": "likewise of files that are read, such as `--sampler.file`",
+            "missing": "a line for each thing that more rounds would need and that is only in a checkpoint",
+            "depends_on_rounds": "the settings that make the number of rounds matter: there can be no more later",
+        },
         optional=False,
     ),
     "environment": Group(
