@@ -198,9 +198,9 @@ def open_results(
     with world.agreed():
         if world.is_server:
             names = {name: type(getattr(experiment, name)).__name__ for name in ("algorithm", "dataset", "model")}
-            attributes = {**names, "seed": experiment.seed, "config": config, **inputs.describe(config)}
-            attributes |= _after_more_rounds(experiment, fed)
+            attributes = {**names, "seed": experiment.seed, "config": config}
             may_replace = experiment.overwrite or experiment.resume
+            attributes |= {**inputs.describe(config), **_after_more_rounds(experiment, fed)}
             results = Results(experiment.output, attributes, environment, may_replace)
             results.set_partition(fed.label_counts, fed.samples)
             _describe_models(results, experiment.algorithm, fed.layout)

@@ -236,6 +236,7 @@ class Experiment:
                     watch.heed(outcome, self.rounds)
                 if self.newcomers:
                     known = world.from_server(results.newcomers if results else None)
+                    watch.begin_round()
                     for accuracy in fed.train_newcomers(self.algorithm, self.newcomer_epochs, known):
                         if results:
                             results.set_newcomers(accuracy)

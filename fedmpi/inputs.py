@@ -18,7 +18,6 @@ import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +30,6 @@ from fedmpi.streams import put
 if TYPE_CHECKING:
     from fedmpi.results import Run
 
-#: Libraries with another version of which a run goes on, but perhaps to other bits.
-LIBRARIES = ("torch", "numpy")
 _ELSEWHERE = [Path(__file__).parent.resolve(), *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))]
 _INSTALLED = {"site-packages", "dist-packages"}
 
@@ -52,6 +49,8 @@ def check(run: Run, config: str) -> None:
     Raises:
         BadInput: for the first that differs.
     """
+    from fedmpi import environment  # which imports torch
+
     for kind, now in _checksums(config).items():
         before = json.loads(run.attributes.get(kind, "null"))
         if before is None:
@@ -60,10 +59,10 @@ def check(run: Run, config: str) -> None:
             if now.get(name) != before.get(name):
                 reason = f"is not what it was when {run.path} began; --overwrite in place of --resume starts anew"
                 raise BadInput(f"--resume: {name} {reason}")
-    for name in LIBRARIES:
-        before, now_there = run.environment.get(name), version(name)
-        if before not in (None, now_there):
-            put(f"warning: {name} was {before} when {run.path} began and is {now_there}: bits may differ")
+    for name, version in environment.libraries().items():
+        before = run.environment.get(name, version)
+        if before != version:
+            put(f"warning: {name} was {before} when {run.path} began and is {version}: bits may differ")
 
 
 def check_data(run: Run, checksums: Mapping[str, str]) -> None:

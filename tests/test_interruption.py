@@ -138,33 +138,6 @@ def test_kills(options: str, stage: int, kills: int, tmp_path: Path) -> None:
     assert sorted(left.name for left in tmp_path.iterdir()) == ["run.h5", "unbroken.h5"]
 
 
-def test_what_is_printed_goes_on(tmp_path: Path) -> None:
-    """Of a run with --overwrite and an automatic name, on three ranks: the line, given to a shell."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY)}
-
-    def shell(command: str, **variables: str) -> subprocess.Popen[str]:
-        words = ["bash", "-c", f"exec {command}"]
-        return subprocess.Popen(
-            words, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env={**environment, **variables}
-        )
-
-    job = shell(f"mpirun -n 3 python -m fedmpi --overwrite {SMALL} --rounds 400")
-    assert job.stdout
-    while not job.stdout.readline().startswith("round"):
-        pass
-    job.send_signal(signal.SIGUSR1)
-    said, _ = job.communicate(timeout=240)
-    assert job.returncode == REQUEUE
-    (goes_on,) = re.findall(r"^interrupted \(exit status 85\); to go on: (.*)$", said, re.MULTILINE)
-    assert goes_on.startswith("mpirun -n 3 python -m fedmpi --clients 8")
-    again = shell(goes_on, SLURM_JOB_END_TIME=str(time.time() + MARGIN))
-    said, _ = again.communicate(timeout=240)
-    assert again.returncode == REQUEUE
-    assert ": goes on after round " in said
-    assert len(list((tmp_path / "runs").glob("*.h5"))) == 1
-
-
 def test_signals(tmp_path: Path) -> None:
     """Each ends the run after a round, with what the job script is told; then a last job ends it well."""
     options, path, done = f"{STATEFUL} --rounds 400", tmp_path / "run.h5", 0
@@ -350,15 +323,39 @@ def test_newcomers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_newcomers_on_several_ranks(tmp_path: Path) -> None:
-    """A signal to the launcher of a job that trains them for minutes; it is over soon, and another one goes on."""
-    options, path = f"{NEWCOMERS} --newcomer_epochs 4000", tmp_path / "run.h5"
-    job = Job(3, options, path)
-    assert job.read(1)
-    job.process.send_signal(signal.SIGUSR1)
-    assert job.end() == REQUEUE
-    run = results.open(path)
-    assert (run.status, run.rounds["round"].tolist()) == ("interrupted", [1])
-    assert np.isnan(run.newcomers.get("accuracy", np.full(5, np.nan))).any()
+    """A signal to the launcher while they are trained; the line that is then printed, given to a shell, goes on."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY)}
+
+    def shell(command: str, **variables: str) -> subprocess.Popen[str]:
+        words = ["bash", "-c", f"exec {command}"]
+        return subprocess.Popen(
+            words, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env={**environment, **variables}
+        )
+
+    def left() -> tuple[str, list[int], int]:
+        (file,) = (tmp_path / "runs").glob("*.h5")
+        run = results.open(file)
+        known = run.newcomers.get("accuracy", np.full((5, 1), np.nan))
+        return run.status, run.rounds["round"].tolist(), int(np.isnan(known[:, 0]).sum())
+
+    job = shell(f"mpirun -n 3 python -m fedmpi --overwrite {NEWCOMERS} --newcomer_epochs 200")
+    assert job.stdout
+    while not job.stdout.readline().startswith("round"):
+        pass
+    job.send_signal(signal.SIGUSR1)
+    said, _ = job.communicate(timeout=240)
+    assert job.returncode == REQUEUE
+    *known, waiting = left()
+    assert known == ["interrupted", [1]]
+    assert waiting >= 1
+    (goes_on,) = re.findall(r"^interrupted \(exit status 85\); to go on: (.*)$", said, re.MULTILINE)
+    assert goes_on.startswith("mpirun -n 3 python -m fedmpi --clients 8")
+    again = shell(goes_on, SLURM_JOB_END_TIME=str(time.time() + MARGIN))
+    said, _ = again.communicate(timeout=240)
+    assert again.returncode == REQUEUE
+    assert ": goes on after round 1\n" in said
+    assert left() == ("interrupted", [1], max(waiting - 2, 0))
 
 
 def test_limit_of_a_job_among_newcomers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
