@@ -6,20 +6,20 @@ import gc
 import sys
 from contextlib import suppress
 
-from fedmpi.terminal import take_any_text
+from fedmpi.streams import outlast, put
 
 
 def main() -> None:
     """Run the experiment that the command line describes, on every rank; rank 0 speaks for all."""
+    outlast()
     # Nothing of what is imported is ever garbage, and looking through it again and again delays the start.
     gc.disable()
-    take_any_text()
     try:
         from fedmpi.mpi.world import World
     except (ImportError, RuntimeError) as error:
         from fedmpi.errors import NO_MPI
 
-        print(f"fedmpi: error: {NO_MPI.format(str(error).splitlines()[0])}", file=sys.stderr)
+        put(f"fedmpi: error: {NO_MPI.format(str(error).splitlines()[0])}", "stderr")
         sys.exit(2)
 
     from fedmpi.command_line import Answered, parse
@@ -40,7 +40,7 @@ def main() -> None:
             sys.exit(status)
     except BadInput as error:
         if world.is_server:
-            print(f"fedmpi: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            put(f"fedmpi: error: {' '.join(str(error).split())}", "stderr")
         sys.exit(2)
     except SystemExit:  # of a job that has been ended
         raise

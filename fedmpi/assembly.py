@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedmpi import randomness
+from fedmpi import inputs, randomness
 from fedmpi.adversary import Adversary
 from fedmpi.algorithms import Algorithm
 from fedmpi.alike import check_rebuilt, check_set_up
-from fedmpi.checkpoint import path_beside
+from fedmpi.checkpoint import Layer, missing_in_results, path_beside
 from fedmpi.data import Arrays, Dataset, Split, make_split, prepared
 from fedmpi.engine import Engine
 from fedmpi.environment import describe
@@ -242,6 +242,7 @@ def open_results(
             names = {name: type(getattr(experiment, name)).__name__ for name in ("algorithm", "dataset", "model")}
             attributes = {**names, "seed": experiment.seed, "config": config, **fed.checksums}
             may_replace = experiment.overwrite or experiment.resume
+            attributes |= {**inputs.describe(config), **_after_more_rounds(experiment, fed)}
             results = Results(experiment.output, attributes, environment, may_replace)
             results.set_partition(fed.label_counts, fed.samples)
             _describe_models(results, experiment.algorithm, fed.layout)
@@ -251,7 +252,7 @@ def open_results(
                 if done is None:
                     path_beside(experiment.output).unlink(missing_ok=True)  # another run's, which is replaced
                 else:
-                    results.resume(done)
+                    results.resume(done, is_over=done == experiment.rounds)
                 results.write()
             except OSError as error:
                 raise BadInput(
@@ -259,6 +260,22 @@ def open_results(
                 ) from None
             say(f"clients are trained {fed.choice}")
     return results
+
+
+def _after_more_rounds(experiment: Experiment, fed: Engine) -> dict[str, Callable[[], str | None]]:
+    """Attributes of the results file that say whether a finished run can have more rounds."""
+    algorithm, local = experiment.algorithm, experiment.local
+
+    def missing() -> str:
+        spent = [] if isinstance(experiment.privacy, NoPrivacy) else ["what was spent of privacy"]
+        return "\n".join([*missing_in_results(Layer("rounds", fed, algorithm)), *spent])
+
+    def depends_on_rounds() -> str | None:
+        reasons = [f"--local.schedule {local.schedule}"] if local.schedule == "cosine" else []
+        reasons += [f"--algorithm {type(algorithm).__name__}"] if fed.has_asked_for_rounds else []
+        return ", ".join(reasons) or None
+
+    return {"missing": missing, "depends_on_rounds": depends_on_rounds}
 
 
 def _describe_models(results: Results, algorithm: Algorithm, layout: Layout) -> None:

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 #: What rank 0 holds of the clients' vectors at a time, 64 MiB; one of them at least.
 PIECE_ELEMENTS = 1 << 24
-#: Settings that may be others when a run goes on; rounds only more.
-FREE = ("rounds", "threads", "device")
+#: Settings that may be others when a run goes on; rounds only more. Data may lie elsewhere, for they are compared.
+FREE = ("rounds", "threads", "device", "dataset.root", "algorithm.proxy.root")
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,14 @@ class Place:
     Attributes:
         started: when the run began, which tells it from others of the same settings.
         is_end: whether the run has finished.
+        is_in_results: whether the results file alone has what the run needs to go on, for there is no checkpoint.
     """
 
     started: str
     round: int
     stage: str | None = None
     is_end: bool = False
+    is_in_results: bool = False
 
     def __str__(self) -> str:
         return f"round {self.round} of the {self.stage}" if self.stage else f"round {self.round}"
@@ -292,14 +294,39 @@ def server_state(algorithm: "Algorithm") -> "dict[str, Tensor]":
     return found
 
 
+def missing_in_results(layer: Layer) -> list[str]:
+    """What a run would need to go on that its results file does not hold, in words."""
+    algorithm, fed = layer.algorithm, layer.fed
+    missing = []
+    for name in server_state(algorithm):
+        _, number, *optimizer, attribute = name.split("/")
+        part = algorithm.parts[int(number)]
+        owner = type(part.server_optimizer if optimizer else part).__name__
+        if name != "server/0/weights":
+            missing.append(f"the server's {attribute.replace('_', ' ')} ({owner})")
+    missing += [f"what clients keep as {name} ({type(algorithm).__name__})" for name in fed.states.states]
+    return missing
+
+
+def restore_weights(layer: Layer, output: Path) -> None:
+    """Give a federation that was set up the global model of the results file, which is all that it needs."""
+    import torch
+
+    from fedmpi import results
+
+    if layer.fed.is_server:
+        weights = torch.from_numpy(results.open(output).weights)
+        layer.algorithm.parts[0].weights = layer.fed.layout.from_canonical(weights)
+
+
 def find(experiment: "Experiment", config: str) -> Place | None:
     """Where the run goes on that is to be resumed, and a line about it; None: at its start.
 
     Raises:
-        BadInput: the results file is none, or of a run with other settings; or a run that is over has no checkpoint
-            from which it could do more rounds.
+        BadInput: the results file is none, or of a run with other settings, code or files; or a run that is over
+            cannot do more rounds.
     """
-    from fedmpi import results
+    from fedmpi import inputs, results
     from fedmpi.progress import say
 
     output, path = experiment.output, path_beside(experiment.output)
@@ -312,14 +339,18 @@ def find(experiment: "Experiment", config: str) -> Place | None:
         raise BadInput(f"--resume: {error}") from None
     _check_settings(run, config)
     done, is_over = len(run.rounds.get("round", ())), run.status == "finished"
+    if not (path.exists() or is_over):
+        say(f"{output}: has no checkpoint yet, the run starts anew")
+        return None
+    inputs.check(run, config)
     if is_over and experiment.rounds <= done:
         say(f"{output}: is finished")
         return Place(run.attributes["started"], done, is_end=True)
+    _check_rounds(run, experiment)
     if not path.exists():
-        reason = f"{done}: {output} is finished, and its checkpoint was not kept (--checkpoint.keep)"
-        require(not is_over, "--rounds", experiment.rounds, reason)
-        say(f"{output}: has no checkpoint yet, the run starts anew")
-        return None
+        place = _after_the_end(run, done, experiment.rounds)
+        say(f"{output}: goes on after {place}, from the model in it")
+        return place
     try:
         with zipfile.ZipFile(path) as archive:
             about = json.loads(archive.read("about.json"))
@@ -330,6 +361,28 @@ def find(experiment: "Experiment", config: str) -> Place | None:
     place = Place(about["started"], about["round"], about["stage"])
     say(f"{output}: goes on after {place}")
     return place
+
+
+def _check_rounds(run: "Run", experiment: "Experiment") -> None:
+    """Raise BadInput if a run is to have more rounds than planned and depends on that number."""
+    planned, reasons = run.settings.get("rounds", 0), str(run.attributes.get("depends_on_rounds", ""))
+    if experiment.rounds > planned and reasons:
+        raise BadInput(f"= {experiment.rounds}: must be {planned}, on which the run depends ({reasons})", "--rounds")
+
+
+def _after_the_end(run: "Run", done: int, rounds: int) -> Place:
+    """Where a run goes on that has finished, without a checkpoint.
+
+    Raises:
+        BadInput: the results file does not have all that it needs.
+    """
+    missing = str(run.attributes.get("missing", "what the run needs")).splitlines()
+    if missing:
+        needed = f"more rounds need {', '.join(missing)}, and only a checkpoint has that (--checkpoint.keep true)"
+        raise BadInput(f"= {rounds}: must be {done}: {run.path} is finished, {needed}", "--rounds")
+    if (version := run.attributes["fedmpi_version"]) != __version__:
+        raise BadInput(f"--resume: {run.path} is of fedmpi {version}")
+    return Place(run.attributes["started"], done, is_in_results=True)
 
 
 def _check_settings(run: "Run", config: str) -> None:

@@ -101,6 +101,7 @@ class Clients:
         device: what this rank's vectors are on, but for the server's state, which is in host memory.
         is_server: whether this rank holds the server's state.
         round: the current round; they count from 1.
+        has_asked_for_rounds: whether the method has asked how many there will be.
         local: the settings of local training.
         when_idle: called at the server once a round: while the others train, or at the round's end if it trains, too.
         pause: called on every rank between two parts of something long that comes between rounds.
@@ -145,7 +146,8 @@ class Clients:
         self.device = trainer.model.device
         self.is_server = world.is_server
         self.local = trainer.settings
-        self.rounds = rounds
+        self._rounds = rounds
+        self.has_asked_for_rounds = False
         self._groups = split.groups
         self.total_mass = total_mass
         self.round = 0
@@ -185,7 +187,17 @@ class Clients:
     @property
     def lr(self) -> float:
         """The clients' learning rate of this round."""
-        return self.local.rate(self.round, self.rounds)
+        return self.local.rate(self.round, self._rounds)
+
+    @property
+    def rounds(self) -> int:
+        """How many there will be. A run of a method that asks for this cannot be given more of them later."""
+        self.has_asked_for_rounds = True
+        return self._rounds
+
+    def has_round(self, number: int) -> bool:
+        """Whether there is to be a round of this number: for checks and measurements, which no model depends on."""
+        return number <= self._rounds
 
     # Models
 
@@ -343,7 +355,7 @@ class Clients:
         with self.doing("training", block), self._ledger.timed("train_seconds"):
             block.give(vectors)
             start = start.expand(len(block), -1)
-            work = self._trainer.train(block, start, hooks, self.round, self.rounds, phase)
+            work = self._trainer.train(block, start, hooks, self.round, self._rounds, phase)
         lost = {int(block.clients[k]): found for k, found in diverged(work.weights).items()}
         block.diverged |= lost.keys()
         self._ledger.record_work(block, work, lost)

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import os
 import re
+import shlex
 import textwrap
 import traceback
 from argparse import SUPPRESS, ArgumentError
@@ -100,9 +101,23 @@ def parse(arguments: list[str], speaks: bool = True) -> tuple[Experiment, str]:
         experiment = _make({}, Experiment, **{name: value for name, value in made.items() if name != "config"})
     except _Refused as refused:
         raise BadInput(_flat(str(refused))) from None
+    experiment.command = _continuation(arguments, None if settings["output"] else experiment.output)
     for name in ("cohort", "output", "weighting"):
         settings[name] = getattr(experiment, name)  # as it was completed
     return experiment, parser.dump(settings, skip_unset=False)
+
+
+def _continuation(arguments: list[str], output: Path | None) -> str:
+    """The command that goes on with the run of these arguments when it was interrupted.
+
+    Args:
+        output: the results file, if the arguments do not name it.
+    """
+    kept = [argument for argument in arguments if argument.partition("=")[0] not in FLAGS]
+    settings = [yaml.safe_load(Path(path).read_text()) for path in _config_files(arguments)]
+    anew = ["--overwrite=false"] if any(one.get("overwrite") for one in settings) else []
+    named = ["--output", str(output)] if output else []
+    return shlex.join(["python", "-m", "fedmpi", *kept, *anew, *named, "--resume"])
 
 
 def _bases() -> list[type]:

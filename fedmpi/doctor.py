@@ -24,7 +24,8 @@ import numpy as np
 
 from fedmpi import __version__
 from fedmpi.errors import NO_MPI, BadInput
-from fedmpi.terminal import take_any_text
+from fedmpi.interruption import job_end
+from fedmpi.streams import outlast
 
 if TYPE_CHECKING:
     from fedmpi.mpi.world import World
@@ -251,8 +252,8 @@ def _slurm(environment: Mapping[str, str]) -> tuple[list[str], float | None]:
     """A line on the Slurm job, if there is one, and the seconds that are left of it."""
     if "SLURM_JOB_ID" not in environment:
         return [], None
-    end = environment.get("SLURM_JOB_END_TIME")
-    left = float(end) - time.time() if end else None
+    end = job_end(environment)
+    left = None if end is None else end - time.time()
     limits = {"SLURM_NTASKS": "tasks", "SLURM_CPUS_PER_TASK": "cores a task", "SLURM_MEM_PER_NODE": "MiB a node"}
     facts = [f"{environment[name]} {what}" for name, what in limits.items() if name in environment]
     time_left = f"{left / 60:.0f} min left" if left is not None else "time limit not known"
@@ -279,7 +280,6 @@ def _bytes(count: int) -> str:
 
 
 def main() -> None:
-    take_any_text()
     parser = argparse.ArgumentParser(prog="python -m fedmpi.doctor", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs", "run.h5"), help="the results file to be")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads a rank will have (default: 1)")
@@ -316,4 +316,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    outlast()
     main()

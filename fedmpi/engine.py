@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -131,20 +131,28 @@ class Engine(Federation):
         received = self._distribute(algorithm.weights if self.is_server else torch.empty(self.layout.size))
         return self.losses_of_all(clients, received[None])[:, 0]
 
-    def train_newcomers(self, algorithm: Algorithm, epochs: int) -> NDArray[np.float64]:
+    def train_newcomers(
+        self, algorithm: Algorithm, epochs: int, known: NDArray[np.float64] | None
+    ) -> Iterator[NDArray[np.float64]]:
         """[newcomers, epochs + 1]: each one's accuracy on its own test samples, before training and after each epoch.
 
         Training starts from the global model, at the learning rate of the last round and with a fresh optimizer in
-        every epoch.
+        every epoch. Whenever each rank that trains has trained one of them, all that is known is given, and NaN for
+        what is not.
+
+        Args:
+            known: what was given before the run was interrupted; None: nothing.
         """
-        self.begin(self.rounds)
+        self.begin(self._rounds)
         self.invite(self.newcomers, ())
         received = self._distribute(algorithm.weights if self.is_server else torch.empty(self.layout.size))
-        accuracy = np.zeros((len(self.newcomers), epochs + 1))
-        if self._world.is_worker:
-            part, parts = self._world.workers.index(self._world.rank), len(self._world.workers)
-            for k in range(part, len(accuracy), parts):
-                block = self.newcomers.block(np.array([k]))
+        accuracy = np.full((len(self.newcomers), epochs + 1), np.nan) if known is None else known
+        waiting, workers = np.flatnonzero(np.isnan(accuracy[:, 0])), list(self._world.workers)
+        for first in range(0, len(waiting), len(workers)):
+            turn = waiting[first : first + len(workers)]
+            found = np.zeros((len(turn), epochs + 1))
+            for k in np.flatnonzero(np.array(workers[: len(turn)]) == self._world.rank):
+                block = self.newcomers.block(turn[k : k + 1])
                 client, weights = int(block.clients[0]), received
                 self._turn_to(client)
                 for epoch in range(epochs + 1):
@@ -153,9 +161,10 @@ class Engine(Federation):
                         trained = algorithm.train(self, block, weights, received, phase).weights
                         weights = trained[0].clone()
                     predict = predict_with(algorithm.predict, {"received": received})
-                    accuracy[k, epoch] = self._evaluator.client_accuracy(weights, client, predict)
-        self._world.sum(accuracy)
-        return accuracy
+                    found[k, epoch] = self._evaluator.client_accuracy(weights, client, predict)
+            self._world.sum(found)
+            accuracy[turn] = found
+            yield accuracy
 
     def keep_last_models(self, everyone: Cohort) -> None:
         """Keep the last model of each client, the initial one at first, and measure the mean over `everyone`."""

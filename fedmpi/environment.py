@@ -26,14 +26,18 @@ def describe(world: World, device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "mkl_cbwr": os.environ.get("MKL_CBWR"),
         "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": version("numpy"),
+        **libraries(),
         "mpi4py": version("mpi4py"),
         "h5py": version("h5py"),
         "mpi": mpi_version(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
         "git_revision": _git_revision(),
     }
+
+
+def libraries() -> dict[str, str]:
+    """Versions of those on which the bits of results depend."""
+    return {"torch": str(torch.__version__), "numpy": version("numpy")}
 
 
 def _cpu_name() -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedmpi.algorithms import Algorithm
 from fedmpi.attacks import Attack, NoAttack
-from fedmpi.checkpoint import Checkpointing, Layer, Place, find
+from fedmpi.checkpoint import Checkpointing, Layer, Place, find, restore_weights
 from fedmpi.checksum import REMEDY, checksum
 from fedmpi.compression import Compression, Dense
 from fedmpi.data import Dataset, Partition
@@ -39,7 +39,6 @@ from fedmpi.scheduling import (
     Weighting,
 )
 from fedmpi.server_optimizers import Replace, ServerOptimizer
-from fedmpi.terminal import take_any_text
 from fedmpi.training.settings import LocalTraining
 
 if TYPE_CHECKING:
@@ -95,7 +94,10 @@ class Experiment:
     Attributes:
         exit_status: of the program when the run is over: 0; 85 if it was interrupted by SIGUSR1 or SIGTERM, or by
             itself, shortly before Slurm's time limit; 130 if by SIGINT.
+        command: that goes on with the run when it was interrupted; None: it was not started by a command.
     """
+
+    command: str | None = None
 
     def __init__(
         self,
@@ -186,7 +188,6 @@ class Experiment:
 
     def load(self) -> None:
         """Import what a run needs; with PyTorch, which starts its threads then."""
-        take_any_text()
         os.environ["OMP_NUM_THREADS"] = str(self.threads)
         import fedmpi.assembly  # noqa: F401
 
@@ -231,7 +232,12 @@ class Experiment:
                 fed = assemble(self, world)
                 watch.whole = Layer("rounds", fed, self.algorithm)
                 if place:
+                    self._check_data(world, fed)
+                if place and place.is_in_results:
+                    restore_weights(watch.whole, self.output)
+                elif place:
                     watch.checkpoints.restore(watch.whole)
+                watch.is_set_up = True
                 watch.results = results = open_results(self, fed, world, config, done if place else None)
                 fed.pause = watch.pause
                 if results:
@@ -241,6 +247,7 @@ class Experiment:
                     watch.save(0)
                 if not done:
                     self._measure_start(fed, results)
+                    watch.pause()
                 progress = Progress(self.rounds, done=done) if results else None
                 for round in range(done + 1, self.rounds + 1):
                     outcome = self._round(fed, self.algorithm, round, watch)
@@ -250,9 +257,13 @@ class Experiment:
                     yield outcome
                     watch.heed(outcome, self.rounds)
                 if self.newcomers:
-                    accuracy = fed.train_newcomers(self.algorithm, self.newcomer_epochs)
-                    if results:
-                        results.set_newcomers(accuracy)
+                    known = world.from_server(results.newcomers if results else None)
+                    watch.begin_round()
+                    for accuracy in fed.train_newcomers(self.algorithm, self.newcomer_epochs, known):
+                        if results:
+                            results.set_newcomers(accuracy)
+                            results.write_if_due()
+                        watch.pause()
                 if self.checkpoint.keep:
                     watch.save(self.rounds)
                 if results and progress:
@@ -262,8 +273,10 @@ class Experiment:
                         watch.checkpoints.remove()
         except Interrupted as end:
             self.exit_status = end.status
-            if results:
-                say(f"interrupted: the same command goes on with --resume (exit status {end.status})")
+            if world.is_server:
+                say(f"interrupted (exit status {end.status}); to go on: {self._continuation(world.size)}")
+            if world.size > 1 and not watch.is_set_up:
+                world.abort(end.status)  # the others may wait for this rank
         except GeneratorExit:  # whoever asked for outcomes wants no more
             if results:
                 results.finish("interrupted")
@@ -271,6 +284,12 @@ class Experiment:
             if isinstance(error, BadInput) and error.agreed:
                 raise
             end_job(world, error, fed.where() if fed else "setting up", results)
+
+    def _continuation(self, ranks: int) -> str:
+        """What goes on with the run when it was interrupted."""
+        if self.command is None:
+            return f"the same experiment with output={str(self.output)!r} and resume=True"
+        return f"mpirun -n {ranks} {self.command}" if ranks > 1 else self.command
 
     def _place(self, world: "World", config: str) -> Place | None:
         """Where the run goes on, on every rank; None: at its start."""
@@ -280,6 +299,14 @@ class Experiment:
                 place = find(self, config) if world.is_server else None
             place = world.from_server(place)
         return place
+
+    def _check_data(self, world: "World", fed: "Engine") -> None:
+        """Raise BadInput if the data are others than those with which the run that goes on has begun."""
+        from fedmpi import inputs, results
+
+        with world.agreed():
+            if world.is_server:
+                inputs.check_data(results.open(self.output), vars(fed).get("checksums", {}))
 
     def _run_stages(self, fed: "Engine", watch: Watch, place: Place | None) -> None:
         """What the method trains before the first round, from this place on."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
+from fedmpi import streams
 from fedmpi.aggregation import Diverged
 from fedmpi.mpi.world import RanksDiffer, RemoteFailure
 
@@ -30,7 +30,7 @@ def end_job(world: World, error: BaseException, where: str, results: Results | N
             report += f"\nThe results up to then are in {results.path}"
     except OSError as problem:
         report += f"\nThe results could not be written: {problem}"
-    print(report, file=sys.stderr, flush=True)
+    streams.put(report, "stderr")
     world.abort()
 
 

@@ -1,7 +1,8 @@
-"""When a run ends before its last round: on a signal, or before its job's time is over.
+"""When a run ends early: on a signal, or before its job's time is over.
 
 What a rank has heard travels with what all ranks exchange at the end of a round anyway (`fedmpi.ledger`), so that all
-of them end after the same round, and no round takes longer for it.
+of them end after the same round, and no round takes longer for it. What is long and no round has parts, after each
+of which the ranks ask one another (`Watch.pause`). While a run is set up there is nothing to keep: it ends at once.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import signal
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedmpi.checkpoint import Checkpoints, Layer, Place
+from fedmpi.streams import put
 
 if TYPE_CHECKING:
     from fedmpi.experiment import Experiment
@@ -50,8 +53,9 @@ class Watch:
     """Over a run: writes its checkpoints, and ends it between two rounds if it has to.
 
     Within it, as a context, SIGUSR1 and SIGTERM ask for an end with exit status 85, and SIGINT for one with 130; a
-    second SIGINT ends the process at once. Under Slurm no round is begun that would not be over before the job's
-    limit (SLURM_JOB_END_TIME), if it takes as long as the longest of the last ones, with their checkpoints.
+    second SIGINT ends the process at once. While the run is set up, each of them raises `Interrupted` where it is.
+    Under Slurm no round is begun that would not be over before the job's limit (SLURM_JOB_END_TIME), if it takes as
+    long as the longest of the last ones, with their checkpoints. The same goes for the parts of what else takes long.
 
     Args:
         world: the ranks.
@@ -61,16 +65,19 @@ class Watch:
         checkpoints: of the run.
         whole: its federation, once there is one.
         results: rank 0's, once they are open.
+        is_set_up: whether all that comes before the results and the first round is done.
     """
 
     whole: Layer
+    is_set_up = False
 
     def __init__(self, world: World, experiment: Experiment) -> None:
         self.checkpoints = Checkpoints(world, experiment.output, experiment.checkpoint)
         self.results: Results | None = None
         self._world = world
         self._heard = 0
-        self._limit = float(os.environ.get("SLURM_JOB_END_TIME") or math.inf)
+        self._follows = experiment.newcomers > 0  # something long after the last round
+        self._limit = job_end(os.environ, tells=world.is_server) or math.inf
         self._took: deque[float] = deque(maxlen=max(REMEMBERED, experiment.evaluate_every))
         self._began: float | None = None
         self._replaced: dict[signal.Signals, Any] = {}
@@ -85,7 +92,7 @@ class Watch:
             signal.signal(number, handler)
 
     def begin_round(self) -> None:
-        """A round begins; what came between the last one and this was part of that."""
+        """A round, or a part of something else, begins; what came between the last one and this was part of that."""
         now = time.time()
         if self._began is not None:
             self._took.append(now - self._began)
@@ -96,7 +103,7 @@ class Watch:
         return self._status, self.results is not None and self.checkpoints.is_due(round)
 
     def heed(self, outcome: Outcome, rounds: int, stage: Layer | None = None) -> None:
-        """Do what was asked for in a round, of so many; a collective.
+        """Do what was asked for in a round, of so many, or while its checkpoint was written; a collective.
 
         Args:
             stage: to which the round belongs; None: to the experiment itself.
@@ -104,13 +111,16 @@ class Watch:
         Raises:
             Interrupted: the run is to end.
         """
-        round = int(outcome.row["round"])
-        ends = round == rounds and stage is None  # by itself
-        stops = bool(outcome.status) and not ends
-        if stops or (outcome.checkpoint and not ends) or (stage and round == rounds):
-            self.save(round, stage, stops)
-        if stops:
-            raise Interrupted(outcome.status)
+        round, status = int(outcome.row["round"]), outcome.status
+        is_last = round == rounds
+        if is_last and not (stage or self._follows):
+            return  # it ends by itself
+        if status or outcome.checkpoint or is_last:
+            self.save(round, stage, stops=bool(status))
+            if not status:
+                self._end_if_asked()
+        if status:
+            raise Interrupted(status)
 
     def save(self, round: int, stage: Layer | None = None, stops: bool = False) -> None:
         """Write results and checkpoint; a collective."""
@@ -123,7 +133,17 @@ class Watch:
         self.checkpoints.save(Place(started, round, stage and stage.name), layers)
 
     def pause(self) -> None:
-        """Between two parts of something long that no checkpoint is made of: end the run if that was asked for."""
+        """Between two parts of something long that no checkpoint is made of: end the run if that was asked for.
+
+        A collective.
+
+        Raises:
+            Interrupted: the run is to end.
+        """
+        self._end_if_asked()
+        self.begin_round()
+
+    def _end_if_asked(self) -> None:
         asked = np.array([float(self._status == status) for status in (REQUEUE, BY_HAND)])
         self._world.sum(asked)
         if asked.any():
@@ -143,3 +163,25 @@ class Watch:
         self._heard = max(self._heard, SIGNALS[signal.Signals(number)])
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if not self.is_set_up:
+            raise Interrupted(self._heard)
+
+
+def job_end(environment: Mapping[str, str], tells: bool = False) -> float | None:
+    """When Slurm ends the job, in seconds since 1970; None: never, or it is not known.
+
+    Args:
+        tells: whether it is said where the variable is no time, or one of a job that ended before this program
+            began, as in a shell that has outlived its job.
+    """
+    text = environment.get("SLURM_JOB_END_TIME", "")
+    try:
+        end = float(text)
+    except ValueError:
+        end = math.nan
+    if end > time.time():
+        return end
+    if text and tells:
+        reason = "is no time" if math.isnan(end) else "is over, and not this job's limit"
+        put(f"SLURM_JOB_END_TIME = {text} {reason}: it is ignored")
+    return None

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedmpi import results
+from fedmpi import results, streams
 from fedmpi.results.summary import summarize
 
 
 def say(line: str) -> None:
-    """Show a line at once."""
-    print(line, flush=True)
+    """Show a line at once; where nothing can be shown, the run goes on all the same."""
+    streams.put(line)
 
 
 class Progress:
@@ -28,7 +28,7 @@ class Progress:
         self._rounds = rounds
         self._what = what
         self._bar = None
-        if sys.stdout.isatty():
+        if sys.stdout and not sys.stdout.closed and sys.stdout.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(total=rounds, initial=done, unit=what, file=sys.stdout, dynamic_ncols=True)

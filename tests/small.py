@@ -49,7 +49,7 @@ SEED = 3
 class Alone(World):
     """The only rank of a job; where a failure would end the process, it fails the test."""
 
-    def abort(self) -> NoReturn:
+    def abort(self, status: int = 1) -> NoReturn:
         raise AssertionError("the experiment failed")
 
 

@@ -25,6 +25,10 @@ from tests.small import Alone
 
 SMALL = "--clients 5 --sampler All --rounds 2 --local.steps 2 --model MLP --model.hidden '[9]' --model.norm batch"
 SOME = "--clients 4 --rounds 3 --local.epochs 1 --model LogisticRegression --algorithm SCAFFOLD"
+#: Layers whose tensors files and vectors order differently; evaluated now and then.
+LAYERS = (
+    "--clients 4 --cohort 2 --model.norm batch --local.steps 2 --evaluate_every 2 --newcomers 2 --newcomer_epochs 1"
+)
 GENFL = (
     "--algorithm.generator CVAE --algorithm.generator.hidden '[9]' --algorithm.generator_rounds 2"
     " --algorithm.synthetic 100 --algorithm.pretrain_epochs 1 --algorithm.cas_epochs 1"
@@ -92,9 +96,13 @@ def test_every_method_goes_on(unbroken: Path) -> None:
     here = {name for name in CASES if keeps_one_model(folder / f"{name}.h5.checkpoint")}
     assert "FedAvg" in here
     assert len(here) < len(CASES) / 2
+    missing = {name: results.open(unbroken / f"{name}.h5").attributes["missing"] for name in CASES}
+    assert {name for name in CASES if not missing[name]} == here, "files hold a model, and say what they do not hold"
     for name in here:
         assert go(CASES[name], folder / f"{name}.h5", "--resume") == 0
     there = [(name, options) for name, options in CASES.items() if name not in here]
+    assert go(f"{LAYERS} --rounds 1", folder / "layers.h5") == 0
+    there.append(("layers", f"{LAYERS} --rounds 2"))
     lines.write_text("\n".join(f"{name} {options}" for name, options in [*there, ("forgetful", FORGETFUL)]))
     succeed(mpirun(2, REPOSITORY / "tests" / "programs" / "goes_on.py", folder, lines))
     for name in CASES:
@@ -102,6 +110,9 @@ def test_every_method_goes_on(unbroken: Path) -> None:
         assert "after 1" in run.attributes["resumed"], name
         assert_same_bits(run, one)
         assert not checkpoint.path_beside(run.path).exists()
+    assert go(f"{LAYERS} --rounds 2", unbroken / "layers.h5") == 0
+    one, run = (results.open(path / "layers.h5") for path in (unbroken, folder))
+    assert run.weights_sha256 == one.weights_sha256
     one, run = (results.open(path / "forgetful.h5") for path in (unbroken, folder))
     assert run.weights_sha256 != one.weights_sha256
 
@@ -150,8 +161,66 @@ def test_more_rounds(tmp_path: Path) -> None:
     assert go(SOME, whole) == 0
     assert_same_bits(results.open(path), results.open(whole))
     assert refusal(f"{SOME} --rounds 4", path) == (
-        f"--rounds = 4: must be 3: {path} is finished, and its checkpoint was not kept (--checkpoint.keep)"
+        f"--rounds = 4: must be 3: {path} is finished, more rounds need the server's control (SCAFFOLD), what clients"
+        " keep as control (SCAFFOLD), and only a checkpoint has that (--checkpoint.keep true)"
     )
+
+
+def test_more_rounds_without_a_checkpoint(tmp_path: Path) -> None:
+    """Where the global model is all that a method has; oracle: the run that had them from the start.
+
+    What was the last round was evaluated, and stays so.
+    """
+    options = f"{LAYERS} --rounds"
+    assert go(f"{options} 3", tmp_path / "run.h5") == 0
+    assert go(f"{options} 5", tmp_path / "run.h5", "--resume") == 0
+    assert go(f"{options} 5", tmp_path / "whole.h5") == 0
+    run, whole = (results.open(tmp_path / f"{name}.h5") for name in ("run", "whole"))
+    assert run.status == "finished"
+    assert run.weights_sha256 == whole.weights_sha256
+    np.testing.assert_array_equal(run.rounds["train_loss"], whole.rounds["train_loss"])
+    for made, evaluated in ((run, [2, 3, 4, 5]), (whole, [2, 4, 5])):
+        assert made.evaluation["round"].tolist() == evaluated
+    both = ~np.isnan(whole.rounds["test_loss"])
+    np.testing.assert_array_equal(run.rounds["test_loss"][both], whole.rounds["test_loss"][both])
+    assert not np.isnan(run.newcomers["accuracy"]).any()
+    np.testing.assert_array_equal(run.newcomers["accuracy"], whole.newcomers["accuracy"])
+
+
+def test_what_is_missing_without_a_checkpoint(unbroken: Path) -> None:
+    """Oracle: by hand."""
+    said = {name: str(results.open(unbroken / f"{name}.h5").attributes["missing"]) for name in CASES}
+    assert said["FedDyn"].splitlines() == ["the server's drift (FedDyn)", "what clients keep as gradient (FedDyn)"]
+    assert said["private"].splitlines() == ["the server's momentum (Momentum)", "what was spent of privacy"]
+    assert "what clients keep as last model (SCAFFOLD)" in said["compressed"].splitlines()
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ("--local.schedule cosine", "--local.schedule cosine"),
+        ("--algorithm FLHC --algorithm.models 2", "--algorithm FLHC"),
+        ("--algorithm tests.programs.methods.LastRound", "--algorithm LastRound"),
+        ("--local.schedule exponential", ""),
+        ("--algorithm FLHC --algorithm.models 2 --algorithm.warmup 0", ""),
+        ("--algorithm LocalOnly", ""),
+    ],
+)
+def test_what_depends_on_the_number_of_rounds(changed: str, reason: str, tmp_path: Path) -> None:
+    """There cannot be more of them; oracle where there can: the run that had them from the start."""
+    options, path = f"{SOME} --algorithm FedAvg {changed} --checkpoint.keep true --rounds", tmp_path / "run.h5"
+    assert go(f"{options} 1", path) == 0
+    if reason:
+        said = f"--rounds = 2: must be 1, on which the run depends ({reason})"
+        assert refusal(f"{options} 2", path) == said
+        checkpoint.path_beside(path).unlink()
+        assert refusal(f"{options} 2", path) == said
+        return
+    assert go(f"{options} 2", path, "--resume") == 0
+    assert go(f"{options} 2", tmp_path / "whole.h5") == 0
+    assert results.open(path).weights_sha256 == results.open(tmp_path / "whole.h5").weights_sha256
+    run, whole = (results.open(tmp_path / f"{name}.h5").rounds for name in ("run", "whole"))
+    np.testing.assert_array_equal(run["test_loss"], whole["test_loss"])
 
 
 def test_nothing_to_go_on_with(interrupted: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from fedmpi.algorithms.centralized import Centralized
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.feddf import FedDF
 from fedmpi.algorithms.fedftg import FedFTG
+from fedmpi.algorithms.fedma import FedMA
 from fedmpi.algorithms.fednova import FedNova
 from fedmpi.algorithms.localonly import LocalOnly
 from fedmpi.algorithms.robust import Krum, Median

@@ -11,6 +11,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 import zipfile
 from contextlib import suppress
@@ -21,16 +22,19 @@ import numpy as np
 import pytest
 
 from fedmpi import results
+from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.genfl import GenFL, _Learning
-from fedmpi.checkpoint import path_beside
+from fedmpi.checkpoint import Checkpoints, path_beside
 from fedmpi.command_line import parse
-from fedmpi.interruption import BY_HAND, MARGIN, REQUEUE, Watch
+from fedmpi.data import Digits
+from fedmpi.evaluation import Evaluator
+from fedmpi.interruption import BY_HAND, MARGIN, REQUEUE, Watch, job_end
 from fedmpi.results import Run
 from fedmpi.results.summary import summarize
 from tests.equal import assert_same_bits
-from tests.launch import start
+from tests.launch import REPOSITORY, fedmpi, start
 from tests.small import Alone
-from tests.test_checkpoint import GENFL, go
+from tests.test_checkpoint import GENFL, go, interrupt
 
 EVERY = 2  # rounds from one checkpoint to the next
 SMALL = f"--clients 8 --cohort 4 --local.steps 3 --model MLP --model.hidden '[9]' --checkpoint.every_rounds {EVERY}"
@@ -144,7 +148,7 @@ def test_signals(tmp_path: Path) -> None:
         assert job.end() == status
         run = results.open(path)
         assert run.status == "interrupted"
-        assert summarize(run).startswith("status      interrupted; the same command goes on with --resume")
+        assert summarize(run).startswith("status      interrupted; goes on with --resume")
         assert len(run.rounds["round"]) >= done + 2
         done = len(run.rounds["round"])
     assert len(run.attributes["resumed"].splitlines()) == 2
@@ -153,8 +157,11 @@ def test_signals(tmp_path: Path) -> None:
 
 
 def watch(path: Path) -> Watch:
+    """Of a run that has been set up."""
     experiment, _ = parse(["--output", str(path)])
-    return Watch(Alone(), experiment)
+    made = Watch(Alone(), experiment)
+    made.is_set_up = True
+    return made
 
 
 def test_second_interrupt(tmp_path: Path) -> None:
@@ -199,6 +206,195 @@ def test_limit_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delenv("SLURM_JOB_END_TIME")
     assert_same_bits(results.open(path), unbroken(options, tmp_path))
     assert go(options, path, "--resume") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1700000000", "1700000000 is over, and not this job's limit"),
+        ("0", "0 is over, and not this job's limit"),
+        ("Unknown", "Unknown is no time"),
+        ("nan", "nan is no time"),
+        ("2026-11-20T16:20:00", "2026-11-20T16:20:00 is no time"),
+        ("", ""),
+    ],
+)
+def test_a_limit_that_is_none(text: str, said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """What a shell has inherited from a job that is over, or what is no time; oracle: one line that names it."""
+    assert job_end({"SLURM_JOB_END_TIME": text}, tells=True) is None
+    assert capfd.readouterr().out == (f"SLURM_JOB_END_TIME = {said}: it is ignored\n" if said else "")
+    assert job_end({"SLURM_JOB_END_TIME": "99999999999"}, tells=True) == 99999999999
+    assert job_end({}, tells=True) is None
+    assert capfd.readouterr().out == ""
+
+
+def test_a_run_in_a_shell_that_has_outlived_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1700000000")
+    assert go(f"{SMALL} --rounds 2", tmp_path / "run.h5") == 0
+
+
+def signal_at(patch: pytest.MonkeyPatch, owner: type, name: str, call: int = 1, number: int = signal.SIGUSR1) -> None:
+    """Send this process a signal when a method is called for the `call`th time."""
+    does, calls = getattr(owner, name), []
+
+    def signalled(*arguments: Any, **options: Any) -> Any:
+        calls.append(name)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        return does(*arguments, **options)
+
+    patch.setattr(owner, name, signalled)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, REQUEUE), (signal.SIGINT, BY_HAND)])
+def test_setting_up(number: int, status: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """While data are read the run ends at once, and leaves nothing; as a resumed run it leaves what was there."""
+    path, options, before = tmp_path / "run.h5", f"{SMALL} --rounds 3", signal.getsignal(signal.SIGINT)
+    with pytest.MonkeyPatch.context() as patch:
+        signal_at(patch, Digits, "read", number=number)
+        assert go(options, path) == status
+    assert not list(tmp_path.iterdir())
+    assert f"interrupted (exit status {status}); to go on: python -m fedmpi " in capfd.readouterr().out
+    interrupt(options, tmp_path / "whole.h5", tmp_path.parent)
+    broken = tmp_path.parent / "whole.h5"
+    left = broken.read_bytes(), path_beside(broken).read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        signal_at(patch, Digits, "read", number=number)
+        assert go(options, broken, "--resume") == status
+    assert (broken.read_bytes(), path_beside(broken).read_bytes()) == left
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_setting_up_on_several_ranks(tmp_path: Path) -> None:
+    """One that alone hears ends the job, whose others wait for it."""
+    options = f"{SMALL} --rounds 3 --output {tmp_path / 'run.h5'}"
+    how = ["--partition", "faulty.Shares", "--partition.kind", "terminate", "--partition.ranks", "[1]"]
+    programs = f"{REPOSITORY}:{REPOSITORY / 'tests' / 'programs'}"
+    assert fedmpi(2, *shlex.split(options), *how, PYTHONPATH=programs).returncode == REQUEUE
+    assert not list(tmp_path.iterdir())
+
+
+def test_before_the_first_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal while the initial model is measured: there is no round, and the run starts anew."""
+    path, options = tmp_path / "run.h5", f"{SMALL} --rounds 2"
+    with monkeypatch.context() as patch:
+        signal_at(patch, FedAvg, "evaluate")
+        assert go(options, path) == REQUEUE
+    run = results.open(path)
+    assert (run.status, len(run.rounds.get("round", ()))) == ("interrupted", 0)
+    assert go(options, path, "--resume") == 0
+    assert_same_bits(results.open(path), unbroken(options, tmp_path))
+
+
+def test_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No further round is begun, for the checkpoint is there."""
+    path, options = tmp_path / "run.h5", f"{STATEFUL} --rounds 4"
+    with monkeypatch.context() as patch:
+        signal_at(patch, Checkpoints, "save")
+        assert go(options, path) == REQUEUE
+    run = results.open(path)
+    assert (run.status, len(run.rounds["round"])) == ("interrupted", EVERY)
+    assert go(options, path, "--resume") == 0
+    assert_same_bits(results.open(path), unbroken(options, tmp_path))
+
+
+NEWCOMERS = f"{SMALL} --rounds 1 --newcomers 5 --newcomer_epochs 4"
+
+
+def test_newcomers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal while the third of them is trained: three are done, and two are trained when the run goes on."""
+    path, turns = tmp_path / "run.h5", []
+    with monkeypatch.context() as patch:
+        signal_at(patch, Evaluator, "client_accuracy", call=12)
+        assert go(NEWCOMERS, path) == REQUEUE
+    run, measure = results.open(path), Evaluator.client_accuracy
+    assert run.status == "interrupted"
+    assert np.isnan(run.newcomers["accuracy"]).any(1).tolist() == [False] * 3 + [True] * 2
+
+    def counted(*arguments: Any) -> float:
+        turns.append(arguments)
+        return measure(*arguments)
+
+    monkeypatch.setattr(Evaluator, "client_accuracy", counted)
+    assert go(NEWCOMERS, path, "--resume") == 0
+    assert len(turns) == 2 * 5
+    assert_same_bits(results.open(path), unbroken(NEWCOMERS, tmp_path))
+    assert not path_beside(path).exists()
+
+
+def test_newcomers_on_several_ranks(tmp_path: Path) -> None:
+    """A signal to the launcher while they are trained; the line that is then printed, given to a shell, goes on."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY)}
+
+    def shell(command: str, **variables: str) -> subprocess.Popen[str]:
+        words = ["bash", "-c", f"exec {command}"]
+        return subprocess.Popen(
+            words, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env={**environment, **variables}
+        )
+
+    def left() -> tuple[str, list[int], int]:
+        (file,) = (tmp_path / "runs").glob("*.h5")
+        run = results.open(file)
+        known = run.newcomers.get("accuracy", np.full((5, 1), np.nan))
+        return run.status, run.rounds["round"].tolist(), int(np.isnan(known[:, 0]).sum())
+
+    job = shell(f"mpirun -n 3 python -m fedmpi --overwrite {NEWCOMERS} --newcomer_epochs 200")
+    assert job.stdout
+    while not job.stdout.readline().startswith("round"):
+        pass
+    job.send_signal(signal.SIGUSR1)
+    said, _ = job.communicate(timeout=240)
+    assert job.returncode == REQUEUE
+    *known, waiting = left()
+    assert known == ["interrupted", [1]]
+    assert waiting >= 1
+    (goes_on,) = re.findall(r"^interrupted \(exit status 85\); to go on: (.*)$", said, re.MULTILINE)
+    assert goes_on.startswith("mpirun -n 3 python -m fedmpi --clients 8")
+    again = shell(goes_on, SLURM_JOB_END_TIME=str(time.time() + MARGIN))
+    said, _ = again.communicate(timeout=240)
+    assert again.returncode == REQUEUE
+    assert ": goes on after round 1\n" in said
+    assert left() == ("interrupted", [1], max(waiting - 2, 0))
+
+
+def test_limit_of_a_job_among_newcomers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every job gets on by one of them, at least."""
+    path = tmp_path / "run.h5"
+    for done in range(5):
+        monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + MARGIN))
+        assert go(NEWCOMERS, path, "--resume") == REQUEUE
+        known = results.open(path).newcomers.get("accuracy", np.full((5, 5), np.nan))
+        assert np.count_nonzero(~np.isnan(known[:, 0])) == done
+    monkeypatch.delenv("SLURM_JOB_END_TIME")
+    assert go(NEWCOMERS, path, "--resume") == 0
+    assert_same_bits(results.open(path), unbroken(NEWCOMERS, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("given", "goes_on"),
+    [
+        ("--seed 1 --output runs/x.h5", "--seed 1 --output runs/x.h5 --resume"),
+        ("--overwrite --seed 1 --output=x.h5", "--seed 1 --output=x.h5 --resume"),
+        ("--overwrite=true --output 'my runs/$x.h5'", "--output 'my runs/$x.h5' --resume"),
+        ("--config c.yaml", "--config c.yaml --overwrite=false --resume"),
+        (
+            "--config=c.yaml --overwrite --model.norm batch",
+            "--config=c.yaml --model.norm batch --overwrite=false --resume",
+        ),
+        ("--resume --output x.h5", "--output x.h5 --resume"),
+    ],
+)
+def test_the_command_that_goes_on(given: str, goes_on: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: by hand; and the parser takes it."""
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text("overwrite: true\noutput: runs/c.h5\n")
+    experiment, _ = parse(shlex.split(given))
+    assert experiment.command == f"python -m fedmpi {goes_on}"
+    again, _ = parse(shlex.split(goes_on))
+    assert (again.resume, again.overwrite, again.output) == (True, False, experiment.output)
+    automatic, _ = parse(["--seed", "2"])
+    assert automatic.command == f"python -m fedmpi --seed 2 --output {automatic.output} --resume"
 
 
 @pytest.mark.parametrize(("method", "name", "round"), [(_Learning, "round", 1), (GenFL, "sample", 2)])

@@ -135,6 +135,33 @@ def test_slurm(tmp_path: Path, protocols: str, launched: str) -> None:
     assert (environment["ranks"], environment["threads"], environment["slurm_job_id"]) == (2, 2, "4711")
 
 
+# A launcher of nothing, which tells the limit that the run would have.
+TELLING = """#!/usr/bin/env bash
+[[ $1 == --mpi=list ]] && echo pmi2 pmix || echo "limit ${SLURM_JOB_END_TIME-none}"
+"""
+
+
+def test_limits(tmp_path: Path) -> None:
+    """What squeue answers of a job, as a date or as Slurm says that there is none; oracle: by hand."""
+    for name, text in {"srun": TELLING, "squeue": '#!/bin/sh\n$FAIL\necho "$END"\n'}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    for end, limit in {
+        "2099-01-01T00:00:00": "4070908800",
+        "NONE": "none",
+        "N/A": "none",
+        "Unknown": "none",
+        "INVALID": "none",
+        "": "none",
+        "2099-99-99T": "none",
+    }.items():
+        granted = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "4711", "END": end, "FAIL": "", "TZ": "UTC"}
+        assert f"limit {limit}\n" in run("slurm.sbatch", DIGITS, path=tmp_path, folder=None, **granted), end
+    granted |= {"END": "2099-01-01T00:00:00"}
+    assert "limit none\n" in run("slurm.sbatch", DIGITS, path=tmp_path, folder=None, **{**granted, "FAIL": "exit 1"})
+    assert "limit 17\n" in run("slurm.sbatch", DIGITS, path=tmp_path, folder=None, SLURM_JOB_END_TIME="17", **granted)
+
+
 def test_slurm_array(tmp_path: Path) -> None:
     """Task 3 of two lines with two seeds each is the second line with seed 1; later options win; one file a task."""
     (tmp_path / "jobs").symlink_to(JOBS)

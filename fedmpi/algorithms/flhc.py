@@ -61,9 +61,8 @@ class FLHC(ClusteredOnce):
 
     def setup(self, fed: "Federation") -> None:
         super().setup(fed)
-        warmup = fed.rounds // 5 if self.warmup is None else self.warmup
-        require(warmup < fed.rounds, "warmup", warmup, f"below the number of rounds, {fed.rounds}")
-        self.first_round = warmup + 1
+        self.first_round = 1 + (fed.rounds // 5 if self.warmup is None else self.warmup)
+        require(fed.has_round(self.first_round), "warmup", self.warmup, "below the number of rounds")
 
     def compare(self, changes: "Stack") -> "NDArray[np.float64]":
         from fedmpi.stack import absolute_differences

@@ -13,7 +13,7 @@ from typing import NoReturn, get_type_hints
 from fedmpi.components import subclasses
 from fedmpi.data import Dataset, prepared
 from fedmpi.errors import BadInput
-from fedmpi.terminal import take_any_text
+from fedmpi.streams import outlast
 
 
 class _Parser(ArgumentParser):
@@ -23,7 +23,6 @@ class _Parser(ArgumentParser):
 
 def main(arguments: list[str]) -> int:
     """Run one command; returns the exit status."""
-    take_any_text()
     try:
         options, own = _parser().parse_known_args(arguments)
         if options.command == "list":
@@ -88,4 +87,5 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
+    outlast()  # preparing may take minutes
     sys.exit(main(sys.argv[1:]))

@@ -9,7 +9,6 @@ clients.) And an error on any rank reaches rank 0 while it waits, so that no job
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
+from fedmpi import streams
 from fedmpi.errors import BadInput
 from fedmpi.mpi.bell import Bell
 from fedmpi.mpi.node import FixedPoint, Segments, SharedMean
@@ -429,16 +429,15 @@ class World:
             if not answered and self._failures.Iprobe(source=0):
                 deadline, answered = deadline + ENDING_SECONDS, True
             time.sleep(LONGEST_SLEEP)
-        print(report, file=sys.stderr, flush=True)
+        streams.put(report, "stderr")
         self.abort()
 
-    def abort(self) -> NoReturn:
-        """End all ranks at once with exit status 1."""
-        sys.stdout.flush()
-        sys.stderr.flush()
+    def abort(self, status: int = 1) -> NoReturn:
+        """End all ranks at once with this exit status."""
+        streams.flush()
         time.sleep(FORWARDING_SECONDS)
-        self.comm.Abort(1)
-        raise SystemExit(1)
+        self.comm.Abort(status)
+        raise SystemExit(status)
 
 
 def _cores() -> int:

@@ -25,7 +25,7 @@ from fedmpi.results.schema import PERCENT, SCHEMA, Direction, described, documen
 from fedmpi.results.summary import summarize
 from fedmpi.results.table import FIGURES, cross, tabulate
 from fedmpi.results.watch import watch
-from fedmpi.terminal import take_any_text
+from fedmpi.streams import take_any_text
 
 T = TypeVar("T")
 
@@ -47,13 +47,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.command(options)
-        sys.stdout.flush()
+        if sys.stdout:  # else it is closed
+            sys.stdout.flush()
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2
-    except BrokenPipeError:  # whoever read has seen enough, as in `... | head`
+    except OSError as error:  # of standard output, as a rule: what is wrong with other files is bad input
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if isinstance(error, BrokenPipeError):  # whoever read has seen enough, as in `... | head`
+            return 0
+        print(f"{error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     return status

@@ -74,7 +74,7 @@ def _entries(run: Run) -> Iterator[tuple[str, str]]:
 def _status(run: Run) -> str:
     ended_early = run.status not in ("running", "finished")
     goes_on = ended_early and path_beside(run.path).exists()
-    return f"{run.status}; the same command goes on with --resume" if goes_on else run.status
+    return f"{run.status}; goes on with --resume" if goes_on else run.status
 
 
 def _clients(settings: dict[str, Any]) -> str:

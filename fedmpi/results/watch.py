@@ -37,7 +37,7 @@ def watch(paths: Sequence[Path], interval: float) -> bool:
         width = shutil.get_terminal_size().columns
         views = [_view(path, width) for path in paths]
         screens = [text for text, _ in views]
-        if sys.stdout.isatty():
+        if sys.stdout and sys.stdout.isatty():
             print(_HOME_AND_CLEAR + "\n\n".join(screens), flush=True)
         elif screens != shown:
             fresh = [text for number, text in enumerate(screens) if text not in shown[number : number + 1]]

@@ -46,7 +46,8 @@ class Results:
 
     Args:
         path: the file; missing folders are made at the first write.
-        attributes: config (YAML text), algorithm, dataset, model, seed, ...; None is left out.
+        attributes: config (YAML text), algorithm, dataset, model, seed, ...; None is left out. What changes is given
+            as a function, which is called at every write.
         environment: what the job runs on: numbers, texts, lists of texts; None is left out.
         overwrite: whether a file that exists may be replaced.
 
@@ -85,8 +86,17 @@ class Results:
         """When the run began, before whatever interrupted it."""
         return str(self._attributes["started"])
 
-    def resume(self, round: int) -> None:
+    @property
+    def newcomers(self) -> NDArray[np.float64] | None:
+        """What `set_newcomers` was given last, perhaps before the run was interrupted; None: nothing."""
+        table = self._tables.get("newcomers")
+        return None if table is None else np.array(dict(table.items())["accuracy"])
+
+    def resume(self, round: int, is_over: bool = False) -> None:
         """Take over what the file has up to a round.
+
+        Args:
+            is_over: whether no further round follows, so that what comes after the last one is taken over, too.
 
         Raises:
             OSError, BadInput: it cannot be read, or ends before.
@@ -99,7 +109,8 @@ class Results:
             for name in ("rounds", "clients", "ranks", "evaluation", "clusters"):
                 if name in file:
                     self._tables[name] = _table(file[name], round)
-            self._tables |= {name: _table(file[name]) for name in stages}
+            after = ["newcomers"] if is_over and "newcomers" in file else []
+            self._tables |= {name: _table(file[name]) for name in [*stages, *after]}
             for name in set(file) - {*_TABLES, *_OTHERS}:
                 self.keep(name, {array: values[()] for array, values in file[name].items()})
         if self._tables["rounds"].rows != round:
@@ -360,6 +371,8 @@ def check_writable(path: str | Path, overwrite: bool) -> None:
 
 def _set_attributes(group: h5py.Group, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
+        if callable(value):
+            value = value()
         if isinstance(value, (list, tuple)):
             value = "\n".join(map(str, value))  # an array attribute would end at 64 KiB, a text does not
         if value is not None:

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from fedmpi.training.flat import Net
     from fedmpi.training.samples import Batch
 
-Kind = Literal["RuntimeError", "exit", "KeyboardInterrupt", "MemoryError", "nan", "BadInput", "kill", "full"]
+Kind = Literal[
+    "RuntimeError", "exit", "KeyboardInterrupt", "MemoryError", "nan", "BadInput", "kill", "full", "terminate"
+]
 Phase = Literal["constructor", "setup", "loss", "round", "evaluate", "write"]
 #: Bytes of a file beyond which the disk is as good as full.
 FULL = 4096
@@ -121,7 +123,9 @@ def fail(kind: Kind) -> None:
         raise KeyboardInterrupt
     if kind == "BadInput":
         raise BadInput("is not what it should be", "kind")
-    if kind == "full":
+    if kind == "terminate":
+        os.kill(os.getpid(), signal.SIGTERM)
+    elif kind == "full":
         resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, resource.RLIM_INFINITY))
     elif kind != "nan":
         raise {"RuntimeError": RuntimeError, "MemoryError": MemoryError}[kind]("as I was told")

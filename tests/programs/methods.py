@@ -24,6 +24,14 @@ if TYPE_CHECKING:
     from fedmpi.training.block import Block
 
 
+class LastRound(FedAvg):
+    """Federated averaging that leaves the last round out."""
+
+    def round(self, fed: Federation, cohort: Cohort) -> None:
+        if fed.round < fed.rounds:
+            super().round(fed, cohort)
+
+
 class Noise(torch.nn.Module):
     """Adds random numbers by PyTorch's own generator."""
 

@@ -41,7 +41,9 @@ SlurmdPidFile={folder}/slurmd.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
 NodeName={host} NodeAddr=127.0.0.1 CPUs=8
-PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+NodeName=far[1-4] CPUs=64 State=FUTURE
+PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
+PartitionName=far Nodes=far[1-4] MaxTime=INFINITE State=UP
 """
 
 

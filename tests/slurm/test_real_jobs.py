@@ -97,7 +97,7 @@ class Site:
         slurm = Slurm({**self.slurm.environment, **variables})
         place = f"--chdir={self.folder}"
         said = slurm.call(
-            "sbatch", "--parsable", "--ntasks=2", place, *options[:at], f"jobs/{script}", *options[at + 1 :]
+            "sbatch", "--parsable", "--ntasks-per-node=2", place, *options[:at], f"jobs/{script}", *options[at + 1 :]
         )
         number = said.strip()
         return Job(self.slurm, number, self.folder / "runs" / (file or f"fedmpi-{number}.h5"))
@@ -156,6 +156,25 @@ def test_signals(site: Site, jobs: dict[str, Job], sha256: str | None) -> None:
         assert (run.environment["ranks"], run.environment["slurm_job_id"]) == (2, jobs[name].number)
     about = site.slurm.about(jobs["cancelled"].number)
     assert (about["JobState"], about["Restarts"]) == ("CANCELLED", "0")
+
+
+def test_how_many_ranks(site: Site) -> None:
+    """What docs/cluster.md gives to sbatch, on nodes that are not there yet: Slurm counts the tasks all the same."""
+    text = (REPOSITORY / "docs" / "cluster.md").read_text()
+    for options, tasks in {
+        "": 17,
+        "--ntasks-per-node=33": 33,
+        "--nodes=4 --ntasks-per-node=16": 64,
+        "--nodes=4 --gpus-per-node=4 --ntasks=17 --ntasks-per-node=5": 17,
+    }.items():
+        assert options in text
+        known = [option for option in options.split() if not option.startswith("--gpus")]  # this Slurm has none
+        for script in ("slurm.sbatch", "slurm_array.sbatch"):
+            place = "--partition=far", f"--chdir={site.folder}"
+            number = site.slurm.call("sbatch", "--parsable", *place, *known, f"{REPOSITORY}/jobs/{script}").strip()
+            about = site.slurm.about(number)
+            assert (about["NumTasks"], about["JobState"]) == (str(tasks), "PENDING"), options
+            site.slurm.call("scancel", number)
 
 
 def test_after_scancel(site: Site, jobs: dict[str, Job], sha256: str | None) -> None:

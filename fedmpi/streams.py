@@ -1,0 +1,82 @@
+"""Standard output and error: they may be closed or full at any moment, or know little more than ASCII."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import sys
+from contextlib import suppress
+from typing import Any, Literal
+
+Name = Literal["stdout", "stderr"]
+
+#: How characters are spelt that the output's encoding lacks; all others become a question mark.
+_SPELT = {"±": "+-", "ε": "epsilon", **dict(zip("▁▂▃▄▅▆▇█", "__..--^^", strict=True))}
+
+
+def put(line: str, name: Name = "stdout") -> None:
+    """Show a line at once, where it can be shown."""
+    try:
+        print(line, file=getattr(sys, name), flush=True)
+    except UnicodeEncodeError as error:
+        put(line.encode(error.encoding, "spelt").decode(error.encoding, "replace"), name)
+    except (OSError, ValueError):  # a program that was started in another way than by `main`; ValueError: closed
+        outlast()
+
+
+def flush() -> None:
+    """Let what was printed go out."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream:
+            with suppress(OSError, ValueError):
+                stream.flush()
+
+
+def outlast() -> None:
+    """From now on nothing that this process prints raises an error: what cannot be written is lost.
+
+    `... | head` closes a pipe, a disk with a log file on it may be full, a terminal may be gone, and a daemon has
+    none. Standard streams that are closed become the null device, or the next file that is opened would be taken for
+    one of them.
+    """
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:  # it gets the lowest number that is free
+        pass
+    os.close(opened)
+    sys.stdout, sys.stderr = _lasting("stdout", 1), _lasting("stderr", 2)
+    take_any_text()
+
+
+def take_any_text() -> None:
+    """From now on printing never fails because standard output's encoding lacks a character."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="spelt")
+
+
+def _lasting(name: Name, number: int) -> io.TextIOWrapper:
+    """Like the standard stream that there is, to the same file."""
+    old, how = getattr(sys, name), {"encoding": "utf-8", "errors": "backslashreplace", "line_buffering": True}
+    if old is not None:
+        with suppress(OSError, ValueError):
+            old.flush()
+        how |= {option: getattr(old, option, value) for option, value in how.items()}
+    return io.TextIOWrapper(io.BufferedWriter(_File(number, "w", closefd=False)), **how)  # type: ignore[arg-type]
+
+
+class _File(io.FileIO):
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or len(data)  # nothing is written where one would have to wait
+        except OSError:
+            return len(data)
+
+
+def _spelt(error: UnicodeError) -> tuple[str | bytes, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    letter = error.object[error.start]
+    if "\udc80" <= letter <= "\udcff":  # a byte of a file's name that is no text
+        return bytes([ord(letter) - 0xDC00]), error.start + 1
+    return _SPELT.get(letter, "?"), error.start + 1
+
+
+codecs.register_error("spelt", _spelt)

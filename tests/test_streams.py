@@ -1,0 +1,88 @@
+"""Standard output and error that are closed, or full: a run goes on, and ends as if it had been seen."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedmpi import progress, results, streams
+from fedmpi.results.__main__ import main
+from tests.launch import REPOSITORY
+from tests.test_checkpoint import go
+
+RUN = "--clients 4 --rounds 12 --local.epochs 1 --model LogisticRegression"
+
+
+class Full(io.RawIOBase):
+    """A file that takes nothing."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fileno(self) -> int:
+        return os.open(os.devnull, os.O_WRONLY)
+
+
+def full() -> io.TextIOWrapper:
+    """Standard output on a disk that is full."""
+    return io.TextIOWrapper(io.BufferedWriter(Full()))
+
+
+def shell(command: str) -> int:
+    """The exit status of the first program of a pipe."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    said = subprocess.run(["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"], env=environment, timeout=240)
+    return said.returncode
+
+
+@pytest.mark.parametrize("where", ["2>&1 | head -n 1", "<&- >&- 2> /dev/full"])
+def test_a_run(where: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    python = shlex.join([sys.executable, "-m", "fedmpi", *RUN.split(), "--checkpoint.keep", "true"])
+    assert shell(f"{python} --output {path} {where}") == 0
+    run = results.open(path)
+    assert (run.status, len(run.rounds["round"])) == ("finished", 12)
+    assert sorted(left.name for left in tmp_path.iterdir()) == ["run.h5", "run.h5.checkpoint"]
+
+
+def test_bad_input() -> None:
+    """The exit status is that of the error which nobody can read."""
+    assert shell(f"{sys.executable} -m fedmpi --clients 0 2> /dev/full") == 2
+
+
+def test_a_run_of_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Started from Python: what it prints is lost, and so is what it says when it is interrupted."""
+    closed = io.StringIO()
+    closed.close()
+    for name, broken in {"closed": closed, "full": full()}.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", broken)
+            patch.setattr(sys, "stderr", broken)
+            patch.setattr(streams, "_lasting", lambda name, number: io.StringIO())  # those of this process are others
+            assert go(f"{RUN} --rounds 2", tmp_path / f"{name}.h5") == 0
+            assert isinstance(sys.stdout, io.StringIO)
+        assert results.open(tmp_path / f"{name}.h5").status == "finished"
+
+
+def test_no_bar_without_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    progress.Progress(3).show({"train_loss": 1.0, "round": 1, "seconds": 1.0})
+
+
+def test_results_that_cannot_be_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    """The commands that look at files have nothing else to do: one line, and a status."""
+    for stream, status in ((full(), 2), (None, 0)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stdout", stream)
+            assert main(["schema"]) == status
+    assert capfd.readouterr().err == "standard output: No space left on device\n"
