@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from fedmpi import __version__
 from fedmpi.errors import BadInput, require
+from fedmpi.options import Configured
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +43,7 @@ FREE = ("rounds", "threads", "device")
 
 
 @dataclass(frozen=True)
-class Checkpointing:
+class Checkpointing(metaclass=Configured):
     """When a run writes down all that it needs to go on (`--resume`): at times, and when it is interrupted.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import BadInput
+from fedmpi.options import Configured
 
 Progress = Callable[[str], None]
 
@@ -48,7 +49,7 @@ class Arrays:
         return cls(**{name: as_seen(x) for name, x in stored.items()}, on_disk=on_disk)
 
 
-class Dataset(ABC):
+class Dataset(metaclass=Configured):
     """Where the samples come from. A data set of your own, used with `--dataset my_module.Mine`:
 
         class Mine(Dataset):

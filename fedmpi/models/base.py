@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, get_args
 
 from fedmpi.errors import BadInput, require
+from fedmpi.options import Configured
 
 if TYPE_CHECKING:
     from torch import nn
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 Norm = Literal["batch", "group", "layer", "none"]
 
 
-class Model(ABC):
+class Model(metaclass=Configured):
     """A family of networks, described by the options of its constructor.
 
     Any `nn.Module` will do as a network; a `Backbone` also offers the features before its classifier, which
