@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedmpi import randomness
 from fedmpi.adversary import Adversary
 from fedmpi.algorithms import Algorithm
-from fedmpi.checkpoint import path_beside
+from fedmpi.checkpoint import LONGEST_DECORATION, path_beside
 from fedmpi.data import Arrays, Dataset, Split, make_split, prepared
 from fedmpi.engine import Engine
 from fedmpi.environment import describe
@@ -21,10 +21,11 @@ from fedmpi.evaluation import Evaluator
 from fedmpi.mpi.devices import pick_device
 from fedmpi.mpi.shared import share
 from fedmpi.mpi.world import World
+from fedmpi.options import check_length
 from fedmpi.privacy import NoPrivacy, Released
 from fedmpi.progress import say
 from fedmpi.results import Results
-from fedmpi.results.writer import check_writable
+from fedmpi.results.writer import check_writable, reserve
 from fedmpi.scheduling import Cohort
 from fedmpi.scheduling.sampling import masses
 from fedmpi.training.choice import make_trainer
@@ -45,10 +46,13 @@ def assemble(experiment: Experiment, world: World) -> Engine:
         BadInput: on every rank alike.
     """
     torch.set_num_threads(experiment.threads)
+    _connect(experiment)
     with world.agreed():
         if world.is_server:
             try:
-                check_writable(experiment.output, experiment.overwrite or experiment.resume)
+                may_be_there = experiment.overwrite or experiment.resume or experiment.names_output
+                check_length(experiment.output, room=LONGEST_DECORATION)
+                check_writable(experiment.output, may_be_there)
             except BadInput as error:
                 raise BadInput(f"--output = {error}") from None
     device = pick_device(world, experiment.device, experiment.algorithm.trains_at_server)
@@ -140,12 +144,22 @@ def assemble(experiment: Experiment, world: World) -> Engine:
     return fed
 
 
+def _connect(experiment: Experiment) -> None:
+    """Tell the components of one another; here, because each may be given to several experiments."""
+    experiment.model.vocabulary = experiment.dataset.vocabulary
+    if experiment.algorithm.takes_server_optimizer:
+        experiment.algorithm.server_optimizer = experiment.server_optimizer
+
+
 def set_up(algorithm: Algorithm, fed: Engine) -> None:
-    """Create the algorithm's state.
+    """Create the algorithm's state, whatever an earlier run has left in it.
 
     Raises:
         BadInput: its options do not go with the federation; on every rank alike.
     """
+    for part in algorithm.parts:
+        if "server_optimizer" in vars(part):
+            part.server_optimizer.state.clear()
     with fed.agreed(), option_of("algorithm"):
         algorithm.setup(fed)
     if not fed.is_server:
@@ -182,10 +196,10 @@ def _kind(arrays: Arrays, dataset: Dataset) -> str:
     return f"{x.dtype} {x.shape[1:]}" + (f" and {words} tokens" if words else "")
 
 
-def open_results(
-    experiment: Experiment, fed: Engine, world: World, config: str, done: int | None = None
-) -> Results | None:
+def open_results(experiment: Experiment, fed: Engine, world: World, done: int | None = None) -> Results | None:
     """Rank 0's results, written for the first time; None on the other ranks.
+
+    The name becomes this run's alone, and all ranks know it then.
 
     Args:
         done: the round after which the run goes on that has left a file; None: it begins.
@@ -197,22 +211,34 @@ def open_results(
     results: Results | None = None
     with world.agreed():
         if world.is_server:
-            names = {name: type(getattr(experiment, name)).__name__ for name in ("algorithm", "dataset", "model")}
-            attributes = {**names, "seed": experiment.seed, "config": config}
-            may_replace = experiment.overwrite or experiment.resume
-            results = Results(experiment.output, attributes, environment, may_replace)
-            results.set_partition(fed.label_counts, fed.samples)
-            _describe_models(results, experiment.algorithm, fed.layout)
             try:
-                if done is None:
-                    path_beside(experiment.output).unlink(missing_ok=True)  # another run's, which is replaced
-                else:
-                    results.resume(done)
-                results.write()
+                results = _begin_file(experiment, fed, environment, done)
             except OSError as error:
-                raise BadInput(
-                    f"= {experiment.output}: cannot be written ({error.strerror or error})", "--output"
-                ) from None
+                reason = f"cannot be written ({error.strerror or error})"
+                raise BadInput(f"= {experiment.output}: {reason}", "--output") from None
+    experiment.output = world.from_server(experiment.output)
+    return results
+
+
+def _begin_file(experiment: Experiment, fed: Engine, environment: dict[str, Any], done: int | None) -> Results:
+    is_new = not (experiment.overwrite or experiment.resume)
+    if is_new:
+        experiment.output = reserve(experiment.output, or_similar=experiment.names_output)
+    try:
+        names = {name: type(getattr(experiment, name)).__name__ for name in ("algorithm", "dataset", "model")}
+        attributes = {**names, "seed": experiment.seed, "config": experiment.config}
+        results = Results(experiment.output, attributes, environment, overwrite=True)
+        results.set_partition(fed.label_counts, fed.samples)
+        _describe_models(results, experiment.algorithm, fed.layout)
+        if done is None:
+            path_beside(experiment.output).unlink(missing_ok=True)  # another run's, which is replaced
+        else:
+            results.resume(done)
+        results.write()
+    except BaseException:
+        if is_new:
+            experiment.output.unlink(missing_ok=True)
+        raise
     return results
 
 

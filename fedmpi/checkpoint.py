@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 #: What rank 0 holds of the clients' vectors at a time, 64 MiB; one of them at least.
 PIECE_ELEMENTS = 1 << 24
+#: By how many bytes other names are longer than the results file's, from which they are made: `.NAME.checkpoint.tmp`.
+LONGEST_DECORATION = 16
 #: Settings that may be others when a run goes on; rounds only more.
 FREE = ("rounds", "threads", "device")
 
@@ -97,15 +99,19 @@ class Checkpoints:
 
     Args:
         world: the ranks.
-        output: the results file, beside which it lies.
-        settings: when it is written.
+        experiment: what is run.
     """
 
-    def __init__(self, world: "World", output: Path, settings: Checkpointing) -> None:
-        self.path = path_beside(output)
+    def __init__(self, world: "World", experiment: "Experiment") -> None:
         self._world = world
-        self._settings = settings
+        self._experiment = experiment
+        self._settings = experiment.checkpoint
         self._last = time.monotonic()
+
+    @property
+    def path(self) -> Path:
+        """Beside the results file, whose name may be known only when it is written first."""
+        return path_beside(self._experiment.output)
 
     def is_due(self, round: int) -> bool:
         """At rank 0: whether to write one after this round."""
@@ -292,7 +298,7 @@ def server_state(algorithm: "Algorithm") -> "dict[str, Tensor]":
     return found
 
 
-def find(experiment: "Experiment", config: str) -> Place | None:
+def find(experiment: "Experiment") -> Place | None:
     """Where the run goes on that is to be resumed, and a line about it; None: at its start.
 
     Raises:
@@ -310,7 +316,7 @@ def find(experiment: "Experiment", config: str) -> Place | None:
         run = results.open(output)
     except BadInput as error:
         raise BadInput(f"--resume: {error}") from None
-    _check_settings(run.config, config)
+    _check_settings(run.config, experiment.config)
     done, is_over = len(run.rounds.get("round", ())), run.status == "finished"
     if is_over and experiment.rounds <= done:
         say(f"{output}: is finished")

@@ -1,39 +1,63 @@
 """An experiment: the tree of its settings, and its course from start to end.
 
+    from fedmpi import Experiment
+    from fedmpi.algorithms import FedProx
+
+    run = Experiment(algorithm=FedProx(mu=0.01), rounds=20).run()
+
 Importing this module is cheap (no torch), because the command line is read from the constructor's signature.
 """
 
+import inspect
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fedmpi.algorithms import Algorithm
+from fedmpi.algorithms import Algorithm, FedAvg
 from fedmpi.attacks import Attack, NoAttack
 from fedmpi.checkpoint import Checkpointing, Layer, Place, find
 from fedmpi.compression import Compression, Dense
-from fedmpi.data import Dataset, Partition
+from fedmpi.data import Dataset, Digits, Dirichlet, Partition
 from fedmpi.errors import BadInput, require
-from fedmpi.interruption import Interrupted, Watch
-from fedmpi.models import Model
+from fedmpi.interruption import BY_HAND, Interrupted, Watch
+from fedmpi.models import LeNet, Model
+from fedmpi.mpi import whole_job
+from fedmpi.options import Configured, shown
 from fedmpi.privacy import NoPrivacy, Privacy
-from fedmpi.scheduling import All, Always, Availability, Cohort, Conditions, Course, Ideal, Pool, Sampler, Weighting
+from fedmpi.scheduling import (
+    All,
+    Always,
+    Availability,
+    Cohort,
+    Conditions,
+    Course,
+    Ideal,
+    Pool,
+    Sampler,
+    Uniform,
+    Weighting,
+)
 from fedmpi.server_optimizers import Replace, ServerOptimizer
+from fedmpi.settings import as_yaml, leaves, settings_of
 from fedmpi.training.settings import LocalTraining
 
 if TYPE_CHECKING:
     from fedmpi.engine import Engine
     from fedmpi.ledger import Outcome
     from fedmpi.mpi.world import World
-    from fedmpi.results import Results
+    from fedmpi.results import Results, Run
 
 
-class Experiment:
+class Experiment(metaclass=Configured):
     """One federated experiment.
+
+    Every argument may be left out, as on the command line; a component that is null is the default one. A component
+    may be given to several experiments.
 
     Args:
         algorithm: the federated method.
@@ -68,7 +92,8 @@ class Experiment:
         device: what clients are trained on; auto takes GPUs where a rank sees any.
         threads: CPU threads a rank, whatever OMP_NUM_THREADS says. More than one rarely pays: start more ranks.
         seed: of everything random. The same seed gives the same results on any number of ranks.
-        output: the results file; null: a name under runs/ made of method, data set, seed and time.
+        output: the results file; null: a name under runs/ made of method, data set, seed and time, which no other
+            run has.
         overwrite: replace the results file if it exists.
         resume: go on from the checkpoint beside the results file, to the same bits as if nothing had come between, on
             any number of ranks. Where there is none the run starts anew; where it has finished nothing is done.
@@ -81,17 +106,17 @@ class Experiment:
 
     def __init__(
         self,
-        algorithm: Algorithm,
-        dataset: Dataset,
-        partition: Partition,
-        model: Model,
-        sampler: Sampler,
-        server_optimizer: ServerOptimizer,
-        privacy: Privacy,
-        compression: Compression,
-        attack: Attack,
-        availability: Availability,
-        conditions: Conditions,
+        algorithm: Algorithm | None = None,
+        dataset: Dataset | None = None,
+        partition: Partition | None = None,
+        model: Model | None = None,
+        sampler: Sampler | None = None,
+        server_optimizer: ServerOptimizer | None = None,
+        privacy: Privacy | None = None,
+        compression: Compression | None = None,
+        attack: Attack | None = None,
+        availability: Availability | None = None,
+        conditions: Conditions | None = None,
         clients: int = 100,
         cohort: int | None = None,
         rounds: int = 50,
@@ -110,6 +135,17 @@ class Experiment:
         resume: bool = False,
         checkpoint: Checkpointing = Checkpointing(),  # noqa: B008 (frozen)
     ) -> None:
+        algorithm = FedAvg() if algorithm is None else algorithm
+        dataset = Digits() if dataset is None else dataset
+        partition = Dirichlet() if partition is None else partition
+        model = LeNet() if model is None else model
+        sampler = Uniform() if sampler is None else sampler
+        server_optimizer = Replace() if server_optimizer is None else server_optimizer
+        privacy = NoPrivacy() if privacy is None else privacy
+        compression = Dense() if compression is None else compression
+        attack = NoAttack() if attack is None else attack
+        availability = Always() if availability is None else availability
+        conditions = Ideal() if conditions is None else conditions
         require(clients >= 1, "clients", clients, "at least 1")
         require(cohort is None or cohort >= 1, "cohort", cohort, "at least 1")
         require(cohort is None or cohort <= clients, "cohort", cohort, f"at most the number of clients, {clients}")
@@ -134,9 +170,6 @@ class Experiment:
         require(weighting != "horvitz_thompson" or has_chances, "weighting", weighting, f"another with {kind}")
         _check_privacy(privacy, algorithm, sampler, compression, availability, conditions, weighting)
         _check_fit(algorithm, sampler, server_optimizer, compression, attack, weighting, evaluate_means)
-        if algorithm.takes_server_optimizer:
-            algorithm.server_optimizer = server_optimizer
-        model.vocabulary = dataset.vocabulary
         self.algorithm = algorithm
         self.dataset = dataset
         self.partition = partition
@@ -162,33 +195,61 @@ class Experiment:
         self.threads = threads
         self.seed = seed
         self.output = output or _readable_name(algorithm, dataset, seed)
+        self.names_output = output is None
         self.overwrite = overwrite
         self.resume = resume
         self.checkpoint = checkpoint
         self.exit_status = 0
+        _ = self.settings  # what cannot be written down is said before anything runs
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that the constructor takes, as it was completed: what YAML can hold, but for paths."""
+        return {name: settings_of(getattr(self, name), name) for name in inspect.signature(Experiment).parameters}
+
+    @property
+    def config(self) -> str:
+        """The settings as YAML: what the results file keeps, and what --config reads."""
+        return as_yaml(self.settings)
 
     def load(self) -> None:
         """Import what a run needs; with PyTorch, which starts its threads then."""
         os.environ["OMP_NUM_THREADS"] = str(self.threads)
         import fedmpi.assembly  # noqa: F401
 
-    def run(self, world: "World", config: str = "") -> int:
-        """Run to the end and return `exit_status`; to be called on every rank of the job, see `outcomes`."""
-        for _ in self.outcomes(world, config):
-            pass
-        return self.exit_status
+    def run(self, world: "World | None" = None) -> "Run":
+        """Run to the end, on every rank of the job if there are several, see `outcomes`.
 
-    def outcomes(self, world: "World", config: str = "") -> "Iterator[Outcome]":
+        Returns:
+            What the results file holds, on every rank; its status is interrupted if the run was (`exit_status`).
+
+        Raises:
+            BadInput: on every rank alike, before anything is trained or written.
+            KeyboardInterrupt: somebody wanted it to end (SIGINT); the file and its checkpoint are written.
+        """
+        world = world or whole_job()
+        for _ in self.outcomes(world):
+            pass
+        if self.exit_status == BY_HAND:
+            raise KeyboardInterrupt
+        from fedmpi import results
+
+        return world.from_server(results.open(self.output) if world.is_server else None)
+
+    def outcomes(self, world: "World | None" = None) -> "Iterator[Outcome]":
         """Run, and give what each round left when it is over; to be called, and used up, on every rank of the job.
 
-        An error other than bad input ends the job (`fedmpi.failure.end_job`).
+        An error other than bad input ends a job of several ranks (`fedmpi.failure.end_job`). Where there is one, the
+        results file says failed, and the error is raised again.
 
         Args:
-            config: the settings as YAML, kept in the results file; a run is resumed only with the same ones.
+            world: the ranks; None: all of the job.
 
         Raises:
             BadInput: on every rank alike, before anything is trained or written.
         """
+        world = world or whole_job()
+        self.exit_status = 0
         self.load()
         from fedmpi.assembly import assemble, open_results
         from fedmpi.failure import end_job
@@ -198,7 +259,8 @@ class Experiment:
         results: Results | None = None
         try:
             with Watch(world, self) as watch:
-                place = self._place(world, config)
+                self._agree(world)
+                place = self._place(world)
                 done = place.round if place and not place.stage else 0
                 if place and place.is_end:
                     if world.is_server and not self.checkpoint.keep:
@@ -208,7 +270,7 @@ class Experiment:
                 watch.whole = Layer("rounds", fed, self.algorithm)
                 if place:
                     watch.checkpoints.restore(watch.whole)
-                watch.results = results = open_results(self, fed, world, config, done if place else None)
+                watch.results = results = open_results(self, fed, world, done if place else None)
                 fed.pause = watch.pause
                 if results:
                     fed.when_idle, fed.keep = results.write_if_due, results.keep
@@ -248,12 +310,26 @@ class Experiment:
                 raise
             end_job(world, error, fed.where() if fed else "setting up", results)
 
-    def _place(self, world: "World", config: str) -> Place | None:
+    def _agree(self, world: "World") -> None:
+        """Raise BadInput, on every rank alike, if the ranks were not all told to run the same.
+
+        Where files lie may be another place on each node.
+        """
+        mine = {name: value for name, value in leaves(self.settings) if not isinstance(value, Path)}
+        first = world.from_server(mine)
+        with world.agreed():
+            for name in [*mine, *first]:
+                value, wanted = (settings.get(name) for settings in (mine, first))
+                reason = f"= {shown(value)} on rank {world.rank}: must be {shown(wanted)}, as on rank 0"
+                if value != wanted:
+                    raise BadInput(reason, f"--{name}")
+
+    def _place(self, world: "World") -> Place | None:
         """Where the run goes on, on every rank; None: at its start."""
         place: Place | None = None
         if self.resume:
             with world.agreed():
-                place = find(self, config) if world.is_server else None
+                place = find(self) if world.is_server else None
             place = world.from_server(place)
         return place
 
@@ -419,7 +495,4 @@ def _check_privacy(
 
 def _readable_name(algorithm: Algorithm, dataset: Dataset, seed: int) -> Path:
     what = f"{type(algorithm).__name__}-{type(dataset).__name__}-seed{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path, number = Path("runs", f"{what}.h5"), 2
-    while path.exists():
-        path, number = Path("runs", f"{what}-{number}.h5"), number + 1
-    return path
+    return Path("runs", f"{what}.h5")

@@ -11,6 +11,7 @@ import os
 import re
 from abc import ABCMeta
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -141,10 +142,8 @@ def fit(value: Any, hint: Any) -> Any:
 
 def _fit_one_of(value: Any, hints: tuple[Any, ...]) -> Any:
     for hint in hints:
-        try:
+        with suppress(TypeError):
             return fit(value, hint)
-        except TypeError:
-            continue
     raise TypeError
 
 
