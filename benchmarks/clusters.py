@@ -157,9 +157,9 @@ def print_cost_of_choice(data: str) -> None:
             )
             options += f" --algorithm benchmarks.clusters.Timed --algorithm.models {models} --evaluate_every 0"
             options += f" --local.epochs 1 --local.batch_size 50 --output {path}"
-            experiment = parse(shlex.split(options))
+            experiment, config = parse(shlex.split(options))
             with contextlib.redirect_stdout(io.StringIO()):
-                experiment.run(World())
+                experiment.run(World(), config)
             rounds = results.open(path).rounds
         scanning, training = (float(rounds[name][-1]) for name in ("scanning", "training"))
         print(f"{model:20}{models} models: choice {scanning:.3f} s, training {training:.3f} s")

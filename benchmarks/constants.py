@@ -176,7 +176,7 @@ def training(alone: World, name: str) -> dict[str, float]:
     return {"parameters": fed.layout.size, "at_once": trainer.at_once, **constants}
 
 
-def experiment_of(options: str, rounds: int, folder: str = "") -> Experiment:
+def experiment_of(options: str, rounds: int, folder: str = "") -> tuple[Experiment, str]:
     output = f"--output {folder}/run.h5" if folder else ""
     return parse(shlex.split(f"{options} --evaluate_every 0 --rounds {rounds} {output}"), speaks=False)
 
@@ -268,9 +268,9 @@ def timed(world: World, name: str) -> Iterator[tuple[float, float, list[int]]]:
         open(os.devnull, "w") as nowhere,
         contextlib.redirect_stdout(nowhere),  # what fedmpi says of its rounds
     ):
-        experiment = experiment_of(SCALING[name].options, SCALING[name].pairs, folder)
+        experiment, config = experiment_of(SCALING[name].options, SCALING[name].pairs, folder)
         began, busy = time.perf_counter(), time.process_time()
-        for outcome in experiment.outcomes(world):
+        for outcome in experiment.outcomes(world, config):
             yield time.perf_counter() - began, time.process_time() - busy, outcome.clients["steps"].tolist()
             began, busy = time.perf_counter(), time.process_time()
 

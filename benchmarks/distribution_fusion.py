@@ -149,9 +149,9 @@ def print_cost() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         options = f"{TRAINING['C'].options} --algorithm DistributionFusion --algorithm.fit_every 2 --rounds 3"
-        experiment = parse(shlex.split(f"{options} --evaluate_every 0 --output {folder}/run.h5"))
+        experiment, config = parse(shlex.split(f"{options} --evaluate_every 0 --output {folder}/run.h5"))
         with contextlib.redirect_stdout(io.StringIO()):
-            experiment.run(World())
+            experiment.run(World(), config)
         run = results.open(Path(folder, "run.h5"))
         rounds, weights, clients = run.rounds, run.state_dict(), len(run.clients["client"]) // 3
     for kind, whole, server in zip(

@@ -152,7 +152,7 @@ def _mean(values: NDArray[np.float64]) -> str:
 
 def network(run: Run, options: str) -> nn.Module:
     """The model of a run, frozen."""
-    module = parse(shlex.split(options)).model.build(SHAPE, CLASSES)
+    module = parse(shlex.split(options))[0].model.build(SHAPE, CLASSES)
     module.load_state_dict({name: torch.from_numpy(x) for name, x in run.state_dict().items()}, strict=False)
     return module.eval().requires_grad_(False)
 

@@ -40,8 +40,8 @@ def main(method: str, pairs: int) -> None:
         def outcomes(algorithm: str, name: str) -> "Iterator[Outcome]":
             options = f"{TRAINING['A'].options} --algorithm {algorithm} --evaluate_every 0 --rounds {pairs + 1}"
             options += f" {METHODS[method]}"
-            experiment = parse([*shlex.split(options), "--output", f"{folder}/{name}.h5"], speaks=False)
-            return experiment.outcomes(world)
+            experiment, config = parse([*shlex.split(options), "--output", f"{folder}/{name}.h5"], speaks=False)
+            return experiment.outcomes(world, config)
 
         for other, plain in zip(outcomes(method, "method"), outcomes("FedAvg", "fedavg"), strict=True):
             if world.is_server and plain.row["round"] > 1:  # the first pair warms up

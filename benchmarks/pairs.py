@@ -26,13 +26,13 @@ def main(name: str, pairs: int) -> None:
         contextlib.redirect_stdout(nowhere),  # what fedmpi says of its rounds
     ):
         options = f"{workload.options} --evaluate_every 0 --rounds {(pairs + 1) * per_pair} --output {folder}/run.h5"
-        experiment = parse(shlex.split(options), speaks=False)
+        experiment, config = parse(shlex.split(options), speaks=False)
         from benchmarks.bare import BareLoop
 
         comm = type(world.comm)(world.comm.Split(0 if world.is_worker else 1))
         bare = BareLoop(experiment, comm, workload.vectorised) if world.is_worker else None
         seconds = []
-        for outcome in experiment.outcomes(world):
+        for outcome in experiment.outcomes(world, config):
             seconds.append(outcome.row["seconds"])
             if len(seconds) < per_pair:
                 continue

@@ -100,8 +100,8 @@ def distributed(cohort: int) -> None:
     options = f"--dataset benchmarks.server_phase.Noise --partition IID --clients {cohort} --cohort {cohort}"
     options += f" --rounds {ROUNDS} --local.steps 1 --evaluate_every 0 --algorithm benchmarks.server_phase.Timed"
     with tempfile.TemporaryDirectory() as folder:
-        experiment = parse([*options.split(), "--output", f"{folder}/run.h5"])
-        for _ in experiment.outcomes(world):
+        experiment, config = parse([*options.split(), "--output", f"{folder}/run.h5"])
+        for _ in experiment.outcomes(world, config):
             pass
     algorithm: Any = experiment.algorithm  # not this module's Timed, for this one is called __main__
     if world.is_server:

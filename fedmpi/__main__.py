@@ -44,7 +44,7 @@ def _run(world: World) -> int:
     experiment = None
     try:
         with world.agreed(), suppress(Answered):
-            experiment = parse(sys.argv[1:], speaks=world.is_server)
+            experiment, _ = parse(sys.argv[1:], speaks=world.is_server)
     except BadInput:
         raise
     except BaseException as error:

@@ -196,7 +196,9 @@ def _kind(arrays: Arrays, dataset: Dataset) -> str:
     return f"{x.dtype} {x.shape[1:]}" + (f" and {words} tokens" if words else "")
 
 
-def open_results(experiment: Experiment, fed: Engine, world: World, done: int | None = None) -> Results | None:
+def open_results(
+    experiment: Experiment, fed: Engine, world: World, config: str | None, done: int | None = None
+) -> Results | None:
     """Rank 0's results, written for the first time; None on the other ranks.
 
     The name becomes this run's alone, and all ranks know it then.
@@ -212,7 +214,7 @@ def open_results(experiment: Experiment, fed: Engine, world: World, done: int | 
     with world.agreed():
         if world.is_server:
             try:
-                results = _begin_file(experiment, fed, environment, done)
+                results = _begin_file(experiment, fed, environment, config, done)
             except OSError as error:
                 reason = f"cannot be written ({error.strerror or error})"
                 raise BadInput(f"= {experiment.output}: {reason}", "--output") from None
@@ -220,13 +222,15 @@ def open_results(experiment: Experiment, fed: Engine, world: World, done: int | 
     return results
 
 
-def _begin_file(experiment: Experiment, fed: Engine, environment: dict[str, Any], done: int | None) -> Results:
+def _begin_file(
+    experiment: Experiment, fed: Engine, environment: dict[str, Any], config: str | None, done: int | None
+) -> Results:
     is_new = not (experiment.overwrite or experiment.resume)
     if is_new:
         experiment.output = reserve(experiment.output, or_similar=experiment.names_output)
     try:
         names = {name: type(getattr(experiment, name)).__name__ for name in ("algorithm", "dataset", "model")}
-        attributes = {**names, "seed": experiment.seed, "config": experiment.config}
+        attributes = {**names, "seed": experiment.seed, "config": config or experiment.config}
         results = Results(experiment.output, attributes, environment, overwrite=True)
         results.set_partition(fed.label_counts, fed.samples)
         _describe_models(results, experiment.algorithm, fed.layout)

@@ -298,7 +298,7 @@ def server_state(algorithm: "Algorithm") -> "dict[str, Tensor]":
     return found
 
 
-def find(experiment: "Experiment") -> Place | None:
+def find(experiment: "Experiment", config: str) -> Place | None:
     """Where the run goes on that is to be resumed, and a line about it; None: at its start.
 
     Raises:
@@ -316,7 +316,7 @@ def find(experiment: "Experiment") -> Place | None:
         run = results.open(output)
     except BadInput as error:
         raise BadInput(f"--resume: {error}") from None
-    _check_settings(run.config, experiment.config)
+    _check_settings(run.config, config)
     done, is_over = len(run.rounds.get("round", ())), run.status == "finished"
     if is_over and experiment.rounds <= done:
         say(f"{output}: is finished")

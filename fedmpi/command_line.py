@@ -70,8 +70,8 @@ class Answered(Exception):
     """What was asked for has been printed, by --help or --print_config: there is nothing to run."""
 
 
-def parse(arguments: list[str], speaks: bool = True) -> Experiment:
-    """The experiment that the arguments describe.
+def parse(arguments: list[str], speaks: bool = True) -> tuple[Experiment, str]:
+    """The experiment that the arguments describe, and its settings as YAML.
 
     Args:
         arguments: without the program's name.
@@ -105,9 +105,10 @@ def parse(arguments: list[str], speaks: bool = True) -> Experiment:
     makers = [(make, base, True) for base in [*_bases(), *GROUPS.values()]]
     try:
         made = parser.instantiate(settings, instantiators=makers).as_dict()
-        return _make({}, Experiment, **{name: value for name, value in made.items() if name != "config"})
+        experiment = _make({}, Experiment, **{name: value for name, value in made.items() if name != "config"})
     except _Refused as refused:
         raise BadInput(_flat(str(refused))) from None
+    return experiment, experiment.config
 
 
 def _bases() -> list[type]:

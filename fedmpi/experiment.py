@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -217,7 +217,7 @@ class Experiment(metaclass=Configured):
         os.environ["OMP_NUM_THREADS"] = str(self.threads)
         import fedmpi.assembly  # noqa: F401
 
-    def run(self, world: "World | None" = None) -> "Run":
+    def run(self, world: "World | None" = None, config: str | None = None) -> "Run":
         """Run to the end, on every rank of the job if there are several, see `outcomes`.
 
         Returns:
@@ -228,15 +228,16 @@ class Experiment(metaclass=Configured):
             KeyboardInterrupt: somebody wanted it to end (SIGINT); the file and its checkpoint are written.
         """
         world = world or whole_job()
-        for _ in self.outcomes(world):
+        for _ in self.outcomes(world, config):
             pass
         if self.exit_status == BY_HAND:
             raise KeyboardInterrupt
         from fedmpi import results
 
-        return world.from_server(results.open(self.output) if world.is_server else None)
+        run: Run | None = results.open(self.output) if world.is_server else None
+        return world.from_server(cast("Run", run))
 
-    def outcomes(self, world: "World | None" = None) -> "Iterator[Outcome]":
+    def outcomes(self, world: "World | None" = None, config: str | None = None) -> "Iterator[Outcome]":
         """Run, and give what each round left when it is over; to be called, and used up, on every rank of the job.
 
         An error other than bad input ends a job of several ranks (`fedmpi.failure.end_job`). Where there is one, the
@@ -244,6 +245,7 @@ class Experiment(metaclass=Configured):
 
         Args:
             world: the ranks; None: all of the job.
+            config: what the results file keeps as the settings, and a run is resumed with; None: `config`.
 
         Raises:
             BadInput: on every rank alike, before anything is trained or written.
@@ -260,7 +262,7 @@ class Experiment(metaclass=Configured):
         try:
             with Watch(world, self) as watch:
                 self._agree(world)
-                place = self._place(world)
+                place = self._place(world, config)
                 done = place.round if place and not place.stage else 0
                 if place and place.is_end:
                     if world.is_server and not self.checkpoint.keep:
@@ -270,7 +272,7 @@ class Experiment(metaclass=Configured):
                 watch.whole = Layer("rounds", fed, self.algorithm)
                 if place:
                     watch.checkpoints.restore(watch.whole)
-                watch.results = results = open_results(self, fed, world, done if place else None)
+                watch.results = results = open_results(self, fed, world, config, done if place else None)
                 fed.pause = watch.pause
                 if results:
                     fed.when_idle, fed.keep = results.write_if_due, results.keep
@@ -324,12 +326,12 @@ class Experiment(metaclass=Configured):
                 if value != wanted:
                     raise BadInput(reason, f"--{name}")
 
-    def _place(self, world: "World") -> Place | None:
+    def _place(self, world: "World", config: str | None) -> Place | None:
         """Where the run goes on, on every rank; None: at its start."""
         place: Place | None = None
         if self.resume:
             with world.agreed():
-                place = find(self) if world.is_server else None
+                place = find(self, config or self.config) if world.is_server else None
             place = world.from_server(place)
         return place
 

@@ -10,7 +10,7 @@ import inspect
 import os
 import re
 from abc import ABCMeta
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -55,10 +55,16 @@ class Configured(ABCMeta):
     @property
     def __signature__(cls) -> inspect.Signature:
         """That of the constructor, which `inspect.signature` would otherwise take to be that of `__call__`."""
-        if cls.__init__ is object.__init__:
+        constructor = _constructor(cls)
+        if constructor is object.__init__:
             return inspect.Signature()
-        _, *parameters = inspect.signature(cls.__init__).parameters.values()
+        _, *parameters = inspect.signature(constructor).parameters.values()
         return inspect.Signature(parameters)
+
+
+def _constructor(cls: type) -> Callable[..., None]:
+    constructor: Callable[..., None] = cls.__init__  # type: ignore[misc]
+    return constructor
 
 
 def options_of(component: object) -> Mapping[str, Any]:
@@ -89,7 +95,7 @@ def _by_option(cls: type, bound: inspect.BoundArguments) -> Iterator[tuple[str, 
 @cache
 def _hints(cls: type) -> Mapping[str, Any]:
     """The types of the constructor's arguments, but for those that only a type checker knows."""
-    function = inspect.unwrap(cls.__init__)
+    function = inspect.unwrap(_constructor(cls))
     names = getattr(function, "__globals__", {})
     hints = dict(getattr(function, "__annotations__", {}))
     for name, hint in hints.items():

@@ -82,12 +82,12 @@ def as_yaml(settings: Mapping[str, Any]) -> str:
 
 def import_path(named: Any) -> str:
     """Where a class or function is imported from, as short as it goes: fedmpi.data.Digits."""
-    packages = named.__module__.split(".")
+    packages, name = named.__module__.split("."), named.__qualname__
     for number in range(1, len(packages)):
         package = ".".join(packages[:number])
-        if getattr(sys.modules.get(package), named.__qualname__, None) is named:
-            return f"{package}.{named.__qualname__}"
-    return f"{named.__module__}.{named.__qualname__}"
+        if getattr(sys.modules.get(package), name, None) is named:
+            return f"{package}.{name}"
+    return f"{named.__module__}.{name}"
 
 
 def _is_found(named: Any) -> bool:

@@ -41,6 +41,10 @@ CPU = torch.device("cpu")
 SEED = 3
 
 
+class Alone(World):
+    """The only rank of a job."""
+
+
 def run(path: Path, algorithm: Algorithm | None = None, **settings: Any) -> results.Run:
     """Run an experiment in this process.
 

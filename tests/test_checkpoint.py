@@ -21,6 +21,7 @@ from fedmpi.errors import BadInput
 from fedmpi.scheduling.placement import OBSERVED, CostModel
 from tests.equal import assert_same_bits
 from tests.launch import REPOSITORY, mpirun, succeed
+from tests.small import Alone
 
 SMALL = "--clients 5 --sampler All --rounds 2 --local.steps 2 --model MLP --model.hidden '[9]' --model.norm batch"
 SOME = "--clients 4 --rounds 3 --local.epochs 1 --model LogisticRegression --algorithm SCAFFOLD"
@@ -54,16 +55,16 @@ FORGETFUL = f"{SMALL} --algorithm tests.programs.methods.Forgetful"
 
 def go(options: str, path: Path, *more: str) -> int:
     """Run in this process; gives the exit status."""
-    experiment = parse([*shlex.split(options), "--output", str(path), *more])
-    experiment.run()
+    experiment, config = parse([*shlex.split(options), "--output", str(path), *more])
+    experiment.run(Alone(), config)
     return experiment.exit_status
 
 
 def interrupt(options: str, path: Path, into: Path, after: int = 1) -> None:
     """Run to the end, with checkpoints; `into` gets the files as they are some time after this round."""
     arguments = [*shlex.split(options), "--output", str(path), "--checkpoint.every_rounds", "1"]
-    experiment = parse(arguments)
-    for outcome in experiment.outcomes():
+    experiment, config = parse(arguments)
+    for outcome in experiment.outcomes(Alone(), config):
         if outcome.row["round"] == after + 1:
             for name in (path.name, f"{path.name}.checkpoint"):
                 shutil.copy(path.with_name(name), into / name)
@@ -134,7 +135,7 @@ def test_other_settings(interrupted: Path) -> None:
     }.items():
         assert refusal(f"{SOME} {changed}", interrupted) == said
     free = f"{SOME} --rounds 4 --threads 2 --device cpu --checkpoint.keep true --output {interrupted} --resume"
-    place = checkpoint.find(parse(free.split()))
+    place = checkpoint.find(*parse(free.split()))
     assert place
     assert (place.round, place.stage) == (1, None)
 

@@ -10,7 +10,7 @@ import torch
 
 from fedmpi.client_state import ClientState
 from fedmpi.command_line import parse
-from tests.small import CPU, block
+from tests.small import CPU, Alone, block
 
 CLIENTS, SIZE = 400, 100_000
 
@@ -42,8 +42,8 @@ def test_memory_over_rounds(tmp_path: Path) -> None:
         "--clients 100 --cohort 20 --local.steps 1 --model LogisticRegression --algorithm SCAFFOLD --rounds 1000"
     )
     arguments = [*options.split(), "--evaluate_every", "0", "--checkpoint.every_rounds", "50"]
-    experiment = parse([*arguments, "--output", str(tmp_path / "run.h5")])
-    measured = [resident() for outcome in experiment.outcomes() if outcome.row["round"] % 100 == 0]
+    experiment, config = parse([*arguments, "--output", str(tmp_path / "run.h5")])
+    measured = [resident() for outcome in experiment.outcomes(Alone(), config) if outcome.row["round"] % 100 == 0]
     assert len(measured) == 10
     assert measured[-1] <= 1.02 * measured[0]
 

@@ -25,11 +25,11 @@ from fedmpi.algorithms.genfl import GenFL, _Learning
 from fedmpi.checkpoint import path_beside
 from fedmpi.command_line import parse
 from fedmpi.interruption import BY_HAND, MARGIN, REQUEUE, Watch
-from fedmpi.mpi import whole_job
 from fedmpi.results import Run
 from fedmpi.results.summary import summarize
 from tests.equal import assert_same_bits
 from tests.launch import start
+from tests.small import Alone
 from tests.test_checkpoint import GENFL, go
 
 EVERY = 2  # rounds from one checkpoint to the next
@@ -153,7 +153,8 @@ def test_signals(tmp_path: Path) -> None:
 
 
 def watch(path: Path) -> Watch:
-    return Watch(whole_job(), parse(["--output", str(path)]))
+    experiment, _ = parse(["--output", str(path)])
+    return Watch(Alone(), experiment)
 
 
 def test_second_interrupt(tmp_path: Path) -> None:

@@ -63,14 +63,14 @@ def run(
 @pytest.mark.parametrize("config", sorted(JOBS.rglob("*.yaml")), ids=lambda path: path.name)
 def test_settings_are_understood(config: Path) -> None:
     """Oracle: the parser, which knows every option; and YAML's own reader for the number of clients."""
-    experiment = parse(["--config", str(config)])
+    experiment, _ = parse(["--config", str(config)])
     assert experiment.clients == yaml.safe_load(config.read_text()).get("clients", 100)
 
 
 @pytest.mark.parametrize("options", PAPERS)
 def test_rows_of_the_papers(options: str) -> None:
     """Oracle: the method that the row names, with the paper's protocol."""
-    experiment = parse(["--config", str(JOBS / "papers" / "fedftg.yaml"), *options.split()])
+    experiment, _ = parse(["--config", str(JOBS / "papers" / "fedftg.yaml"), *options.split()])
     named = dict(zip(options.split()[::2], options.split()[1::2], strict=True))
     assert type(experiment.algorithm).__name__ == named.get("--algorithm", "FedAvg")
     assert type(experiment.sampler) is Bernoulli
@@ -90,7 +90,7 @@ def test_lists() -> None:
     """
     generators = {}
     for name, config, *options in LISTED:
-        experiment = parse(["--config", str(REPOSITORY / config), *options])
+        experiment, _ = parse(["--config", str(REPOSITORY / config), *options])
         settings, _, method = name.partition("-")
         algorithm = experiment.algorithm
         assert type(algorithm).__name__.lower() == method.partition("_")[0]
@@ -107,7 +107,7 @@ def test_lists() -> None:
 
 
 def test_the_digits_settings_are_the_defaults() -> None:
-    settings = [parse([*options, "--output", "run.h5"]).config for options in ([], ["--config", str(DIGITS)])]
+    settings = [parse([*options, "--output", "run.h5"])[1] for options in ([], ["--config", str(DIGITS)])]
     assert settings[0] == settings[1]
 
 

@@ -22,9 +22,9 @@ def main(rung: str, rounds: int) -> None:
         contextlib.redirect_stdout(nowhere),  # what fedmpi says of its rounds
     ):
         options = f"{TRAINING[rung].options} --evaluate_every 0 --rounds {rounds} --output {folder}/run.h5"
-        experiment = parse(shlex.split(options), speaks=False)
+        experiment, config = parse(shlex.split(options), speaks=False)
         began = time.perf_counter()
-        for outcome in experiment.outcomes(world):
+        for outcome in experiment.outcomes(world, config):
             seconds = time.perf_counter() - began
             if work:
                 views = Layout.of(work.network).views(experiment.algorithm.weights)

@@ -38,7 +38,7 @@ class Work:
     """
 
     def __init__(self, rung: str, channels_last: bool) -> None:
-        self.experiment = parse(shlex.split(TRAINING[rung].options), speaks=False)
+        self.experiment, _ = parse(shlex.split(TRAINING[rung].options), speaks=False)
         dataset, seed = self.experiment.dataset, self.experiment.seed
         arrays = dataset.read(print)
         partition, clients = self.experiment.partition, self.experiment.clients

@@ -24,7 +24,7 @@ from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.samples import Batch
 from fedmpi.training.settings import LocalTraining
 from tests.programs.regression import CLIENTS, DIMENSION, EACH, InOrder, OneVector, Regression
-from tests.small import CPU, network, read, run
+from tests.small import CPU, Alone, network, read, run
 
 if TYPE_CHECKING:
     from fedmpi.federation import Federation
@@ -141,8 +141,8 @@ def test_names_and_options(tmp_path: Path) -> None:
     made = {}
     for name, line in lines.items():
         path = tmp_path / f"{name}.h5"
-        experiment = parse([*line.split(), "--output", str(path)])
-        experiment.run()
+        experiment, config = parse([*line.split(), "--output", str(path)])
+        experiment.run(Alone(), config)
         made[name] = results.open(path).weights_sha256
     for name in NAMED:
         assert made[name] == made[f"{name}-option"]

@@ -221,7 +221,7 @@ def test_the_file_says_what_was_made(whole: results.Run) -> None:
     assert whole.stage("generator")["bytes_up"].tolist() == [2 * sent] * 2
     with h5py.File(whole.path) as file:
         assert file["synthetic/images"].compression == "gzip"
-    settings = parse(["--algorithm", "GenFL", "--algorithm.generator", "CVAE", "--algorithm.generator.noise", "4"])
+    settings = parse(["--algorithm", "GenFL", "--algorithm.generator", "CVAE", "--algorithm.generator.noise", "4"])[0]
     assert isinstance(settings.algorithm, GenFL)
     assert settings.algorithm.generator.noise == 4
 

@@ -41,10 +41,10 @@ def main(folder: str, options: list[str]) -> None:
     ranks = MPI.COMM_WORLD.Get_size()
     for nodes, rounds in product((1, ranks), (2, 5)):
         output = Path(folder, f"{nodes}-{rounds}.h5")
-        experiment = parse([*options, "--rounds", str(rounds), "--output", str(output)], speaks=False)
+        experiment, config = parse([*options, "--rounds", str(rounds), "--output", str(output)], speaks=False)
         calls.clear()
         world = World(Counting(MPI.COMM_WORLD), ranks // nodes)
-        experiment.run(world)
+        experiment.run(world, config)
         Path(folder, f"{nodes}-{rounds}-{world.rank}.json").write_text(json.dumps(calls))
 
 

@@ -16,5 +16,5 @@ checkpoint.PIECE_ELEMENTS = 3000
 world = World()
 for line in Path(sys.argv[2]).read_text().splitlines():
     name, *options = shlex.split(line)
-    experiment = parse([*options, "--output", f"{sys.argv[1]}/{name}.h5", "--resume"])
-    assert experiment.run(world).status == "finished", name
+    experiment, config = parse([*options, "--output", f"{sys.argv[1]}/{name}.h5", "--resume"])
+    assert experiment.run(world, config).status == "finished", name

@@ -32,6 +32,6 @@ def slow(*arguments: Any, **options: Any) -> Work:
 
 
 setattr(PlainTrainer, "train", slow)  # noqa: B010 (or mypy objects)
-experiment = parse([*OPTIONS.split(), "--output", f"{sys.argv[1]}/run.h5"], speaks=False)
-rounds = [{**outcome.ranks, "trained_by": outcome.clients["rank"]} for outcome in experiment.outcomes(world)]
+experiment, config = parse([*OPTIONS.split(), "--output", f"{sys.argv[1]}/run.h5"], speaks=False)
+rounds = [{**outcome.ranks, "trained_by": outcome.clients["rank"]} for outcome in experiment.outcomes(world, config)]
 Path(sys.argv[1], f"{world.rank}.pickle").write_bytes(pickle.dumps(rounds))

@@ -25,8 +25,8 @@ for part in sys.argv[2:]:
     world = World(everyone.Create_group(everyone.Get_group().Incl(list(mine))), *ranks_a_node)
     for line in Path(sys.argv[1], name, "lines").read_text().splitlines():
         run, *options = shlex.split(line)
-        experiment = parse([*options, "--output", f"{sys.argv[1]}/{name}/{run}.h5"])
-        experiment.run(world)
+        experiment, config = parse([*options, "--output", f"{sys.argv[1]}/{name}/{run}.h5"])
+        experiment.run(world, config)
 # Ranks that are done sleep until the others are: MPI's own way to the end keeps a core busy.
 done = everyone.Ibarrier()
 while not done.Test():
