@@ -49,9 +49,12 @@ def assemble(experiment: Experiment, world: World) -> Engine:
     _connect(experiment)
     with world.agreed():
         if world.is_server:
+            may_be_there = experiment.overwrite or experiment.resume or experiment.names_output
             try:
-                may_be_there = experiment.overwrite or experiment.resume or experiment.names_output
                 check_length(experiment.output, room=LONGEST_DECORATION)
+            except BadInput as error:
+                raise BadInput(f"{error}, because its checkpoint has a longer one", "--output") from None
+            try:
                 check_writable(experiment.output, may_be_there)
             except BadInput as error:
                 raise BadInput(f"--output = {error}") from None
@@ -67,6 +70,9 @@ def assemble(experiment: Experiment, world: World) -> Engine:
         torch.manual_seed(randomness.key(experiment.seed, "initial weights", client=number))
         with option_of("model"):
             network = experiment.model.build(arrays.train_x.shape[1:], dataset.classes)
+        if not isinstance(network, nn.Module):
+            kind, found = type(experiment.model).__name__, type(network).__name__
+            raise BadInput(f"= {kind}: build() returned a {found}, which must be a torch.nn.Module", "--model")
         return FlatModel(experiment.algorithm.extend(network, example), device)
 
     with world.agreed():

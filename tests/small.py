@@ -27,6 +27,7 @@ from fedmpi.experiment import Experiment
 from fedmpi.federation import Federation
 from fedmpi.models import BiLSTM, Model
 from fedmpi.models.mlp import LogisticRegression
+from fedmpi.mpi.world import World
 from fedmpi.scheduling import All
 from fedmpi.training.block import WHOLE, Block, Phase, Work
 from fedmpi.training.flat import FlatModel

@@ -105,6 +105,10 @@ def check_arrays(dataset: Dataset, arrays: Arrays) -> None:
 
 
 def _problems(dataset: Dataset, arrays: Arrays) -> Iterator[str]:
+    if not isinstance(arrays, Arrays):
+        yield f"read() returned a {type(arrays).__name__}: it must return Arrays(train_x, train_y, test_x, test_y)"
+    if not isinstance(getattr(dataset, "classes", None), (int, np.integer)):
+        yield f"classes is {getattr(dataset, 'classes', 'missing')}: it must be the number of classes"
     for part, x, y in (("train", arrays.train_x, arrays.train_y), ("test", arrays.test_x, arrays.test_y)):
         for name, array in ((f"{part}_x", x), (f"{part}_y", y)):
             if not isinstance(array, np.ndarray):
