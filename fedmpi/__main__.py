@@ -5,8 +5,13 @@ from __future__ import annotations
 import gc
 import sys
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
+from fedmpi.errors import BadInput
 from fedmpi.streams import outlast, put
+
+if TYPE_CHECKING:
+    from fedmpi.mpi.world import World
 
 
 def main() -> None:
@@ -14,40 +19,45 @@ def main() -> None:
     outlast()
     # Nothing of what is imported is ever garbage, and looking through it again and again delays the start.
     gc.disable()
+    world: World | None = None
     try:
-        from fedmpi.mpi.world import World
-    except (ImportError, RuntimeError) as error:
-        from fedmpi.errors import NO_MPI
+        from fedmpi.mpi import whole_job
 
-        put(f"fedmpi: error: {NO_MPI.format(str(error).splitlines()[0])}", "stderr")
-        sys.exit(2)
-
-    from fedmpi.command_line import Answered, parse
-    from fedmpi.errors import BadInput
-
-    world = World()
-    try:
-        parsed = None
-        with world.agreed(), suppress(Answered):
-            parsed = parse(sys.argv[1:], speaks=world.is_server)
-        if parsed:
-            experiment, config = parsed
-            experiment.load()
-            gc.freeze()
-            gc.enable()
-            status = experiment.run(world, config)
-            gc.freeze()  # or the interpreter would look through it once more before it ends
-            sys.exit(status)
+        world = whole_job()
+        status = _run(world)
     except BadInput as error:
-        if world.is_server:
+        if world is None or world.is_server:
             put(f"fedmpi: error: {' '.join(str(error).split())}", "stderr")
         sys.exit(2)
-    except SystemExit:  # of a job that has been ended
+    except BaseException as error:  # of the only rank
+        from fedmpi.failure import show
+
+        show(error)
+        sys.exit(1)
+    gc.freeze()  # or the interpreter would look through it once more before it ends
+    sys.exit(status)
+
+
+def _run(world: World) -> int:
+    """Read the command line and run; the exit status."""
+    from fedmpi.command_line import Answered, parse
+
+    experiment = None
+    try:
+        with world.agreed(), suppress(Answered):
+            experiment, _ = parse(sys.argv[1:], speaks=world.is_server)
+    except BadInput:
         raise
     except BaseException as error:
         from fedmpi.failure import end_job  # here, because it imports torch, which --help does without
 
         end_job(world, error, "reading the command line", None)
+    if experiment is None:
+        return 0
+    experiment.load()
+    gc.freeze()
+    gc.enable()
+    return experiment.complete(world)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Before anything is trained: what every rank has made for itself of the same settings is the same on all of them.
 
-Each rank builds the network, splits the samples and reads the settings by itself, and nodes may read the data each by
-itself: nothing of this travels. A user's code that looks at the rank, the process or the time would give every rank
+Each rank builds the network and splits the samples by itself, and nodes may read the data each by itself: nothing of
+this travels. A user's code that looks at the rank, the process or the time would give every rank
 something else, and nobody would notice.
 """
 
@@ -23,8 +23,6 @@ from fedmpi.mpi.world import World
 if TYPE_CHECKING:
     from fedmpi.experiment import Experiment
 
-#: Attributes of an experiment that each rank may have in its own way.
-NOT_COMPARED = ("output", "overwrite", "resume", "device", "threads", "checkpoint", "exit_status")
 # How far apart numbers of a network may be, in proportion to the largest of their tensor: processors of different
 # kinds round PyTorch's normal distribution differently.
 ROUNDING = 1e-4
@@ -57,7 +55,6 @@ def check_set_up(
     built = f"--model = {named(experiment.model)}: ranks built different networks"
     splits = f"--partition = {named(experiment.partition)}: ranks"
     claims: dict[str, int | None] = {
-        **{f"--{name}: ranks were given different values": checksum(value) for name, value in _settings(experiment)},
         **{f"{claim}": value for option, read in data.items() for claim, value in _samples(world, option, *read)},
         built: checksum(*(part for name, array in tensors.items() for part in (name, array))),
         f"{splits} split the samples differently": checksum(*split.train, *split.test, split.label_counts),
@@ -111,13 +108,6 @@ def _within(value: object, name: str, depth: int) -> Iterator[tuple[str, NDArray
         before = name.rpartition(".")[0] if name.rpartition(".")[2] in inner else name
         for key, part in value.items():
             yield from _within(part, f"{before}.{key}".removeprefix("."), depth - 1)
-
-
-def _settings(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    for name, value in vars(experiment).items():
-        if name not in NOT_COMPARED:
-            is_plain = value is None or name == "local" or isinstance(value, (int, float, str))
-            yield name, repr(value) if is_plain else named(value)
 
 
 def _samples(world: World, option: str, dataset: object, arrays: Arrays) -> Iterator[tuple[str, int | None]]:

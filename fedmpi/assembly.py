@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from fedmpi import inputs, randomness
 from fedmpi.adversary import Adversary
 from fedmpi.algorithms import Algorithm
 from fedmpi.alike import check_rebuilt, check_set_up
-from fedmpi.checkpoint import Layer, missing_in_results, path_beside
+from fedmpi.checkpoint import LONGEST_DECORATION, Layer, missing_in_results, path_beside
 from fedmpi.data import Arrays, Dataset, Split, make_split, prepared
 from fedmpi.engine import Engine
 from fedmpi.environment import describe
@@ -24,10 +24,11 @@ from fedmpi.models import Model
 from fedmpi.mpi.devices import pick_device
 from fedmpi.mpi.shared import share
 from fedmpi.mpi.world import World
+from fedmpi.options import check_length
 from fedmpi.privacy import NoPrivacy, Released
 from fedmpi.progress import say
 from fedmpi.results import Results
-from fedmpi.results.writer import check_writable
+from fedmpi.results.writer import check_writable, reserve
 from fedmpi.scheduling import Cohort
 from fedmpi.scheduling.sampling import masses
 from fedmpi.training.choice import choose, make_trainer
@@ -49,10 +50,16 @@ def assemble(experiment: Experiment, world: World) -> Engine:
         BadInput: on every rank alike.
     """
     torch.set_num_threads(experiment.threads)
+    _connect(experiment)
     with world.agreed():
         if world.is_server:
+            may_be_there = experiment.overwrite or experiment.resume or experiment.names_output
             try:
-                check_writable(experiment.output, experiment.overwrite or experiment.resume)
+                check_length(experiment.output, room=LONGEST_DECORATION)
+            except BadInput as error:
+                raise BadInput(f"{error}, because its checkpoint has a longer one", "--output") from None
+            try:
+                check_writable(experiment.output, may_be_there)
             except BadInput as error:
                 raise BadInput(f"--output = {error}") from None
     device = pick_device(world, experiment.device, experiment.algorithm.trains_at_server)
@@ -70,6 +77,9 @@ def assemble(experiment: Experiment, world: World) -> Engine:
         randomness.seed_globals(randomness.key(experiment.seed, "initial weights", client=number))
         with option_of("model"):
             network = experiment.model.build(arrays.train_x.shape[1:], dataset.classes)
+        if not isinstance(network, nn.Module):
+            kind, found = type(experiment.model).__name__, type(network).__name__
+            raise BadInput(f"= {kind}: build() returned a {found}, which must be a torch.nn.Module", "--model")
         with _said_of(experiment.model):
             materialise(network, example)
         network = experiment.algorithm.extend(network, example)
@@ -171,6 +181,13 @@ def assemble(experiment: Experiment, world: World) -> Engine:
     return fed
 
 
+def _connect(experiment: Experiment) -> None:
+    """Tell the components of one another; here, because each may be given to several experiments."""
+    experiment.model.vocabulary = experiment.dataset.vocabulary
+    if experiment.algorithm.takes_server_optimizer:
+        experiment.algorithm.server_optimizer = experiment.server_optimizer
+
+
 @contextmanager
 def _said_of(model: Model) -> Iterator[None]:
     """Name the model in bad input that says what is wrong with its network."""
@@ -181,11 +198,14 @@ def _said_of(model: Model) -> Iterator[None]:
 
 
 def set_up(algorithm: Algorithm, fed: Engine) -> None:
-    """Create the algorithm's state.
+    """Create the algorithm's state, whatever an earlier run has left in it.
 
     Raises:
         BadInput: its options do not go with the federation; on every rank alike.
     """
+    for part in algorithm.parts:
+        if "server_optimizer" in vars(part):
+            part.server_optimizer.state.clear()
     with fed.agreed(), option_of("algorithm"):
         fed.reseed("setup")
         algorithm.setup(fed)
@@ -224,9 +244,11 @@ def _kind(arrays: Arrays, dataset: Dataset) -> str:
 
 
 def open_results(
-    experiment: Experiment, fed: Engine, world: World, config: str, done: int | None = None
+    experiment: Experiment, fed: Engine, world: World, config: str | None, done: int | None = None
 ) -> Results | None:
     """Rank 0's results, written for the first time; None on the other ranks.
+
+    The name becomes this run's alone, and all ranks know it then.
 
     Args:
         done: the round after which the run goes on that has left a file; None: it begins.
@@ -239,26 +261,41 @@ def open_results(
     results: Results | None = None
     with world.agreed():
         if world.is_server:
-            names = {name: type(getattr(experiment, name)).__name__ for name in ("algorithm", "dataset", "model")}
-            attributes = {**names, "seed": experiment.seed, "config": config, **fed.checksums}
-            may_replace = experiment.overwrite or experiment.resume
-            attributes |= {**inputs.describe(config), **_after_more_rounds(experiment, fed)}
-            results = Results(experiment.output, attributes, environment, may_replace)
-            results.set_partition(fed.label_counts, fed.samples)
-            _describe_models(results, experiment.algorithm, fed.layout)
-            data, kind = experiment.dataset, "uint8" if fed.has_images else "int64" if fed.is_text else "float32"
-            results.set_inputs(kind, fed.shape, data.classes, data.mean, data.std, data.vocabulary)
             try:
-                if done is None:
-                    path_beside(experiment.output).unlink(missing_ok=True)  # another run's, which is replaced
-                else:
-                    results.resume(done, is_over=done == experiment.rounds)
-                results.write()
+                results = _begin_file(experiment, fed, environment, config, done)
             except OSError as error:
-                raise BadInput(
-                    f"= {experiment.output}: cannot be written ({error.strerror or error})", "--output"
-                ) from None
+                reason = f"cannot be written ({error.strerror or error})"
+                raise BadInput(f"= {experiment.output}: {reason}", "--output") from None
             say(f"clients are trained {fed.choice}")
+    experiment.output = world.from_server(experiment.output)
+    return results
+
+
+def _begin_file(
+    experiment: Experiment, fed: Engine, environment: dict[str, Any], config: str | None, done: int | None
+) -> Results:
+    is_new = not (experiment.overwrite or experiment.resume)
+    if is_new:
+        experiment.output = reserve(experiment.output, or_similar=experiment.names_output)
+    try:
+        names = {name: type(getattr(experiment, name)).__name__ for name in ("algorithm", "dataset", "model")}
+        settings = config or experiment.config
+        attributes = {**names, "seed": experiment.seed, "config": settings, **fed.checksums}
+        attributes |= {**inputs.describe(settings), **_after_more_rounds(experiment, fed)}
+        results = Results(experiment.output, attributes, environment, overwrite=True)
+        results.set_partition(fed.label_counts, fed.samples)
+        _describe_models(results, experiment.algorithm, fed.layout)
+        data, kind = experiment.dataset, "uint8" if fed.has_images else "int64" if fed.is_text else "float32"
+        results.set_inputs(kind, fed.shape, data.classes, data.mean, data.std, data.vocabulary)
+        if done is None:
+            path_beside(experiment.output).unlink(missing_ok=True)  # another run's, which is replaced
+        else:
+            results.resume(done, is_over=done == experiment.rounds)
+        results.write()
+    except BaseException:
+        if is_new:
+            experiment.output.unlink(missing_ok=True)
+        raise
     return results
 
 

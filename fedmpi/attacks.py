@@ -7,7 +7,7 @@ should on labels that are wrong.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import require
+from fedmpi.options import Configured
 from fedmpi.randomness import stream
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Attack(ABC):
+class Attack(metaclass=Configured):
     """Base of the attacks: of what malicious clients send, or of what they are trained on.
 
     Args:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from fedmpi import __version__
 from fedmpi.errors import BadInput, require
+from fedmpi.options import Configured
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,12 +39,14 @@ if TYPE_CHECKING:
 
 #: What rank 0 holds of the clients' vectors at a time, 64 MiB; one of them at least.
 PIECE_ELEMENTS = 1 << 24
+#: By how many bytes other names are longer than the results file's, from which they are made: `.NAME.checkpoint.tmp`.
+LONGEST_DECORATION = 16
 #: Settings that may be others when a run goes on; rounds only more. Data may lie elsewhere, for they are compared.
 FREE = ("rounds", "threads", "device", "dataset.root", "algorithm.proxy.root")
 
 
 @dataclass(frozen=True)
-class Checkpointing:
+class Checkpointing(metaclass=Configured):
     """When a run writes down all that it needs to go on (`--resume`): at times, and when it is interrupted.
 
     Args:
@@ -99,15 +102,19 @@ class Checkpoints:
 
     Args:
         world: the ranks.
-        output: the results file, beside which it lies.
-        settings: when it is written.
+        experiment: what is run.
     """
 
-    def __init__(self, world: "World", output: Path, settings: Checkpointing) -> None:
-        self.path = path_beside(output)
+    def __init__(self, world: "World", experiment: "Experiment") -> None:
         self._world = world
-        self._settings = settings
+        self._experiment = experiment
+        self._settings = experiment.checkpoint
         self._last = time.monotonic()
+
+    @property
+    def path(self) -> Path:
+        """Beside the results file, whose name may be known only when it is written first."""
+        return path_beside(self._experiment.output)
 
     def is_due(self, round: int) -> bool:
         """At rank 0: whether to write one after this round."""

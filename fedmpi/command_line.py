@@ -7,13 +7,15 @@ import difflib
 import inspect
 import os
 import re
-import shlex
 import textwrap
 import traceback
 from argparse import SUPPRESS, ArgumentError
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import jsonargparse
@@ -27,33 +29,39 @@ from fedmpi.checkpoint import Checkpointing
 from fedmpi.components import subclasses
 from fedmpi.compression import Compression
 from fedmpi.data import Dataset, Partition
-from fedmpi.errors import BadInput, require
+from fedmpi.errors import BadInput
 from fedmpi.experiment import Experiment
 from fedmpi.generators import Generator
 from fedmpi.models import Model
+from fedmpi.options import expanded
 from fedmpi.privacy import Privacy
 from fedmpi.scheduling import Availability, Conditions, Sampler
 from fedmpi.server_optimizers import ServerOptimizer
+from fedmpi.settings import import_path
 from fedmpi.training.settings import LocalTraining
 
-#: The options that take a class by its name: the base of what may be named, and the default.
-COMPONENTS: dict[str, tuple[type, str]] = {
-    "algorithm": (Algorithm, "FedAvg"),
-    "dataset": (Dataset, "Digits"),
-    "partition": (Partition, "Dirichlet"),
-    "model": (Model, "LeNet"),
-    "sampler": (Sampler, "Uniform"),
-    "server_optimizer": (ServerOptimizer, "Replace"),
-    "privacy": (Privacy, "NoPrivacy"),
-    "compression": (Compression, "Dense"),
-    "attack": (Attack, "NoAttack"),
-    "availability": (Availability, "Always"),
-    "conditions": (Conditions, "Ideal"),
+#: The options that take a class by its name: the base of what may be named.
+COMPONENTS: dict[str, type] = {
+    "algorithm": Algorithm,
+    "dataset": Dataset,
+    "partition": Partition,
+    "model": Model,
+    "sampler": Sampler,
+    "server_optimizer": ServerOptimizer,
+    "privacy": Privacy,
+    "compression": Compression,
+    "attack": Attack,
+    "availability": Availability,
+    "conditions": Conditions,
 }
 #: What only options of components take, and one of these options.
 NESTED: dict[str, type] = {"algorithm.generator": Generator}
 #: Groups of options.
 GROUPS: dict[str, type] = {"local": LocalTraining, "checkpoint": Checkpointing}
+#: How jsonargparse is told to read YAML in the way of this module.
+PARSER_MODE = "fedmpi"
+#: What YAML 1.1 takes for true or false beside these two.
+WORD = re.compile(r"\b(?:off|no|on|yes)\b", re.IGNORECASE)
 #: Options that stand alone.
 FLAGS = ("--overwrite", "--resume")
 
@@ -74,11 +82,10 @@ def parse(arguments: list[str], speaks: bool = True) -> tuple[Experiment, str]:
         Answered: after --help or --print_config.
     """
     parser = make_parser()
+    arguments = list(_with_config_files(arguments))
     with contextlib.ExitStack() as quiet:
         if not speaks:
             quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
-        for path in _config_files(arguments):
-            _check_config(path)
         try:
             settings = parser.parse_args([f"{a}=true" if a in FLAGS else a for a in arguments])
         except _Exit:
@@ -101,33 +108,18 @@ def parse(arguments: list[str], speaks: bool = True) -> tuple[Experiment, str]:
         experiment = _make({}, Experiment, **{name: value for name, value in made.items() if name != "config"})
     except _Refused as refused:
         raise BadInput(_flat(str(refused))) from None
-    experiment.command = _continuation(arguments, None if settings["output"] else experiment.output)
-    for name in ("cohort", "output", "weighting"):
-        settings[name] = getattr(experiment, name)  # as it was completed
-    return experiment, parser.dump(settings, skip_unset=False)
-
-
-def _continuation(arguments: list[str], output: Path | None) -> str:
-    """The command that goes on with the run of these arguments when it was interrupted.
-
-    Args:
-        output: the results file, if the arguments do not name it.
-    """
-    kept = [argument for argument in arguments if argument.partition("=")[0] not in FLAGS]
-    settings = [yaml.safe_load(Path(path).read_text()) for path in _config_files(arguments)]
-    anew = ["--overwrite=false"] if any(one.get("overwrite") for one in settings) else []
-    named = ["--output", str(output)] if output else []
-    return shlex.join(["python", "-m", "fedmpi", *kept, *anew, *named, "--resume"])
+    experiment.arguments = arguments
+    return experiment, experiment.config
 
 
 def _bases() -> list[type]:
-    return [*(base for base, _ in COMPONENTS.values()), *NESTED.values()]
+    return [*COMPONENTS.values(), *NESTED.values()]
 
 
 def _base(option: str) -> type:
     """Of what the option takes a subclass: `model.over` a Model, `algorithm.generator` a Generator."""
     first, *nested = option.split(".")
-    base = COMPONENTS[first][0]
+    base = COMPONENTS[first]
     for name in nested:
         signatures = [inspect.signature(cls).parameters for cls in subclasses(base)]
         annotations = " ".join(str(parameters[name].annotation) for parameters in signatures if name in parameters)
@@ -144,10 +136,12 @@ def make_parser() -> jsonargparse.ArgumentParser:
         " before its options.",
         exit_on_error=False,
         allow_abbrev=False,
+        parser_mode=PARSER_MODE,
     )
     parser.add_argument("--config", action="config", help="YAML file of settings, as --print_config prints them.")
     parser.add_class_arguments(Experiment, fail_untyped=True)
-    parser.set_defaults({name: {"class_path": default} for name, (_, default) in COMPONENTS.items()})
+    default = Experiment()
+    parser.set_defaults({name: {"class_path": import_path(type(getattr(default, name)))} for name in COMPONENTS})
     return parser
 
 
@@ -163,30 +157,79 @@ def _forget_other_class(parser: object, previous: Any, value: Any) -> None:
             previous["init_args"].pop(option)
 
 
-setattr(jsonargparse._typehints, "discard_init_args_on_class_path_change", _forget_other_class)  # noqa: B010
+def _replace(module: ModuleType, name: str, function: Callable[..., None]) -> None:
+    """Put a function in another one's place, or say that this cannot be done with this version.
+
+    Raises:
+        ImportError: there is no such function, or it takes other arguments.
+    """
+    taken = len(inspect.signature(getattr(module, name, lambda: None)).parameters)
+    if taken != len(inspect.signature(function).parameters):
+        installed = f"{module.__name__.split('.')[0]} {version(module.__name__.split('.')[0])}"
+        raise ImportError(f"{installed} has no function {name} of the kind that fedmpi replaces: install another one")
+    setattr(module, name, function)
 
 
-def _config_files(arguments: list[str]) -> Iterator[str]:
-    for position, argument in enumerate(arguments):
-        if argument == "--config":
-            yield from arguments[position + 1 : position + 2]
-        elif argument.startswith("--config="):
-            yield argument.partition("=")[2]
+_replace(jsonargparse._typehints, "discard_init_args_on_class_path_change", _forget_other_class)
 
 
-def _check_config(path: str) -> None:
-    """What jsonargparse says of a file that holds no settings does not name the file."""
+def _load_yaml(text: str) -> Any:
+    """As jsonargparse does, but a word such as off, which YAML 1.1 takes for false, stays that word.
+
+    Not if it is the whole text: where true or false is wanted, jsonargparse asks what the word alone is.
+    """
+    if WORD.search(text):
+        for start, end in sorted(_words(yaml.compose(text, yaml.SafeLoader)), reverse=True):
+            text = f"{text[:start]}'{text[start:end]}'{text[end:]}"
+    return jsonargparse.get_loader("yaml")(text)
+
+
+def _words(node: yaml.Node | None) -> Iterator[tuple[int, int]]:
+    """Where the words are in the text that a node was read from."""
+    if isinstance(node, yaml.CollectionNode):
+        inside = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
+        for child in inside:
+            if isinstance(child, yaml.ScalarNode) and child.style is None and WORD.fullmatch(child.value):
+                yield child.start_mark.index, child.end_mark.index
+            yield from _words(child)
+
+
+jsonargparse.set_loader(PARSER_MODE, _load_yaml, exceptions=(yaml.YAMLError,))
+
+
+def _with_config_files(arguments: list[str]) -> Iterator[str]:
+    """The arguments with the paths of --config expanded, once each file is known to hold settings."""
+    is_path = False
+    for argument in arguments:
+        option, equals, path = argument.partition("=")
+        if is_path:
+            yield _checked_config(argument)
+        elif option == "--config" and equals:
+            yield f"--config={_checked_config(path)}"
+        else:
+            yield argument
+        is_path = argument == "--config"
+
+
+def _checked_config(given: str) -> str:
+    """Where the file is; what jsonargparse says of one that holds no settings does not name it."""
     try:
-        settings = yaml.safe_load(Path(path).read_text())
+        path = expanded(given)
+        settings = yaml.safe_load(path.read_text("utf-8-sig"))
+    except BadInput as error:
+        raise BadInput(f"--config {error.message}") from None
     except OSError as error:
-        raise BadInput(f"--config = {path}: {error.strerror}") from None
+        raise BadInput(f"--config = {given}: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise BadInput(f"--config = {path}: is not YAML (line {line}: {error.problem})") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise BadInput(f"--config = {path}: is not YAML, but binary") from None
+        raise BadInput(f"--config = {given}: is not YAML (line {line}: {error.problem})") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"--config = {given}: is not UTF-8 (byte {error.start})") from None
+    except yaml.YAMLError:
+        raise BadInput(f"--config = {given}: is not YAML, but binary") from None
     if not isinstance(settings, dict) or not settings:
-        raise BadInput(f"--config = {path}: must hold settings, as in `clients: 100`")
+        raise BadInput(f"--config = {given}: must hold settings, as in `clients: 100`")
+    return str(path)
 
 
 class _Exit(BaseException):
@@ -194,31 +237,38 @@ class _Exit(BaseException):
 
 
 class _Parser(jsonargparse.ArgumentParser):
+    def parse_path(self, path: str | os.PathLike[str], *args: Any, **options: Any) -> jsonargparse.Namespace:
+        """As UTF-8, whatever the locale; files named in it are looked for beside it."""
+        here = os.getcwd()
+        text = Path(path).read_text("utf-8-sig")
+        os.chdir(Path(path).parent)
+        try:
+            return self.parse_string(text, os.path.basename(path), *args, **options)
+        finally:
+            os.chdir(here)
+
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         raise _Exit
 
     def format_help(self, *args: Any, **options: Any) -> str:
         text: str = super().format_help(*args, **options)
-        text = re.sub(r"\(required,\s+", "(", text)  # required by the constructor, but there is a default
         return text + "\n" + "\n".join(_catalogue()) + "\n" if self.prog == "python -m fedmpi" else text
 
 
 def _catalogue() -> Iterator[str]:
     """What can be named on the command line, with all options and their defaults."""
     yield "what can be named, and its options; or the import path of a class of your own:"
-    for option, base in [*((option, base) for option, (base, _) in COMPONENTS.items()), *NESTED.items()]:
-        for cls in subclasses(base):
-            named = not (cls.__name__.startswith("_") or inspect.isabstract(cls))
-            if named and cls.__module__.startswith("fedmpi."):
-                described = parse_docstring(cls.__doc__ or "")
-                yield ""
-                yield from _wrapped(f"--{option} {cls.__name__}", described.short_description or "", 2)
-                for parameter in list(inspect.signature(cls).parameters.values()):
-                    texts = [p.description for p in described.params if p.arg_name == parameter.name]
-                    default = "null" if parameter.default is None else parameter.default
-                    needed = "needed" if default is parameter.empty else f"default: {default}"
-                    about = f"{texts[0] if texts else ''} ({needed})"
-                    yield from _wrapped(f"--{option}.{parameter.name}", about, 6)
+    for option, base in [*COMPONENTS.items(), *NESTED.items()]:
+        for cls in _public(base):
+            described = parse_docstring(cls.__doc__ or "")
+            yield ""
+            yield from _wrapped(f"--{option} {cls.__name__}", described.short_description or "", 2)
+            for parameter in list(inspect.signature(cls).parameters.values()):
+                texts = [p.description for p in described.params if p.arg_name == parameter.name]
+                default = "null" if parameter.default is None else parameter.default
+                needed = "needed" if default is parameter.empty else f"default: {default}"
+                about = f"{texts[0] if texts else ''} ({needed})"
+                yield from _wrapped(f"--{option}.{parameter.name}", about, 6)
 
 
 def _wrapped(head: str, text: str, indent: int) -> list[str]:
@@ -234,19 +284,12 @@ def _make(settings: Mapping[str, Any], cls: type, *args: Any, **options: Any) ->
     if cls in _bases():
         raise _Refused(_unknown_class(_place(settings, cls, None, options)[:-1], cls.__name__))
     try:
-        for name, value in options.items():
-            require(value is not None or _takes_null(cls, name), name, "null", "given")
         return cls(*args, **options)
     except BadInput as error:
         place = _place(settings, cls, error.option, options)
         raise _Refused(f"--{place}{error.option} {error.message}" if error.option else error.message) from None
     except (ValueError, SystemExit) as error:
         raise _Refused(f"--{_place(settings, cls, None, options)[:-1]} = {cls.__name__}: {error}") from None
-
-
-def _takes_null(cls: type, name: str) -> bool:
-    parameter = inspect.signature(cls).parameters.get(name)
-    return parameter is None or parameter.default is None or "None" in str(parameter.annotation)
 
 
 def _place(settings: Mapping[str, Any], cls: type, option: str | None, options: Mapping[str, Any]) -> str:
@@ -290,19 +333,21 @@ def _in_one_line(message: str, parser: jsonargparse.ArgumentParser, arguments: l
     keys = re.findall(r'[Kk]ey "([^"]+)"', message) or re.findall(r"^--(\w+)\.help:", message)
     option = ".".join(keys)
     owner = re.findall(r"class_path '([^']*)'", message)[-1:]
-    given = _shown((re.findall(r"Got value: (.*)", message) or re.findall(r"Given value: (.*)", message) or [""])[-1])
+    values = re.findall(r"Got value: (.*)", message)[-1:] or re.findall(r"Given value: (.*)", message) or [""]
+    given = _shown(re.sub(r"^NestedArg\(.*val='(.*)'\)$", r"\1", values[0]))
     # Of an option that takes one of several types, what the innermost one that failed takes.
     takes = re.findall(r"Subtypes: \[(.*)\]", message)[-1:]
+    is_innermost = "class_path" not in message.rpartition("Subtypes:")[2]
     if found := re.search(r"unrecognized arguments: (\S+)", message):
         name = found[1].partition("=")[0]
         problem = "no such option" if name.startswith("-") else "belongs to no option"
-        return f"{name}: {problem}{_nearest(name, _options(parser))}"
+        return f"{name}: {problem}{_similar_options(name, parser)}"
     if found := re.search(r"argument (\S+): expected one argument", message):
         return f"{_without_value(found[1], arguments)}: needs a value"
     if found := re.search(r"Unable to load config '(.*)'", message):
         return f"--{keys[0]} = {found[1]}: must be options, or a YAML file of them"
-    if found := re.search(r"Expected a dot import path string: ?(.*)|class, but (\S+) is abstract", message):
-        return _unknown_class(option, found[1] or found[2] or "")
+    if found := re.search(r"Expected a dot import path string: ?(.*)|class, but (?:(\S+) )?is abstract", message):
+        return _unknown_class(option, found[1] or found[2] or given)
     if found := re.search(r"Unexpected import path format: (.*)", message):
         return f"--{option} = {found[1]}: must be a name, or an import path such as my_package.my_module.MyClass"
     if found := re.search(r"Import path (\S* ?)does not correspond to a subclass of (\S+)", message):
@@ -310,14 +355,14 @@ def _in_one_line(message: str, parser: jsonargparse.ArgumentParser, arguments: l
     if found := re.search(r"Not a valid subclass of (\w+)", message):
         return f"--{option} = {given}: must be the name of a class, a subclass of {found[1]}"
     if found := re.search(r"(?:Group '(\S+)' does not accept o|O)ption '(\S+?)'", message):
-        return _unknown_option(found[1] or option, found[2], owner, _options(parser))
+        return _unknown_option(found[1] or option, found[2], owner, parser)
     if found := re.search(r"arguments are required: (\S+)", message):
         return (
             f"--{option}.{found[1]}: needs a value, {owner[0]} has no default"
             if owner
             else f"--{found[1]}: needs a value"
         )
-    if found := re.search(r"Expected an? (.+?)\. Got value", message):
+    if (found := re.search(r"Expected an? (.+?)\. Got value", message)) and not (takes and is_innermost):
         return f"--{option} = {given}: must be {_type_name(found[1])}"
     if found := re.search(r"Problem with given class_path '([^']*)':\s*(No module .*|module .*)", message):
         return f"--{option} = {found[1]}: {found[2]}"
@@ -348,15 +393,14 @@ def _without_value(option: str, arguments: list[str]) -> str:
 
 def _unknown_class(option: str, name: str) -> str:
     base = _base(option)
-    ours = [cls for cls in subclasses(base) if cls.__module__.startswith("fedmpi.") and not inspect.isabstract(cls)]
-    known = [cls.__name__ for cls in ours if not cls.__name__.startswith("_")]
+    known = [cls.__name__ for cls in _public(base)]
     return f"--{option} = {name}: no such name{_nearest(name, known)}; known are {', '.join(known)}"
 
 
-def _unknown_option(option: str, name: str, owner: list[str], known: list[str]) -> str:
+def _unknown_option(option: str, name: str, owner: list[str], parser: jsonargparse.ArgumentParser) -> str:
     if not owner:
         full = f"--{option}.{name}" if option else f"--{name}"
-        return f"{full}: no such option{_nearest(full, known)}"
+        return f"{full}: no such option{_similar_options(full, parser)}"
     if name == "class_path":
         return f"--{option}: options of a class go under init_args, not beside class_path"
     base, short = _base(option), owner[0].rpartition(".")[2]
@@ -364,9 +408,41 @@ def _unknown_option(option: str, name: str, owner: list[str], known: list[str]) 
     return f"--{option}.{name}: {short} has no such option" + (f", it has {', '.join(has[0])}" if any(has) else "")
 
 
-def _options(parser: jsonargparse.ArgumentParser) -> list[str]:
+def _similar_options(name: str, parser: jsonargparse.ArgumentParser) -> str:
+    """Options of the same name, wherever they are; else those with a similar one."""
+    *place, last = name.lstrip("-").replace("-", "_").lower().split(".")
+    owners = _owners(parser)
+    ends = {option: option.rpartition(".")[2].lower() for option in owners}
+    found = [option for option, end in ends.items() if end == last]
+    if not found:
+        beside = {o: end for o, end in ends.items() if o.split(".")[:-1] == place} if place else ends
+        close = difflib.get_close_matches(last, sorted(set(beside.values())), n=2, cutoff=0.7)
+        found = [option for word in close for option, end in beside.items() if end == word]
+    texts = [f"--{option}{_in_brackets(owners[option])}" for option in found[:4]]
+    return f", did you mean {' or '.join(texts)}?" if texts else ""
+
+
+def _owners(parser: jsonargparse.ArgumentParser) -> dict[str, list[str]]:
+    """The dotted names of all options, but for those that print; of a class's options, which classes have them."""
     shown = [action for action in parser._actions if action.help != SUPPRESS]
-    return [string for action in shown for string in action.option_strings]
+    names = [string.lstrip("-") for action in shown for string in action.option_strings]
+    owners: dict[str, list[str]] = {n: [] for n in names if n != "h" and not n.endswith(("help", "print_config"))}
+    for option, base in [*COMPONENTS.items(), *NESTED.items()]:
+        for cls in _public(base):
+            for name in inspect.signature(cls).parameters:
+                owners.setdefault(f"{option}.{name}", []).append(cls.__name__)
+    return owners
+
+
+def _in_brackets(classes: list[str]) -> str:
+    more = ", ..." if len(classes) > 3 else ""
+    return f" ({', '.join(classes[:3])}{more})" if classes else ""
+
+
+def _public(base: type) -> list[type]:
+    """The classes of fedmpi's own that can be named."""
+    ours = [cls for cls in subclasses(base) if cls.__module__.startswith("fedmpi.")]
+    return [cls for cls in ours if not (inspect.isabstract(cls) or cls.__name__.startswith("_"))]
 
 
 def _nearest(name: str, known: list[str]) -> str:

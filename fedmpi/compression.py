@@ -7,7 +7,7 @@ chosen here: the numbers that arrive are those of the compressed form, and so ar
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import require
+from fedmpi.options import Configured
 from fedmpi.randomness import hashed_bits
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 PIECE_ELEMENTS = 1 << 16
 
 
-class Compression(ABC):
+class Compression(metaclass=Configured):
     """Base of the ways to compress."""
 
     @abstractmethod

@@ -1,28 +1,37 @@
 """An experiment: the tree of its settings, and its course from start to end.
 
+    from fedmpi import Experiment
+    from fedmpi.algorithms import FedProx
+
+    run = Experiment(algorithm=FedProx(mu=0.01), rounds=20).run()
+
 Importing this module is cheap (no torch), because the command line is read from the constructor's signature.
 """
 
+import inspect
 import os
+import shlex
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmpi.algorithms import Algorithm
+from fedmpi.algorithms import Algorithm, FedAvg
 from fedmpi.attacks import Attack, NoAttack
 from fedmpi.checkpoint import Checkpointing, Layer, Place, find, restore_weights
 from fedmpi.checksum import REMEDY, checksum
 from fedmpi.compression import Compression, Dense
-from fedmpi.data import Dataset, Partition
+from fedmpi.data import Dataset, Digits, Dirichlet, Partition
 from fedmpi.errors import BadInput, named, require
-from fedmpi.interruption import Interrupted, Watch
-from fedmpi.models import Model
+from fedmpi.interruption import BY_HAND, Interrupted, Watch
+from fedmpi.models import LeNet, Model
+from fedmpi.mpi import whole_job
+from fedmpi.options import Configured, shown
 from fedmpi.privacy import NoPrivacy, Privacy
 from fedmpi.randomness import apart, globals_kept
 from fedmpi.scheduling import (
@@ -36,20 +45,25 @@ from fedmpi.scheduling import (
     Ideal,
     Pool,
     Sampler,
+    Uniform,
     Weighting,
 )
 from fedmpi.server_optimizers import Replace, ServerOptimizer
+from fedmpi.settings import as_yaml, leaves, settings_of
 from fedmpi.training.settings import LocalTraining
 
 if TYPE_CHECKING:
     from fedmpi.engine import Engine
     from fedmpi.ledger import Outcome
     from fedmpi.mpi.world import World
-    from fedmpi.results import Results
+    from fedmpi.results import Results, Run
 
 
-class Experiment:
+class Experiment(metaclass=Configured):
     """One federated experiment.
+
+    Every argument may be left out, as on the command line; a component that is null is the default one. A component
+    may be given to several experiments.
 
     Args:
         algorithm: the federated method.
@@ -85,7 +99,8 @@ class Experiment:
         device: what clients are trained on; auto takes GPUs where a rank sees any.
         threads: CPU threads a rank, whatever OMP_NUM_THREADS says. More than one rarely pays: start more ranks.
         seed: of everything random. The same seed gives the same results on any number of ranks.
-        output: the results file; null: a name under runs/ made of method, data set, seed and time.
+        output: the results file; null: a name under runs/ made of method, data set, seed and time, which no other
+            run has.
         overwrite: replace the results file if it exists.
         resume: go on from the checkpoint beside the results file, to the same bits as if nothing had come between, on
             any number of ranks. Where there is none the run starts anew; where it has finished nothing is done.
@@ -94,24 +109,24 @@ class Experiment:
     Attributes:
         exit_status: of the program when the run is over: 0; 85 if it was interrupted by SIGUSR1 or SIGTERM, or by
             itself, shortly before Slurm's time limit; 130 if by SIGINT.
-        command: that goes on with the run when it was interrupted; None: it was not started by a command.
+        arguments: of the command line that the experiment is of; None: it is from Python.
     """
 
-    command: str | None = None
+    arguments: list[str] | None = None
 
     def __init__(
         self,
-        algorithm: Algorithm,
-        dataset: Dataset,
-        partition: Partition,
-        model: Model,
-        sampler: Sampler,
-        server_optimizer: ServerOptimizer,
-        privacy: Privacy,
-        compression: Compression,
-        attack: Attack,
-        availability: Availability,
-        conditions: Conditions,
+        algorithm: Algorithm | None = None,
+        dataset: Dataset | None = None,
+        partition: Partition | None = None,
+        model: Model | None = None,
+        sampler: Sampler | None = None,
+        server_optimizer: ServerOptimizer | None = None,
+        privacy: Privacy | None = None,
+        compression: Compression | None = None,
+        attack: Attack | None = None,
+        availability: Availability | None = None,
+        conditions: Conditions | None = None,
         clients: int = 100,
         cohort: int | None = None,
         rounds: int = 50,
@@ -130,6 +145,17 @@ class Experiment:
         resume: bool = False,
         checkpoint: Checkpointing = Checkpointing(),  # noqa: B008 (frozen)
     ) -> None:
+        algorithm = FedAvg() if algorithm is None else algorithm
+        dataset = Digits() if dataset is None else dataset
+        partition = Dirichlet() if partition is None else partition
+        model = LeNet() if model is None else model
+        sampler = Uniform() if sampler is None else sampler
+        server_optimizer = Replace() if server_optimizer is None else server_optimizer
+        privacy = NoPrivacy() if privacy is None else privacy
+        compression = Dense() if compression is None else compression
+        attack = NoAttack() if attack is None else attack
+        availability = Always() if availability is None else availability
+        conditions = Ideal() if conditions is None else conditions
         require(clients >= 1, "clients", clients, "at least 1")
         require(cohort is None or cohort >= 1, "cohort", cohort, "at least 1")
         require(cohort is None or cohort <= clients, "cohort", cohort, f"at most the number of clients, {clients}")
@@ -153,9 +179,6 @@ class Experiment:
             _check_chances(algorithm, sampler, availability, conditions, size, clients)
         _check_privacy(privacy, algorithm, sampler, compression, availability, conditions, weighting)
         _check_fit(algorithm, sampler, server_optimizer, compression, attack, conditions, weighting, evaluate_means)
-        if algorithm.takes_server_optimizer:
-            algorithm.server_optimizer = server_optimizer
-        model.vocabulary = dataset.vocabulary
         self.algorithm = algorithm
         self.dataset = dataset
         self.partition = partition
@@ -181,40 +204,75 @@ class Experiment:
         self.threads = threads
         self.seed = seed
         self.output = output or _readable_name(algorithm, dataset, seed)
+        self.names_output = output is None
         self.overwrite = overwrite
         self.resume = resume
         self.checkpoint = checkpoint
         self.exit_status = 0
+        _ = self.settings  # what cannot be written down is said before anything runs
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that the constructor takes, as it was completed: what YAML can hold, but for paths."""
+        return {name: settings_of(getattr(self, name), name) for name in inspect.signature(Experiment).parameters}
+
+    @property
+    def config(self) -> str:
+        """The settings as YAML: what the results file keeps, and what --config reads."""
+        return as_yaml(self.settings)
 
     def load(self) -> None:
         """Import what a run needs; with PyTorch, which starts its threads then."""
         os.environ["OMP_NUM_THREADS"] = str(self.threads)
         import fedmpi.assembly  # noqa: F401
 
-    def run(self, world: "World", config: str = "") -> int:
-        """Run to the end and return `exit_status`; to be called on every rank of the job, see `outcomes`."""
+    def run(self, world: "World | None" = None, config: str | None = None) -> "Run":
+        """Run to the end, on every rank of the job if there are several, see `outcomes`.
+
+        Returns:
+            What the results file holds, on every rank; its status is interrupted if the run was (`exit_status`).
+
+        Raises:
+            BadInput: on every rank alike, before anything is trained or written.
+            KeyboardInterrupt: somebody wanted it to end (SIGINT); the file and its checkpoint are written.
+        """
+        world = world or whole_job()
+        if self.complete(world, config) == BY_HAND:
+            raise KeyboardInterrupt
+        from fedmpi import results
+
+        run: Run | None = results.open(self.output) if world.is_server else None
+        return world.from_server(cast("Run", run))
+
+    def complete(self, world: "World", config: str | None = None) -> int:
+        """Run to the end, and return `exit_status`; arguments as of `outcomes`."""
+        self.exit_status = 0
         self.load()
         with globals_kept():
             for _ in self._outcomes(world, config):
                 pass
         return self.exit_status
 
-    def outcomes(self, world: "World", config: str = "") -> "Iterator[Outcome]":
+    def outcomes(self, world: "World | None" = None, config: str | None = None) -> "Iterator[Outcome]":
         """Run, and give what each round left when it is over; to be called, and used up, on every rank of the job.
 
-        An error other than bad input ends the job (`fedmpi.failure.end_job`). What the caller draws from the
-        generators of `random`, `numpy.random` and `torch` is not disturbed, and the run does not depend on it.
+        An error other than bad input ends a job of several ranks (`fedmpi.failure.end_job`). Where there is one, the
+        results file says failed, and the error is raised again. What the caller draws from the generators of
+        `random`, `numpy.random` and `torch` is not disturbed, and the run does not depend on it.
 
         Args:
-            config: the settings as YAML, kept in the results file; a run is resumed only with the same ones.
+            world: the ranks; None: all of the job.
+            config: what the results file keeps as the settings, and a run is resumed with; None: `config`.
 
         Raises:
             BadInput: on every rank alike, before anything is trained or written.
         """
+        world = world or whole_job()
+        self.exit_status = 0
         self.load()
         yield from apart(self._outcomes(world, config))
 
-    def _outcomes(self, world: "World", config: str) -> "Generator[Outcome, None, None]":
+    def _outcomes(self, world: "World", config: str | None) -> "Generator[Outcome, None, None]":
         from fedmpi.assembly import assemble, open_results
         from fedmpi.failure import end_job
         from fedmpi.progress import Progress, say
@@ -223,6 +281,7 @@ class Experiment:
         results: Results | None = None
         try:
             with Watch(world, self) as watch:
+                self._agree(world)
                 place = self._place(world, config)
                 done = place.round if place and not place.stage else 0
                 if place and place.is_end:
@@ -274,7 +333,7 @@ class Experiment:
         except Interrupted as end:
             self.exit_status = end.status
             if world.is_server:
-                say(f"interrupted (exit status {end.status}); to go on: {self._continuation(world.size)}")
+                say(f"interrupted (exit status {end.status}); to go on: {self.continuation(world.size)}")
             if world.size > 1 and not watch.is_set_up:
                 world.abort(end.status)  # the others may wait for this rank
         except GeneratorExit:  # whoever asked for outcomes wants no more
@@ -285,18 +344,38 @@ class Experiment:
                 raise
             end_job(world, error, fed.where() if fed else "setting up", results)
 
-    def _continuation(self, ranks: int) -> str:
-        """What goes on with the run when it was interrupted."""
-        if self.command is None:
+    def continuation(self, ranks: int) -> str:
+        """What goes on with the run when it was interrupted, on so many ranks."""
+        if self.arguments is None:
             return f"the same experiment with output={str(self.output)!r} and resume=True"
-        return f"mpirun -n {ranks} {self.command}" if ranks > 1 else self.command
+        options = [argument.partition("=")[0] for argument in self.arguments]
+        flags = ("--overwrite", "--resume")
+        kept = [argument for argument, name in zip(self.arguments, options, strict=True) if name not in flags]
+        anew = ["--overwrite=false"] if self.overwrite and "--config" in options else []  # which may say so, too
+        named = ["--output", str(self.output)] if self.names_output else []
+        command = shlex.join(["python", "-m", "fedmpi", *kept, *anew, *named, "--resume"])
+        return f"mpirun -n {ranks} {command}" if ranks > 1 else command
 
-    def _place(self, world: "World", config: str) -> Place | None:
+    def _agree(self, world: "World") -> None:
+        """Raise BadInput, on every rank alike, if the ranks were not all told to run the same.
+
+        Where files lie may be another place on each node.
+        """
+        mine = {name: value for name, value in leaves(self.settings) if not isinstance(value, Path)}
+        first = world.from_server(mine)
+        with world.agreed():
+            for name in [*mine, *first]:
+                value, wanted = (settings.get(name) for settings in (mine, first))
+                reason = f"= {shown(value)} on rank {world.rank}: must be {shown(wanted)}, as on rank 0"
+                if value != wanted:
+                    raise BadInput(reason, f"--{name}")
+
+    def _place(self, world: "World", config: str | None) -> Place | None:
         """Where the run goes on, on every rank; None: at its start."""
         place: Place | None = None
         if self.resume:
             with world.agreed():
-                place = find(self, config) if world.is_server else None
+                place = find(self, config or self.config) if world.is_server else None
             place = world.from_server(place)
         return place
 
@@ -526,7 +605,4 @@ def _check_privacy(
 
 def _readable_name(algorithm: Algorithm, dataset: Dataset, seed: int) -> Path:
     what = f"{type(algorithm).__name__}-{type(dataset).__name__}-seed{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path, number = Path("runs", f"{what}.h5"), 2
-    while path.exists():
-        path, number = Path("runs", f"{what}-{number}.h5"), number + 1
-    return path
+    return Path("runs", f"{what}.h5")

@@ -18,9 +18,11 @@ def end_job(world: World, error: BaseException, where: str, results: Results | N
     """Report an error once and end all ranks with exit status 1.
 
     Rank 0 keeps what has been computed, with status = failed, before it prints the report: its own, or that of the
-    rank whose failure it has heard of first.
+    rank whose failure it has heard of first. Where there is one rank, what has called it may go on (a notebook, for
+    one): the report is then without a traceback, and the error is raised again.
     """
-    report = str(error) if isinstance(error, RemoteFailure) else _report(world, error, where)
+    is_alone = world.size == 1
+    report = str(error) if isinstance(error, RemoteFailure) else _report(world, error, where, not is_alone)
     if not world.is_server:
         world.report_failure(report)
     world.announce_end()
@@ -31,11 +33,19 @@ def end_job(world: World, error: BaseException, where: str, results: Results | N
     except OSError as problem:
         report += f"\nThe results could not be written: {problem}"
     streams.put(report, "stderr")
+    if is_alone:
+        raise error
     world.abort()
 
 
-def _report(world: World, error: BaseException, where: str) -> str:
+def show(error: BaseException) -> None:
+    """Print the traceback of what `end_job` has raised again, where that tells more than its report."""
+    if not isinstance(error, Diverged):
+        traceback.print_exception(error)
+
+
+def _report(world: World, error: BaseException, where: str, traced: bool) -> str:
     headline = f"fedmpi: failed on rank {world.rank} of {world.size}: {where}"
     if isinstance(error, (Diverged, RanksDiffer)):
         return f"{headline}: {error}"
-    return f"{headline}\n{''.join(traceback.format_exception(error)).rstrip()}"
+    return f"{headline}\n{''.join(traceback.format_exception(error)).rstrip()}" if traced else headline

@@ -72,7 +72,7 @@ class Watch:
     is_set_up = False
 
     def __init__(self, world: World, experiment: Experiment) -> None:
-        self.checkpoints = Checkpoints(world, experiment.output, experiment.checkpoint)
+        self.checkpoints = Checkpoints(world, experiment)
         self.results: Results | None = None
         self._world = world
         self._heard = 0

@@ -10,7 +10,7 @@ losses, numbers of samples and what else the results file holds for a researcher
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from math import inf, nan
 from typing import TYPE_CHECKING, Literal
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import require
+from fedmpi.options import Configured
 from fedmpi.randomness import stream
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Released:
     means: int = 0
 
 
-class Privacy(ABC):
+class Privacy(metaclass=Configured):
     """Base of what the server does for the clients' privacy."""
 
     #: Longest change of a client (L2 norm); none is longer when it arrives.
@@ -53,7 +54,7 @@ class Privacy(ABC):
             number: of the mean, if there are several in a round.
         """
 
-    def check(self, sampler: Sampler) -> None:  # noqa: B027 (most go with any)
+    def check(self, sampler: Sampler) -> None:
         """Raise BadInput if nothing can be said of clients that are drawn in this way."""
 
     @abstractmethod

@@ -5,16 +5,17 @@ Adaptive Federated Optimization. ICLR 2021. https://arxiv.org/abs/2003.00295). R
 layers are no parameters: they become those of the mean.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from fedmpi.errors import require
+from fedmpi.options import Configured
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ServerOptimizer(ABC):
+class ServerOptimizer(metaclass=Configured):
     """Base of the rules; all tensors are float32 and at the server, or on the meta device elsewhere.
 
     Attributes:

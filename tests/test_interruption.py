@@ -390,11 +390,11 @@ def test_the_command_that_goes_on(given: str, goes_on: str, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     Path("c.yaml").write_text("overwrite: true\noutput: runs/c.h5\n")
     experiment, _ = parse(shlex.split(given))
-    assert experiment.command == f"python -m fedmpi {goes_on}"
+    assert experiment.continuation(1) == f"python -m fedmpi {goes_on}"
     again, _ = parse(shlex.split(goes_on))
     assert (again.resume, again.overwrite, again.output) == (True, False, experiment.output)
     automatic, _ = parse(["--seed", "2"])
-    assert automatic.command == f"python -m fedmpi --seed 2 --output {automatic.output} --resume"
+    assert automatic.continuation(1) == f"python -m fedmpi --seed 2 --output {automatic.output} --resume"
 
 
 @pytest.mark.parametrize(("method", "name", "round"), [(_Learning, "round", 1), (GenFL, "sample", 2)])

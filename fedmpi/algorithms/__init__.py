@@ -3,8 +3,69 @@
 import sys
 
 from fedmpi.algorithms.base import Algorithm
+from fedmpi.algorithms.centralized import Centralized
+from fedmpi.algorithms.cfl import CFL
+from fedmpi.algorithms.distribution_fusion import DistributionFusion
+from fedmpi.algorithms.ditto import Ditto
+from fedmpi.algorithms.feature_fusion import FeatureFusion
+from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.algorithms.fedbn import FedBN
+from fedmpi.algorithms.fedcluster import FedCluster
+from fedmpi.algorithms.feddf import FedDF
+from fedmpi.algorithms.feddyn import FedDyn
+from fedmpi.algorithms.fedftg import FedFTG
+from fedmpi.algorithms.fedgen import FedGen
+from fedmpi.algorithms.fedgroup import FedGroup, FedGrouProx
+from fedmpi.algorithms.fedma import FedMA
+from fedmpi.algorithms.fednova import FedNova
+from fedmpi.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
+from fedmpi.algorithms.fedper import FedPer, FedRep
+from fedmpi.algorithms.fedprox import FedProx
+from fedmpi.algorithms.fesem import FeSEM
+from fedmpi.algorithms.flhc import FLHC
+from fedmpi.algorithms.genfl import GenFL
+from fedmpi.algorithms.ifca import IFCA
+from fedmpi.algorithms.localonly import LocalOnly
+from fedmpi.algorithms.moon import MOON
+from fedmpi.algorithms.robust import Krum, Median, TrimmedMean
+from fedmpi.algorithms.scaffold import SCAFFOLD
 from fedmpi.components import import_all
 
-import_all(sys.modules[__name__])
+__all__ = [
+    "CFL",
+    "FLHC",
+    "IFCA",
+    "MOON",
+    "SCAFFOLD",
+    "Algorithm",
+    "Centralized",
+    "DistributionFusion",
+    "Ditto",
+    "FeSEM",
+    "FeatureFusion",
+    "FedAdagrad",
+    "FedAdam",
+    "FedAvg",
+    "FedAvgM",
+    "FedBN",
+    "FedCluster",
+    "FedDF",
+    "FedDyn",
+    "FedFTG",
+    "FedGen",
+    "FedGrouProx",
+    "FedGroup",
+    "FedMA",
+    "FedNova",
+    "FedPer",
+    "FedProx",
+    "FedRep",
+    "FedYogi",
+    "GenFL",
+    "Krum",
+    "LocalOnly",
+    "Median",
+    "TrimmedMean",
+]
 
-__all__ = ["Algorithm"]
+import_all(sys.modules[__name__])  # a new file in this folder needs no line above to be known by name

@@ -1,12 +1,13 @@
 """What every method is: an object that lives on all ranks and whose `round` reads like the paper's pseudo-code."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedmpi.options import Configured
 from fedmpi.training.block import WHOLE, Phase
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     Vectors = Sequence[Columns | int]
 
 
-class Algorithm(ABC):
+class Algorithm(metaclass=Configured):
     """Base of the federated methods.
 
     A subclass writes `round`, and, where its local step differs from plain training, one or both of the hooks
@@ -116,7 +117,7 @@ class Algorithm(ABC):
         """Whether a client that has never taken part can go on from the global model, by `train`."""
         return False
 
-    def check(self, cohort: int) -> None:  # noqa: B027 (most go with any)
+    def check(self, cohort: int) -> None:
         """Raise BadInput if the options do not go with so many clients a round."""
 
     def extend(self, network: "nn.Module", example: "Tensor") -> "nn.Module":

@@ -75,7 +75,6 @@ class FedFTG(Distilled):
         student_mode: Literal["train", "eval"] = "train",
     ) -> None:
         super().__init__(base or SCAFFOLD())
-        require(variant in ("paper", "repo"), "variant", variant, "paper or repo")
         require(iterations >= 0, "iterations", iterations, "at least 0")
         require(generator_steps >= 0, "generator_steps", generator_steps, "at least 0")
         require(student_steps >= 0, "student_steps", student_steps, "at least 0")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import BadInput
+from fedmpi.options import Configured
 
 Progress = Callable[[str], None]
 
@@ -65,7 +66,7 @@ class Arrays:
         return cls(**{name: as_seen(x) for name, x in stored.items()}, on_disk=on_disk, recorded=recorded or {})
 
 
-class Dataset(ABC):
+class Dataset(metaclass=Configured):
     """Where the samples come from. A data set of your own, used with `--dataset my_module.Mine`:
 
         class Mine(Dataset):
@@ -124,6 +125,10 @@ def check_arrays(dataset: Dataset, arrays: Arrays) -> None:
 
 
 def _problems(dataset: Dataset, arrays: Arrays) -> Iterator[str]:
+    if not isinstance(arrays, Arrays):
+        yield f"read() returned a {type(arrays).__name__}: it must return Arrays(train_x, train_y, test_x, test_y)"
+    if not isinstance(getattr(dataset, "classes", None), (int, np.integer)):
+        yield f"classes is {getattr(dataset, 'classes', 'missing')}: it must be the number of classes"
     for part, x, y in (("train", arrays.train_x, arrays.train_y), ("test", arrays.test_x, arrays.test_y)):
         for name, array in ((f"{part}_x", x), (f"{part}_y", y)):
             if not isinstance(array, np.ndarray):

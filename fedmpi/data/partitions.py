@@ -7,16 +7,17 @@ nobody is left short, here as few samples as possible move from the largest clie
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from math import isqrt
 
 import numpy as np
 
 from fedmpi.data._owners import NOBODY, Integers, apportion, by_owner, draw_classes, top_up
 from fedmpi.errors import BadInput, require
+from fedmpi.options import Configured
 
 
-class Partition(ABC):
+class Partition(metaclass=Configured):
     """A way to split samples among clients. One of your own, used with `--partition my_module.Halves`:
 
         class Halves(Partition):

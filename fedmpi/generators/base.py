@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from fedmpi.errors import require
+from fedmpi.options import Configured
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from fedmpi.training.flat import Net
 
 
-class Generator(ABC):
+class Generator(metaclass=Configured):
     """A family of conditional generators, described by the options of its constructor.
 
     The network that is built is called with standard normal noise [B, noise] and labels [B].

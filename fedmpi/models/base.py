@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from fedmpi.errors import BadInput, require
+from fedmpi.options import Configured
 
 if TYPE_CHECKING:
     from torch import nn
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 Norm = Literal["batch", "group", "layer", "none"]
 
 
-class Model(ABC):
+class Model(metaclass=Configured):
     """A family of networks, described by the options of its constructor.
 
     Any `nn.Module` will do as a network; a `Backbone` also offers the features before its classifier, which
@@ -71,7 +72,6 @@ class Model(ABC):
 
 def require_norm(norm: Norm, groups: int, widths: Iterable[int]) -> None:
     """Raise `BadInput` unless layers of these widths can be normalised in this way."""
-    require(norm in get_args(Norm), "norm", norm, f"one of {', '.join(get_args(Norm))}")
     require(groups >= 1, "groups", groups, "at least 1")
     if norm == "group":
         for width in widths:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 from fedmpi import models
-from fedmpi.errors import require
 from fedmpi.models.base import Model, Norm, require_dropout, require_norm
 
 
@@ -30,7 +29,6 @@ class McMahanCNN(Model):
         norm: Norm = "none",
         groups: int = 2,
     ) -> None:
-        require(padding in ("same", "valid"), "padding", padding, "same or valid")
         require_dropout(dropout)
         require_norm(norm, groups, widths=(32, 64))
         self.padding = padding

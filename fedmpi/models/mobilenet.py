@@ -6,7 +6,6 @@ from functools import partial
 from typing import Literal
 
 from fedmpi import models
-from fedmpi.errors import require
 from fedmpi.models.base import Model, Norm, require_norm
 
 # Of each stage: expansion, channels, blocks, stride of the first block.
@@ -34,7 +33,6 @@ class MobileNetV2(Model):
     def __init__(
         self, variant: Literal["cifar", "distribution_fusion"] = "cifar", norm: Norm = "batch", groups: int = 2
     ) -> None:
-        require(variant in ("cifar", "distribution_fusion"), "variant", variant, "cifar or distribution_fusion")
         # All other widths are multiples of one of these.
         require_norm(norm, groups, widths=(_STEM, *(width for _, width, _, _ in _STAGES)))
         self.variant = variant

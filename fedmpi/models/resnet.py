@@ -6,7 +6,6 @@ from functools import partial
 from typing import ClassVar, Literal
 
 from fedmpi import models
-from fedmpi.errors import require
 from fedmpi.models.base import Model, Norm, require_norm
 
 _WIDTHS = (64, 128, 256, 512)  # of the four stages; each but the first halves the image
@@ -27,7 +26,6 @@ class ResNet18(Model):
     blocks: ClassVar[tuple[int, int, int, int]] = (2, 2, 2, 2)
 
     def __init__(self, stem: Literal["cifar", "imagenet"] = "cifar", norm: Norm = "batch", groups: int = 2) -> None:
-        require(stem in ("cifar", "imagenet"), "stem", stem, "cifar or imagenet")
         require_norm(norm, groups, _WIDTHS)
         self.stem = stem
         self.norm = norm

@@ -1,1 +1,28 @@
 """All that speaks MPI: roles and failures (`world`), arrays shared by a node (`shared`), pinning (`devices`)."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from fedmpi.errors import NO_MPI, BadInput
+
+if TYPE_CHECKING:
+    from fedmpi.mpi.world import World
+
+
+@cache
+def whole_job() -> World:
+    """The ranks of this job, one if nothing has launched it. MPI starts with the first call.
+
+    Always the same object, because a process may run many experiments, and MPI knows a limited number of
+    communicators.
+
+    Raises:
+        BadInput: there is no MPI library.
+    """
+    try:
+        from fedmpi.mpi.world import World
+    except (ImportError, RuntimeError) as error:
+        raise BadInput(NO_MPI.format(str(error).splitlines()[0])) from None
+    return World()

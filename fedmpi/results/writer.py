@@ -11,10 +11,11 @@ import os
 import socket
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from glob import escape
+from itertools import count
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -367,6 +368,27 @@ def check_writable(path: str | Path, overwrite: bool) -> None:
         raise BadInput(f"{path}: {folder} is a file, not a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise BadInput(f"{path}: the folder {folder} cannot be written")
+
+
+def reserve(path: Path, or_similar: bool) -> Path:
+    """Create an empty file of this name, which nobody else gets then, whoever asks at the same time.
+
+    Args:
+        or_similar: whether a number may be put behind the name if there is such a file.
+
+    Raises:
+        BadInput: there is one.
+        OSError: it cannot be created.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        name = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
+        with suppress(FileExistsError):
+            name.resolve().open("xb").close()
+            return name
+        if not or_similar:
+            break
+    raise BadInput(f"= {path}: exists already; give --overwrite to replace it", "--output")
 
 
 def _set_attributes(group: h5py.Group, values: Mapping[str, Any]) -> None:

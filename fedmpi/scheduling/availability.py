@@ -1,6 +1,6 @@
 """Which clients can be reached in a round: pure functions of (seed, round, client), the same on every rank."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +8,14 @@ from numpy.typing import NDArray
 
 from fedmpi import randomness
 from fedmpi.errors import require
+from fedmpi.options import Configured
 from fedmpi.scheduling.lists import check_numbers, read_lists
 
 
-class Availability(ABC):
+class Availability(metaclass=Configured):
     """Base of the processes; the sampler chooses among the clients that can be reached."""
 
-    def check(self, clients: int) -> None:  # noqa: B027 (most go with any)
+    def check(self, clients: int) -> None:
         """Raise BadInput if the options do not go with so many clients."""
 
     @abstractmethod

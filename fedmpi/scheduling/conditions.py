@@ -6,7 +6,7 @@ trained at all: nothing of it would be seen, and its own state must not change e
 """
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedmpi import randomness
 from fedmpi.errors import require
+from fedmpi.options import Configured
 from fedmpi.scheduling.sampling import Cohort
 from fedmpi.training.settings import LocalTraining
 
@@ -41,10 +42,10 @@ class Course:
     bytes_lost: int = 0
 
 
-class Conditions(ABC):
+class Conditions(metaclass=Configured):
     """Base of the conditions under which clients work."""
 
-    def check(self, local: LocalTraining) -> None:  # noqa: B027 (most go with any)
+    def check(self, local: LocalTraining) -> None:
         """Raise BadInput if the options do not go with these settings of local training."""
 
     def asked(self, cohort: int) -> int:

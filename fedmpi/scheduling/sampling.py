@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fedmpi import randomness
 from fedmpi.checksum import checksum
 from fedmpi.errors import require
+from fedmpi.options import Configured
 from fedmpi.scheduling.lists import check_numbers, read_lists
 from fedmpi.training.block import Block
 
@@ -136,13 +137,13 @@ class Pool:
     may_be_empty: bool = False
 
 
-class Sampler(ABC):
+class Sampler(metaclass=Configured):
     """Base of the rules by which clients are chosen."""
 
     #: Set by a rule that draws clients in proportion to their samples: a weighted mean would count them twice.
     weighting: Weighting | None = None
 
-    def check(self, clients: int, cohort: int) -> None:  # noqa: B027 (most go with any)
+    def check(self, clients: int, cohort: int) -> None:
         """Raise BadInput if the options do not go with so many clients, and so many a round."""
 
     @abstractmethod

@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import require
+from fedmpi.options import Configured
 
 Augmentation = Literal["none", "flip", "crop_flip"]
 
 
 @dataclass(frozen=True)
-class LocalTraining:
+class LocalTraining(metaclass=Configured):
     """How a client trains on its own samples in one round.
 
     Args:

@@ -262,7 +262,7 @@ def test_variances_are_not_negative(tmp_path: Path) -> None:
 def test_models_beyond_what_can_be_summed(algorithm: Algorithm, tmp_path: Path) -> None:
     """Oracle: FedAvg ends with Diverged where two of seven send 1e30; these go on, and learn."""
     attack = Sends(2 / 7, 1e30)
-    with pytest.raises(AssertionError, match="failed"):
+    with pytest.raises(Diverged):
         run(tmp_path / "plain.h5", attack=attack, **SETTINGS)
     made = run(tmp_path / "made.h5", algorithm, attack=attack, rounds=2, **SETTINGS)
     assert (np.abs(made.weights) < 100).all()

@@ -46,8 +46,8 @@ from fedmpi.models import (
             lambda: MLP(hidden=(4, 5), norm="group"),
             "groups = 2: must be a divisor of every normalised width, here 5",
         ),
-        (lambda: ResNet18(stem="cfar"), "stem = cfar: must be cifar or imagenet"),  # type: ignore[arg-type]
-        (lambda: McMahanCNN(padding="full"), "padding = full: must be same or valid"),  # type: ignore[arg-type]
+        (lambda: ResNet18(stem="cfar"), "stem = cfar: must be one of cifar, imagenet"),  # type: ignore[arg-type]
+        (lambda: McMahanCNN(padding="full"), "padding = full: must be one of same, valid"),  # type: ignore[arg-type]
         (lambda: McMahanCNN(dropout=1.0), "dropout = 1.0: must be at least 0 and below 1"),
         (lambda: CifarCNN(dropout=-0.1), "dropout = -0.1: must be at least 0 and below 1"),
         (lambda: ExquisiteNetV1(dropout=1.0), "dropout = 1.0: must be at least 0 and below 1"),
@@ -58,7 +58,7 @@ from fedmpi.models import (
         ),
         (
             lambda: MobileNetV2("imagenet"),  # type: ignore[arg-type]
-            "variant = imagenet: must be cifar or distribution_fusion",
+            "variant = imagenet: must be one of cifar, distribution_fusion",
         ),
         (lambda: VGG11(hidden=(512, 0)), "hidden = [512, 0]: must be widths of at least 1"),
         (lambda: MLP(hidden=()), "hidden = []: must be one or more widths of at least 1"),

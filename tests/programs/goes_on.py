@@ -17,4 +17,4 @@ world = World()
 for line in Path(sys.argv[2]).read_text().splitlines():
     name, *options = shlex.split(line)
     experiment, config = parse([*options, "--output", f"{sys.argv[1]}/{name}.h5", "--resume"])
-    assert experiment.run(world, config) == 0, name
+    assert experiment.run(world, config).status == "finished", name
