@@ -92,7 +92,7 @@ def load(run: Run, which: int | str | None = None) -> Network:
             f"{run.path}: cannot build the network of {run.attributes['model']} again: {reason}"
         ) from error
     mean, std = (tuple(map(float, about[name])) if name in about else None for name in ("mean", "std"))
-    return Network(network.eval(), str(about["inputs"]), mean, std)
+    return Network(network, str(about["inputs"]), mean, std).eval()
 
 
 def _weights(run: Run, which: int | str | None) -> NDArray[np.float32]:

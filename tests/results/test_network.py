@@ -80,7 +80,7 @@ def test_each_of_several_models(trained: dict[str, results.Run]) -> None:
         "the one that most clients have"
     )
     for which in (2, -1, "centers", "nothing"):
-        with pytest.raises(BadInput, match=r"no model .*, but 0 to 1, 'weights'"):
+        with pytest.raises(BadInput, match=r"no model .*, but 0 to 1, 'origin', 'weights'"):
             run.network(which)
 
 
@@ -122,7 +122,7 @@ def test_what_cannot_be_built_again_is_one_line(
 
     own = trained["own"].path
     assert problem(finished(tmp_path / "old.h5")).startswith("does not say what its network takes")
-    assert "first.weight is (10, 192), and was (9, 192): its class has changed" in problem(
+    assert "last.weight is (10, 10), and was (10, 9): its class has changed" in problem(
         own, **{"width: 9": "width: 10"}
     )
     gone = problem(own, **{"tests.programs.colours.Own": "gone.Own"})
