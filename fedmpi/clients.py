@@ -202,7 +202,10 @@ class Clients:
     # Models
 
     def initial_weights(self, number: int = 0) -> Tensor:
-        """[P] freshly drawn weights, the same on every rank; other numbers give other draws."""
+        """[P] freshly drawn weights, the same on every rank; other numbers give other draws.
+
+        What the network freezes is no part of them: it is that of number 0 in all models.
+        """
         return self._build(number).weights[0].to("cpu", copy=True)
 
     def broadcast(self, vector: Tensor, received: int | None = None) -> Tensor:

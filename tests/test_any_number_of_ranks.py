@@ -125,6 +125,13 @@ CASES = {
     " --algorithm.fit_every 2 --algorithm.steps 5",
     "side_by_side_distribution_fusion": f"{SIDE_BY_SIDE} --algorithm DistributionFusion --algorithm.statistics all"
     " --algorithm.allocation soft --algorithm.first_steps 60 --model.norm layer --server_optimizer Momentum",
+    "frozen": f"{BRIEF} --model networks.FrozenConvolution --algorithm MOON",
+    "side_by_side_frozen": f"{BRIEF} --model networks.HalfFrozen --model.floor true --local.vectorize 9"
+    " --algorithm MOON --local.batch_size 2 --cohort 9",
+    "side_by_side_frozen_alone": f"{BRIEF} --model networks.HalfFrozen --model.norm layer --local.vectorize 9"
+    " --local.batch_size 1 --cohort 9",
+    "large": f"{SMALL} --model networks.Raw --algorithm FedAvgM",
+    "shapes": f"{SMALL} --model networks.Shapes",
     "rarely_evaluated": f"{SMALL} --evaluate_every 2 --model LogisticRegression",
 }
 # One of each kind, for the numbers of ranks on which a job of all cases takes minutes.

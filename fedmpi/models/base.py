@@ -47,7 +47,8 @@ class Model(metaclass=Configured):
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """A freshly initialised float32 network, from inputs [B, *shape] to raw logits [B, classes].
 
-        It draws its weights from torch's global generator, which the caller seeds.
+        It draws its weights from torch's global generator, which the caller seeds. Parameters whose `requires_grad`
+        is False are frozen for good.
         """
 
     def image(self, shape: tuple[int, ...], at_least: int = 1) -> tuple[int, int, int]:

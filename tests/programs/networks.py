@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -134,7 +134,7 @@ class Reparametrised(Model):
         self.kind: Literal["weight", "spectral", "new weight", "new spectral"] = kind
 
     def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
-        wrap = {
+        wrap: Any = {
             "weight": utils.weight_norm,
             "spectral": utils.spectral_norm,
             "new weight": utils.parametrizations.weight_norm,
