@@ -162,5 +162,8 @@ def test_rounds_are_named_only_where_rows_are_rounds(tmp_path: Path, capsys: pyt
         "synthetic (labels)",
     }
     assert set(differing_parts(*map(fedmpi.results.open, (one, other)))) == expected
+    with h5py.File(other, "r+") as file:
+        file["confusion/counts"][0, 3] = 77
+    assert set(differing_parts(*map(fedmpi.results.open, (one, other)))) == expected, "the first row is no round, too"
     assert main(["compare", str(one), str(other)]) == 0
     assert "  files     mine.py\n" in capsys.readouterr().out
