@@ -52,7 +52,8 @@ class Checkpointing(metaclass=Configured):
     Args:
         every_minutes: from the end of one checkpoint to the next; null: none by time.
         every_rounds: from one checkpoint to the next; null: none by rounds.
-        keep: whether the last one stays when the run has finished, so that it can be resumed with more rounds.
+        keep: whether the last one stays when the run has finished, so that it can be resumed with more rounds also
+            where more is remembered from round to round than the global model.
     """
 
     every_minutes: float | None = 10.0
@@ -372,7 +373,7 @@ def find(experiment: "Experiment", config: str) -> Place | None:
 
 def _check_rounds(run: "Run", experiment: "Experiment") -> None:
     """Raise BadInput if a run is to have more rounds than planned and depends on that number."""
-    planned, reasons = run.settings.get("rounds", 0), str(run.attributes.get("depends_on_rounds", ""))
+    planned, reasons = run.settings.get("rounds", experiment.rounds), str(run.attributes.get("depends_on_rounds", ""))
     if experiment.rounds > planned and reasons:
         raise BadInput(f"= {experiment.rounds}: must be {planned}, on which the run depends ({reasons})", "--rounds")
 

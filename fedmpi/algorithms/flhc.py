@@ -32,7 +32,8 @@ class FLHC(ClusteredOnce):
     Args:
         models: number of clusters.
         threshold: distance above which clusters are not joined, in place of their number; null: as many as `models`.
-        warmup: rounds of FedAvg before the clustering; null: a fifth of all rounds.
+        warmup: rounds of FedAvg before the clustering; null: a fifth of all rounds, of which there can be no more
+            later.
         metric: distance of two updates: the sum of the absolute differences, Euclidean, or 1 - cosine.
         linkage: distance of two clusters.
     """

@@ -25,7 +25,8 @@ class LocalTraining(metaclass=Configured):
         optimizer: sgd or adam; starts afresh in every round.
         momentum: of sgd.
         weight_decay: added to the gradient as weight_decay times the weights.
-        schedule: how the learning rate changes from round to round; within a round it is constant.
+        schedule: how the learning rate changes from round to round; within a round it is constant. cosine ends near 0
+            in the last round, so that there can be no more rounds later.
         decay: factor a round of the exponential schedule.
         clip_norm: longest gradient of a step (L2 norm, after an algorithm's correction, before weight decay).
         augmentation: of each training batch of images: mirrored at random, or also cropped at random out of a frame

@@ -451,7 +451,7 @@ def test_bad_options(arguments: str, message: str) -> None:
     [
         (FeSEM(5), "--algorithm.models = 5: must be at most the number of clients, 4"),
         (IFCA(5), "--algorithm.models = 5: must be at most the number of clients, 4"),
-        (FLHC(2, warmup=1), "--algorithm.warmup = 1: must be below the number of rounds, 1"),
+        (FLHC(2, warmup=1), "--algorithm.warmup = 1: must be below the number of rounds"),
         (IFCA(2, share_body=True), "--model: IFCA needs one with a fully connected layer, and others to share"),
     ],
 )
