@@ -160,6 +160,7 @@ def test_later_options_win() -> None:
 
 
 def test_a_class_named_anew_starts_from_its_own_defaults() -> None:
+    assert experiment("--model MLP").model.norm == "none"  # type: ignore[attr-defined]  # LeNet's is batch
     # Dirichlet has min_samples as well
     made = experiment("--partition Dirichlet --partition.min_samples 7 --partition LogNormal")
     assert made.partition.min_samples == 2  # type: ignore[attr-defined]
@@ -484,6 +485,56 @@ def _numeric(cls: type) -> list[str]:
 def test_every_number_has_a_range(named: str, option: str) -> None:
     text = problem(*named.split(), f"--{option}", "-1000000000")
     assert text.startswith((f"--{option} = -1000000000: must be ", f"--{option} = -1000000000.0: must be "))
+
+
+def test_words_of_yaml(write: Callable[[str, str], str]) -> None:
+    """YAML 1.1 takes off, no, on and yes for truths; where a word is wanted they are words."""
+    words = write(
+        "words.yaml", "local: {vectorize: off, lr: 1e-3}\nevaluate_local: yes\n# für\ncheckpoint:\n  keep: On\n"
+    )
+    made = experiment(f"--config {words}")
+    assert (made.local.vectorize, made.local.lr, made.evaluate_local, made.checkpoint.keep) == (
+        "off",
+        1e-3,
+        True,
+        True,
+    )
+    group = write("group.yaml", "vectorize: off\n")
+    assert experiment(f"--local {group}").local.vectorize == "off"
+    assert experiment("--overwrite=no --evaluate_local on").evaluate_local
+    assert (
+        problem("--config", write("bad.yaml", "local: {momentum: yes}"))
+        == "--local.momentum = true: must be a number"
+    )
+    allowed = "must be a whole number or one of auto, off"
+    assert problem("--config", write("bad.yaml", "local: {vectorize: on}")) == f"--local.vectorize = true: {allowed}"
+    assert experiment(f"--config {write('default.yaml', 'algorithm: null')}").config == experiment("").config
+
+
+def test_settings_are_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    """And what the run prints never ends it."""
+    path = tmp_path / "c.yaml"
+    path.write_text("# Lauf für März\nclients: 4\nrounds: 1\nmodel: LogisticRegression\n", "utf-8")
+    ascii = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    output = f"{tmp_path}/März.h5"
+    job = fedmpi(0, "--config", path, "--output", output, **ascii, PYTHONIOENCODING="ascii")
+    assert job.returncode == 0, job.stderr
+    assert job.stdout.rstrip().endswith(r"M\xe4rz.h5")
+    path.write_bytes("# März\nclients: 4\n".encode("latin-1"))
+    assert problem("--config", str(path)) == f"--config = {path}: is not UTF-8 (byte 3)"
+
+
+def test_a_library_without_what_is_replaced_in_it() -> None:
+    """A class that is named anew would else start from another class's options, without a word."""
+    for change in (
+        "del t.discard_init_args_on_class_path_change",
+        "t.discard_init_args_on_class_path_change = lambda x: 0",
+    ):
+        program = f"import jsonargparse._typehints as t\n{change}\nimport fedmpi.command_line"
+        job = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+        assert re.search(
+            r"ImportError: jsonargparse [\d.]+ has no function discard_init_args\w+ of the kind", job.stderr
+        )
 
 
 YAML = {

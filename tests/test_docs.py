@@ -43,6 +43,21 @@ def test_a_method_a_model_a_data_set_and_a_partition_of_ones_own(
     assert counts[-1].argmax() == 3
 
 
+def test_a_sweep_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the page has it, but for the number of rounds; on two ranks."""
+    text = (DOCS / "python.md").read_text()
+    (script,) = re.findall(r"```python\n(# sweep.py.*?)```", text, re.DOTALL)
+    assert "mpirun -n 16 python -m mpi4py sweep.py" in text
+    (tmp_path / "sweep.py").write_text(script.replace("rounds=5", "rounds=1"))
+    monkeypatch.chdir(tmp_path)
+    output = succeed(mpirun(2, "-m", "mpi4py", "sweep.py"))
+    runs = [results.open(path) for path in sorted((tmp_path / "runs").iterdir())]
+    assert [run.settings["algorithm"]["init_args"]["mu"] for run in runs] == [0.01, 1.0]
+    assert all(output.count(f"{run.accuracy().last}") == 2 for run in runs), "both ranks have the results"
+    rows = succeed(mpirun(0, "-m", "fedmpi.results", "table", *(run.path for run in runs)))
+    assert re.search(r"FedProx \(mu 0.01\).*\n.*FedProx \(mu 1.0\)", rows)
+
+
 def test_the_example_of_the_reader(tmp_path: Path) -> None:
     pytest.importorskip("pandas")
     pytest.importorskip("matplotlib")

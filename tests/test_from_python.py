@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -90,15 +91,13 @@ def test_the_settings_are_those_of_the_command_line(line: str, capsys: pytest.Ca
 
 
 def test_the_settings_of_every_class_that_has_a_name() -> None:
-    """Where an option has no default, or only makes sense with others, the class is not made."""
+    """But for those that have an option without a default."""
     parser, number = make_parser(), 0
     for option, base in COMPONENTS.items():
         for cls in public(base):
-            try:
-                made = as_yaml({option: settings_of(cls(), option)})
-            except TypeError as error:
-                assert "missing a required argument" in str(error)
+            if any(p.default is p.empty for p in inspect.signature(cls).parameters.values()):
                 continue
+            made = as_yaml({option: settings_of(cls(), option)})
             printed = yaml.safe_load(parser.dump(parser.parse_args([f"--{option}", cls.__name__])))[option]
             assert made == yaml.safe_dump({option: printed}, sort_keys=False), cls
             number += 1
@@ -182,7 +181,6 @@ REFUSED: dict[str, Callable[[], object]] = {
     "hidden = [1, 'x']: must be a list": lambda: MLP([1, "x"]),  # type: ignore[arg-type, list-item]
     "over = 3: must be a Partition or null": lambda: Permuted(3),  # type: ignore[arg-type]
     "rounds = 2.0: must be a whole number": lambda: Experiment(rounds=2.0),  # type: ignore[arg-type]
-    "algorithm = MNIST": lambda: Experiment(MNIST()),  # type: ignore[arg-type]
     "root = $NOWHERE_AT_ALL/x: the environment variable NOWHERE_AT_ALL is not set": lambda: MNIST(
         "$NOWHERE_AT_ALL/x"
     ),  # type: ignore[arg-type]
@@ -192,7 +190,7 @@ REFUSED: dict[str, Callable[[], object]] = {
 }
 
 
-@pytest.mark.parametrize("message", list(REFUSED)[:10] + list(REFUSED)[11:])
+@pytest.mark.parametrize("message", REFUSED)
 def test_bad_input(message: str) -> None:
     with pytest.raises(BadInput) as caught:
         REFUSED[message]()
@@ -277,14 +275,14 @@ def test_a_notebook(tmp_path: Path) -> None:
         "class Half(FedAvg):\n    def __init__(self, share=0.5): self.share = share\n"
         "    def direction(self, gradient, weights, start, block): return self.share * gradient\n"
         "e = Experiment(Half(0.25), clients=4, rounds=1, output='n.h5')\n"
-        "print(e.run().settings['algorithm'], sorted(m for m in ('jsonargparse',) if m in __import__('sys').modules))\n"
+        "import sys\nprint(e.run().settings['algorithm'], 'jsonargparse' in sys.modules)\n"
     )
     path = os.pathsep.join([str(REPOSITORY), *sys.path])
     command = [sys.executable, "-"]
     environment = {**os.environ, "PYTHONPATH": path}
     job = subprocess.run(command, input=cells, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert job.returncode == 0, job.stderr
-    assert "{'class_path': '__main__.Half', 'init_args': {'share': 0.25}} []" in job.stdout
+    assert "{'class_path': '__main__.Half', 'init_args': {'share': 0.25}} False" in job.stdout
 
 
 def test_names_are_reserved(tmp_path: Path) -> None:

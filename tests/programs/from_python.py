@@ -63,13 +63,18 @@ thread.start()
 thread.join()
 assert more.exit_status == 0
 
+
 # What is wrong is said on every rank alike, and nothing is left of it.
-for options in ({"output": f"{folder}/prox.h5"}, {"clients": 9 if rank else 8, "cohort": 4} if size > 1 else {}):
+def refused(**options):
     try:
-        if options:
-            Experiment(**{**small, **options}).run()
+        Experiment(**{**small, **options}).run()
     except BadInput as error:
         print(rank, error, flush=True)
+
+
+refused(output=f"{folder}/prox.h5")
+if size > 1:
+    refused(clients=9 if rank else 8)
 
 if size == 1:
     try:
