@@ -123,6 +123,11 @@ CASES = {
     " --algorithm.fit_every 2 --algorithm.steps 5",
     "side_by_side_distribution_fusion": f"{SIDE_BY_SIDE} --algorithm DistributionFusion --algorithm.statistics all"
     " --algorithm.allocation soft --algorithm.first_steps 60 --model.norm layer --server_optimizer Momentum",
+    # What is drawn from the generators of random, numpy.random and torch, in a user's code of every kind.
+    "drawn": f"{SMALL} --algorithm drawn.Method --model drawn.Network --dataset drawn.Half --partition drawn.Split"
+    " --sampler drawn.Drawn --availability drawn.Some --conditions drawn.Lossy --attack drawn.Noise"
+    " --compression drawn.Rounded --server_optimizer drawn.Rule --newcomers 2 --newcomer_epochs 1"
+    " --evaluate_local true",
     "rarely_evaluated": f"{SMALL} --evaluate_every 2 --model LogisticRegression",
 }
 # One of each kind, for the numbers of ranks on which a job of all cases takes minutes.
@@ -147,6 +152,7 @@ SOME = (
     "side_by_side_ditto",
     "fedftg",
     "distribution_fusion",
+    "drawn",
 )
 TIMINGS = {"seconds", "train_seconds", "communication_seconds", "evaluation_seconds"}
 TIMINGS |= {"teacher_seconds", "server_seconds"}

@@ -46,7 +46,8 @@ class Model(ABC):
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """A freshly initialised float32 network, from inputs [B, *shape] to raw logits [B, classes].
 
-        It draws its weights from torch's global generator, which the caller seeds.
+        What it draws, it draws from the global generators of torch, numpy.random or random, which the caller seeds:
+        the network must be the same on every rank, and each time that it is built.
         """
 
     def image(self, shape: tuple[int, ...], at_least: int = 1) -> tuple[int, int, int]:
