@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedmpi.algorithms import Algorithm
 from fedmpi.checksum import REMEDY, checksum
 from fedmpi.data import Arrays, Split
 from fedmpi.errors import BadInput, named
@@ -52,10 +53,12 @@ def check_set_up(
         BadInput: ranks have different things; on every rank alike.
     """
     tensors = dict(numbers(network))
-    built = f"--model = {named(experiment.model)}: ranks built different networks"
+    method = experiment.algorithm
+    extended = "" if type(method).extend is Algorithm.extend else f" in --algorithm = {named(method)}"
+    built = f"--model = {named(experiment.model)}{extended}: ranks built different networks"
     splits = f"--partition = {named(experiment.partition)}: ranks"
     claims: dict[str, int | None] = {
-        **{f"{claim}": value for option, read in data.items() for claim, value in _samples(world, option, *read)},
+        **{claim: value for option, read in data.items() for claim, value in _samples(world, option, *read)},
         built: checksum(*(part for name, array in tensors.items() for part in (name, array))),
         f"{splits} split the samples differently": checksum(*split.train, *split.test, split.label_counts),
         f"{splits} put clients into different groups": checksum(*(() if split.groups is None else (split.groups,))),

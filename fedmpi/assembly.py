@@ -35,6 +35,7 @@ from fedmpi.training.choice import choose, make_trainer
 from fedmpi.training.dry_run import constant_buffers, materialise
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.layout import Layout
+from fedmpi.training.output_check import check_outputs
 from fedmpi.training.samples import Samples
 from fedmpi.training.settings import LocalTraining
 from fedmpi.training.trainer import Task
@@ -128,6 +129,9 @@ def assemble(experiment: Experiment, world: World) -> Engine:
     sources = {"dataset": (dataset, arrays), "algorithm.proxy": (experiment.algorithm.proxy, proxy)}
     data = {option: (source, held) for option, (source, held) in sources.items() if held}
     check_set_up(world, experiment, model.module, data, everyone, train.pixels, (seen, test_labels), labels)
+    with world.agreed():
+        names = named(experiment.model), named(experiment.algorithm)
+        check_outputs(model, train, dataset.classes, experiment.algorithm, *names)
     pixels = PixelOrders(everyone, train.pixels, device)
     owners = np.empty(len(arrays.test_y), dtype=np.int64)
     for client, shard in enumerate(everyone.test):

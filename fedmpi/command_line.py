@@ -35,6 +35,7 @@ from fedmpi.generators import Generator
 from fedmpi.models import Model
 from fedmpi.options import expanded
 from fedmpi.privacy import Privacy
+from fedmpi.randomness import globals_kept, key, seed_globals
 from fedmpi.scheduling import Availability, Conditions, Sampler
 from fedmpi.server_optimizers import ServerOptimizer
 from fedmpi.settings import import_path
@@ -70,6 +71,7 @@ class Answered(Exception):
     """What was asked for has been printed, by --help or --print_config: there is nothing to run."""
 
 
+@globals_kept()
 def parse(arguments: list[str], speaks: bool = True) -> tuple[Experiment, str]:
     """The experiment that the arguments describe, and its settings as YAML.
 
@@ -81,6 +83,7 @@ def parse(arguments: list[str], speaks: bool = True) -> tuple[Experiment, str]:
         BadInput: in one line.
         Answered: after --help or --print_config.
     """
+    seed_globals(key(0, "imports"))  # a user's files may draw while they are imported, and the seed is not known yet
     parser = make_parser()
     arguments = list(_with_config_files(arguments))
     with contextlib.ExitStack() as quiet:
@@ -103,6 +106,7 @@ def parse(arguments: list[str], speaks: bool = True) -> tuple[Experiment, str]:
             raise BadInput(f"--{group} = null: must be options, or a YAML file of them")
     make = partial(_make, settings.as_dict())
     makers = [(make, base, True) for base in [*_bases(), *GROUPS.values()]]
+    seed_globals(key(settings["seed"], "constructors"))
     try:
         made = parser.instantiate(settings, instantiators=makers).as_dict()
         experiment = _make({}, Experiment, **{name: value for name, value in made.items() if name != "config"})

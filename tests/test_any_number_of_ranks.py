@@ -132,6 +132,11 @@ CASES = {
     " --local.batch_size 1 --cohort 9",
     "large": f"{SMALL} --model networks.Raw --algorithm FedAvgM",
     "shapes": f"{SMALL} --model networks.Shapes",
+    # What is drawn from the generators of random, numpy.random and torch, in a user's code of every kind.
+    "drawn": f"{SMALL} --algorithm drawn.Method --model drawn.Network --dataset drawn.Half --partition drawn.Split"
+    " --sampler drawn.Drawn --availability drawn.Some --conditions drawn.Lossy --attack drawn.Noise"
+    " --compression drawn.Rounded --server_optimizer drawn.Rule --newcomers 2 --newcomer_epochs 1"
+    " --evaluate_local true",
     "rarely_evaluated": f"{SMALL} --evaluate_every 2 --model LogisticRegression",
 }
 # One of each kind, for the numbers of ranks on which a job of all cases takes minutes.
@@ -156,6 +161,7 @@ SOME = (
     "side_by_side_ditto",
     "fedftg",
     "distribution_fusion",
+    "drawn",
 )
 TIMINGS = {"seconds", "train_seconds", "communication_seconds", "evaluation_seconds"}
 TIMINGS |= {"teacher_seconds", "server_seconds"}

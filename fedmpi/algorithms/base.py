@@ -124,7 +124,7 @@ class Algorithm(metaclass=Configured):
         """The network that is trained, made of the experiment's own; a method may add modules to it.
 
         Args:
-            network: freshly initialised; what is added draws from the same generator, after it.
+            network: freshly initialised; what is added draws from the same generators, after it.
             example: [2, ...] inputs of some values, in the shape and type of the data set's.
         """
         return network
@@ -177,7 +177,11 @@ class Algorithm(metaclass=Configured):
 
     @abstractmethod
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
-        """One round with the clients of `cohort`; runs on every rank, collectives are methods of `fed`."""
+        """One round with the clients of `cohort`; runs on every rank, collectives are methods of `fed`.
+
+        Whatever ranks decide by themselves they must decide alike. The global generators of random, numpy.random and
+        torch are seeded for that, see docs/extending.md.
+        """
 
     def train(
         self, fed: "Federation", block: "Block", start: "Tensor", received: "Tensor", phase: "Phase" = WHOLE

@@ -97,6 +97,8 @@ class Dataset(metaclass=Configured):
     def read(self, progress: Progress) -> Arrays:
         """Decode the published form; `progress` takes lines to show to the user.
 
+        What it draws from the global generators of random or numpy.random is the same in every run, for any seed.
+
         Raises:
             BadInput: a file is missing or damaged; the message names it.
         """

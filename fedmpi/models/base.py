@@ -47,7 +47,8 @@ class Model(metaclass=Configured):
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """A freshly initialised float32 network, from inputs [B, *shape] to raw logits [B, classes].
 
-        It draws its weights from torch's global generator, which the caller seeds. Parameters whose `requires_grad`
+        What it draws, it draws from the global generators of torch, numpy.random or random, which the caller seeds:
+        the network must be the same on every rank, and each time that it is built. Parameters whose `requires_grad`
         is False are frozen for good.
         """
 

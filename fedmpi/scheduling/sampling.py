@@ -1,4 +1,7 @@
-"""Who is asked to take part in a round. Every rank draws the same cohort from the same stream, without a message."""
+"""Who is asked to take part in a round. Every rank draws the same cohort from the same stream, without a message.
+
+That it is the same is compared by `World.vouch`.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,131 @@
+"""One look at what a network gives, before anything is trained with it."""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmpi.errors import BadInput
+from fedmpi.training.flat import FlatModel, Net
+from fedmpi.training.samples import Batch, Samples
+
+if TYPE_CHECKING:
+    from fedmpi.algorithms import Algorithm
+
+# How many samples pass through the network in training mode, and in evaluation mode: of three, [B, classes] cannot be
+# taken for [classes, B] where there are two classes, and one lone sample shows a `squeeze` that takes too much away.
+TRAINED, MEASURED = 2, (3, 1)
+PACKAGES = tuple(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib"))
+OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+
+
+def check_outputs(
+    model: FlatModel, samples: Samples, classes: int, algorithm: Algorithm, name: str, method: str
+) -> None:
+    """Let a few samples pass through a network, and through `Algorithm.predict` where that is possible yet.
+
+    Args:
+        model: a network that is not used any more, for its statistics change.
+        samples: of training.
+        classes: how many there are.
+        name, method: how the command line names the classes of the model and of the method.
+
+    Raises:
+        BadInput: forward fails, or gives something else than logits [B, classes]: a line that says what, and where.
+    """
+    for size in (TRAINED, *MEASURED):
+        training = size == TRAINED
+        model.module.train(training)
+        batch = samples.batch(np.arange(size) % len(samples.y))
+        mode = "training" if training else "evaluation"
+        with torch.set_grad_enabled(training):
+            try:
+                output = Net(model)(batch.x)
+            except Exception as error:
+                if size == 1:
+                    continue  # normalised by what one sample has in itself, it may have no variance
+                inputs = f"inputs {_described(batch.x)} in {mode} mode"
+                raise BadInput(f"= {name}: forward fails on {inputs}: {_place(error)}", "--model") from None
+            if problem := _problem(output, size, classes):
+                raise BadInput(f"= {name}: gives {problem}", "--model")
+            trains = training and any(parameter.requires_grad for parameter in model.module.parameters())
+            if trains and not output.requires_grad:
+                problem = "an output without gradient in training mode: forward must not detach it"
+                raise BadInput(f"= {name}: gives {problem}", "--model")
+            predicted = _predicted(algorithm, model, batch)
+            if predicted is not None and (problem := _problem(predicted, size, classes)):
+                raise BadInput(f"= {method}: predict gives {problem}", "--algorithm")
+
+
+def _predicted(algorithm: Algorithm, model: FlatModel, batch: Batch) -> Any:
+    """The method's own logits; None: it has none, or needs more than the model that a client receives."""
+    try:
+        return algorithm.predict(Net(model), batch, {"received": model.weights[0].clone()})
+    except Exception:  # it may need anything that there will be in a round
+        return None
+
+
+def _problem(output: object, size: int, classes: int) -> str | None:
+    """What is wrong with logits of so many samples, what is wanted, and what may help."""
+    given, wanted = _described(output), f"must be logits, floating-point [{size}, {classes}]"
+    if not isinstance(output, Tensor):
+        return f"{given} for {size} samples: {wanted}{_way_to_logits(output, size, classes)}"
+    if output.shape != (size, classes):
+        return f"{given} for {size} samples: {wanted}; {_way_to_shape(tuple(output.shape), size, classes)}"
+    if not output.is_floating_point():
+        return f"{given} for {size} samples: {wanted}, not the classes themselves"
+    if size > 1 and output.isnan().any():
+        return f"NaN for finite inputs of {size} samples, with its first weights"
+    return None
+
+
+def _way_to_logits(output: object, size: int, classes: int) -> str:
+    """How the logits are got out of a container."""
+    ways: Iterator[tuple[str, object]]
+    if getattr(output, "logits", None) is not None:
+        ways = iter([("output.logits", output.logits)])  # type: ignore[attr-defined]
+    elif isinstance(output, Mapping):
+        ways = ((f'output["{key}"]', part) for key, part in output.items())
+    elif isinstance(output, (tuple, list)):
+        ways = ((f"output[{place}]", part) for place, part in enumerate(output))
+    else:
+        return ""
+    fit = [way for way, part in ways if isinstance(part, Tensor) and part.shape == (size, classes)]
+    return f"; let forward return {fit[0]}" if fit else ""
+
+
+def _way_to_shape(shape: tuple[int, ...], size: int, classes: int) -> str:
+    if shape[:2] == (size, classes):
+        return "flatten(1) it" if set(shape[2:]) == {1} else "average over the other dimensions, or flatten before"
+    if shape in ((size,), (size, 1)) and classes == 2:
+        return "two classes need two logits each"
+    if len(shape) == 2 and shape[0] == size:
+        return f"the last layer must have an output for each of {classes} classes"
+    return "the first dimension must be the samples, however many there are, and the second one the classes"
+
+
+def _described(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if isinstance(value, Mapping):
+        parts = ", ".join(f"{key}: {_described(part)}" for key, part in list(value.items())[:3])
+        return f"a {type(value).__name__} ({parts})"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} ({', '.join(map(_described, value[:3]))})"
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def _place(error: Exception) -> str:
+    """An exception, and the line of the user's code that it came from, as far as there is one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith((*PACKAGES, *OURS))]
+    others = [frame for frame in frames if not frame.filename.startswith(OURS)]
+    frame = (own or others or frames)[-1]
+    return f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno}, in {frame.name})"
