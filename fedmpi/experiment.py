@@ -428,7 +428,7 @@ class Experiment(metaclass=Configured):
         began = time.perf_counter()
         watch.begin_round()
         fed.begin(round)
-        course, bytes_lost = self._course(fed, algorithm, round)
+        course, bytes_lost = self.course(fed, algorithm, round)
         cohort, is_evaluated = course.cohort, algorithm is self.algorithm and self._is_evaluated(round)
         if algorithm.pools_clients and cohort.total_mass:
             cohort = cohort.pooled(fed.samples, by_steps=self.local.steps is not None)
@@ -451,7 +451,7 @@ class Experiment(metaclass=Configured):
         outcome.clients.update(course.clients)
         return outcome
 
-    def _course(self, fed: "Engine", algorithm: Algorithm, round: int) -> tuple[Course, int]:
+    def course(self, fed: "Engine", algorithm: Algorithm, round: int) -> tuple[Course, int]:
         """How the round goes for those who are asked, and the bytes that others received than those it uses.
 
         The same on every rank.
@@ -574,7 +574,7 @@ def _check_chances(
     fewest, kind = cohort if is_full else 1, type(conditions).__name__
     arrival = conditions.arrival(fewest, algorithm.accepts_partial_work)
     accept(arrival is not None, f"{kind}, when the chance of an update to be used depends on the client's speed")
-    accept(arrival != 0, f"{kind}, when of {fewest} clients that are asked no update would be used")
+    accept(arrival != 0, f"{kind}, when a round that asks {fewest} of the clients uses no update")
 
 
 def _check_privacy(

@@ -16,18 +16,25 @@ import pytest
 from numpy.typing import NDArray
 
 from fedmpi.algorithms import Algorithm
+from fedmpi.algorithms.centralized import Centralized
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedcluster import FedCluster
 from fedmpi.algorithms.fedma import FedMA
 from fedmpi.algorithms.fedprox import FedProx
-from fedmpi.command_line import parse
+from fedmpi.assembly import assemble
+from fedmpi.attacks import NoAttack
+from fedmpi.compression import Dense
 from fedmpi.data import Digits
+from fedmpi.engine import Engine
 from fedmpi.errors import BadInput
+from fedmpi.experiment import Experiment
 from fedmpi.federation import Federation
-from fedmpi.models import MLP
+from fedmpi.models import MLP, LogisticRegression
+from fedmpi.privacy import NoPrivacy
 from fedmpi.scheduling import (
     All,
     Always,
+    Availability,
     Bernoulli,
     Cohort,
     Conditions,
@@ -37,16 +44,20 @@ from fedmpi.scheduling import (
     Independent,
     Markov,
     Pool,
+    PowerOfChoice,
+    RoundRobin,
     Sampler,
     Stratified,
     Trace,
     Uniform,
+    Weighted,
 )
+from fedmpi.server_optimizers import Replace
 from fedmpi.training.settings import LocalTraining
-from tests.small import SEED, Cut, network, read, run, state, tensors
+from tests.small import SEED, Alone, Cut, network, read, run, state, tensors
 
 SIZES = (40, 10, 90, 30, 60, 20, 80, 50)
-CLIENTS, COHORT, ROUNDS = len(SIZES), 3, 250
+CLIENTS, COHORT, ROUNDS = len(SIZES), 3, 120
 #: Of each client, what it would change: 1, and something that depends on its number of samples.
 VALUES = np.stack([np.ones(CLIENTS), np.array(SIZES) / 50 - np.arange(CLIENTS) / 4])
 SAMPLES = np.array(SIZES)
@@ -62,10 +73,10 @@ class Scripted(np.random.Generator):
         super().__init__(np.random.PCG64())
         self._given = iter(given)
 
-    def random(self, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]
+    def random(self, *arguments: Any, **options: Any) -> Any:
         return next(self._given)
 
-    integers = choice = random  # type: ignore[assignment]
+    integers = choice = random
 
 
 def draws(sampler: Sampler, size: int, pool: Pool) -> Iterator[tuple[float, NDArray[np.int64]]]:
@@ -124,23 +135,6 @@ def test_exactly(sampler: Sampler, available: Any) -> None:
 # By Monte Carlo
 
 
-class Noting(FedAvg):
-    """Trains nobody, and keeps what the round's mean would be of the clients' VALUES."""
-
-    def setup(self, fed: Federation) -> None:
-        super().setup(fed)
-        self.means: dict[int, NDArray[np.float64]] = {}
-
-    def round(self, fed: Federation, cohort: Cohort) -> None:
-        self.means[fed.round] = VALUES[:, cohort.clients] @ cohort.mass / (cohort.expected_mass or 0)
-
-
-class NotingPartial(Noting):
-    """One that takes partial work as well."""
-
-    accepts_partial_work = True
-
-
 class Every(Trace):
     """A trace of four rounds, over and over."""
 
@@ -153,89 +147,128 @@ class Every(Trace):
 
 SAMPLERS = [Uniform(), Bernoulli(), Stratified(), All()]
 AVAILABILITIES = [Always(), Independent(0.6), Markov(0.5, 4.0), Diurnal(0.5, 7.0), Every()]
-CONDITIONS: dict[str, tuple[Conditions, type[Noting]]] = {
-    "ideal": (Ideal(), Noting),
-    "dropouts": (Heterogeneous(dropout=0.5), Noting),
-    "stragglers": (Heterogeneous(stragglers=0.4), Noting),
-    "partial work": (Heterogeneous(stragglers=0.4, dropout=0.3), NotingPartial),
-    "both": (Heterogeneous(stragglers=0.3, dropout=0.3), Noting),
+CONDITIONS: dict[str, tuple[Conditions, Algorithm]] = {
+    "ideal": (Ideal(), FedAvg()),
+    "dropouts": (Heterogeneous(dropout=0.5), FedAvg()),
+    "stragglers": (Heterogeneous(stragglers=0.4), FedAvg()),
+    "partial work": (Heterogeneous(stragglers=0.4, dropout=0.3), FedProx()),
+    "both": (Heterogeneous(stragglers=0.3, dropout=0.3), FedAvg()),
 }
+
+
+def experiment(path: Path, **settings: Any) -> Experiment:
+    components: dict[str, Any] = {"dataset": Digits(), "partition": Cut(*SIZES), "model": LogisticRegression()}
+    components |= {
+        "server_optimizer": Replace(),
+        "privacy": NoPrivacy(),
+        "compression": Dense(),
+        "attack": NoAttack(),
+    }
+    components |= {"sampler": Uniform(), "availability": Always(), "conditions": Ideal(), "device": "cpu"}
+    numbers = {"clients": CLIENTS, "cohort": COHORT, "local": LocalTraining(epochs=5), "seed": SEED, "device": "cpu"}
+    chosen = {"algorithm": FedAvg(), **components, **numbers, "weighting": "horvitz_thompson", **settings}
+    return Experiment(output=path, **chosen)
+
+
+@pytest.fixture(scope="module")
+def fed(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """The clients, of whom nobody is ever trained."""
+    one = experiment(tmp_path_factory.mktemp("fed") / "never.h5")
+    one.load()
+    return assemble(one, Alone())
 
 
 @pytest.mark.parametrize("conditions", CONDITIONS)
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: type(sampler).__name__)
-def test_by_monte_carlo(sampler: Sampler, conditions: str, tmp_path: Path) -> None:
+def test_by_monte_carlo(sampler: Sampler, conditions: str, fed: Engine, tmp_path: Path) -> None:
     """Oracle: the mean over those who can be reached, for values 1 and others; by the errors' own spread, 4.5 sigma.
 
     A mean over those who came, divided by what they count, is off by far more: 0.5 with dropouts of a half.
     """
-    how, make = CONDITIONS[conditions]
+    how, method = CONDITIONS[conditions]
     for availability in AVAILABILITIES:
-        method = make()
         settings: dict[str, Any] = {"sampler": sampler, "availability": availability, "conditions": how}
-        settings |= {"clients": CLIENTS, "cohort": COHORT, "partition": Cut(*SIZES), "local": LocalTraining(epochs=5)}
-        options = {"weighting": "horvitz_thompson", "evaluate_every": 0, "rounds": ROUNDS, "overwrite": True}
-        run(tmp_path / "run.h5", method, **settings, **options)
+        one = experiment(tmp_path / "never.h5", algorithm=method, **settings)
         errors = []
         for round in range(1, ROUNDS + 1):
+            fed.begin(round)
+            cohort = one.course(fed, method, round)[0].cohort
             present = np.flatnonzero(availability.present(round, CLIENTS, SEED))
             if len(present):
-                mean = np.average(VALUES[:, present], axis=1, weights=SAMPLES[present])
-                errors.append(method.means.get(round, 0) - mean)
-        found, spread = np.mean(errors, 0), np.std(errors, axis=0) / np.sqrt(len(errors))
+                found = VALUES[:, cohort.clients] @ cohort.mass / (cohort.expected_mass or 0)
+                errors.append(found - np.average(VALUES[:, present], axis=1, weights=SAMPLES[present]))
+        off, spread = np.mean(errors, 0), np.std(errors, axis=0) / np.sqrt(len(errors))
         name = type(availability).__name__
-        assert (spread < 0.1).all(), name
-        assert (np.abs(found) <= 4.5 * spread + 1e-12).all(), (name, found, spread)
+        assert (spread < 0.15).all(), name
+        assert (np.abs(off) <= 4.5 * spread + 1e-12).all(), (name, off, spread)
 
 
 # What is refused
 
-REFUSED = {
-    "--sampler Weighted": "--weighting = horvitz_thompson: must be another with Weighted",
-    "--sampler RoundRobin": "--weighting = horvitz_thompson: must be another with RoundRobin",
-    "--sampler PowerOfChoice": "--weighting = horvitz_thompson: must be another with PowerOfChoice",
-    **{
-        f"--conditions Heterogeneous --conditions.{option} --sampler {sampler} --availability {availability}": (
-            "--weighting = horvitz_thompson: must be another with Heterogeneous, when the chance of an update to be"
-            " used depends on the client's speed"
-        )
-        for option in ("over_select 1.5", "deadline 3", "deadline 3 --conditions.dropout 0.1")
-        for sampler in ("Uniform", "Bernoulli", "Stratified", "All")
-        for availability in ("Always", "Independent", "Markov", "Diurnal")
-    },
-    "--conditions Heterogeneous --conditions.dropout 1": (
-        "--weighting = horvitz_thompson: must be another with Heterogeneous, when of 10 clients that are asked no"
-        " update would be used"
-    ),
-    **{
-        f"--conditions Heterogeneous --conditions.stragglers 0.8 {options}": (
-            "--weighting = horvitz_thompson: must be another with Heterogeneous, when of 1 clients that are asked no"
-            " update would be used"
-        )
-        for options in ("--sampler Bernoulli", "--availability Independent")
-    },
-    "--algorithm Centralized": (
-        "--weighting = horvitz_thompson: Centralized does not form one mean of all its clients' models"
-    ),
+UNEQUAL = {
+    "over_select": Heterogeneous(over_select=1.5),
+    "deadline": Heterogeneous(deadline=3.0),
+    "both and dropouts": Heterogeneous(over_select=1.5, deadline=3.0, dropout=0.1),
 }
-ACCEPTED = (
-    "--conditions Heterogeneous --conditions.stragglers 0.8",
-    "--conditions Heterogeneous --conditions.stragglers 0.8 --sampler Bernoulli --algorithm FedProx",
-    "--conditions Heterogeneous --conditions.stragglers 0.5 --conditions.dropout 0.9 --availability Diurnal",
+
+
+def message(path: Path, **settings: Any) -> str:
+    """What is said before anything is trained; nothing if all is well."""
+    try:
+        run(path, rounds=1, weighting="horvitz_thompson", overwrite=True, **settings)
+    except BadInput as error:
+        return str(error)
+    return ""
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    """Oracle: the message, of every combination in which the chance is not known, or not the same for all."""
+    path, begin = tmp_path / "never.h5", "weighting = horvitz_thompson: must be another with"
+    for sampler, availability, conditions in product(SAMPLERS, AVAILABILITIES, UNEQUAL.values()):
+        found = message(path, sampler=sampler, availability=availability, conditions=conditions)
+        assert found == (
+            f"{begin} Heterogeneous, when the chance of an update to be used depends on the client's speed"
+        )
+    for unknown in (Weighted(), RoundRobin(), PowerOfChoice()):
+        for availability in AVAILABILITIES:
+            assert message(path, sampler=unknown, availability=availability) == f"{begin} {type(unknown).__name__}"
+    assert message(path, algorithm=Centralized()) == (
+        "weighting = horvitz_thompson: Centralized does not form one mean of all its clients' models"
+    )
+    assert not path.exists()
+
+
+NOBODY = (
+    "weighting = horvitz_thompson: must be another with Heterogeneous, when a round that asks {} of the clients uses"
+    " no update"
 )
 
 
-@pytest.mark.parametrize("options", REFUSED)
-def test_what_is_refused(options: str) -> None:
-    """Oracle: the message, one line."""
-    with pytest.raises(BadInput) as error:
-        parse(["--weighting", "horvitz_thompson", *options.split()])
-    assert str(error.value) == REFUSED[options]
-
-
-def test_what_is_accepted() -> None:
-    for options in ACCEPTED:
-        parse(["--weighting", "horvitz_thompson", *options.split()])
+@pytest.mark.parametrize(
+    ("conditions", "sampler", "availability", "method", "fewest"),
+    [
+        (Heterogeneous(dropout=1.0), Uniform(), Always(), FedAvg, 3),
+        (Heterogeneous(stragglers=0.9), Uniform(), Always(), FedAvg, 3),
+        (Heterogeneous(stragglers=0.8), Bernoulli(), Always(), FedAvg, 1),
+        (Heterogeneous(stragglers=0.8), Uniform(), Independent(), FedAvg, 1),
+        (Heterogeneous(stragglers=0.8), Uniform(), Always(), FedAvg, 0),
+        (Heterogeneous(stragglers=0.8), Bernoulli(), Independent(), FedProx, 0),
+        (Heterogeneous(stragglers=0.5, dropout=0.9), Bernoulli(), Diurnal(), FedAvg, 0),
+    ],
+)
+def test_whether_anybody_is_left(
+    conditions: Heterogeneous,
+    sampler: Sampler,
+    availability: Availability,
+    method: type[Algorithm],
+    fewest: int,
+    tmp_path: Path,
+) -> None:
+    """Oracle: by hand: of 3, 0.9 are 3 stragglers, 0.8 are 2; of one alone 0.8 are one, and 0.5 none."""
+    settings: dict[str, Any] = {"clients": 4, "cohort": 3, "local": LocalTraining(epochs=2)}
+    settings |= {"conditions": conditions, "sampler": sampler, "availability": availability}
+    found = message(tmp_path / "run.h5", algorithm=method(), **settings)
+    assert found == (NOBODY.format(fewest) if fewest else "")
 
 
 # In runs
@@ -298,7 +331,7 @@ def test_the_last_layer_of_matched_averaging(settings: dict[str, Any], tmp_path:
     )
     chance, came = 4 / 5 * 0.6 * 3 / 4, shares.clients["client"]
     factors = labels[came].sum(0) / (chance * labels[REACHED].sum(0))
-    assert np.ptp(factors) > 0.2
+    assert np.ptp(factors) > 0.05
     usual, found = moved(shares), moved(made)
     hidden = SAMPLES[came].sum() / (chance * SAMPLES[REACHED].sum())
     for name, change in found.items():

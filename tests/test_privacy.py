@@ -184,7 +184,7 @@ def test_a_round_of_nobody(make: type[Algorithm], tmp_path: Path, monkeypatch: p
     assert 0 in came
     assert came.max() > 1
     assert made.rounds["epsilon"][-1] == privacy.epsilon(6, Bernoulli(), 1, 8)
-    for round in np.flatnonzero(came == 0) + 1:
+    for round in (np.flatnonzero(came == 0) + 1).tolist():
         assert math.isnan(made.rounds["train_loss"][round - 1])
         assert made.rounds["bytes_up"][round - 1] == made.rounds["bytes_down"][round - 1] == 0
         if make is FedAvg:

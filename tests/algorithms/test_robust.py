@@ -206,7 +206,7 @@ def test_all_selected_is_fedavg(tmp_path: Path) -> None:
     np.testing.assert_array_equal(made.rounds["bytes_down"], plain.rounds["bytes_down"])
 
 
-@pytest.mark.parametrize(("select", "seed"), [(1, 3), (3, 3)])
+@pytest.mark.parametrize(("select", "seed"), [(1, 26), (3, 7)])
 def test_whom_krum_selects(select: int, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: a double loop over the trained parameters, and the plain mean; a single model's bits are untouched.
 
