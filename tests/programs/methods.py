@@ -32,6 +32,14 @@ class LastRound(FedAvg):
             super().round(fed, cohort)
 
 
+class Talking(FedAvg):
+    """Federated averaging that says what it does, in more words than fit into any buffer."""
+
+    def round(self, fed: Federation, cohort: Cohort) -> None:
+        print("round", fed.round, "." * 100_000)
+        super().round(fed, cohort)
+
+
 class Noise(torch.nn.Module):
     """Adds random numbers by PyTorch's own generator."""
 
