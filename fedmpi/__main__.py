@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from contextlib import suppress
+from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 from fedmpi.errors import BadInput
@@ -17,7 +18,8 @@ def main() -> None:
     """Run the experiment that the command line describes, on every rank; rank 0 speaks for all."""
     # Nothing of what is imported is ever garbage, and looking through it again and again delays the start.
     gc.disable()
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # where the locale knows no umlaut
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # where the terminal's encoding knows no umlaut
     world: World | None = None
     try:
         from fedmpi.mpi import whole_job
@@ -28,7 +30,9 @@ def main() -> None:
         if world is None or world.is_server:
             print(f"fedmpi: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         sys.exit(2)
-    except BaseException as error:  # of the only rank
+    except BaseException as error:
+        if world is None or world.size > 1:  # the job has been ended
+            raise
         from fedmpi.failure import show
 
         show(error)
