@@ -29,7 +29,9 @@ def main() -> None:
         if world is None or world.is_server:
             put(f"fedmpi: error: {' '.join(str(error).split())}", "stderr")
         sys.exit(2)
-    except BaseException as error:  # of the only rank
+    except BaseException as error:
+        if world is None or world.size > 1:  # the job has been ended
+            raise
         from fedmpi.failure import show
 
         show(error)

@@ -182,6 +182,8 @@ def _load_yaml(text: str) -> Any:
 
     Not if it is the whole text: where true or false is wanted, jsonargparse asks what the word alone is.
     """
+    if re.search("[\udc80-\udcff]", text):
+        return text  # a path with letters that the locale does not know, which YAML does not either
     if WORD.search(text):
         for start, end in sorted(_words(yaml.compose(text, yaml.SafeLoader)), reverse=True):
             text = f"{text[:start]}'{text[start:end]}'{text[end:]}"

@@ -107,6 +107,7 @@ class Experiment(metaclass=Configured):
         checkpoint: when that is written, beside when the run is interrupted.
 
     Attributes:
+        names_output: whether `output` is a name that was made up here.
         exit_status: of the program when the run is over: 0; 85 if it was interrupted by SIGUSR1 or SIGTERM, or by
             itself, shortly before Slurm's time limit; 130 if by SIGINT.
         arguments: of the command line that the experiment is of; None: it is from Python.
@@ -140,7 +141,7 @@ class Experiment(metaclass=Configured):
         device: Literal["auto", "cpu", "cuda"] = "auto",
         threads: int = 1,
         seed: int = 0,
-        output: Path | None = None,
+        output: Path | str | None = None,
         overwrite: bool = False,
         resume: bool = False,
         checkpoint: Checkpointing = Checkpointing(),  # noqa: B008 (frozen)
@@ -203,7 +204,7 @@ class Experiment(metaclass=Configured):
         self.device: Literal["auto", "cpu", "cuda"] = device
         self.threads = threads
         self.seed = seed
-        self.output = output or _readable_name(algorithm, dataset, seed)
+        self.output = Path(output) if output else _readable_name(algorithm, dataset, seed)
         self.names_output = output is None
         self.overwrite = overwrite
         self.resume = resume

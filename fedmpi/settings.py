@@ -30,7 +30,7 @@ def settings_of(value: Any, option: str) -> Any:
         BadInput: YAML cannot hold it, such as a function without a name, or an object of some class.
     """
     if isinstance(type(value), Configured):
-        options = {name: settings_of(each, f"{option}.{name}") for name, each in options_of(value).items()}
+        options = _written_options(value, option)
         if _is_group(type(value)):
             return options
         return {"class_path": import_path(type(value)), **({"init_args": options} if options else {})}
@@ -54,6 +54,16 @@ def settings_of(value: Any, option: str) -> Any:
             return f"{array.dtype} {list(array.shape)} sha256 {hashlib.sha256(array.data).hexdigest()}"
     allowed = "what the results file can hold: numbers, texts, paths, arrays, lists of them, or a class or function"
     raise BadInput(f"= {shown(value)}: must be {allowed} that can be imported", option)
+
+
+def _written_options(component: Any, option: str) -> dict[str, Any]:
+    """Those of a component; once, because the checksum of a large array takes its time."""
+    known = vars(component)
+    if "_written" not in known:
+        given = options_of(component).items()
+        known["_written"] = {name: settings_of(value, f"{option}.{name}") for name, value in given}
+    written: dict[str, Any] = known["_written"]
+    return written
 
 
 def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,8 +3,9 @@
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fedmpi import Experiment, results
 from fedmpi.algorithms import FedAvgM, FedProx
@@ -14,7 +15,7 @@ from fedmpi.mpi import whole_job
 from fedmpi.training.settings import LocalTraining
 
 folder, rank, size = sys.argv[1], whole_job().rank, whole_job().size
-small = {"clients": 8, "cohort": 4, "rounds": 2, "local": LocalTraining(epochs=1)}
+small: dict[str, Any] = {"clients": 8, "cohort": 4, "rounds": 2, "local": LocalTraining(epochs=1)}
 
 
 class Mine(Model):
@@ -31,7 +32,7 @@ class Mine(Model):
 
 
 class Failing(nn.Identity):
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         if self.training:
             raise ZeroDivisionError("a mistake of the user's")
         return x
@@ -65,7 +66,7 @@ assert more.exit_status == 0
 
 
 # What is wrong is said on every rank alike, and nothing is left of it.
-def refused(**options):
+def refused(**options: Any) -> None:
     try:
         Experiment(**{**small, **options}).run()
     except BadInput as error:
@@ -82,5 +83,8 @@ if size == 1:
     except ZeroDivisionError as error:
         print("caught", error)
     assert results.open(f"{folder}/failed.h5").status == "failed"
-    print(Experiment(model=Mine(4), output=f"{folder}/again.h5", **small).run().weights_sha256 == mine.weights_sha256)
+    print(
+        Experiment(prox, model=Mine(4), output=f"{folder}/again.h5", **small).run().weights_sha256
+        == mine.weights_sha256
+    )
 print(rank, run.weights_sha256, mine.weights_sha256, flush=True)
