@@ -21,7 +21,7 @@ from fedmpi.environment import describe
 from fedmpi.errors import BadInput, named, option_of
 from fedmpi.evaluation import Evaluator
 from fedmpi.models import Model
-from fedmpi.mpi.devices import pick_device
+from fedmpi.mpi.devices import computes_bf16, pick_device
 from fedmpi.mpi.shared import share
 from fedmpi.mpi.world import World
 from fedmpi.options import check_length
@@ -233,6 +233,12 @@ def _check_fit(experiment: Experiment, arrays: Arrays, proxy: Arrays | None, mod
     if experiment.partition.turns_images and (len(shape) != 3 or shape[1] != shape[2]):
         kind = type(experiment.partition).__name__
         raise BadInput(f"= {kind}: turns square images, and {name} has none", "--partition")
+    recurs = any(isinstance(layer, nn.RNNBase) for layer in model.module.modules())
+    if experiment.local.precision == "bf16" and recurs and model.device.type == "cpu" and not computes_bf16():
+        needed = (
+            "must be float32, for PyTorch has no bfloat16 code for recurrent layers on processors without AVX-512"
+        )
+        raise BadInput(f"= bf16: {needed}", "--local.precision")
     if augmentation != "none" and arrays.train_x.ndim != 4:
         raise BadInput(f"= {augmentation}: must be none, for {name} has no images", "--local.augmentation")
     other = experiment.algorithm.proxy

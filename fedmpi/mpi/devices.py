@@ -39,3 +39,10 @@ def pick_device(world: World, choice: DeviceChoice, server_too: bool) -> torch.d
     device = torch.device("cuda", training_before_me % visible)
     torch.cuda.set_device(device)
     return device
+
+
+def computes_bf16() -> bool:
+    """Whether PyTorch's library for CPUs has code for bfloat16 on this processor."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")

@@ -187,7 +187,7 @@ def test_training_is_a_plain_loop(precision: str) -> None:
             lambda: BiLSTM(hidden=5, norm="group", groups=3),
             "groups = 3: must be a divisor of every normalised width, here 10",
         ),
-        (lambda: BiLSTM(dropout=1), "dropout = 1: must be at least 0 and below 1"),
+        (lambda: BiLSTM(dropout=1), "dropout = 1.0: must be at least 0 and below 1"),
     ],
 )
 def test_a_bad_option_is_named(make: Callable[[], object], message: str) -> None:

@@ -69,12 +69,19 @@ class Scaled(nn.Module):
         return self.by * x
 
 
+class FromFirst(nn.Module):
+    """Subtracts the first feature from all, so that what is constant is exactly zero, however it is scaled."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x[:, :1]
+
+
 class Raw(Model):
     """Inputs in the thousands of millions, which a batch normalisation is there to scale."""
 
     def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
         count = math.prod(shape)
-        layers = nn.Flatten(), Scaled(1e12), nn.BatchNorm1d(count), nn.Linear(count, 16), nn.ReLU()
+        layers = nn.Flatten(), FromFirst(), Scaled(1e12), nn.BatchNorm1d(count), nn.Linear(count, 16), nn.ReLU()
         return Backbone(nn.Sequential(*layers), nn.Linear(16, classes))
 
 
@@ -161,7 +168,7 @@ class Kinds(Model):
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         network = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
         if self.kind == "half buffer":
-            network.register_buffer("half", torch.ones(3, dtype=torch.float16))
+            network.register_buffer("odd", torch.ones(3, dtype=torch.float16))
         else:
             network.register_parameter("odd", nn.Parameter(torch.ones(3, dtype=getattr(torch, self.kind))))
         return network.requires_grad_(not self.frozen)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fedmpi.data import Digits
 from fedmpi.errors import BadInput
 from fedmpi.models import MLP, CifarCNN, LogisticRegression, Model
+from fedmpi.mpi.devices import computes_bf16
 from fedmpi.results.summary import summarize
 from fedmpi.training.choice import rule
 from fedmpi.training.flat import FlatModel
@@ -20,6 +21,7 @@ from tests.programs.methods import Recurrent
 from tests.small import CPU, Client, Reader, network, normalised, plain_training, read, run
 
 SHAPE = (1, 8, 8)
+IN_BF16 = pytest.mark.skipif(not computes_bf16(), reason="this processor has no code for bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,16 @@ def test_the_choice_is_said_and_kept(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert line in " ".join(summarize(one).split())
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.skipif(computes_bf16(), reason="this processor has code for bfloat16")
+def test_recurrent_layers_in_bfloat16_are_refused_where_there_is_no_code(tmp_path: Path) -> None:
+    with pytest.raises(
+        BadInput, match=r"^--local\.precision = bf16: must be float32: PyTorch has no bfloat16 code"
+    ):
+        run(tmp_path / "run.h5", model=Recurrent(), local=LocalTraining(precision="bf16"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bf16", marks=IN_BF16)])
 def test_training_a_recurrent_network_is_a_plain_loop(precision: Any) -> None:
     """Oracle: torch.optim.SGD on the module, under autocast for bf16; to 1e-5 of the way, and to its rounding."""
     digits = read(Digits())

@@ -63,7 +63,7 @@ def is_a_bare_loop(path: Path, model: Any) -> results.Run:
 
 
 def test_scalars_nothing_and_assigned_buffers(tmp_path: Path) -> None:
-    """A 0-dimensional parameter and buffer, a tensor without elements, and buffers that a run puts others in place of."""
+    """0-dimensional tensors, one without elements, and buffers that `forward` assigns anew."""
     made = is_a_bare_loop(tmp_path / "made.h5", Shapes())
     assert made.state_dict()["temperature"].shape == ()
     assert made.state_dict()["nothing"].shape == (0, 3)
@@ -107,7 +107,7 @@ def test_a_tensor_without_elements_in_a_large_network() -> None:
         (Kinds("bfloat16"), r"--model = Kinds: parameter odd is bfloat16: networks are float32"),
         (Kinds("float16"), r"--model = Kinds: parameter odd is float16: networks are float32"),
         (Kinds("complex64"), r"--model = Kinds: parameter odd is complex64: networks are float32$"),
-        (Kinds("half buffer"), r"--model = Kinds: buffer half is float16: networks are float32"),
+        (Kinds("half buffer"), r"--model = Kinds: buffer odd is float16: networks are float32"),
         (Kinds("float64", frozen=True), r"--model = Kinds: parameter odd is float64"),
     ],
     ids=lambda value: "" if isinstance(value, str) else f"{value.kind} {value.frozen}",
@@ -226,7 +226,7 @@ def test_a_network_that_cannot_be_copied_trains_all_the_same() -> None:
     model = FlatModel(Holding(), CPU)
     model.backward(model.module(torch.rand(4, 3)).sum(1))
     assert model.gradient.any()
-    with pytest.raises(RuntimeError, match="the network cannot be copied .*module"):
+    with pytest.raises(RuntimeError, match="the network cannot be copied"):
         Net(model).at(model.weights[0])
     with pytest.raises(TypeError):
         copy.deepcopy(model.module)
@@ -247,8 +247,8 @@ def test_the_head_of_a_parametrised_network() -> None:
 @pytest.mark.parametrize("vectorize", ["off", 2])
 def test_a_large_running_variance_is_no_divergence(vectorize: Any, tmp_path: Path) -> None:
     """Oracle: the bare loop's variance, far above 2^22."""
-    local = LocalTraining(epochs=3, batch_size=64, lr=0.1, vectorize=vectorize)
+    local = LocalTraining(epochs=20, batch_size=64, lr=0.1, vectorize=vectorize)
     made = made_by(tmp_path / "made.h5", Raw(), local=local, partition=Cut(64, 64, 64, 64), rounds=1)
     assert made.rounds["diverged_clients"].tolist() == [0]
-    assert made.state_dict()["extractor.2.running_var"].max() > 1e22
+    assert made.state_dict()["extractor.3.running_var"].max() > 1e22
     assert made.rounds["test_accuracy"][0] > made.initial["test_accuracy"]

@@ -72,6 +72,7 @@ def test_a_phase_is_a_plain_loop(model: str, settings: str, part: str) -> None:
     x, y = normalised(DIGITS.train_x[:41], Digits()), torch.from_numpy(DIGITS.train_y[:41])
     local = LocalTraining(epochs=2, batch_size=10, lr=0.02, **SETTINGS[settings])
     loss = plain_training(plain, x, y, local, phase="some")
+    plain.requires_grad_(True)
     way = one.moved.norm()
     assert way > 0.01
     assert (one.model.weights[0] - FlatModel(plain, one.model.device).weights[0]).norm() <= 1e-5 * way
