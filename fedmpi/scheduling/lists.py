@@ -15,7 +15,7 @@ def read_lists(file: Path) -> list[NDArray[np.int64]]:
         BadInput: it cannot be read, has no lines, or holds something else.
     """
     try:
-        lines = file.read_text().splitlines()
+        lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"= {file}: {getattr(error, 'strerror', None) or 'is not text'}", "file") from None
     texts = [line.partition("#")[0].split() for line in lines if not line.startswith("#")]

@@ -20,10 +20,10 @@ from tests.launch import mpirun, succeed
 from tests.results.made_runs import finished
 from tests.small import Alone, read
 
-SETTINGS = "--clients 6 --cohort 6 --rounds 3 --local.epochs 1 --partition IID --device cpu --seed 5"
+SETTINGS = "--clients 6 --cohort 6 --rounds 2 --local.epochs 1 --partition IID --device cpu --seed 5"
 RUNS = {
     "digits": "",  # LeNet, with batch normalisation
-    "coloured": "--dataset tests.programs.colours.Coloured --model McMahanCNN",
+    "coloured": "--dataset tests.programs.colours.Coloured --model LeNet --model.norm group",
     "text": "--dataset tests.programs.texts.Places --model BiLSTM --model.hidden 8 --local.lr 0.5",
     "own": "--dataset tests.programs.colours.Coloured --model tests.programs.colours.Own --model.width 9",
     "extended": "--algorithm FeatureFusion --algorithm.evaluated_with self --algorithm.operator conv",
