@@ -277,14 +277,17 @@ def test_the_sum_of_squares_falls(part: Any, tmp_path: Path, monkeypatch: pytest
         )
 
 
-def test_clients_move_to_the_nearest_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("lr", "shown"), [(0.05, "movement"), (0.15, "statistics")])
+def test_clients_move_to_the_nearest_model(
+    lr: float, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Oracle: distances over parameters, in float64; from random clusters some have to move in the second round.
 
-    Distances that count running statistics would have other clients move.
+    At the other learning rate, distances that count running statistics would give other clusters.
     """
-    spy, watched = Spy(monkeypatch), Watched(3, start="random")
-    settings = apart(Rotated(angles=(0, 90, 180)), model=LeNet(), rounds=2)
-    made = run(tmp_path / "made.h5", watched, **settings)
+    spy, watched = Spy(monkeypatch), Watched(2, start="random")
+    settings = apart(Rotated(angles=(0, 180)), model=LeNet(), rounds=2, seed=1)
+    made = run(tmp_path / "made.h5", watched, **{**settings, "local": LocalTraining(epochs=2, lr=lr)})
     parameters = FlatModel(network(LeNet(), (1, 8, 8), 10), CPU).layout.parameters
     (centers, before), (_, after) = watched.seen[1:]
     models = np.stack([spy.trained[2][client] for client in range(CLIENTS)])
@@ -292,8 +295,8 @@ def test_clients_move_to_the_nearest_model(tmp_path: Path, monkeypatch: pytest.M
     found = squares[..., :parameters].sum(2).argmin(1)
     np.testing.assert_array_equal(after, found)
     np.testing.assert_array_equal(made.clusters["cluster"][1], found)
-    assert (before.numpy() != found).any()
-    assert (squares.sum(2).argmin(1) != found).any()
+    others = {"movement": before.numpy(), "statistics": squares.sum(2).argmin(1)}
+    assert (others[shown] != found).any()
 
 
 # Newcomers
