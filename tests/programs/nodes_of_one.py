@@ -39,7 +39,7 @@ def outcome(block: Callable[[], Any]) -> str:
 
 def run(*options: str) -> Callable[[], int]:
     experiment, config = parse([*SMALL, *options])
-    return lambda: experiment.run(world, config)
+    return lambda: experiment.complete(world, config)
 
 
 def vouch(word: int) -> None:

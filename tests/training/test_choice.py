@@ -76,9 +76,7 @@ def test_the_choice_is_said_and_kept(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.skipif(computes_bf16(), reason="this processor has code for bfloat16")
 def test_recurrent_layers_in_bfloat16_are_refused_where_there_is_no_code(tmp_path: Path) -> None:
-    with pytest.raises(
-        BadInput, match=r"^--local\.precision = bf16: must be float32: PyTorch has no bfloat16 code"
-    ):
+    with pytest.raises(BadInput, match=r"^--local\.precision = bf16: must be float32: PyTorch has no bfloat16 code"):
         run(tmp_path / "run.h5", model=Recurrent(), local=LocalTraining(precision="bf16"))
     assert not list(tmp_path.iterdir())
 

@@ -21,7 +21,7 @@ from fedmpi.algorithms.moon import MOON
 from fedmpi.errors import BadInput
 from fedmpi.results.check import problems
 from fedmpi.training.flat import FlatModel, Net
-from fedmpi.training.layout import Layout
+from fedmpi.training.layout import Entry, Layout
 from fedmpi.training.settings import LocalTraining
 from tests.few import DIGITS, Few
 from tests.programs.networks import Eager, Kinds, Lazy, Raw, Reparametrised, Shapes
@@ -90,10 +90,9 @@ def test_a_tensor_without_elements_in_a_large_network() -> None:
     module = nn.Sequential(nn.Linear(64, 2000), nn.Linear(2000, 10))
     module.register_parameter("nothing", nn.Parameter(torch.zeros(0)))
     model = FlatModel(module, CPU)
-    seen = []
-    model.backward_in_parts(
-        model.module(torch.rand(5, 64)).sum(1) + module.nothing.sum(), lambda e, p, g: seen.append(e.name)
-    )
+    seen: list[str] = []
+    losses = model.module(torch.rand(5, 64)).sum(1) + module.get_parameter("nothing").sum()
+    model.backward_in_parts(losses, lambda e, p, g: seen.append(e.name))
     assert sorted(seen) == ["0.bias", "0.weight", "1.bias", "1.weight"]
 
 
@@ -124,10 +123,13 @@ def test_sparse_gradients(settings: dict[str, Any]) -> None:
     for is_sparse in (False, True):
         torch.manual_seed(0)
         model = FlatModel(nn.Sequential(nn.Embedding(60, 2000, sparse=is_sparse), nn.Linear(2000, 3)), CPU)
-        tokens, gradients = torch.tensor([[1, 2], [2, 5]]), {}
-        model.backward_in_parts(
-            model.module(tokens).sum((1, 2)), lambda e, p, g, into=gradients: into.update({e.name: g.clone()})
-        )
+        tokens = torch.tensor([[1, 2], [2, 5]])
+        gradients: dict[str, Tensor] = {}
+
+        def keep(entry: Entry, parameter: Tensor, gradient: Tensor, into: dict[str, Tensor] = gradients) -> None:
+            into[entry.name] = gradient.clone()
+
+        model.backward_in_parts(model.module(tokens).sum((1, 2)), keep)
         model.backward(model.module(tokens).sum((1, 2)))
         found.append((gradients, model.gradient.clone()))
     for name, gradient in found[0][0].items():
