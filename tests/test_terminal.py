@@ -29,7 +29,7 @@ def test_a_name_that_is_no_text_is_printed_as_it_is(tmp_path: Path) -> None:
     """As bytes, which is what a terminal gets from ls as well."""
     path = os.fsencode(tmp_path) + b"/\xff.h5"
     os.rename(finished(tmp_path / "run.h5"), path)
-    command = [sys.executable, "-m", "fedmpi.results", "check", path]
+    command: list[str | bytes] = [sys.executable, "-m", "fedmpi.results", "check", path]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "utf-8"}
     assert path in subprocess.check_output(command, env=environment)
 
