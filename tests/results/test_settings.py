@@ -67,7 +67,8 @@ def test_only_the_name_of_a_class_is_shortened() -> None:
 
 @pytest.mark.parametrize("name", ["root", "output", "checkpoint", "resume", "overwrite", "seed"])
 def test_an_option_of_a_component_is_a_setting_whatever_its_name(name: str) -> None:
-    one, other = (of("algorithm", "mine.Own", **{name: value}) for value in (1, 2))
+    options: list[dict[str, Any]] = [{name: value} for value in (1, 2)]
+    one, other = (of(**option) for option in options)
     deep, deeper = (of(base={"class_path": "mine.Base", "init_args": {name: value}}) for value in (1, 2))
     for runs in ([one, other], [deep, deeper]):
         assert same_but_seed(runs[0]) != same_but_seed(runs[1])
