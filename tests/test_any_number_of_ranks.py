@@ -80,7 +80,7 @@ CASES = {
     "server_momentum": f"{SMALL} --algorithm FedAvgM --evaluate_means both --model LeNet --local.batch_size 50",
     "fedma": f"{SMALL} --algorithm FedMA --algorithm.sweeps 1 --model LeNet",
     "private": f"{SMALL} --model LeNet --model.norm group --weighting uniform --sampler Bernoulli"
-    " --privacy CentralDP --privacy.clip 0.5 --cohort 1 --rounds 9",
+    " --privacy CentralDP --privacy.clip 0.5 --privacy.noise_multiplier 0.02 --cohort 1 --rounds 6",
     "feature_fusion": f"{SMALL} --algorithm FeatureFusion --model LeNet --partition Permuted --newcomers 3"
     " --newcomer_epochs 2 --evaluate_local true",
     "side_by_side_feature_fusion": f"{SMALL} --algorithm FeatureFusion --algorithm.operator conv --model LeNet"

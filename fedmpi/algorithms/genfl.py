@@ -109,6 +109,7 @@ class GenFL(FedAvg):
         self.take: Literal["generator", "synthetic", "pretrained"] = take
         self.stop_at_skew = stop_at_skew
         self.paper_compat = paper_compat
+        self.stops = False  # until the clients' labels are known
         self.takes_privacy = stop_at_skew is None
         self.learns = pretrain and not (earlier and take == "pretrained")
         self.wants_images = self.learns or cas_epochs > 0

@@ -65,7 +65,8 @@ def paper(
     for number, cohort in enumerate(rounds, 1):
         lr = local.lr * (local.decay ** (number - 1) if local.schedule == "exponential" else 1)
         ways, changes = [], []
-        for client, steps in cohort:
+        for client, recorded in cohort:
+            steps = recorded - (option == "I")  # whose pass for the gradient, here of one batch, is among them
             y, velocity, gradients = w, np.zeros(DIMENSION), []
             for _ in range(steps):
                 gradients.append(gradient(client, y))
