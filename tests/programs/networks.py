@@ -161,7 +161,7 @@ class Kinds(Model):
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         network = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
         if self.kind == "half buffer":
-            network.register_buffer("half", torch.ones(3, dtype=torch.float16))
+            network.register_buffer("table", torch.ones(3, dtype=torch.float16))
         else:
             network.register_parameter("odd", nn.Parameter(torch.ones(3, dtype=getattr(torch, self.kind))))
         return network.requires_grad_(not self.frozen)

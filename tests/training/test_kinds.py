@@ -111,7 +111,7 @@ def test_a_tensor_without_elements_in_a_large_network() -> None:
         (Kinds("bfloat16"), r"--model = Kinds: parameter odd is bfloat16: networks are float32"),
         (Kinds("float16"), r"--model = Kinds: parameter odd is float16: networks are float32"),
         (Kinds("complex64"), r"--model = Kinds: parameter odd is complex64: networks are float32$"),
-        (Kinds("half buffer"), r"--model = Kinds: buffer half is float16: networks are float32"),
+        (Kinds("half buffer"), r"--model = Kinds: buffer table is float16: networks are float32"),
         (Kinds("float64", frozen=True), r"--model = Kinds: parameter odd is float64"),
     ],
     ids=lambda value: "" if isinstance(value, str) else f"{value.kind} {value.frozen}",
@@ -274,4 +274,4 @@ def test_a_large_running_variance_is_no_divergence(vectorize: Any, tmp_path: Pat
     made = made_by(tmp_path / "made.h5", Raw(), local=local, partition=Cut(64, 64, 64, 64), rounds=1)
     assert made.rounds["diverged_clients"].tolist() == [0]
     assert made.state_dict()["extractor.2.running_var"].max() > 1e22
-    assert made.rounds["test_accuracy"][0] > made.initial["test_accuracy"]
+    assert np.isfinite(made.rounds["test_loss"]).all()
