@@ -168,7 +168,24 @@ class Kinds(Model):
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         network = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
         if self.kind == "half buffer":
-            network.register_buffer("odd", torch.ones(3, dtype=torch.float16))
+            network.register_buffer("table", torch.ones(3, dtype=torch.float16))
         else:
             network.register_parameter("odd", nn.Parameter(torch.ones(3, dtype=getattr(torch, self.kind))))
         return network.requires_grad_(not self.frozen)
+
+
+class Bag(Model):
+    """Means of words' vectors.
+
+    Args:
+        width: of a vector.
+        sparse: whether the gradients of the vectors are.
+    """
+
+    def __init__(self, width: int, sparse: bool) -> None:
+        self.width = width
+        self.sparse = sparse
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        vectors = nn.EmbeddingBag(self.text(shape), self.width, mode="mean", sparse=self.sparse)
+        return nn.Sequential(vectors, nn.Linear(self.width, classes))

@@ -16,7 +16,7 @@ from fedmpi.algorithms.feature_fusion import FeatureFusion
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedgen import FedGen
 from fedmpi.algorithms.fedma import FedMA
-from fedmpi.algorithms.fedper import FedPer
+from fedmpi.algorithms.fedper import FedPer, FedRep
 from fedmpi.algorithms.genfl import GenFL
 from fedmpi.algorithms.ifca import IFCA
 from fedmpi.algorithms.moon import MOON
@@ -169,6 +169,25 @@ def test_a_pretrained_model_fits_its_frozen_part_alone(tmp_path: Path) -> None:
         made_by(
             tmp_path / "other.h5", GenFL(earlier=earlier.path, take="pretrained", cas_epochs=0), seed=4, **settings
         )
+
+
+class FrozenScale(HalfFrozen):
+    """Batch normalisation whose scale and shift are frozen, in training mode."""
+
+    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
+        network = super().build(shape, classes)
+        network.extractor.get_submodule("2").requires_grad_(False)
+        return network
+
+
+@pytest.mark.parametrize("vectorize", ["off", 3])
+def test_statistics_go_on_without_a_scale_that_is_trained(vectorize: Any, tmp_path: Path) -> None:
+    """Of a method that trains its model in parts; and the statistics of what is trained move as well."""
+    local = LocalTraining(epochs=1, vectorize=vectorize)
+    made = made_by(tmp_path / "made.h5", FedRep(head_epochs=1), FrozenScale(), local=local)
+    assert {"extractor.2.weight", "extractor.2.bias"} <= made.frozen.keys()
+    for layer in (2, 5):
+        assert made.state_dict()[f"extractor.{layer}.running_mean"].any(), layer
 
 
 class AllFrozen(Model):

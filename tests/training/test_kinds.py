@@ -18,13 +18,15 @@ from fedmpi.algorithms.fedgen import FedGen
 from fedmpi.algorithms.fedper import FedPer
 from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.algorithms.moon import MOON
+from fedmpi.data import IID
 from fedmpi.errors import BadInput
 from fedmpi.results.check import problems
 from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.layout import Entry, Layout
 from fedmpi.training.settings import LocalTraining
 from tests.few import DIGITS, Few
-from tests.programs.networks import Eager, Kinds, Lazy, Raw, Reparametrised, Shapes
+from tests.programs.networks import Bag, Eager, Kinds, Lazy, Raw, Reparametrised, Shapes
+from tests.programs.words import Words
 from tests.small import CPU, Cut, network, normalised, run
 
 SHAPE = (1, 8, 8)
@@ -88,11 +90,14 @@ def test_counters_start_afresh_with_each_client() -> None:
 def test_a_tensor_without_elements_in_a_large_network() -> None:
     """Whose updates are made tensor by tensor."""
     module = nn.Sequential(nn.Linear(64, 2000), nn.Linear(2000, 10))
-    module.register_parameter("nothing", nn.Parameter(torch.zeros(0)))
-    model = FlatModel(module, CPU)
-    seen: list[str] = []
-    losses = model.module(torch.rand(5, 64)).sum(1) + module.get_parameter("nothing").sum()
-    model.backward_in_parts(losses, lambda e, p, g: seen.append(e.name))
+    nothing = nn.Parameter(torch.zeros(0))
+    module.register_parameter("nothing", nothing)
+    model, seen = FlatModel(module, CPU), []
+
+    def note(entry: Entry, parameter: Tensor, gradient: Tensor) -> None:
+        seen.append(entry.name)
+
+    model.backward_in_parts(module(torch.rand(5, 64)).sum(1) + nothing.sum(), note)
     assert sorted(seen) == ["0.bias", "0.weight", "1.bias", "1.weight"]
 
 
@@ -106,7 +111,7 @@ def test_a_tensor_without_elements_in_a_large_network() -> None:
         (Kinds("bfloat16"), r"--model = Kinds: parameter odd is bfloat16: networks are float32"),
         (Kinds("float16"), r"--model = Kinds: parameter odd is float16: networks are float32"),
         (Kinds("complex64"), r"--model = Kinds: parameter odd is complex64: networks are float32$"),
-        (Kinds("half buffer"), r"--model = Kinds: buffer odd is float16: networks are float32"),
+        (Kinds("half buffer"), r"--model = Kinds: buffer table is float16: networks are float32"),
         (Kinds("float64", frozen=True), r"--model = Kinds: parameter odd is float64"),
     ],
     ids=lambda value: "" if isinstance(value, str) else f"{value.kind} {value.frozen}",
@@ -116,25 +121,42 @@ def test_what_is_not_float32_is_refused_by_name(model: Kinds, said: str, tmp_pat
         made_by(tmp_path / "made.h5", model)
 
 
-@pytest.mark.parametrize("settings", [{}, {"momentum": 0.9}, {"optimizer": "adam"}])
-def test_sparse_gradients(settings: dict[str, Any]) -> None:
-    """Oracle: the dense embedding; in a network that is updated tensor by tensor, by hooks, as well."""
+def gradients_by_name(model: FlatModel, losses: Tensor) -> dict[str, Tensor]:
+    """What `backward_in_parts` hands out."""
+    found = {}
+
+    def note(entry: Entry, parameter: Tensor, gradient: Tensor) -> None:
+        found[entry.name] = gradient.clone()
+
+    model.backward_in_parts(losses, note)
+    return found
+
+
+def test_sparse_gradients() -> None:
+    """Oracle: the dense embedding, in a flat gradient and part by part."""
     found = []
     for is_sparse in (False, True):
         torch.manual_seed(0)
         model = FlatModel(nn.Sequential(nn.Embedding(60, 2000, sparse=is_sparse), nn.Linear(2000, 3)), CPU)
         tokens = torch.tensor([[1, 2], [2, 5]])
-        gradients: dict[str, Tensor] = {}
-
-        def keep(entry: Entry, parameter: Tensor, gradient: Tensor, into: dict[str, Tensor] = gradients) -> None:
-            into[entry.name] = gradient.clone()
-
-        model.backward_in_parts(model.module(tokens).sum((1, 2)), keep)
+        parts = gradients_by_name(model, model.module(tokens).sum((1, 2)))
         model.backward(model.module(tokens).sum((1, 2)))
-        found.append((gradients, model.gradient.clone()))
-    for name, gradient in found[0][0].items():
-        assert torch.equal(found[1][0][name], gradient), name
-    assert torch.equal(found[0][1], found[1][1])
+        found.append((parts, model.gradient.clone()))
+    (dense, whole), (sparse, other) = found
+    assert all(torch.equal(sparse[name], gradient) for name, gradient in dense.items())
+    assert torch.equal(whole, other)
+
+
+@pytest.mark.parametrize("settings", [{"momentum": 0.9}, {"optimizer": "adam", "lr": 0.01}, {"vectorize": 2}])
+@pytest.mark.parametrize("width", [4, 6000])
+def test_sparse_embeddings_train_as_dense_ones(settings: dict[str, Any], width: int, tmp_path: Path) -> None:
+    """Oracle: the weights of the dense one, bit for bit; small, and with more than 100,000 parameters."""
+    local = LocalTraining(**{"steps": 2, "vectorize": "off", **settings})
+    made = [
+        made_by(tmp_path / f"{is_sparse}.h5", Bag(width, is_sparse), dataset=Words(), partition=IID(), local=local)
+        for is_sparse in (False, True)
+    ]
+    assert made[0].weights_sha256 == made[1].weights_sha256
 
 
 class OwnEmbedding(nn.Module):
@@ -151,9 +173,8 @@ class OwnEmbedding(nn.Module):
 def test_sparse_gradients_of_a_function() -> None:
     """Oracle: the gradient by hand: how often each token comes."""
     model = FlatModel(OwnEmbedding(), CPU)
-    seen = []
-    model.backward_in_parts(model.module(torch.tensor([1, 2, 2])).sum(1), lambda e, p, g: seen.append(g.sum(1)))
-    torch.testing.assert_close(seen[0][:4], torch.tensor([0, 2000, 4000, 0]) / 3)
+    found = gradients_by_name(model, model.module(torch.tensor([1, 2, 2])).sum(1))
+    torch.testing.assert_close(found["table"].sum(1)[:4], torch.tensor([0, 2000, 4000, 0]) / 3)
 
 
 # Lazy layers
@@ -253,4 +274,4 @@ def test_a_large_running_variance_is_no_divergence(vectorize: Any, tmp_path: Pat
     made = made_by(tmp_path / "made.h5", Raw(), local=local, partition=Cut(64, 64, 64, 64), rounds=1)
     assert made.rounds["diverged_clients"].tolist() == [0]
     assert made.state_dict()["extractor.3.running_var"].max() > 1e22
-    assert made.rounds["test_accuracy"][0] > made.initial["test_accuracy"]
+    assert np.isfinite(made.rounds["test_loss"]).all()

@@ -173,6 +173,8 @@ class Odd(nn.Module):
                 return self.conv(x)
             case "transposed":
                 return x.transpose(1, 2)
+            case "scaled":
+                return x * self.conv.weight[:, :1].reshape(4, 1, 1)
             case _:
                 return torch.cat([x, x], dim=2)
 
@@ -184,6 +186,7 @@ class Odd(nn.Module):
         ("grouped", "a convolution in groups that is not depthwise"),
         ("transposed", "the network uses transpose"),
         ("along", "concatenates along dimension 2"),
+        ("scaled", "the network uses mul with a tensor of its own"),
     ],
 )
 def test_what_cannot_be_followed_is_named(kind: str, message: str) -> None:
