@@ -129,6 +129,16 @@ def test_options_have_arrays_of_their_own(root: Path) -> None:
     assert all(prepared.open_prepared(dataset) is None for dataset in sets)
 
 
+def test_arrays_of_earlier_versions(root: Path) -> None:
+    """Oracle: arrays without a version count for nothing, for their tweets may have been read in another encoding."""
+    dataset = Sentiment140(root, 8, 9)
+    prepared.load(dataset, lambda line: None)
+    manifest = dataset.folder() / prepared.FOLDER / "manifest.json"
+    assert prepared.open_prepared(dataset) is not None
+    manifest.write_text(manifest.read_text().replace('"read_version": 2,', ""))
+    assert prepared.open_prepared(dataset) is None
+
+
 TWEETS = [
     ["0", "1", "Mon", "NO_QUERY", "ann", 'she said "no", and left'],
     ["4", "2", "Mon", "NO_QUERY", "zoë", "caf\xe9 ♥ \xe9t\xe9"],
