@@ -158,6 +158,10 @@ class Rule(ServerOptimizer):
 class Method(FedAvg):
     """Draws wherever a method may."""
 
+    @property
+    def welcomes_newcomers(self) -> bool:
+        return True
+
     def setup(self, fed: Federation) -> None:
         super().setup(fed)
         self.step = float(draw(1)[0])
