@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
@@ -85,7 +86,10 @@ def as_yaml(settings: Mapping[str, Any]) -> str:
         def ignore_aliases(self, data: object) -> bool:
             return True
 
-    Dumper.add_multi_representer(Path, lambda dumper, path: dumper.represent_str(str(path)))
+    # As UTF-8, whatever the locale makes of the bytes of a name.
+    Dumper.add_multi_representer(
+        Path, lambda dumper, path: dumper.represent_str(os.fsencode(path).decode(errors="backslashreplace"))
+    )
     text: str = yaml.dump(settings, Dumper=Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
     return text
 

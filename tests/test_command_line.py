@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fedmpi import results
 from fedmpi.algorithms import Algorithm
 from fedmpi.command_line import COMPONENTS, NESTED, Answered, parse
 from fedmpi.components import subclasses
@@ -262,6 +263,7 @@ REFUSED = {
     "--alpha 3": "--alpha: no such option, did you mean --algorithm.alpha (FedDyn, FedGen) or --partition.alpha"
     " (Dirichlet, DirichletPrior)?",
     "--mu 3": "--mu: no such option, did you mean --algorithm.mu (FedGrouProx, FedNova, FedProx, ...)?",
+    "--epochs 3": "--epochs: no such option, did you mean --local.epochs or --algorithm.epochs (Ditto)?",
     "--epoch 3": "--epoch: no such option, did you mean --local.epochs or --algorithm.epochs (Ditto)?",
     "--batch-size 3": "--batch-size: no such option, did you mean --local.batch_size or --algorithm.batch_size"
     " (FedDF, FedFTG, FedGen)?",
@@ -519,7 +521,8 @@ def test_settings_are_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     output = f"{tmp_path}/März.h5"
     job = fedmpi(0, "--config", path, "--output", output, **ascii, PYTHONIOENCODING="ascii")
     assert job.returncode == 0, job.stderr
-    assert job.stdout.rstrip().endswith(r"M\xe4rz.h5")
+    assert job.stdout.rstrip().endswith(r"M\udcc3\udca4rz.h5"), "of a locale without umlauts"
+    assert results.open(output).settings["output"] == output
     path.write_bytes("# März\nclients: 4\n".encode("latin-1"))
     assert problem("--config", str(path)) == f"--config = {path}: is not UTF-8 (byte 3)"
 

@@ -70,7 +70,7 @@ def refused(**options: Any) -> None:
     try:
         Experiment(**{**small, **options}).run()
     except BadInput as error:
-        print(rank, error, flush=True)
+        print(f"{rank} {error}\n", end="", flush=True)
 
 
 refused(output=f"{folder}/prox.h5")
@@ -87,4 +87,4 @@ if size == 1:
         Experiment(prox, model=Mine(4), output=f"{folder}/again.h5", **small).run().weights_sha256
         == mine.weights_sha256
     )
-print(rank, run.weights_sha256, mine.weights_sha256, flush=True)
+print(f"{rank} {run.weights_sha256} {mine.weights_sha256}\n", end="", flush=True)
