@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from fedmpi import randomness
 from fedmpi.algorithms import Algorithm
 from fedmpi.errors import BadInput
 from fedmpi.models import Model
+from fedmpi.training.dry_run import materialise
 from fedmpi.training.samples import image_scale
 
 if TYPE_CHECKING:
@@ -115,20 +115,13 @@ def _build(run: Run, about: Mapping[str, Any]) -> nn.Module:
     shape, is_text = tuple(map(int, about["shape"])), "vocabulary" in about
     model.vocabulary = int(about["vocabulary"]) if is_text else None
     example = torch.ones(2, *shape, dtype=torch.int64 if is_text else torch.float32)
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers are none of our business
-        torch.manual_seed(randomness.key(int(run.attributes["seed"]), "initial weights", client=0))
+    with randomness.globals_kept():  # the caller's random numbers are not disturbed
+        randomness.seed_globals(randomness.key(int(run.attributes["seed"]), "initial weights", client=0))
         network: nn.Module = model.build(shape, int(about["classes"]))
-        _materialise(network, example)
+        materialise(network, example)
         network = algorithm.extend(network, example)
-        _materialise(network, example)
+        materialise(network, example)
     return network
-
-
-def _materialise(network: nn.Module, example: Tensor) -> None:
-    """Let layers that find out their shapes by themselves do so."""
-    if any(map(is_lazy, [*network.parameters(), *network.buffers()])):
-        with torch.no_grad():
-            network.eval()(example)
 
 
 def _component(run: Run, option: str, base: type) -> Any:

@@ -52,6 +52,8 @@ class FlatModel:
         for layer in module.modules():
             if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
                 layer.sparse = False  # the same gradient, as a tensor that optimizers and vmap can take
+            if _writes_beyond(layer) and device.type == "cpu":
+                layer.register_forward_pre_hook(_rows_of_one_channel)
         parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
         self._parameters = [
             (entry, parameters[entry.name]) for entry in self.layout.entries if entry.is_parameter and entry.size
@@ -191,6 +193,21 @@ class FlatModel:
             return copy.deepcopy(self.module, memory).eval()
         except Exception as error:  # of any kind; most methods do well without
             return error
+
+
+def _writes_beyond(layer: nn.Module) -> bool:
+    """Whether oneDNN, as of PyTorch 2.14, writes beyond the end of this layer's gradient on processors with AVX2.
+
+    It does for strided 1x1 convolutions of channels that fill no vector register, where the channels of their inputs
+    come last in memory.
+    """
+    is_strided = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and max(layer.stride) > 1
+    return is_strided and bool(layer.in_channels % 8)  # type: ignore[operator]
+
+
+def _rows_of_one_channel(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    # A copy in any case: of one channel, both orders pass for one another.
+    return tuple(x.clone(memory_format=torch.contiguous_format) for x in inputs)
 
 
 def _ends_in_head(part: nn.Module) -> bool:

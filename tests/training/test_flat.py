@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from fedmpi.models import MLP, LeNet, Model, ResNet18
 from fedmpi.training.flat import FlatModel, Net
+from tests.launch import mpirun, succeed
 from tests.small import CPU, network, state
 
 MODELS = [(LeNet(), (1, 8, 8)), (ResNet18(), (3, 8, 8)), (MLP(hidden=(7, 5), norm="batch"), (13,))]
@@ -213,3 +214,20 @@ def test_gradient_flows_through_other_weights_into_the_features(
     views = {e.name: e.view(bound.gradient[0]) for e in bound.layout.entries if e.segment != "statistics"}
     for name, parameter in plain.get_submodule("extractor").named_parameters():
         torch.testing.assert_close(views[f"extractor.{name}"], parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_strided_convolutions_of_few_channels_do_not_write_beyond_their_gradients() -> None:
+    """In a process of its own, which the C library ends where memory between allocations was written to."""
+    program = """if True:
+        import torch
+        from torch import nn
+        from fedmpi.training.flat import FlatModel
+        for channels in (1, 2, 3):
+            network = nn.Sequential(nn.Conv2d(channels, 8, 1, stride=2), nn.Flatten(), nn.Linear(128, 3))
+            model = FlatModel(network, torch.device("cpu"))
+            x = torch.rand(10, 8, 8, channels).movedim(-1, 1)
+            for _ in range(100):
+                model.backward(model.module(x).square().sum(1))
+                others = [torch.empty(size) for size in (3, 17, 100, 1000)]
+    """
+    succeed(mpirun(0, "-c", program))
