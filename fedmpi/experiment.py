@@ -386,7 +386,7 @@ class Experiment(metaclass=Configured):
 
         with world.agreed():
             if world.is_server:
-                inputs.check_data(results.open(self.output), vars(fed).get("checksums", {}))
+                inputs.check_data(results.open(self.output), fed.checksums)
 
     def _run_stages(self, fed: "Engine", watch: Watch, place: Place | None) -> None:
         """What the method trains before the first round, from this place on."""
