@@ -33,7 +33,8 @@ class LocalTraining(metaclass=Configured):
             of 4 zero pixels.
         vectorize: how many clients a rank trains side by side, as one computation; off is one after another. auto
             goes by a fixed rule: several on a GPU; many of a small network without convolutions, if the cohort has
-            32 or more; else one. Networks with PyTorch's own recurrent layers are trained one after another.
+            32 or more; else one. Before the first round two clients are trained both ways: what PyTorch cannot run
+            for several clients, or what gives other results then, is trained one after another (auto) or refused.
         precision: bf16 runs networks forward and backward in bfloat16 where PyTorch's autocast holds that safe, which
             is matrix products and convolutions above all. Weights, losses, gradients as methods see them, optimizers,
             means and all evaluation stay float32. For the bits' sake clients side by side are then trained in full
