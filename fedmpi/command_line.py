@@ -83,6 +83,8 @@ def parse(arguments: list[str], speaks: bool = True) -> tuple[Experiment, str]:
         BadInput: in one line.
         Answered: after --help or --print_config.
     """
+    if not any(re.match(r"-h$|--help$|--print_config|--[\w.]+\.help(=|$)", argument) for argument in arguments):
+        import torch  # noqa: F401 (whose first random numbers differ from process to process, unless they are seeded)
     seed_globals(key(0, "imports"))  # a user's files may draw while they are imported, and the seed is not known yet
     parser = make_parser()
     arguments = list(_with_config_files(arguments))

@@ -366,8 +366,8 @@ class Experiment(metaclass=Configured):
         first = world.from_server(mine)
         with world.agreed():
             for name in [*mine, *first]:
-                value, wanted = (settings.get(name) for settings in (mine, first))
-                reason = f"= {shown(value)} on rank {world.rank}: must be {shown(wanted)}, as on rank 0"
+                value, wanted = (shown(settings.get(name)) for settings in (mine, first))  # as texts, for NaN
+                reason = f"= {value} on rank {world.rank}: must be {wanted}, as on rank 0"
                 if value != wanted:
                     raise BadInput(reason, f"--{name}")
 

@@ -96,7 +96,7 @@ def seed_globals(key: int) -> None:
     """
     random.seed(key)
     np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002 (it is what others draw from)
-    if torch := sys.modules.get("torch"):  # else nobody has drawn from its generator, whose first state is fixed
+    if torch := sys.modules.get("torch"):
         torch.default_generator.manual_seed(key)  # torch.manual_seed keeps stack traces where there is no GPU
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed(key)

@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 Name = Literal["stdout", "stderr"]
 
@@ -38,7 +38,7 @@ def outlast() -> None:
 
     `... | head` closes a pipe, a disk with a log file on it may be full, a terminal may be gone, and a daemon has
     none. Standard streams that are closed become the null device, or the next file that is opened would be taken for
-    one of them.
+    one of them. A stream that somebody has put in the place of a standard one stays.
     """
     while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:  # it gets the lowest number that is free
         pass
@@ -53,8 +53,11 @@ def take_any_text() -> None:
         sys.stdout.reconfigure(errors="spelt")
 
 
-def _lasting(name: Name, number: int) -> io.TextIOWrapper:
+def _lasting(name: Name, number: int) -> TextIO:
     """Like the standard stream that there is, to the same file."""
+    if getattr(sys, name) is not getattr(sys, f"__{name}__"):
+        replaced: TextIO = getattr(sys, name)
+        return replaced
     old, how = getattr(sys, name), {"encoding": "utf-8", "errors": "backslashreplace", "line_buffering": True}
     if old is not None:
         with suppress(OSError, ValueError):

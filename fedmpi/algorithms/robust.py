@@ -115,14 +115,13 @@ class Krum(Robust):
         import torch
 
         faulty, arrived = max(self.faulty - models.rejected, 0), len(models.present)
-        if arrived < 2 * faulty + 3:
-            return None
-        scores = krum_scores(models.distances(), faulty)
+        are_enough = arrived >= 2 * faulty + 3
+        scores = krum_scores(models.distances(), faulty) if are_enough else np.empty(0)
         chosen = models.present[np.argsort(scores, kind="stable")[: self.select]]
         if fed.is_server:
             everyone = np.arange(len(cohort))
             fed.record(cohort.block(everyone), selected=torch.from_numpy(np.isin(everyone, chosen)))
-        return models.mean(chosen)
+        return models.mean(chosen) if are_enough else None
 
 
 def median(values: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -94,6 +94,7 @@ def test_plain_pytorch(method: type[PartlyShared], model: Model, vectorize: Any,
                 parameter.requires_grad_((name in heads(module)) == (phase == "head"))
             settings = LocalTraining(**options, epochs=epochs)
             plain_training(module, x[mine], y[mine], settings, client, round, phase=phase)
+        module.requires_grad_(True)
 
     networks, server = plain_partly_shared(start, heads(start), 2, 3, train)
     for name, tensor in tensors(made).items():
@@ -162,7 +163,8 @@ def test_absent_clients_keep_the_first_head(tmp_path: Path) -> None:
 @pytest.mark.parametrize("algorithm", [FedPer(), FedRep()])
 def test_nothing_to_share_or_no_head(algorithm: PartlyShared, tmp_path: Path) -> None:
     """Oracle: one line that names the method."""
-    message = f"--model: {type(algorithm).__name__} needs one with a fully connected layer, and others to share"
+    name = type(algorithm).__name__
+    message = f"--model: {name} needs a fully connected layer that is trained, and others to share"
     with pytest.raises(BadInput, match=message):
         run(tmp_path / "a.h5", algorithm, model=LogisticRegression())
     with pytest.raises(BadInput, match=message):

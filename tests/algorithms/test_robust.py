@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from fedmpi.aggregation import Diverged
 from fedmpi.algorithms import Algorithm
 from fedmpi.algorithms.robust import Krum, Median, TrimmedMean, krum_scores, median, trimmed_mean
 from fedmpi.attacks import Attack, SignFlip
@@ -127,7 +126,7 @@ def test_outliers_have_the_worst_scores() -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_how_far_off_an_outlier_is_does_not_matter(rule: str) -> None:
-    """R2. Oracle: the range of the honest models; and 1e30 gives what 1e31 does. (A mean would raise Diverged.)"""
+    """R2. Oracle: the range of the honest models; and 1e30 gives what 1e31 does. (A mean goes along.)"""
     made = []
     for far in (1e30, 1e31):
         values = models(9)
@@ -137,8 +136,7 @@ def test_how_far_off_an_outlier_is_does_not_matter(rule: str) -> None:
         assert (made[-1] >= honest.min(0)).all()
         assert (made[-1] <= honest.max(0)).all()
     np.testing.assert_array_equal(made[0], made[1])
-    with pytest.raises(Diverged):
-        stacked(values).mean(np.arange(9))
+    assert (stacked(values).mean(np.arange(9)).abs() > 1e29).all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -259,11 +257,11 @@ def test_variances_are_not_negative(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("algorithm", [Median(), TrimmedMean(0.3), Krum(2, 2)])
-def test_models_beyond_what_can_be_summed(algorithm: Algorithm, tmp_path: Path) -> None:
-    """Oracle: FedAvg ends with Diverged where two of seven send 1e30; these go on, and learn."""
+def test_models_of_malicious_clients_that_are_huge(algorithm: Algorithm, tmp_path: Path) -> None:
+    """Oracle: FedAvg is carried away where two of seven send 1e30; these go on, and learn."""
     attack = Sends(2 / 7, 1e30)
-    with pytest.raises(Diverged):
-        run(tmp_path / "plain.h5", attack=attack, **SETTINGS)
+    carried_away = run(tmp_path / "plain.h5", attack=attack, **SETTINGS)
+    assert np.abs(carried_away.weights).max() > 1e28
     made = run(tmp_path / "made.h5", algorithm, attack=attack, rounds=2, **SETTINGS)
     assert (np.abs(made.weights) < 100).all()
     assert made.rounds["test_loss"][-1] < made.initial["test_loss"]
