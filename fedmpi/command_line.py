@@ -114,6 +114,8 @@ def parse(arguments: list[str], speaks: bool = True) -> tuple[Experiment, str]:
         experiment = _make({}, Experiment, **{name: value for name, value in made.items() if name != "config"})
     except _Refused as refused:
         raise BadInput(_flat(str(refused))) from None
+    except _Failed as failed:
+        raise failed.error from None
     experiment.arguments = arguments
     return experiment, experiment.config
 
@@ -287,6 +289,14 @@ class _Refused(BaseException):
     """A constructor's word on bad input; not an Exception, which jsonargparse would bury in a message of its own."""
 
 
+class _Failed(BaseException):
+    """Another error of a constructor; likewise."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 def _make(settings: Mapping[str, Any], cls: type, *args: Any, **options: Any) -> Any:
     """Construct a component; what it says of bad input is completed by the place of its options."""
     if cls in _bases():
@@ -298,6 +308,8 @@ def _make(settings: Mapping[str, Any], cls: type, *args: Any, **options: Any) ->
         raise _Refused(f"--{place}{error.option} {error.message}" if error.option else error.message) from None
     except (ValueError, SystemExit) as error:
         raise _Refused(f"--{_place(settings, cls, None, options)[:-1]} = {cls.__name__}: {error}") from None
+    except Exception as error:
+        raise _Failed(error) from None
 
 
 def _place(settings: Mapping[str, Any], cls: type, option: str | None, options: Mapping[str, Any]) -> str:

@@ -58,12 +58,12 @@ def _lasting(name: Name, number: int) -> TextIO:
     if getattr(sys, name) is not getattr(sys, f"__{name}__"):
         replaced: TextIO = getattr(sys, name)
         return replaced
-    old, how = getattr(sys, name), {"encoding": "utf-8", "errors": "backslashreplace", "line_buffering": True}
+    old = getattr(sys, name)
+    how = {"encoding": getattr(old, "encoding", "utf-8"), "errors": getattr(old, "errors", "backslashreplace")}
     if old is not None:
         with suppress(OSError, ValueError):
             old.flush()
-        how |= {option: getattr(old, option, value) for option, value in how.items()}
-    return io.TextIOWrapper(io.BufferedWriter(_File(number, "w", closefd=False)), **how)  # type: ignore[arg-type]
+    return io.TextIOWrapper(io.BufferedWriter(_File(number, "w", closefd=False)), **how, line_buffering=True)
 
 
 class _File(io.FileIO):
