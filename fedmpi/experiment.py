@@ -236,10 +236,14 @@ class Experiment(metaclass=Configured):
         Raises:
             BadInput: on every rank alike, before anything is trained or written.
             KeyboardInterrupt: somebody wanted it to end (SIGINT); the file and its checkpoint are written.
+            SystemExit: with `exit_status`, if it was to end (SIGUSR1, SIGTERM) before there was a results file.
         """
         world = world or whole_job()
-        if self.complete(world, config) == BY_HAND:
+        status = self.complete(world, config)
+        if status == BY_HAND:
             raise KeyboardInterrupt
+        if status and not self.output.exists():
+            raise SystemExit(status)
         from fedmpi import results
 
         run: Run | None = results.open(self.output) if world.is_server else None

@@ -59,11 +59,13 @@ def _lasting(name: Name, number: int) -> TextIO:
         replaced: TextIO = getattr(sys, name)
         return replaced
     old = getattr(sys, name)
-    how = {"encoding": getattr(old, "encoding", "utf-8"), "errors": getattr(old, "errors", "backslashreplace")}
+    encoding, errors = getattr(old, "encoding", "utf-8"), getattr(old, "errors", "backslashreplace")
     if old is not None:
         with suppress(OSError, ValueError):
             old.flush()
-    return io.TextIOWrapper(io.BufferedWriter(_File(number, "w", closefd=False)), **how, line_buffering=True)
+    return io.TextIOWrapper(
+        io.BufferedWriter(_File(number, "w", closefd=False)), encoding, errors, line_buffering=True
+    )
 
 
 class _File(io.FileIO):

@@ -60,8 +60,7 @@ FORGETFUL = f"{SMALL} --algorithm tests.programs.methods.Forgetful"
 def go(options: str, path: Path, *more: str) -> int:
     """Run in this process; gives the exit status."""
     experiment, config = parse([*shlex.split(options), "--output", str(path), *more])
-    experiment.run(Alone(), config)
-    return experiment.exit_status
+    return experiment.complete(Alone(), config)
 
 
 def interrupt(options: str, path: Path, into: Path, after: int = 1) -> None:

@@ -32,8 +32,13 @@ class Mine(Model):
 
 
 class Failing(nn.Identity):
+    """Fails after some runs in training mode, more than are made before the first round."""
+
+    runs = 0
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
+        self.runs += self.training
+        if self.runs > 8:
             raise ZeroDivisionError("a mistake of the user's")
         return x
 
