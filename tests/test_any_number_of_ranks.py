@@ -130,7 +130,8 @@ CASES = {
     " --algorithm MOON --local.batch_size 2 --cohort 9",
     "side_by_side_frozen_alone": f"{BRIEF} --model networks.HalfFrozen --model.norm layer --local.vectorize 9"
     " --local.batch_size 1 --cohort 9",
-    "large": f"{SMALL} --model networks.Raw --algorithm FedAvgM",
+    "large": f"{SMALL} --model networks.Raw --algorithm FedAvgM --partition IID --local.batch_size 50"
+    " --local.lr 0.01",
     "shapes": f"{SMALL} --model networks.Shapes",
     # What is drawn from the generators of random, numpy.random and torch, in a user's code of every kind.
     "drawn": f"{SMALL} --algorithm drawn.Method --model drawn.Network --dataset drawn.Half --partition drawn.Split"
