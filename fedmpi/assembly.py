@@ -235,9 +235,7 @@ def _check_fit(experiment: Experiment, arrays: Arrays, proxy: Arrays | None, mod
         raise BadInput(f"= {kind}: turns square images, and {name} has none", "--partition")
     recurs = any(isinstance(layer, nn.RNNBase) for layer in model.module.modules())
     if experiment.local.precision == "bf16" and recurs and model.device.type == "cpu" and not computes_bf16():
-        needed = (
-            "must be float32, for PyTorch has no bfloat16 code for recurrent layers on processors without AVX-512"
-        )
+        needed = "must be float32: PyTorch has no bfloat16 code for recurrent layers on processors without AVX-512"
         raise BadInput(f"= bf16: {needed}", "--local.precision")
     if augmentation != "none" and arrays.train_x.ndim != 4:
         raise BadInput(f"= {augmentation}: must be none, for {name} has no images", "--local.augmentation")

@@ -168,7 +168,9 @@ class Layout:
             start = offset
             for owner, name, tensor in tensors:
                 if owner == segment:
-                    entries.append(Entry(name, tuple(tensor.shape), offset, segment, tensor.dim() == 4))
+                    # Of a 1x1 kernel both orders are the same, and its strides shall not say otherwise (`flat.py`).
+                    channels_last = tensor.dim() == 4 and tensor.shape[2:] != (1, 1)
+                    entries.append(Entry(name, tuple(tensor.shape), offset, segment, channels_last))
                     offset += tensor.numel()
             segments[segment] = slice(start, offset)
         return cls(tuple(entries), segments, frozen)
