@@ -521,7 +521,7 @@ def test_settings_are_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     output = f"{tmp_path}/März.h5"
     job = fedmpi(0, "--config", path, "--output", output, **ascii, PYTHONIOENCODING="ascii")
     assert job.returncode == 0, job.stderr
-    assert job.stdout.rstrip().endswith(r"M\udcc3\udca4rz.h5"), "of a locale without umlauts"
+    assert job.stdout.rstrip().endswith("März.h5"), "of a locale without umlauts"
     assert results.open(output).settings["output"] == output
     path.write_bytes("# März\nclients: 4\n".encode("latin-1"))
     assert problem("--config", str(path)) == f"--config = {path}: is not UTF-8 (byte 3)"

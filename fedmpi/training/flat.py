@@ -198,8 +198,8 @@ class FlatModel:
 def _writes_beyond(layer: nn.Module) -> bool:
     """Whether oneDNN, as of PyTorch 2.14, writes beyond the end of this layer's gradient on processors with AVX2.
 
-    It does for strided 1x1 convolutions of channels that fill no vector register, where the channels of their inputs or
-    weights come last in memory.
+    It does for strided 1x1 convolutions of channels that fill no vector register, where the channels of their inputs
+    or weights come last in memory.
     """
     is_strided = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and max(layer.stride) > 1
     return is_strided and bool(layer.in_channels % 8)  # type: ignore[operator]
