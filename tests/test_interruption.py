@@ -388,6 +388,7 @@ def test_limit_of_a_job_among_newcomers(tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_command_that_goes_on(given: str, goes_on: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: by hand; and the parser takes it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("x", "1")
     Path("c.yaml").write_text("overwrite: true\noutput: runs/c.h5\n")
     experiment, _ = parse(shlex.split(given))
     assert experiment.continuation(1) == f"python -m fedmpi {goes_on}"
