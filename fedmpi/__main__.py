@@ -28,7 +28,7 @@ def main() -> None:
     except BadInput as error:
         if world is None or world.is_server:
             put(f"fedmpi: error: {' '.join(str(error).split())}", "stderr")
-        sys.exit(2)
+        status = 2
     except BaseException as error:
         if world is None or world.size > 1:  # the job has been ended
             raise
@@ -36,6 +36,8 @@ def main() -> None:
 
         show(error)
         sys.exit(1)
+    if world:
+        world.end(status)
     gc.freeze()  # or the interpreter would look through it once more before it ends
     sys.exit(status)
 

@@ -42,7 +42,7 @@ PIECE_ELEMENTS = 1 << 24
 #: By how many bytes other names are longer than the results file's, from which they are made: `.NAME.checkpoint.tmp`.
 LONGEST_DECORATION = 16
 #: Settings that may be others when a run goes on; rounds only more. Data may lie elsewhere, for they are compared.
-FREE = ("rounds", "threads", "device", "dataset.root", "algorithm.proxy.root")
+FREE = ("rounds", "threads", "device", "deadline", "dataset.root", "algorithm.proxy.root")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,6 +105,9 @@ class Experiment(metaclass=Configured):
         resume: go on from the checkpoint beside the results file, to the same bits as if nothing had come between, on
             any number of ranks. Where there is none the run starts anew; where it has finished nothing is done.
         checkpoint: when that is written, beside when the run is interrupted.
+        deadline: seconds that a rank waits for the others at most, wherever that is; then it says which ranks did not
+            come, and the job ends. auto: 20 times the longest round so far, at least 10 minutes; 30 minutes before
+            the first round.
 
     Attributes:
         names_output: whether `output` is a name that was made up here.
@@ -145,6 +148,7 @@ class Experiment(metaclass=Configured):
         overwrite: bool = False,
         resume: bool = False,
         checkpoint: Checkpointing = Checkpointing(),  # noqa: B008 (frozen)
+        deadline: float | Literal["auto"] = "auto",
     ) -> None:
         algorithm = FedAvg() if algorithm is None else algorithm
         dataset = Digits() if dataset is None else dataset
@@ -171,6 +175,7 @@ class Experiment(metaclass=Configured):
         require(seed < 2**63, "seed", seed, "below 2^63")
         require(output is not None or not resume, "output", "null", "given with resume")
         require(not (overwrite and resume), "overwrite", "true", "false with resume")
+        require(deadline == "auto" or deadline >= 1, "deadline", deadline, "auto, or at least 1 (second)")
         size = cohort or min(10, clients)
         sampler.check(clients, size)
         availability.check(clients)
@@ -209,6 +214,7 @@ class Experiment(metaclass=Configured):
         self.overwrite = overwrite
         self.resume = resume
         self.checkpoint = checkpoint
+        self.deadline: float | Literal["auto"] = deadline
         self.exit_status = 0
         _ = self.settings  # what cannot be written down is said before anything runs
 
@@ -280,12 +286,17 @@ class Experiment(metaclass=Configured):
     def _outcomes(self, world: "World", config: str | None) -> "Generator[Outcome, None, None]":
         from fedmpi.assembly import assemble, open_results
         from fedmpi.failure import end_job
+        from fedmpi.mpi.world import Silence
         from fedmpi.progress import Progress, say
 
         fed: Engine | None = None
         results: Results | None = None
+
+        def fail(error: BaseException) -> NoReturn:
+            end_job(world, error, fed.where() if fed else "setting up", results)
+
         try:
-            with Watch(world, self) as watch:
+            with world.guard.running(lambda: fail(Silence())), Watch(world, self) as watch:
                 self._agree(world)
                 place = self._place(world, config)
                 done = place.round if place and not place.stage else 0
@@ -335,19 +346,20 @@ class Experiment(metaclass=Configured):
                     progress.end(results.path)
                     if not self.checkpoint.keep:
                         watch.checkpoints.remove()
+                world.meet()  # the file is there when any rank returns
         except Interrupted as end:
             self.exit_status = end.status
             if world.is_server:
                 say(f"interrupted (exit status {end.status}); to go on: {self.continuation(world.size)}")
             if world.size > 1 and not watch.is_set_up:
-                world.abort(end.status)  # the others may wait for this rank
+                world.abort(status=end.status)  # the others may wait for this rank
         except GeneratorExit:  # whoever asked for outcomes wants no more
             if results:
                 results.finish("interrupted")
         except BaseException as error:
             if isinstance(error, BadInput) and error.agreed:
                 raise
-            end_job(world, error, fed.where() if fed else "setting up", results)
+            fail(error)
 
     def continuation(self, ranks: int) -> str:
         """What goes on with the run when it was interrupted, on so many ranks."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from fedmpi import streams
 from fedmpi.aggregation import Diverged
-from fedmpi.mpi.world import RanksDiffer, RemoteFailure
+from fedmpi.mpi.world import NOTE, RanksDiffer, RemoteFailure, Silence
 
 if TYPE_CHECKING:
     from fedmpi.mpi.world import World
@@ -21,21 +21,27 @@ def end_job(world: World, error: BaseException, where: str, results: Results | N
     rank whose failure it has heard of first. Where there is one rank, what has called it may go on (a notebook, for
     one): the report is then without a traceback, and the error is raised again.
     """
-    is_alone = world.size == 1
+    world.guard.begin_end()
+    is_alone, is_silent = world.size == 1, isinstance(error, Silence)
     report = str(error) if isinstance(error, RemoteFailure) else _report(world, error, where, not is_alone)
+    if not world.is_server and is_silent:
+        world.report_failure(world.note(where), NOTE, unanswered=report if world.leads else "")
     if not world.is_server:
         world.report_failure(report)
     world.announce_end()
+    kept = ""
     try:
         if results is not None:
             results.finish("failed")
-            report += f"\nThe results up to then are in {results.path}"
+            kept = f"\nThe results up to then are in {results.path}"
     except OSError as problem:
-        report += f"\nThe results could not be written: {problem}"
-    streams.put(report, "stderr")
+        kept = f"\nThe results could not be written: {problem}"
+    report = (world.who_is_late(where) if is_silent else report) + kept
     if is_alone:
+        streams.put(report, "stderr")
         raise error
-    world.abort()
+    world.announce_end()
+    world.abort(report)
 
 
 def show(error: BaseException) -> None:
@@ -46,6 +52,9 @@ def show(error: BaseException) -> None:
 
 def _report(world: World, error: BaseException, where: str, traced: bool) -> str:
     headline = f"fedmpi: failed on rank {world.rank} of {world.size}: {where}"
+    if isinstance(error, Silence):
+        limit, host = world.guard.exceeded, world.hosts[0]
+        return f"{headline}: rank 0 on {host} does not answer within the deadline of {limit:.0f} s (--deadline)"
     if isinstance(error, (Diverged, RanksDiffer)):
         return f"{headline}: {error}"
     return f"{headline}\n{''.join(traceback.format_exception(error)).rstrip()}" if traced else headline

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedmpi.checkpoint import Checkpoints, Layer, Place
+from fedmpi.mpi.guard import FIRST_DEADLINE
 from fedmpi.streams import put
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ SIGNALS = {signal.SIGUSR1: REQUEUE, signal.SIGTERM: REQUEUE, signal.SIGINT: BY_H
 MARGIN = 20.0
 #: Of how many rounds the longest stands for the next one, at least.
 REMEMBERED = 20
+#: What a deadline is by itself: so many seconds at least, and as many of the longest rounds.
+LEAST_DEADLINE, LONGEST_ROUNDS = 600.0, 20
 
 
 class Interrupted(Exception):
@@ -53,9 +56,10 @@ class Watch:
     """Over a run: writes its checkpoints, and ends it between two rounds if it has to.
 
     Within it, as a context, SIGUSR1 and SIGTERM ask for an end with exit status 85, and SIGINT for one with 130; a
-    second SIGINT ends the process at once. While the run is set up, each of them raises `Interrupted` where it is.
-    Under Slurm no round is begun that would not be over before the job's limit (SLURM_JOB_END_TIME), if it takes as
-    long as the longest of the last ones, with their checkpoints. The same goes for the parts of what else takes long.
+    second SIGTERM or SIGINT ends the process at once (`fedmpi.mpi.guard`). While the run is set up, each of them
+    raises `Interrupted` where it is. Under Slurm no round is begun that would not be over before the job's limit
+    (SLURM_JOB_END_TIME), if it takes as long as the longest of the last ones, with their checkpoints. The same goes
+    for the parts of what else takes long.
 
     Args:
         world: the ranks.
@@ -78,11 +82,14 @@ class Watch:
         self._heard = 0
         self._follows = experiment.newcomers > 0  # something long after the last round
         self._limit = job_end(os.environ, tells=world.is_server) or math.inf
+        self._deadline = experiment.deadline
+        self._longest = 0.0
         self._took: deque[float] = deque(maxlen=max(REMEMBERED, experiment.evaluate_every))
         self._began: float | None = None
         self._replaced: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Watch:
+        self._world.guard.limit = self.deadline
         if threading.current_thread() is threading.main_thread():  # no other one may listen
             self._replaced = {number: signal.signal(number, self._hear) for number in SIGNALS}
         return self
@@ -96,7 +103,16 @@ class Watch:
         now = time.time()
         if self._began is not None:
             self._took.append(now - self._began)
+            self._longest = max(self._longest, self._took[-1])
         self._began = now
+        self._world.guard.limit = self.deadline
+
+    @property
+    def deadline(self) -> float:
+        """Seconds that a rank waits for others at most."""
+        if self._deadline != "auto":
+            return self._deadline
+        return max(LEAST_DEADLINE, LONGEST_ROUNDS * self._longest) if self._longest else FIRST_DEADLINE
 
     def asks(self, round: int) -> tuple[int, bool]:
         """What this rank asks for when this round is over: an exit status, or 0; whether to write a checkpoint."""
@@ -161,8 +177,6 @@ class Watch:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self._heard = max(self._heard, SIGNALS[signal.Signals(number)])
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
         if not self.is_set_up:
             raise Interrupted(self._heard)
 

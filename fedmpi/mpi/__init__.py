@@ -1,4 +1,4 @@
-"""All that speaks MPI: roles and failures (`world`), arrays shared by a node (`shared`), pinning (`devices`)."""
+"""All that speaks MPI: roles and failures (`world`), deadlines (`guard`), shared arrays, pinning (`devices`)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,12 @@ def whole_job() -> World:
     Raises:
         BadInput: there is no MPI library.
     """
+    from fedmpi.mpi.guard import Guard
+
+    guard = Guard()
+    guard.start()  # before MPI, whose start waits for all ranks
     try:
         from fedmpi.mpi.world import World
     except (ImportError, RuntimeError) as error:
         raise BadInput(NO_MPI.format(str(error).splitlines()[0])) from None
-    return World()
+    return World(guard=guard)

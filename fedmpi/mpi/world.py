@@ -3,13 +3,17 @@
 Two rules hold for every collective here. A rank that waits sleeps: ranks first meet, those of a node where the last
 to come wakes the others, and only when all have arrived does the transfer itself run, at the full speed of MPI's
 blocking calls. (MPI implementations spin inside blocking calls; a server that spins takes a core away from the
-clients.) And an error on any rank reaches rank 0 while it waits, so that no job hangs.
+clients.) And an error on any rank reaches rank 0 while it waits. A rank that nobody hears of for longer than the
+deadline ends the job (`fedmpi.mpi.guard`), so that no job hangs.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NoReturn, TypeVar
@@ -21,6 +25,7 @@ from numpy.typing import NDArray
 from fedmpi import streams
 from fedmpi.errors import BadInput
 from fedmpi.mpi.bell import Bell
+from fedmpi.mpi.guard import Guard, end_soon
 from fedmpi.mpi.node import FixedPoint, Segments, SharedMean
 
 SPIN_SECONDS = 50e-6
@@ -36,6 +41,12 @@ LONGEST_DEAFNESS = 50e-3
 # How long a rank that failed waits for rank 0 to answer, and then for it to end the job.
 PATIENCE_SECONDS = 3.0
 ENDING_SECONDS = 600.0
+# How long rank 0 collects what the other ranks say when the deadline has passed.
+COLLECTING_SECONDS = 2.0
+# How long ranks may take to leave MPI together.
+LEAVING_SECONDS = 30.0
+# Kinds of messages about failures: the report of an error; what a rank says of itself when the deadline has passed.
+REPORT, NOTE = 0, 1
 # How long the launcher has to pass on what was printed, before the end of the job closes its pipes.
 FORWARDING_SECONDS = 0.5
 # Well below 2^31, the largest count that an MPI-3 library takes.
@@ -53,6 +64,10 @@ class RemoteFailure(Exception):
     """Another rank failed; the message is its report, which rank 0 prints on its behalf."""
 
 
+class Silence(Exception):
+    """Other ranks have not come for longer than the deadline."""
+
+
 class RanksDiffer(Exception):
     """Ranks have made different things of what should have been the same; the message says which, for the user."""
 
@@ -63,21 +78,27 @@ class World:
     Args:
         comm: the communicator of the job; default `MPI.COMM_WORLD`.
         ranks_a_node: pretend that so many consecutive ranks share memory, whatever is the case.
+        guard: ends this process when it waits for others for longer than the deadline; null: nothing does.
 
     Attributes:
         rank, size: this rank and their number.
         workers: the ranks that host clients, in order.
         node: the ranks that share this rank's memory.
         nodes: how many nodes there are.
+        hosts: the name of each rank's node.
         leads: whether this rank speaks for its node.
         waited: seconds this rank has slept for others so far.
         transferred: seconds this rank has spent moving data so far.
     """
 
-    def __init__(self, comm: MPI.Intracomm | None = None, ranks_a_node: int | None = None) -> None:
+    def __init__(
+        self, comm: MPI.Intracomm | None = None, ranks_a_node: int | None = None, *, guard: Guard | None = None
+    ) -> None:
+        self.guard = guard or Guard()
         self.comm = comm if comm is not None else MPI.COMM_WORLD
         self.rank: int = self.comm.Get_rank()
         self.size: int = self.comm.Get_size()
+        self.guard.is_alone = self.size == 1
         self.workers = range(1, self.size) if self.size > 1 else range(1)
         self.waited = 0.0
         self.transferred = 0.0
@@ -89,6 +110,7 @@ class World:
         else:
             self._failures = self.comm.Dup()
             self.node = MPI.Intracomm(self.comm.Split(self.rank // ranks_a_node))
+        self.hosts: list[str] = self.comm.allgather(self.host)
         self.leads = self.node.Get_rank() == 0
         # One rank a node speaks for it; rank 0 is among them.
         leaders = self.comm if self.size == 1 else self.comm.Split(0 if self.leads else MPI.UNDEFINED)
@@ -110,6 +132,7 @@ class World:
         self._broadcasts: list[NDArray[np.uint8]] = []
         self._means: list[SharedMean] = []
         self._scratch: list[list[NDArray[np.uint8]]] = [[], []]
+        self._notes: dict[int, bytes] = {}
         self.begin_round()
 
     @property
@@ -131,7 +154,7 @@ class World:
         with self._waiting() as elapsed:
             while not is_over():
                 if elapsed() > SPIN_SECONDS:
-                    self._raise_remote_failure()
+                    self._raise_failure()
                     self._nap(elapsed())
 
     def expect(self, seconds: float) -> None:
@@ -209,6 +232,7 @@ class World:
         if is_over():
             self._rings += 1
             self._bell.ring(self._rings * self.size + self.rank)
+            self.guard.passed()
             return
         with self._waiting() as elapsed:
             while True:
@@ -216,7 +240,7 @@ class World:
                 if is_over():
                     return
                 if elapsed() > SPIN_SECONDS:
-                    self._raise_remote_failure()
+                    self._raise_failure()
                     if elapsed() < NAPS_SECONDS:
                         self._nap(elapsed())
                     else:
@@ -234,6 +258,7 @@ class World:
         started = time.perf_counter()
         yield lambda: time.perf_counter() - started
         self.waited += time.perf_counter() - started
+        self.guard.passed()
 
     # Vectors
 
@@ -288,7 +313,7 @@ class World:
         """An empty sum for means of this shape; to be used in this round."""
         while True:
             if self._means_used == len(self._means):
-                self._settle()
+                self.meet()  # before a call of MPI that all ranks of a node make together
                 self._means.append(SharedMean(self, rows, columns, kinds))
             mean = self._means[self._means_used]
             self._means_used += 1
@@ -364,7 +389,7 @@ class World:
         number = self._broadcasts_used
         self._broadcasts_used += 1
         if number == len(self._broadcasts) or len(self._broadcasts[number]) < size:
-            self._settle()
+            self.meet()
             self._broadcasts[number : number + 1] = Segments(self.node, size, np.uint8, number=1).arrays
         return self._broadcasts[number]
 
@@ -372,6 +397,7 @@ class World:
         # Two in turn: a rank may fill one for the next sum while another still reads the last.
         self._scratch.reverse()
         if not self._scratch[0] or len(self._scratch[0][0]) < size:
+            self.meet()
             self._scratch[0] = Segments(self.node, size, np.uint8).arrays
         return self._scratch[0]
 
@@ -406,38 +432,127 @@ class World:
 
     # Failure
 
-    def _raise_remote_failure(self) -> None:
+    def _raise_failure(self) -> None:
+        """Raise what this rank has heard of while it waits: the deadline has passed, or another rank has failed."""
+        if self.guard.exceeded:
+            raise Silence
         # Asked on every rank: it also lets MPI get on with what other ranks want of this one.
         if self._failures.Iprobe() and self.is_server:
-            status = MPI.Status()
-            self._failures.Probe(status=status)
-            text = bytearray(status.Get_count(MPI.BYTE))
-            self._failures.Recv(text, source=status.Get_source())
-            raise RemoteFailure(text.decode(errors="replace"))
+            tag, _, text = self._heard()
+            if tag == NOTE:
+                self.guard.expire()
+                raise Silence
+            raise RemoteFailure(text)
+
+    def _heard(self) -> tuple[int, int, str]:
+        """The next message about a failure, which has come: its tag, rank and text. Notes are remembered."""
+        status = MPI.Status()
+        self._failures.Probe(status=status)
+        text = bytearray(status.Get_count(MPI.BYTE))
+        tag, source = status.Get_tag(), status.Get_source()
+        self._failures.Recv(text, source=source, tag=tag)
+        if tag == NOTE:
+            self._notes[source] = bytes(text)
+        return tag, source, text.decode(errors="replace")
 
     def announce_end(self) -> None:
-        """Rank 0 tells all others that it is ending the job, and may have to write a large file first."""
-        for rank in range(1, self.size):
-            self._failures.Isend(b"", dest=rank)
+        """Rank 0 tells all others that it is ending the job: once before it writes what may be large, once after."""
+        for rank in range(1, self.size) if self._may_talk else ():
+            self._failures.Isend(b"", dest=rank, tag=REPORT)
 
-    def report_failure(self, report: str) -> NoReturn:
-        """Hand a worker's report to rank 0, which prints it and ends the job; if it does not, do so here."""
-        request = self._failures.Isend(report.encode(), dest=0)
-        deadline, answered = time.monotonic() + PATIENCE_SECONDS, False
-        while time.monotonic() < deadline:
-            request.Test()
-            if not answered and self._failures.Iprobe(source=0):
-                deadline, answered = deadline + ENDING_SECONDS, True
-            time.sleep(LONGEST_SLEEP)
-        streams.put(report, "stderr")
-        self.abort()
+    def report_failure(self, report: str, tag: int = REPORT, unanswered: str | None = None) -> NoReturn:
+        """Hand a worker's report to rank 0, which prints it and ends the job; if it does not, do so here.
 
-    def abort(self, status: int = 1) -> NoReturn:
-        """End all ranks at once with this exit status."""
+        Args:
+            report: what rank 0 is told.
+            tag: REPORT, or NOTE if the report is a `note`.
+            unanswered: what is printed here in place of the report; empty: nothing.
+        """
+        if self._may_talk:
+            request = self._failures.Isend(report.encode(), dest=0, tag=tag)
+            deadline, answers = time.monotonic() + PATIENCE_SECONDS, 0
+            while time.monotonic() < deadline:
+                request.Test()
+                if self._failures.Iprobe(source=0):
+                    self._failures.Recv(bytearray(), source=0)
+                    answers += 1
+                    deadline = time.monotonic() + (ENDING_SECONDS if answers == 1 else PATIENCE_SECONDS)
+                time.sleep(LONGEST_SLEEP)
+            if answers > 1:
+                self.abort()  # the launcher should have ended this process, but cannot
+        self.abort(report if unanswered is None else unanswered)
+
+    @property
+    def _may_talk(self) -> bool:
+        """Whether this thread may call MPI: the guard's may not if the library is made for one thread."""
+        is_main = threading.current_thread() is threading.main_thread()
+        return is_main or MPI.Query_thread() == MPI.THREAD_MULTIPLE
+
+    def note(self, where: str) -> str:
+        """What a rank tells rank 0 when the deadline has passed; `where` it is in the experiment."""
+        stack = "".join(traceback.format_list(self.guard.stack()))
+        return json.dumps({"meeting": self._meetings, "where": where, "stack": stack})
+
+    def who_is_late(self, where: str) -> str:
+        """At rank 0, when the deadline has passed: which ranks did not come, and what those do instead that answer.
+
+        A rank whose own report of an error arrives now has caused the silence: its report is returned instead.
+        """
+        self._notes[0] = self.note(where).encode()
+        began = time.monotonic()
+        while self._may_talk and len(self._notes) < self.size and time.monotonic() - began < COLLECTING_SECONDS:
+            if self._failures.Iprobe():
+                tag, _, text = self._heard()
+                if tag == REPORT:
+                    return text
+            else:
+                time.sleep(LONGEST_SLEEP)
+        notes = {rank: json.loads(note) for rank, note in self._notes.items()}
+        lines = [
+            f"fedmpi: failed on rank 0 of {self.size}: {where}: not all ranks came within the deadline of "
+            f"{self.guard.exceeded:.0f} s (--deadline)"
+        ]
+        if silent := [rank for rank in range(self.size) if rank not in notes]:
+            lines.append(f"{self._named(silent)}: no answer")
+        busy = {rank: note for rank, note in notes.items() if note["stack"]}
+        for rank, note in sorted(busy.items()):
+            lines.append(f"{self._named([rank])}: did not come; {note['where']}, at\n{note['stack'].rstrip()}")
+        if not silent and not busy:
+            meetings = {rank: f"{note['where']}, meeting {note['meeting']}" for rank, note in sorted(notes.items())}
+            for what in dict.fromkeys(meetings.values()):
+                ranks = [rank for rank, its in meetings.items() if its == what]
+                lines.append(f"{self._named(ranks)}: waiting at {what}, while others wait elsewhere")
+        return "\n".join(lines)
+
+    def _named(self, ranks: Sequence[int]) -> str:
+        """These ranks and their nodes, in words."""
+        nodes: dict[str, list[int]] = {}
+        for rank in ranks:
+            nodes.setdefault(self.hosts[rank], []).append(rank)
+        some = [
+            f"rank{'s' if len(of_node) > 1 else ''} {', '.join(map(str, of_node))} on {host}"
+            for host, of_node in nodes.items()
+        ]
+        return " and ".join(some)
+
+    def abort(self, report: str = "", status: int = 1) -> NoReturn:
+        """Print a report and end all ranks at once with this exit status; this process at least, if MPI cannot."""
+        end_soon()
+        if report:
+            streams.put(report, "stderr")
         streams.flush()
         time.sleep(FORWARDING_SECONDS)
         self.comm.Abort(status)
-        raise SystemExit(status)
+        os._exit(status)
+
+    def end(self, status: int) -> None:
+        """Leave MPI: all ranks are about to exit with this status. (At exit, nothing would watch over it.)"""
+        if self.size > 1:
+            self.guard.at_silence = lambda: os._exit(status)
+            self.guard.limit = min(self.guard.limit, LEAVING_SECONDS)
+            self.meet()
+            MPI.Finalize()
+            self.guard.is_alone = True
 
 
 def _cores() -> int:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 Settings = Mapping[str, Any]
 
 #: Top-level options that say how a run is launched, and nothing about the experiment.
-LAUNCH = ("config", "output", "overwrite", "resume", "checkpoint")
+LAUNCH = ("config", "output", "overwrite", "resume", "checkpoint", "deadline")
 #: Where data sets stand in the settings, and the checksum that says what was read there.
 DATA = {"dataset": "data_sha256", "algorithm.proxy": "proxy_sha256"}
 #: The option of a data set that says where its files lie: that is nothing about the experiment if the data are known.

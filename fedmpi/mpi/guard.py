@@ -1,0 +1,150 @@
+"""A thread that ends this process where its main thread cannot.
+
+The main thread may be inside an MPI call to a node that has vanished, or in user code that never returns. Python
+handles signals in the main thread alone, so nothing would end such a process. The guard is a thread beside the main
+one. It ends the process when the other ranks stay away for longer than the deadline, and when somebody asks for the
+end a second time.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+#: Seconds that a rank waits for others at most, before anything is known about how long rounds take.
+FIRST_DEADLINE = 30 * 60.0
+#: Seconds from one look of the guard to the next.
+TICK = 0.5
+#: Seconds that the main thread has to notice that the deadline has passed, before the guard acts in its place.
+REACTION = 1.5
+#: Seconds that the last words of a process and MPI_Abort may take together.
+ENDING = 5.0
+#: A second signal counts so many seconds after the first: launchers may pass one signal on twice.
+REPEATED = 0.5
+#: So many calls of the main thread are shown.
+INNERMOST = 5
+#: Signals that end the process when they come again.
+INSISTENT = (signal.SIGTERM, signal.SIGINT)
+#: Where the main thread is while it waits for other ranks.
+_nowhere: TextIO
+_WAITING = {str(Path(__file__).with_name(f"{name}.py")) for name in ("world", "node", "bell")}
+
+
+class Guard:
+    """Watches how long this rank has gone without passing a meeting with the others, and signals.
+
+    Attributes:
+        is_alone: whether there is no other rank to wait for.
+        limit: seconds after which a rank that still waits gives up.
+        exceeded: the limit when this rank gave up; None: it has not.
+        at_silence: what the guard calls then if the main thread does not react; it must end the process.
+        in_run: whether all of this rank's time counts: within a run, code that runs for longer than the limit keeps
+            all others waiting. Outside a run only waiting counts.
+    """
+
+    def __init__(self) -> None:
+        self.is_alone = False
+        self.limit = FIRST_DEADLINE
+        self.exceeded: float | None = None
+        self.at_silence: Callable[[], None] = lambda: os._exit(1)
+        self.in_run = False
+        self._passed = time.monotonic()
+        self._noticed = threading.Event()
+        self._ends = threading.Lock()
+        self._main = threading.main_thread()
+        self._heard: dict[int, float] = {}
+        self._listens, self._speaks = os.pipe()
+        os.set_blocking(self._speaks, False)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        threading.Thread(target=self._watch, name="guard", daemon=True).start()
+
+    def passed(self) -> None:
+        """Called by the main thread: the others were there just now."""
+        if self.exceeded:
+            threading.Event().wait()  # too late: the guard is ending the process
+        self._passed = time.monotonic()
+
+    def expire(self) -> None:
+        """This rank gives up."""
+        self.exceeded = self.exceeded or self.limit
+
+    def begin_end(self) -> None:
+        """Called by the thread that ends the process, the main thread or the guard; the other one must not return."""
+        if not self.is_alone and not self._ends.acquire(blocking=False):
+            threading.Event().wait()
+        self._noticed.set()
+
+    @contextmanager
+    def running(self, at_silence: Callable[[], None]) -> Iterator[None]:
+        """A run: within this context, a second SIGTERM or SIGINT ends the process at once.
+
+        Args:
+            at_silence: as the attribute.
+        """
+        listens, before = self._main is threading.current_thread(), (self.in_run, self.at_silence, self.limit)
+        replaced = signal.set_wakeup_fd(self._speaks, warn_on_full_buffer=False) if listens else -1
+        self._passed = time.monotonic()
+        self.in_run, self.at_silence = True, at_silence
+        try:
+            yield
+        finally:
+            self.in_run, self.at_silence, self.limit = before
+            if listens:
+                signal.set_wakeup_fd(replaced)
+            self._heard.clear()
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the others were there last."""
+        return time.monotonic() - self._passed
+
+    def stack(self) -> list[traceback.FrameSummary]:
+        """Where the main thread is, the innermost calls last; empty if it waits for other ranks or asks itself."""
+        if threading.current_thread() is self._main:
+            return []
+        frame: FrameType | None = sys._current_frames().get(self._main.ident or 0)
+        frames = list(traceback.extract_stack(frame)) if frame else []
+        own = [one for one in frames if one.filename != contextmanager.__code__.co_filename]
+        return [] if own and own[-1].filename in _WAITING else frames[-INNERMOST:]
+
+    def _watch(self) -> None:
+        while True:
+            readable, _, _ = select.select([self._listens], [], [], TICK)
+            if readable:
+                self._hear(os.read(self._listens, 1024))
+            if self.is_alone or self.exceeded or self.silence < self.limit:
+                continue
+            if self.in_run or not self.stack():
+                self.expire()
+                if not self._noticed.wait(REACTION):
+                    self.at_silence()
+
+    def _hear(self, numbers: bytes) -> None:
+        now = time.monotonic()
+        for number in numbers:
+            if number in INSISTENT and now - self._heard.setdefault(number, now) > REPEATED:
+                os._exit(128 + number)
+
+
+def end_soon() -> None:
+    """In a few seconds this process ends with exit status 1, whatever it does until then.
+
+    What it does may hang: MPI_Abort, or a write to a launcher that does not read. A thread of C ends the process,
+    which needs no lock of Python.
+    """
+    global _nowhere
+    _nowhere = open(os.devnull, "w")  # noqa: SIM115 (for a report that nobody wants; open until the end)
+    faulthandler.dump_traceback_later(ENDING, exit=True, file=_nowhere)

@@ -1,0 +1,135 @@
+"""Nothing hangs: a job of which a rank does not come ends at its deadline, and says which rank that was."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from fedmpi import Experiment, results
+from fedmpi.errors import BadInput
+from fedmpi.interruption import Watch
+from fedmpi.mpi.world import World
+from tests.launch import REPOSITORY, fedmpi, start
+
+PROGRAMS = str(REPOSITORY / "tests" / "programs")
+DEADLINE = 4
+#: Seconds from the deadline to the end of the job.
+ENDING = 10
+#: How it hangs -> what is said of the one that did not come.
+SAID = {
+    ("sleep", 2): r"rank 2 on \S+: did not come; round 2, aggregation, .*, at\n(.*\n)*.*\n    time\.sleep\(3600\)\n",
+    ("spin", 1): r"rank 1 on \S+: did not come; round 2, aggregation, .*, at\n(.*\n)*.*\n    (pass|while True:)\n",
+    ("sleep", 0): r"rank 0 on \S+: did not come; round 2, aggregation, .*, at\n(.*\n)*.*\n    time\.sleep\(3600\)\n",
+    (
+        "inside",
+        2,
+    ): r"rank 2 on \S+: did not come; round 2, aggregation, .*, at\n(.*\n)*.*\n    MPI\.COMM_WORLD\.Barrier",
+    (
+        "inside",
+        0,
+    ): r"rank 0 on \S+: did not come; round 2, aggregation, .*, at\n(.*\n)*.*\n    MPI\.COMM_WORLD\.Barrier",
+    ("stopped", 2): r"rank 2 on \S+: no answer\n",
+    (
+        "elsewhere",
+        1,
+    ): r"ranks 0, 2 on \S+: waiting at round 2, [^\n]* while others wait elsewhere\nrank 1 on \S+: waiting ",
+}
+
+
+@pytest.fixture(scope="module")
+def jobs(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[tuple[str, int], tuple[subprocess.CompletedProcess[str], float]]:
+    """Of each job: how it ended, and when. They run side by side, for they do nothing but wait."""
+    folder = tmp_path_factory.mktemp("hanging")
+
+    def run(how: str, who: int) -> tuple[subprocess.CompletedProcess[str], float]:
+        options = f"--algorithm hanging.Hanging --algorithm.how {how} --algorithm.who {who} --deadline {DEADLINE}"
+        experiment = f"--model LogisticRegression --clients 4 --rounds 3 --output {folder / f'{how}{who}.h5'}"
+        path = f"{REPOSITORY}:{PROGRAMS}"
+        return fedmpi(3, *options.split(), *experiment.split(), PYTHONPATH=path), time.time()
+
+    with ThreadPoolExecutor(len(SAID)) as pool:
+        ended = dict(zip(SAID, pool.map(lambda case: run(*case), SAID), strict=True))
+    for how, who in SAID:
+        assert results.open(folder / f"{how}{who}.h5").rounds["round"].tolist() == [1]
+        assert results.open(folder / f"{how}{who}.h5").status == "failed"
+    return ended
+
+
+@pytest.mark.parametrize(("how", "who"), SAID)
+def test_a_rank_that_does_not_come(
+    how: str, who: int, jobs: dict[tuple[str, int], tuple[subprocess.CompletedProcess[str], float]]
+) -> None:
+    """Oracle: the rank, the place and the call are those where it was told to hang; one report."""
+    result, ended = jobs[how, who]
+    assert result.returncode not in (0, 2)
+    headline = rf"fedmpi: failed on rank 0 of 3: round 2, .*: not all ranks came within the deadline of {DEADLINE} s "
+    assert len(re.findall(headline, result.stderr)) == result.stderr.count("fedmpi: failed") == 1
+    assert re.search(SAID[how, who], result.stderr), result.stderr
+    (hung,) = re.findall(r"hangs at ([\d.]+)$", result.stderr, re.MULTILINE)
+    assert DEADLINE < ended - float(hung) < DEADLINE + ENDING
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+    """Also a process whose main thread does not hear it; oracle: exit status 128 + 15."""
+    path = f"{REPOSITORY}:{PROGRAMS}"
+    command = (
+        "-m fedmpi --algorithm hanging.Hanging --algorithm.how inside --algorithm.who 0 --model LogisticRegression"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", path)
+        job = start(2, *command.split(), "--output", tmp_path / "run.h5")
+    assert job.stdout
+    while not job.stdout.readline().startswith("round"):
+        pass
+    time.sleep(1)
+    (server,) = (pid for pid in _children(job.pid) if _rank(pid) == 0)
+    os.kill(server, signal.SIGTERM)
+    time.sleep(2)
+    assert job.poll() is None  # it is to end between two rounds, which it cannot
+    os.kill(server, signal.SIGTERM)
+    assert job.wait(timeout=5) == 143
+    job.stdout.close()
+
+
+def _children(pid: int) -> list[int]:
+    """All processes that a process has started, and those that they have."""
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = {int(child): int(parent) for child, parent in map(str.split, listed.splitlines())}
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
+
+
+def _rank(pid: int) -> int | None:
+    """The rank of a process in its job, if it has one."""
+    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    ranks = [int(variable[len("PMI_RANK=") :]) for variable in variables if variable.startswith(b"PMI_RANK=")]
+    return ranks[0] if ranks else None
+
+
+def test_how_long_a_deadline_is() -> None:
+    """Oracle: 30 minutes before the first round, then 20 of the longest rounds, 10 minutes at least."""
+    watch = Watch(World(), Experiment())
+    assert watch.deadline == 1800
+    began = time.time()
+    with pytest.MonkeyPatch.context() as patch:
+        for now, deadline in ((0, 1800), (10, 600), (50, 800), (51, 800), (351, 6000)):
+            patch.setattr(time, "time", lambda now=now: began + now)
+            watch.begin_round()
+            assert watch.deadline == deadline
+    assert Watch(World(), Experiment(deadline=7.5)).deadline == 7.5
+
+
+def test_deadlines_that_are_none() -> None:
+    with pytest.raises(BadInput, match=r"deadline = 0.0: must be auto, or at least 1"):
+        Experiment(deadline=0)
