@@ -140,6 +140,8 @@ CASES = {
     " --evaluate_local true",
     "rarely_evaluated": f"{SMALL} --evaluate_every 2 --model LogisticRegression",
 }
+# Those to which it matters that there are more ranks than clients.
+CROWD = ("odd_widths", "side_by_side_batchnorm", "many", "power_of_choice", "one", "client_state", "fedftg", "drawn")
 # One of each kind, for the numbers of ranks on which a job of all cases takes minutes.
 SOME = (
     "batchnorm",
@@ -180,7 +182,7 @@ class Part:
 
 #: Of one job: all ranks (more than there are clients), and then side by side what else there is.
 PARTS = {
-    "14": Part(0, 14, SOME),
+    "14": Part(0, 14, CROWD),
     "3": Part(0, 3, CASES),
     "2": Part(3, 2, SOME),
     "5 on nodes of 2": Part(5, 5, SOME, 2),
