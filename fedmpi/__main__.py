@@ -15,31 +15,36 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Run the experiment that the command line describes, on every rank; rank 0 speaks for all."""
+    """Run the experiment that the command line describes, on every rank, and exit; rank 0 speaks for all."""
     outlast()
     # Nothing of what is imported is ever garbage, and looking through it again and again delays the start.
     gc.disable()
+    status, world = run()
+    if world:
+        world.end(status)
+    gc.freeze()  # or the interpreter would look through it once more before it ends
+    sys.exit(status)
+
+
+def run() -> tuple[int, World | None]:
+    """The exit status of the program, when all is done and said, and the ranks; None: there is no MPI."""
     world: World | None = None
     try:
         from fedmpi.mpi import whole_job
 
         world = whole_job()
-        status = _run(world)
+        return _run(world), world
     except BadInput as error:
         if world is None or world.is_server:
             put(f"fedmpi: error: {' '.join(str(error).split())}", "stderr")
-        status = 2
+        return 2, world
     except BaseException as error:
         if world is None or world.size > 1:  # the job has been ended
             raise
         from fedmpi.failure import show
 
         show(error)
-        sys.exit(1)
-    if world:
-        world.end(status)
-    gc.freeze()  # or the interpreter would look through it once more before it ends
-    sys.exit(status)
+        return 1, world
 
 
 def _run(world: World) -> int:

@@ -165,7 +165,7 @@ def watch(path: Path) -> Watch:
 
 
 def test_second_interrupt(tmp_path: Path) -> None:
-    """It is no longer caught; afterwards all is as it was."""
+    """Whoever interrupts counts more than a signal before or after; afterwards all is as it was."""
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     with watch(tmp_path / "run.h5") as seen:
         assert seen.asks(1) == (0, False)
@@ -175,7 +175,6 @@ def test_second_interrupt(tmp_path: Path) -> None:
         assert seen.asks(1) == (BY_HAND, False)
         os.kill(os.getpid(), signal.SIGTERM)
         assert seen.asks(1) == (BY_HAND, False)
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
     assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
 
 

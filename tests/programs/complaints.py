@@ -12,17 +12,13 @@ from pathlib import Path
 
 from mpi4py import MPI
 
-from fedmpi.__main__ import main
+from fedmpi.__main__ import run
 
 folder = Path(sys.argv[1])
 for line in (folder / "lines").read_text().splitlines():
     name, *options = shlex.split(line)
     sys.argv = ["fedmpi", *options]
-    status = None
     with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
-        try:
-            main()
-        except SystemExit as end:
-            status = end.code
+        status, _ = run()
     seen = {"out": out.getvalue(), "err": err.getvalue(), "status": status}
     (folder / f"{name}-{MPI.COMM_WORLD.Get_rank()}.json").write_text(json.dumps(seen))
