@@ -473,7 +473,8 @@ def _nearest(name: str, known: list[str]) -> str:
 
 def _type_name(text: str) -> str:
     if choices := re.match(r"typing\.Literal\[(.*)\]", text):
-        return "one of " + choices[1].replace("'", "")
+        words = choices[1].replace("'", "")
+        return f"one of {words}" if "," in words else words
     name = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
     plain = {
         "int": "a whole number",

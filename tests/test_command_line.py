@@ -390,6 +390,8 @@ REFUSED = {
     "--conditions Heterogeneous --conditions.stragglers 1.1": "--conditions.stragglers = 1.1: must be between"
     " 0 and 1",
     "--conditions Heterogeneous --conditions.deadline 0": "--conditions.deadline = 0.0: must be above 0",
+    "--deadline soon": "--deadline = soon: must be a number or auto",
+    "--deadline nan": "--deadline = nan: must be a number or auto",
     "--conditions Heterogeneous --conditions.over_select 0.9": "--conditions.over_select = 0.9: must be at least 1",
     "--conditions Heterogeneous --conditions.upload 0": "--conditions.upload = 0.0: must be above 0",
     "--conditions Heterogeneous --conditions.speed_spread -1": "--conditions.speed_spread = -1.0: must be between 0"
