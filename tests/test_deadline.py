@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,63 +20,89 @@ from fedmpi.mpi.world import World
 from tests.launch import REPOSITORY, fedmpi, start
 
 PROGRAMS = str(REPOSITORY / "tests" / "programs")
-DEADLINE = 4
+DEADLINE = 10
 #: Seconds from the deadline to the end of the job.
 ENDING = 10
-#: How it hangs -> what is said of the one that did not come.
+_CODE = r"rank {} on \S+: did not come; round 2, aggregation, .*, at\n(.*\n)*.*\n    {}"
+#: How a rank hangs, and which -> what is said of it.
 SAID = {
-    ("sleep", 2): r"rank 2 on \S+: did not come; round 2, aggregation, .*, at\n(.*\n)*.*\n    time\.sleep\(3600\)\n",
-    ("spin", 1): r"rank 1 on \S+: did not come; round 2, aggregation, .*, at\n(.*\n)*.*\n    (pass|while True:)\n",
-    ("sleep", 0): r"rank 0 on \S+: did not come; round 2, aggregation, .*, at\n(.*\n)*.*\n    time\.sleep\(3600\)\n",
-    (
-        "inside",
-        2,
-    ): r"rank 2 on \S+: did not come; round 2, aggregation, .*, at\n(.*\n)*.*\n    MPI\.COMM_WORLD\.Barrier",
-    (
-        "inside",
-        0,
-    ): r"rank 0 on \S+: did not come; round 2, aggregation, .*, at\n(.*\n)*.*\n    MPI\.COMM_WORLD\.Barrier",
+    ("sleep", 2): _CODE.format(2, r"time\.sleep\(3600\)\n"),
+    ("inside", 0): _CODE.format(0, r"MPI\.COMM_WORLD\.Barrier"),
     ("stopped", 2): r"rank 2 on \S+: no answer\n",
     (
         "elsewhere",
         1,
     ): r"ranks 0, 2 on \S+: waiting at round 2, [^\n]* while others wait elsewhere\nrank 1 on \S+: waiting ",
 }
+MORE = {
+    ("spin", 1): _CODE.format(1, r"(pass|while True:)\n"),
+    ("sleep", 0): _CODE.format(0, r"time\.sleep\(3600\)\n"),
+    ("inside", 2): _CODE.format(2, r"MPI\.COMM_WORLD\.Barrier"),
+    ("stopped", 0): r"rank 0 on \S+ does not answer",
+}
+
+
+def hang(cases: Iterable[tuple[str, int]], folder: Path) -> dict[tuple[str, int], tuple[str, float]]:
+    """What each job printed, and when it ended. They run side by side, for they do little but wait."""
+
+    def run(case: tuple[str, int]) -> tuple[str, float]:
+        options = f"--algorithm hanging.Hanging --algorithm.how {case[0]} --algorithm.who {case[1]}"
+        experiment = f"--deadline {DEADLINE} --model LogisticRegression --clients 4 --rounds 3 --output"
+        path = f"{REPOSITORY}:{PROGRAMS}"
+        output = folder / f"{case[0]}{case[1]}.h5"
+        result = fedmpi(3, *options.split(), *experiment.split(), output, PYTHONPATH=path)
+        assert result.returncode not in (0, 2)
+        assert results.open(output).rounds["round"].tolist() == [1], result.stderr
+        assert results.open(output).status == ("killed" if case == ("stopped", 0) else "failed")
+        return result.stderr, time.time()
+
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip(cases, pool.map(run, cases), strict=True))
+
+
+def check_report(said: str, expected: str) -> None:
+    """Oracle: the rank, the place and the call are those where it was told to hang; one report."""
+    headline = rf"fedmpi: failed on rank \d of 3: round 2, .* within the deadline of {DEADLINE} s "
+    assert len(re.findall(headline, said)) == said.count("fedmpi: failed") == 1
+    assert re.search(expected, said), said
 
 
 @pytest.fixture(scope="module")
-def jobs(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> dict[tuple[str, int], tuple[subprocess.CompletedProcess[str], float]]:
-    """Of each job: how it ended, and when. They run side by side, for they do nothing but wait."""
-    folder = tmp_path_factory.mktemp("hanging")
-
-    def run(how: str, who: int) -> tuple[subprocess.CompletedProcess[str], float]:
-        options = f"--algorithm hanging.Hanging --algorithm.how {how} --algorithm.who {who} --deadline {DEADLINE}"
-        experiment = f"--model LogisticRegression --clients 4 --rounds 3 --output {folder / f'{how}{who}.h5'}"
-        path = f"{REPOSITORY}:{PROGRAMS}"
-        return fedmpi(3, *options.split(), *experiment.split(), PYTHONPATH=path), time.time()
-
-    with ThreadPoolExecutor(len(SAID)) as pool:
-        ended = dict(zip(SAID, pool.map(lambda case: run(*case), SAID), strict=True))
-    for how, who in SAID:
-        assert results.open(folder / f"{how}{who}.h5").rounds["round"].tolist() == [1]
-        assert results.open(folder / f"{how}{who}.h5").status == "failed"
-    return ended
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], tuple[str, float]]:
+    return hang(SAID, tmp_path_factory.mktemp("hanging"))
 
 
 @pytest.mark.parametrize(("how", "who"), SAID)
-def test_a_rank_that_does_not_come(
-    how: str, who: int, jobs: dict[tuple[str, int], tuple[subprocess.CompletedProcess[str], float]]
-) -> None:
-    """Oracle: the rank, the place and the call are those where it was told to hang; one report."""
-    result, ended = jobs[how, who]
-    assert result.returncode not in (0, 2)
-    headline = rf"fedmpi: failed on rank 0 of 3: round 2, .*: not all ranks came within the deadline of {DEADLINE} s "
-    assert len(re.findall(headline, result.stderr)) == result.stderr.count("fedmpi: failed") == 1
-    assert re.search(SAID[how, who], result.stderr), result.stderr
-    (hung,) = re.findall(r"hangs at ([\d.]+)$", result.stderr, re.MULTILINE)
+def test_a_rank_that_does_not_come(how: str, who: int, jobs: dict[tuple[str, int], tuple[str, float]]) -> None:
+    said, ended = jobs[how, who]
+    check_report(said, SAID[how, who])
+    (hung,) = re.findall(r"hangs at ([\d.]+)$", said, re.MULTILINE)
     assert DEADLINE < ended - float(hung) < DEADLINE + ENDING
+
+
+@pytest.mark.slow
+def test_more_ranks_that_do_not_come(tmp_path: Path) -> None:
+    for case, (said, _) in hang(MORE, tmp_path).items():
+        check_report(said, MORE[case])
+
+
+def test_a_job_that_is_suspended_goes_on(tmp_path: Path) -> None:
+    """Slurm suspends jobs, people close laptops: that time does not count. Oracle: all rounds, exit status 0."""
+    options = (
+        f"--deadline {DEADLINE} --model LogisticRegression --clients 4 --rounds 60 --output {tmp_path / 'run.h5'}"
+    )
+    job = start(3, "-m", "fedmpi", *options.split())
+    assert job.stdout
+    while not job.stdout.readline().startswith("round"):
+        pass
+    ranks = [pid for pid in _children(job.pid) if _rank(pid) is not None]
+    for number, pause in ((signal.SIGSTOP, 12), (signal.SIGCONT, 0)):
+        for pid in ranks:
+            os.kill(pid, number)
+        time.sleep(pause)
+    said, _ = job.communicate(timeout=60)
+    assert job.returncode == 0, said
+    assert results.open(tmp_path / "run.h5").rounds["round"].tolist() == list(range(1, 61))
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from typing import TextIO
 FIRST_DEADLINE = 30 * 60.0
 #: Seconds from one look of the guard to the next.
 TICK = 0.5
+#: What one look adds to the time that counts at most: while a job is suspended, nobody keeps anybody waiting.
+LONGEST_TICK = 5.0
 #: Seconds that the main thread has to notice that the deadline has passed, before the guard acts in its place.
 REACTION = 1.5
 #: Seconds that the last words of a process and MPI_Abort may take together.
@@ -59,23 +61,24 @@ class Guard:
         self.exceeded: float | None = None
         self.at_silence: Callable[[], None] = lambda: os._exit(1)
         self.in_run = False
-        self._passed = time.monotonic()
+        self._silence = 0.0
         self._noticed = threading.Event()
         self._ends = threading.Lock()
         self._main = threading.main_thread()
         self._heard: dict[int, float] = {}
-        self._listens, self._speaks = os.pipe()
-        os.set_blocking(self._speaks, False)
+        self._signals: int | None = None  # where the interpreter writes the numbers of signals
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Begin to watch; until then nothing happens."""
+        self._listens, self._signals = os.pipe()
+        os.set_blocking(self._signals, False)
         threading.Thread(target=self._watch, name="guard", daemon=True).start()
 
     def passed(self) -> None:
         """Called by the main thread: the others were there just now."""
         if self.exceeded:
             threading.Event().wait()  # too late: the guard is ending the process
-        self._passed = time.monotonic()
+        self._silence = 0.0
 
     def expire(self) -> None:
         """This rank gives up."""
@@ -94,9 +97,10 @@ class Guard:
         Args:
             at_silence: as the attribute.
         """
-        listens, before = self._main is threading.current_thread(), (self.in_run, self.at_silence, self.limit)
-        replaced = signal.set_wakeup_fd(self._speaks, warn_on_full_buffer=False) if listens else -1
-        self._passed = time.monotonic()
+        before = self.in_run, self.at_silence, self.limit
+        listens = self._signals is not None and self._main is threading.current_thread()
+        replaced = signal.set_wakeup_fd(self._signals or -1, warn_on_full_buffer=False) if listens else -1
+        self._silence = 0.0
         self.in_run, self.at_silence = True, at_silence
         try:
             yield
@@ -105,11 +109,6 @@ class Guard:
             if listens:
                 signal.set_wakeup_fd(replaced)
             self._heard.clear()
-
-    @property
-    def silence(self) -> float:
-        """Seconds since the others were there last."""
-        return time.monotonic() - self._passed
 
     def stack(self) -> list[traceback.FrameSummary]:
         """Where the main thread is, the innermost calls last; empty if it waits for other ranks or asks itself."""
@@ -121,11 +120,15 @@ class Guard:
         return [] if own and own[-1].filename in _WAITING else frames[-INNERMOST:]
 
     def _watch(self) -> None:
+        looked = time.monotonic()
         while True:
             readable, _, _ = select.select([self._listens], [], [], TICK)
             if readable:
                 self._hear(os.read(self._listens, 1024))
-            if self.is_alone or self.exceeded or self.silence < self.limit:
+            now = time.monotonic()
+            self._silence += min(now - looked, LONGEST_TICK)
+            looked = now
+            if self.is_alone or self.exceeded or self._silence < self.limit:
                 continue
             if self.in_run or not self.stack():
                 self.expire()
