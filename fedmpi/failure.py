@@ -25,7 +25,7 @@ def end_job(world: World, error: BaseException, where: str, results: Results | N
     is_alone, is_silent = world.size == 1, isinstance(error, Silence)
     report = str(error) if isinstance(error, RemoteFailure) else _report(world, error, where, not is_alone)
     if not world.is_server and is_silent:
-        world.report_failure(world.note(where), NOTE, unanswered=report if world.leads else "")
+        world.report_failure(world.note(where), NOTE, unanswered=report if world.stands_in else "")
     if not world.is_server:
         world.report_failure(report)
     world.announce_end()

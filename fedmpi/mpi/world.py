@@ -87,6 +87,7 @@ class World:
         nodes: how many nodes there are.
         hosts: the name of each rank's node.
         leads: whether this rank speaks for its node.
+        stands_in: whether it speaks for its node where rank 0 does not answer.
         waited: seconds this rank has slept for others so far.
         transferred: seconds this rank has spent moving data so far.
     """
@@ -112,6 +113,7 @@ class World:
             self.node = MPI.Intracomm(self.comm.Split(self.rank // ranks_a_node))
         self.hosts: list[str] = self.comm.allgather(self.host)
         self.leads = self.node.Get_rank() == 0
+        self.stands_in = self.node.Get_rank() == (1 if self.node.bcast(self.is_server) else 0)
         # One rank a node speaks for it; rank 0 is among them.
         leaders = self.comm if self.size == 1 else self.comm.Split(0 if self.leads else MPI.UNDEFINED)
         self._leaders = type(self.comm)(leaders) if self.leads else None
