@@ -166,7 +166,7 @@ def fails(job: Job, kind: str, ranks: tuple[int, ...], phase: str) -> None:
     if kind == "kill":
         assert job.tracebacks <= 1, "of a rank that has noticed that another is gone"
         if not is_early:
-            _becomes_killed(job.path)
+            becomes_killed(job.path)
             finished = list(results.open(job.path).rounds.get("round", ()))
             assert finished == list(range(1, FAILS_IN))[: len(finished)]
     else:
@@ -207,7 +207,7 @@ def test_full_disk(tmp_path: Path) -> None:
     assert rank == 0
     assert job.tracebacks == 1
     assert "The results could not be written: [Errno 27] File too large" in job.result.stderr
-    _becomes_killed(job.path)
+    becomes_killed(job.path)
     assert [path.name for path in tmp_path.iterdir()] == ["run.h5"]
 
 
@@ -219,10 +219,10 @@ def test_server_that_does_not_listen(tmp_path: Path) -> None:
     assert rank == 2
     assert re.fullmatch(PLACES["loss"], place)
     assert job.tracebacks == 1
-    _becomes_killed(job.path)
+    becomes_killed(job.path)
 
 
-def _becomes_killed(path: Path) -> None:
+def becomes_killed(path: Path) -> None:
     """The launcher may return before the system has forgotten the processes that it killed."""
     deadline = time.monotonic() + 10
     while results.open(path).status == "running" and time.monotonic() < deadline:
