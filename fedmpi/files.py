@@ -31,9 +31,9 @@ def checkpoint_beside(output: Path, number: int = 0) -> Path:
 def checkpoints_beside(output: Path) -> list[Path]:
     """The checkpoints of a results file that there are, the newest first."""
     newest = checkpoint_beside(output)
-    numbered = {path: path.name.removeprefix(f"{newest.name}.") for path in _siblings(newest)}
-    older = {int(text): path for path, text in numbered.items() if re.fullmatch("[1-9][0-9]{0,3}", text)}
-    return [path for path in [newest, *(older[number] for number in sorted(older))] if path.exists()]
+    pattern = re.compile(rf"{re.escape(newest.name)}\.([1-9][0-9]?)")
+    older = {int(found[1]): path for path in _siblings(newest) if (found := pattern.fullmatch(path.name))}
+    return [path for path in (newest, *(older[number] for number in sorted(older))) if path.exists()]
 
 
 def temporary_beside(output: Path) -> Path:

@@ -247,8 +247,8 @@ def test_checkpoints_that_do_not_fit(interrupted: Path, tmp_path: Path) -> None:
     beside = checkpoint_beside(interrupted)
     good = beside.read_bytes()
     beside.write_bytes(good[: len(good) // 2])
-    said = f"--resume: {beside} is damaged (it is no archive, or ends early); --overwrite in place of --resume starts anew"
-    assert refusal(SOME, interrupted) == said
+    said = f"--resume: {beside} is damaged (it is no archive, or ends early); --overwrite in place of --resume "
+    assert refusal(SOME, interrupted) == f"{said}starts anew"
     beside.write_bytes(good)
     assert go(SOME, tmp_path / "other.h5") == 0
     shutil.copy(beside, checkpoint_beside(tmp_path / "other.h5"))

@@ -145,11 +145,9 @@ class Results:
             self.write()
         else:
             self.write_if_due()
-        return {
-            name: _records(table.since(self._written[name]))
-            for name, table in self._tables.items()
-            if table.rows > self._written.get(name, 0)
-        }
+        written = {name: self._written.get(name, 0) for name in self._tables}
+        tables = {name: table for name, table in self._tables.items() if table.rows > written[name]}
+        return {name: _records(table.since(written[name])) for name, table in tables.items()}
 
     def add_round(self, values: Mapping[str, float]) -> None:
         """One row of /rounds: round, seconds, ... and whatever the algorithm logs."""
