@@ -38,6 +38,7 @@ from fedmpi.experiment import Experiment
 from fedmpi.interruption import Watch
 from fedmpi.ledger import Ledger
 from fedmpi.mpi.world import World
+from fedmpi.ownership import Lock
 from fedmpi.scheduling import Bernoulli, Cohort, Pool, Sampler, Uniform, Weighted
 from fedmpi.scheduling.placement import CostModel
 from fedmpi.training.block import Block, Work
@@ -130,7 +131,7 @@ def of_vectors(alone: World, size: int) -> dict[str, float]:
 def overhead(alone: World) -> tuple[float, float]:
     """Seconds of the engine but for training: of a round, and of a block of clients."""
     experiment, _ = experiment_of(f"{SCALING['MLP'].options} --local.vectorize off", rounds=1)
-    fed, watch = assemble(experiment, alone), Watch(alone, experiment)
+    fed, watch = assemble(experiment, alone), Watch(alone, experiment, Lock())
     inner, trained = fed._trainer.train, 0.0
 
     def train(*arguments: Any) -> Work:

@@ -14,7 +14,7 @@ from fedmpi import inputs, randomness
 from fedmpi.adversary import Adversary
 from fedmpi.algorithms import Algorithm
 from fedmpi.alike import check_rebuilt, check_set_up
-from fedmpi.checkpoint import LONGEST_DECORATION, Layer, missing_in_results, path_beside
+from fedmpi.checkpoint import Checkpoints, Layer, Place
 from fedmpi.data import Arrays, Dataset, Split, make_split, prepared
 from fedmpi.engine import Engine
 from fedmpi.environment import describe
@@ -24,11 +24,11 @@ from fedmpi.models import Model
 from fedmpi.mpi.devices import computes_bf16, pick_device
 from fedmpi.mpi.shared import share
 from fedmpi.mpi.world import World
-from fedmpi.options import check_length
+from fedmpi.ownership import Lock
 from fedmpi.privacy import NoPrivacy, Released
 from fedmpi.progress import say
 from fedmpi.results import Results
-from fedmpi.results.writer import check_writable, reserve
+from fedmpi.resume import missing_in_results
 from fedmpi.scheduling import Cohort
 from fedmpi.scheduling.sampling import masses
 from fedmpi.training.choice import choose, make_trainer
@@ -52,17 +52,6 @@ def assemble(experiment: Experiment, world: World) -> Engine:
     """
     torch.set_num_threads(experiment.threads)
     _connect(experiment)
-    with world.agreed():
-        if world.is_server:
-            may_be_there = experiment.overwrite or experiment.resume or experiment.names_output
-            try:
-                check_length(experiment.output, room=LONGEST_DECORATION)
-            except BadInput as error:
-                raise BadInput(f"{error}, because its checkpoint has a longer one", "--output") from None
-            try:
-                check_writable(experiment.output, may_be_there)
-            except BadInput as error:
-                raise BadInput(f"--output = {error}") from None
     device = pick_device(world, experiment.device, experiment.algorithm.trains_at_server)
     dataset = experiment.dataset
     arrays = load_shared(world, dataset)
@@ -252,17 +241,23 @@ def _kind(arrays: Arrays, dataset: Dataset) -> str:
 
 
 def open_results(
-    experiment: Experiment, fed: Engine, world: World, config: str | None, done: int | None = None
+    experiment: Experiment,
+    fed: Engine,
+    world: World,
+    config: str | None,
+    lock: Lock,
+    checkpoints: Checkpoints,
+    place: Place | None,
 ) -> Results | None:
     """Rank 0's results, written for the first time; None on the other ranks.
 
-    The name becomes this run's alone, and all ranks know it then.
-
     Args:
-        done: the round after which the run goes on that has left a file; None: it begins.
+        lock: of the file.
+        checkpoints: of the run; those of another one, which is replaced, are removed.
+        place: where the run goes on that has left a file; None: it begins.
 
     Raises:
-        BadInput: the file cannot be written; on every rank alike.
+        BadInput: the file cannot be written, or lacks rows; on every rank alike.
     """
     environment = describe(world, fed.device)
     environment |= {"clients_at_once": fed.choice.at_once, "clients_at_once_reason": fed.choice.reason}
@@ -270,40 +265,33 @@ def open_results(
     with world.agreed():
         if world.is_server:
             try:
-                results = _begin_file(experiment, fed, environment, config, done)
+                results = _begun(experiment, fed, environment, config, lock)
+                if place:
+                    done = 0 if place.stage else place.round
+                    results.resume(place.started, done, done == experiment.rounds, checkpoints.rows)
+                else:
+                    checkpoints.remove()
+                results.write()
             except OSError as error:
                 reason = f"cannot be written ({error.strerror or error})"
                 raise BadInput(f"= {experiment.output}: {reason}", "--output") from None
             say(f"clients are trained {fed.choice}")
-    experiment.output = world.from_server(experiment.output)
     return results
 
 
-def _begin_file(
-    experiment: Experiment, fed: Engine, environment: dict[str, Any], config: str | None, done: int | None
+def _begun(
+    experiment: Experiment, fed: Engine, environment: dict[str, Any], config: str | None, lock: Lock
 ) -> Results:
-    is_new = not (experiment.overwrite or experiment.resume)
-    if is_new:
-        experiment.output = reserve(experiment.output, or_similar=experiment.names_output)
-    try:
-        names = {name: type(getattr(experiment, name)).__name__ for name in ("algorithm", "dataset", "model")}
-        settings = config or experiment.config
-        attributes = {**names, "seed": experiment.seed, "config": settings, **fed.checksums}
-        attributes |= {**inputs.describe(settings), **_after_more_rounds(experiment, fed)}
-        results = Results(experiment.output, attributes, environment, overwrite=True)
-        results.set_partition(fed.label_counts, fed.samples)
-        _describe_models(results, experiment.algorithm, fed.layout)
-        data, kind = experiment.dataset, "uint8" if fed.has_images else "int64" if fed.is_text else "float32"
-        results.set_inputs(kind, fed.shape, data.classes, data.mean, data.std, data.vocabulary)
-        if done is None:
-            path_beside(experiment.output).unlink(missing_ok=True)  # another run's, which is replaced
-        else:
-            results.resume(done, is_over=done == experiment.rounds)
-        results.write()
-    except BaseException:
-        if is_new:
-            experiment.output.unlink(missing_ok=True)
-        raise
+    """The results before the first round."""
+    names = {name: type(getattr(experiment, name)).__name__ for name in ("algorithm", "dataset", "model")}
+    settings = config or experiment.config
+    attributes = {**names, "seed": experiment.seed, "config": settings, **fed.checksums}
+    attributes |= {**inputs.describe(settings), **_after_more_rounds(experiment, fed)}
+    results = Results(experiment.output, attributes, environment, overwrite=True, lock=lock)
+    results.set_partition(fed.label_counts, fed.samples)
+    _describe_models(results, experiment.algorithm, fed.layout)
+    data, kind = experiment.dataset, "uint8" if fed.has_images else "int64" if fed.is_text else "float32"
+    results.set_inputs(kind, fed.shape, data.classes, data.mean, data.std, data.vocabulary)
     return results
 
 

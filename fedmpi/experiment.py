@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from fedmpi.algorithms import Algorithm, FedAvg
 from fedmpi.attacks import Attack, NoAttack
-from fedmpi.checkpoint import Checkpointing, Layer, Place, find, restore_weights
+from fedmpi.checkpoint import Checkpointing, Checkpoints, Layer, Place
 from fedmpi.checksum import REMEDY, checksum
 from fedmpi.compression import Compression, Dense
 from fedmpi.data import Dataset, Digits, Dirichlet, Partition
@@ -32,6 +32,7 @@ from fedmpi.interruption import BY_HAND, Interrupted, Watch
 from fedmpi.models import LeNet, Model
 from fedmpi.mpi import whole_job
 from fedmpi.options import Configured, shown
+from fedmpi.ownership import Lock, claim
 from fedmpi.privacy import NoPrivacy, Privacy
 from fedmpi.randomness import apart, globals_kept
 from fedmpi.scheduling import (
@@ -288,17 +289,20 @@ class Experiment(metaclass=Configured):
         from fedmpi.failure import end_job
         from fedmpi.mpi.world import Silence
         from fedmpi.progress import Progress, say
+        from fedmpi.resume import restore_weights
 
         fed: Engine | None = None
         results: Results | None = None
+        lock = Lock()
 
         def fail(error: BaseException) -> NoReturn:
-            end_job(world, error, fed.where() if fed else "setting up", results)
+            end_job(world, error, fed.where() if fed else "setting up", results, lock)
 
         try:
-            with world.guard.running(lambda: fail(Silence())), Watch(world, self) as watch:
+            with world.guard.running(lambda: fail(Silence())), Watch(world, self, lock) as watch:
                 self._agree(world)
-                place = self._place(world, config)
+                self._own_output(world, lock)
+                place = self._place(world, config, watch.checkpoints)
                 done = place.round if place and not place.stage else 0
                 if place and place.is_end:
                     if world.is_server and not self.checkpoint.keep:
@@ -313,7 +317,7 @@ class Experiment(metaclass=Configured):
                 elif place:
                     watch.checkpoints.restore(watch.whole)
                 watch.is_set_up = True
-                watch.results = results = open_results(self, fed, world, config, done if place else None)
+                watch.results = results = open_results(self, fed, world, config, lock, watch.checkpoints, place)
                 fed.pause = watch.pause
                 if results:
                     fed.when_idle, fed.keep = results.write_if_due, results.keep
@@ -352,6 +356,7 @@ class Experiment(metaclass=Configured):
             if world.is_server:
                 say(f"interrupted (exit status {end.status}); to go on: {self.continuation(world.size)}")
             if world.size > 1 and not watch.is_set_up:
+                lock.release()
                 world.abort(status=end.status)  # the others may wait for this rank
         except GeneratorExit:  # whoever asked for outcomes wants no more
             if results:
@@ -360,6 +365,8 @@ class Experiment(metaclass=Configured):
             if isinstance(error, BadInput) and error.agreed:
                 raise
             fail(error)
+        finally:
+            lock.release()
 
     def continuation(self, ranks: int) -> str:
         """What goes on with the run when it was interrupted, on so many ranks."""
@@ -387,12 +394,21 @@ class Experiment(metaclass=Configured):
                 if value != wanted:
                     raise BadInput(reason, f"--{name}")
 
-    def _place(self, world: "World", config: str | None) -> Place | None:
+    def _own_output(self, world: "World", lock: Lock) -> None:
+        """Lock the output, whose name every rank knows then, also if nobody gave one."""
+        with world.agreed():
+            if world.is_server:
+                claim(self, lock)
+        self.output = world.from_server(self.output)
+
+    def _place(self, world: "World", config: str | None, checkpoints: Checkpoints) -> Place | None:
         """Where the run goes on, on every rank; None: at its start."""
+        from fedmpi.resume import find
+
         place: Place | None = None
         if self.resume:
             with world.agreed():
-                place = find(self, config or self.config) if world.is_server else None
+                place = find(self, config or self.config, checkpoints) if world.is_server else None
             place = world.from_server(place)
         return place
 

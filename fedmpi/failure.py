@@ -11,15 +11,21 @@ from fedmpi.mpi.world import NOTE, RanksDiffer, RemoteFailure, Silence
 
 if TYPE_CHECKING:
     from fedmpi.mpi.world import World
+    from fedmpi.ownership import Lock
     from fedmpi.results import Results
 
 
-def end_job(world: World, error: BaseException, where: str, results: Results | None) -> NoReturn:
+def end_job(
+    world: World, error: BaseException, where: str, results: Results | None, lock: Lock | None = None
+) -> NoReturn:
     """Report an error once and end all ranks with exit status 1.
 
     Rank 0 keeps what has been computed, with status = failed, before it prints the report: its own, or that of the
     rank whose failure it has heard of first. Where there is one rank, what has called it may go on (a notebook, for
     one): the report is then without a traceback, and the error is raised again.
+
+    Args:
+        lock: of the results file, which is given back; None: there is none so far.
     """
     world.guard.begin_end()
     is_alone, is_silent = world.size == 1, isinstance(error, Silence)
@@ -36,6 +42,8 @@ def end_job(world: World, error: BaseException, where: str, results: Results | N
             kept = f"\nThe results up to then are in {results.path}"
     except OSError as problem:
         kept = f"\nThe results could not be written: {problem}"
+    if lock:
+        lock.release()
     report = (world.who_is_late(where) if is_silent else report) + kept
     if is_alone:
         streams.put(report, "stderr")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fedmpi.experiment import Experiment
     from fedmpi.ledger import Outcome
     from fedmpi.mpi.world import World
+    from fedmpi.ownership import Lock
     from fedmpi.results import Results
 
 #: Exit statuses of a run that `--resume` continues: the job is to be queued again, or somebody wanted it to end.
@@ -64,6 +65,7 @@ class Watch:
     Args:
         world: the ranks.
         experiment: what is run.
+        lock: of its output.
 
     Attributes:
         checkpoints: of the run.
@@ -75,8 +77,8 @@ class Watch:
     whole: Layer
     is_set_up = False
 
-    def __init__(self, world: World, experiment: Experiment) -> None:
-        self.checkpoints = Checkpoints(world, experiment)
+    def __init__(self, world: World, experiment: Experiment, lock: Lock) -> None:
+        self.checkpoints = Checkpoints(world, experiment, lock)
         self.results: Results | None = None
         self._world = world
         self._heard = 0
@@ -97,6 +99,7 @@ class Watch:
     def __exit__(self, *error: object) -> None:
         for number, handler in self._replaced.items():
             signal.signal(number, handler)
+        self.checkpoints.close()
 
     def begin_round(self) -> None:
         """A round, or a part of something else, begins; what came between the last one and this was part of that."""
@@ -132,21 +135,27 @@ class Watch:
         if is_last and not (stage or self._follows):
             return  # it ends by itself
         if status or outcome.checkpoint or is_last:
-            self.save(round, stage, stops=bool(status))
+            self.save(round, stage, stops=bool(status), goes_on=not is_last)
             if not status:
                 self._end_if_asked()
         if status:
             raise Interrupted(status)
 
-    def save(self, round: int, stage: Layer | None = None, stops: bool = False) -> None:
-        """Write results and checkpoint; a collective."""
+    def save(self, round: int, stage: Layer | None = None, stops: bool = False, goes_on: bool = False) -> None:
+        """Write a checkpoint, and the results; a collective.
+
+        Args:
+            stops: whether the run is to end now.
+            goes_on: whether another round of the same kind follows. Rows that the results file does not have go into
+                the checkpoint then, because writing all rows takes the longer the more there are.
+        """
         if self.results and stops:
             self.results.finish("interrupted")
-        elif self.results:
-            self.results.write()  # first, so that they never end before the checkpoint
-        started = self.results.started if self.results else ""
+        elif self.results and not goes_on:
+            self.results.write()
+        started, rows = (self.results.started, self.results.beyond_file()) if self.results else ("", {})
         layers = [self.whole, stage] if stage else [self.whole]
-        self.checkpoints.save(Place(started, round, stage and stage.name), layers)
+        self.checkpoints.save(Place(started, round, stage and stage.name), layers, rows)
 
     def pause(self) -> None:
         """Between two parts of something long that no checkpoint is made of: end the run if that was asked for.

@@ -13,11 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedmpi import checkpoint, results
+from fedmpi import results
 from fedmpi.algorithms import Algorithm
+from fedmpi.checkpoint import Checkpoints
 from fedmpi.command_line import parse
 from fedmpi.components import subclasses
 from fedmpi.errors import BadInput
+from fedmpi.files import checkpoint_beside
+from fedmpi.ownership import Lock
+from fedmpi.resume import find
 from fedmpi.scheduling.placement import OBSERVED, CostModel
 from tests.equal import assert_same_bits
 from tests.launch import REPOSITORY, mpirun, succeed
@@ -109,7 +113,7 @@ def test_every_method_goes_on(unbroken: Path) -> None:
         one, run = (results.open(path / f"{name}.h5") for path in (unbroken, folder))
         assert "after 1" in run.attributes["resumed"], name
         assert_same_bits(run, one)
-        assert not checkpoint.path_beside(run.path).exists()
+        assert not checkpoint_beside(run.path).exists()
     assert go(f"{LAYERS} --rounds 2", unbroken / "layers.h5") == 0
     one, run = (results.open(path / "layers.h5") for path in (unbroken, folder))
     assert run.weights_sha256 == one.weights_sha256
@@ -145,7 +149,8 @@ def test_other_settings(interrupted: Path) -> None:
     }.items():
         assert refusal(f"{SOME} {changed}", interrupted) == said
     free = f"{SOME} --rounds 4 --threads 2 --device cpu --checkpoint.keep true --output {interrupted} --resume"
-    place = checkpoint.find(*parse(free.split()))
+    experiment, config = parse(free.split())
+    place = find(experiment, config, Checkpoints(Alone(), experiment, Lock()))
     assert place
     assert (place.round, place.stage) == (1, None)
 
@@ -155,9 +160,9 @@ def test_more_rounds(tmp_path: Path) -> None:
     path, whole = tmp_path / "run.h5", tmp_path / "whole.h5"
     assert go(f"{SOME} --rounds 1 --checkpoint.keep true", path) == 0
     assert go(f"{SOME} --rounds 1 --checkpoint.keep true", path, "--resume") == 0
-    assert checkpoint.path_beside(path).exists()
+    assert checkpoint_beside(path).exists()
     assert go(SOME, path, "--resume") == 0
-    assert not checkpoint.path_beside(path).exists()
+    assert not checkpoint_beside(path).exists()
     assert go(SOME, whole) == 0
     assert_same_bits(results.open(path), results.open(whole))
     assert refusal(f"{SOME} --rounds 4", path) == (
@@ -213,7 +218,7 @@ def test_what_depends_on_the_number_of_rounds(changed: str, reason: str, tmp_pat
     if reason:
         said = f"--rounds = 2: must be 1, on which the run depends ({reason})"
         assert refusal(f"{options} 2", path) == said
-        checkpoint.path_beside(path).unlink()
+        checkpoint_beside(path).unlink()
         assert refusal(f"{options} 2", path) == said
         return
     assert go(f"{options} 2", path, "--resume") == 0
@@ -228,7 +233,7 @@ def test_nothing_to_go_on_with(interrupted: Path, capfd: pytest.CaptureFixture[s
     new = interrupted.with_name("new.h5")
     assert go(SOME, new, "--resume") == 0
     assert f"{new}: is not there yet, the run starts anew\n" in capfd.readouterr().out
-    checkpoint.path_beside(interrupted).unlink()
+    checkpoint_beside(interrupted).unlink()
     assert go(SOME, interrupted, "--resume") == 0
     assert f"{interrupted}: has no checkpoint yet, the run starts anew\n" in capfd.readouterr().out
     assert_same_bits(results.open(interrupted), results.open(new))
@@ -239,13 +244,14 @@ def test_nothing_to_go_on_with(interrupted: Path, capfd: pytest.CaptureFixture[s
 
 
 def test_checkpoints_that_do_not_fit(interrupted: Path, tmp_path: Path) -> None:
-    beside = checkpoint.path_beside(interrupted)
+    beside = checkpoint_beside(interrupted)
     good = beside.read_bytes()
     beside.write_bytes(good[: len(good) // 2])
-    assert refusal(SOME, interrupted) == f"--resume: {beside} is not a checkpoint, or a damaged one"
+    said = f"--resume: {beside} is damaged (it is no archive, or ends early); --overwrite in place of --resume "
+    assert refusal(SOME, interrupted) == f"{said}starts anew"
     beside.write_bytes(good)
     assert go(SOME, tmp_path / "other.h5") == 0
-    shutil.copy(beside, checkpoint.path_beside(tmp_path / "other.h5"))
+    shutil.copy(beside, checkpoint_beside(tmp_path / "other.h5"))
     assert "is of another run than" in refusal(f"{SOME} --rounds 4", tmp_path / "other.h5")
     interrupted.write_bytes(b"no results")
     assert refusal(SOME, interrupted).startswith(f"--resume: {interrupted}: not an HDF5 file")
@@ -254,7 +260,7 @@ def test_checkpoints_that_do_not_fit(interrupted: Path, tmp_path: Path) -> None:
 def test_overwriting(interrupted: Path) -> None:
     """What --overwrite replaces goes with its checkpoint, and is nothing to go on with."""
     assert go(SOME, interrupted, "--overwrite") == 0
-    assert not checkpoint.path_beside(interrupted).exists()
+    assert not checkpoint_beside(interrupted).exists()
     for options, said in {
         f"--output {interrupted} --resume --overwrite": "--overwrite = true: must be false with resume",
         "--resume": "--output = null: must be given with resume",
@@ -268,17 +274,17 @@ def test_overwriting(interrupted: Path) -> None:
 
 def test_full_disk(interrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The old checkpoint is unharmed, and nothing is left of the new one."""
-    before, fsync = checkpoint.path_beside(interrupted).read_bytes(), os.fsync
+    before, fsync = checkpoint_beside(interrupted).read_bytes(), os.fsync
 
     def full(number: int) -> None:
-        if os.readlink(f"/proc/self/fd/{number}").endswith(".checkpoint.tmp"):
+        if zipfile.is_zipfile(f"/proc/self/fd/{number}"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fsync(number)
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         go(f"{SOME} --checkpoint.every_rounds 1", interrupted, "--resume")
-    assert checkpoint.path_beside(interrupted).read_bytes() == before
+    assert checkpoint_beside(interrupted).read_bytes() == before
     assert {path.name for path in interrupted.parent.iterdir()} == {"run.h5", "run.h5.checkpoint"}
     run = results.open(interrupted)
     assert run.status == "failed"

@@ -17,6 +17,7 @@ from fedmpi import Experiment, results
 from fedmpi.errors import BadInput
 from fedmpi.interruption import Watch
 from fedmpi.mpi.world import World
+from fedmpi.ownership import Lock
 from tests.launch import REPOSITORY, fedmpi, start
 from tests.test_failures import becomes_killed
 
@@ -150,7 +151,7 @@ def _rank(pid: int) -> int | None:
 
 def test_how_long_a_deadline_is() -> None:
     """Oracle: 30 minutes before the first round, then 20 of the longest rounds, 10 minutes at least."""
-    watch = Watch(World(), Experiment())
+    watch = Watch(World(), Experiment(), Lock())
     assert watch.deadline == 1800
     began = time.time()
     with pytest.MonkeyPatch.context() as patch:
@@ -158,7 +159,7 @@ def test_how_long_a_deadline_is() -> None:
             patch.setattr(time, "time", lambda now=now: began + now)
             watch.begin_round()
             assert watch.deadline == deadline
-    assert Watch(World(), Experiment(deadline=7.5)).deadline == 7.5
+    assert Watch(World(), Experiment(deadline=7.5), Lock()).deadline == 7.5
 
 
 def test_deadlines_that_are_none() -> None:

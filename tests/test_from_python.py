@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -27,7 +28,7 @@ from fedmpi.components import subclasses
 from fedmpi.data import IID, MNIST, Arrays, Dataset, Digits, Dirichlet, Permuted
 from fedmpi.errors import BadInput
 from fedmpi.models import MLP, LogisticRegression, Model
-from fedmpi.results.writer import reserve
+from fedmpi.ownership import Lock, claim
 from fedmpi.settings import as_yaml, settings_of
 from fedmpi.training.settings import LocalTraining
 from tests.launch import REPOSITORY, mpirun, succeed
@@ -288,24 +289,32 @@ def test_a_notebook(tmp_path: Path) -> None:
     assert "{'class_path': '__main__.Half', 'init_args': {'share': 0.25}} False" in job.stdout
 
 
-def test_names_are_reserved(tmp_path: Path) -> None:
-    """Twenty runs that ask for a name at once."""
-    path, names, start = tmp_path / "runs" / "x-seed0.5.h5", list[Path](), threading.Barrier(20)
+def test_names_are_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty runs to which nobody gave a name, made up in the same second; another one has a file of the third."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda _: "now")
+    experiments = [Experiment(clients=4) for _ in range(20)]
+    name = experiments[0].output
+    name.parent.mkdir()
+    (third := name.with_stem(f"{name.stem}-3")).touch()
+    locks, start = [Lock() for _ in experiments], threading.Barrier(20)
 
-    def ask() -> None:
+    def ask(number: int) -> None:
         start.wait()
-        names.append(reserve(path, or_similar=True))
+        claim(experiments[number], locks[number])
 
-    threads = [threading.Thread(target=ask) for _ in range(20)]
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(set(names)) == 20
-    assert sorted(names) == sorted(path.parent.iterdir())
-    assert path.with_name("x-seed0.5-20.h5") in names
-    with pytest.raises(BadInput, match="exists already"):
-        reserve(path, or_similar=False)
+    names = {experiment.output for experiment in experiments}
+    assert names == {name, *(name.with_stem(f"{name.stem}-{number}") for number in range(2, 22))} - {third}
+    with pytest.raises(BadInput, match=f"^--output = {name}: is in use by process {os.getpid()} on "):
+        claim(Experiment(clients=4, output=name), Lock())
+    for lock in locks:
+        lock.release()
+    assert list(name.parent.iterdir()) == [third]
 
 
 def test_what_is_refused_reserves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedmpi import checkpoint, environment, inputs, results
+from fedmpi import environment, inputs, results, resume
 from fedmpi.errors import BadInput
+from fedmpi.files import checkpoint_beside
 from tests.equal import assert_same_bits
 from tests.test_checkpoint import go, interrupt, refusal
 
@@ -104,7 +105,7 @@ def test_what_starts_anew_has_nothing_to_compare(folder: Path) -> None:
     """Without a checkpoint no round is of the old code, and a job script may always say --resume."""
     options, path = f"{OPTIONS} --algorithm own.method.Own", folder / "broken" / "run.h5"
     interrupt(options, folder / "run.h5", folder / "broken")
-    checkpoint.path_beside(path).unlink()
+    checkpoint_beside(path).unlink()
     (folder / "late.py").write_text("LATE = 3\n")
     assert go(options, path, "--resume") == 0
 
@@ -177,8 +178,8 @@ def test_another_fedmpi(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Is refused, whether a checkpoint is there or not."""
     path = folder / "run.h5"
     assert go(f"{OPTIONS} --rounds 1 --checkpoint.keep true", path) == 0
-    monkeypatch.setattr(checkpoint, "__version__", "9.9")
+    monkeypatch.setattr(resume, "__version__", "9.9")
     for _ in range(2):
         with pytest.raises(BadInput, match=r"of fedmpi 0\.\d+"):
             go(OPTIONS, path, "--resume")
-        checkpoint.path_beside(path).unlink(missing_ok=True)
+        checkpoint_beside(path).unlink(missing_ok=True)

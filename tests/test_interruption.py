@@ -24,11 +24,13 @@ import pytest
 from fedmpi import results
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.genfl import GenFL, _Learning
-from fedmpi.checkpoint import Checkpoints, path_beside
+from fedmpi.checkpoint import Checkpoints
 from fedmpi.command_line import parse
 from fedmpi.data import Digits
 from fedmpi.evaluation import Evaluator
+from fedmpi.files import checkpoint_beside, lock_beside
 from fedmpi.interruption import BY_HAND, MARGIN, REQUEUE, Watch, job_end
+from fedmpi.ownership import Lock
 from fedmpi.results import Run
 from fedmpi.results.summary import summarize
 from tests.equal import assert_same_bits
@@ -98,8 +100,8 @@ def check(path: Path) -> None:
     if path.exists():
         run = results.open(path)
         assert {len(column) for column in run.rounds.values()} <= {len(run.rounds.get("round", ()))}
-    if path_beside(path).exists():
-        with zipfile.ZipFile(path_beside(path)) as archive:
+    if checkpoint_beside(path).exists():
+        with zipfile.ZipFile(checkpoint_beside(path)) as archive:
             assert archive.testzip() is None
 
 
@@ -152,14 +154,14 @@ def test_signals(tmp_path: Path) -> None:
         assert len(run.rounds["round"]) >= done + 2
         done = len(run.rounds["round"])
     assert len(run.attributes["resumed"].splitlines()) == 2
-    with zipfile.ZipFile(path_beside(path)) as archive:
+    with zipfile.ZipFile(checkpoint_beside(path)) as archive:
         assert f'"round": {done}' in archive.read("about.json").decode(), "no round is lost"
 
 
 def watch(path: Path) -> Watch:
     """Of a run that has been set up."""
     experiment, _ = parse(["--output", str(path)])
-    made = Watch(Alone(), experiment)
+    made = Watch(Alone(), experiment, Lock())
     made.is_set_up = True
     return made
 
@@ -256,11 +258,11 @@ def test_setting_up(number: int, status: int, tmp_path: Path, capfd: pytest.Capt
     assert f"interrupted (exit status {status}); to go on: python -m fedmpi " in capfd.readouterr().out
     interrupt(options, tmp_path / "whole.h5", tmp_path.parent)
     broken = tmp_path.parent / "whole.h5"
-    left = broken.read_bytes(), path_beside(broken).read_bytes()
+    left = broken.read_bytes(), checkpoint_beside(broken).read_bytes()
     with pytest.MonkeyPatch.context() as patch:
         signal_at(patch, Digits, "read", number=number)
         assert go(options, broken, "--resume") == status
-    assert (broken.read_bytes(), path_beside(broken).read_bytes()) == left
+    assert (broken.read_bytes(), checkpoint_beside(broken).read_bytes()) == left
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -270,7 +272,8 @@ def test_setting_up_on_several_ranks(tmp_path: Path) -> None:
     how = ["--partition", "faulty.Shares", "--partition.kind", "terminate", "--partition.ranks", "[1]"]
     programs = f"{REPOSITORY}:{REPOSITORY / 'tests' / 'programs'}"
     assert fedmpi(2, *shlex.split(options), *how, PYTHONPATH=programs).returncode == REQUEUE
-    assert not list(tmp_path.iterdir())
+    left = [path for path in tmp_path.iterdir() if path != lock_beside(tmp_path / "run.h5")]
+    assert not left, "but for the lock of rank 0, which was killed"
 
 
 def test_before_the_first_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,7 +321,7 @@ def test_newcomers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert go(NEWCOMERS, path, "--resume") == 0
     assert len(turns) == 2 * 5
     assert_same_bits(results.open(path), unbroken(NEWCOMERS, tmp_path))
-    assert not path_beside(path).exists()
+    assert not checkpoint_beside(path).exists()
 
 
 def test_newcomers_on_several_ranks(tmp_path: Path) -> None:
@@ -413,7 +416,7 @@ def test_stages(method: type, name: str, round: int, tmp_path: Path, monkeypatch
     run = results.open(path)
     assert run.status == "interrupted"
     assert run.stage("generator")["round"].tolist() == [1, 2][:round]
-    with zipfile.ZipFile(path_beside(path)) as archive:
+    with zipfile.ZipFile(checkpoint_beside(path)) as archive:
         about = json.loads(archive.read("about.json"))
     assert (about["round"], about["stage"]) == (round, "generator")
     assert go(options, path, "--resume") == 0

@@ -11,21 +11,36 @@ from typing import Any, get_args
 import h5py
 import numpy as np
 
+from fedmpi.errors import BadInput
 from fedmpi.results.reader import opened
 from fedmpi.results.schema import COLUMN, GROUPS, Array, Group, Status, generic, group_of
+from fedmpi.results.storage import damage
 
 # What is as long in one group as in another.
 _SHARED = ("clients", "classes")
 
 
 def problems(path: Path) -> list[str]:
-    """What in a file is not as the schema says, a line each; none if all is.
+    """What in a file is not as it was written, or not as the schema says, a line each; none if all is.
 
     Raises:
-        BadInput: it is missing, damaged, no results file, or of another schema.
+        BadInput: it is missing, no HDF5 file at all, no results file, or of another schema.
     """
     with opened(path) as file:
-        return list(_of_file(file))
+        found = list(damage(file))
+        try:
+            found += _of_file(file)
+        except (OSError, KeyError, RuntimeError):  # it reads what is damaged
+            if not found:
+                raise
+        return found
+
+
+def check_intact(path: Path) -> None:
+    """Raise BadInput, for the first thing that is damaged, unless all in a file is as it was written."""
+    with opened(path) as file:
+        for line in damage(file):
+            raise BadInput(f"{path}: {line}")
 
 
 def _of_file(file: h5py.File) -> Iterator[str]:

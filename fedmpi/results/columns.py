@@ -45,6 +45,10 @@ class Columns:
             kept.add({name: values[columns["round"] <= round] for name, values in columns.items()})
         return kept
 
+    def since(self, row: int) -> dict[str, NDArray[Any]]:
+        """Those of its rows from this one on, of the columns that have values there, in time for them alone."""
+        return {name: column.values(self.rows, row) for name, column in self._columns.items() if column.reaches(row)}
+
     def items(self) -> Iterator[tuple[str, NDArray[Any]]]:
         """Names and values [rows, ...], in the order in which the columns appeared; views, not copies."""
         for name, column in self._columns.items():
@@ -72,11 +76,20 @@ class _Column:
         self._pieces.append(values)
         self._rows = row + len(values)
 
-    def values(self, rows: int) -> NDArray[Any]:
+    def reaches(self, row: int) -> bool:
+        return self._rows > row
+
+    def values(self, rows: int, first: int = 0) -> NDArray[Any]:
+        """Those from the row `first` on, until there are `rows`."""
+        place, begin = len(self._pieces) - 1, self._rows - len(self._pieces[-1])
+        while place and begin > first:
+            place -= 1
+            begin -= len(self._pieces[place])
+        if len(self._pieces) - place > 1:
+            self._pieces[place:] = [np.concatenate(self._pieces[place:])]
         missing = np.full((rows - self._rows, *self._shape), np.nan)
-        if len(self._pieces) > 1:
-            self._pieces = [np.concatenate(self._pieces)]
-        return np.concatenate([*self._pieces, missing]) if len(missing) else self._pieces[0]
+        known = self._pieces[place][first - begin :]
+        return np.concatenate([known, missing]) if len(missing) else known
 
 
 def _numbers(name: str, values: ArrayLike) -> NDArray[Any]:

@@ -164,6 +164,7 @@ GROUPS: dict[str, Group] = {
             "input_files": "likewise of files that are read, such as `--sampler.file`",
             "missing": "a line for each thing that more rounds would need and that is only in a checkpoint",
             "depends_on_rounds": "the settings that make the number of rounds matter: there can be no more later",
+            "texts_crc32": "checksum of all texts in the file: attributes and names of tensors",
         },
         optional=False,
     ),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmpi.checkpoint import path_beside
+from fedmpi.files import checkpoints_beside
 from fedmpi.results.reader import Run
 from fedmpi.results.settings import describe
 from fedmpi.training.settings import Choice
@@ -73,7 +73,7 @@ def _entries(run: Run) -> Iterator[tuple[str, str]]:
 
 def _status(run: Run) -> str:
     ended_early = run.status not in ("running", "finished")
-    goes_on = ended_early and path_beside(run.path).exists()
+    goes_on = ended_early and checkpoints_beside(run.path)
     return f"{run.status}; goes on with --resume" if goes_on else run.status
 
 

@@ -9,16 +9,13 @@ import hashlib
 import math
 import os
 import socket
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from glob import escape
-from itertools import count
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -26,11 +23,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from fedmpi import __version__
 from fedmpi.errors import BadInput
+from fedmpi.files import kind, replacing
 from fedmpi.results.columns import Columns
 from fedmpi.results.reader import unlocked
 from fedmpi.results.schema import SCHEMA, SETTLED_EPOCHS, SETTLED_GAIN, Status
+from fedmpi.results.storage import Packed, Storage, image
 
-_CHUNK = 1 << 20  # bytes of an array that are compressed together
+if TYPE_CHECKING:
+    from fedmpi.ownership import Lock
+
 _TABLES = ("rounds", "clients", "ranks", "evaluation", "partition")
 # What else a file may have; all other groups are arrays that were kept.
 _OTHERS = {"environment", "clusters", "newcomers", "stages", "model", "networks"}
@@ -51,6 +52,7 @@ class Results:
             as a function, which is called at every write.
         environment: what the job runs on: numbers, texts, lists of texts; None is left out.
         overwrite: whether a file that exists may be replaced.
+        lock: of the file, which this process has; None: no other run knows the file.
 
     Raises:
         BadInput: as `check_writable`.
@@ -62,6 +64,7 @@ class Results:
         attributes: Mapping[str, Any],
         environment: Mapping[str, Any],
         overwrite: bool = False,
+        lock: Lock | None = None,
     ) -> None:
         check_writable(path, overwrite)
         self.path = Path(path).resolve()  # a link's target is replaced, not the link
@@ -74,13 +77,17 @@ class Results:
             **attributes,
         }
         self._environment = environment
+        self._lock = lock
         self._status: Status = "running"
         self._tables = {name: Columns() for name in _TABLES}
         self._initial: dict[str, float] = {}
         self._inputs: dict[str, Any] = {}
         self._models: dict[str, _Model] = {}
-        self._kept: dict[str, dict[str, _Packed]] = {}
+        self._kept: dict[str, dict[str, Packed]] = {}
         self._pace = _Pace()
+        # Of each table, how many rows the file has; and whether it lacks more than rows.
+        self._written: dict[str, int] = {}
+        self._lacks = True
 
     @property
     def started(self) -> str:
@@ -93,16 +100,22 @@ class Results:
         table = self._tables.get("newcomers")
         return None if table is None else np.array(dict(table.items())["accuracy"])
 
-    def resume(self, round: int, is_over: bool = False) -> None:
+    def resume(
+        self, started: str, round: int, is_over: bool = False, beyond: Mapping[str, NDArray] | None = None
+    ) -> None:
         """Take over what the file has up to a round.
 
         Args:
+            started: when the run began, by which a file is known that somebody has put in the place of the run's.
             is_over: whether no further round follows, so that what comes after the last one is taken over, too.
+            beyond: what `beyond_file` gave after this round; the file may have some of it by now.
 
         Raises:
-            OSError, BadInput: it cannot be read, or ends before.
+            OSError, BadInput: it cannot be read, is of another run, or ends before.
         """
         with unlocked(self.path) as file:
+            if file.attrs.get("started") != started:
+                raise BadInput(f"{self.path}: was replaced while the run was set up")
             before = str(file.attrs.get("resumed", "")).splitlines()
             self._attributes |= {"started": file.attrs["started"], "resumed": [*before, f"{_now()} after {round}"]}
             self._initial = dict(file["evaluation"].attrs)
@@ -114,10 +127,27 @@ class Results:
             self._tables |= {name: _table(file[name]) for name in [*stages, *after]}
             for name in set(file) - {*_TABLES, *_OTHERS}:
                 self.keep(name, {array: values[()] for array, values in file[name].items()})
+        for name, rows in (beyond or {}).items():
+            table = self._tables.setdefault(name, Columns())
+            numbers = dict(table.items()).get("round", np.zeros(1))
+            later = rows[rows["round"] > numbers.max(initial=0)]
+            table.add({column: later[column] for column in later.dtype.names or ()})
         if self._tables["rounds"].rows != round:
             raise BadInput(f"{self.path}: ends before its checkpoint, which is after round {round}")
-        for left in self.path.parent.glob(f".{escape(self.path.name)}.*.tmp"):
-            left.unlink()  # by whatever was killed while it wrote
+
+    def beyond_file(self) -> dict[str, NDArray]:
+        """Rows that the file does not have, by table: [n] records of the table's columns.
+
+        For a checkpoint, so that it need not wait for all rows to be written once more. The file is written before
+        if that is due, or if it lacks anything else.
+        """
+        if self._lacks:
+            self.write()
+        else:
+            self.write_if_due()
+        written = {name: self._written.get(name, 0) for name in self._tables}
+        tables = {name: table for name, table in self._tables.items() if table.rows > written[name]}
+        return {name: _records(table.since(written[name])) for name, table in tables.items()}
 
     def add_round(self, values: Mapping[str, float]) -> None:
         """One row of /rounds: round, seconds, ... and whatever the algorithm logs."""
@@ -146,11 +176,15 @@ class Results:
         self._tables["evaluation"].add(row)
 
     def set_confusion(self, round: int, counts: NDArray) -> None:
-        """/confusion, of the last evaluation: [classes, classes] samples of each class taken for each class."""
-        self.keep("confusion", {"round": np.array([round]), "counts": counts})
+        """/confusion, of the last evaluation: [classes, classes] samples of each class taken for each class.
+
+        The file has it later: another evaluation follows before the run is over.
+        """
+        self._kept["confusion"] = {"round": Packed(np.array([round])), "counts": Packed(counts)}
 
     def begin_stage(self, stage: str, round: int) -> None:
         """A stage goes on after this round, or begins after none: an earlier job's later ones are dropped."""
+        self._lacks = True
         self._tables[f"stages/{stage}"] = self._tables.get(f"stages/{stage}", Columns()).until(round)
 
     def add_stage_round(self, stage: str, values: Mapping[str, float]) -> None:
@@ -158,22 +192,26 @@ class Results:
         self._tables.setdefault(f"stages/{stage}", Columns()).add(values)
 
     def keep(self, name: str, arrays: Mapping[str, NDArray]) -> None:
-        """A group of arrays, in place of an earlier one; they are compressed here, once, and not at every write."""
-        self._kept[name] = {array: _Packed(values) for array, values in arrays.items()}
+        """A group of arrays, in place of an earlier one."""
+        self._kept[name] = {array: Packed(values) for array, values in arrays.items()}
+        self._lacks = True
 
     def set_initial(self, test_loss: float, test_accuracy: float) -> None:
         """How the model does before the first round."""
         self._initial = {"test_loss": test_loss, "test_accuracy": test_accuracy}
+        self._lacks = True
 
     def set_partition(self, label_counts: ArrayLike, samples: ArrayLike) -> None:
         """How many samples of each class [clients, classes], and in all [clients], the clients hold."""
         partition = self._tables["partition"] = Columns()
         partition.add({"label_counts": label_counts, "samples": samples})
+        self._lacks = True
 
     def set_newcomers(self, accuracy: NDArray[np.float64]) -> None:
         """[newcomers, epochs + 1] the accuracy of each on its own test samples, before and after each epoch."""
         newcomers = self._tables["newcomers"] = Columns()
         newcomers.add({"accuracy": accuracy, "epochs": [settled(one) for one in accuracy]})
+        self._lacks = True
 
     def set_model(
         self,
@@ -243,44 +281,33 @@ class Results:
         Raises:
             OSError: the file cannot be written (a full disk, a vanished folder); the old one is unharmed.
         """
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         with self._pace.writing():
-            image = self._image()
+            content = image(self._store)
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                _write_durably(temporary, image)
-                os.replace(temporary, self.path)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, str(self.path)) from None  # it may name no file
-            finally:
-                temporary.unlink(missing_ok=True)
+            with replacing(self.path, self.path, self._lock.confirm if self._lock else None) as file:
+                file.write(content)
+        self._written = {name: table.rows for name, table in self._tables.items()}
+        self._lacks = False
 
-    def _image(self) -> bytes:
-        """The file's bytes, made in memory: HDF5 itself crashes the process when the disk is full."""
-        with h5py.File("image", "w", driver="core", backing_store=False, block_size=2**20) as file:
-            self._store(file)
-            file.flush()
-            image: bytes = file.id.get_file_image()
-        return image
-
-    def _store(self, file: h5py.File) -> None:
+    def _store(self, storage: Storage) -> None:
+        file = storage.file
         interval = self._pace.longest_gap if self._tables["rounds"].rows else _FIRST_ROUND
         now = {"status": self._status, "last_write": _now(), "write_interval": interval}
-        _set_attributes(file, {**self._attributes, **now})
-        _set_attributes(file.create_group("environment"), self._environment)
+        storage.set_attributes(file, {**self._attributes, **now})
+        storage.set_attributes(file.create_group("environment"), self._environment)
         for name, table in self._tables.items():
             group = file.create_group(name, track_order=True)  # readers list columns in the order they came
             for column, values in table.items():
-                group.create_dataset(column, data=values)
-        _set_attributes(file["evaluation"], self._initial)
+                storage.add(group, column, values)
+        storage.set_attributes(file["evaluation"], self._initial)
         for place, model in self._models.items():
-            model.store(file.create_group(place))
+            model.store(storage, file.create_group(place))
         if "model" in file:
-            _set_attributes(file["model"], self._inputs)
+            storage.set_attributes(file["model"], self._inputs)
         for place, arrays in self._kept.items():
             group = file.create_group(place)
             for name, packed in arrays.items():
-                packed.store(group, name)
+                packed.store(storage, group, name)
 
 
 @dataclass
@@ -291,42 +318,22 @@ class _Model:
     arrays: dict[str, Weights]
     frozen: Mapping[str, NDArray]
 
-    def store(self, group: h5py.Group) -> None:
+    def store(self, storage: Storage, group: h5py.Group) -> None:
         shapes = np.full((len(self.shapes), max(map(len, self.shapes), default=0)), -1, dtype=np.int64)
         for row, shape in zip(shapes, self.shapes, strict=True):
             row[: len(shape)] = shape
-        group.create_dataset("names", data=list(self.names), dtype=h5py.string_dtype())
-        group.create_dataset("shapes", data=shapes)
-        group.create_dataset("offsets", data=np.asarray(self.offsets, dtype=np.int64))
+        storage.add_texts(group, "names", self.names)
+        storage.add(group, "shapes", shapes)
+        storage.add(group, "offsets", np.asarray(self.offsets, dtype=np.int64))
         for name, give in self.arrays.items():
             array = np.ascontiguousarray(give(), dtype="<f4")
-            group.create_dataset(name, data=array)
+            storage.add(group, name, array)
             if name == "weights":
-                group.attrs["sha256"] = hashlib.sha256(array.data).hexdigest()
-        for name, tensor in self.frozen.items():
-            group.create_dataset(f"frozen/{name}", data=np.ascontiguousarray(tensor).reshape(tensor.shape))
-
-
-class _Packed:
-    """An array as HDF5 would compress it, chunk by chunk."""
-
-    def __init__(self, array: NDArray) -> None:
-        self._shape, self._dtype = array.shape, array.dtype
-        row = max(array[:1].nbytes, 1)
-        self._rows = min(max(_CHUNK // row, 1), len(array))
-        starts = range(0, len(array), self._rows)
-        self._chunks = [zlib.compress(_whole(array[s : s + self._rows], self._rows).data, level=1) for s in starts]
-
-    def store(self, group: h5py.Group, name: str) -> None:
-        chunk = (self._rows, *self._shape[1:])
-        dataset = group.create_dataset(name, self._shape, self._dtype, chunks=chunk, compression="gzip")
-        for number, content in enumerate(self._chunks):
-            dataset.id.write_direct_chunk((number * self._rows, *[0] * (len(self._shape) - 1)), content)
-
-
-def _whole(part: NDArray, rows: int) -> NDArray:
-    """A chunk of so many rows, of which the last may be empty."""
-    return np.concatenate([part, np.zeros((rows - len(part), *part.shape[1:]), part.dtype)])
+                storage.set_attributes(group, {"sha256": hashlib.sha256(array.data).hexdigest()})
+        if self.frozen:
+            frozen = group.create_group("frozen")
+            for name, tensor in self.frozen.items():
+                storage.add(frozen, name, np.ascontiguousarray(tensor).reshape(tensor.shape))
 
 
 class _Pace:
@@ -356,11 +363,12 @@ def check_writable(path: str | Path, overwrite: bool) -> None:
     """Make sure, without writing anything, that `path` can become a results file.
 
     Raises:
-        BadInput: it exists and may not be overwritten, is a folder, or its folder cannot be made or written.
+        BadInput: it exists and may not be overwritten, is no file but a folder or a device, or its folder cannot be
+            made or written.
     """
+    if other := kind(Path(path)):
+        raise BadInput(f"{path}: is {other}, not a file")
     target = Path(path).resolve()
-    if target.is_dir():
-        raise BadInput(f"{path}: is a folder, not a file")
     if target.exists() and not overwrite:
         raise BadInput(f"{path}: exists already; give --overwrite to replace it")
     folder = next(parent for parent in target.parents if parent.exists())
@@ -370,55 +378,21 @@ def check_writable(path: str | Path, overwrite: bool) -> None:
         raise BadInput(f"{path}: the folder {folder} cannot be written")
 
 
-def reserve(path: Path, or_similar: bool) -> Path:
-    """Create an empty file of this name, which nobody else gets then, whoever asks at the same time.
-
-    Args:
-        or_similar: whether a number may be put behind the name if there is such a file.
-
-    Raises:
-        BadInput: there is one.
-        OSError: it cannot be created.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for number in count(1):
-        name = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
-        with suppress(FileExistsError):
-            name.resolve().open("xb").close()
-            return name
-        if not or_similar:
-            break
-    raise BadInput(f"= {path}: exists already; give --overwrite to replace it", "--output")
-
-
-def _set_attributes(group: h5py.Group, values: Mapping[str, Any]) -> None:
-    for name, value in values.items():
-        if callable(value):
-            value = value()
-        if isinstance(value, (list, tuple)):
-            value = "\n".join(map(str, value))  # an array attribute would end at 64 KiB, a text does not
-        if value is not None:
-            group.attrs[name] = value
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    """Write a file that survives a crash of the node: renamed unflushed, it could be empty, the old one gone.
-
-    What flushing costs on a slow disk counts into the pace of the writes. The rename is not flushed: after a
-    crash the name stands for the old file or the new one, both complete.
-    """
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _table(group: h5py.Group, round: int | None = None) -> Columns:
     """What a file has up to a round; None: all."""
     columns = Columns()
     if len(group):
         columns.add({name: dataset[()] for name, dataset in group.items()})
     return columns if round is None else columns.until(round)
+
+
+def _records(columns: Mapping[str, NDArray]) -> NDArray:
+    """[n] records of columns [n, ...]."""
+    kinds = [(name, values.dtype, values.shape[1:]) for name, values in columns.items()]
+    records = np.empty(len(next(iter(columns.values()))), dtype=kinds)
+    for name, values in columns.items():
+        records[name] = values
+    return records
 
 
 def _now() -> str:

