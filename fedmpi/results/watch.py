@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import BadInput
-from fedmpi.results.reader import Run, open
+from fedmpi.results.reader import Run, whole
 from fedmpi.results.settings import describe
 from fedmpi.results.summary import duration, loss, percent
 
@@ -68,7 +68,7 @@ def _view(path: Path, width: int) -> tuple[str, str]:
     if not path.exists():
         return f"{path}: not there yet", "awaited"
     try:
-        run = open(path)
+        run = whole(path)
     except BadInput as error:
         return str(error), "unreadable"
     return progress(run, width), run.status

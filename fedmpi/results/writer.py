@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from fedmpi import __version__
 from fedmpi.errors import BadInput
 from fedmpi.results.columns import Columns
-from fedmpi.results.reader import unlocked
+from fedmpi.results.files import unlocked
 from fedmpi.results.schema import SCHEMA, SETTLED_EPOCHS, SETTLED_GAIN, Status
 
 _CHUNK = 1 << 20  # bytes of an array that are compressed together
