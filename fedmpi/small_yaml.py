@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
 
 from fedmpi.options import shown
 
-#: Characters in all and of one value, and lists in lists: far more than settings have.
-LONGEST, LONGEST_VALUE, DEEPEST = 1 << 20, 1 << 15, 50
+#: Characters, and lists in lists: far more than settings have.
+LONGEST, DEEPEST = 1 << 20, 50
 #: How many values a text may stand for beyond as many as it has characters: a value takes one at least, unless it is
 #: an alias, which stands for all values of its anchor.
 MOST_REPEATED = 1_000
 #: The one in C, where there is one, is ten times as fast.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+_LONG_NUMBER = re.compile(r"[-+]?[\da-fA-Fxob_:.]{1001,}")
 
 
 class TooLarge(yaml.YAMLError):
@@ -59,8 +63,8 @@ def check(text: str) -> None:
             anchor, before = begun.pop()
             sizes |= {anchor: count - before} if anchor else {}
         elif isinstance(event, yaml.ScalarEvent):
-            if len(event.value) > LONGEST_VALUE:  # it takes long to find out that some of them are no numbers
-                raise TooLarge(f"a value of more than {LONGEST_VALUE >> 10} KiB")
+            if _LONG_NUMBER.fullmatch(event.value):  # which takes very long to make, and Python would not print
+                raise TooLarge("a number of more than 1000 digits")
             count += 1
             sizes |= {event.anchor: 1} if event.anchor else {}
         if len(begun) > DEEPEST:
@@ -76,4 +80,6 @@ def reason(error: yaml.YAMLError) -> str:
     if isinstance(error, yaml.MarkedYAMLError):
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         return f"is not YAML (line {line}: {shown(error.problem)})"
-    return f"is not YAML ({shown(error)})"
+    return (
+        "is not YAML, but binary" if isinstance(error, yaml.reader.ReaderError) else f"is not YAML ({shown(error)})"
+    )

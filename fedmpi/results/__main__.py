@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -47,7 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     take_any_text()
     options = _parser().parse_args(arguments)
     try:
-        status: int = options.command(options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's, of numbers that are infinite
+            status: int = options.command(options)
         if sys.stdout:  # else it is closed
             sys.stdout.flush()
     except BadInput as error:
@@ -145,7 +148,7 @@ def _plot(options: argparse.Namespace) -> int:
 def _kind(options: argparse.Namespace) -> tuple[Callable[[Run], object], Callable[[list[Run], Path], None]]:
     """What a run must have for the chosen picture, and what draws it."""
     if options.partition:
-        return lambda run: run.partition, partial(partition.draw, clients=options.partition)
+        return partition.samples_by_class, partial(partition.draw, clients=options.partition)
     if options.clients:
         return clients.client_accuracies, clients.draw
     if options.classes:
@@ -153,7 +156,7 @@ def _kind(options: argparse.Namespace) -> tuple[Callable[[Run], object], Callabl
     if options.confusion:
         return confusion.confusion, confusion.draw
     if options.timeline:
-        return timeline.round_ends, timeline.draw
+        return timeline.ranks, timeline.draw
     points = {"column": options.column, "x": options.x}
     return partial(curves.curve, **points), partial(curves.draw, **points)
 

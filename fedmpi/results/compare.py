@@ -211,9 +211,8 @@ def _changed_code(one: Run, other: Run) -> Iterator[str]:
     """The files of the user's classes that were not the same, and those that they read."""
     for attribute in ("user_code", "input_files"):
         files, beside = (json.loads(run.attributes.get(attribute, "{}")) for run in (one, other))
-        yield from (
-            printable(name) for name in dict.fromkeys([*files, *beside]) if files.get(name) != beside.get(name)
-        )
+        names = [name for name in dict.fromkeys([*files, *beside]) if files.get(name) != beside.get(name)]
+        yield from map(printable, names)
 
 
 def _equal(one: Any, other: Any) -> bool:

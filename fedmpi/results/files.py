@@ -32,6 +32,7 @@ SMALL, MOST_TIMES = 1 << 27, 64
 MOST_COMPRESSED = 1032
 FILTERS = {h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32}
 _NUMBERS = "biuf"  # NumPy's letters for truth values, whole numbers, and others
+_ONE_VALUE = 16  # bytes: a number, or where a text lies
 
 
 class Unfit(Exception):
@@ -56,7 +57,7 @@ def opened(path: Path) -> Iterator[h5py.File]:
         raise BadInput(f"{path}: {error.strerror}") from None
     try:
         with unlocked(path) as file:
-            schema = attributes(file).get("schema")
+            schema = _attribute(file, "schema") if "schema" in file.attrs else None
             if schema is None:
                 raise BadInput(f"{path}: not a results file of fedmpi")
             if not np.array_equal(schema, SCHEMA):
@@ -137,16 +138,21 @@ def values(dataset: h5py.Dataset) -> NDArray[Any]:
 
 def _attribute(group: h5py.Group, name: str) -> Any:
     place = f"attribute {shown(name)} of {shown(group.name)}"
-    found = h5a.open(group.id, name.encode("utf-8", "surrogateescape"))
-    dtype, shape = _dtype(found), found.shape
-    is_text = dtype is not None and dtype.kind not in _NUMBERS
-    if dtype is None or shape is None or len(shape) > (0 if is_text else 1):
-        raise Unfit(f"{place} is neither a number nor a text")
-    if shape and shape[0] > MOST_NUMBERS:
-        raise Unfit(f"{place} is {shape[0]} numbers")
-    value = group.attrs[name]
-    if is_text and not (isinstance(value, str) and len(value) <= LONGEST_TEXT):
-        raise Unfit(f"{place} is no text, or longer than {LONGEST_TEXT >> 20} MiB")
+    encoded = name.encode("utf-8", "surrogateescape")
+    if h5a.get_info(group.id, encoded).data_size > _ONE_VALUE:
+        found = h5a.open(group.id, encoded)
+        dtype, shape = _dtype(found), found.shape
+        if dtype is None or dtype.kind not in _NUMBERS or math.prod(shape) > MOST_NUMBERS:
+            raise Unfit(f"{place} is neither a number, nor a text, nor a list of numbers")
+    try:
+        value = group.attrs[name]
+    except TypeError:  # NumPy has no such type
+        value = None
+    if isinstance(value, str) and len(value) > LONGEST_TEXT:
+        raise Unfit(f"{place} is a text of more than {LONGEST_TEXT >> 20} MiB")
+    is_number = isinstance(value, (np.number, np.bool_)) or (isinstance(value, np.ndarray) and value.ndim == 1)
+    if not (isinstance(value, str) or (is_number and value.dtype.kind in _NUMBERS)):
+        raise Unfit(f"{place} is neither a number, nor a text, nor a list of numbers")
     return value
 
 
@@ -191,17 +197,17 @@ def _claim(place: str, dataset: h5d.DatasetID) -> int:
         raise Unfit(f"{place} holds neither numbers nor a list of texts")
     if dtype.kind not in _NUMBERS and math.prod(shape) > MOST_OBJECTS:
         raise Unfit(f"{place} claims to be {shown(shape)} texts")
-    layout = plan.get_layout()
+    layout, claimed, most = plan.get_layout(), dtype.itemsize * math.prod(shape), 1
     if layout == h5d.VIRTUAL or plan.get_external_count():
         raise Unfit(f"{place} lies in other files")
-    filters = [plan.get_filter(number)[0] for number in range(plan.get_nfilters())]
-    if len(set(filters)) < len(filters) or not FILTERS.issuperset(filters):
-        raise Unfit(f"{place} is compressed in a way that results files are not")
-    claimed = dtype.itemsize * math.prod(shape)
     if layout == h5d.CHUNKED:
         claimed = max(claimed, dtype.itemsize * math.prod(plan.get_chunk()) * dataset.get_num_chunks())
+        filters = [plan.get_filter(number)[0] for number in range(plan.get_nfilters())]
+        if len(set(filters)) < len(filters) or not FILTERS.issuperset(filters):
+            raise Unfit(f"{place} is compressed in a way that results files are not")
+        most = MOST_COMPRESSED if h5z.FILTER_DEFLATE in filters else 1
     held = dataset.get_storage_size()
-    if claimed > held * (MOST_COMPRESSED if h5z.FILTER_DEFLATE in filters else 1):
+    if claimed > held * most:
         raise Unfit(f"{place} claims to be {shown(shape)}, and has {held} bytes")
     return claimed
 
@@ -212,5 +218,6 @@ def _dtype(found: h5d.DatasetID | h5a.AttrID) -> np.dtype[Any] | None:
         dtype: np.dtype[Any] = found.dtype
     except (TypeError, ValueError):  # NumPy has no such type
         return None
-    is_number = dtype.kind in _NUMBERS and dtype.itemsize <= 8
-    return dtype if is_number or h5py.check_string_dtype(dtype) else None
+    if dtype.kind in _NUMBERS:
+        return dtype if dtype.itemsize <= 8 else None
+    return dtype if h5py.check_string_dtype(dtype) else None

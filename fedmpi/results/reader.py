@@ -164,7 +164,13 @@ class Run:
 
     @property
     def weights(self) -> NDArray[np.float32]:
-        """The last global model in the canonical layout, [P]."""
+        """The last global model in the canonical layout, [P].
+
+        Raises:
+            BadInput: there is none.
+        """
+        if "weights" not in self.model:
+            raise BadInput(f"{self.path}: has no model")
         return self.model["weights"]
 
     def network(self, which: int | str | None = None) -> Network:

@@ -59,7 +59,8 @@ def sparkline(values: NDArray[np.float64], width: int = 30) -> str:
     if len(values) > width:
         values = np.array([part.mean() for part in np.array_split(values, width)])
     lowest, range_ = values.min(initial=np.inf), np.ptp(values) if len(values) else 0
-    heights = (values - lowest) / range_ * (len(_BLOCKS) - 1) if range_ else np.zeros(len(values))
+    varies = 0 < range_ < np.inf
+    heights = (values - lowest) / range_ * (len(_BLOCKS) - 1) if varies else np.zeros(len(values))
     return "".join(_BLOCKS[round(height)] for height in heights)
 
 
