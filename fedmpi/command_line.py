@@ -23,6 +23,7 @@ import jsonargparse._typehints
 import yaml
 from docstring_parser import parse as parse_docstring
 
+from fedmpi import small_yaml
 from fedmpi.algorithms import Algorithm
 from fedmpi.attacks import Attack
 from fedmpi.checkpoint import Checkpointing
@@ -33,7 +34,7 @@ from fedmpi.errors import BadInput
 from fedmpi.experiment import Experiment
 from fedmpi.generators import Generator
 from fedmpi.models import Model
-from fedmpi.options import expanded
+from fedmpi.options import expanded, shown
 from fedmpi.privacy import Privacy
 from fedmpi.randomness import globals_kept, key, seed_globals
 from fedmpi.scheduling import Availability, Conditions, Sampler
@@ -188,6 +189,7 @@ def _load_yaml(text: str) -> Any:
     """
     if re.search("[\udc80-\udcff]", text):
         return text  # a path with letters that the locale does not know, which YAML does not either
+    small_yaml.check(text)
     if WORD.search(text):
         for start, end in sorted(_words(yaml.compose(text, yaml.SafeLoader)), reverse=True):
             text = f"{text[:start]}'{text[start:end]}'{text[end:]}"
@@ -225,21 +227,24 @@ def _checked_config(given: str) -> str:
     """Where the file is; what jsonargparse says of one that holds no settings does not name it."""
     try:
         path = expanded(given)
-        settings = yaml.safe_load(path.read_text("utf-8-sig"))
+        settings = small_yaml.load(_text_of(path))
     except BadInput as error:
         raise BadInput(f"--config {error.message}") from None
     except OSError as error:
         raise BadInput(f"--config = {given}: {error.strerror}") from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise BadInput(f"--config = {given}: is not YAML (line {line}: {error.problem})") from None
     except UnicodeDecodeError as error:
         raise BadInput(f"--config = {given}: is not UTF-8 (byte {error.start})") from None
-    except yaml.YAMLError:
-        raise BadInput(f"--config = {given}: is not YAML, but binary") from None
+    except yaml.YAMLError as error:
+        raise BadInput(f"--config = {given}: {small_yaml.reason(error)}") from None
     if not isinstance(settings, dict) or not settings:
         raise BadInput(f"--config = {given}: must hold settings, as in `clients: 100`")
     return str(path)
+
+
+def _text_of(path: Path) -> str:
+    """A file of settings, or as much of it as is more than settings are."""
+    with path.open(encoding="utf-8-sig") as file:
+        return file.read(small_yaml.LONGEST + 1)
 
 
 class _Exit(BaseException):
@@ -250,7 +255,7 @@ class _Parser(jsonargparse.ArgumentParser):
     def parse_path(self, path: str | os.PathLike[str], *args: Any, **options: Any) -> jsonargparse.Namespace:
         """As UTF-8, whatever the locale; files named in it are looked for beside it."""
         here = os.getcwd()
-        text = Path(path).read_text("utf-8-sig")
+        text = _text_of(Path(path))
         os.chdir(Path(path).parent)
         try:
             return self.parse_string(text, os.path.basename(path), *args, **options)
@@ -361,17 +366,19 @@ def _in_one_line(message: str, parser: jsonargparse.ArgumentParser, arguments: l
     if found := re.search(r"unrecognized arguments: (\S+)", message):
         name = found[1].partition("=")[0]
         problem = "no such option" if name.startswith("-") else "belongs to no option"
-        return f"{name}: {problem}{_similar_options(name, parser)}"
+        return f"{shown(name)}: {problem}{_similar_options(name, parser)}"
     if found := re.search(r"argument (\S+): expected one argument", message):
         return f"{_without_value(found[1], arguments)}: needs a value"
     if found := re.search(r"Unable to load config '(.*)'", message):
-        return f"--{keys[0]} = {found[1]}: must be options, or a YAML file of them"
+        return f"--{keys[0]} = {_shown(found[1])}: must be options, or a YAML file of them"
     if found := re.search(r"Expected a dot import path string: ?(.*)|class, but (?:(\S+) )?is abstract", message):
         return _unknown_class(option, found[1] or found[2] or given)
     if found := re.search(r"Unexpected import path format: (.*)", message):
-        return f"--{option} = {found[1]}: must be a name, or an import path such as my_package.my_module.MyClass"
+        return (
+            f"--{option} = {_shown(found[1])}: must be a name, or an import path such as my_package.my_module.MyClass"
+        )
     if found := re.search(r"Import path (\S* ?)does not correspond to a subclass of (\S+)", message):
-        return f"--{option} = {found[1].strip() or given}: must be a subclass of {found[2]}"
+        return f"--{option} = {_shown(found[1].strip()) or given}: must be a subclass of {found[2]}"
     if found := re.search(r"Not a valid subclass of (\w+)", message):
         return f"--{option} = {given}: must be the name of a class, a subclass of {found[1]}"
     if found := re.search(r"(?:Group '(\S+)' does not accept o|O)ption '(\S+?)'", message):
@@ -385,7 +392,7 @@ def _in_one_line(message: str, parser: jsonargparse.ArgumentParser, arguments: l
     if (found := re.search(r"Expected an? (.+?)\. Got value", message)) and not (takes and is_innermost):
         return f"--{option} = {given}: must be {_type_name(found[1])}"
     if found := re.search(r"Problem with given class_path '([^']*)':\s*(No module .*|module .*)", message):
-        return f"--{option} = {found[1]}: {found[2]}"
+        return f"--{option} = {_shown(found[1])}: {_shown(found[2])}"
     if takes:
         names = re.findall(r"<class '[^']*'>|typing\.Literal\[[^\]]*\]", takes[0])
         given = _shown(re.findall(r"Given value: (.*)", message.rpartition("Subtypes:")[2])[0])
@@ -399,7 +406,7 @@ def _flat(text: str) -> str:
 
 
 def _shown(value: str) -> str:
-    return {"None": "null", "True": "true", "False": "false"}.get(value, value)
+    return shown({"None": "null", "True": "true", "False": "false"}.get(value, value))
 
 
 def _without_value(option: str, arguments: list[str]) -> str:
@@ -414,7 +421,7 @@ def _without_value(option: str, arguments: list[str]) -> str:
 def _unknown_class(option: str, name: str) -> str:
     base = _base(option)
     known = [cls.__name__ for cls in _public(base)]
-    return f"--{option} = {name}: no such name{_nearest(name, known)}; known are {', '.join(known)}"
+    return f"--{option} = {_shown(name)}: no such name{_nearest(name, known)}; known are {', '.join(known)}"
 
 
 def _unknown_option(option: str, name: str, owner: list[str], parser: jsonargparse.ArgumentParser) -> str:

@@ -3,7 +3,8 @@
 #
 #     jobs/local.sh jobs/digits.yaml [RANKS] [--OPTION VALUE ...]
 #
-# RANKS: left out, one rank for each core and one more for the server, which sleeps while the others train.
+# RANKS: left out, one rank for each core and one more for the server, which sleeps while the others train. Results go to
+# runs/NAME-DATE.h5, where NAME is that of the YAML file; `output:` in that file, or --output, says otherwise.
 set -euo pipefail
 
 config=${1:?usage: jobs/local.sh CONFIG.yaml [RANKS] [--OPTION VALUE ...]}
@@ -14,8 +15,54 @@ if [[ ${1:-} =~ ^[0-9]+$ ]]; then
     shift
 fi
 
+# Which file that will be, and whether it is one from before that this run would go on with.
+output=$(python -c 'import sys, yaml; print(yaml.safe_load(open(sys.argv[1]))["output"] or "")' "$config" 2>/dev/null || true)
+output=${output:-runs/$(basename "$config" .yaml)-$(date +%Y%m%d-%H%M%S)-$$.h5}
+option='' resumes='' asks=''
+for word in "$@"; do
+    [[ $option == --output ]] && output=$word
+    case $word in
+    --output=*) output=${word#*=} ;;
+    --resume*) resumes=yes ;;
+    -h | --help | --*.help* | --print_config*) asks=yes ;;
+    esac
+    option=$word
+done
+before=$(stat --format '%i %y' "$output" 2>/dev/null || true)
+
 launch=(mpirun -n "$ranks")
 if mpirun --version | grep -qiE 'open mpi|openrte'; then
     launch+=(--oversubscribe) # or it refuses the server's rank, for which there is no core
 fi
-exec "${launch[@]}" python -m fedmpi --config "$config" "$@"
+launch+=(python -m fedmpi --config "$config" "$@")
+if [[ $asks ]]; then
+    exec "${launch[@]}"
+fi
+
+# In the background, for a shell that waits hears signals; and in a process group of its own (-m), or a terminal's
+# Ctrl-C would reach it twice. mpirun passes signals on to every rank.
+set -m
+"${launch[@]}" --output "$output" </dev/null &
+run=$!
+set +m
+for signal in INT TERM USR1; do
+    trap "kill -$signal $run" "$signal"
+done
+while
+    status=0
+    wait "$run" || status=$? # of the signal if one came in between
+    kill -0 "$run" 2>/dev/null
+do :; done
+wait "$run" || status=$?
+
+# mpirun may end well although a rank has left early: what the file says counts.
+if ((status == 0)); then
+    word=$(python -m fedmpi.results status "$output") || status=1
+    if [[ ! $resumes && $before && $before == $(stat --format '%i %y' "$output") ]]; then
+        word="as it was before" status=1
+    fi
+    if ((status)); then
+        echo "$output: $word, although mpirun ended without an error" >&2
+    fi
+fi
+exit "$status"

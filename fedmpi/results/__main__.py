@@ -6,12 +6,14 @@ import argparse
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypeVar, get_args
 
 from fedmpi.errors import BadInput, require
+from fedmpi.options import expanded
 from fedmpi.results.check import problems
 from fedmpi.results.compare import paired, remarks, repeats, sameness
 from fedmpi.results.export import to_csv, to_tensorboard
@@ -19,7 +21,7 @@ from fedmpi.results.formats import FORMATS
 from fedmpi.results.groups import grouped
 from fedmpi.results.pictures import classes, clients, confusion, curves, partition, timeline
 from fedmpi.results.pictures.figure import SUFFIXES
-from fedmpi.results.reader import Run, open
+from fedmpi.results.reader import Run, open, whole
 from fedmpi.results.rounds import tabulate_rounds
 from fedmpi.results.schema import PERCENT, SCHEMA, Direction, described, document
 from fedmpi.results.summary import summarize
@@ -46,7 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     take_any_text()
     options = _parser().parse_args(arguments)
     try:
-        status: int = options.command(options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's, of numbers that are infinite
+            status: int = options.command(options)
         if sys.stdout:  # else it is closed
             sys.stdout.flush()
     except BadInput as error:
@@ -64,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _summary(options: argparse.Namespace) -> int:
-    screens, status = _each(options.files, lambda path: summarize(open(path)))
+    screens, status = _each(options.files, lambda path: summarize(whole(path)))
     if screens:
         print("\n\n".join(screens))
     return status
@@ -144,7 +148,7 @@ def _plot(options: argparse.Namespace) -> int:
 def _kind(options: argparse.Namespace) -> tuple[Callable[[Run], object], Callable[[list[Run], Path], None]]:
     """What a run must have for the chosen picture, and what draws it."""
     if options.partition:
-        return lambda run: run.partition, partial(partition.draw, clients=options.partition)
+        return partition.samples_by_class, partial(partition.draw, clients=options.partition)
     if options.clients:
         return clients.client_accuracies, clients.draw
     if options.classes:
@@ -152,7 +156,7 @@ def _kind(options: argparse.Namespace) -> tuple[Callable[[Run], object], Callabl
     if options.confusion:
         return confusion.confusion, confusion.draw
     if options.timeline:
-        return timeline.round_ends, timeline.draw
+        return timeline.ranks, timeline.draw
     points = {"column": options.column, "x": options.x}
     return partial(curves.curve, **points), partial(curves.draw, **points)
 
@@ -162,7 +166,7 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    runs, status = _each(options.files, open)
+    runs, status = _each(options.files, _checked(lambda run: run.table(options.table)))
     if runs:
         if options.output.suffix == ".csv":
             to_csv(runs, options.output, options.table)
@@ -179,6 +183,17 @@ def _check(options: argparse.Namespace) -> int:
             "\n".join(f"{path}: {line}" for line in lines) or f"{path}: schema {SCHEMA}, nothing to find fault with"
         )
     return max(status, int(any(lines for _, lines in found)))
+
+
+def _status(options: argparse.Namespace) -> int:
+    """0 only of a run that has finished: job scripts ask, for a launcher may end well although a rank has not."""
+    try:
+        word = open(expanded(options.file)).status
+    except BadInput as error:
+        print(str(error).removeprefix("= "), file=sys.stderr)
+        word = "unreadable" if os.path.exists(os.path.expandvars(options.file)) else "missing"
+    print(word)
+    return 0 if word == "finished" else 1
 
 
 def _schema(options: argparse.Namespace) -> int:
@@ -205,7 +220,7 @@ def _checked(need: Callable[[Run], object]) -> Callable[[Path], Run]:
     """Opens a run that has what is needed: one that has not is named now, and left out."""
 
     def read(path: Path) -> Run:
-        run = open(path)
+        run = whole(path)
         need(run)
         return run
 
@@ -243,6 +258,11 @@ def _parser() -> argparse.ArgumentParser:
     watched = command("watch", _watch, "a live view of running jobs")
     export = command("export", _export, "CSV, or TensorBoard's event files")
     check = command("check", _check, "whether files are as the schema says")
+    status = command(
+        "status",
+        _status,
+        "one word: finished (exit status 0), or (1) running, interrupted, failed, killed, missing or unreadable",
+    )
     command("schema", _schema, "what is in a results file, as Markdown")
 
     for one in (table, rounds, compare, plot):
@@ -286,6 +306,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("-o", "--output", type=Path, required=True, help="NAME.csv, or a new folder for TensorBoard")
     export.add_argument("--table", choices=Run.TABLES, default="rounds", help="what goes into the CSV")
 
+    status.add_argument("file", metavar="FILE", help="as --output says it: $NAME and ~ are replaced")
     for one in (summary, table, rounds, compare, plot, watched, export, check):
         one.add_argument("files", nargs="+", type=Path, metavar="FILE")
     return parser

@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from fedmpi.errors import BadInput
-from fedmpi.results.reader import opened
-from fedmpi.results.schema import COLUMN, GROUPS, Array, Group, Status, generic, group_of
+from fedmpi.options import shown
+from fedmpi.results.files import Unfit, attributes, datasets, opened, values
+from fedmpi.results.schema import GROUPS, JSON, LISTS, NUMBERS, Array, Group, Status, group_of
 from fedmpi.results.storage import damage
 
 # What is as long in one group as in another.
 _SHARED = ("clients", "classes")
+_TIMES = ("started", "last_write")
 
 
 def problems(path: Path) -> list[str]:
     """What in a file is not as it was written, or not as the schema says, a line each; none if all is.
 
     Raises:
-        BadInput: it is missing, no HDF5 file at all, no results file, or of another schema.
+        BadInput: as `opened`.
     """
     with opened(path) as file:
         found = list(damage(file))
         try:
             found += _of_file(file)
-        except (OSError, KeyError, RuntimeError):  # it reads what is damaged
+        except (OSError, KeyError, RuntimeError, Unfit):  # it reads what is damaged
             if not found:
                 raise
         return found
@@ -43,47 +47,109 @@ def check_intact(path: Path) -> None:
             raise BadInput(f"{path}: {line}")
 
 
+def attributes_of(group: h5py.Group, *needed: str) -> dict[str, Any]:
+    """The attributes of a group, as far as the schema knows them of the types that it says.
+
+    Raises:
+        Unfit: one is not, or one of the `needed` is not there.
+    """
+    found, name = attributes(group), group.name.strip("/") or "/"
+    _raise_first(_missing(name, found, needed))
+    _raise_first(_of_attributes(name, found))
+    return found
+
+
+def table_of(group: h5py.Group) -> dict[str, NDArray[Any]]:
+    """The datasets of a group that the schema knows, of the types and shapes that it says.
+
+    Raises:
+        Unfit: one is not, or there are datasets but none called round, where there should be.
+    """
+    name = group.name.strip("/")
+    described, found, sizes = group_of(name), datasets(group), dict[str, int]()
+    if described is None:
+        return {}
+    known = {key: array for key in found if (array := described.array(key))}
+    if known and "round" in described.arrays and "round" not in known:
+        raise Unfit(f"damaged: /{name}/round: is missing")
+    for key, array in known.items():
+        _raise_first(_of_array(name, key, found[key], array, sizes))
+    return {key: values(found[key]) for key in known}
+
+
+def _raise_first(lines: Iterator[str]) -> None:
+    for line in lines:
+        raise Unfit(f"damaged: {line}")
+
+
 def _of_file(file: h5py.File) -> Iterator[str]:
     sizes: dict[str, int] = {}
-    yield from _of_root(file)
+    yield from _missing("/", attributes(file), GROUPS["/"].attributes)
+    yield from _of_attributes("/", attributes(file))
     for name, group in GROUPS.items():
         if name != "/" and "*" not in name and name not in file and not group.optional:
             yield f"/{name}: is missing"
+    for name in datasets(file):
+        yield f"/{name}: is a dataset, {'not a group' if group_of(name) else 'which is not in the schema'}"
     for name, found in _groups(file):
         described = group_of(name)
         if described is None:
             yield f"/{name}: is not in the schema"
         else:
+            yield from _missing(name, attributes(found), described.attributes)
+            yield from _of_attributes(name, attributes(found))
             yield from _of_group(name, found, described, sizes)
 
 
-def _of_root(file: h5py.File) -> Iterator[str]:
-    attributes = dict(file.attrs)
-    for name in GROUPS["/"].attributes.keys() - attributes.keys():
-        yield f"/: attribute {name} is missing"
-    if attributes.get("status") not in get_args(Status):
-        yield f"/: status is {attributes.get('status')}, not one of {', '.join(get_args(Status))}"
-    for name in ("started", "last_write"):
-        if name in attributes and not _is_time(attributes[name]):
-            yield f"/: {name} is {attributes[name]}, not a time in ISO 8601"
+def _missing(name: str, found: Mapping[str, Any], needed: Iterable[str]) -> Iterator[str]:
+    for key in needed:
+        if key not in found:
+            yield f"/{name.strip('/')}: attribute {key} is missing"
+
+
+def _of_attributes(name: str, found: Mapping[str, Any]) -> Iterator[str]:
+    described, place = group_of(name) or Group(""), f"/{name.strip('/')}"
+    for key, value in found.items():
+        if key in NUMBERS:
+            is_right = np.asarray(value).dtype.kind in NUMBERS[key] and np.ndim(value) == (key in LISTS)
+        elif key in JSON:
+            is_right = _is_object(value)
+        else:
+            is_right = isinstance(value, str) or not (key in described.attributes or key in described.more)
+        if not is_right:
+            yield f"{place}: attribute {key} is {shown(value)}"
+    if name != "/":
+        return
+    texts = {key: value for key, value in found.items() if isinstance(value, str)}
+    if "status" in texts and texts["status"] not in get_args(Status):
+        yield f"/: status is {shown(texts['status'])}, not one of {', '.join(get_args(Status))}"
+    for key in _TIMES:
+        if key in texts and not _is_time(texts[key]):
+            yield f"/: {key} is {shown(texts[key])}, not a time in ISO 8601"
 
 
 def _of_group(name: str, found: h5py.Group, group: Group, sizes: dict[str, int]) -> Iterator[str]:
-    columns = {key: value for key, value in found.items() if isinstance(value, h5py.Dataset)}
+    columns = datasets(found)
     for key, array in group.arrays.items():
-        if columns and key not in columns and not array.optional:
+        if key in found and key not in columns:
+            yield f"/{name}/{key}: is a group, not a dataset"
+        elif columns and key not in columns and not array.optional:
             yield f"/{name}/{key}: is missing"
+    faulty = set()
     for key, dataset in columns.items():
-        described = group.arrays.get(generic(key)) or group.arrays.get("*") or (COLUMN if group.is_open else None)
+        described = group.array(key)
         if described is None:
             yield f"/{name}/{key}: is not in the schema"
-        else:
-            yield from _of_array(name, key, dataset, described, sizes)
-    if group.is_open and group.row == "a round" and "round" in columns:
-        numbers = columns["round"][()]
+            continue
+        for line in _of_array(name, key, dataset, described, sizes):
+            faulty.add(key)
+            yield line
+    sound = columns.keys() - faulty
+    if group.is_open and group.row == "a round" and "round" in sound:
+        numbers = values(columns["round"])
         if not np.array_equal(numbers, np.arange(1, len(numbers) + 1)):
             yield f"/{name}/round: does not count from 1"
-    if group.arrays.keys() >= {"weights", "offsets"} and columns.keys() >= {"weights", "shapes", "offsets"}:
+    if group.arrays.keys() >= {"weights", "offsets"} and sound >= {"weights", "shapes", "offsets"}:
         yield from _of_network(name, found)
 
 
@@ -103,9 +169,9 @@ def _of_array(group: str, name: str, dataset: h5py.Dataset, array: Array, sizes:
 
 
 def _of_network(name: str, found: h5py.Group) -> Iterator[str]:
-    weights, shapes = found["weights"][()], found["shapes"][()]
+    weights, shapes, offsets = (values(found[key]) for key in ("weights", "shapes", "offsets"))
     ends = np.cumsum(np.where(shapes < 0, 1, shapes).prod(axis=1))
-    if ends[-1:].tolist() != [len(weights)] or not np.array_equal(found["offsets"][()], [0, *ends[:-1]]):
+    if ends[-1:].tolist() != [len(weights)] or not np.array_equal(offsets, [0, *ends[:-1]]):
         yield f"/{name}: shapes and offsets do not fill the weights"
     if hashlib.sha256(weights.astype("<f4").tobytes()).hexdigest() != found.attrs.get("sha256"):
         yield f"/{name}: sha256 is not that of the weights"
@@ -119,9 +185,16 @@ def _groups(file: h5py.File) -> Iterator[tuple[str, h5py.Group]]:
             yield from ((f"{name}/{key}", inner) for key, inner in group.items() if isinstance(inner, h5py.Group))
 
 
+def _is_object(text: Any) -> bool:
+    """Whether it is a JSON object."""
+    try:
+        return isinstance(json.loads(text), dict)
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
 def _is_time(text: Any) -> bool:
     try:
-        datetime.fromisoformat(str(text))
+        return datetime.fromisoformat(str(text)).tzinfo is not None
     except ValueError:
         return False
-    return True

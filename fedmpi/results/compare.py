@@ -11,12 +11,14 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmpi.results.files import datasets, opened, values
 from fedmpi.results.formats import FORMATS, Format
 from fedmpi.results.groups import Group, columns, grouped, references, repeated, spread
-from fedmpi.results.reader import Run, Table, opened
+from fedmpi.results.reader import Run, Table
 from fedmpi.results.schema import COLUMN, Direction, group_of, scale, with_unit
-from fedmpi.results.settings import labels, methods
-from fedmpi.results.table import FIGURES, Figure, decimals, values
+from fedmpi.results.settings import labels, methods, printable
+from fedmpi.results.table import FIGURES, Figure, decimals
+from fedmpi.results.table import values as figures
 
 # What another number of ranks changes, or the clock.
 _OF_THE_MACHINE = ("clients/rank", "environment", "ranks")
@@ -112,15 +114,15 @@ def differing_parts(one: Run, other: Run) -> Iterator[str]:
     Where the rows of a table belong to rounds, the first round that is not the same. Left out are times of the wall
     clock, /ranks, /environment, and which rank trained a client.
     """
-    with opened(one.path) as first, opened(other.path) as second:
-        for name in dict.fromkeys(chain(_groups(first), _groups(second))):
-            columns, beside = (_datasets(file, name) for file in (first, second))
-            rows = {key: _first_difference(columns[key], beside[key]) for key in columns if key in beside}
-            initial, other_initial = (_initial(file, name) for file in (first, second))
-            differ = [f"initial {key}" for key in initial if not _equal(initial[key], other_initial.get(key))]
-            differ += [key for key in dict.fromkeys(chain(columns, beside)) if rows.get(key, 0) is not None]
-            if differ:
-                yield f"{name}{_since(name, columns, beside, rows)} ({', '.join(differ)})"
+    first, second = _contents(one), _contents(other)
+    for name in dict.fromkeys(chain(first, second)):
+        columns, beside = (found.get(name, {}) for found in (first, second))
+        rows = {key: _first_difference(columns[key], beside[key]) for key in columns if key in beside}
+        initial = one.initial if name == "evaluation" else {}
+        differ = [f"initial {key}" for key in initial if not _equal(initial[key], other.initial.get(key))]
+        differ += [key for key in dict.fromkeys(chain(columns, beside)) if rows.get(key, 0) is not None]
+        if differ:
+            yield f"{name}{_since(name, columns, beside, rows)} ({', '.join(differ)})"
 
 
 def _others(groups: Sequence[Group], reference: str | None) -> Sequence[Group | None]:
@@ -134,7 +136,7 @@ def _others(groups: Sequence[Group], reference: str | None) -> Sequence[Group | 
 def _by_seed(group: Group, column: str, figure: Figure, direction: Direction | None) -> dict[Any, float]:
     """A figure of each seed, in the unit of the column."""
     seeds = [run.attributes["seed"] for run in group]
-    return dict(zip(seeds, values(group, column, figure, direction), strict=True))
+    return dict(zip(seeds, figures(group, column, figure, direction), strict=True))
 
 
 def _tests(gains: NDArray[np.float64], decimals: int | None) -> list[str]:
@@ -154,27 +156,20 @@ def _tests(gains: NDArray[np.float64], decimals: int | None) -> list[str]:
     return [signed(gains.mean()), f"{signed(gains.mean() - half)} to {signed(gains.mean() + half)}", p]
 
 
-def _groups(file: h5py.File) -> list[str]:
-    """All groups that hold what a run computed."""
-    found: list[str] = []
-    file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Group) else None)
-    return [name for name in found if name not in _OF_THE_MACHINE]
+def _contents(run: Run) -> dict[str, Table]:
+    """All groups that hold what a run computed, with the columns that neither clock nor number of ranks decides."""
+    groups: dict[str, h5py.Group] = {}
+    with opened(run.path) as file:
+        file.visititems(lambda name, item: groups.update({name: item} if isinstance(item, h5py.Group) else {}))
+        return {name: _columns(name, group) for name, group in groups.items() if name not in _OF_THE_MACHINE}
 
 
-def _datasets(file: h5py.File, name: str) -> Table:
-    """The columns of a group that neither the clock nor the number of ranks decides."""
+def _columns(name: str, group: h5py.Group) -> Table:
     return {
-        key: np.atleast_1d(item[()])
-        for key, item in file.get(name, {}).items()
-        if isinstance(item, h5py.Dataset)
-        and f"{name}/{key}" not in _OF_THE_MACHINE
-        and (not key.endswith("seconds") or key == "virtual_seconds")
+        key: np.atleast_1d(values(item))
+        for key, item in datasets(group).items()
+        if f"{name}/{key}" not in _OF_THE_MACHINE and (not key.endswith("seconds") or key == "virtual_seconds")
     }
-
-
-def _initial(file: h5py.File, name: str) -> dict[str, Any]:
-    """What is known of the model before the first round."""
-    return dict(file[name].attrs) if name == "evaluation" and name in file else {}
 
 
 def _since(name: str, columns: Table, beside: Table, rows: Mapping[str, int | None]) -> str:
@@ -186,6 +181,7 @@ def _since(name: str, columns: Table, beside: Table, rows: Mapping[str, int | No
         for key in by_row
         for table in (columns, beside)
         if "round" in table and (row := rows[key]) is not None and row < len(table["round"])
+        if table["round"].dtype.kind == "i" and table["round"].ndim == 1
     ]
     return f" from round {min(rounds)}" if rounds else ""
 
@@ -199,8 +195,8 @@ def _first_difference(one: NDArray[Any], other: NDArray[Any]) -> int | None:
             return 0
         one, other = one.astype(np.float64), other.astype(np.float64)  # a column of counts that has missed a row
     rows = min(len(one), len(other))
-    if not rows:
-        return None if len(one) == len(other) else 0
+    if not one[:rows].size:
+        return None if len(one) == len(other) else rows
     if one.dtype == object:
         differs = (one[:rows] != other[:rows]).reshape(rows, -1).any(axis=1)
     else:
@@ -215,7 +211,8 @@ def _changed_code(one: Run, other: Run) -> Iterator[str]:
     """The files of the user's classes that were not the same, and those that they read."""
     for attribute in ("user_code", "input_files"):
         files, beside = (json.loads(run.attributes.get(attribute, "{}")) for run in (one, other))
-        yield from (name for name in dict.fromkeys([*files, *beside]) if files.get(name) != beside.get(name))
+        names = [name for name in dict.fromkeys([*files, *beside]) if files.get(name) != beside.get(name)]
+        yield from map(printable, names)
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -223,4 +220,4 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _line(value: Any) -> str:
-    return str(value).replace("\n", " ")
+    return printable(str(value).replace("\n", " "))

@@ -74,5 +74,5 @@ def _add_rounds(writer: Any, run: Run) -> None:
         if name == "round":
             continue
         for round, value, time in zip(run.rounds["round"], values, times, strict=True):
-            if not np.isnan(value):
+            if np.isfinite(value):
                 writer.add_scalar(name, float(value), int(round), float(time))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import BadInput
-from fedmpi.results.schema import SCHEMA, Direction, described
-from fedmpi.results.settings import DATA
+from fedmpi.results.check import attributes_of, table_of
+from fedmpi.results.files import Unfit, group_at, opened, values
+from fedmpi.results.schema import GROUPS, Direction, described
+from fedmpi.results.settings import DATA, sound
 
 if TYPE_CHECKING:
     import pandas
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from fedmpi.results.network import Network
 
 Table = dict[str, NDArray[Any]]
+
+# Attributes that tell whether it still runs.
+_OF_THE_PROCESS = ("host", "pid", "last_write", "write_interval")
+_RELIED_UPON = ("seconds", "bytes_up", "bytes_down")
 
 
 class Accuracy(NamedTuple):
@@ -54,6 +58,7 @@ class Run:
         initial: test_loss and test_accuracy of the model before the first round, if it was evaluated.
         rounds: columns [rounds].
         evaluation: columns [evaluations, ...].
+        inputs: what the network takes: the attributes of /model.
         weights_sha256: of the bytes of the last global model, or None before it is known.
         status: running, finished, interrupted, failed or killed.
     """
@@ -64,23 +69,36 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         with opened(self.path) as file:
-            self.attributes: dict[str, Any] = dict(file.attrs)
-            self.config = str(self.attributes["config"])
+            self.attributes: dict[str, Any] = attributes_of(file, "config", "status", *_OF_THE_PROCESS)
+            self.config: str = self.attributes["config"]
             self.status = _status(self.attributes)
-            self.environment: dict[str, Any] = dict(file["environment"].attrs)
-            self.initial: dict[str, float] = dict(file["evaluation"].attrs)
-            self.rounds = _read_table(file["rounds"])
-            self.evaluation = _read_table(file["evaluation"])
-            self.weights_sha256 = str(file["model"].attrs["sha256"]) if "model" in file else None
+            environment, rounds, evaluation = (
+                _needed(file, name) for name in ("environment", "rounds", "evaluation")
+            )
+            self.environment: dict[str, Any] = attributes_of(environment)
+            self.initial: dict[str, float] = attributes_of(evaluation)
+            self.rounds, self.evaluation = table_of(rounds), table_of(evaluation)
+            model = group_at(file, "model")
+            self.inputs: dict[str, Any] = attributes_of(model, "sha256") if model else {}
+            self.weights_sha256: str | None = self.inputs.get("sha256")
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The run's configuration, parsed."""
+        """The run's configuration, parsed.
+
+        Raises:
+            BadInput: it is no configuration, or one that is too large to be one.
+        """
         import yaml  # here, because it takes as long as reading ten files
 
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one, where there is one, is ten times as fast
-        settings: dict[str, Any] = yaml.load(self.config, loader) or {}
-        return settings
+        from fedmpi import small_yaml
+
+        try:
+            return sound(small_yaml.load(self.config) or {})
+        except yaml.YAMLError as error:
+            raise BadInput(f"{self.path}: its config {small_yaml.reason(error)}") from None
+        except ValueError as error:
+            raise BadInput(f"{self.path}: damaged: its config {error}") from None
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -146,7 +164,13 @@ class Run:
 
     @property
     def weights(self) -> NDArray[np.float32]:
-        """The last global model in the canonical layout, [P]."""
+        """The last global model in the canonical layout, [P].
+
+        Raises:
+            BadInput: there is none.
+        """
+        if "weights" not in self.model:
+            raise BadInput(f"{self.path}: has no model")
         return self.model["weights"]
 
     def network(self, which: int | str | None = None) -> Network:
@@ -174,13 +198,7 @@ class Run:
     def tensors(self, name: str) -> dict[str, NDArray[np.float32]]:
         """The tensors by name of another network that the method had at the server, such as a generator."""
         place = f"networks/{name}"
-        return {**_tensors(self._read(place)), **self._read_frozen(place)}
-
-    @cached_property
-    def inputs(self) -> dict[str, Any]:
-        """What the network takes: the attributes of /model."""
-        with opened(self.path) as file:
-            return dict(file["model"].attrs) if "model" in file else {}
+        return {**self._tensors(self._read(place)), **self._read_frozen(place)}
 
     def state_dict(self, weights: NDArray[np.float32] | None = None) -> dict[str, NDArray[np.float32]]:
         """The tensors of `weights` [P] (the last global model if left out) by name, as views in their shapes.
@@ -189,7 +207,8 @@ class Run:
         knows how the module is built and what it takes: a network is right only with samples that are normalised as
         in training (`inputs`).
         """
-        return {**_tensors(self.model if weights is None else {**self.model, "weights": weights}), **self.frozen}
+        model = self.model if weights is None else {**self.model, "weights": weights}
+        return {**self._tensors(model), **self.frozen}
 
     def table(self, name: str) -> Table:
         """The table of that name, one of `TABLES`."""
@@ -228,18 +247,31 @@ class Run:
         best_round = int(self.rounds["round"][evaluated[best]])
         return Accuracy(initial, last, float(values[best]), best_round, last10)
 
+    def _tensors(self, model: Table) -> dict[str, NDArray[np.float32]]:
+        """By name, as views of a model's weights; of no model none."""
+        tensors = {}
+        try:
+            parts = [model[key] for key in ("names", "shapes", "offsets")] if model else []
+            for name, padded, offset in zip(*parts, strict=True):
+                shape = padded[padded >= 0]
+                tensors[name] = model["weights"][offset : offset + shape.prod()].reshape(shape)
+        except (KeyError, ValueError):
+            raise BadInput(f"{self.path}: damaged: its weights are not those of its model's tensors") from None
+        return tensors
+
     def _read_frozen(self, network: str) -> Table:
-        found: Table = {}
+        found: dict[str, h5py.Dataset] = {}
         with opened(self.path) as file:
-            if f"{network}/frozen" in file:
-                file[f"{network}/frozen"].visititems(
-                    lambda name, item: found.update({name: item[()]} if isinstance(item, h5py.Dataset) else {})
+            if group := group_at(file, f"{network}/frozen"):
+                group.visititems(
+                    lambda name, item: found.update({name: item} if isinstance(item, h5py.Dataset) else {})
                 )
-        return {name: np.asarray(tensor) for name, tensor in found.items()}
+            return {name: values(tensor) for name, tensor in found.items()}
 
     def _read(self, name: str) -> Table:
         with opened(self.path) as file:
-            return _read_table(file[name]) if name in file else {}
+            group = group_at(file, name)
+            return table_of(group) if group else {}
 
 
 def open(path: str | Path) -> Run:
@@ -251,14 +283,29 @@ def open(path: str | Path) -> Run:
     return Run(path)
 
 
+def whole(path: Path) -> Run:
+    """The same for commands, which rely upon all attributes, some columns of /rounds, and the settings.
+
+    Raises:
+        BadInput: as `open`, or something of that is not there.
+    """
+    run = open(path)
+    lacking = [f"/: attribute {name}" for name in GROUPS["/"].attributes if name not in run.attributes]
+    lacking += [f"/rounds/{name}:" for name in _RELIED_UPON if run.rounds and name not in run.rounds]
+    if lacking:
+        raise BadInput(f"{path}: damaged: {lacking[0]} is missing")
+    _ = run.settings  # what is wrong with them is said now
+    return run
+
+
 def flat(table: Table) -> Table:
     """The same with columns [n] only: a column [n, m] becomes m columns name_0, name_1, ..."""
     columns: Table = {}
-    for name, values in table.items():
-        if values.ndim == 1:
-            columns[name] = values
+    for name, column in table.items():
+        if column.ndim == 1:
+            columns[name] = column
         else:
-            columns.update({f"{name}_{i}": values[:, i] for i in range(values.shape[1])})
+            columns.update({f"{name}_{i}": column[:, i] for i in range(column.shape[1])})
     return columns
 
 
@@ -267,61 +314,11 @@ def traffic(run: Run) -> NDArray[np.float64]:
     return (run.rounds["bytes_up"] + run.rounds["bytes_down"]) / 1e9
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[h5py.File]:
-    """A results file, to be read only.
-
-    Raises:
-        BadInput: as `open`.
-    """
-    try:
-        path.open("rb").close()  # HDF5 itself is wordy about missing files
-    except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}") from None
-    try:
-        with unlocked(path) as file:
-            schema = file.attrs.get("schema")
-            if schema is None:
-                raise BadInput(f"{path}: not a results file of fedmpi")
-            if schema != SCHEMA:
-                raise BadInput(f"{path}: has schema {schema}, this version of fedmpi reads schema {SCHEMA}")
-            yield file
-    except (OSError, KeyError, RuntimeError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise BadInput(f"{path}: {os.strerror(error.errno)}") from None
-        raise BadInput(f"{path}: not an HDF5 file, or a damaged one") from None
-
-
-@contextmanager
-def unlocked(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file, to be read only, whoever has locked it: results files are replaced, never changed.
-
-    Raises:
-        OSError: it cannot be read, or is no HDF5 file.
-    """
-    with ExitStack() as stack:
-        try:
-            file = h5py.File(path, "r", locking=False)
-        except BlockingIOError:  # HDF5_USE_FILE_LOCKING says TRUE, which goes before what we say
-            file = h5py.File(stack.enter_context(path.open("rb")), "r")
-        yield stack.enter_context(file)
-
-
-def _read_table(group: h5py.Group) -> Table:
-    return {
-        name: dataset.asstr()[()] if h5py.check_string_dtype(dataset.dtype) else dataset[()]
-        for name, dataset in group.items()
-        if isinstance(dataset, h5py.Dataset)
-    }
-
-
-def _tensors(model: Table) -> dict[str, NDArray[np.float32]]:
-    """By name, as views of a model's weights."""
-    tensors = {}
-    for name, padded, offset in zip(*(model[key] for key in ("names", "shapes", "offsets")), strict=True):
-        shape = padded[padded >= 0]
-        tensors[name] = model["weights"][offset : offset + shape.prod()].reshape(shape)
-    return tensors
+def _needed(file: h5py.File, name: str) -> h5py.Group:
+    group = group_at(file, name)
+    if group is None:
+        raise Unfit(f"damaged: /{name} is missing")
+    return group
 
 
 def _status(attributes: dict[str, Any]) -> str:
@@ -335,7 +332,7 @@ def _is_alive(attributes: dict[str, Any]) -> bool:
     if attributes["host"] == socket.gethostname():
         try:
             os.kill(int(attributes["pid"]), 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):  # the latter: no process has such a number
             return False
         except PermissionError:
             return True  # somebody else's process, but there

@@ -70,6 +70,10 @@ class Group:
     is_open: bool = False
     row: str = ""
 
+    def array(self, name: str) -> Array | None:
+        """What is known of its dataset of this name; None: nothing."""
+        return self.arrays.get(generic(name)) or self.arrays.get("*") or (COLUMN if self.is_open else None)
+
 
 def _always(
     about: str,
@@ -134,6 +138,9 @@ _NETWORK = {
     "shapes": _always("of the tensors; one of fewer than D dimensions ends with -1", "", ("T", "D"), "i"),
     "offsets": _always("where they begin in `weights`, counted in values", "", ("T",), "i"),
 }
+
+#: A column that a method adds, of which no more is known.
+COLUMN = Array("")
 
 GROUPS: dict[str, Group] = {
     "/": Group(
@@ -377,9 +384,13 @@ GROUPS: dict[str, Group] = {
     "networks/*": Group("As /model, `frozen` included.", _NETWORK, {"sha256": "of the bytes of `weights`"}),
 }
 
-
-#: A column that a method adds, of which no more is known.
-COLUMN = Array("")
+#: Attributes that are numbers, wherever they are, with NumPy's letters for what these may be; those of them that are
+#: lists; and those that are JSON objects. Others that are described above are texts.
+NUMBERS = {"schema": "i", "seed": "i", "pid": "i", "write_interval": "if"}
+NUMBERS |= {"ranks": "i", "threads": "i", "clients_at_once": "i", "test_loss": "if", "test_accuracy": "if"}
+NUMBERS |= {"shape": "i", "classes": "i", "mean": "if", "std": "if", "vocabulary": "i"}
+LISTS = ("shape", "mean", "std")
+JSON = ("user_code", "input_files")
 
 
 def group_of(name: str) -> Group | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fedmpi.options import shown
+
 #: A run's settings; beside them may stand the checksums of what it has read, under the names of `DATA`.
 Settings = Mapping[str, Any]
 
@@ -15,6 +17,8 @@ DATA = {"dataset": "data_sha256", "algorithm.proxy": "proxy_sha256"}
 #: The option of a data set that says where its files lie: that is nothing about the experiment if the data are known.
 PLACE = "root"
 _CHECKSUM_SHOWN = 8  # digits
+_LARGEST = 2**64  # a number of more digits is none
+_COMPONENTS = ("algorithm", "dataset", "model")
 
 
 class Value(NamedTuple):
@@ -35,10 +39,47 @@ class Setting(NamedTuple):
     values: list[str | None]
 
 
+def sound(settings: Any) -> dict[str, Any]:
+    """Settings as a file has them, if they are such: what the functions here can read.
+
+    Raises:
+        ValueError: they are not; the message is to be read behind what they are.
+    """
+    if not isinstance(settings, dict):
+        raise ValueError("is no mapping")
+    for name in _COMPONENTS:
+        value = settings.get(name, "")
+        if not isinstance(value, str) and not (isinstance(value, dict) and "class_path" in value):
+            raise ValueError(f"has no {name}, but {shown(value)}")
+    if not isinstance(settings.get("rounds", 0), int):
+        raise ValueError(f"has rounds that are no whole number: {shown(settings['rounds'])}")
+    waiting: list[Any] = [settings]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, int) and abs(value) > _LARGEST:
+            raise ValueError(f"has a number beyond {_LARGEST:.0e}")
+        if isinstance(value, list):
+            waiting += value
+        if isinstance(value, dict):
+            waiting += value.values()
+            names = [*value, value.get("class_path", "")]
+            if not all(isinstance(name, str) and name.isprintable() for name in names):
+                raise ValueError("has a name that is no text, or cannot be printed")
+            if "class_path" in value and not isinstance(value.get("init_args") or {}, dict):
+                raise ValueError("has init_args that are no mapping")
+    return settings
+
+
+def printable(value: Any) -> str:
+    """As it is, but for what would be a line of its own, or an order to a terminal."""
+    text = str(value)
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
 def describe(value: Any) -> str:
     """One setting, on one line: a component with its arguments, a group of options, or a plain value."""
     if not isinstance(value, Mapping):
-        return str(value)
+        return printable(value)
     if "class_path" not in value:
         return ", ".join(_options(value))
     options = ", ".join(_options(value.get("init_args") or {}))
@@ -212,7 +253,7 @@ def _leaves(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Value]]
         if value is None:
             continue
         if not isinstance(value, Mapping):
-            yield prefix + name, Value(str(value))
+            yield prefix + name, Value(printable(value))
         elif "class_path" in value:
             yield prefix + name, Value(_class(value["class_path"]), True)
             yield from _leaves(value.get("init_args") or {}, f"{prefix}{name}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterator
 from typing import Any
@@ -59,8 +60,8 @@ def _entries(run: Run) -> Iterator[tuple[str, str]]:
         if scores:
             yield "generator", ", ".join(f"{name} {percent(run.accuracy(name).last)}" for name in scores)
         yield "loss", f"test {loss(_last(run, 'test_loss'))}, training {loss(_last(run, 'train_loss'))}"
-        if diverged := int(_total(run, "diverged_clients")):
-            yield "diverged", f"{diverged} times the training of a client, which is left out"
+        if diverged := _total(run, "diverged_clients"):
+            yield "diverged", f"{diverged:.0f} times the training of a client, which is left out"
         yield "time", _time_split(run)
         yield "speed", _speed(run)
         if "virtual_seconds" in run.rounds:
@@ -90,7 +91,7 @@ def _clients(settings: dict[str, Any]) -> str:
 def _way(run: Run) -> str:
     """How the clients are trained, as the run says at its start."""
     environment = run.environment
-    return str(Choice(int(environment["clients_at_once"]), environment["clients_at_once_reason"]))
+    return str(Choice(int(environment["clients_at_once"]), environment.get("clients_at_once_reason", "")))
 
 
 def _rounds(run: Run) -> str:
@@ -110,7 +111,7 @@ def _accuracy(run: Run, column: str = "test_accuracy") -> str:
 
 
 def _time_split(run: Run) -> str:
-    wall = _total(run, "seconds")
+    wall = _total(run, "seconds") or math.nan
     shares = {
         name: _total(run, f"{column}_seconds") / wall
         for name, column in (
@@ -127,9 +128,9 @@ def _time_split(run: Run) -> str:
 
 
 def _speed(run: Run) -> str:
-    wall = _total(run, "seconds")
+    wall = _total(run, "seconds") or math.nan
     parts = [f"{wall / _rounds_done(run):.3g} s a round"]
-    if run.ranks:
+    if "clients" in run.ranks:
         parts.insert(0, f"{run.ranks['clients'].sum() / wall:.3g} clients/s")
     if "ranks" in run.environment:
         ranks = run.environment["ranks"]
@@ -139,7 +140,7 @@ def _speed(run: Run) -> str:
 
 def _virtual(run: Run) -> str:
     """Virtual time, and what became of the clients that were asked."""
-    asked, dropped, late = (int(_total(run, column)) for column in ("selected", "dropped", "late"))
+    asked, dropped, late = (f"{_total(run, column):.0f}" for column in ("selected", "dropped", "late"))
     return f"{duration(_total(run, 'virtual_seconds'))}; of {asked} clients asked {dropped} dropped out, {late} late"
 
 
@@ -171,7 +172,7 @@ def loss(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    if seconds < 60:
+    if not 60 <= seconds < 1e9:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

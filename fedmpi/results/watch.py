@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import BadInput
-from fedmpi.results.reader import Run, open
+from fedmpi.results.reader import Run, whole
 from fedmpi.results.settings import describe
 from fedmpi.results.summary import duration, loss, percent
 
@@ -59,7 +59,8 @@ def sparkline(values: NDArray[np.float64], width: int = 30) -> str:
     if len(values) > width:
         values = np.array([part.mean() for part in np.array_split(values, width)])
     lowest, range_ = values.min(initial=np.inf), np.ptp(values) if len(values) else 0
-    heights = (values - lowest) / range_ * (len(_BLOCKS) - 1) if range_ else np.zeros(len(values))
+    varies = 0 < range_ < np.inf
+    heights = (values - lowest) / range_ * (len(_BLOCKS) - 1) if varies else np.zeros(len(values))
     return "".join(_BLOCKS[round(height)] for height in heights)
 
 
@@ -68,7 +69,7 @@ def _view(path: Path, width: int) -> tuple[str, str]:
     if not path.exists():
         return f"{path}: not there yet", "awaited"
     try:
-        run = open(path)
+        run = whole(path)
     except BadInput as error:
         return str(error), "unreadable"
     return progress(run, width), run.status

@@ -25,7 +25,7 @@ from fedmpi import __version__
 from fedmpi.errors import BadInput
 from fedmpi.files import kind, replacing
 from fedmpi.results.columns import Columns
-from fedmpi.results.reader import unlocked
+from fedmpi.results.files import unlocked
 from fedmpi.results.schema import SCHEMA, SETTLED_EPOCHS, SETTLED_GAIN, Status
 from fedmpi.results.storage import Packed, Storage, image
 

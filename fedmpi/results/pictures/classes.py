@@ -20,7 +20,7 @@ def class_accuracies(run: Run) -> NDArray[np.float64]:
     Raises:
         BadInput: the run has no evaluation yet.
     """
-    if not len(run.evaluation.get("round", ())):
+    if not len(run.evaluation.get("per_class_accuracy", ())):
         raise BadInput(f"{run.path}: no evaluations yet")
     return 100 * run.evaluation["per_class_accuracy"]
 

@@ -23,7 +23,7 @@ def confusion(run: Run) -> NDArray[np.float64]:
     Raises:
         BadInput: the run has no evaluation yet.
     """
-    if not run.confusion:
+    if "counts" not in run.confusion:
         raise BadInput(f"{run.path}: no evaluations yet")
     counts = run.confusion["counts"].astype(np.float64)
     return 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)

@@ -9,6 +9,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from fedmpi.errors import BadInput
+from fedmpi.options import shown
 from fedmpi.results.reader import Run
 from fedmpi.results.settings import names
 
@@ -36,7 +37,8 @@ def picture(output: Path, width: float, height: float) -> Iterator[Figure]:
     """An empty figure, in inches, that is written when it is drawn.
 
     Raises:
-        BadInput: matplotlib is not installed, or `output` cannot be written.
+        BadInput: matplotlib is not installed, `output` cannot be written, or no picture can be made of the numbers,
+            such as of runs of one setting that have not equally many classes.
     """
     try:
         from matplotlib import rc_context
@@ -44,12 +46,16 @@ def picture(output: Path, width: float, height: float) -> Iterator[Figure]:
     except ImportError:
         raise BadInput("matplotlib is not installed: pip install 'fedmpi[plot]'") from None
     with rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure
         try:
+            figure = Figure(figsize=(width, height), layout="constrained")
+            yield figure
             figure.savefig(output, dpi=300)
         except OSError as error:
             raise BadInput(f"{output}: {error.strerror}") from None
+        except (ArithmeticError, ValueError) as error:
+            if isinstance(error, BadInput):
+                raise
+            raise BadInput(f"{output}: cannot be drawn: {shown(error)}") from None
 
 
 @contextmanager

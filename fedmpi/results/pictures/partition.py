@@ -6,12 +6,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from fedmpi.errors import BadInput
 from fedmpi.results.pictures.figure import COLOURS, panels, run_names
 from fedmpi.results.reader import Run
 
 # Area in square points of a bubble that fills its cell, times the square of how many cells there are in a row.
 _LARGEST_BUBBLE = 18_000
+
+
+def samples_by_class(run: Run) -> NDArray[np.int64]:
+    """[clients, classes] how many training samples of each class each client has.
+
+    Raises:
+        BadInput: that is not known, or they have none.
+    """
+    counts = run.partition.get("label_counts", np.empty((0, 0), np.int64))
+    if not counts.max(initial=0) > 0:
+        raise BadInput(f"{run.path}: no samples of clients")
+    return counts
 
 
 def draw(runs: Sequence[Run], output: Path, clients: int) -> None:
@@ -20,10 +34,10 @@ def draw(runs: Sequence[Run], output: Path, clients: int) -> None:
     The area of a bubble is the number of samples, on one scale for all panels.
 
     Raises:
-        BadInput: as `picture`.
+        BadInput: as `picture` and `samples_by_class`.
     """
-    counts = [run.partition["label_counts"][:clients] for run in runs]
-    most = max(int(each.max()) for each in counts)
+    counts = [samples_by_class(run)[:clients] for run in runs]
+    most = max(max(int(each.max(initial=0)) for each in counts), 1)
     scale = _LARGEST_BUBBLE / most / max(max(each.shape) for each in counts) ** 2
     with panels(output, run_names(runs), 2.6, 2.4) as drawn:
         from matplotlib.ticker import MaxNLocator

@@ -13,6 +13,7 @@ from fedmpi.results.pictures.figure import COLOURS, picture, run_names, wrapped
 from fedmpi.results.reader import Run
 
 _WIDTH = 5.5  # inches
+_MOST = 1000  # ranks in a picture
 _MARKED = 60  # rounds whose ends are marked by thin lines
 _KINDS = {"busy_seconds": ("busy", COLOURS[0]), "wait_seconds": ("waiting", COLOURS[4])}
 
@@ -28,6 +29,19 @@ def round_ends(run: Run) -> NDArray[np.float64]:
     return np.cumsum(run.rounds["seconds"])
 
 
+def ranks(run: Run) -> int:
+    """How many ranks the run has.
+
+    Raises:
+        BadInput: as `round_ends`; or what they did is not known, or they are more than a picture has room for.
+    """
+    round_ends(run)
+    numbers = run.ranks.get("rank", np.empty(0))
+    if not (len(numbers) and numbers.max() < _MOST and run.ranks.keys() >= _KINDS.keys()):
+        raise BadInput(f"{run.path}: no times of ranks, or of {_MOST} or more")
+    return int(numbers.max()) + 1
+
+
 def draw(runs: Sequence[Run], output: Path) -> None:
     """Draw a panel for each run, with a line for each rank.
 
@@ -35,16 +49,16 @@ def draw(runs: Sequence[Run], output: Path) -> None:
     communication and books.
 
     Raises:
-        BadInput: as `picture` and `round_ends`.
+        BadInput: as `picture` and `ranks`.
     """
-    counts = [int(run.ranks["rank"].max()) + 1 for run in runs]
+    counts = [ranks(run) for run in runs]
     with picture(output, _WIDTH, 0.5 + sum(0.7 + 0.22 * count for count in counts)) as figure:
         from matplotlib.ticker import MaxNLocator
 
         drawn = figure.subplots(len(runs), 1, squeeze=False, height_ratios=[3 + count for count in counts])[:, 0]
         for axes, run, count, title in zip(drawn, runs, counts, run_names(runs), strict=True):
             ends = round_ends(run)
-            known = run.ranks["round"] <= len(ends)  # the file may have got ahead
+            known = (run.ranks["round"] >= 1) & (run.ranks["round"] <= len(ends))  # the file may have got ahead
             for rank in range(count):
                 of_rank = np.flatnonzero((run.ranks["rank"] == rank) & known)
                 start = (ends - run.rounds["seconds"])[run.ranks["round"][of_rank] - 1]

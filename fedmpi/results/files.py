@@ -1,0 +1,223 @@
+"""Opening results files, whoever made them: what a file claims is compared with what it holds before it is read.
+
+A results file comes from elsewhere as often as not. HDF5 itself would follow links into other files, read raw data
+from wherever a dataset says that it lies, and allocate what a dataset claims to be, be it a petabyte.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from h5py import h5a, h5d, h5g, h5l, h5o, h5z
+from numpy.typing import NDArray
+
+from fedmpi.errors import BadInput
+from fedmpi.options import shown
+from fedmpi.results.schema import SCHEMA
+
+#: Far more than any run has: groups and datasets, or texts of a dataset; attributes of a group; and what one of these
+#: holds, as a dataset of texts in all.
+MOST_OBJECTS, DEEPEST, MOST_ATTRIBUTES, MOST_NUMBERS, LONGEST_TEXT = 20_000, 8, 1_000, 10_000, 1 << 20
+#: Bytes of all arrays that any file may claim; and how many times its own size a file may claim beyond that.
+SMALL, MOST_TIMES = 1 << 27, 64
+#: The best that zlib can do.
+MOST_COMPRESSED = 1032
+FILTERS = {h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32}
+_NUMBERS = "biuf"  # NumPy's letters for truth values, whole numbers, and others
+_ONE_VALUE = 16  # bytes: a number, or where a text lies
+
+
+class Unfit(Exception):
+    """What is wrong with the contents of a file, to be read behind its name."""
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[h5py.File]:
+    """A results file, to be read only, and without danger: see the module's docstring.
+
+    What is raised as `Unfit` while it is open is raised as bad input that names the file.
+
+    Raises:
+        BadInput: it is missing, no regular file, damaged, no results file, of another schema, or holds what no
+            results file has, such as links.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadInput(f"{path}: {'Is a directory' if path.is_dir() else 'not a regular file'}")
+        path.open("rb").close()  # HDF5 itself is wordy about missing files
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}") from None
+    try:
+        with unlocked(path) as file:
+            schema = _attribute(file, "schema") if "schema" in file.attrs else None
+            if schema is None:
+                raise BadInput(f"{path}: not a results file of fedmpi")
+            if not np.array_equal(schema, SCHEMA):
+                raise BadInput(f"{path}: has schema {shown(schema)}, this version of fedmpi reads schema {SCHEMA}")
+            _look_through(file, path)
+            yield file
+    except Unfit as error:
+        raise BadInput(f"{path}: {error}") from None
+    except (OSError, KeyError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise BadInput(f"{path}: {os.strerror(error.errno)}") from None
+        raise BadInput(f"{path}: not an HDF5 file, or a damaged one") from None
+
+
+@contextmanager
+def unlocked(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file, to be read only, whoever has locked it: results files are replaced, never changed.
+
+    Raises:
+        OSError: it cannot be read, or is no HDF5 file.
+    """
+    with ExitStack() as stack:
+        try:
+            file = h5py.File(path, "r", locking=False)
+        except BlockingIOError:  # HDF5_USE_FILE_LOCKING says TRUE, which goes before what we say
+            file = h5py.File(stack.enter_context(path.open("rb")), "r")
+        yield stack.enter_context(file)
+
+
+def attributes(group: h5py.Group) -> dict[str, Any]:
+    """The attributes of a group: numbers, texts, and arrays [n] of numbers.
+
+    Raises:
+        Unfit: one of them is something else, or too long.
+    """
+    if h5a.get_num_attrs(group.id) > MOST_ATTRIBUTES:
+        raise Unfit(f"{group.name} has more than {MOST_ATTRIBUTES} attributes")
+    return {name: _attribute(group, name) for name in group.attrs}
+
+
+def group_at(file: h5py.File, name: str) -> h5py.Group | None:
+    """The group of this name; None: there is none.
+
+    Raises:
+        Unfit: it is a dataset.
+    """
+    found = file.get(name)
+    if isinstance(found, h5py.Dataset):
+        raise Unfit(f"damaged: /{name} is a dataset, not a group")
+    return found
+
+
+def datasets(group: h5py.Group) -> dict[str, h5py.Dataset]:
+    """Those that lie in a group itself, by name."""
+    return {name: item for name, item in group.items() if isinstance(item, h5py.Dataset)}
+
+
+def values(dataset: h5py.Dataset) -> NDArray[Any]:
+    """All numbers or texts of a dataset.
+
+    Raises:
+        Unfit: they are longer texts than any run has.
+    """
+    if not h5py.check_string_dtype(dataset.dtype):
+        return np.asarray(dataset[()])
+    texts = dataset.asstr(errors="backslashreplace")
+    if not dataset.ndim:
+        return np.asarray(texts[()], dtype=object)
+    # All of them may be the same one, which is as long as the file.
+    found, length, step = np.empty(len(dataset), dtype=object), 0, max(SMALL // dataset.file.id.get_filesize(), 1)
+    for first in range(0, len(dataset), step):
+        part = found[first : first + step] = texts[first : first + step]
+        length += sum(map(len, part))
+        if length > LONGEST_TEXT:
+            raise Unfit(f"{shown(dataset.name)} holds texts of more than {LONGEST_TEXT >> 20} MiB")
+    return found
+
+
+def _attribute(group: h5py.Group, name: str) -> Any:
+    place = f"attribute {shown(name)} of {shown(group.name)}"
+    encoded = name.encode("utf-8", "surrogateescape")
+    if h5a.get_info(group.id, encoded).data_size > _ONE_VALUE:
+        found = h5a.open(group.id, encoded)
+        dtype, shape = _dtype(found), found.shape
+        if dtype is None or dtype.kind not in _NUMBERS or math.prod(shape) > MOST_NUMBERS:
+            raise Unfit(f"{place} is neither a number, nor a text, nor a list of numbers")
+    try:
+        value = group.attrs[name]
+    except TypeError:  # NumPy has no such type
+        value = None
+    if isinstance(value, str) and len(value) > LONGEST_TEXT:
+        raise Unfit(f"{place} is a text of more than {LONGEST_TEXT >> 20} MiB")
+    is_number = isinstance(value, (np.number, np.bool_)) or (isinstance(value, np.ndarray) and value.ndim == 1)
+    if not (isinstance(value, str) or (is_number and value.dtype.kind in _NUMBERS)):
+        raise Unfit(f"{place} is neither a number, nor a text, nor a list of numbers")
+    return value
+
+
+def _look_through(file: h5py.File, path: Path) -> None:
+    """Raise `Unfit` for the first thing in a file that no results file has."""
+    size, claimed, objects = path.stat().st_blocks * 512, 0, 0
+    groups: list[tuple[str, h5g.GroupID]] = [("", file.id)]
+    while groups:
+        place, group = groups.pop()
+        links: list[tuple[bytes, int]] = []
+        group.links.iterate(lambda name, info: links.append((name, info.type)), info=True)  # noqa: B023
+        objects += len(links)
+        if objects > MOST_OBJECTS:
+            raise Unfit(f"has more than {MOST_OBJECTS} groups and datasets")
+        for name, link in links:
+            inner = f"{place}/{name.decode('utf-8', 'surrogateescape')}"
+            if not inner.isprintable():
+                raise Unfit(f"{place or '/'} holds something whose name cannot be printed")
+            if link != h5l.TYPE_HARD:
+                raise Unfit(f"{shown(inner)} is a link, which results files have not")
+            found = h5o.open(group, name)
+            if isinstance(found, h5g.GroupID):
+                if inner.count("/") > DEEPEST:
+                    raise Unfit(f"{shown(inner)}: groups in groups, more than {DEEPEST} deep")
+                groups.append((inner, found))
+            elif isinstance(found, h5d.DatasetID):
+                claimed += _claim(shown(inner), found)
+            else:
+                raise Unfit(f"{shown(inner)} is neither a group nor a dataset")
+    if claimed > max(SMALL, MOST_TIMES * size):
+        raise Unfit(f"claims to hold {claimed >> 20} MiB, in a file of {size >> 10} KiB")
+
+
+def _claim(place: str, dataset: h5d.DatasetID) -> int:
+    """How many bytes reading a dataset takes; without those that lie elsewhere in the file, of texts.
+
+    Raises:
+        Unfit: they are not there, or not to be read without following the file elsewhere.
+    """
+    dtype, plan, shape = _dtype(dataset), dataset.get_create_plist(), dataset.shape
+    if dtype is None or shape is None or (dtype.kind not in _NUMBERS and len(shape) > 1):
+        raise Unfit(f"{place} holds neither numbers nor a list of texts")
+    if dtype.kind not in _NUMBERS and math.prod(shape) > MOST_OBJECTS:
+        raise Unfit(f"{place} claims to be {shown(shape)} texts")
+    layout, claimed, most = plan.get_layout(), dtype.itemsize * math.prod(shape), 1
+    if layout == h5d.VIRTUAL or plan.get_external_count():
+        raise Unfit(f"{place} lies in other files")
+    if layout == h5d.CHUNKED:
+        claimed = max(claimed, dtype.itemsize * math.prod(plan.get_chunk()) * dataset.get_num_chunks())
+        filters = [plan.get_filter(number)[0] for number in range(plan.get_nfilters())]
+        if len(set(filters)) < len(filters) or not FILTERS.issuperset(filters):
+            raise Unfit(f"{place} is compressed in a way that results files are not")
+        most = MOST_COMPRESSED if h5z.FILTER_DEFLATE in filters else 1
+    held = dataset.get_storage_size()
+    if claimed > held * most:
+        raise Unfit(f"{place} claims to be {shown(shape)}, and has {held} bytes")
+    return claimed
+
+
+def _dtype(found: h5d.DatasetID | h5a.AttrID) -> np.dtype[Any] | None:
+    """Of numbers of up to 8 bytes, or of texts; None: it holds something else."""
+    try:
+        dtype: np.dtype[Any] = found.dtype
+    except (TypeError, ValueError):  # NumPy has no such type
+        return None
+    if dtype.kind in _NUMBERS:
+        return dtype if dtype.itemsize <= 8 else None
+    return dtype if h5py.check_string_dtype(dtype) else None
