@@ -386,7 +386,7 @@ GROUPS: dict[str, Group] = {
 
 #: Attributes that are numbers, wherever they are, with NumPy's letters for what these may be; those of them that are
 #: lists; and those that are JSON objects. Others that are described above are texts.
-NUMBERS = {"schema": "i", "seed": "i", "pid": "i", "write_interval": "if"}
+NUMBERS = {"schema": "i", "seed": "i", "pid": "i", "write_interval": "if", "texts_crc32": "iu"}
 NUMBERS |= {"ranks": "i", "threads": "i", "clients_at_once": "i", "test_loss": "if", "test_accuracy": "if"}
 NUMBERS |= {"shape": "i", "classes": "i", "mean": "if", "std": "if", "vocabulary": "i"}
 LISTS = ("shape", "mean", "std")
