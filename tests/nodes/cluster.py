@@ -166,12 +166,12 @@ class Node:
 
     def stop(self) -> None:
         """Let time stand still for all processes."""
-        self.signal(signal.SIGSTOP)
+        for pid in sorted(self.processes()):  # parents first: nsenter stops itself once more when its child stops
+            _stop(pid)
 
     def go_on(self) -> None:
-        """End `stop`."""
-        # Until it is so, for nsenter stops itself when it finds that its child is stopped.
-        until(lambda: "T" not in map(_state, _signal(self.processes(), signal.SIGCONT)))
+        """End `stop`, children first."""
+        _signal(self.processes(), signal.SIGCONT)
 
     def hide(self, path: str | Path) -> None:
         """Let a folder be empty, or a file be one without content, on this node alone."""
@@ -350,6 +350,13 @@ def _signal(processes: dict[int, str], number: signal.Signals) -> dict[int, str]
         with suppress(ProcessLookupError):
             os.kill(pid, number)
     return processes
+
+
+def _stop(pid: int) -> None:
+    """Stop a process, and wait until it has stopped."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: _state(pid) in ("T", "Z", ""))
 
 
 def _children(pid: int) -> list[int]:
