@@ -293,7 +293,8 @@ class Cluster:
             variables["MPI4PY_MPIABI"] = "openmpi"
         folder = Path(tempfile.mkdtemp(prefix="job-", dir=self._folder))
         command = self.login.command(*start, "-n", str(sum(ranks)), sys.executable, *arguments)
-        job = Job(command, folder, {**environment(), **variables})
+        # Of the nodes of several sets that have the same name, each has a folder of its own.
+        job = Job(command, folder, {**environment(), "TMPDIR": str(self._folder), **variables})
         self._jobs.append(job)
         return job
 
