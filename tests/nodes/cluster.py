@@ -25,9 +25,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
+import pytest
+
 from tests.launch import default_launcher, environment
 
 Mpi = Literal["mpich", "openmpi"]
+OPEN_MPI = "mpirun.openmpi"
 NEEDED = ("unshare", "nsenter", "setpriv", "mount", "hostname", "ip")
 PREFIX = "fedmpi-nodes-"
 NETWORK = "10.77.0"
@@ -78,6 +81,14 @@ def missing() -> str:
     return f"no namespaces here: {done.stderr.strip()}" if done.returncode else ""
 
 
+needs_nodes = pytest.mark.skipif(bool(missing()), reason=missing())
+needs_open_mpi = pytest.mark.skipif(
+    not shutil.which(OPEN_MPI), reason="needs Debian's Open MPI: apt-get install openmpi-bin"
+)
+#: For tests with a parameter `mpi`.
+MPIS = ["mpich", pytest.param("openmpi", marks=needs_open_mpi)]
+
+
 class Node:
     """One node, or the login node.
 
@@ -108,7 +119,9 @@ class Node:
         self._at_rest = self._all_processes().keys()
         (self._folder / f"{self.name}.pid").write_text(str(self._first))
         cable, on_switch = f"to-{self.name}", ["nsenter", "--target", str(self._switch), "--net", "ip", "link"]
-        peer = ["type", "veth", "peer", "name", "eth0", "netns", str(self._first)]
+        # Always the same address, or the others would ask for the one before for a while.
+        card = ["eth0", "address", f"02:00:00:00:00:{self._number:02x}"]
+        peer = ["type", "veth", "peer", "name", *card, "netns", str(self._first)]
         _call(*on_switch, "add", "name", cable, "master", "bridge", *peer)
         _call(*on_switch, "set", cable, "up")
         self.run("ip", "addr", "add", f"{NETWORK}.{self._number}/24", "dev", "eth0")
@@ -217,7 +230,8 @@ class Job:
 
     def await_line(self, text: str, seconds: float = 120.0) -> None:
         """Wait until this is part of standard output."""
-        until(lambda: text in self.stdout or self.process.poll() is not None, seconds)
+        with suppress(AssertionError):
+            until(lambda: text in self.stdout or self.process.poll() is not None, seconds)
         assert text in self.stdout, f"exit status {self.process.poll()}\n{self.stdout}\n{self.stderr}"
 
     def wait(self, seconds: float = 240.0) -> int:
@@ -281,7 +295,7 @@ class Cluster:
         if mpi == "mpich":
             start = [default_launcher(), "-launcher", "ssh", "-launcher-exec", rsh, "-hosts", hosts]
         else:
-            start = ["mpirun.openmpi", "--allow-run-as-root", "--bind-to", "none", "--host", hosts]
+            start = [OPEN_MPI, "--allow-run-as-root", "--bind-to", "none", "--host", hosts]
             parameters = {
                 "plm_rsh_agent": rsh,
                 "pml": "ob1",
@@ -297,6 +311,13 @@ class Cluster:
         job = Job(command, folder, {**environment(), "TMPDIR": str(self._folder), **variables})
         self._jobs.append(job)
         return job
+
+    def run(
+        self, ranks: Sequence[int], *arguments: str | Path, mpi: Mpi = "mpich", **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Do so, and wait for the end."""
+        job = self.start(ranks, *arguments, mpi=mpi, **variables)
+        return subprocess.CompletedProcess(job.process.args, job.wait(), job.stdout, job.stderr)
 
     def processes(self) -> dict[str, dict[int, str]]:
         """What runs on each node, the login node included."""
