@@ -228,7 +228,7 @@ class Job:
         """Likewise, on standard error."""
         return self._paths[1].read_text()
 
-    def await_line(self, text: str, seconds: float = 120.0) -> None:
+    def await_text(self, text: str, seconds: float = 120.0) -> None:
         """Wait until this is part of standard output."""
         with suppress(AssertionError):
             until(lambda: text in self.stdout or self.process.poll() is not None, seconds)

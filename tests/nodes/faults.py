@@ -26,10 +26,10 @@ from tests.nodes.cluster import Cluster, Job, Mpi, Node, missing, until
 PROGRAMS = REPOSITORY / "tests" / "programs"
 #: On each node: 5 in all, two of them on the node that things happen to, and one that is a node's only one.
 RANKS = (2, 2, 1)
-#: In which round things happen.
-STRUCK = 4
+#: In which round things happen, of how many.
+STRUCK, ROUNDS = 4, 40
 OPTIONS = (
-    "--algorithm told.Told --clients 12 --rounds 40 --model LogisticRegression --local.epochs 1"
+    f"--algorithm told.Told --clients 12 --rounds {ROUNDS} --model LogisticRegression --local.epochs 1"
     " --checkpoint.every_rounds 2 --evaluate_every 10"
 )
 #: Seconds for which a node is away that comes back.
@@ -174,7 +174,7 @@ def suffer(fault: Fault, trial: Trial, patience: float) -> Outcome:
     trial.hold.touch()
     with Cluster(len(trial.ranks)) as cluster:
         trial.start(cluster)
-        trial.job.await_line(f"round {STRUCK:2}/")
+        trial.job.await_text(f" {STRUCK}/{ROUNDS}")  # a line, or where there seems to be a terminal, a bar
         began = time.monotonic()
         fault.strike(trial)
         able = [node for number, node in enumerate(cluster.nodes) if number not in fault.stuck]

@@ -90,12 +90,12 @@ def test_nothing_stays(tmp_path: Path) -> None:
     sleeper = tmp_path / "sleeper.py"
     sleeper.write_text("import time; print('here', flush=True); time.sleep(1000)")
     with pytest.raises(AssertionError, match="exit status None"), Cluster(1) as cluster:
-        cluster.start((1,), sleeper).await_line("there", seconds=1)
+        cluster.start((1,), sleeper).await_text("there", seconds=1)
     assert not processes()
     program = f"""
 from tests.nodes.cluster import Cluster
 with Cluster(2) as cluster:
-    cluster.start((1, 1), {str(sleeper)!r}).await_line("here")
+    cluster.start((1, 1), {str(sleeper)!r}).await_text("here")
     print("there", cluster._folder, flush=True)
     input()
 """
