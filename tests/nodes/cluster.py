@@ -6,8 +6,8 @@ nodes and through shared memory within one, as on a cluster. Nothing of the mach
 name outside: sets of nodes can stand beside each other, and the kernel removes a set when the process that made it
 ends, however it ends. By hand: python -m tests.nodes --help.
 
-What is not as on a cluster: files are one machine's, and what stands for ssh (`rsh`) enters namespaces, so that
-what a rank prints reaches `mpirun` even while a link is cut.
+What is not as on a cluster: files are one machine's, and what stands for ssh enters namespaces, so that what a rank
+prints may reach `mpirun` even while a link is cut.
 """
 
 from __future__ import annotations
@@ -51,12 +51,19 @@ wait
 """
 # What joins them.
 SWITCH = "ip link add name bridge type bridge && ip link set bridge up && %s"
-# Stands for ssh as MPICH's and Open MPI's mpirun call it: [FLAGS] HOST COMMAND...
+# Stands for ssh as MPICH's and Open MPI's mpirun call it: [FLAGS] HOST COMMAND... As with ssh, nothing tells that the
+# command has ended while one of the links is cut, or the power off.
 RSH = """#!/bin/sh
 while [ "${1#-}" != "$1" ]; do shift; done
 host=$1
 shift
-exec nsenter --target "$(cat "$(dirname "$0")/$host.pid")" --net --uts --ipc --mount --pid -- sh -c "$*"
+here=$(dirname "$0")
+nsenter --target "$(cat "$here/$host.pid")" --net --uts --ipc --mount --pid -- sh -c "$*" <&0 &
+trap 'exit 143' TERM
+wait $!
+status=$?
+while [ -e "$here/$host.cut" ] || [ -e "$here/login.cut" ]; do sleep 0.1; done
+exit $status
 """
 
 
@@ -106,6 +113,7 @@ class Node:
         self._folder = folder
         self._memory = memory
         self._switch = switch
+        self._is_cut = folder / f"{name}.cut"
         self.boot()
 
     def boot(self) -> None:
@@ -161,10 +169,12 @@ class Node:
 
     def cut(self) -> None:
         """Unplug the network."""
+        self._is_cut.touch()
         self.run("ip", "link", "set", "eth0", "down")
 
     def mend(self) -> None:
         """Plug it in again."""
+        self._is_cut.unlink(missing_ok=True)
         self.run("ip", "link", "set", "eth0", "up")
 
     def power_off(self) -> None:

@@ -10,6 +10,7 @@ import argparse
 import os
 import shlex
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +36,8 @@ OPTIONS = (
 )
 #: Seconds until a job has reached a round.
 LONGEST_START = 120.0
+#: Seconds until a resumed run is over.
+LONGEST_RESUME = 60.0
 #: Seconds for which a node is away that comes back.
 AWAY = 5.0
 #: How a rank knows its number.
@@ -209,10 +212,9 @@ def suffer(fault: Fault, trial: Trial, patience: float) -> Outcome:
     trial.hold.unlink(missing_ok=True)
     with Cluster(len(trial.ranks)) as cluster:
         trial.start(cluster, "--resume")
-        try:
-            trial.job.wait(60)
-        finally:
-            resume_stderr = trial.job.stderr
+        with suppress(subprocess.TimeoutExpired):
+            trial.job.wait(LONGEST_RESUME)
+        resume_stderr = trial.job.stderr
         run = results.open(trial.path)
     reports = stderr.count("fedmpi: failed on rank")
     return Outcome(

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mpi4py import MPI
-from patient import Patient
+
+from tests.programs.patient import Patient
 
 if TYPE_CHECKING:
     from torch import Tensor
