@@ -312,6 +312,7 @@ class Cluster:
                 "btl": "self,vader,tcp",
                 "btl_tcp_if_include": "eth0",
                 "oob_tcp_if_include": "eth0",
+                "mpi_yield_when_idle": "1",  # ranks are more than the machine has cores
             }
             start += [word for name, value in parameters.items() for word in ("--mca", name, value)]
             variables["MPI4PY_MPIABI"] = "openmpi"

@@ -37,7 +37,7 @@ OPTIONS = (
 #: Seconds until a job has reached a round.
 LONGEST_START = 120.0
 #: Seconds until a resumed run is over.
-LONGEST_RESUME = 60.0
+LONGEST_RESUME = 120.0
 #: Seconds for which a node is away that comes back.
 AWAY = 5.0
 #: How a rank knows its number.
