@@ -1,7 +1,8 @@
 """What becomes of a job when something goes wrong on one of its nodes: python -m tests.nodes.faults
 
-Prints a table: what happened; seconds from then until all ranks are gone, and until `mpirun` is; its exit status; the
-results file's status; how many reports there were; what `--resume` on the same nodes ends with.
+Prints a table: what happened; seconds from then until all ranks are gone, until `mpirun` is, and until nothing of the
+job is left, its daemons included; the exit status of `mpirun`; the results file's status; how many reports there
+were; what `--resume` on the same nodes ends with.
 """
 
 from __future__ import annotations
@@ -74,10 +75,10 @@ class Trial:
         job = self.job
         assert _number_in(path) >= number, f"exit status {job.process.poll()}\n{job.stdout}\n{job.stderr}"
 
-    def processes_of_ranks(self) -> dict[int, int]:
-        """Rank -> number of its process."""
+    def processes_of_ranks(self, stuck: Sequence[int] = ()) -> dict[int, int]:
+        """Rank -> number of its process, but for some nodes."""
         found: dict[int, int] = {}
-        for node in self.cluster.nodes:
+        for node in (node for number, node in enumerate(self.cluster.nodes) if number not in stuck):
             for pid in node.processes():
                 try:
                     words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
@@ -168,7 +169,8 @@ class Outcome:
     Attributes:
         ranks_gone: seconds from the fault until no rank was left on a node that can do anything; None: some still
             were when waiting was given up.
-        launcher_gone: likewise, until `mpirun` had ended and nothing of the job was left.
+        launcher_gone: likewise, until `mpirun` had ended.
+        all_gone: likewise, until nothing of the job was left on any node, the launcher's daemons included.
         exit_status: of `mpirun`; None: it had not ended.
         written: the status that the results file has, as it is written there.
         reports: how many times something was reported to have failed.
@@ -179,6 +181,7 @@ class Outcome:
 
     ranks_gone: float | None
     launcher_gone: float | None
+    all_gone: float | None
     exit_status: int | None
     written: str
     reports: int
@@ -195,7 +198,6 @@ def suffer(fault: Fault, trial: Trial, patience: float) -> Outcome:
         trial.await_round(STRUCK)
         began = time.monotonic()
         fault.strike(trial)
-        able = [node for number, node in enumerate(cluster.nodes) if number not in fault.stuck]
 
         def elapsed(is_over: Callable[[], bool]) -> float | None:
             try:
@@ -204,8 +206,9 @@ def suffer(fault: Fault, trial: Trial, patience: float) -> Outcome:
                 return None
             return time.monotonic() - began
 
-        ranks_gone = elapsed(lambda: not any(node.processes() for node in able))
-        launcher_gone = elapsed(lambda: trial.job.process.poll() is not None and not cluster.login.processes())
+        ranks_gone = elapsed(lambda: not trial.processes_of_ranks(fault.stuck))
+        launcher_gone = elapsed(lambda: trial.job.process.poll() is not None)
+        all_gone = elapsed(lambda: not cluster.processes())
         exit_status, stderr = trial.job.process.poll(), trial.job.stderr
     with h5py.File(trial.path) as file:
         written = str(file.attrs["status"])
@@ -220,6 +223,7 @@ def suffer(fault: Fault, trial: Trial, patience: float) -> Outcome:
     return Outcome(
         ranks_gone,
         launcher_gone,
+        all_gone,
         exit_status,
         written,
         reports,
@@ -258,14 +262,13 @@ def main() -> None:
 
         with ThreadPoolExecutor(options.jobs) as pool:
             rows = list(pool.map(measured, options.only))
-    head = "what happens", "ranks gone", "launcher gone", "exit status", "file", "reports", "resume"
+    head = "what happens", "ranks gone", "mpirun gone", "all gone", "exit status", "file", "reports", "resume"
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", *rows, sep="\n")
 
 
 def _row(fault: str, outcome: Outcome, sha256: str | None) -> str:
-    ends = [
-        "never" if seconds is None else f"{seconds:.1f} s" for seconds in (outcome.ranks_gone, outcome.launcher_gone)
-    ]
+    moments = outcome.ranks_gone, outcome.launcher_gone, outcome.all_gone
+    ends = ["never" if seconds is None else f"{seconds:.1f} s" for seconds in moments]
     status = "-" if outcome.exit_status is None else str(outcome.exit_status)
     resumed = "same bits" if outcome.resumed == ("finished", sha256) else f"WRONG: {outcome.resumed}"
     return f"| {' | '.join([fault, *ends, status, outcome.written, str(outcome.reports), resumed])} |"
