@@ -16,18 +16,18 @@ def mpirun(
 ) -> subprocess.CompletedProcess[str]:
     """Run `python ARGUMENTS` on so many ranks; 0: without mpirun. Environment variables are given by keyword."""
     return subprocess.run(
-        _command(ranks, arguments, launcher or _launcher()),
+        _command(ranks, arguments, launcher or default_launcher()),
         capture_output=True,
         text=True,
         timeout=480,
-        env={**_environment(), **options},
+        env={**environment(), **options},
     )
 
 
 def start(ranks: int, *arguments: str | Path) -> subprocess.Popen[str]:
     """The same without waiting for the end; standard output is to be read line by line."""
-    command = _command(ranks, arguments, _launcher())
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1, env=_environment())
+    command = _command(ranks, arguments, default_launcher())
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment())
 
 
 def fedmpi(
@@ -48,12 +48,12 @@ def _command(ranks: int, arguments: tuple[str | Path, ...], launcher: str) -> li
     return [launcher, "-n", str(ranks), *_root_options(launcher), *python] if ranks else python
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path}
 
 
-def _launcher() -> str:
+def default_launcher() -> str:
     beside = Path(sys.executable).with_name("mpirun")
     found = str(beside) if beside.exists() else shutil.which("mpirun")
     assert found, "mpirun is missing: pip install 'fedmpi[mpich]'"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from fedmpi import results
 from fedmpi.results.check import problems
 from tests.launch import REPOSITORY, mpirun, succeed
+from tests.nodes.cluster import Cluster, Mpi, needs_nodes, needs_open_mpi
 
 SMALL = "--clients 12 --cohort 5 --rounds 3 --local.epochs 1"
 #: For what takes long, and keeps nothing from round to round but the model.
@@ -166,6 +169,18 @@ SOME = (
     "distribution_fusion",
     "drawn",
 )
+# Of those, what goes different ways between nodes.
+FEW = (
+    "side_by_side_batchnorm",
+    "conditions",
+    "power_of_choice",
+    "ifca",
+    "scaffold",
+    "client_state",
+    "fedbn",
+    "fedftg",
+)
+FEWER = ("scaffold", "client_state")
 TIMINGS = {"seconds", "train_seconds", "communication_seconds", "evaluation_seconds"}
 TIMINGS |= {"teacher_seconds", "server_seconds"}
 
@@ -190,15 +205,17 @@ PARTS = {
 ALL = {"16": Part(0, 16, CASES), "5 on nodes of 2": Part(0, 5, CASES, 2)}
 
 
-def run_all(folder: Path, ranks: int, parts: dict[str, Part]) -> dict[str, dict[str, results.Run]]:
-    """The runs of each part of a job of so many ranks; 0: without mpirun."""
+def run_all(
+    folder: Path, start: Callable[..., CompletedProcess[str]], parts: dict[str, Part]
+) -> dict[str, dict[str, results.Run]]:
+    """The runs of each part of a job, which `start` starts and waits for."""
     programs, arguments = REPOSITORY / "tests" / "programs", []
     for name, part in parts.items():
         (folder / name).mkdir()
         (folder / name / "lines").write_text("\n".join(f"{case} {CASES[case]}" for case in part.names))
         node = "" if part.ranks_a_node is None else f":{part.ranks_a_node}"
         arguments.append(f"{name}:{part.first}:{part.ranks}{node}")
-    succeed(mpirun(ranks, programs / "runs.py", folder, *arguments, PYTHONPATH=f"{REPOSITORY}:{programs}"))
+    succeed(start(programs / "runs.py", folder, *arguments, PYTHONPATH=f"{REPOSITORY}:{programs}"))
     return {
         name: {case: results.open(folder / name / f"{case}.h5") for case in part.names}
         for name, part in parts.items()
@@ -207,12 +224,13 @@ def run_all(folder: Path, ranks: int, parts: dict[str, Part]) -> dict[str, dict[
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, results.Run]:
-    return run_all(tmp_path_factory.mktemp("ranks"), 0, {"alone": Part(0, 1, CASES)})["alone"]
+    alone = {"alone": Part(0, 1, CASES)}
+    return run_all(tmp_path_factory.mktemp("ranks"), partial(mpirun, 0), alone)["alone"]
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, results.Run]]:
-    return run_all(tmp_path_factory.mktemp("ranks"), 14, PARTS)
+    return run_all(tmp_path_factory.mktemp("ranks"), partial(mpirun, 14), PARTS)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -224,7 +242,30 @@ def test_equal_bits(alone: dict[str, results.Run], together: dict[str, dict[str,
 @pytest.mark.parametrize("part", ALL)
 def test_equal_bits_of_all(alone: dict[str, results.Run], part: str, tmp_path: Path) -> None:
     ranks = ALL[part].ranks
-    _compare(alone, run_all(tmp_path, ranks, {part: ALL[part]})[part], ranks)
+    _compare(alone, run_all(tmp_path, partial(mpirun, ranks), {part: ALL[part]})[part], ranks)
+
+
+@needs_nodes
+@pytest.mark.parametrize(
+    ("mpi", "names"),
+    [
+        ("mpich", FEW),
+        pytest.param("openmpi", FEWER, marks=needs_open_mpi),
+        pytest.param("mpich", CASES, marks=pytest.mark.slow),
+        pytest.param("openmpi", CASES, marks=[pytest.mark.slow, needs_open_mpi]),
+    ],
+    ids=["mpich-few", "openmpi-few", "mpich-all", "openmpi-all"],
+)
+def test_equal_bits_on_nodes(alone: dict[str, results.Run], mpi: Mpi, names: Iterable[str], tmp_path: Path) -> None:
+    """Two nodes of two ranks and one of one, which share no memory."""
+    ranks = 2, 2, 1
+    with Cluster(len(ranks)) as cluster:
+        start = partial(cluster.run, ranks, mpi=mpi)
+        runs = run_all(tmp_path, start, {"nodes": Part(0, sum(ranks), names)})["nodes"]
+    for run in runs.values():
+        assert run.environment["hosts"].splitlines() == ["node1", "node1", "node2", "node2", "node3"]
+        assert run.environment["mpi"].startswith({"mpich": "MPICH", "openmpi": "Open MPI"}[mpi])
+    _compare(alone, runs, sum(ranks))
 
 
 def _compare(alone: dict[str, results.Run], many: dict[str, results.Run], ranks: int) -> None:
