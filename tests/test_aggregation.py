@@ -76,11 +76,14 @@ def test_plain_sums_depend_on_the_order() -> None:
 
 
 def test_any_grouping_over_ranks_gives_the_same_bits(reference: Tensor, tmp_path: Path) -> None:
-    """Oracle: this process's mean; 4 ranks add the vectors in five groupings, and only the server can read them."""
+    """Oracle: this process's mean; 4 ranks add the vectors in six groupings, and only the server can read them.
+
+    In one of them, on two nodes, a rank that does not lead its node has everything.
+    """
     succeed(mpirun(4, "-m", "mpi4py", PROGRAM, tmp_path))
     server, *others = [dict(np.load(tmp_path / f"{rank}.npz")) for rank in range(4)]
     groupings = [name for name, value in server.items() if value.dtype == np.float32]
-    assert len(groupings) == 5
+    assert len(groupings) == 6
     for name in groupings:
         np.testing.assert_array_equal(server[name], reference.numpy(), err_msg=name)
         assert server[f"{name} device"] == "cpu"
@@ -235,9 +238,12 @@ def spread(rng: np.random.Generator, count: int, size: int) -> Tensor:
 
 
 def test_any_finite_number_can_be_averaged(world: World) -> None:
-    """Oracle: math.fsum, to 2^-24 of the largest term; and the same bits in any order and in blocks of any size."""
+    """Oracle: math.fsum, to 2^-24 of the largest term; and the same bits in any order and in blocks of any size.
+
+    One client counts nine tenths, so that its terms come near the limits of their classes.
+    """
     rng = np.random.default_rng(0)
-    values, masses = spread(rng, 12, 400), rng.integers(1, 50, 12).tolist()
+    values, masses = spread(rng, 12, 400), [*rng.integers(1, 50, 11).tolist(), 2000]
     values[:, ::2] = values[:1, ::2] * torch.from_numpy(rng.uniform(0.5, 1, (12, 200)).astype(np.float32))
     values[0, -1] = values[1, -1] = torch.finfo(torch.float32).max
     oracle, largest = exact(values, masses), values.abs().amax(0).double().numpy()
@@ -254,9 +260,32 @@ def test_any_finite_number_can_be_averaged(world: World) -> None:
     assert results[0].isfinite().all()
 
 
+def test_sums_of_large_numbers_are_exact(world: World) -> None:
+    """Oracle: the mean in another order, where large numbers cancel; sums in float64 would not be the same."""
+    rng = np.random.default_rng(0)
+    values, masses = spread(rng, 6, 2000), torch.tensor([7, 7, 3, 5, 11, 13])
+    values[1] = -values[0]
+    values[2:] = values[0] * torch.from_numpy(rng.uniform(-1e-9, 1e-9, (4, 2000)).astype(np.float32))
+    results, sums = [], []
+    for order in ([0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [2, 0, 3, 4, 1, 5]):
+        mean = weighted(world, 2000, 46, buffers=500)
+        mean.add(values[order], Block(np.array(order), np.ones(6, int), masses[order].numpy()))
+        results.append(mean.reduce())
+        sums.append(sum(values[k].double() * (masses[k] / 46) for k in order))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+    assert (sums[0].float() != sums[1].float()).double().mean() > 0.1
+
+
 def test_large_numbers_leave_the_others_their_bits(world: World) -> None:
-    """Oracle: the mean of vectors that have zeros in their places, in whichever tile the large ones lie."""
+    """Oracle: the mean of vectors that have zeros in their places, in whichever tile the large ones lie.
+
+    The others nearly cancel in part, and are nearly too large as well.
+    """
     values = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 300_000), dtype=np.float32))
+    values[1:, ::5] *= 1e-3
+    values[0, ::5] = torch.where(torch.arange(60_000) < 59_800, 250.0, 4e6)
+    values[1, ::5] -= values[0, ::5]
     large = values.clone()
     large[1, [0, 131_071, 131_072, 299_000, 299_999]] = torch.tensor([256.0, -3e38, 1e20, 2.0**22, 5e30])
     found = []
@@ -270,7 +299,10 @@ def test_large_numbers_leave_the_others_their_bits(world: World) -> None:
 
 
 def test_large_numbers_in_groups(world: World) -> None:
-    """Oracle: math.fsum of each group, of which only one has large numbers; a mean used again has none left."""
+    """Oracle: math.fsum of each group, of which only one has large numbers; a mean used again has none left.
+
+    Neither if there are none, nor if there are others.
+    """
     values = torch.rand(4, 10)
     values[[0, 2], 3] = torch.tensor([1e30, 3e30])
     mean = weighted(world, 10, 4, groups=2)
@@ -282,6 +314,10 @@ def test_large_numbers_in_groups(world: World) -> None:
     mean = weighted(world, 10, 4, groups=2)
     mean.add(torch.ones(2, 10), block(0, 1), np.array([0, 1]))
     assert torch.equal(mean.reduce(), torch.ones(2, 10))
+    world.begin_round()
+    mean = weighted(world, 10, 4, groups=2)
+    mean.add(torch.full((2, 10), 2.0**99), block(0, 1), np.array([0, 0]))
+    assert torch.equal(mean.reduce()[0], torch.full((10,), 2.0**99))
 
 
 @pytest.mark.parametrize("value", [256.0, -300.0, 3e38, -3.4e38, 1e-45])
@@ -296,12 +332,15 @@ def test_a_sole_client_passes_through_whatever_its_size(world: World, value: flo
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("place", [2, 5])
+@pytest.mark.parametrize("place", [2, 250_000, 300_001])
 def test_diverged(world: World, value: float, place: int) -> None:
-    """Oracle: the message names the client, the tensor, the value and what to do; of parameters and buffers alike."""
-    values = torch.zeros(3, 6)
+    """Oracle: the message names the client, the tensor, the value and what to do; of parameters and buffers alike.
+
+    Wherever in the vector, which is looked at piece by piece.
+    """
+    values = torch.zeros(3, 300_002)
     values[1, place] = value
-    mean = WeightedMean(world, 4, 6, 3, None, CPU, name_at=lambda place: f"tensor {place}")
+    mean = WeightedMean(world, 300_000, 300_002, 3, None, CPU, name_at=lambda place: f"tensor {place}")
     with pytest.raises(Diverged, match=rf"^client 41 diverged: tensor {place} is {value:g}; lower --local.lr"):
         mean.add(values, block(40, 41, 42))
 

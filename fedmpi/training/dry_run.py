@@ -46,12 +46,11 @@ def constant_buffers(network: nn.Module, example: Tensor) -> frozenset[str]:
         network: it is left as it was.
         example: [2, ...] inputs of some values.
     """
-    state = network.state_dict().keys()
-    buffers = {name: b for name, b in network.named_buffers() if name in state and b.is_floating_point()}
-    if not buffers:
+    buffers = dict(network.named_buffers())
+    numbers = {name for name, buffer in buffers.items() if buffer.is_floating_point()}
+    if not numbers:
         return frozenset()
-    everything = dict(network.named_buffers())
-    before = {name: (buffer, buffer.clone(), buffer._version) for name, buffer in everything.items()}
+    before = {name: (buffer, buffer.clone(), buffer._version) for name, buffer in buffers.items()}
     with torch.no_grad():
         failed = False
         try:
@@ -66,7 +65,7 @@ def constant_buffers(network: nn.Module, example: Tensor) -> frozenset[str]:
             is_same = after.get(name) is buffer and buffer._version == version and id(buffer) not in statistics.seen
             return is_same and torch.equal(buffer.nan_to_num(), value.nan_to_num())
 
-        constant = frozenset() if failed else frozenset(filter(is_untouched, buffers))
+        constant = frozenset() if failed else frozenset(filter(is_untouched, numbers))
         for name, (buffer, value, _) in before.items():
             owner, _, own = name.rpartition(".")
             network.get_submodule(owner)._buffers[own] = buffer

@@ -72,6 +72,12 @@ class Samples:
         same._normalise(None, None)
         return same
 
+    def anew(self) -> Samples:
+        """The same in the same memory, of whose images batches are of what is now PyTorch's default type."""
+        same = copy(self)
+        same._normalise(self._mean, self._std)
+        return same
+
     def _normalise(self, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
         self._mean, self._std = mean, std
         if self.x.dtype == torch.uint8:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedmpi.training.block import Block, Hooks
-from fedmpi.training.flat import Net
+from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.losses import cross_entropy
 from fedmpi.training.plain import PlainTrainer
 from fedmpi.training.samples import Batch
@@ -22,14 +24,15 @@ from fedmpi.training.trainer import Task
 
 # Samples in a full batch, and how many two clients hold: two batches, the second of which is padded, and part of one.
 BATCH, SIZES = 4, (7, 3)
-# How far the first step moves the parameter that it moves the most, and how far apart the results may be. Rounding
-# makes them differ by less than a tenth of that; rows that pad a batch and count, by more than a hundred times that.
+# How far the first step moves the parameter that it moves the most, and how far apart the results may be. Where rows
+# that pad a batch count, they differ by more than a hundred times that. By rounding they differ by far less in double
+# precision; in single precision, batch normalisation after batch normalisation turns 1e-7 into 1e-3.
 LONGEST_STEP, TOLERANCE = 0.05, 1e-5
 # What PyTorch says where it cannot train clients side by side, and what that means. (It also asks to report it.)
 _MEANINGS = {
     r"called random operation": "it draws random numbers in a way that cannot be told apart by client",
     r"\.item\(\)|data-dependent|boolean value": "its forward pass depends on the values of tensors",
-    r"in-?place": "it changes a tensor in place",
+    r"in-?place|doesn't match the broadcast shape": "it changes a tensor in place",
     r"Batching rule not implemented for ([\w:]+)": r"PyTorch cannot run \1 for several clients at once",
     r"dynamic shape": "the shapes of its tensors depend on their values",
 }
@@ -54,24 +57,31 @@ def obstacle(task: Task, hooks: Hooks) -> str | None:
     Two clients of different sizes take two steps one by one, and side by side. If the second way fails, or ends
     elsewhere than the first, the network (or the loss, or the direction) cannot be trained so: it looks across the
     rows of a batch, of which some only pad it, or at the values of tensors, or PyTorch has no rule for it. Takes some
-    hundredths of a second, and leaves the model as it was.
+    hundredths of a second for a small network, and leaves the model as it was.
+
+    This is done in double precision with a copy of the network, for the sake of rounding. What cannot be copied, or
+    holds on to float32, is tried in single precision.
 
     Args:
         hooks: the method's. A loss or direction that reads vectors given to `Federation.train`, or what `setup`
             makes, cannot be tried yet: then the network is tried by itself.
     """
-    start = task.model.weights.clone()
+    before = task.model.weights[0].clone()
+    tasks = [task]
+    with suppress(Exception):  # of any kind
+        tasks.insert(0, _in_double(task))
     try:
-        for tried in (hooks, _Plain()):
-            # Of what cannot be trained one by one nothing can be said, as of a method that is not set up.
-            with suppress(Exception):
-                one_by_one = _both_clients(task, tried, start)
-                break
-        else:
-            return None
-        return _difference(task, tried, start, *one_by_one)
+        for tried, precise in product((hooks, _Plain()), tasks):
+            start = precise.model.weights.clone()
+            with _arithmetic(precise):
+                try:
+                    one_by_one = _both_clients(precise, tried, start)
+                except Exception:  # of any kind, too: of what cannot be trained one by one nothing can be said
+                    continue
+                return _difference(precise, tried, start, *one_by_one)
+        return None
     finally:
-        task.model.load(start[0])
+        task.model.load(before)
 
 
 def _both_clients(task: Task, hooks: Hooks, start: Tensor) -> tuple[float, list[tuple[Tensor, float]]]:
@@ -80,15 +90,14 @@ def _both_clients(task: Task, hooks: Hooks, start: Tensor) -> tuple[float, list[
     Args:
         start: [1, P], the weights that both receive.
     """
-    with _in_float32(task):
-        trainer = PlainTrainer(_small(task, 1.0))
-        largest = trainer.gradients(_block(0), start, hooks, round=0).abs().max().item()
-        lr = LONGEST_STEP / largest
-        trainer = PlainTrainer(_small(task, lr))
-        done = []
-        for client in range(len(SIZES)):
-            work = trainer.train(_block(client), start, hooks, 0, 1)
-            done.append((work.weights[0].clone(), float(work.loss[0])))
+    trainer = PlainTrainer(_small(task, 1.0))
+    largest = trainer.gradients(_block(0), start, hooks, round=0).abs().max().item()
+    lr = LONGEST_STEP / largest
+    trainer = PlainTrainer(_small(task, lr))
+    done = []
+    for client in range(len(SIZES)):
+        work = trainer.train(_block(client), start, hooks, 0, 1)
+        done.append((work.weights[0].clone(), float(work.loss[0])))
     return lr, done
 
 
@@ -99,9 +108,8 @@ def _difference(
     if not all(weights.isfinite().all() for weights, _ in one_by_one):
         return None
     try:
-        with _in_float32(task):
-            trainer = SideBySideTrainer(_small(task, lr), len(SIZES))
-            work = trainer.train(_block(*range(len(SIZES))), start.expand(len(SIZES), -1), hooks, 0, 1)
+        trainer = SideBySideTrainer(_small(task, lr), len(SIZES))
+        work = trainer.train(_block(*range(len(SIZES))), start.expand(len(SIZES), -1), hooks, 0, 1)
     except Exception as error:
         return f"{whose} cannot be run for several clients at once: {_meaning(error)}"
     entries = task.model.layout.entries
@@ -130,14 +138,37 @@ def _block(*clients: int) -> Block:
     return Block(np.array(clients), sizes, sizes)
 
 
-def _in_float32(task: Task) -> AbstractContextManager[object]:
-    """Without the short products by which GPUs convolve: their rounding would look like an error."""
-    if task.model.device.type != "cuda":
-        return nullcontext()
+def _in_double(task: Task) -> Task:
+    """The same with a copy of the network, and with samples, in double precision."""
+    model = task.model
+    network = copy.deepcopy(model.frozen).double()
+    for layer in network.modules():
+        floating = {n: x for n, x in vars(layer).items() if isinstance(x, Tensor) and x.is_floating_point()}
+        vars(layer).update({name: tensor.double() for name, tensor in floating.items()})
+    trained = {entry.name for entry in model.layout.entries}
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name in trained)
+    with _default_type(torch.float64):
+        return replace(task, model=FlatModel(network, model.device, model.layout.frozen), samples=task.samples.anew())
+
+
+@contextmanager
+def _arithmetic(task: Task) -> Iterator[None]:
+    """In the precision of a task, and without the short products by which GPUs convolve."""
     library = torch.backends.cudnn
     as_it_is = {name: getattr(library, name) for name in ("enabled", "benchmark", "deterministic")}
-    without: AbstractContextManager[object] = library.flags(**as_it_is, allow_tf32=False)
-    return without
+    with _default_type(task.model.weights.dtype), library.flags(**as_it_is, allow_tf32=False):
+        yield
+
+
+@contextmanager
+def _default_type(kind: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(kind)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _meaning(error: Exception) -> str:

@@ -48,7 +48,7 @@ def mean_of(world: World, clients: list[int], at_once: int = 1) -> torch.Tensor:
 
 
 def main(folder: str) -> None:
-    world = World()
+    world, nodes = World(), World(ranks_a_node=2)
     me, ranks = world.rank, world.size
     shuffled = np.random.default_rng(2).permutation(COUNT).tolist()
     groupings = {
@@ -57,10 +57,11 @@ def main(folder: str) -> None:
         "in_a_row": np.array_split(np.arange(COUNT), ranks)[me].tolist(),
         "shuffled": shuffled[me::ranks],
         "one_has_all": shuffled if me == ranks - 1 else [],
+        "one_of_a_node": shuffled if me == ranks - 1 else [],
     }
     seen: dict[str, np.ndarray] = {}
     for name, clients in groupings.items():
-        mean = mean_of(world, clients)
+        mean = mean_of(nodes if name == "one_of_a_node" else world, clients)
         seen[f"{name} device"] = np.array(mean.device.type)
         seen[f"{name} shape"] = np.array(mean.shape)
         if world.is_server:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from typing import TYPE_CHECKING, Literal
@@ -197,11 +198,16 @@ class Gives(Linear):
 
     def forward(self, x: Tensor) -> Any:
         logits = self.norm(super().forward(x)) if self.kind == "normalised" else super().forward(x)
-        if self.kind == "fails":
+        if self.kind == "fails" or (self.kind == "fails in evaluation" and not self.training and len(x) > 1):
             return self.reshaped(x)
+        if self.kind == "fails below":
+            json.loads("{")
+        if self.kind == "normalised by deviation":
+            return logits / logits.std(0)
         made = {
             "tuple": lambda: (logits, logits[:, :2]),
             "second": lambda: [logits[:, :2], logits],
+            "twice": lambda: [logits, logits.softmax(1)],
             "dict": lambda: {"loss": logits.mean(), "logits": logits},
             "object": lambda: Output(logits),
             "text": lambda: "logits",

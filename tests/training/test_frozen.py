@@ -23,16 +23,18 @@ from fedmpi.algorithms.moon import MOON
 from fedmpi.attacks import Gaussian
 from fedmpi.compression import QSGD, TopK
 from fedmpi.errors import BadInput
+from fedmpi.generators.cvae import CVAE
 from fedmpi.models import Backbone, Model
 from fedmpi.privacy import CentralDP
 from fedmpi.results.check import problems
 from fedmpi.results.summary import summarize
 from fedmpi.server_optimizers import Adam
 from fedmpi.training.dry_run import constant_buffers
+from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
 from tests.algorithms.test_payload import METHODS
 from tests.programs.networks import Floor, FrozenConvolution, HalfFrozen
-from tests.small import Cut, network, run, shortened, state
+from tests.small import CPU, Cut, network, run, shortened, state
 
 SHAPE = (1, 8, 8)
 SIZES = (20, 30, 20, 30, 20, 30, 20)
@@ -131,6 +133,17 @@ def test_several_first_models_share_it(tmp_path: Path) -> None:
     assert len({center["classifier.weight"].tobytes() for center in centers}) == 3
 
 
+def test_networks_of_a_rank_share_memory() -> None:
+    """Oracle: addresses, and the first one's numbers, though the second is drawn otherwise."""
+    first, second = (network(HalfFrozen(floor=True), SHAPE, 10, number=number) for number in (0, 1))
+    one = FlatModel(first, CPU, ["extractor.4.floor"])
+    other = FlatModel(second, CPU, shared=one.layout.frozen)
+    assert one.layout == other.layout
+    assert one.unsent.keys() == other.unsent.keys() == {*FIRST, "extractor.4.floor"}
+    for name, tensor in one.unsent.items():
+        assert tensor.data_ptr() == other.unsent[name].data_ptr(), name
+
+
 def test_resume_rebuilds_it(tmp_path: Path) -> None:
     """Oracle: the run in one go, bit for bit."""
     whole = made_by(tmp_path / "whole.h5", MOON(), rounds=3)
@@ -171,12 +184,40 @@ def test_a_pretrained_model_fits_its_frozen_part_alone(tmp_path: Path) -> None:
         )
 
 
+class HalfFrozenCVAE(CVAE):
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        network = super().build(shape, classes)
+        network.get_submodule("encoder.1").requires_grad_(False)
+        return network
+
+
+def test_a_generator_is_frozen_in_part_as_well(tmp_path: Path) -> None:
+    """Oracle: by hand; and a later run that goes on from it."""
+    settings: dict[str, Any] = {"local": LocalTraining(epochs=1, vectorize="off"), "rounds": 1}
+    brief: dict[str, Any] = {
+        "generator": HalfFrozenCVAE(2, (9,)),
+        "synthetic": 64,
+        "pretrain": False,
+        "cas_epochs": 1,
+    }
+    earlier = made_by(tmp_path / "earlier.h5", GenFL(generator_rounds=1, **brief), **settings)
+    tensors = earlier.tensors("generator_weights")
+    assert {name: tensor.shape for name, tensor in tensors.items() if name.startswith("encoder.1")} == {
+        "encoder.1.weight": (9, 64),
+        "encoder.1.bias": (9,),
+    }
+    again = made_by(tmp_path / "again.h5", GenFL(earlier=earlier.path, take="generator", **brief), **settings)
+    np.testing.assert_array_equal(again.synthetic["images"], earlier.synthetic["images"])
+
+
 class FrozenScale(HalfFrozen):
-    """Batch normalisation whose scale and shift are frozen, in training mode."""
+    """Batch normalisation whose scale and shift are frozen, in training mode; and frozen single numbers."""
 
     def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
         network = super().build(shape, classes)
         network.extractor.get_submodule("2").requires_grad_(False)
+        network.register_parameter("number", nn.Parameter(torch.tensor(3.0), requires_grad=False))
+        network.register_buffer("other", torch.tensor(5.0))
         return network
 
 
@@ -185,7 +226,7 @@ def test_statistics_go_on_without_a_scale_that_is_trained(vectorize: Any, tmp_pa
     """Of a method that trains its model in parts; and the statistics of what is trained move as well."""
     local = LocalTraining(epochs=1, vectorize=vectorize)
     made = made_by(tmp_path / "made.h5", FedRep(head_epochs=1), FrozenScale(), local=local)
-    assert {"extractor.2.weight", "extractor.2.bias"} <= made.frozen.keys()
+    is_as_built(made, [*FIRST, "extractor.2.weight", "extractor.2.bias", "number", "other"], FrozenScale())
     for layer in (2, 5):
         assert made.state_dict()[f"extractor.{layer}.running_mean"].any(), layer
 
@@ -255,8 +296,10 @@ def test_constant_buffers() -> None:
     """Oracle: by hand; and the network is as it was before."""
     module = Buffers()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    places = {name: id(buffer) for name, buffer in module.named_buffers()}
     constant = constant_buffers(module, torch.ones(2, 3))
     assert sorted(constant) == ["cold.running_mean", "cold.running_var", "mask", "unknown"]
+    assert {name: id(buffer) for name, buffer in module.named_buffers()} == places
     for name, tensor in module.state_dict().items():
         np.testing.assert_array_equal(tensor, before[name], err_msg=name)
 

@@ -14,12 +14,15 @@ from torch.nn.functional import cross_entropy
 
 from fedmpi import results
 from fedmpi.algorithms import Algorithm
+from fedmpi.algorithms.feature_fusion import FeatureFusion
+from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedgen import FedGen
 from fedmpi.algorithms.fedper import FedPer
 from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.algorithms.moon import MOON
 from fedmpi.data import IID
 from fedmpi.errors import BadInput
+from fedmpi.models import Backbone
 from fedmpi.results.check import problems
 from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.layout import Entry, Layout
@@ -83,8 +86,10 @@ def test_counters_start_afresh_with_each_client() -> None:
             model.backward(cross_entropy(model.module.train()(x), torch.tensor([1, 2, 3]), reduction="none"))
         assert model.module.get_buffer("calls").item() == 3
         assert model.layout.views(model.weights[0])["mean"] == model.module.get_buffer("mean") != 0
+    model.module(x)  # a pass that no step follows
     model.load(start)
     assert (model.module.get_buffer("calls").item(), model.module.get_buffer("mean").item()) == (0, 0)
+    assert model.layout.views(model.weights[0])["mean"] == 0
 
 
 def test_a_tensor_without_elements_in_a_large_network() -> None:
@@ -130,6 +135,18 @@ def gradients_by_name(model: FlatModel, losses: Tensor) -> dict[str, Tensor]:
 
     model.backward_in_parts(losses, note)
     return found
+
+
+def test_gradients_of_what_the_losses_do_not_depend_on() -> None:
+    """Oracle: zeros, for decay and momentum go on all the same."""
+    module = nn.Sequential(nn.Linear(3, 4), nn.Linear(3, 2))
+    found = gradients_by_name(FlatModel(module, CPU), module[0](torch.rand(5, 3)).sum(1))
+    assert {name: (gradient.shape, bool(gradient.any())) for name, gradient in found.items()} == {
+        "0.weight": ((4, 3), True),
+        "0.bias": ((4,), True),
+        "1.weight": ((2, 3), False),
+        "1.bias": ((2,), False),
+    }
 
 
 def test_sparse_gradients() -> None:
@@ -193,12 +210,14 @@ class Broken(Lazy):
     """Lazy layers that the inputs do not fit."""
 
     def build(self, shape: tuple[int, ...], classes: int) -> Any:
-        return nn.Sequential(nn.LazyConv2d(4, 30), nn.Flatten(), nn.LazyLinear(classes))
+        return Backbone(nn.Sequential(nn.LazyConv2d(4, 30), nn.Flatten()), nn.LazyLinear(classes))
 
 
-def test_lazy_layers_that_cannot_be_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", [FedAvg, FeatureFusion])
+def test_lazy_layers_that_cannot_be_run(method: type[Algorithm], tmp_path: Path) -> None:
+    """Whether or not the method looks at the network first."""
     with pytest.raises(BadInput, match="--model = Broken: has lazy layers, and cannot be run to learn their shapes"):
-        made_by(tmp_path / "made.h5", Broken())
+        made_by(tmp_path / "made.h5", Broken(), method())
 
 
 # Weights that are made in every run

@@ -28,6 +28,7 @@ ODD = {
     "tuple": rf"gives a tuple \(float32 \[2, 10\], float32 \[2, 2\]\) for 2 samples: {re.escape(WANTED)}; let forward"
     r" return output\[0\]",
     "second": r"gives a list .*; let forward return output\[1\]",
+    "twice": r"gives a list .*; let forward return output\[0\]",
     "dict": r"gives a dict \(loss: float32 \[\], logits: float32 \[2, 10\]\) .*; let forward return"
     r" output\[\"logits\"\]",
     "object": r"gives a Output for 2 samples: .*; let forward return output\.logits",
@@ -46,6 +47,8 @@ ODD = {
     "training only": r"gives int64 \[3\] for 3 samples: must be logits, floating-point \[3, 10\]",
     "fails": r"forward fails on inputs float32 \[2, 1, 8, 8\] in training mode: RuntimeError: shape '\[10, -1\]' is"
     r" invalid .* \(.*tests/programs/unlike\.py, line \d+, in reshaped\)$",
+    "fails in evaluation": r"forward fails on inputs float32 \[3, 1, 8, 8\] in evaluation mode: RuntimeError: ",
+    "fails below": r"forward fails on inputs .*: JSONDecodeError: .* \(.*/unlike\.py, line \d+, in forward\)$",
 }
 
 
@@ -96,6 +99,7 @@ def test_a_methods_own_logits() -> None:
         (LeNet(), FeatureFusion(operator="conv")),
         (Projected(over=MLP(norm="batch")), FedAvg()),
         (unlike.Odd("normalised"), FedAvg()),
+        (unlike.Odd("normalised by deviation"), FedAvg()),
     ],
 )
 def test_logits_pass(model: unlike.Model, method: Algorithm) -> None:
