@@ -61,7 +61,7 @@ EXTREMES = [
 
 def describe(partition: Partition) -> str:
     return "-".join(
-        [type(partition).__name__, *(str(v) for v in vars(partition).values() if not hasattr(v, "split"))]
+        [type(partition).__name__, *(str(v) for v in vars(partition).values() if isinstance(v, (int, float)))]
     )
 
 
