@@ -37,6 +37,8 @@ WORDS = {True: ("on", "yes", "true"), False: ("off", "no", "false")}
 #: What Linux takes of a whole path, without the byte behind it.
 LONGEST_PATH = 4095
 
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f]")
+
 T = TypeVar("T")
 
 
@@ -194,7 +196,12 @@ def shown(value: object) -> str:
     text = (
         str(value).lower() if isinstance(value, bool) else "null" if value is None else " ".join(str(value).split())
     )
-    return text if len(text) <= 80 else f"{text[:60]}..."
+    return printable(text if len(text) <= 80 else f"{text[:60]}...")
+
+
+def printable(text: str) -> str:
+    """As it is, but for what would begin a line, or give an order to a terminal: that is spelt out."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _words(hint: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,9 +18,11 @@ from fedmpi import results
 from fedmpi.algorithms.fedgen import FedGen
 from fedmpi.command_line import parse
 from fedmpi.generators.features import FeatureGenerator
+from fedmpi.results.schema import Status
 from fedmpi.scheduling import Bernoulli
 from fedmpi.training.settings import LocalTraining
 from tests.launch import REPOSITORY
+from tests.results.made_runs import finished, started
 
 JOBS = REPOSITORY / "jobs"
 DIGITS = JOBS / "digits.yaml"
@@ -42,22 +45,33 @@ exec mpirun -n "$SLURM_NTASKS" "$@"
 """
 
 
-def run(
-    script: str, *arguments: str | Path, path: Path | None = None, folder: Path | None = None, **variables: str
-) -> str:
-    """Standard error and output of a script that must go well."""
+def environment(path: Path | None, **variables: str) -> dict[str, str]:
+    """That of a script, which finds commands in the folder `path` before others."""
     search = [str(path)] if path else []
     search += [str(Path(sys.executable).parent), os.environ["PATH"]]
-    result = subprocess.run(
+    return {**os.environ, "PATH": os.pathsep.join(search), "PYTHONPATH": str(REPOSITORY), **variables}
+
+
+def ended(
+    script: str, *arguments: str | Path, path: Path | None = None, folder: Path | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """A script, however it ended; standard error is part of its output."""
+    return subprocess.run(
         ["bash", JOBS / script, *arguments],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         timeout=120,
         cwd=folder,
-        env={**os.environ, "PATH": os.pathsep.join(search), "PYTHONPATH": str(REPOSITORY), **variables},
+        env=environment(path, **variables),
     )
-    assert result.returncode == 0, result.stderr
-    return result.stderr + result.stdout
+
+
+def run(script: str, *arguments: str | Path, **how: Any) -> str:
+    """The output of a script that must go well."""
+    result = ended(script, *arguments, **how)
+    assert result.returncode == 0, result.stdout
+    return result.stdout
 
 
 @pytest.mark.parametrize("config", sorted(JOBS.rglob("*.yaml")), ids=lambda path: path.name)
@@ -115,8 +129,8 @@ def test_local(tmp_path: Path) -> None:
     output = tmp_path / "run.h5"
     said = run("local.sh", DIGITS, "3", "--rounds", "1", "--output", output)
     assert "3 ranks" in said
-    finished = results.open(output)
-    assert (finished.status, finished.settings["rounds"], finished.environment["ranks"]) == ("finished", 1, 3)
+    made = results.open(output)
+    assert (made.status, made.settings["rounds"], made.environment["ranks"]) == ("finished", 1, 3)
 
 
 @pytest.mark.parametrize(
@@ -131,8 +145,8 @@ def test_slurm(tmp_path: Path, protocols: str, launched: str) -> None:
     granted = {"SLURM_NTASKS": "2", "SLURM_CPUS_PER_TASK": "2", "SLURM_JOB_ID": "4711"}
     said = run("slurm.sbatch", DIGITS, "--rounds", "1", "--output", output, path=tmp_path, folder=None, **granted)
     assert ("srun --mpi=" in said) == bool(launched)
-    environment = results.open(output).environment
-    assert (environment["ranks"], environment["threads"], environment["slurm_job_id"]) == (2, 2, "4711")
+    ran_on = results.open(output).environment
+    assert (ran_on["ranks"], ran_on["threads"], ran_on["slurm_job_id"]) == (2, 2, "4711")
 
 
 # A launcher of nothing, which tells the limit that the run would have.
@@ -146,6 +160,7 @@ def test_limits(tmp_path: Path) -> None:
     for name, text in {"srun": TELLING, "squeue": '#!/bin/sh\n$FAIL\necho "$END"\n'}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
+    script = "slurm.sbatch", DIGITS, "--output", finished(tmp_path / "run.h5", rounds=1)
     for end, limit in {
         "2099-01-01T00:00:00": "4070908800",
         "NONE": "none",
@@ -156,10 +171,104 @@ def test_limits(tmp_path: Path) -> None:
         "2099-99-99T": "none",
     }.items():
         granted = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "4711", "END": end, "FAIL": "", "TZ": "UTC"}
-        assert f"limit {limit}\n" in run("slurm.sbatch", DIGITS, path=tmp_path, folder=None, **granted), end
+        assert f"limit {limit}\n" in run(*script, path=tmp_path, **granted), end
     granted |= {"END": "2099-01-01T00:00:00"}
-    assert "limit none\n" in run("slurm.sbatch", DIGITS, path=tmp_path, folder=None, **{**granted, "FAIL": "exit 1"})
-    assert "limit 17\n" in run("slurm.sbatch", DIGITS, path=tmp_path, folder=None, SLURM_JOB_END_TIME="17", **granted)
+    assert "limit none\n" in run(*script, path=tmp_path, **{**granted, "FAIL": "exit 1"})
+    assert "limit 17\n" in run(*script, path=tmp_path, SLURM_JOB_END_TIME="17", **granted)
+
+
+# A launcher that leaves a file, or none, and ends with a status; and what a job asks of Slurm.
+LEAVING = """#!/usr/bin/env bash
+[[ $1 == --mpi=list ]] && echo pmi2 pmix && exit
+[[ $1 == --version ]] && echo HYDRA && exit
+[[ $LEFT ]] && cp "$LEFT" "$FILE"
+exit "$ENDS"
+"""
+SCONTROL = '#!/bin/sh\n[ "$1" = show ] && echo JobState=RUNNING || echo "requeued"\n'
+
+
+def test_the_file_says_how_a_run_ended(tmp_path: Path) -> None:
+    """Oracle: 0 only if launcher and file agree on a good end; back into the queue after 85, not after 130 or 0."""
+    for name, text in {"srun": LEAVING, "mpirun": LEAVING, "scontrol": SCONTROL}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    left = {"finished": finished(tmp_path / "finished.h5", rounds=1)}
+    words: tuple[Status, ...] = ("interrupted", "failed")
+    for word in words:
+        started(tmp_path / f"{word}.h5").finish(word)
+        left[word] = tmp_path / f"{word}.h5"
+    file = tmp_path / "run.h5"
+    granted = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "4711"}
+    for end, ends, status, requeued in (
+        ("finished", 0, 0, False),
+        ("interrupted", 0, 1, False),
+        ("failed", 0, 1, False),
+        ("", 0, 1, False),
+        ("interrupted", 85, 85, True),
+        ("interrupted", 130, 130, False),
+        ("finished", 9, 9, False),
+    ):
+        how = {"LEFT": str(left.get(end, "")), "FILE": str(file), "ENDS": str(ends), "HERE": str(tmp_path)}
+        # As the program takes it: the last one, whose variables it replaces.
+        options = "--output", "other.h5", "--output=$HERE/run.h5"
+        for script in ("slurm.sbatch", "local.sh"):
+            file.unlink(missing_ok=True)
+            result = ended(script, DIGITS, *options, path=tmp_path, folder=None, **granted, **how)
+            by_slurm = script == "slurm.sbatch" and requeued
+            assert result.returncode == (0 if by_slurm else status), (script, end, ends, result.stdout)
+            assert ("requeued" in result.stdout) == by_slurm
+            said = f": {end or 'missing'}, although " in result.stdout
+            assert said == (status == 1), result.stdout
+
+
+def test_a_file_from_before_is_no_result(tmp_path: Path) -> None:
+    """Where the launcher says that all went well, and the file is that of an earlier run; unless that was resumed."""
+    (tmp_path / "mpirun").write_text(LEAVING)
+    (tmp_path / "mpirun").chmod(0o755)
+    old = finished(tmp_path / "run.h5", rounds=1)
+    how = {"LEFT": "", "FILE": "", "ENDS": "0"}
+    result = ended("local.sh", DIGITS, "--overwrite", "--output", old, path=tmp_path, folder=None, **how)
+    assert (result.returncode, result.stdout.splitlines()[-1]) == (
+        1,
+        f"{old}: as it was before, although mpirun ended without an error",
+    )
+    assert ended("local.sh", DIGITS, "--resume", "--output", old, path=tmp_path, folder=None, **how).returncode == 0
+
+
+def test_a_rank_that_leaves(tmp_path: Path) -> None:
+    """It ends with 0, and so does mpirun as often as not; the script never."""
+    fault = "--algorithm faulty.Faulty --algorithm.kind leave --algorithm.phase constructor --algorithm.ranks [2]"
+    output, programs = tmp_path / "run.h5", REPOSITORY / "tests" / "programs"
+    result = ended("local.sh", DIGITS, "3", *fault.split(), "--output", output, PYTHONPATH=f"{REPOSITORY}:{programs}")
+    assert "fails at" in result.stdout
+    assert result.returncode != 0, result.stdout
+    assert not output.exists()
+
+
+# A launcher that tells which signals it hears, until the second.
+LISTENING = """#!/usr/bin/env bash
+[[ $1 == --version ]] && echo HYDRA && exit
+for name in INT TERM USR1; do trap "echo heard $name; ((++count == 2)) && exit 85" $name; done
+echo ready
+while :; do sleep 0.05; done
+"""
+
+
+def test_signals_reach_the_run(tmp_path: Path) -> None:
+    """Each once, and those of a terminal, which go to all of its processes, too."""
+    (tmp_path / "mpirun").write_text(LISTENING)
+    (tmp_path / "mpirun").chmod(0o755)
+    command = ["bash", str(JOBS / "local.sh"), str(DIGITS), "--output", str(tmp_path / "run.h5")]
+    for sent in ((signal.SIGTERM, signal.SIGUSR1), (signal.SIGINT, signal.SIGINT)):
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=environment(tmp_path), start_new_session=True
+        ) as script:
+            assert script.stdout
+            assert script.stdout.readline() == "ready\n"
+            for number in sent:
+                os.killpg(script.pid, number)
+                assert script.stdout.readline() == f"heard {number.name.removeprefix('SIG')}\n"
+            assert script.wait(30) == 85
 
 
 def test_slurm_array(tmp_path: Path) -> None:

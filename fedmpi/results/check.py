@@ -173,7 +173,7 @@ def _of_network(name: str, found: h5py.Group) -> Iterator[str]:
     ends = np.cumsum(np.where(shapes < 0, 1, shapes).prod(axis=1))
     if ends[-1:].tolist() != [len(weights)] or not np.array_equal(offsets, [0, *ends[:-1]]):
         yield f"/{name}: shapes and offsets do not fill the weights"
-    if hashlib.sha256(weights.astype("<f4").tobytes()).hexdigest() != found.attrs.get("sha256"):
+    if hashlib.sha256(weights.astype("<f4").tobytes()).hexdigest() != str(found.attrs.get("sha256")):
         yield f"/{name}: sha256 is not that of the weights"
 
 

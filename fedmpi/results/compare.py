@@ -11,12 +11,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmpi.options import printable
 from fedmpi.results.files import datasets, opened, values
 from fedmpi.results.formats import FORMATS, Format
 from fedmpi.results.groups import Group, columns, grouped, references, repeated, spread
 from fedmpi.results.reader import Run, Table
 from fedmpi.results.schema import COLUMN, Direction, group_of, scale, with_unit
-from fedmpi.results.settings import labels, methods, printable
+from fedmpi.results.settings import labels, methods
 from fedmpi.results.table import FIGURES, Figure, decimals
 from fedmpi.results.table import values as figures
 

@@ -139,6 +139,8 @@ def values(dataset: h5py.Dataset) -> NDArray[Any]:
 def _attribute(group: h5py.Group, name: str) -> Any:
     place = f"attribute {shown(name)} of {shown(group.name)}"
     encoded = name.encode("utf-8", "surrogateescape")
+    if not name.isprintable():
+        raise Unfit(f"{shown(group.name)} has an attribute whose name cannot be printed")
     if h5a.get_info(group.id, encoded).data_size > _ONE_VALUE:
         found = h5a.open(group.id, encoded)
         dtype, shape = _dtype(found), found.shape

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fedmpi.options import shown
+from fedmpi.options import printable, shown
 
 #: A run's settings; beside them may stand the checksums of what it has read, under the names of `DATA`.
 Settings = Mapping[str, Any]
@@ -70,16 +70,10 @@ def sound(settings: Any) -> dict[str, Any]:
     return settings
 
 
-def printable(value: Any) -> str:
-    """As it is, but for what would be a line of its own, or an order to a terminal."""
-    text = str(value)
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
-
-
 def describe(value: Any) -> str:
     """One setting, on one line: a component with its arguments, a group of options, or a plain value."""
     if not isinstance(value, Mapping):
-        return printable(value)
+        return printable(str(value))
     if "class_path" not in value:
         return ", ".join(_options(value))
     options = ", ".join(_options(value.get("init_args") or {}))
@@ -253,7 +247,7 @@ def _leaves(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Value]]
         if value is None:
             continue
         if not isinstance(value, Mapping):
-            yield prefix + name, Value(printable(value))
+            yield prefix + name, Value(printable(str(value)))
         elif "class_path" in value:
             yield prefix + name, Value(_class(value["class_path"]), True)
             yield from _leaves(value.get("init_args") or {}, f"{prefix}{name}.")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedmpi.files import checkpoints_beside
+from fedmpi.options import printable
 from fedmpi.results.reader import Run
 from fedmpi.results.settings import describe
 from fedmpi.training.settings import Choice
@@ -21,6 +22,7 @@ def summarize(run: Run) -> str:
     """Settings, accuracies, speed and traffic of a run, as text without a final newline."""
     lines = [f"{'status':{_LABEL_WIDTH}}{_status(run)}"]
     for label, text in _entries(run):
+        text = printable(text)
         # The file's name is kept whole, so that it can be copied.
         lines += textwrap.wrap(
             text,

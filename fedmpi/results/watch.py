@@ -110,5 +110,5 @@ def _bar(run: Run) -> str:
 
 
 def _known(run: Run, column: str) -> NDArray[np.float64]:
-    values = run.rounds.get(column, np.empty(0))
+    values = run.rounds.get(column, np.empty(0)).astype(np.float64)
     return values[np.isfinite(values)]
