@@ -459,6 +459,9 @@ at any moment, also while the run goes on: it sees a complete earlier state. Eac
 one that has no value in some row is float64, with NaN there. What is marked with a star is in every file, columns
 from the first round on; all else is there where it applies. N stands for a number.
 
+Files are in the format of HDF5 1.10 (2016), with checksums: HDF5 refuses to read a dataset that is damaged, and the
+check names it. Only texts have none of HDF5's own; the check compares them with `texts_crc32`.
+
 Commands show a column in the unit that is named here, and know which of its values are better; of a column of a
 method of your own they know neither (`--direction higher`).
 

@@ -64,3 +64,21 @@ def test_what_cannot_be_a_row_is_refused(rows: dict) -> None:
     table.add({"known": 1})
     with pytest.raises(ValueError, match="column"):
         table.add(rows)
+
+
+def test_rows_since() -> None:
+    """Oracle: the same rows of the whole table, whatever was asked for in between."""
+    table, rng = Columns(), np.random.default_rng(0)
+    for round in range(1, 30):
+        row = {"round": round} | ({"late": round / 2} if round > 9 else {}) | ({"early": round} if round < 20 else {})
+        table.add(row)
+        table.add({"round": np.zeros(0, np.int64)})
+        first = int(rng.integers(round))
+        found = table.since(first)
+        whole = dict(table.items()) if round % 7 == 0 else {}
+        assert next(iter(found)) == "round"
+        assert found["round"].tolist() == list(range(first + 1, round + 1))
+        for name, values in whole.items():
+            np.testing.assert_array_equal(found.get(name, np.full(round - first, np.nan)), values[first:])
+    assert "early" not in table.since(19)
+    np.testing.assert_array_equal(table.since(17)["early"][:3], [18, 19, np.nan])

@@ -290,3 +290,42 @@ def test_collecting_is_cheap_and_long_runs_are_written_fast(tmp_path: Path) -> N
     began = time.perf_counter()
     results.write()
     assert time.perf_counter() - began < 2  # takes about 0.1 s
+
+
+def test_what_a_checkpoint_carries(tmp_path: Path, clock: Clock) -> None:
+    """The rows since the last write, and no write until one is due; together with the file, all of them.
+
+    Oracle: the file of a run that has written everything. The file that is resumed may have some of the rows.
+    """
+    results = started(tmp_path / "run.h5")
+    for round in range(1, 4):
+        add_round(results, round)
+    assert not results.beyond_file(), "there is no file so far"
+    behind, written = results.path.read_bytes(), results.path.stat().st_ino
+    for round in range(4, 8):
+        add_round(results, round)
+        rows = results.beyond_file()
+        assert rows["rounds"]["round"].tolist() == list(range(4, round + 1))
+        assert len(rows["clients"]) == 4 * (round - 3)
+    assert results.path.stat().st_ino == written
+    begun = results.started
+    results.write()
+    files = {"behind": behind, "level": results.path.read_bytes()}
+    add_round(results, 8)
+    clock.now += 2
+    assert not results.beyond_file(), "a write was due"
+    files["ahead"] = results.path.read_bytes()
+    for name, content in files.items():
+        path = tmp_path / f"{name}.h5"
+        path.write_bytes(content)
+        resumed = started(path, overwrite=True)
+        resumed.resume(begun, 7, beyond=rows)
+        add_round(resumed, 8)
+        resumed.finish("finished")
+        one, other = (fedmpi.results.open(each) for each in (path, results.path))
+        for table in ("rounds", "clients", "ranks", "evaluation"):
+            np.testing.assert_equal(one.table(table), other.table(table))
+    path.write_bytes(behind)
+    short = started(path, overwrite=True)
+    with pytest.raises(BadInput, match="ends before its checkpoint, which is after round 7"):
+        short.resume(begun, 7)
