@@ -142,12 +142,17 @@ class Guard:
                 os._exit(128 + number)
 
 
-def end_soon() -> None:
-    """In a few seconds this process ends with exit status 1, whatever it does until then.
+def end_soon(seconds: float = ENDING) -> None:
+    """In a few seconds this process ends with exit status 1, whatever it does until then; see `do_not_end`.
 
-    What it does may hang: MPI_Abort, or a write to a launcher that does not read. A thread of C ends the process,
-    which needs no lock of Python.
+    What it does may hang: MPI_Abort, MPI_Finalize, or a write to a launcher that does not read. A thread of C ends
+    the process, which needs no lock of Python. (mpi4py keeps it in some calls, in which the guard cannot run.)
     """
     global _nowhere
     _nowhere = open(os.devnull, "w")  # noqa: SIM115 (for a report that nobody wants; open until the end)
-    faulthandler.dump_traceback_later(ENDING, exit=True, file=_nowhere)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=_nowhere)
+
+
+def do_not_end() -> None:
+    """What might have hung has not."""
+    faulthandler.cancel_dump_traceback_later()

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from fedmpi import streams
 from fedmpi.errors import BadInput
 from fedmpi.mpi.bell import Bell
-from fedmpi.mpi.guard import Guard, end_soon
+from fedmpi.mpi.guard import Guard, do_not_end, end_soon
 from fedmpi.mpi.node import FixedPoint, Segments, SharedMean
 
 SPIN_SECONDS = 50e-6
@@ -44,7 +44,7 @@ ENDING_SECONDS = 600.0
 # How long rank 0 collects what the other ranks say when the deadline has passed.
 COLLECTING_SECONDS = 2.0
 # How long ranks may take to leave MPI together.
-LEAVING_SECONDS = 30.0
+LEAVING_SECONDS = 15.0
 # Kinds of messages about failures: the report of an error; what a rank says of itself when the deadline has passed.
 REPORT, NOTE = 0, 1
 # How long the launcher has to pass on what was printed, before the end of the job closes its pipes.
@@ -548,12 +548,17 @@ class World:
         os._exit(status)
 
     def end(self, status: int) -> None:
-        """Leave MPI: all ranks are about to exit with this status. (At exit, nothing would watch over it.)"""
+        """Leave MPI: all ranks are about to exit with this status. At exit, nothing would watch over it.
+
+        Where that hangs, because a node or the launcher's own is gone, the process ends with status 1.
+        """
         if self.size > 1:
             self.guard.at_silence = lambda: os._exit(status)
             self.guard.limit = min(self.guard.limit, LEAVING_SECONDS)
             self.meet()
+            end_soon(LEAVING_SECONDS)
             MPI.Finalize()
+            do_not_end()
             self.guard.is_alone = True
 
 

@@ -148,6 +148,12 @@ def _twice(trial: Trial) -> None:
         time.sleep(1)
 
 
+def _cut_off(trial: Trial) -> None:
+    """The ranks do not need the login node until they leave MPI, which needs it."""
+    trial.cluster.login.cut()
+    trial.hold.unlink()
+
+
 #: Ranks 0 and 1 are on node1, 2 and 3 on node2, and 4 on node3.
 FAULTS = {
     "a rank killed": Fault(lambda trial: trial.kill_rank(2)),
@@ -160,7 +166,7 @@ FAULTS = {
     "a node stopped for good": Fault(lambda trial: trial.cluster.nodes[1].stop(), stuck=(1,)),
     "rank 0's node's link cut": Fault(lambda trial: trial.cluster.nodes[0].cut()),
     "rank 0's node powered off": Fault(lambda trial: trial.cluster.nodes[0].power_off(), restarts=True),
-    "the login node's link cut": Fault(lambda trial: trial.cluster.login.cut()),
+    "the login node's link cut": Fault(_cut_off),
     "a node's daemon killed": Fault(lambda trial: trial.kill_daemon(trial.cluster.nodes[1])),
     "mpirun killed": Fault(lambda trial: trial.job.process.kill()),
     "SIGTERM twice, a client hangs": Fault(_twice),

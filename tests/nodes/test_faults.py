@@ -68,15 +68,9 @@ def test_the_server_s_node_vanishes(sha256: str | None, tmp_path: Path) -> None:
     assert "rank 0 on node1 does not answer" in outcome.stderr
 
 
-#: MPI.Finalize of mpi4py keeps Python's lock, so the guard cannot end a rank that waits there.
-_IN_FINALIZE = pytest.mark.xfail(reason="a rank that hangs in MPI_Finalize is not ended", strict=True)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("mpi", MPIS)
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[_IN_FINALIZE] if name.startswith("the login") else []) for name in FAULTS]
-)
+@pytest.mark.parametrize("name", FAULTS)
 def test_fault(name: str, mpi: Mpi, sha256: str | None, tmp_path: Path) -> None:
     check(name, suffered(name, mpi, tmp_path), sha256)
 
