@@ -114,6 +114,7 @@ class Node:
         self._memory = memory
         self._switch = switch
         self._is_cut = folder / f"{name}.cut"
+        self._is_off = False
         self.boot()
 
     def boot(self) -> None:
@@ -127,6 +128,8 @@ class Node:
         self._at_rest = self._all_processes().keys()
         (self._folder / f"{self.name}.pid").write_text(str(self._first))
         cable, on_switch = f"to-{self.name}", ["nsenter", "--target", str(self._switch), "--net", "ip", "link"]
+        # Of a node whose power was off the kernel removes it in its own time.
+        subprocess.run([*on_switch, "del", cable], capture_output=True)
         # Always the same address, or the others would ask for the one before for a while.
         card = ["eth0", "address", f"02:00:00:00:00:{self._number:02x}"]
         peer = ["type", "veth", "peer", "name", *card, "netns", str(self._first)]
@@ -181,11 +184,20 @@ class Node:
         """No network any more, and then no process: nobody else hears of it."""
         self.cut()
         self.end()
+        self._is_off = True
 
     def end(self) -> None:
         """End all processes."""
         _end(self._holder)
         until(lambda: not _signal(self._all_processes(), signal.SIGKILL))
+
+    def repair(self) -> None:
+        """End whatever runs, and be on and connected again."""
+        if self._is_off:
+            self.boot()
+            self._is_off = False
+        until(lambda: not _signal(self.processes(), signal.SIGKILL))
+        self.mend()
 
     def stop(self) -> None:
         """Let time stand still for all processes."""
@@ -333,6 +345,12 @@ class Cluster:
     def processes(self) -> dict[str, dict[int, str]]:
         """What runs on each node, the login node included."""
         return {node.name: found for node in (self.login, *self.nodes) if (found := node.processes())}
+
+    def repair(self) -> None:
+        """End all jobs, and let every node be as it was; those whose power was off start anew."""
+        self._end_jobs()
+        for node in (self.login, *self.nodes):
+            node.repair()
 
     def _end_jobs(self) -> None:
         for job in self._jobs:

@@ -1,8 +1,8 @@
 """What becomes of a job when something goes wrong on one of its nodes: python -m tests.nodes.faults
 
-Prints a table: what happened; seconds from then until all ranks are gone, until `mpirun` is, and until nothing of the
-job is left, its daemons included; the exit status of `mpirun`; the results file's status; how many reports there
-were; what `--resume` on the same nodes ends with.
+Prints a table: what happened; seconds from then until all ranks are gone, and until `mpirun` is; how many processes
+are left then, its daemons and what stands for ssh included; the exit status of `mpirun`; the results file's status;
+how many reports there were; what `--resume` on the same nodes ends with.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from pathlib import Path
 import h5py
 
 from fedmpi import results
+from fedmpi.files import lock_beside
+from fedmpi.owner import SILENCE
 from tests.launch import REPOSITORY, environment, fedmpi, succeed
 from tests.nodes.cluster import Cluster, Job, Mpi, Node, missing, until
 
@@ -39,6 +41,8 @@ OPTIONS = (
 LONGEST_START = 120.0
 #: Seconds until a resumed run is over.
 LONGEST_RESUME = 120.0
+#: Seconds that daemons may take to end after `mpirun`.
+LINGERING = 2.0
 #: Seconds for which a node is away that comes back.
 AWAY = 5.0
 #: How a rank knows its number.
@@ -115,11 +119,14 @@ class Fault:
         strike: makes it happen.
         goes_on: whether the run comes to its end.
         stuck: which nodes cannot do anything any more, not even end.
+        restarts: whether rank 0's node has to be started anew. Nobody can look up its old processes then, so the
+            file's lock counts for ten minutes without a sign of life.
     """
 
     strike: Callable[[Trial], None]
     goes_on: bool = False
     stuck: tuple[int, ...] = ()
+    restarts: bool = False
 
 
 def _away(leave: Callable[[Node], None], come_back: Callable[[Node], None]) -> Callable[[Trial], None]:
@@ -152,7 +159,7 @@ FAULTS = {
     "a node powered off": Fault(lambda trial: trial.cluster.nodes[1].power_off()),
     "a node stopped for good": Fault(lambda trial: trial.cluster.nodes[1].stop(), stuck=(1,)),
     "rank 0's node's link cut": Fault(lambda trial: trial.cluster.nodes[0].cut()),
-    "rank 0's node powered off": Fault(lambda trial: trial.cluster.nodes[0].power_off()),
+    "rank 0's node powered off": Fault(lambda trial: trial.cluster.nodes[0].power_off(), restarts=True),
     "the login node's link cut": Fault(lambda trial: trial.cluster.login.cut()),
     "a node's daemon killed": Fault(lambda trial: trial.kill_daemon(trial.cluster.nodes[1])),
     "mpirun killed": Fault(lambda trial: trial.job.process.kill()),
@@ -170,7 +177,7 @@ class Outcome:
         ranks_gone: seconds from the fault until no rank was left on a node that can do anything; None: some still
             were when waiting was given up.
         launcher_gone: likewise, until `mpirun` had ended.
-        all_gone: likewise, until nothing of the job was left on any node, the launcher's daemons included.
+        left: names of the programs that were still there after that, on all nodes, stuck ones included.
         exit_status: of `mpirun`; None: it had not ended.
         written: the status that the results file has, as it is written there.
         reports: how many times something was reported to have failed.
@@ -181,7 +188,7 @@ class Outcome:
 
     ranks_gone: float | None
     launcher_gone: float | None
-    all_gone: float | None
+    left: list[str]
     exit_status: int | None
     written: str
     reports: int
@@ -208,12 +215,18 @@ def suffer(fault: Fault, trial: Trial, patience: float) -> Outcome:
 
         ranks_gone = elapsed(lambda: not trial.processes_of_ranks(fault.stuck))
         launcher_gone = elapsed(lambda: trial.job.process.poll() is not None)
-        all_gone = elapsed(lambda: not cluster.processes())
+        with suppress(AssertionError):
+            until(lambda: not cluster.processes(), LINGERING)
+        left = [
+            Path(command.split()[0]).name for of_node in cluster.processes().values() for command in of_node.values()
+        ]
         exit_status, stderr = trial.job.process.poll(), trial.job.stderr
-    with h5py.File(trial.path) as file:
-        written = str(file.attrs["status"])
-    trial.hold.unlink(missing_ok=True)
-    with Cluster(len(trial.ranks)) as cluster:
+        with h5py.File(trial.path) as file:
+            written = str(file.attrs["status"])
+        cluster.repair()
+        trial.hold.unlink(missing_ok=True)
+        if fault.restarts:
+            _let_time_pass(trial.path)
         trial.start(cluster, "--resume")
         with suppress(subprocess.TimeoutExpired):
             trial.job.wait(LONGEST_RESUME)
@@ -223,7 +236,7 @@ def suffer(fault: Fault, trial: Trial, patience: float) -> Outcome:
     return Outcome(
         ranks_gone,
         launcher_gone,
-        all_gone,
+        left,
         exit_status,
         written,
         reports,
@@ -231,6 +244,13 @@ def suffer(fault: Fault, trial: Trial, patience: float) -> Outcome:
         (run.status, run.weights_sha256),
         resume_stderr,
     )
+
+
+def _let_time_pass(path: Path) -> None:
+    """As if the lock of a file had been silent for so long that nobody waits for its owner any more."""
+    for record in lock_beside(path).iterdir():
+        then = record.stat().st_mtime - SILENCE
+        os.utime(record, (then, then))
 
 
 def unbroken(folder: Path) -> str | None:
@@ -262,16 +282,17 @@ def main() -> None:
 
         with ThreadPoolExecutor(options.jobs) as pool:
             rows = list(pool.map(measured, options.only))
-    head = "what happens", "ranks gone", "mpirun gone", "all gone", "exit status", "file", "reports", "resume"
+    head = "what happens", "ranks gone", "mpirun gone", "left", "exit status", "file", "reports", "resume"
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", *rows, sep="\n")
 
 
 def _row(fault: str, outcome: Outcome, sha256: str | None) -> str:
-    moments = outcome.ranks_gone, outcome.launcher_gone, outcome.all_gone
+    moments = outcome.ranks_gone, outcome.launcher_gone
     ends = ["never" if seconds is None else f"{seconds:.1f} s" for seconds in moments]
     status = "-" if outcome.exit_status is None else str(outcome.exit_status)
     resumed = "same bits" if outcome.resumed == ("finished", sha256) else f"WRONG: {outcome.resumed}"
-    return f"| {' | '.join([fault, *ends, status, outcome.written, str(outcome.reports), resumed])} |"
+    counts = str(len(outcome.left)), status, outcome.written, str(outcome.reports)
+    return f"| {' | '.join([fault, *ends, *counts, resumed])} |"
 
 
 if __name__ == "__main__":
