@@ -170,16 +170,7 @@ SOME = (
     "drawn",
 )
 # Of those, what goes different ways between nodes.
-FEW = (
-    "side_by_side_batchnorm",
-    "conditions",
-    "power_of_choice",
-    "ifca",
-    "scaffold",
-    "client_state",
-    "fedbn",
-    "fedftg",
-)
+FEW = ("conditions", "power_of_choice", "scaffold", "client_state", "fedbn")
 FEWER = ("scaffold", "client_state")
 TIMINGS = {"seconds", "train_seconds", "communication_seconds", "evaluation_seconds"}
 TIMINGS |= {"teacher_seconds", "server_seconds"}
