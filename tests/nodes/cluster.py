@@ -58,7 +58,8 @@ while [ "${1#-}" != "$1" ]; do shift; done
 host=$1
 shift
 here=$(dirname "$0")
-setpriv --pdeathsig KILL nsenter --target "$(cat "$here/$host.pid")" --net --uts --ipc --mount --pid -- sh -c "$*" <&0 &
+node=$(cat "$here/$host.pid")
+setpriv --pdeathsig KILL nsenter --target "$node" --net --uts --ipc --mount --pid -- sh -c "$*" <&0 &
 trap 'exit 143' TERM
 wait $!
 status=$?
