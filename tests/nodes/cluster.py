@@ -52,13 +52,14 @@ wait
 # What joins them.
 SWITCH = "ip link add name bridge type bridge && ip link set bridge up && %s"
 # Stands for ssh as MPICH's and Open MPI's mpirun call it: [FLAGS] HOST COMMAND... As with ssh, nothing tells that the
-# command has ended while one of the links is cut, or the power off.
-RSH = """#!/bin/sh
+# command has ended while one of the links is cut, or the power off. It ends with mpirun, also while it is stopped.
+RSH = """#!/usr/bin/env -S setpriv --pdeathsig KILL sh
 while [ "${1#-}" != "$1" ]; do shift; done
 host=$1
 shift
 here=$(dirname "$0")
-nsenter --target "$(cat "$here/$host.pid")" --net --uts --ipc --mount --pid -- sh -c "$*" <&0 &
+node=$(cat "$here/$host.pid")
+setpriv --pdeathsig KILL nsenter --target "$node" --net --uts --ipc --mount --pid -- sh -c "$*" <&0 &
 trap 'exit 143' TERM
 wait $!
 status=$?

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -80,35 +80,47 @@ def test_jobs(mpi: Mpi) -> None:
     assert found.strip() == "[('node1', 2), ('node1', 2), ('node3', 1)]"
 
 
-def test_nothing_stays(tmp_path: Path) -> None:
-    """Neither after a test that fails, nor of a process that is killed."""
-
-    def processes() -> list[str]:
-        listed = subprocess.run(["ps", "-A", "-o", "args="], capture_output=True, text=True, check=True).stdout
-        return [line for line in listed.splitlines() if str(tmp_path) in line]
-
-    sleeper = tmp_path / "sleeper.py"
-    sleeper.write_text("import time; print('here', flush=True); time.sleep(1000)")
-    with pytest.raises(AssertionError, match="exit status None"), Cluster(1) as cluster:
-        cluster.start((1,), sleeper).await_text("there", seconds=1)
-    assert not processes()
-    program = f"""
+MAKES_NODES = """
+import sys
 from tests.nodes.cluster import Cluster
 with Cluster(2) as cluster:
-    cluster.start((1, 1), {str(sleeper)!r}).await_text("here")
-    print("there", cluster._folder, flush=True)
+    cluster.start((1, 1), sys.argv[1]).await_text("here")
+    namespaces = [node._namespace for node in (cluster.login, *cluster.nodes)]
+    cluster.nodes[0].stop()
+    cluster.nodes[1].cut()
+    print("there", cluster._folder, *namespaces, flush=True)
     input()
+    sys.exit("as if a test had failed")
 """
-    command = [sys.executable, "-c", program]
+
+
+def in_use() -> set[str]:
+    """The numbers of the network namespaces in which there are processes."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*/ns/net"):
+        with suppress(OSError):  # the process has ended
+            found.add(str(entry.stat().st_ino))
+    return found
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_nothing_stays(is_killed: bool, tmp_path: Path) -> None:
+    """Neither of a program that fails, nor of one that is killed, while a node is stopped and another one cut off."""
+    sleeper = tmp_path / "sleeper.py"
+    sleeper.write_text("import time; print('here', flush=True); time.sleep(1000)")
+    command = [sys.executable, "-c", MAKES_NODES, str(sleeper)]
     with subprocess.Popen(
         command, cwd=REPOSITORY, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as killed:
-        assert killed.stdout
-        word, folder = killed.stdout.readline().split()
-        assert word == "there"
-        assert processes()
-        killed.send_signal(signal.SIGKILL)
-    until(lambda: not processes())
+    ) as program:
+        assert program.stdout
+        word, folder, *namespaces = program.stdout.readline().split()
+        assert (word, len(namespaces)) == ("there", 3)
+        assert {*namespaces} <= in_use()
+        if is_killed:
+            program.kill()
+        program.communicate("\n" if not is_killed else None, timeout=60)
+    until(lambda: not in_use().intersection(namespaces))
     assert Path(folder).name.startswith(PREFIX)
+    assert Path(folder).exists() == is_killed
     with Cluster(1):
         assert not Path(folder).exists()
