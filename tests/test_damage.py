@@ -141,10 +141,12 @@ def test_damage_to_every_part_of_a_checkpoint(broken: Path, left: Path, capfd: p
     assert count > 40
     changed(newest, lambda entries: entries.update({LISTED: entries[LISTED].replace(b'"round": 3', b'"round": 2')}))
     shutil.copytree(left.parent, left.parent / "both")
-    assert go(f"{EVERY} --checkpoint.keep true", left, "--resume") == 0
+    experiment, config = parse([*EVERY.split(), "--output", str(left), "--resume"])
+    for outcome in experiment.outcomes(Alone(), config):
+        if outcome.row["round"] == 4:
+            rounds = [Archive(path).about["round"] for path in checkpoints_beside(left)]
+            assert rounds == [3, 2], "what was damaged has not come in the place of what was not"
     assert_same_bits(results.open(left), results.open(broken / "run.h5"))
-    rounds = [Archive(path).about["round"] for path in checkpoints_beside(left)]
-    assert rounds == [5, 4], "what was damaged has not come in the place of what was not"
     both = left.parent / "both" / "run.h5"
     checkpoint_beside(both, 1).write_bytes(b"")
     with pytest.raises(BadInput) as caught:
