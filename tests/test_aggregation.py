@@ -271,7 +271,9 @@ def test_sums_of_large_numbers_are_exact(world: World) -> None:
         mean = weighted(world, 2000, 46, buffers=500)
         mean.add(values[order], Block(np.array(order), np.ones(6, int), masses[order].numpy()))
         results.append(mean.reduce())
-        sums.append(sum(values[k].double() * (masses[k] / 46) for k in order))
+        sums.append(torch.zeros(2000, dtype=torch.float64))
+        for k in order:
+            sums[-1] += values[k].double() * (masses[k].item() / 46)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
     assert (sums[0].float() != sums[1].float()).double().mean() > 0.1
