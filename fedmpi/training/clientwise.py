@@ -20,11 +20,24 @@ from torch.overrides import TorchFunctionMode
 
 from fedmpi.training.draws import COMPOSED, RANDOM, Draws, body_of, in_whole_vectors
 
-# On a CPU, the last elements of a tensor, too few for a vector register, pass through other code in these activations
-# than those before, and get other bits. (Tanh, exp, hardswish and others make no difference.)
+# On a CPU, the last elements of a tensor, too few for a vector register, pass through other code in these functions
+# than those before, and get other bits. (Tanh, exp, erf, hardswish and others make no difference.)
+_NAMES = ("sigmoid", "exp2", "atanh", "arctanh", "pow", "float_power", "atan2", "arctan2", "logaddexp", "logaddexp2")
 _UNEVEN = {
-    *(torch.sigmoid, Tensor.sigmoid, functional.silu, functional.mish, functional.gelu),
-    *(functional.elu, functional.celu, functional.selu, functional.softplus),
+    *(getattr(place, name) for place in (torch, Tensor) for name in _NAMES),
+    *(Tensor.__pow__, Tensor.__rpow__, torch.special.exp2, torch.special.expit, torch.celu, torch.selu),
+    *(functional.silu, functional.mish, functional.gelu, functional.softplus),
+    *(functional.elu, functional.celu, functional.selu),
+}
+# The same in place.
+_UNEVEN_IN_PLACE: dict[Callable[..., Any], Callable[..., Tensor]] = {
+    **{getattr(Tensor, f"{name}_"): getattr(Tensor, name) for name in _NAMES if hasattr(Tensor, f"{name}_")},
+    Tensor.__ipow__: Tensor.pow,
+    torch.sigmoid_: torch.sigmoid,
+    torch.exp2_: torch.exp2,
+    functional.elu_: functional.elu,
+    torch.celu_: torch.celu,
+    torch.selu_: torch.selu,
 }
 # These give [B, K, C, ...], where the sum over a batch takes all clients' channels for one row of vectors: the order
 # in which it adds changes towards the end of the row.
@@ -84,9 +97,13 @@ class ClientWise(TorchFunctionMode):
         if func in _UNFILLED:
             made = func(*args, **kwargs)
             return made.zero_() + self._key * 0 if made.is_floating_point() else made
-        if func in _UNEVEN and self._real.device.type == "cpu":
+        if self._real.device.type != "cpu":
+            return func(*args, **kwargs)
+        if func in _UNEVEN:
             return in_whole_vectors(func, *args, **kwargs)
-        if func in _CONVOLUTIONS and self._real.device.type == "cpu":
+        if func in _UNEVEN_IN_PLACE:
+            return args[0].copy_(in_whole_vectors(_UNEVEN_IN_PLACE[func], *args, **kwargs))
+        if func in _CONVOLUTIONS:
             return _convolved_by_client(func, *args, **kwargs)
         return func(*args, **kwargs)
 

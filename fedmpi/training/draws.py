@@ -72,13 +72,19 @@ class Draws:
         return -in_whole_vectors(torch.log, self.inner(shape, device))
 
 
-def in_whole_vectors(func: Callable[..., Tensor], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """func(input), element by element, with none that is left over by a processor's vector registers.
+def in_whole_vectors(func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """func(...), element by element of its tensors, with none left over by a processor's vector registers.
 
     PyTorch takes such elements through other code, and other bits come out.
     """
-    padded = functional.pad(input.flatten(), (0, -input.numel() % _VECTOR))
-    return func(padded, *args, **kwargs)[: input.numel()].view(input.shape)
+    shape = torch.broadcast_shapes(*(x.shape for x in (*args, *kwargs.values()) if isinstance(x, Tensor)))
+    count = prod(shape)
+
+    def filled(x: Any) -> Any:
+        return functional.pad(x.expand(shape).flatten(), (0, -count % _VECTOR)) if isinstance(x, Tensor) else x
+
+    result = func(*map(filled, args), **{name: filled(x) for name, x in kwargs.items()})
+    return result[:count].view(shape)
 
 
 @cache

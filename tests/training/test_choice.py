@@ -5,20 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.data import Digits
 from fedmpi.errors import BadInput
 from fedmpi.models import MLP, CifarCNN, LogisticRegression, Model
 from fedmpi.mpi.devices import computes_bf16
 from fedmpi.results.summary import summarize
-from fedmpi.training.choice import rule
+from fedmpi.training.choice import choose, rule
 from fedmpi.training.flat import FlatModel
-from fedmpi.training.settings import LocalTraining
+from fedmpi.training.samples import Samples
+from fedmpi.training.settings import Choice, LocalTraining
+from fedmpi.training.trainer import Task
 from tests.programs.methods import Recurrent
-from tests.small import CPU, Client, Reader, network, normalised, plain_training, read, run
+from tests.small import CPU, Alone, Client, Reader, network, normalised, plain_training, read, run
 
 SHAPE = (1, 8, 8)
 IN_BF16 = pytest.mark.skipif(not computes_bf16(), reason="this processor has no code for bfloat16")
@@ -44,6 +48,35 @@ def test_how_many_at_once(model: Model, cohort: int, settings: dict[str, Any], e
     """Oracle: the rule as --help tells it."""
     flat = FlatModel(network(model, (40,) if model.vocabulary else SHAPE, 10), CPU)
     assert rule(flat, LocalTraining(**settings), cohort).at_once == expected
+
+
+def test_on_a_gpu() -> None:
+    """Oracle: the rule as --help tells it; a round of one client has nobody to go beside."""
+    flat = FlatModel(network(CifarCNN(), SHAPE, 10), CPU)
+    flat.device = torch.device("cuda")
+    assert [rule(flat, LocalTraining(), cohort).at_once for cohort in (1, 2, 100)] == [1, 32, 32]
+
+
+@pytest.mark.parametrize("vectorize", ["auto", 2])
+def test_ranks_agree_though_only_one_has_something_against_it(vectorize: Any) -> None:
+    """Oracle: the other rank's reason. This one would train side by side."""
+
+    class Two(Alone):
+        def gather_text(self, text: str) -> list[str]:
+            return [text, "it is odd"]
+
+    digits = read(Digits())
+    samples = Samples(digits.train_x, digits.train_y, None, None, CPU)
+    settings = LocalTraining(vectorize=vectorize)
+    flat = FlatModel(network(LogisticRegression(), SHAPE, 10), CPU)
+    task = Task(flat, samples, [np.arange(10)] * 100, lambda client: None, settings, 0)
+    assert choose(Alone(), task, 100, FedAvg()).at_once > 1
+    if vectorize == "auto":
+        assert choose(Two(), task, 100, FedAvg()) == Choice(1, "it is odd")
+        return
+    with pytest.raises(BadInput, match="must be auto or off, because it is odd") as refused:
+        choose(Two(), task, 100, FedAvg())
+    assert refused.value.agreed
 
 
 def test_what_cannot_run_side_by_side_falls_back_or_is_refused(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fedmpi.algorithms import Algorithm
 from fedmpi.algorithms.fedavg import FedAvg
@@ -190,6 +192,14 @@ def test_hooks(model: str) -> None:
     compare(both, Pulled(0.3), 1e-12, old=old, shift=shift)
 
 
+@pytest.mark.parametrize("settings", ["momentum", "adam"])
+def test_optimizers_start_afresh(settings: str) -> None:
+    """Oracle: the same training again."""
+    both = Both(MODELS["mlp"], **SETTINGS[settings])
+    first = both.together(FedAvg()).weights.clone()
+    assert torch.equal(both.together(FedAvg()).weights, first)
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_bits_do_not_depend_on_the_company(model: str) -> None:
     """Oracle: the same client beside all others; also in another row, and where the others are done before it."""
@@ -206,14 +216,64 @@ class Activated(Model):
         self.activation = activation
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-        layers = nn.Flatten(), nn.Linear(192, 11), self.activation, nn.Linear(11, 7), self.activation
+        activation = copy.deepcopy(self.activation).to(torch.get_default_dtype())
+        layers = nn.Flatten(), nn.Linear(192, 11), activation, nn.Linear(11, 7), activation
         return nn.Sequential(*layers, nn.Linear(7, classes))
 
 
+class Function(nn.Module):
+    """A layer of one function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class Powers(nn.Module):
+    """Powers whose base or exponent is trained: a number, or one for each feature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.each = nn.Parameter(torch.tensor(1.3)), nn.Parameter(torch.linspace(0.7, 1.7, 77))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, each = torch.tanh(x), self.each[: x.size(1)]
+        base = 1.1 + x
+        return torch.pow(base, exponent=each) + base**self.one - each**x + torch.atan2(other=each[None], input=x)
+
+
+def squashed(x: Tensor) -> Tensor:
+    made = 2 * x
+    made.sigmoid_()
+    return made + torch.sigmoid_(3 * x)
+
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "power": lambda x: (x.abs() + 0.1) ** 1.3 + 1.3**x,
+    "power in place": lambda x: (x.abs() + 0.1).pow_(1.3).__ipow__(0.7),
+    "sigmoid in place": squashed,
+    "expit": torch.special.expit,
+    "atanh": lambda x: torch.atanh(0.9 * torch.tanh(x)),
+    "exp2": lambda x: torch.exp2(torch.tanh(x)) + torch.special.exp2(torch.tanh(2 * x)),
+    "logaddexp": lambda x: torch.logaddexp(x, 1 - x) + x.logaddexp2(1 + x),
+    "core": lambda x: torch.celu(x) + torch.selu(x) + torch.celu_(2 * x) + torch.selu_(2 * x),
+    "elu in place": lambda x: functional.elu_(2 * x),
+}
 ACTIVATIONS: list[nn.Module] = [
     *(nn.Sigmoid(), nn.SiLU(), nn.Mish(), nn.ELU(), nn.CELU(), nn.SELU(), nn.Softplus(), nn.GELU(approximate="tanh")),
     *(nn.LogSigmoid(), nn.Tanh(), nn.Hardswish(), nn.ReLU6()),
+    *(*map(Function, FUNCTIONS.values()), Powers()),
 ]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS[-1 - len(FUNCTIONS) :], ids=[*FUNCTIONS, "powers"])
+@pytest.mark.usefixtures("double")
+def test_functions_in_double_precision(activation: nn.Module) -> None:
+    """Oracle: training one by one; 1e-12 of the way."""
+    compare(Both(Activated(activation), steps=3), FedAvg(), 1e-12)
 
 
 @pytest.mark.parametrize("model", [ExquisiteNetV1(), *map(Activated, ACTIVATIONS)])

@@ -28,7 +28,8 @@ from fedmpi.training.trainer import Task
 from fedmpi.training.trial import obstacle
 from tests.programs.networks import Floor
 from tests.small import CPU, SEED
-from tests.training.test_draws import RANDOM, Attending, Function
+from tests.training.test_draws import RANDOM, Attending
+from tests.training.test_sidebyside import Function
 
 
 def task(network: nn.Module) -> Task:
@@ -65,7 +66,8 @@ class Words(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         words = (x.flatten(1) > 0).long() + 2 * (x.flatten(1) > 1).long()
-        logits: Tensor = self.head(self.embedding(words).mean(1))
+        vectors = self.embedding(words) + nn.functional.embedding(words, self.embedding.weight, -2)
+        logits: Tensor = self.head(vectors.mean(1))
         return logits
 
 
