@@ -157,7 +157,9 @@ TELLING = """#!/usr/bin/env bash
 
 def test_limits(tmp_path: Path) -> None:
     """What squeue answers of a job, as a date or as Slurm says that there is none; oracle: by hand."""
-    for name, text in {"srun": TELLING, "squeue": '#!/bin/sh\n$FAIL\necho "$END"\n'}.items():
+    asked = "standard --noheader --jobs 4711 --format %e"
+    squeue = f'#!/bin/sh\n$FAIL\n[ "$SLURM_TIME_FORMAT $*" = "{asked}" ] && echo "$END"\n'
+    for name, text in {"srun": TELLING, "squeue": squeue}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     script = "slurm.sbatch", DIGITS, "--output", finished(tmp_path / "run.h5", rounds=1)
