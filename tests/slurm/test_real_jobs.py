@@ -56,8 +56,8 @@ class Job:
     def await_queue(self) -> None:
         """Wait until it is in the queue once more, and let it run at once and for an hour."""
         until(lambda: self.state == "PENDING")
-        about = self.slurm.about(self.number)
-        assert (about["Restarts"], about["Reason"]) == ("1", "BeginTime")  # Slurm's pause of two minutes
+        until(lambda: self.slurm.about(self.number)["Reason"] == "BeginTime")  # Slurm's pause of two minutes
+        assert self.slurm.about(self.number)["Restarts"] == "1"
         time.sleep(2)  # a node starts no job that it was told to forget within the same second
         self.slurm.call("scontrol", "update", f"JobId={self.number}", "StartTime=now", "TimeLimit=60")
 
