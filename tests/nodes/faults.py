@@ -283,8 +283,9 @@ def main() -> None:
         def measured(fault: str) -> str:
             folder = Path(tempfile.mkdtemp(dir=name))
             outcome = suffer(FAULTS[fault], Trial(folder, options.mpi, options.options), options.patience)
-            print(f"## {fault}\n{outcome.stderr}\n-- resumed\n{outcome.resume_stderr}", flush=True)
-            return _row(fault, outcome, sha256)
+            row = _row(fault, outcome, sha256)
+            print(f"## {fault}\n{outcome.stderr}\n-- resumed\n{outcome.resume_stderr}\n{row}", flush=True)
+            return row
 
         with ThreadPoolExecutor(options.jobs) as pool:
             rows = list(pool.map(measured, options.only))
