@@ -46,6 +46,7 @@ REFUSED = {
         "--model = LeNet in --algorithm = unlike.Extending: ranks built different networks (`mark` differs); ",
     ),
     "split": ("--partition unlike.Split", f"{SPLITS} split the samples differently; it must not depend on rank"),
+    "members": ("--partition unlike.Split --partition.what members", f"{SPLITS} split the samples differently; "),
     "groups": ("--partition unlike.Split --partition.what groups", f"{SPLITS} put clients into different groups; "),
     "labels": ("--partition unlike.Split --partition.what labels", f"{SPLITS} "),
     "pixels": ("--partition unlike.Split --partition.what pixels", f"{SPLITS} see pixels in different orders; "),

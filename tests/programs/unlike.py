@@ -97,17 +97,21 @@ class Split(IID):
     """What one rank makes of it differs.
 
     Args:
-        what: of what.
+        what: of what; members: which samples of a class a client has, not how many.
     """
 
     relabels = permutes_pixels = False
 
-    def __init__(self, what: Literal["split", "groups", "labels", "pixels"] = "split") -> None:
+    def __init__(self, what: Literal["split", "members", "groups", "labels", "pixels"] = "split") -> None:
         self.what = what
         self.relabels, self.permutes_pixels = what == "labels", what == "pixels"
 
     def split(self, labels: NDArray[np.int64], clients: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
         parts = super().split(labels, clients, rng)
+        if self.what == "members" and RANK == 1:  # two clients exchange samples of one class
+            first, second = parts[0], parts[1]
+            other = np.flatnonzero(labels[second] == labels[first[0]])[0]
+            first[0], second[other] = second[other], first[0]
         return [*parts[1:], parts[0]] if self.what == "split" and RANK == 1 else parts
 
     def groups(self, clients: int, rng: np.random.Generator) -> NDArray[np.int64]:
