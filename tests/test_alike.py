@@ -6,6 +6,7 @@ tests/test_any_number_of_ranks.py.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -19,8 +20,9 @@ import pytest
 import torch
 
 from fedmpi import randomness
-from fedmpi.alike import numbers
+from fedmpi.alike import check_rebuilt, numbers
 from fedmpi.data import Digits
+from fedmpi.errors import BadInput
 from fedmpi.experiment import Experiment
 from fedmpi.models import LeNet, Model
 from fedmpi.mpi.world import World
@@ -188,6 +190,20 @@ def test_global_generators_by_key() -> None:
     assert [drawn(key) for key in keys] == [drawn(key) for key in keys]
     for of_one in zip(*map(drawn, keys), strict=True):
         assert len(set(of_one)) == len(keys)
+
+
+def test_one_number_that_differs() -> None:
+    """Oracle: by hand. A single number is enough, but rounding is not."""
+    first = torch.nn.Linear(4, 2)
+    second = copy.deepcopy(first)
+    with torch.no_grad():
+        second.weight[0, 1] *= 1 + 1e-6
+        check_rebuilt(first, second, "the network")
+        second.weight[0, 1] += 0.1
+    with pytest.raises(
+        BadInput, match=r"the network: another network each time that it is built \(`weight` differs\)"
+    ):
+        check_rebuilt(first, second, "the network")
 
 
 def test_numbers_of_a_network() -> None:
