@@ -21,6 +21,7 @@ from fedmpi.environment import describe
 from fedmpi.errors import BadInput, named, option_of
 from fedmpi.evaluation import Evaluator
 from fedmpi.models import Model
+from fedmpi.mpi import leftovers
 from fedmpi.mpi.devices import computes_bf16, pick_device
 from fedmpi.mpi.shared import share
 from fedmpi.mpi.world import World
@@ -52,6 +53,7 @@ def assemble(experiment: Experiment, world: World) -> Engine:
     """
     torch.set_num_threads(experiment.threads)
     _connect(experiment)
+    _remove_leftovers(world)
     device = pick_device(world, experiment.device, experiment.algorithm.trains_at_server)
     dataset = experiment.dataset
     arrays = load_shared(world, dataset)
@@ -169,6 +171,7 @@ def assemble(experiment: Experiment, world: World) -> Engine:
     if experiment.evaluate_means in ("clients", "both"):
         counted = masses(fed.samples, experiment.weighting)
         fed.keep_last_models(Cohort(np.arange(fed.clients), fed.samples, counted))
+    _check_room(experiment, world, fed)
     strangers = np.arange(experiment.clients, len(everyone.train))
     fed.newcomers = Cohort(strangers, everyone.samples[strangers], np.ones_like(strangers))
     return fed
@@ -179,6 +182,32 @@ def _connect(experiment: Experiment) -> None:
     experiment.model.vocabulary = experiment.dataset.vocabulary
     if experiment.algorithm.takes_server_optimizer:
         experiment.algorithm.server_optimizer = experiment.server_optimizer
+
+
+def _remove_leftovers(world: World) -> None:
+    """Remove what killed jobs have left in the nodes' shared memory, and say so; a collective."""
+    removed = leftovers.remove_listed() if world.leads and world.size > 1 else 0
+    told = [
+        f"{int(text) >> 10} KiB on {host}"
+        for host, text in zip(world.hosts, world.gather_text(str(removed)), strict=True)
+        if int(text)
+    ]
+    if told and world.is_server:
+        say(f"removed what killed jobs had left in /dev/shm: {', '.join(told)}")
+
+
+def _check_room(experiment: Experiment, world: World, fed: Engine) -> None:
+    """Raise BadInput, on every rank alike, if a node has too little shared memory for the vectors of a round.
+
+    Not all are known before. What clients receive and send is counted, and the models that are measured.
+    """
+    algorithm, size = experiment.algorithm, fed.layout.size
+    received, sent = (sum(fed.layout.extent(one)[0] for one in vectors) for vectors in algorithm.payload(fed.layout))
+    states = [getattr(part, name).shape for part in algorithm.parts for name in part.server_state]
+    models = max((shape[0] for shape in states if len(shape) == 2 and shape[1] == size), default=1)
+    means = {"none": 0, "cohort": 1, "clients": 1, "both": 2}[experiment.evaluate_means]
+    summed = 0 if algorithm.looks_at_models else models * sent  # else they are no means
+    world.check_room(received + models * size, summed + means * size)
 
 
 @contextmanager
@@ -349,7 +378,8 @@ def load_shared(world: World, dataset: Dataset) -> Arrays:
         with world.agreed():
             arrays = arrays or prepared.open_prepared(dataset)
             if arrays is None:
-                raise BadInput(f"{dataset.folder()} is not the same on {world.host} as on rank 0's node")
+                reason = "is not there, or not the same as on rank 0's node"
+                raise BadInput(f"{dataset.folder()} on {world.host} {reason}: copy it, or share it between nodes")
         return arrays
 
     def read() -> dict[str, np.ndarray]:

@@ -87,6 +87,7 @@ def parse(arguments: list[str], speaks: bool = True) -> tuple[Experiment, str]:
     if not any(re.match(r"-h$|--help$|--print_config|--[\w.]+\.help(=|$)", argument) for argument in arguments):
         import torch  # noqa: F401 (whose first random numbers differ from process to process, unless they are seeded)
     seed_globals(key(0, "imports"))  # a user's files may draw while they are imported, and the seed is not known yet
+    _refuse_long_numbers(arguments)
     parser = make_parser()
     arguments = list(_with_config_files(arguments))
     with contextlib.ExitStack() as quiet:
@@ -207,6 +208,14 @@ def _words(node: yaml.Node | None) -> Iterator[tuple[int, int]]:
 
 
 jsonargparse.set_loader(PARSER_MODE, _load_yaml, exceptions=(yaml.YAMLError,))
+
+
+def _refuse_long_numbers(arguments: list[str]) -> None:
+    option = ""
+    for argument in arguments:
+        option = argument.partition("=")[0] if argument.startswith("--") else option
+        if small_yaml.LONG_NUMBER.search(argument):
+            raise BadInput(f"{option}: has {small_yaml.TOO_MANY_DIGITS}")
 
 
 def _with_config_files(arguments: list[str]) -> Iterator[str]:

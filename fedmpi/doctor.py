@@ -25,6 +25,7 @@ import numpy as np
 from fedmpi import __version__
 from fedmpi.errors import NO_MPI, BadInput
 from fedmpi.interruption import job_end
+from fedmpi.mpi import leftovers
 from fedmpi.streams import outlast
 
 if TYPE_CHECKING:
@@ -279,11 +280,33 @@ def _bytes(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count >> 20} MiB"
 
 
+def clean() -> int:
+    """Remove what this user's killed jobs have left in this node's shared memory, and say so; the exit status.
+
+    Without MPI, which may not start before.
+    """
+    removed, host = leftovers.remove_listed(), platform.node()
+    try:
+        removed += leftovers.remove_unlisted()
+    except leftovers.CannotTell as reason:
+        print(f"problem: node {host}: files of MPI jobs are left in /dev/shm, and {reason}: remove them by hand")
+        return 1
+    print(f"node {host}: removed {removed >> 10} KiB from /dev/shm")
+    return 0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fedmpi.doctor", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs", "run.h5"), help="the results file to be")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads a rank will have (default: 1)")
+    parser.add_argument(
+        "--clean",
+        action="store_true",
+        help="only remove what this user's killed jobs have left in /dev/shm; once on each node",
+    )
     options = parser.parse_args()
+    if options.clean:
+        sys.exit(clean())
     try:
         from fedmpi.mpi.world import World, mpi_version
     except (ImportError, RuntimeError) as error:

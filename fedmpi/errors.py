@@ -33,7 +33,8 @@ class BadInput(ValueError):
 def require(condition: bool, option: str, value: object, allowed: str) -> None:
     """Raise `BadInput` unless `condition` holds: `require(mu >= 0, "mu", mu, "at least 0")`."""
     if not condition:
-        raise BadInput(f"= {value}: must be {allowed}", option)
+        text = str(value)
+        raise BadInput(f"= {text if len(text) <= 80 else f'{text[:60]}...'}: must be {allowed}", option)
 
 
 def named(component: object) -> str:

@@ -13,6 +13,7 @@ import os
 import shlex
 import time
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -363,6 +364,9 @@ class Experiment(metaclass=Configured):
                 results.finish("interrupted")
         except BaseException as error:
             if isinstance(error, BadInput) and error.agreed:
+                if results:
+                    with suppress(OSError):
+                        results.finish("failed")
                 raise
             fail(error)
         finally:

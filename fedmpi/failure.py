@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from fedmpi import streams
 from fedmpi.aggregation import Diverged
+from fedmpi.mpi.node import TooLittleMemory
 from fedmpi.mpi.world import NOTE, RanksDiffer, RemoteFailure, Silence
 
 if TYPE_CHECKING:
@@ -63,6 +64,6 @@ def _report(world: World, error: BaseException, where: str, traced: bool) -> str
     if isinstance(error, Silence):
         limit, host = world.guard.exceeded, world.hosts[0]
         return f"{headline}: rank 0 on {host} does not answer within the deadline of {limit:.0f} s (--deadline)"
-    if isinstance(error, (Diverged, RanksDiffer)):
+    if isinstance(error, (Diverged, RanksDiffer, TooLittleMemory)):
         return f"{headline}: {error}"
     return f"{headline}\n{''.join(traceback.format_exception(error)).rstrip()}" if traced else headline

@@ -54,10 +54,13 @@ class Owner:
     @classmethod
     def parse(cls, text: str) -> Owner:
         """Of the text of an owner; of one that is damaged, one of which nothing is known."""
+        unknown = cls()
         try:
-            return cls(**json.loads(text))
+            owner = cls(**json.loads(text))
         except (TypeError, ValueError):
-            return cls()
+            return unknown
+        alike = all(type(value) is type(getattr(unknown, name)) for name, value in vars(owner).items())
+        return owner if alike and 0 <= owner.pid < 1 << 31 else unknown
 
     @property
     def text(self) -> str:
@@ -74,18 +77,19 @@ class Owner:
         here = Owner.here()
         return (self.host, self.boot, self.namespace) == (here.host, here.boot, here.namespace)
 
-    def is_gone(self, silence: float) -> bool:
+    def is_gone(self, silence: float, longest: float = SILENCE) -> bool:
         """Whether it has ended, as far as that can be told from here.
 
         Args:
             silence: seconds since its last sign of life.
+            longest: seconds of silence after which one that cannot be looked up is taken to be gone.
         """
         here = Owner.here()
         if self.is_near:
             return not self._runs()
         if self.job and self.job == here.job and self.restarts < here.restarts:
             return True  # Slurm requeues a job when what it ran before is over
-        return silence >= SILENCE
+        return silence >= longest
 
     def _runs(self) -> bool:
         """Whether a process of this node has the number, and is no later one."""

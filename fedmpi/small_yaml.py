@@ -16,9 +16,9 @@ LONGEST, DEEPEST = 1 << 20, 50
 MOST_REPEATED = 1_000
 #: The one in C, where there is one, is ten times as fast.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-_LONG_NUMBER = re.compile(r"[-+]?[\da-fA-Fxob_:.]{1001,}")
+TOO_MANY_DIGITS = "a number of more than 1000 digits"
+#: A number that takes very long to make, and that Python would not print.
+LONG_NUMBER = re.compile(r"[\da-fA-Fxob_:.]{1001,}")
 
 
 class TooLarge(yaml.YAMLError):
@@ -63,8 +63,8 @@ def check(text: str) -> None:
             anchor, before = begun.pop()
             sizes |= {anchor: count - before} if anchor else {}
         elif isinstance(event, yaml.ScalarEvent):
-            if _LONG_NUMBER.fullmatch(event.value):  # which takes very long to make, and Python would not print
-                raise TooLarge("a number of more than 1000 digits")
+            if LONG_NUMBER.fullmatch(event.value.lstrip("+-")):
+                raise TooLarge(TOO_MANY_DIGITS)
             count += 1
             sizes |= {event.anchor: 1} if event.anchor else {}
         if len(begun) > DEEPEST:

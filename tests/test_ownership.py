@@ -108,6 +108,8 @@ def test_races(tries: int, left: Path) -> None:
         (Owner.parse(""), SILENCE - 1, False),
         (Owner.parse("[1]"), SILENCE, True),
         (Owner.parse('{"pid": 1, "more": 2}'), SILENCE - 1, False),
+        (Owner.parse(replace(GONE, pid=2**31).text), SILENCE - 1, False),
+        (Owner.parse(replace(GONE, pid="1").text), SILENCE, True),
     ],
 )
 def test_who_is_gone(found: Owner, silence: float, is_gone: bool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ def whole_job() -> World:
     Raises:
         BadInput: there is no MPI library.
     """
+    from fedmpi.mpi import leftovers
     from fedmpi.mpi.guard import Guard
 
     guard = Guard()
@@ -29,4 +30,9 @@ def whole_job() -> World:
         from fedmpi.mpi.world import World
     except (ImportError, RuntimeError) as error:
         raise BadInput(NO_MPI.format(str(error).splitlines()[0])) from None
-    return World(guard=guard)
+    world = World(guard=guard)
+    if world.size > 1:
+        files = world.node.gather(leftovers.mine())
+        if files is not None:
+            leftovers.keep_list({file for of_rank in files for file in of_rank})
+    return world

@@ -45,7 +45,7 @@ class Segments:
         arrays: [count] each; zeros at first.
 
     Raises:
-        BadInput: the node's shared memory is too small; on all ranks of the node. (Without the check the job would
+        TooLittleMemory: on all ranks of the node. (Without the check the job would
             end by a bus error at the first touch.)
     """
 
@@ -53,11 +53,8 @@ class Segments:
         dtype, number = np.dtype(dtype), number or node.Get_size()
         size = -(-count * dtype.itemsize // ALIGNMENT) * ALIGNMENT
         total, first = size * number, node.Get_rank() == 0
-        if node.Get_size() > 1 and node.bcast(first and total > _room(), root=0):
-            raise BadInput(
-                f"/dev/shm on {MPI.Get_processor_name()} is too small: {total >> 20} MiB more are needed; enlarge it"
-                " (in a container: --shm-size), or start fewer ranks a node"
-            )
+        if node.Get_size() > 1 and node.bcast(first and total > room(), root=0):
+            raise TooLittleMemory.here(total)
         self._window: MPI.Win | None = None
         if node.Get_size() > 1:
             self._window = MPI.Win.Allocate_shared(total + ALIGNMENT if first else 0, 1, comm=node)
@@ -75,7 +72,19 @@ class Segments:
             self._window.Sync()
 
 
-def _room() -> int:
+class TooLittleMemory(BadInput):
+    """A node has too little shared memory."""
+
+    @classmethod
+    def here(cls, needed: int) -> TooLittleMemory:
+        """So many bytes are not free on this node."""
+        return cls(
+            f"/dev/shm on {MPI.Get_processor_name()} is too small: {needed >> 20} MiB more are needed; enlarge it"
+            " (in a container: --shm-size), or start fewer ranks per node"
+        )
+
+
+def room() -> int:
     """Bytes of shared memory that are free on this node."""
     try:
         status = os.statvfs("/dev/shm")
@@ -138,7 +147,7 @@ class SharedMean:
         self._blocks = self._my_share(rows, columns)
         self.formed: list[NDArray[np.float32]] = []
         marks = CLASSES * -(-columns // TOGETHER)
-        self._sums = Segments(world.node, rows * (columns + 2) + marks, np.int64).arrays
+        self._sums = world.allocate(rows * (columns + 2) + marks, np.int64)
         self._all_rows = [array[2 * rows : -marks or None].reshape(rows, columns) for array in self._sums]
         self._all_counts = [array[: 2 * rows].reshape(2, rows) for array in self._sums]
         # Which classes have terms among which columns.
@@ -181,6 +190,7 @@ class SharedMean:
         """
         (number, *_) = self._world.meet(self._unused())
         if number == len(self.formed):
+            # Of this node only: rank 0 keeps means for longer than others, so that its node may need one more.
             segment = Segments(self._world.node, self.rows.size, np.float32, number=1).arrays[0]
             self.formed.append(segment.reshape(self.rows.shape))
             self._in_use.append(ref(segment))

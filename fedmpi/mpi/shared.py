@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmpi.mpi.node import Segments
 from fedmpi.mpi.world import World
 
 
@@ -23,9 +22,8 @@ def share(world: World, read: Callable[[], dict[str, NDArray]]) -> dict[str, NDA
             arrays = read()
     layout = world.node.bcast([(name, array.shape, array.dtype) for name, array in arrays.items()])
     shared: dict[str, NDArray] = {}
-    with world.agreed():
-        for name, shape, dtype in layout:
-            shared[name] = Segments(world.node, int(np.prod(shape)), dtype, number=1).arrays[0].reshape(shape)
+    for name, shape, dtype in layout:
+        shared[name] = world.allocate(int(np.prod(shape)), dtype, number=1)[0].reshape(shape)
     for name, array in arrays.items():
         shared[name][...] = array
     world.meet()
@@ -40,8 +38,7 @@ def put_together(
     Raises:
         BadInput: a node's shared memory is too small; on every rank alike.
     """
-    with world.agreed():
-        whole: NDArray[np.uint8] = Segments(world.node, int(np.prod(shape)), np.uint8, number=1).arrays[0]
+    whole: NDArray[np.uint8] = world.allocate(int(np.prod(shape)), np.uint8, number=1)[0]
     fill(whole.reshape(shape))
     world.meet()
     world.sum_over_nodes(whole)

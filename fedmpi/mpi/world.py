@@ -20,13 +20,13 @@ from typing import NoReturn, TypeVar
 
 import numpy as np
 from mpi4py import MPI
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from fedmpi import streams
 from fedmpi.errors import BadInput
 from fedmpi.mpi.bell import Bell
 from fedmpi.mpi.guard import Guard, do_not_end, end_soon
-from fedmpi.mpi.node import FixedPoint, Segments, SharedMean
+from fedmpi.mpi.node import FixedPoint, Segments, SharedMean, TooLittleMemory, room
 
 SPIN_SECONDS = 50e-6
 SHORTEST_SLEEP = 20e-6
@@ -51,6 +51,10 @@ REPORT, NOTE = 0, 1
 FORWARDING_SECONDS = 0.5
 # Well below 2^31, the largest count that an MPI-3 library takes.
 CHUNK_ELEMENTS = 1 << 28
+# How many results of a sum lie in memory: the one that rank 0 still has, and the next.
+RESULTS = 2
+# Bytes of shared memory that MPI libraries take for each rank once they move large vectors.
+MPI_FOR_A_RANK = 3 << 20
 # How much the first rank of a node can say at a meeting.
 WORDS = 3
 # How many claims ranks can vouch for at a time, and with how many bits each: together they are one word.
@@ -127,7 +131,12 @@ class World:
         # Of each rank: the last meeting it came to. The first rank's: the last that all nodes came to, the bell, and
         # what it says at this meeting and at the next (nobody is further ahead). Each rank's: what it vouches for at
         # either of these.
-        self._arrivals = Segments(self.node, 3 + 2 * (WORDS + 1), np.int64)
+        problem: BadInput | None = None
+        try:
+            self._arrivals = Segments(self.node, 3 + 2 * (WORDS + 1), np.int64)
+        except TooLittleMemory as error:
+            problem = error
+        self._raise_agreed(problem)
         self._claims: Sequence[str] = ()
         self._word = 0
         self._bell = Bell(self._arrivals.arrays[0][2:].view(np.int32)[:1])
@@ -391,17 +400,44 @@ class World:
         number = self._broadcasts_used
         self._broadcasts_used += 1
         if number == len(self._broadcasts) or len(self._broadcasts[number]) < size:
-            self.meet()
-            self._broadcasts[number : number + 1] = Segments(self.node, size, np.uint8, number=1).arrays
+            self._broadcasts[number : number + 1] = self.allocate(size, np.uint8, number=1)
         return self._broadcasts[number]
 
     def _next_scratch(self, size: int) -> list[NDArray[np.uint8]]:
         # Two in turn: a rank may fill one for the next sum while another still reads the last.
         self._scratch.reverse()
         if not self._scratch[0] or len(self._scratch[0][0]) < size:
-            self.meet()
-            self._scratch[0] = Segments(self.node, size, np.uint8).arrays
+            self._scratch[0] = self.allocate(size, np.uint8)
         return self._scratch[0]
+
+    # Memory
+
+    def allocate(self, count: int, dtype: DTypeLike, number: int | None = None) -> list[NDArray]:
+        """Arrays [count] of each node, as `Segments` makes them; a collective.
+
+        Raises:
+            BadInput: the shared memory of some node is too small; on every rank alike.
+        """
+        self.meet()
+        with self.agreed():
+            return Segments(self.node, count, dtype, number).arrays
+
+    def check_room(self, broadcast: int, summed: int) -> None:
+        """Make sure that every node has memory for a round; a collective.
+
+        Args:
+            broadcast: numbers that rank 0 sends to all others in the round, in all vectors.
+            summed: numbers of all vectors that are sums over the ranks.
+
+        Raises:
+            BadInput: the shared memory of some node is too small; on every rank alike.
+        """
+        ranks = self.node.Get_size()
+        needed = 4 * broadcast + (8 * ranks + 4 * RESULTS) * summed
+        needed += min(needed, ranks * MPI_FOR_A_RANK)
+        with self.agreed():
+            if self.leads and ranks > 1 and needed > room():
+                raise TooLittleMemory.here(needed)
 
     # Agreement
 
@@ -414,11 +450,23 @@ class World:
         except BadInput as error:
             problem = error
         self.meet()
+        self._raise_agreed(problem)
+
+    def _raise_agreed(self, problem: BadInput | None) -> None:
+        """Raise the problem of the first rank that has one, on all ranks.
+
+        If not all ranks have one, and ranks are on several nodes, the message names that one, which lacks something.
+        """
         first = self.comm.allreduce(self.size if problem is None else self.rank, op=MPI.MIN)
-        if first < self.size:
-            agreed: BadInput = self.comm.bcast(problem, root=first)
-            agreed.agreed = True
-            raise agreed
+        if first == self.size:
+            return
+        having = self.comm.allreduce(int(problem is not None))
+        agreed: BadInput = self.comm.bcast(problem, root=first)
+        host = self.hosts[first]
+        if having < self.size and len({*self.hosts}) > 1 and host not in agreed.message.split():
+            agreed = BadInput(f"{agreed.message} (on {host})", agreed.option)
+        agreed.agreed = True
+        raise agreed
 
     # For the set-up of a job, not for its rounds: these send pickles.
 

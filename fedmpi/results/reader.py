@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import BadInput
+from fedmpi.owner import Owner
 from fedmpi.results.check import attributes_of, table_of
 from fedmpi.results.files import Unfit, group_at, opened, values
 from fedmpi.results.schema import GROUPS, Direction, described
@@ -179,7 +178,9 @@ class Run:
         It takes batches as the data set's arrays hold them, and gives logits [B, classes]: images as uint8
         [B, C, H, W], which it normalises by the data set's mean and std; features as float32 [B, ...]; tokens as
         whole numbers [B, L]. What a partition changes for single clients (`Permuted`, `Rotated`, `SwappedLabels`) is
-        not done. `FeatureFusion` gives what the network does with its own extractor twice.
+        not done. The classes that the settings name are imported and constructed, also such as are not fedmpi's:
+        only for files from somebody whose code you would run. `FeatureFusion` gives what the network does with its
+        own extractor twice.
 
         Args:
             which: None: the global model, or, of a method with several, the one that most clients have; a number: of
@@ -329,21 +330,7 @@ def _status(attributes: dict[str, Any]) -> str:
 
 
 def _is_alive(attributes: dict[str, Any]) -> bool:
-    if attributes["host"] == socket.gethostname():
-        try:
-            os.kill(int(attributes["pid"]), 0)
-        except (ProcessLookupError, OverflowError):  # the latter: no process has such a number
-            return False
-        except PermissionError:
-            return True  # somebody else's process, but there
-        return not _is_zombie(int(attributes["pid"]))
     age = datetime.now(timezone.utc) - datetime.fromisoformat(attributes["last_write"])
-    return bool(age.total_seconds() < 10 * attributes["write_interval"])
-
-
-def _is_zombie(pid: int) -> bool:
-    """Whether a process has ended and only waits to be asked how; on Linux, elsewhere it counts as alive."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return False
+    return not Owner.parse(attributes.get("owner", "")).is_gone(
+        age.total_seconds(), 10 * attributes["write_interval"]
+    )

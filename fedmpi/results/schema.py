@@ -159,11 +159,12 @@ GROUPS: dict[str, Group] = {
             "minutes before the first round has ended",
             "status": "running, finished, interrupted (can be resumed) or failed. A killed run cannot change it, so "
             "readers call a running file killed when its process is gone (same host) or its last write is older than "
-            "ten times `write_interval` (another host)",
+            "ten times `write_interval` (another host, or another container)",
             "host": "rank 0's",
             "pid": "rank 0's process",
         },
         more={
+            "owner": "that process as a JSON object, with what tells it from a later one that has the same number",
             "data_sha256": "of the data set's arrays (`Arrays.checksum`): names, types, shapes and bytes",
             "proxy_sha256": "likewise of the proxy data set's, where the method has one",
             "resumed": "a line for each time that the run was resumed: when, and after which round",
@@ -390,7 +391,7 @@ NUMBERS = {"schema": "i", "seed": "i", "pid": "i", "write_interval": "if", "text
 NUMBERS |= {"ranks": "i", "threads": "i", "clients_at_once": "i", "test_loss": "if", "test_accuracy": "if"}
 NUMBERS |= {"shape": "i", "classes": "i", "mean": "if", "std": "if", "vocabulary": "i"}
 LISTS = ("shape", "mean", "std")
-JSON = ("user_code", "input_files")
+JSON = ("owner", "user_code", "input_files")
 
 
 def group_of(name: str) -> Group | None:

@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from fedmpi import __version__
 from fedmpi.errors import BadInput
 from fedmpi.files import kind, replacing
+from fedmpi.owner import Owner
 from fedmpi.results.columns import Columns
 from fedmpi.results.files import unlocked
 from fedmpi.results.schema import SCHEMA, SETTLED_EPOCHS, SETTLED_GAIN, Status
@@ -74,6 +75,7 @@ class Results:
             "started": _now(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "owner": Owner.here().text,
             **attributes,
         }
         self._environment = environment

@@ -86,7 +86,6 @@ def refused(trial: Trial, cluster: Cluster) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="it is noticed when the memory is needed, not at the start", strict=True)
 def test_too_little_shared_memory_on_one_node(tmp_path: Path) -> None:
     """MPI itself fits in; two ranks' sums of 2 million parameters do not."""
     model = "--model MLP --model.hidden '[2000, 900]'"
@@ -110,7 +109,6 @@ def test_data_that_one_node_lacks(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="the line does not name the node", strict=True)
 def test_a_module_that_one_node_lacks(tmp_path: Path) -> None:
     with Cluster(len(RANKS)) as cluster:
         cluster.nodes[1].hide(PROGRAMS)

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 
 import fedmpi.results
 from fedmpi.errors import BadInput
+from fedmpi.owner import Owner
 from tests.results.made_runs import NAMES, OFFSETS, SHAPES, finished, started, weights
 
 
@@ -127,7 +128,12 @@ def test_a_run_on_this_host_is_killed_when_its_process_is_gone(tmp_path: Path) -
     assert fedmpi.results.open(results.path).status == "running"
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    assert status_after(results.path, pid=gone.pid) == "killed"
+    here = Owner.here()
+    assert status_after(results.path, owner=replace(here, pid=gone.pid).text) == "killed"
+    assert status_after(results.path, owner=replace(here, start="1").text) == "killed", (
+        "a later process has its number"
+    )
+    assert status_after(results.path, owner=here.text) == "running"
     assert status_after(results.path, status="interrupted") == "interrupted"
 
 
@@ -137,10 +143,12 @@ def test_a_run_on_another_host_is_killed_when_it_is_silent(tmp_path: Path) -> No
 
     results = started(tmp_path / "run.h5")
     results.write()
-    change(results.path, host="elsewhere", write_interval=60.0)
+    there = replace(Owner.here(), host="elsewhere")
+    change(results.path, owner=there.text, write_interval=60.0)
     assert status_after(results.path, last_write=ago(590)) == "running"
     assert status_after(results.path, last_write=ago(610)) == "killed"
-    assert status_after(results.path, host=socket.gethostname(), pid=os.getpid()) == "running"
+    assert status_after(results.path, owner=replace(Owner.here(), namespace="another").text) == "killed"
+    assert status_after(results.path, owner=Owner.here().text) == "running"
 
 
 def test_what_is_no_results_file_is_named_in_one_line(tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import pytest
 
+from fedmpi.owner import Owner
 from fedmpi.results.__main__ import main
 from fedmpi.results.schema import Status
 from tests.results.made_runs import finished, started
@@ -24,7 +26,7 @@ def test_one_word(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     killed = tmp_path / "killed.h5"
     started(killed).write()
     with h5py.File(killed, "r+") as file:
-        file.attrs["pid"] = 2**31  # no process can have it
+        file.attrs["owner"] = replace(Owner.here(), pid=2**31 - 1).text  # no process can have it
     (tmp_path / "empty.h5").touch()
     damaged = finished(tmp_path / "damaged.h5", rounds=1)
     with h5py.File(damaged, "r+") as file:
