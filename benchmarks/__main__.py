@@ -42,7 +42,7 @@ ENGINE_MS = 0.15
 def machine() -> str:
     """Where and on what the figures are measured, a fact a line."""
     program = (
-        "import torch; from fedmpi.environment import describe; from fedmpi.mpi.world import World;"
+        "import torch; from fedmpi.experiment.environment import describe; from fedmpi.mpi.world import World;"
         "facts = describe(World(), torch.device('cpu'));"
         "names = 'hosts', 'cpu', 'python', 'torch', 'numpy', 'mpi4py', 'mpi', 'git_revision';"
         "print(*(f'{name}: {facts[name]}' for name in names), sep='\\n')"

@@ -28,19 +28,19 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from benchmarks.workloads import CHECKED, SCALING
-from fedmpi.aggregation import PARAMETER_KIND, WeightedMean
-from fedmpi.assembly import assemble
-from fedmpi.client_state import StateKeeper
-from fedmpi.command_line import parse
 from fedmpi.data import IID, make_split
 from fedmpi.data._owners import apportion
-from fedmpi.experiment import Experiment
-from fedmpi.interruption import Watch
-from fedmpi.ledger import Ledger
+from fedmpi.experiment.assembly import assemble
+from fedmpi.experiment.command_line import parse
+from fedmpi.experiment.interruption import Watch
+from fedmpi.experiment.ownership import Lock
+from fedmpi.experiment.settings import Experiment
+from fedmpi.federation.client_state import StateKeeper
+from fedmpi.federation.ledger import Ledger
+from fedmpi.federation.mean import PARAMETER_KIND, WeightedMean
+from fedmpi.federation.placement import CostModel
 from fedmpi.mpi.world import World
-from fedmpi.ownership import Lock
-from fedmpi.scheduling import Bernoulli, Cohort, Pool, Sampler, Uniform, Weighted
-from fedmpi.scheduling.placement import CostModel
+from fedmpi.policies import Bernoulli, Cohort, Pool, Sampler, Uniform, Weighted
 from fedmpi.training.block import Block, Work
 
 SIZES = (25_000, 415_000, 1_660_000, 11_170_000)

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from benchmarks.workloads import TRAINING
-from fedmpi.command_line import parse
+from fedmpi.experiment.command_line import parse
 from fedmpi.mpi.world import World
 
 if TYPE_CHECKING:
-    from fedmpi.ledger import Outcome
+    from fedmpi.federation.ledger import Outcome
 
 #: method with its options -> further options of its runs and of FedAvg's
 METHODS = {

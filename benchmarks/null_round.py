@@ -14,11 +14,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 
-from fedmpi.aggregation import WeightedMean
 from fedmpi.algorithms.fedavg import FedAvg
-from fedmpi.federation import Federation
+from fedmpi.federation.federation import Federation
+from fedmpi.federation.mean import WeightedMean
 from fedmpi.mpi.world import World
-from fedmpi.scheduling import Cohort
+from fedmpi.policies import Cohort
 from fedmpi.training.block import Block
 
 

@@ -12,7 +12,7 @@ import tempfile
 import time
 
 from benchmarks.workloads import TRAINING
-from fedmpi.command_line import parse
+from fedmpi.experiment.command_line import parse
 from fedmpi.mpi.world import World
 
 

@@ -15,10 +15,10 @@ from math import ceil, inf, log2
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmpi.federation.placement import CostModel
 from fedmpi.mpi.world import SHORTEST_SLEEP
-from fedmpi.scheduling.placement import CostModel
 
-# Numbers in a round's books: a client's (see fedmpi.ledger.RECORDED) and a rank's (SPENT).
+# Numbers in a round's books: a client's (see fedmpi.federation.ledger.RECORDED) and a rank's (SPENT).
 A_CLIENTS_BOOKS, A_RANKS_BOOKS = 6, 6
 # Bytes that go through memory for a parameter: of a client's vector that is added to the sum (read, and the sum read
 # and written), of a rank's sum that is added up, of a mean that is written and its sum read.

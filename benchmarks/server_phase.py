@@ -28,13 +28,13 @@ from benchmarks.launch import mpirun, output_of
 from benchmarks.state import resident
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedftg import FedFTG
-from fedmpi.command_line import parse
 from fedmpi.data import Arrays, Dataset, Progress
-from fedmpi.federation import Federation
-from fedmpi.generators.images import ImageGenerator
+from fedmpi.experiment.command_line import parse
+from fedmpi.federation.federation import Federation
 from fedmpi.models import LeNet
+from fedmpi.models.generators.images import ImageGenerator
 from fedmpi.mpi.world import World
-from fedmpi.scheduling import Cohort
+from fedmpi.policies import Cohort
 from fedmpi.training.flat import FlatModel
 
 RANKS, COHORTS, ITERATIONS, ROUNDS = (1, 2, 4), (10, 50), 3, 3

@@ -13,7 +13,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 
-from fedmpi.client_state import StateKeeper
+from fedmpi.federation.client_state import StateKeeper
 from fedmpi.mpi.world import World
 from fedmpi.training.block import Block
 

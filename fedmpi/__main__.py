@@ -41,7 +41,7 @@ def run() -> tuple[int, World | None]:
     except BaseException as error:
         if world is None or world.size > 1:  # the job has been ended
             raise
-        from fedmpi.failure import show
+        from fedmpi.experiment.failure import show
 
         show(error)
         return 1, world
@@ -49,7 +49,7 @@ def run() -> tuple[int, World | None]:
 
 def _run(world: World) -> int:
     """Read the command line and run; the exit status."""
-    from fedmpi.command_line import Answered, parse
+    from fedmpi.experiment.command_line import Answered, parse
 
     experiment = None
     try:
@@ -58,7 +58,7 @@ def _run(world: World) -> int:
     except BadInput:
         raise
     except BaseException as error:
-        from fedmpi.failure import end_job  # here, because it imports torch, which --help does without
+        from fedmpi.experiment.failure import end_job  # here, because it imports torch, which --help does without
 
         end_job(world, error, "reading the command line", None)
     if experiment is None:

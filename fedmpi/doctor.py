@@ -24,7 +24,7 @@ import numpy as np
 
 from fedmpi import __version__
 from fedmpi.errors import NO_MPI, BadInput
-from fedmpi.interruption import job_end
+from fedmpi.experiment.interruption import job_end
 from fedmpi.mpi import leftovers
 from fedmpi.streams import outlast
 
@@ -119,7 +119,7 @@ def look(world: World) -> list[Rank]:
 
 def measure(world: World) -> Rates:
     """How fast ranks exchange models, the median of some times; a collective, for nodes that have room."""
-    from fedmpi.mpi.node import FixedPoint
+    from fedmpi.mpi.segments import FixedPoint
 
     vector, took = np.zeros(PARAMETERS, dtype=np.float32), []
     for _ in range(REPETITIONS):

@@ -18,11 +18,11 @@ from fedmpi import randomness, results
 from fedmpi.algorithms.distilled import Distilled
 from fedmpi.algorithms.feddf import FedDF
 from fedmpi.algorithms.fedftg import FedFTG
+from fedmpi.algorithms.toolbox.distillation import Synthesizer
 from fedmpi.data import Dirichlet
-from fedmpi.distillation import Synthesizer
-from fedmpi.federation import Federation
+from fedmpi.federation.federation import Federation
 from fedmpi.models import Model
-from fedmpi.scheduling import Cohort
+from fedmpi.policies import Cohort
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
 from tests.few import SHAPE, Few

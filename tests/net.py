@@ -19,9 +19,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from fedmpi import command_line, results
+from fedmpi import results
 from fedmpi.components import subclasses
 from fedmpi.data import Arrays, Digits, Progress
+from fedmpi.experiment import command_line
 from tests.launch import REPOSITORY, mpirun, succeed
 from tests.test_any_number_of_ranks import CASES as ANY_RANKS
 from tests.test_checkpoint import CASES as METHODS

@@ -19,16 +19,16 @@ from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.feddf import FedDF
 from fedmpi.algorithms.fedftg import FedFTG
 from fedmpi.algorithms.genfl import GenFL
-from fedmpi.clients import Trained
 from fedmpi.data import IID, Arrays, Dataset, Partition
-from fedmpi.engine import Engine
-from fedmpi.evaluation import Evaluation
-from fedmpi.experiment import Experiment
-from fedmpi.federation import Federation
+from fedmpi.experiment.settings import Experiment
+from fedmpi.federation.clients import Trained
+from fedmpi.federation.engine import Engine
+from fedmpi.federation.evaluation import Evaluation
+from fedmpi.federation.federation import Federation
 from fedmpi.models import BiLSTM, Model
 from fedmpi.models.mlp import LogisticRegression
 from fedmpi.mpi.world import World
-from fedmpi.scheduling import All
+from fedmpi.policies import All
 from fedmpi.training.block import WHOLE, Block, Phase, Work
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.plain import PlainTrainer

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fedmpi import results
 from fedmpi.algorithms import Algorithm
 from fedmpi.data import Arrays, Partition, Progress
-from fedmpi.scheduling import All, Cohort, Pool, Weighting
+from fedmpi.policies import All, Cohort, Pool, Weighting
 from fedmpi.training.settings import LocalTraining
 from tests.programs.regression import CLIENTS, DIMENSION, EACH, InOrder, OneVector, Regression
 from tests.small import read, run

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedmpi.aggregation import Diverged, WeightedMean, diverged
-from fedmpi.channel import Channel
-from fedmpi.compression import Dense
+from fedmpi.federation.mean import Diverged, WeightedMean, diverged
+from fedmpi.federation.uplink import Channel
 from fedmpi.mpi.world import World
+from fedmpi.policies.compression import Dense
 from fedmpi.training.block import Block
 from tests.launch import REPOSITORY, mpirun, succeed
 from tests.programs import means

@@ -20,10 +20,10 @@ import pytest
 import torch
 
 from fedmpi import randomness
-from fedmpi.alike import check_rebuilt, numbers
 from fedmpi.data import Digits
 from fedmpi.errors import BadInput
-from fedmpi.experiment import Experiment
+from fedmpi.experiment.alike import check_rebuilt, numbers
+from fedmpi.experiment.settings import Experiment
 from fedmpi.models import LeNet, Model
 from fedmpi.mpi.world import World
 from tests.launch import REPOSITORY, fedmpi, mpirun, succeed

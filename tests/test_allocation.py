@@ -10,8 +10,7 @@ import torch
 from scipy.integrate import quad
 from scipy.stats import beta
 
-from benchmarks.planted_groups import log_q_of, planted
-from fedmpi.allocation import (
+from fedmpi.algorithms.toolbox.allocation import (
     Autoencoder,
     Posterior,
     bernoulli_divergence,
@@ -21,9 +20,10 @@ from fedmpi.allocation import (
     log_kumaraswamy_mean,
     log_probabilities,
 )
-from fedmpi.clustering import adjusted_rand_index
-from fedmpi.fusion import between_components, fuse, responsibilities
+from fedmpi.algorithms.toolbox.clustering import adjusted_rand_index
+from fedmpi.algorithms.toolbox.fusion import between_components, fuse, responsibilities
 from fedmpi.training.flat import FlatModel
+from studies.planted_groups import log_q_of, planted
 from tests.small import CPU
 
 

@@ -12,20 +12,20 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 from torch import Tensor
 
-from fedmpi.adversary import Adversary
 from fedmpi.algorithms import Algorithm
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.robust import Median
 from fedmpi.algorithms.scaffold import SCAFFOLD
-from fedmpi.attacks import ALIE, Attack, Gaussian, LabelFlip, NoAttack, SignFlip, most_hidden
-from fedmpi.channel import Channel
-from fedmpi.command_line import parse
-from fedmpi.compression import Compression, Dense
 from fedmpi.data import Arrays, Dataset, Progress
 from fedmpi.errors import BadInput
+from fedmpi.experiment.command_line import parse
+from fedmpi.federation.adversary import Adversary
+from fedmpi.federation.uplink import Channel
 from fedmpi.models import LeNet
 from fedmpi.models.mlp import LogisticRegression
-from fedmpi.scheduling import Uniform
+from fedmpi.policies import Uniform
+from fedmpi.policies.attacks import ALIE, Attack, Gaussian, LabelFlip, NoAttack, SignFlip, most_hidden
+from fedmpi.policies.compression import Compression, Dense
 from fedmpi.training.layout import Layout
 from fedmpi.training.settings import LocalTraining
 from tests.few import SHAPE, Few

@@ -15,14 +15,14 @@ import pytest
 
 from fedmpi import results
 from fedmpi.algorithms import Algorithm
-from fedmpi.checkpoint import Checkpoints
-from fedmpi.command_line import parse
 from fedmpi.components import subclasses
 from fedmpi.errors import BadInput
-from fedmpi.files import checkpoint_beside
-from fedmpi.ownership import Lock
-from fedmpi.resume import find
-from fedmpi.scheduling.placement import OBSERVED, CostModel
+from fedmpi.experiment.checkpoint import Checkpoints
+from fedmpi.experiment.command_line import parse
+from fedmpi.experiment.ownership import Lock
+from fedmpi.experiment.resume import find
+from fedmpi.federation.placement import OBSERVED, CostModel
+from fedmpi.results.paths import checkpoint_beside
 from tests.equal import assert_same_bits
 from tests.launch import REPOSITORY, mpirun, succeed
 from tests.small import Alone

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedmpi.client_state import ClientState
-from fedmpi.command_line import parse
+from fedmpi.experiment.command_line import parse
+from fedmpi.federation.client_state import ClientState
 from tests.small import CPU, Alone, block
 
 CLIENTS, SIZE = 400, 100_000

@@ -9,8 +9,8 @@ from scipy.cluster import hierarchy
 from scipy.spatial.distance import pdist, squareform
 from sklearn.metrics import adjusted_rand_score
 
-from fedmpi import clustering
-from fedmpi.clustering import Linkage
+from fedmpi.algorithms.toolbox import clustering
+from fedmpi.algorithms.toolbox.clustering import Linkage
 
 RNG = np.random.default_rng
 

@@ -17,13 +17,13 @@ import yaml
 
 from fedmpi import results
 from fedmpi.algorithms import Algorithm
-from fedmpi.command_line import COMPONENTS, NESTED, Answered, parse
 from fedmpi.components import subclasses
 from fedmpi.data import Dataset, Dirichlet, Permuted
 from fedmpi.errors import BadInput
-from fedmpi.experiment import Experiment
-from fedmpi.generators import Generator
+from fedmpi.experiment.command_line import COMPONENTS, NESTED, Answered, parse
+from fedmpi.experiment.settings import Experiment
 from fedmpi.models import Model
+from fedmpi.models.generators import Generator
 from fedmpi.training.settings import LocalTraining
 from tests.launch import REPOSITORY, fedmpi, mpirun, succeed
 
@@ -401,7 +401,7 @@ REFUSED = {
     "--conditions Heterogeneous --conditions.stragglers 0.5 --local.steps 1": "--local.steps = 1: must be at least 2"
     " where there are stragglers",
     # files
-    "--sampler FixedList": "--sampler.file: needs a value, fedmpi.scheduling.FixedList has no default",
+    "--sampler FixedList": "--sampler.file: needs a value, fedmpi.policies.FixedList has no default",
     "--sampler FixedList --sampler.file no.txt": "--sampler.file = no.txt: No such file or directory",
     "--availability Trace --availability.file no.txt": "--availability.file = no.txt: No such file or directory",
     "--config no.yaml": "--config = no.yaml: No such file or directory",
@@ -535,7 +535,7 @@ def test_a_library_without_what_is_replaced_in_it() -> None:
         "del t.discard_init_args_on_class_path_change",
         "t.discard_init_args_on_class_path_change = lambda x: 0",
     ):
-        program = f"import jsonargparse._typehints as t\n{change}\nimport fedmpi.command_line"
+        program = f"import jsonargparse._typehints as t\n{change}\nimport fedmpi.experiment.command_line"
         job = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
         assert re.search(
             r"ImportError: jsonargparse [\d.]+ has no function discard_init_args\w+ of the kind", job.stderr

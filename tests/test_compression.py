@@ -15,21 +15,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmpi import randomness
-from fedmpi.aggregation import Diverged, WeightedMean
 from fedmpi.algorithms import Algorithm
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.ifca import IFCA
 from fedmpi.algorithms.scaffold import SCAFFOLD
-from fedmpi.channel import Arrived, Channel
-from fedmpi.client_state import ClientState
-from fedmpi.command_line import parse
 from fedmpi.components import subclasses
-from fedmpi.compression import QSGD, Compression, Dense, Int8, TopK
-from fedmpi.engine import Engine
 from fedmpi.errors import BadInput
+from fedmpi.experiment.command_line import parse
+from fedmpi.federation.client_state import ClientState
+from fedmpi.federation.engine import Engine
+from fedmpi.federation.mean import Diverged, WeightedMean
+from fedmpi.federation.uplink import Arrived, Channel
 from fedmpi.models import LeNet
 from fedmpi.models.mlp import LogisticRegression
-from fedmpi.scheduling import Heterogeneous, RoundRobin, Uniform
+from fedmpi.policies import Heterogeneous, RoundRobin, Uniform
+from fedmpi.policies.compression import QSGD, Compression, Dense, Int8, TopK
 from fedmpi.training.block import Block
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining

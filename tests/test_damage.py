@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 
 from fedmpi import results
-from fedmpi.archive import Archive, Damaged
-from fedmpi.checkpoint import Checkpoints
-from fedmpi.command_line import parse
 from fedmpi.errors import BadInput
-from fedmpi.files import checkpoint_beside, checkpoints_beside
-from fedmpi.ownership import Lock
+from fedmpi.experiment.archive import Archive, Damaged
+from fedmpi.experiment.checkpoint import Checkpoints
+from fedmpi.experiment.command_line import parse
+from fedmpi.experiment.ownership import Lock
+from fedmpi.experiment.resume import find
 from fedmpi.results.__main__ import main
 from fedmpi.results.check import problems
-from fedmpi.resume import find
+from fedmpi.results.paths import checkpoint_beside, checkpoints_beside
 from tests.equal import assert_same_bits
 from tests.results.made_runs import finished
 from tests.small import Alone

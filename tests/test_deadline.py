@@ -15,9 +15,9 @@ import pytest
 
 from fedmpi import Experiment, results
 from fedmpi.errors import BadInput
-from fedmpi.interruption import Watch
+from fedmpi.experiment.interruption import Watch
+from fedmpi.experiment.ownership import Lock
 from fedmpi.mpi.world import World
-from fedmpi.ownership import Lock
 from tests.launch import REPOSITORY, fedmpi, start
 from tests.test_failures import becomes_killed
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
-from fedmpi.distillation import class_shares, divergence, diversity_loss, stratified_labels
+from fedmpi.algorithms.toolbox.distillation import class_shares, divergence, diversity_loss, stratified_labels
 
 
 def test_shares_of_classes() -> None:

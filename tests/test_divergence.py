@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from fedmpi import results
-from fedmpi.aggregation import Diverged
 from fedmpi.algorithms import Algorithm
 from fedmpi.algorithms.centralized import Centralized
 from fedmpi.algorithms.fedavg import FedAvg
@@ -21,11 +20,12 @@ from fedmpi.algorithms.fednova import FedNova
 from fedmpi.algorithms.localonly import LocalOnly
 from fedmpi.algorithms.robust import Krum, Median
 from fedmpi.algorithms.scaffold import SCAFFOLD
-from fedmpi.attacks import ALIE
-from fedmpi.compression import TopK
+from fedmpi.federation.mean import Diverged
 from fedmpi.models import MLP
+from fedmpi.policies import FixedList
+from fedmpi.policies.attacks import ALIE
+from fedmpi.policies.compression import TopK
 from fedmpi.results.summary import summarize
-from fedmpi.scheduling import FixedList
 from fedmpi.training.block import Block, Work
 from fedmpi.training.plain import PlainTrainer
 from fedmpi.training.settings import LocalTraining

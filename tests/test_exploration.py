@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import exploration
-from benchmarks.exploration import LongTail, network, pseudo_accuracy, show_gaps, show_quality, tail, train_generator
+from studies import exploration
 from fedmpi.errors import BadInput
 from fedmpi.models import LogisticRegression
+from studies.exploration import LongTail, network, pseudo_accuracy, show_gaps, show_quality, tail, train_generator
 from tests.small import run, state
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 400))

@@ -23,12 +23,12 @@ import yaml
 import fedmpi.algorithms
 from fedmpi import Experiment, results
 from fedmpi.algorithms import FedAvg, FedFTG, FedProx
-from fedmpi.command_line import COMPONENTS, NESTED, Answered, make_parser, parse
 from fedmpi.components import subclasses
 from fedmpi.data import IID, MNIST, Arrays, Dataset, Digits, Dirichlet, Permuted
 from fedmpi.errors import BadInput
+from fedmpi.experiment.command_line import COMPONENTS, NESTED, Answered, make_parser, parse
+from fedmpi.experiment.ownership import Lock, claim
 from fedmpi.models import MLP, LogisticRegression, Model
-from fedmpi.ownership import Lock, claim
 from fedmpi.settings import as_yaml, settings_of
 from fedmpi.training.settings import LocalTraining
 from tests.launch import REPOSITORY, mpirun, succeed
@@ -73,7 +73,7 @@ LINES: dict[str, Callable[[], Experiment]] = {
         MNIST(Path("over/there")),
         Permuted(Dirichlet(3)),
         MLP((3, 4)),
-        checkpoint=fedmpi.checkpoint.Checkpointing(None),
+        checkpoint=fedmpi.experiment.checkpoint.Checkpointing(None),
         clients=np.int64(7),
         seed=3,
     ),
@@ -236,7 +236,7 @@ def test_names_that_are_too_long(length: int, tmp_path: Path) -> None:
     """Oracle: the file system, which takes 255 bytes with all that the checkpoint's name has more."""
     output = tmp_path / f"{'ä' * 110}{'a' * (length - 223)}.h5"
     settings: dict[str, Any] = {"model": LogisticRegression(), "clients": 2, "rounds": 2, "output": output}
-    experiment = Experiment(checkpoint=fedmpi.checkpoint.Checkpointing(every_rounds=1), **settings)
+    experiment = Experiment(checkpoint=fedmpi.experiment.checkpoint.Checkpointing(every_rounds=1), **settings)
     if length == 239:
         assert experiment.run().status == "finished"
     else:

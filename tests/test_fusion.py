@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from fedmpi.fusion import Statistics, between_components, capped, correlation, fuse, responsibilities
+from fedmpi.algorithms.toolbox.fusion import (
+    Statistics,
+    between_components,
+    capped,
+    correlation,
+    fuse,
+    responsibilities,
+)
 from fedmpi.models import BiLSTM, DenseNet121, LeNet, LeNet5, Model, ResNet18
 from fedmpi.training.layout import Layout
 from tests.small import network

@@ -21,17 +21,14 @@ from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedcluster import FedCluster
 from fedmpi.algorithms.fedma import FedMA
 from fedmpi.algorithms.fedprox import FedProx
-from fedmpi.assembly import assemble
-from fedmpi.attacks import NoAttack
-from fedmpi.compression import Dense
 from fedmpi.data import Digits
-from fedmpi.engine import Engine
 from fedmpi.errors import BadInput
-from fedmpi.experiment import Experiment
-from fedmpi.federation import Federation
+from fedmpi.experiment.assembly import assemble
+from fedmpi.experiment.settings import Experiment
+from fedmpi.federation.engine import Engine
+from fedmpi.federation.federation import Federation
 from fedmpi.models import MLP, LogisticRegression
-from fedmpi.privacy import NoPrivacy
-from fedmpi.scheduling import (
+from fedmpi.policies import (
     All,
     Always,
     Availability,
@@ -52,7 +49,10 @@ from fedmpi.scheduling import (
     Uniform,
     Weighted,
 )
-from fedmpi.server_optimizers import Replace
+from fedmpi.policies.attacks import NoAttack
+from fedmpi.policies.compression import Dense
+from fedmpi.policies.privacy import NoPrivacy
+from fedmpi.policies.server_optimizers import Replace
 from fedmpi.training.settings import LocalTraining
 from tests.small import SEED, Alone, Cut, network, read, run, state, tensors
 

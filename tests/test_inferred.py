@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.inferred import divergence, label_shares, running_statistics
 from fedmpi.algorithms.distribution_fusion import DistributionFusion
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.data import Dirichlet
 from fedmpi.errors import BadInput
 from fedmpi.models import LeNet
-from fedmpi.scheduling import Uniform
+from fedmpi.policies import Uniform
 from fedmpi.training.settings import LocalTraining
+from studies.inferred import divergence, label_shares, running_statistics
 from tests.few import Few
 from tests.small import run
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedmpi import environment, inputs, results, resume
+from fedmpi import results
 from fedmpi.errors import BadInput
-from fedmpi.files import checkpoint_beside
+from fedmpi.experiment import environment, inputs, resume
+from fedmpi.results.paths import checkpoint_beside
 from tests.equal import assert_same_bits
 from tests.test_checkpoint import go, interrupt, refusal
 

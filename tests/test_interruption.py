@@ -24,14 +24,14 @@ import pytest
 from fedmpi import results
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.genfl import GenFL, _Learning
-from fedmpi.checkpoint import Checkpoints
-from fedmpi.command_line import parse
 from fedmpi.data import Digits
-from fedmpi.evaluation import Evaluator
-from fedmpi.files import checkpoint_beside, lock_beside
-from fedmpi.interruption import BY_HAND, MARGIN, REQUEUE, Watch, job_end
-from fedmpi.ownership import Lock
+from fedmpi.experiment.checkpoint import Checkpoints
+from fedmpi.experiment.command_line import parse
+from fedmpi.experiment.interruption import BY_HAND, MARGIN, REQUEUE, Watch, job_end
+from fedmpi.experiment.ownership import Lock
+from fedmpi.federation.evaluation import Evaluator
 from fedmpi.results import Run
+from fedmpi.results.paths import checkpoint_beside, lock_beside
 from fedmpi.results.summary import summarize
 from tests.equal import assert_same_bits
 from tests.launch import REPOSITORY, fedmpi, start

@@ -16,10 +16,10 @@ import yaml
 
 from fedmpi import results
 from fedmpi.algorithms.fedgen import FedGen
-from fedmpi.command_line import parse
-from fedmpi.generators.features import FeatureGenerator
+from fedmpi.experiment.command_line import parse
+from fedmpi.models.generators.features import FeatureGenerator
+from fedmpi.policies import Bernoulli
 from fedmpi.results.schema import Status
-from fedmpi.scheduling import Bernoulli
 from fedmpi.training.settings import LocalTraining
 from tests.launch import REPOSITORY
 from tests.results.made_runs import finished, started

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from fedmpi.algorithms.fedopt import FedAvgM
-from fedmpi.command_line import parse
 from fedmpi.data import Digits, Dirichlet
 from fedmpi.errors import BadInput
+from fedmpi.experiment.command_line import parse
 from fedmpi.models import LeNet
+from fedmpi.policies import Uniform
 from fedmpi.results.summary import summarize
-from fedmpi.scheduling import Uniform
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
 from tests.small import CPU, Spy, network, normalised, read, run

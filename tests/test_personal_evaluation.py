@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from fedmpi.data import Dirichlet, Permuted, make_split
 from fedmpi.models import LeNet
-from fedmpi.scheduling import Uniform
+from fedmpi.policies import Uniform
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
 from tests.algorithms.test_ifca import DIGITS, SHAPE, seen_by

@@ -18,13 +18,13 @@ from fedmpi.algorithms.fedopt import FedAdam
 from fedmpi.algorithms.fedper import FedRep
 from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.algorithms.moon import MOON
-from fedmpi.attacks import SignFlip
-from fedmpi.command_line import parse
 from fedmpi.errors import BadInput
+from fedmpi.experiment.command_line import parse
 from fedmpi.models import MLP, LeNet
-from fedmpi.privacy import CentralDP, clipped
+from fedmpi.policies import All, Bernoulli, Pool, Uniform
+from fedmpi.policies.attacks import SignFlip
+from fedmpi.policies.privacy import CentralDP, clipped
 from fedmpi.randomness import stream
-from fedmpi.scheduling import All, Bernoulli, Pool, Uniform
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
 from tests.few import SHAPE, Few

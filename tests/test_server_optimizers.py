@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedmpi.errors import BadInput
-from fedmpi.server_optimizers import Adagrad, Adam, Momentum, Replace, ServerOptimizer, Yogi
+from fedmpi.policies.server_optimizers import Adagrad, Adam, Momentum, Replace, ServerOptimizer, Yogi
 
 Vector = NDArray[np.float64]
 PARAMETERS, SIZE, ROUNDS = 40, 50, 12

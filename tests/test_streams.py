@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fedmpi import progress, results, streams
+from fedmpi import results, streams
+from fedmpi.experiment import progress
 from fedmpi.results.__main__ import main
 from tests.launch import REPOSITORY
 from tests.test_checkpoint import go

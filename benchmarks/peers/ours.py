@@ -8,7 +8,7 @@ import time
 
 from benchmarks.peers.work import arguments, load
 from benchmarks.workloads import TRAINING
-from fedmpi.command_line import parse
+from fedmpi.experiment.command_line import parse
 from fedmpi.mpi.world import World
 from fedmpi.training.layout import Layout
 

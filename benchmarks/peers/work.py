@@ -16,9 +16,9 @@ from torch import Tensor
 
 from benchmarks.workloads import TRAINING
 from fedmpi import randomness
-from fedmpi.command_line import parse
 from fedmpi.data import make_split
-from fedmpi.scheduling import Pool
+from fedmpi.experiment.command_line import parse
+from fedmpi.policies import Pool
 
 
 class Work:

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from fedmpi.clients import Trained
     from fedmpi.data import Dataset
-    from fedmpi.engine import Engine
-    from fedmpi.federation import Federation
-    from fedmpi.scheduling import Cohort, Weighting
-    from fedmpi.server_optimizers import ServerOptimizer
+    from fedmpi.federation.clients import Trained
+    from fedmpi.federation.engine import Engine
+    from fedmpi.federation.federation import Federation
+    from fedmpi.policies import Cohort, Weighting
+    from fedmpi.policies.server_optimizers import ServerOptimizer
     from fedmpi.training.block import Block
     from fedmpi.training.flat import Net
     from fedmpi.training.layout import Columns, Layout

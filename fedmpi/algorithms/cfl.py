@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedmpi import clustering
 from fedmpi.algorithms.clustered import Clustered
+from fedmpi.algorithms.toolbox import clustering
 from fedmpi.errors import require
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fedmpi.federation import Federation
-    from fedmpi.scheduling import Cohort
+    from fedmpi.federation.federation import Federation
+    from fedmpi.policies import Cohort
 
 
 class CFL(Clustered):
@@ -53,7 +53,7 @@ class CFL(Clustered):
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         import torch
 
-        from fedmpi.stack import inner_products
+        from fedmpi.federation.stack import inner_products
 
         group = fed.broadcast(self.assignment, received=0)[cohort.clients].cpu().numpy()
         centers = fed.broadcast(self.centers, received=len(cohort) * fed.layout.size)

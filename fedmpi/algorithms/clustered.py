@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from fedmpi.federation import Federation
-    from fedmpi.scheduling import Cohort
-    from fedmpi.stack import Stack
+    from fedmpi.federation.federation import Federation
+    from fedmpi.federation.stack import Stack
+    from fedmpi.policies import Cohort
     from fedmpi.training.block import Block, Phase
 
 
@@ -115,7 +115,7 @@ class ClusteredOnce(Clustered):
 
     def compare(self, changes: "Stack") -> "NDArray[np.float64]":
         """[k, k], what is said of all pairs of those present; a collective."""
-        from fedmpi.stack import inner_products
+        from fedmpi.federation.stack import inner_products
 
         return changes.pairwise(inner_products)
 

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fedmpi.algorithms.base import Vectors
-    from fedmpi.federation import Federation
-    from fedmpi.scheduling import Cohort
-    from fedmpi.server_optimizers import ServerOptimizer
+    from fedmpi.federation.federation import Federation
+    from fedmpi.policies import Cohort
+    from fedmpi.policies.server_optimizers import ServerOptimizer
     from fedmpi.training.flat import Net
     from fedmpi.training.layout import Layout
     from fedmpi.training.samples import Batch

@@ -11,8 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.algorithms.base import Algorithm
+from fedmpi.algorithms.toolbox.fusion import (
+    Allotment,
+    Fusion,
+    Statistics,
+    between_components,
+    correlation,
+    fuse,
+    responsibilities,
+)
 from fedmpi.errors import BadInput, require
-from fedmpi.fusion import Allotment, Fusion, Statistics, between_components, correlation, fuse, responsibilities
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,8 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedmpi.algorithms.base import Vectors
-    from fedmpi.federation import Federation
-    from fedmpi.scheduling import Cohort
+    from fedmpi.federation.federation import Federation
+    from fedmpi.policies import Cohort
     from fedmpi.training.flat import FlatModel
     from fedmpi.training.layout import Layout
 
@@ -34,12 +42,14 @@ class DistributionFusion(Algorithm):
 
     After local training the clients send what their normalisation layers have learnt, a small part of a model. From
     that a variational autoencoder at the server infers which of M virtual components each client belongs to
-    (`fedmpi.allocation`), and from that what each client's model counts (`fedmpi.fusion`); then the rest of the
-    models is averaged, where it is. A rank keeps the models of all its clients of the round until then.
+    (`fedmpi.algorithms.toolbox.allocation`), and from that what each client's model counts
+    (`fedmpi.algorithms.toolbox.fusion`); then the rest of the models is averaged, where it is. A rank keeps the
+    models of all its clients of the round until then.
 
     Paper and released code leave open how weights come from components. With components weighted by their mass it
     would be FedAvg, whatever is inferred; here rare ones count more, by `pi_power`. Differs from the paper, too: one
-    component is drawn for a client, not each by itself, without which groups are not found (`fedmpi.allocation`).
+    component is drawn for a client, not each by itself, without which groups are not found
+    (`fedmpi.algorithms.toolbox.allocation`).
 
     Columns of /rounds: components_alive, those with clients of this round; effective_clients, 1 / sum_k omega_k^2;
     weights_l1, how far the weights omega are from FedAvg's, in [0, 2]; between_components, the share of their
@@ -107,7 +117,7 @@ class DistributionFusion(Algorithm):
     def setup(self, fed: "Federation") -> None:
         import torch
 
-        from fedmpi.progress import say
+        from fedmpi.experiment.progress import say
 
         super().setup(fed)
         self.read = Statistics(fed.layout, self.statistics)
@@ -123,7 +133,7 @@ class DistributionFusion(Algorithm):
 
     def draw_network(self, fed: "Federation", purpose: str) -> "FlatModel":
         """An autoencoder that has learnt nothing."""
-        from fedmpi.allocation import Autoencoder
+        from fedmpi.algorithms.toolbox.allocation import Autoencoder
 
         inputs, outputs = self.read.extent
         return fed.build(lambda: Autoencoder(inputs, outputs, self.components), purpose)
@@ -214,7 +224,7 @@ class DistributionFusion(Algorithm):
         """The weights of these clients with masses [k] and features [k, d], and the component of each; -1: none."""
         import torch
 
-        from fedmpi.allocation import fit, log_probabilities
+        from fedmpi.algorithms.toolbox.allocation import fit, log_probabilities
 
         if len(x) == 1:  # there is nothing to tell it from
             return fuse(np.ones((1, 1)), mass, self.pi_power, self.cap), np.full(1, -1)

@@ -13,8 +13,8 @@ from fedmpi.training.block import WHOLE, Phase
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedmpi.federation import Federation
-    from fedmpi.scheduling import Cohort
+    from fedmpi.federation.federation import Federation
+    from fedmpi.policies import Cohort
     from fedmpi.training.block import Block
 
 

@@ -15,8 +15,8 @@ from fedmpi.training.block import WHOLE
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fedmpi.clients import Trained
-    from fedmpi.federation import Federation
+    from fedmpi.federation.clients import Trained
+    from fedmpi.federation.federation import Federation
     from fedmpi.training.block import Block, Phase
     from fedmpi.training.flat import Net
     from fedmpi.training.samples import Batch
@@ -88,7 +88,7 @@ class FeatureFusion(FedAvg):
         return Fused(network.extractor, Blend(channels if self.operator == "multi" else 1), network.classifier)
 
     def setup(self, fed: "Federation") -> None:
-        from fedmpi.progress import say
+        from fedmpi.experiment.progress import say
 
         super().setup(fed)
         self.previous = self.weights

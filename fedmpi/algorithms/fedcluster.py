@@ -12,8 +12,8 @@ from fedmpi.algorithms.base import Algorithm
 from fedmpi.errors import require
 
 if TYPE_CHECKING:
-    from fedmpi.federation import Federation
-    from fedmpi.scheduling import Cohort
+    from fedmpi.federation.federation import Federation
+    from fedmpi.policies import Cohort
 
 
 class FedCluster(Algorithm):

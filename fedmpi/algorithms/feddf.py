@@ -15,15 +15,15 @@ from fedmpi.algorithms.distilled import Distilled
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.data import Dataset
 from fedmpi.errors import BadInput, require
-from fedmpi.generators import Generator
-from fedmpi.generators.images import ImageGenerator
+from fedmpi.models.generators import Generator
+from fedmpi.models.generators.images import ImageGenerator
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedmpi.distillation import Student
-    from fedmpi.federation import Federation
-    from fedmpi.scheduling import Cohort
+    from fedmpi.algorithms.toolbox.distillation import Student
+    from fedmpi.federation.federation import Federation
+    from fedmpi.policies import Cohort
     from fedmpi.training.flat import Net
     from fedmpi.training.layout import Layout
 
@@ -88,7 +88,7 @@ class FedDF(Distilled):
             self.server_state = ("generator_weights",)
 
     def setup(self, fed: "Federation") -> None:
-        from fedmpi.distillation import Synthesizer
+        from fedmpi.algorithms.toolbox.distillation import Synthesizer
 
         super().setup(fed)
         if self.generator:
@@ -100,7 +100,7 @@ class FedDF(Distilled):
         return {"generator_weights": self.synthesizer.layout} if self.generator else {}
 
     def distill(self, fed: "Federation", cohort: "Cohort", weights: "Tensor") -> "Tensor":
-        from fedmpi.distillation import Student
+        from fedmpi.algorithms.toolbox.distillation import Student
 
         student = Student(fed, weights, "adam" if self.proxy else "sgd", self.weight_decay, self.student_mode)
         learn = self.learn_from_generated if self.generator else self.learn_from_proxies
@@ -113,7 +113,7 @@ class FedDF(Distilled):
         from torch.autograd import grad
         from torch.nn import functional
 
-        from fedmpi.distillation import diversity_loss, draw_orders
+        from fedmpi.algorithms.toolbox.distillation import diversity_loss, draw_orders
 
         assert self.generator
         size, noise, teachers = self.batch_size, self.generator.noise, int((cohort.mass > 0).sum())

@@ -12,15 +12,15 @@ from fedmpi.algorithms.base import Algorithm
 from fedmpi.algorithms.distilled import Distilled
 from fedmpi.algorithms.scaffold import SCAFFOLD
 from fedmpi.errors import require
-from fedmpi.generators import Generator
-from fedmpi.generators.images import ImageGenerator
+from fedmpi.models.generators import Generator
+from fedmpi.models.generators.images import ImageGenerator
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedmpi.distillation import Order, Student
-    from fedmpi.federation import Federation
-    from fedmpi.scheduling import Cohort
+    from fedmpi.algorithms.toolbox.distillation import Order, Student
+    from fedmpi.federation.federation import Federation
+    from fedmpi.policies import Cohort
     from fedmpi.training.flat import Net
     from fedmpi.training.layout import Layout
 
@@ -100,7 +100,7 @@ class FedFTG(Distilled):
         self.student_mode: Literal["train", "eval"] = student_mode
 
     def setup(self, fed: "Federation") -> None:
-        from fedmpi.distillation import Synthesizer
+        from fedmpi.algorithms.toolbox.distillation import Synthesizer
 
         super().setup(fed)
         self.synthesizer = Synthesizer(fed, self.generator)
@@ -111,7 +111,7 @@ class FedFTG(Distilled):
         return {"generator_weights": self.synthesizer.layout}
 
     def distill(self, fed: "Federation", cohort: "Cohort", weights: "Tensor") -> "Tensor":
-        from fedmpi.distillation import Student, draw_orders
+        from fedmpi.algorithms.toolbox.distillation import Student, draw_orders
 
         if not self.iterations:
             return weights
@@ -142,7 +142,7 @@ class FedFTG(Distilled):
         """
         from torch.nn import functional
 
-        from fedmpi.distillation import diversity_loss
+        from fedmpi.algorithms.toolbox.distillation import diversity_loss
 
         x = self.synthesizer.try_out(order)
         log_q = functional.log_softmax(student.logits(x), 1)
@@ -158,7 +158,7 @@ class FedFTG(Distilled):
         from torch.autograd import grad
         from torch.nn import functional
 
-        from fedmpi.distillation import divergence
+        from fedmpi.algorithms.toolbox.distillation import divergence
 
         part, log_p = order.parts[client], functional.log_softmax(teacher(x.requires_grad_()), 1)
         recognised = functional.nll_loss(log_p, order.labels, reduction="none")
@@ -168,7 +168,7 @@ class FedFTG(Distilled):
 
     def explore_in_turn(self, fed: "Federation", cohort: "Cohort", student: "Student", order: "Order") -> None:
         """The same in variant "repo": one step for each client after the other."""
-        from fedmpi.distillation import diversity_loss
+        from fedmpi.algorithms.toolbox.distillation import diversity_loss
 
         clients, ask = cohort.clients[cohort.mass > 0].tolist(), partial(self.judge_logits, order)
         for client in clients:

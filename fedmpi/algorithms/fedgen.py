@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.errors import BadInput, require
-from fedmpi.generators import Generator
-from fedmpi.generators.features import FeatureGenerator
+from fedmpi.models.generators import Generator
+from fedmpi.models.generators.features import FeatureGenerator
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fedmpi.algorithms.base import Vectors
-    from fedmpi.federation import Federation
-    from fedmpi.scheduling import Cohort
+    from fedmpi.federation.federation import Federation
+    from fedmpi.policies import Cohort
     from fedmpi.training.block import Block
     from fedmpi.training.flat import FlatModel, Net
     from fedmpi.training.layout import Layout
@@ -207,7 +207,7 @@ class FedGen(FedAvg):
         """A round's steps, on the heads [m, n] of its clients."""
         import torch
 
-        from fedmpi.distillation import class_shares, diversity_loss
+        from fedmpi.algorithms.toolbox.distillation import class_shares, diversity_loss
         from fedmpi.training.optimizers import Adam
 
         model, counts = self.network, fed.label_counts[cohort.clients]

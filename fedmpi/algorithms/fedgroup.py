@@ -8,9 +8,9 @@ Clustering. ISPA 2021. https://arxiv.org/abs/2010.06870
 
 from typing import TYPE_CHECKING, Literal
 
-from fedmpi import clustering
 from fedmpi.algorithms.clustered import ClusteredOnce, best_aligned
 from fedmpi.algorithms.fedprox import Proximal
+from fedmpi.algorithms.toolbox import clustering
 from fedmpi.errors import require
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from fedmpi.federation import Federation
+    from fedmpi.federation.federation import Federation
     from fedmpi.training.block import Phase
 
 

@@ -13,8 +13,8 @@ from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.errors import require
 
 if TYPE_CHECKING:
-    from fedmpi.federation import Federation
-    from fedmpi.scheduling import Cohort
+    from fedmpi.federation.federation import Federation
+    from fedmpi.policies import Cohort
 
 
 class FedNova(FedProx):

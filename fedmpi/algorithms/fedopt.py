@@ -9,7 +9,7 @@ The same optimizers serve under other methods by `--server_optimizer`.
 """
 
 from fedmpi.algorithms.fedavg import FedAvg
-from fedmpi.server_optimizers import Adagrad, Adam, Momentum, Yogi
+from fedmpi.policies.server_optimizers import Adagrad, Adam, Momentum, Yogi
 
 
 class FedAvgM(FedAvg):

@@ -15,8 +15,8 @@ from fedmpi.training.block import Phase
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedmpi.clients import Trained
-    from fedmpi.federation import Federation
+    from fedmpi.federation.clients import Trained
+    from fedmpi.federation.federation import Federation
     from fedmpi.training.block import Block
     from fedmpi.training.layout import Layout
 

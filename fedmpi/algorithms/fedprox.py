@@ -14,7 +14,7 @@ from fedmpi.errors import require
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedmpi.federation import Federation
+    from fedmpi.federation.federation import Federation
     from fedmpi.training.block import Block
 
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from fedmpi import clustering
 from fedmpi.algorithms.clustered import ClusteredOnce, nearest
+from fedmpi.algorithms.toolbox import clustering
 from fedmpi.errors import require
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from fedmpi.federation import Federation
-    from fedmpi.stack import Stack
+    from fedmpi.federation.federation import Federation
+    from fedmpi.federation.stack import Stack
 
 
 class FeSEM(ClusteredOnce):
@@ -60,7 +60,7 @@ class FeSEM(ClusteredOnce):
         require(self.compared.stop > 0, "part", self.part, allowed)
 
     def compare(self, changes: "Stack") -> "NDArray[np.float64]":
-        from fedmpi.stack import inner_products
+        from fedmpi.federation.stack import inner_products
 
         return changes.pairwise(inner_products, self.compared.stop)
 

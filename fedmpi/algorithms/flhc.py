@@ -6,9 +6,9 @@ data. IJCNN 2020. https://arxiv.org/abs/2004.11791
 
 from typing import TYPE_CHECKING, Literal
 
-from fedmpi import clustering
 from fedmpi.algorithms.clustered import ClusteredOnce, best_aligned, nearest
-from fedmpi.clustering import Linkage
+from fedmpi.algorithms.toolbox import clustering
+from fedmpi.algorithms.toolbox.clustering import Linkage
 from fedmpi.errors import require
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from fedmpi.federation import Federation
-    from fedmpi.stack import Stack
+    from fedmpi.federation.federation import Federation
+    from fedmpi.federation.stack import Stack
 
 NORMS = {"l1": 1, "l2": 2}
 
@@ -66,7 +66,7 @@ class FLHC(ClusteredOnce):
         require(fed.has_round(self.first_round), "warmup", self.warmup, "below the number of rounds")
 
     def compare(self, changes: "Stack") -> "NDArray[np.float64]":
-        from fedmpi.stack import absolute_differences
+        from fedmpi.federation.stack import absolute_differences
 
         return changes.pairwise(absolute_differences) if self.metric == "l1" else super().compare(changes)
 

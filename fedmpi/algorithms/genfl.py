@@ -17,19 +17,19 @@ from numpy.typing import NDArray
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.errors import BadInput, require
-from fedmpi.generators import Generator
-from fedmpi.generators.base import LearningGenerator
-from fedmpi.generators.cvae import CVAE
-from fedmpi.server_optimizers import Replace
+from fedmpi.models.generators import Generator
+from fedmpi.models.generators.base import LearningGenerator
+from fedmpi.models.generators.cvae import CVAE
+from fedmpi.policies.server_optimizers import Replace
 from fedmpi.training.settings import LocalTraining
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fedmpi.algorithms.base import Vectors
-    from fedmpi.engine import Engine
-    from fedmpi.federation import Federation
-    from fedmpi.scheduling import Cohort
+    from fedmpi.federation.engine import Engine
+    from fedmpi.federation.federation import Federation
+    from fedmpi.policies import Cohort
     from fedmpi.training.flat import Net
     from fedmpi.training.layout import Layout
     from fedmpi.training.samples import Batch
@@ -170,13 +170,13 @@ class GenFL(FedAvg):
                 fed.keep("synthetic", {"images": images, "labels": labels})
             self.teach(fed, images, labels)
         if fed.is_server and self.stops:
-            from fedmpi.progress import say
+            from fedmpi.experiment.progress import say
 
             say("the clients' labels are too different: they do not train")
 
     def sample(self, fed: "Federation") -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """[n, C, H, W] and [n] of the generator, on every rank."""
-        from fedmpi.progress import say
+        from fedmpi.experiment.progress import say
 
         began, stream = time.perf_counter(), fed.stream("synthetic labels")
         labels = stream.integers(fed.classes, size=self.synthetic)
@@ -191,8 +191,8 @@ class GenFL(FedAvg):
         """Pre-train the model, and another one for the CAS."""
         import torch
 
-        from fedmpi.progress import say
-        from fedmpi.server_work import Lesson
+        from fedmpi.experiment.progress import say
+        from fedmpi.federation.server import Lesson
 
         lessons: dict[str, Lesson] = {}
         if self.learns:
@@ -239,7 +239,7 @@ class GenFL(FedAvg):
             on_all, on_test = self.scores.tolist()
             fed.log(**{"cas_compat" if self.paper_compat else "cas": on_all, "cas_test": on_test})
         if self.paper_compat:
-            from fedmpi.evaluation import weighted_accuracy
+            from fedmpi.federation.evaluation import weighted_accuracy
 
             tested = [order[len(order) // 10 :] for order in self.shuffled(fed)]
             accuracy = fed.training_hits(self.weights, tested) / np.array(list(map(len, tested)))

@@ -12,8 +12,8 @@ from fedmpi.errors import BadInput, require
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedmpi.federation import Federation
-    from fedmpi.scheduling import Cohort
+    from fedmpi.federation.federation import Federation
+    from fedmpi.policies import Cohort
     from fedmpi.training.flat import Net
     from fedmpi.training.samples import Batch
 

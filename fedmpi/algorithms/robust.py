@@ -22,9 +22,9 @@ from fedmpi.errors import require
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedmpi.federation import Federation
-    from fedmpi.scheduling import Cohort
-    from fedmpi.stack import Stack
+    from fedmpi.federation.federation import Federation
+    from fedmpi.federation.stack import Stack
+    from fedmpi.policies import Cohort
 
 
 class Robust(Algorithm):

@@ -26,7 +26,7 @@ from fedmpi import streams
 from fedmpi.errors import BadInput
 from fedmpi.mpi.bell import Bell
 from fedmpi.mpi.guard import Guard, do_not_end, end_soon
-from fedmpi.mpi.node import FixedPoint, Segments, SharedMean, TooLittleMemory, room
+from fedmpi.mpi.segments import FixedPoint, Segments, SharedMean, TooLittleMemory, room
 
 SPIN_SECONDS = 50e-6
 SHORTEST_SLEEP = 20e-6

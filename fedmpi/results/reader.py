@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import BadInput
-from fedmpi.owner import Owner
 from fedmpi.results.check import attributes_of, table_of
 from fedmpi.results.files import Unfit, group_at, opened, values
+from fedmpi.results.owner import Owner
 from fedmpi.results.schema import GROUPS, Direction, described
 from fedmpi.results.settings import DATA, sound
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fedmpi.files import checkpoints_beside
 from fedmpi.options import printable
+from fedmpi.results.paths import checkpoints_beside
 from fedmpi.results.reader import Run
 from fedmpi.results.settings import describe
 from fedmpi.training.settings import Choice

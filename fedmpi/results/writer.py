@@ -23,15 +23,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from fedmpi import __version__
 from fedmpi.errors import BadInput
-from fedmpi.files import kind, replacing
-from fedmpi.owner import Owner
 from fedmpi.results.columns import Columns
 from fedmpi.results.files import unlocked
+from fedmpi.results.owner import Owner
+from fedmpi.results.paths import kind, replacing
 from fedmpi.results.schema import SCHEMA, SETTLED_EPOCHS, SETTLED_GAIN, Status
 from fedmpi.results.storage import Packed, Storage, image
 
 if TYPE_CHECKING:
-    from fedmpi.ownership import Lock
+    from fedmpi.experiment.ownership import Lock
 
 _TABLES = ("rounds", "clients", "ranks", "evaluation", "partition")
 # What else a file may have; all other groups are arrays that were kept.

@@ -15,7 +15,7 @@ from fedmpi.algorithms.localonly import LocalOnly
 from fedmpi.data import Digits, Dirichlet, Permuted, make_split
 from fedmpi.errors import BadInput
 from fedmpi.models import LeNet
-from fedmpi.scheduling import RoundRobin, Uniform
+from fedmpi.policies import RoundRobin, Uniform
 from fedmpi.training.layout import Layout
 from fedmpi.training.settings import LocalTraining
 from tests.few import Few

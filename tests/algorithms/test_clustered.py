@@ -23,14 +23,14 @@ from fedmpi.algorithms.fesem import FeSEM
 from fedmpi.algorithms.flhc import FLHC
 from fedmpi.algorithms.ifca import IFCA
 from fedmpi.algorithms.localonly import LocalOnly
-from fedmpi.attacks import SignFlip
-from fedmpi.command_line import parse
-from fedmpi.compression import TopK
 from fedmpi.data import Digits, Dirichlet, Partition, Rotated, SwappedLabels, make_split
 from fedmpi.errors import BadInput
+from fedmpi.experiment.command_line import parse
 from fedmpi.models import LeNet
 from fedmpi.models.mlp import LogisticRegression
-from fedmpi.scheduling import FixedList, RoundRobin
+from fedmpi.policies import FixedList, RoundRobin
+from fedmpi.policies.attacks import SignFlip
+from fedmpi.policies.compression import TopK
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
 from tests.few import Few

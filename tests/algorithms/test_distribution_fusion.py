@@ -14,13 +14,13 @@ from fedmpi import results
 from fedmpi.algorithms import Algorithm
 from fedmpi.algorithms.distribution_fusion import DistributionFusion
 from fedmpi.algorithms.fedavg import FedAvg
-from fedmpi.clients import Trained
 from fedmpi.data import Digits
 from fedmpi.errors import BadInput
-from fedmpi.federation import Federation
+from fedmpi.federation.clients import Trained
+from fedmpi.federation.federation import Federation
 from fedmpi.models import LeNet, Model
-from fedmpi.scheduling import Cohort, Uniform
-from fedmpi.server_optimizers import Momentum
+from fedmpi.policies import Cohort, Uniform
+from fedmpi.policies.server_optimizers import Momentum
 from fedmpi.training.block import WHOLE, Block, Phase
 from fedmpi.training.settings import LocalTraining
 from tests.few import DIGITS, SHAPE

@@ -17,7 +17,7 @@ from fedmpi.algorithms.ditto import Ditto
 from fedmpi.data import Digits
 from fedmpi.errors import BadInput
 from fedmpi.models import MLP, CifarCNN, LeNet, Model
-from fedmpi.scheduling import RoundRobin
+from fedmpi.policies import RoundRobin
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
 from tests.few import DIGITS, SHAPE, Few, in_order

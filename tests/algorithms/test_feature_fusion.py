@@ -21,14 +21,14 @@ from fedmpi.algorithms.feature_fusion import FeatureFusion
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.algorithms.moon import MOON
-from fedmpi.command_line import parse
 from fedmpi.components import subclasses
 from fedmpi.data import Dirichlet, Permuted, make_split
 from fedmpi.errors import BadInput
+from fedmpi.experiment.command_line import parse
 from fedmpi.models import Backbone, BiLSTM, LeNet, Model, ResNet34
 from fedmpi.models._fusion import Blend, Mix
+from fedmpi.policies.server_optimizers import Replace
 from fedmpi.results.writer import settled
-from fedmpi.server_optimizers import Replace
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
 from tests.algorithms.test_ifca import DIGITS, seen_by

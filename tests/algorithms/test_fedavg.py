@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from fedmpi.data import Digits, Dirichlet, make_split
 from fedmpi.models import MLP, LeNet, Model
 from fedmpi.models.mlp import LogisticRegression
-from fedmpi.scheduling import Pool, Sampler, Uniform
+from fedmpi.policies import Pool, Sampler, Uniform
 from fedmpi.training.settings import LocalTraining
 from tests.few import DIGITS, SHAPE, Few
 from tests.programs.regression import InOrder

@@ -15,7 +15,7 @@ from fedmpi.data import Digits
 from fedmpi.models import MLP, Backbone, LeNet, Model
 from fedmpi.models._layers import ResidualBlock
 from fedmpi.models.mlp import LogisticRegression
-from fedmpi.server_optimizers import Momentum
+from fedmpi.policies.server_optimizers import Momentum
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
 from tests.few import DIGITS, SHAPE, Few, beside_fedavg, in_order

@@ -16,8 +16,8 @@ from fedmpi.data import Dirichlet
 from fedmpi.errors import BadInput
 from fedmpi.models import LeNet
 from fedmpi.models.mlp import LogisticRegression
-from fedmpi.scheduling import Uniform
-from fedmpi.server_optimizers import Momentum
+from fedmpi.policies import Uniform
+from fedmpi.policies.server_optimizers import Momentum
 from fedmpi.training.settings import LocalTraining
 from tests.few import DIGITS, Few, beside_fedavg
 from tests.programs.regression import InOrder

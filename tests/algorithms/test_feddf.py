@@ -13,8 +13,8 @@ from fedmpi import randomness
 from fedmpi.algorithms.feddf import FedDF
 from fedmpi.data import Arrays, Dataset, Digits, Dirichlet, Progress
 from fedmpi.errors import BadInput
-from fedmpi.generators.images import ImageGenerator
 from fedmpi.models import BiLSTM, LeNet, LogisticRegression, Model
+from fedmpi.models.generators.images import ImageGenerator
 from fedmpi.training.settings import LocalTraining
 from tests.few import DIGITS, beside_fedavg
 from tests.gathered import SAMPLES, Plain, distance, flat, watched_run

@@ -21,16 +21,16 @@ from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.algorithms.ifca import IFCA
 from fedmpi.algorithms.moon import MOON
 from fedmpi.algorithms.scaffold import SCAFFOLD
-from fedmpi.attacks import LabelFlip
-from fedmpi.compression import Int8
 from fedmpi.data import Arrays, Dataset, Progress
 from fedmpi.errors import BadInput
-from fedmpi.generators import Generator
-from fedmpi.generators.images import DeepImageGenerator, ImageGenerator
 from fedmpi.models import LeNet, Model
+from fedmpi.models.generators import Generator
+from fedmpi.models.generators.images import DeepImageGenerator, ImageGenerator
+from fedmpi.policies import Cohort
+from fedmpi.policies.attacks import LabelFlip
+from fedmpi.policies.compression import Int8
+from fedmpi.policies.server_optimizers import Momentum
 from fedmpi.results.summary import summarize
-from fedmpi.scheduling import Cohort
-from fedmpi.server_optimizers import Momentum
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
 from tests.few import DIGITS, SHAPE, Few

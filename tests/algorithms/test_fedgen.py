@@ -19,12 +19,12 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 from fedmpi import randomness
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedgen import DRAWS, MADE, FedGen, ensemble_losses
-from fedmpi.attacks import SignFlip
-from fedmpi.compression import Int8
 from fedmpi.data import IID, Digits
 from fedmpi.errors import BadInput
-from fedmpi.generators.features import FeatureGenerator
 from fedmpi.models import MLP, LeNet, Model
+from fedmpi.models.generators.features import FeatureGenerator
+from fedmpi.policies.attacks import SignFlip
+from fedmpi.policies.compression import Int8
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
 from tests.few import DIGITS, EACH, SHAPE, Few, in_order

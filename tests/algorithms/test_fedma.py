@@ -16,9 +16,9 @@ from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedma import FedMA
 from fedmpi.data import Digits
 from fedmpi.errors import BadInput
-from fedmpi.federation import Federation
+from fedmpi.federation.federation import Federation
 from fedmpi.models import MLP, LeNet, LogisticRegression
-from fedmpi.scheduling import Cohort
+from fedmpi.policies import Cohort
 from fedmpi.training.block import Block
 from fedmpi.training.settings import LocalTraining
 from tests.few import DIGITS, EACH, SHAPE, Few, in_order

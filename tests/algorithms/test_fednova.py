@@ -19,8 +19,8 @@ from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.data import Dirichlet
 from fedmpi.errors import BadInput
 from fedmpi.models import LeNet
-from fedmpi.scheduling import Uniform
-from fedmpi.server_optimizers import Momentum
+from fedmpi.policies import Uniform
+from fedmpi.policies.server_optimizers import Momentum
 from fedmpi.training.block import Block
 from fedmpi.training.settings import LocalTraining
 from tests.programs.regression import CLIENTS, DIMENSION, Regression, SquaresFedAvg, SquaresFedNova

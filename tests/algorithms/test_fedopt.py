@@ -15,11 +15,11 @@ from fedmpi import results
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedopt import FedAvgM
 from fedmpi.algorithms.fedprox import FedProx
-from fedmpi.command_line import parse
 from fedmpi.errors import BadInput
+from fedmpi.experiment.command_line import parse
 from fedmpi.models import LeNet
-from fedmpi.scheduling import Uniform
-from fedmpi.server_optimizers import Adam, Momentum
+from fedmpi.policies import Uniform
+from fedmpi.policies.server_optimizers import Adam, Momentum
 from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.samples import Batch
 from fedmpi.training.settings import LocalTraining
@@ -27,7 +27,7 @@ from tests.programs.regression import CLIENTS, DIMENSION, EACH, InOrder, OneVect
 from tests.small import CPU, Alone, network, read, run
 
 if TYPE_CHECKING:
-    from fedmpi.federation import Federation
+    from fedmpi.federation.federation import Federation
 
 #: The rule of each method by name, as an option.
 NAMED = {

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedper import FedPer, FedRep
 from fedmpi.algorithms.partly_shared import PartlyShared
-from fedmpi.clients import Trained
 from fedmpi.data import Digits
 from fedmpi.errors import BadInput
-from fedmpi.federation import Federation
+from fedmpi.federation.clients import Trained
+from fedmpi.federation.federation import Federation
 from fedmpi.models import MLP, LeNet, McMahanCNN, Model
 from fedmpi.models.mlp import LogisticRegression
-from fedmpi.scheduling import RoundRobin
+from fedmpi.policies import RoundRobin
 from fedmpi.training.block import Block, Phase
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.layout import Layout

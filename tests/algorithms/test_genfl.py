@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from fedmpi import randomness, results
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.genfl import GenFL, label_skew
-from fedmpi.command_line import parse
 from fedmpi.data import Dirichlet
 from fedmpi.errors import BadInput
-from fedmpi.evaluation import weighted_accuracy
-from fedmpi.generators.cvae import CVAE
+from fedmpi.experiment.command_line import parse
+from fedmpi.federation.evaluation import weighted_accuracy
+from fedmpi.models.generators.cvae import CVAE
 from fedmpi.models.mlp import LogisticRegression
 from fedmpi.training.clientwise import ClientWise
 from fedmpi.training.flat import FlatModel, Net

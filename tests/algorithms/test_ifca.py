@@ -17,10 +17,10 @@ from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.ifca import IFCA
 from fedmpi.data import Digits, Dirichlet, Permuted, Split, make_split
 from fedmpi.errors import BadInput
-from fedmpi.federation import Federation
+from fedmpi.federation.federation import Federation
 from fedmpi.models import CifarCNN, LeNet, Model
 from fedmpi.models.mlp import LogisticRegression
-from fedmpi.scheduling import Cohort, RoundRobin, Uniform
+from fedmpi.policies import Cohort, RoundRobin, Uniform
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
 from tests.programs.methods import Alike, Planted, Reordered

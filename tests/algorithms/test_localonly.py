@@ -13,7 +13,7 @@ from fedmpi.algorithms.localonly import LocalOnly
 from fedmpi.data import Digits, Dirichlet, make_split
 from fedmpi.models import LeNet
 from fedmpi.models.mlp import LogisticRegression
-from fedmpi.scheduling import Uniform
+from fedmpi.policies import Uniform
 from fedmpi.training.layout import Layout
 from fedmpi.training.settings import LocalTraining
 from tests.small import SEED, network, normalised, plain_training, read, run

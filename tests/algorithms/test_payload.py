@@ -32,7 +32,7 @@ from fedmpi.algorithms.moon import MOON
 from fedmpi.algorithms.scaffold import SCAFFOLD
 from fedmpi.components import subclasses
 from fedmpi.models import LeNet
-from fedmpi.scheduling import FixedList, Heterogeneous, Ideal
+from fedmpi.policies import FixedList, Heterogeneous, Ideal
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
 from tests.small import CPU, Cut, network, run, shortened

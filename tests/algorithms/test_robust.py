@@ -15,16 +15,16 @@ from torch import Tensor
 
 from fedmpi.algorithms import Algorithm
 from fedmpi.algorithms.robust import Krum, Median, TrimmedMean, krum_scores, median, trimmed_mean
-from fedmpi.attacks import Attack, SignFlip
-from fedmpi.channel import Channel
-from fedmpi.command_line import parse
-from fedmpi.compression import Dense
 from fedmpi.data import Dirichlet
 from fedmpi.errors import BadInput
+from fedmpi.experiment.command_line import parse
+from fedmpi.federation.stack import Stack
+from fedmpi.federation.uplink import Channel
 from fedmpi.models import LeNet
-from fedmpi.scheduling import Cohort, FixedList
-from fedmpi.server_optimizers import Momentum
-from fedmpi.stack import Stack
+from fedmpi.policies import Cohort, FixedList
+from fedmpi.policies.attacks import Attack, SignFlip
+from fedmpi.policies.compression import Dense
+from fedmpi.policies.server_optimizers import Momentum
 from fedmpi.training.block import Block
 from fedmpi.training.layout import Layout
 from fedmpi.training.settings import LocalTraining

@@ -13,10 +13,10 @@ from fedmpi import results
 from fedmpi.algorithms.scaffold import SCAFFOLD
 from fedmpi.data import Dirichlet
 from fedmpi.errors import BadInput
-from fedmpi.federation import Federation
+from fedmpi.federation.federation import Federation
 from fedmpi.models import LeNet
-from fedmpi.scheduling import Cohort, Uniform, Weighted
-from fedmpi.server_optimizers import Momentum
+from fedmpi.policies import Cohort, Uniform, Weighted
+from fedmpi.policies.server_optimizers import Momentum
 from fedmpi.training.settings import LocalTraining
 from tests.programs.regression import CLIENTS, DIMENSION, SquaresSCAFFOLD
 from tests.small import run

@@ -13,8 +13,8 @@ from torch.distributions import Normal, kl_divergence
 
 from fedmpi.algorithms.genfl import GenFL, _Learning
 from fedmpi.errors import BadInput
-from fedmpi.generators.cvae import CVAE, divergence
 from fedmpi.models import Model
+from fedmpi.models.generators.cvae import CVAE, divergence
 from fedmpi.training.clientwise import ClientWise
 from fedmpi.training.flat import FlatModel, Net
 from tests.small import CPU

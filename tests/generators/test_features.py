@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedmpi.errors import BadInput
-from fedmpi.generators.features import FeatureGenerator
+from fedmpi.models.generators.features import FeatureGenerator
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from torch import nn
 
 from fedmpi.components import subclasses
 from fedmpi.errors import BadInput
-from fedmpi.generators import Generator
-from fedmpi.generators.images import DeepImageGenerator, ImageGenerator
+from fedmpi.models.generators import Generator
+from fedmpi.models.generators.images import DeepImageGenerator, ImageGenerator
 
 
 def made(generator: Generator, shape: tuple[int, ...], classes: int) -> tuple[nn.Module, torch.Tensor]:

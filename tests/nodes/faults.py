@@ -23,8 +23,8 @@ from pathlib import Path
 import h5py
 
 from fedmpi import results
-from fedmpi.files import lock_beside
-from fedmpi.owner import SILENCE
+from fedmpi.results.owner import SILENCE
+from fedmpi.results.paths import lock_beside
 from tests.launch import REPOSITORY, environment, fedmpi, succeed
 from tests.nodes.cluster import Cluster, Job, Mpi, Node, missing, until
 

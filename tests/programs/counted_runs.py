@@ -13,7 +13,7 @@ from typing import Any
 
 from mpi4py import MPI
 
-from fedmpi.command_line import parse
+from fedmpi.experiment.command_line import parse
 from fedmpi.mpi.world import World
 
 #: Methods that move nothing: questions to the communicator, and the barrier and the probe of ranks that wait.

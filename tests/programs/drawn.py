@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from fedmpi.algorithms.fedavg import FedAvg
-from fedmpi.attacks import Attack
-from fedmpi.compression import Compression
 from fedmpi.data import Arrays, Dataset, Digits, Partition
 from fedmpi.models import Model
-from fedmpi.scheduling import Availability, Cohort, Conditions, Course, Pool, Sampler
-from fedmpi.server_optimizers import ServerOptimizer
+from fedmpi.policies import Availability, Cohort, Conditions, Course, Pool, Sampler
+from fedmpi.policies.attacks import Attack
+from fedmpi.policies.compression import Compression
+from fedmpi.policies.server_optimizers import ServerOptimizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from fedmpi.algorithms import Algorithm
     from fedmpi.data.base import Progress
-    from fedmpi.engine import Engine
-    from fedmpi.federation import Federation
+    from fedmpi.federation.engine import Engine
+    from fedmpi.federation.federation import Federation
     from fedmpi.training.flat import Net
     from fedmpi.training.samples import Batch
 

@@ -8,8 +8,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from fedmpi import checkpoint
-from fedmpi.command_line import parse
+from fedmpi.experiment import checkpoint
+from fedmpi.experiment.command_line import parse
 from fedmpi.mpi.world import World
 
 checkpoint.PIECE_ELEMENTS = 3000

@@ -13,8 +13,8 @@ from mpi4py import MPI
 from fedmpi.algorithms.fedavg import FedAvg
 
 if TYPE_CHECKING:
-    from fedmpi.federation import Federation
-    from fedmpi.scheduling import Cohort
+    from fedmpi.federation.federation import Federation
+    from fedmpi.policies import Cohort
 
 
 class Hanging(FedAvg):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedmpi.aggregation import WeightedMean
+from fedmpi.federation.mean import WeightedMean
 from fedmpi.mpi.world import World
 from fedmpi.training.block import Block
 

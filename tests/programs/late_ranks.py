@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedmpi.aggregation import WeightedMean
-from fedmpi.mpi.node import SharedMean
+from fedmpi.federation.mean import WeightedMean
+from fedmpi.mpi.segments import SharedMean
 from fedmpi.mpi.world import World
 from fedmpi.training.block import Block
 

@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from fedmpi.aggregation import WeightedMean
+from fedmpi.federation.mean import WeightedMean
 from fedmpi.mpi.world import World
 from fedmpi.training.block import Block
 

@@ -19,8 +19,8 @@ from fedmpi.models import Model
 from fedmpi.training.block import Phase
 
 if TYPE_CHECKING:
-    from fedmpi.federation import Federation
-    from fedmpi.scheduling import Cohort
+    from fedmpi.federation.federation import Federation
+    from fedmpi.policies import Cohort
     from fedmpi.training.block import Block
 
 

@@ -21,8 +21,8 @@ if RANK:  # as on a processor without vector instructions, for which PyTorch rou
 import torch  # noqa: E402
 
 from fedmpi.checksum import checksum  # noqa: E402
-from fedmpi.command_line import parse  # noqa: E402
 from fedmpi.errors import BadInput  # noqa: E402
+from fedmpi.experiment.command_line import parse  # noqa: E402
 from fedmpi.mpi.world import RanksDiffer, World  # noqa: E402
 
 FOLDER = Path(sys.argv[1])

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from fedmpi.algorithms.fedavg import FedAvg
 
 if TYPE_CHECKING:
-    from fedmpi.federation import Federation
-    from fedmpi.scheduling import Cohort
+    from fedmpi.federation.federation import Federation
+    from fedmpi.policies import Cohort
 
 
 class Patient(FedAvg):

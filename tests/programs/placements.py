@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fedmpi.command_line import parse
+from fedmpi.experiment.command_line import parse
 from fedmpi.mpi.world import World
 from fedmpi.training.block import Work
 from fedmpi.training.plain import PlainTrainer

@@ -13,12 +13,12 @@ from pathlib import Path
 from mpi4py import MPI
 
 from fedmpi import results
-from fedmpi.command_line import parse
 from fedmpi.errors import BadInput
-from fedmpi.files import checkpoint_beside, lock_beside
+from fedmpi.experiment.command_line import parse
+from fedmpi.experiment.ownership import InUse, Lock
 from fedmpi.mpi.world import World
-from fedmpi.owner import SILENCE, Owner
-from fedmpi.ownership import InUse, Lock
+from fedmpi.results.owner import SILENCE, Owner
+from fedmpi.results.paths import checkpoint_beside, lock_beside
 from tests.test_ownership import OPTIONS, leave
 
 comm, alone = MPI.COMM_WORLD, World(MPI.COMM_SELF)

@@ -10,14 +10,14 @@ import torch
 from mpi4py import MPI
 
 from fedmpi.algorithms.fedavg import FedAvg
-from fedmpi.command_line import parse
-from fedmpi.ledger import Ledger
+from fedmpi.experiment.command_line import parse
+from fedmpi.federation.ledger import Ledger
 from fedmpi.mpi.world import World
-from fedmpi.scheduling import Cohort
+from fedmpi.policies import Cohort
 from fedmpi.training.block import Block
 
 if TYPE_CHECKING:
-    from fedmpi.federation import Federation
+    from fedmpi.federation.federation import Federation
 
 
 class EvenOnly(FedAvg):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mpi4py import MPI
 
-from fedmpi.command_line import parse
+from fedmpi.experiment.command_line import parse
 from fedmpi.mpi.world import World
 
 everyone = MPI.COMM_WORLD

@@ -14,8 +14,8 @@ from tests.programs.patient import Patient
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedmpi.federation import Federation
-    from fedmpi.scheduling import Cohort
+    from fedmpi.federation.federation import Federation
+    from fedmpi.policies import Cohort
     from fedmpi.training.flat import Net
     from fedmpi.training.samples import Batch
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from fedmpi.aggregation import total
+from fedmpi.federation.mean import total
 from fedmpi.mpi.world import World
 
 COUNT, SHAPES = 13, [(50, 7), (11,), (3,)]

@@ -11,10 +11,10 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from fedmpi.algorithms.robust import median
+from fedmpi.federation.stack import absolute_differences, inner_products
 from fedmpi.mpi import rows, world
 from fedmpi.mpi.rows import Rows
 from fedmpi.mpi.world import World
-from fedmpi.stack import absolute_differences, inner_products
 
 # Ranks, and ranks a node.
 JOBS = [(1, 1), (2, 2), (3, 3), (5, 5), (5, 3), (2, 1)]

@@ -13,10 +13,10 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from fedmpi.algorithms.fedavg import FedAvg
-from fedmpi.attacks import Attack
 from fedmpi.data import IID, Arrays, Dataset, Digits
 from fedmpi.models import Model
-from fedmpi.scheduling import Always, Ideal, Uniform
+from fedmpi.policies import Always, Ideal, Uniform
+from fedmpi.policies.attacks import Attack
 from fedmpi.training.block import WHOLE
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from fedmpi.clients import Trained
     from fedmpi.data.base import Progress
-    from fedmpi.engine import Engine
-    from fedmpi.federation import Federation
-    from fedmpi.scheduling import Cohort, Course, Pool
+    from fedmpi.federation.clients import Trained
+    from fedmpi.federation.engine import Engine
+    from fedmpi.federation.federation import Federation
+    from fedmpi.policies import Cohort, Course, Pool
     from fedmpi.training.block import Block, Phase
     from fedmpi.training.flat import Net
     from fedmpi.training.samples import Batch

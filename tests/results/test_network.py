@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from fedmpi import results
-from fedmpi.command_line import parse
 from fedmpi.data import Digits
 from fedmpi.errors import BadInput
+from fedmpi.experiment.command_line import parse
 from tests.launch import mpirun, succeed
 from tests.results.made_runs import finished
 from tests.small import Alone, read
@@ -35,7 +35,7 @@ import json, sys
 import numpy as np
 import torch
 from fedmpi import results
-from fedmpi.command_line import parse
+from fedmpi.experiment.command_line import parse
 found = {}
 for path in sys.argv[1:]:
     run = results.open(path)

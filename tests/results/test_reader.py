@@ -14,7 +14,7 @@ import pytest
 
 import fedmpi.results
 from fedmpi.errors import BadInput
-from fedmpi.owner import Owner
+from fedmpi.results.owner import Owner
 from tests.results.made_runs import NAMES, OFFSETS, SHAPES, finished, started, weights
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import h5py
 import pytest
 
-from fedmpi.owner import Owner
 from fedmpi.results.__main__ import main
+from fedmpi.results.owner import Owner
 from fedmpi.results.schema import Status
 from tests.results.made_runs import finished, started
 

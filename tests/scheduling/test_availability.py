@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fedmpi import randomness
-from fedmpi.scheduling import Always, Availability, Diurnal, Independent, Markov, Trace
+from fedmpi.policies import Always, Availability, Diurnal, Independent, Markov, Trace
 from tests.small import SEED, run
 
 CLIENTS, ROUNDS = 40, 2400

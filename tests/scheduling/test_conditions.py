@@ -14,8 +14,8 @@ from fedmpi import results
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.models import LeNet
-from fedmpi.scheduling import FixedList, Heterogeneous, Independent, Uniform
-from fedmpi.scheduling.conditions import Profile
+from fedmpi.policies import FixedList, Heterogeneous, Independent, Uniform
+from fedmpi.policies.conditions import Profile
 from fedmpi.training.settings import LocalTraining
 from tests.programs.methods import Remembering
 from tests.small import Cut, run

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fedmpi.data import LogNormal
-from fedmpi.scheduling.placement import OBSERVED, CostModel
+from fedmpi.federation.placement import OBSERVED, CostModel
 from tests.launch import REPOSITORY, mpirun, succeed
 
 

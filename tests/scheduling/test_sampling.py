@@ -15,7 +15,7 @@ from fedmpi.data import Digits
 from fedmpi.errors import BadInput
 from fedmpi.models import LeNet
 from fedmpi.models.mlp import LogisticRegression
-from fedmpi.scheduling import (
+from fedmpi.policies import (
     All,
     Bernoulli,
     Cohort,

@@ -20,15 +20,15 @@ from fedmpi.algorithms.fedper import FedPer, FedRep
 from fedmpi.algorithms.genfl import GenFL
 from fedmpi.algorithms.ifca import IFCA
 from fedmpi.algorithms.moon import MOON
-from fedmpi.attacks import Gaussian
-from fedmpi.compression import QSGD, TopK
 from fedmpi.errors import BadInput
-from fedmpi.generators.cvae import CVAE
 from fedmpi.models import Backbone, Model
-from fedmpi.privacy import CentralDP
+from fedmpi.models.generators.cvae import CVAE
+from fedmpi.policies.attacks import Gaussian
+from fedmpi.policies.compression import QSGD, TopK
+from fedmpi.policies.privacy import CentralDP
+from fedmpi.policies.server_optimizers import Adam
 from fedmpi.results.check import problems
 from fedmpi.results.summary import summarize
-from fedmpi.server_optimizers import Adam
 from fedmpi.training.dry_run import constant_buffers
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
@@ -147,7 +147,7 @@ def test_networks_of_a_rank_share_memory() -> None:
 def test_resume_rebuilds_it(tmp_path: Path) -> None:
     """Oracle: the run in one go, bit for bit."""
     whole = made_by(tmp_path / "whole.h5", MOON(), rounds=3)
-    from fedmpi.checkpoint import Checkpointing
+    from fedmpi.experiment.checkpoint import Checkpointing
 
     keep = Checkpointing(keep=True)
     made_by(tmp_path / "made.h5", MOON(), rounds=2, checkpoint=keep)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from fedmpi import assembly
 from fedmpi.algorithms import Algorithm
 from fedmpi.algorithms.feature_fusion import FeatureFusion
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.data import Digits, Sentiment140
 from fedmpi.errors import BadInput
+from fedmpi.experiment import assembly
 from fedmpi.models import MLP, CifarCNN, LeNet, Projected
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.output_check import check_outputs

@@ -1,0 +1,1 @@
+"""What several methods share: distillation, fusion of models, allocation of clients, clustering."""

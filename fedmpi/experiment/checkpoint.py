@@ -1,0 +1,344 @@
+"""What a run needs to go on after its job has ended, on any number of ranks: a file beside the results.
+
+It holds what outlives a round: what the method has at the server (`Algorithm.server_state`, and the state of its
+server optimizer), what clients keep, what the placement has learnt, and what privacy has cost; and the rows that the
+results file does not have yet. Random numbers are keyed by the round, and everything else is made anew from the
+settings.
+
+Rank 0 writes it (`fedmpi.experiment.archive`), and receives what clients keep piece by piece from where it lies, so
+that it never holds more than a piece of it. Some older ones are kept: where the last one is damaged, the one before
+is used.
+"""
+
+import os
+import time
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from fedmpi import __version__
+from fedmpi.errors import BadInput, require
+from fedmpi.experiment.archive import Archive, Damaged, add, end, entry
+from fedmpi.experiment.ownership import Lock
+from fedmpi.options import Configured
+from fedmpi.results.paths import checkpoint_beside, checkpoints_beside, replacing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedmpi.algorithms import Algorithm
+    from fedmpi.experiment.settings import Experiment
+    from fedmpi.federation.client_state import ClientState
+    from fedmpi.federation.engine import Engine
+    from fedmpi.mpi.world import World
+
+#: What rank 0 holds of the clients' vectors at a time, 64 MiB; one of them at least.
+PIECE_ELEMENTS = 1 << 24
+#: Of an archive, where the rows lie that the results file did not have.
+ROWS = "results/"
+
+
+@dataclass(frozen=True)
+class Checkpointing(metaclass=Configured):
+    """When a run writes down all that it needs to go on (`--resume`): at times, and when it is interrupted.
+
+    Args:
+        every_minutes: from the end of one checkpoint to the next; null: none by time.
+        every_rounds: from one checkpoint to the next; null: none by rounds.
+        keep: whether the last one stays when the run has finished, so that it can be resumed with more rounds also
+            where more is remembered from round to round than the global model.
+        copies: how many of the last ones are kept, in case that the last one is damaged.
+    """
+
+    every_minutes: float | None = 10.0
+    every_rounds: int | None = None
+    keep: bool = False
+    copies: int = 2
+
+    def __post_init__(self) -> None:
+        minutes, rounds = self.every_minutes, self.every_rounds
+        require(minutes is None or minutes > 0, "every_minutes", minutes, "above 0")
+        require(rounds is None or rounds >= 1, "every_rounds", rounds, "at least 1")
+        require(1 <= self.copies <= 100, "copies", self.copies, "from 1 to 100")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run goes on: after so many rounds, of the stage of this name or of the experiment itself.
+
+    Attributes:
+        started: when the run began, which tells it from others of the same settings.
+        is_end: whether the run has finished.
+        is_in_results: whether the results file alone has what the run needs to go on, for there is no checkpoint.
+    """
+
+    started: str
+    round: int
+    stage: str | None = None
+    is_end: bool = False
+    is_in_results: bool = False
+
+    def __str__(self) -> str:
+        return f"round {self.round} of the {self.stage}" if self.stage else f"round {self.round}"
+
+
+class Layer(NamedTuple):
+    """One of the federations that a run consists of: its own, or that of a stage.
+
+    Attributes:
+        name: of its part of the file.
+    """
+
+    name: str
+    fed: "Engine"
+    algorithm: "Algorithm"
+
+
+class Checkpoints:
+    """The checkpoint files of a run, the last one and those before.
+
+    Args:
+        world: the ranks.
+        experiment: what is run.
+        lock: of its output.
+    """
+
+    def __init__(self, world: "World", experiment: "Experiment", lock: Lock) -> None:
+        self._world = world
+        self._experiment = experiment
+        self._lock = lock
+        self._settings = experiment.checkpoint
+        self._last = time.monotonic()
+        self._archive: Archive | None = None
+        self._damaged: list[Path] = []
+        self._too_old: list[Path] = []
+
+    @cached_property
+    def _paths(self) -> list[Path]:
+        """The newest first; the results file's name may be known only when it is locked."""
+        return [checkpoint_beside(self._experiment.output, number) for number in range(self._settings.copies)]
+
+    def is_due(self, round: int) -> bool:
+        """At rank 0: whether to write one after this round."""
+        minutes, rounds = self._settings.every_minutes, self._settings.every_rounds
+        by_time = minutes is not None and time.monotonic() - self._last >= 60 * minutes
+        return by_time or (rounds is not None and round % rounds == 0)
+
+    def open(self) -> Archive:
+        """At rank 0: open the newest one that is not damaged.
+
+        It stays open until the next one is saved, so all that is restored comes from this file.
+
+        Raises:
+            BadInput: all are damaged, of which there is one at least.
+        """
+        from fedmpi.experiment.progress import say
+
+        damaged: list[str] = []
+        there = checkpoints_beside(self._experiment.output)
+        self._too_old = [path for path in there if path not in self._paths]
+        for path in there:
+            try:
+                self._archive = Archive(path)
+            except Damaged as error:
+                damaged.append(f"{path} is damaged ({error})")
+                self._damaged.append(path)
+                continue
+            if damaged:
+                say(f"{', '.join(damaged)}: {path} is used")
+            return self._archive
+        raise BadInput(f"--resume: {', '.join(damaged)}; --overwrite in place of --resume starts anew")
+
+    @property
+    def rows(self) -> dict[str, NDArray]:
+        """At rank 0: those that were saved, by table."""
+        archive = self._archive
+        names = [name for name in archive.names if name.startswith(ROWS)] if archive else []
+        return {name.removeprefix(ROWS): archive.read(name) for name in names if archive}
+
+    def save(self, place: Place, layers: Sequence[Layer], rows: Mapping[str, NDArray]) -> None:
+        """Put a new checkpoint before the old ones; a collective.
+
+        Args:
+            place: rank 0's counts.
+            rows: rank 0's, that the results file does not have, by table.
+
+        Raises:
+            OSError: it cannot be written, such as on a full disk; the old ones are unharmed.
+        """
+        self.close()
+        with self._new() as archive:
+            for layer in layers:
+                self._save(archive, layer)
+            if archive:
+                for name, records in rows.items():
+                    add(archive, ROWS + name, records)
+                states = {name: list(fed.states.states) for name, fed, _ in layers}
+                end(archive, {**asdict(place), "version": __version__, "states": states})
+        while self._too_old:
+            self._too_old.pop().unlink(missing_ok=True)
+        self._last = time.monotonic()
+
+    def restore(self, layer: Layer) -> None:
+        """Give a federation that was set up what it had; a collective."""
+        self._restore(self._archive, layer)
+
+    def remove(self) -> None:
+        """At rank 0: there is nothing to go on with."""
+        self.close()
+        for path in checkpoints_beside(self._experiment.output):
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Nothing more is restored."""
+        if self._archive:
+            self._archive.zip.close()
+            self._archive = None
+
+    @contextmanager
+    def _new(self) -> Iterator[zipfile.ZipFile | None]:
+        """At rank 0, what becomes the last one when it is complete."""
+        if not self._world.is_server:
+            yield None
+            return
+        new = replacing(self._paths[0], self._experiment.output, self._make_room)
+        with new as file, zipfile.ZipFile(file, "w") as archive:
+            yield archive
+
+    def _make_room(self) -> None:
+        """Let each one take the place of the one before; damaged ones are worth no place."""
+        self._lock.confirm()
+        while self._damaged:
+            self._damaged.pop().unlink(missing_ok=True)
+        for older, newer in zip(reversed(self._paths[1:]), reversed(self._paths[:-1]), strict=True):
+            if newer.exists():
+                os.replace(newer, older)
+
+    def _save(self, archive: zipfile.ZipFile | None, layer: Layer) -> None:
+        fed, keeper = layer.fed, layer.fed.states
+        if archive:
+            arrays = {name: tensor.numpy() for name, tensor in server_state(layer.algorithm).items()}
+            arrays |= {f"estimates/{name}": array for name, array in fed.estimates.items()}
+            arrays["seen"] = keeper.home >= 0
+            for name, array in arrays.items():
+                add(archive, f"{layer.name}/{name}", array)
+        for name, state in keeper.states.items():
+            self._save_rows(archive, f"{layer.name}/clients/{name}", state, len(keeper.home))
+
+    def _save_rows(self, archive: zipfile.ZipFile | None, place: str, state: "ClientState", clients: int) -> None:
+        world, size = self._world, len(state.initial)
+        holders = np.zeros(clients, dtype=np.int64)  # rank + 1
+        holders[np.fromiter(state.rows, dtype=np.int64)] = world.rank + 1
+        world.sum(holders)
+        order = np.argsort(holders, kind="stable")[np.count_nonzero(holders == 0) :]
+        if archive:
+            add(archive, f"{place}/initial", state.initial.numpy())
+            add(archive, f"{place}/numbers", order)
+        with entry(archive, f"{place}/rows") as file:
+            if archive:
+                shape = len(order), size
+                npy.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            for source in range(world.size):
+                for some in _pieces(order[holders[order] == source + 1], size):
+                    rows = np.empty((len(some) if archive else 0, size), dtype=np.float32)
+                    if source == world.rank:
+                        mine = [state.rows[client].numpy() for client in some.tolist()]
+                        if archive:
+                            np.stack(mine, out=rows)
+                        else:
+                            world.exchange([(0, row) for row in mine], [])
+                    elif archive:
+                        world.exchange([], [(source, row) for row in rows])
+                    if archive:
+                        file.write(rows.data)
+
+    def _restore(self, archive: Archive | None, layer: Layer) -> None:
+        import torch
+
+        world, fed, keeper = self._world, layer.fed, layer.fed.states
+
+        def read(name: str) -> NDArray:
+            assert archive
+            return archive.read(f"{layer.name}/{name}")
+
+        server: dict[str, Tensor] = {}
+        told: Any = None
+        if archive:
+            names = [name.removeprefix(f"{layer.name}/") for name in archive.names]
+            inside = [name for name in names if name.startswith("server/")]
+            # Copies, because what PyTorch makes lies where its libraries want it.
+            server = {name: torch.from_numpy(read(name)).clone() for name in inside}
+            kinds = {name: (tensor.shape, tensor.dtype) for name, tensor in server.items()}
+            estimates = {name: read(f"estimates/{name}") for name in fed.estimates}
+            states = {
+                name: (read(f"clients/{name}/initial"), read(f"clients/{name}/numbers"))
+                for name in archive.about["states"][layer.name]
+            }
+            told = kinds, estimates, read("seen"), states
+        kinds, estimates, seen, states = world.from_server(told)
+        for name, (shape, dtype) in kinds.items():
+            _, number, *optimizer, attribute = name.split("/")
+            part = layer.algorithm.parts[int(number)]
+            if not optimizer:
+                setattr(part, attribute, server.get(name, torch.empty(shape, dtype=dtype, device="meta")))
+            elif archive:
+                part.server_optimizer.state[attribute] = server[name]
+        fed.estimates = estimates
+        workers = np.array(world.workers)
+        homes = workers[np.arange(len(seen)) % len(workers)]
+        keeper.home[:] = np.where(seen, homes, -1)
+        for name, (initial, numbers) in states.items():
+            state = keeper.states.get(name) or keeper.create(name, torch.from_numpy(initial), fed.device)
+            self._restore_rows(archive, f"{layer.name}/clients/{name}", state, numbers, homes)
+
+    def _restore_rows(
+        self,
+        archive: Archive | None,
+        place: str,
+        state: "ClientState",
+        numbers: NDArray[np.int64],
+        homes: NDArray[np.int64],
+    ) -> None:
+        world, size = self._world, len(state.initial)
+        with entry(archive.zip if archive else None, f"{place}/rows", "r") as file:
+            if archive:
+                npy.read_magic(file)
+                npy.read_array_header_1_0(file)
+            for some in _pieces(numbers, size):
+                targets = homes[some]
+                mine = [(client, state.empty_row()) for client in some[targets == world.rank].tolist()]
+                if archive:
+                    rows = np.frombuffer(file.read(4 * size * len(some)), dtype=np.float32).reshape(-1, size)
+                    for (_, kept), row in zip(mine, rows[targets == 0], strict=True):
+                        kept.numpy()[...] = row
+                    away = zip(targets.tolist(), rows, strict=True)
+                    world.exchange([(target, row) for target, row in away if target], [])
+                else:
+                    world.exchange([], [(0, kept.numpy()) for _, kept in mine])
+                state.rows.update(mine)
+
+
+def server_state(algorithm: "Algorithm") -> "dict[str, Tensor]":
+    """What a method has at the server beyond a round: `server/PART/NAME`, of its optimizer PART/optimizer/NAME."""
+    found: dict[str, Tensor] = {}
+    for number, part in enumerate(algorithm.parts):
+        found |= {f"server/{number}/{name}": getattr(part, name) for name in part.server_state}
+        if "server_optimizer" in vars(part):
+            kept = part.server_optimizer.state.items()
+            found |= {f"server/{number}/optimizer/{name}": tensor for name, tensor in kept}
+    return found
+
+
+def _pieces(clients: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    """Clients whose vectors of this size are moved together."""
+    at_once = max(PIECE_ELEMENTS // max(size, 1), 1)
+    for first in range(0, len(clients), at_once):
+        yield clients[first : first + at_once]

@@ -1,0 +1,69 @@
+"""How a job ends that cannot go on: one report, on rank 0, and a file that says so."""
+
+from __future__ import annotations
+
+import traceback
+from typing import TYPE_CHECKING, NoReturn
+
+from fedmpi import streams
+from fedmpi.federation.mean import Diverged
+from fedmpi.mpi.segments import TooLittleMemory
+from fedmpi.mpi.world import NOTE, RanksDiffer, RemoteFailure, Silence
+
+if TYPE_CHECKING:
+    from fedmpi.experiment.ownership import Lock
+    from fedmpi.mpi.world import World
+    from fedmpi.results import Results
+
+
+def end_job(
+    world: World, error: BaseException, where: str, results: Results | None, lock: Lock | None = None
+) -> NoReturn:
+    """Report an error once and end all ranks with exit status 1.
+
+    Rank 0 keeps what has been computed, with status = failed, before it prints the report: its own, or that of the
+    rank whose failure it has heard of first. Where there is one rank, what has called it may go on (a notebook, for
+    one): the report is then without a traceback, and the error is raised again.
+
+    Args:
+        lock: of the results file, which is given back; None: there is none so far.
+    """
+    world.guard.begin_end()
+    is_alone, is_silent = world.size == 1, isinstance(error, Silence)
+    report = str(error) if isinstance(error, RemoteFailure) else _report(world, error, where, not is_alone)
+    if not world.is_server and is_silent:
+        world.report_failure(world.note(where), NOTE, unanswered=report if world.stands_in else "")
+    if not world.is_server:
+        world.report_failure(report)
+    world.announce_end()
+    kept = ""
+    try:
+        if results is not None:
+            results.finish("failed")
+            kept = f"\nThe results up to then are in {results.path}"
+    except OSError as problem:
+        kept = f"\nThe results could not be written: {problem}"
+    if lock:
+        lock.release()
+    report = (world.who_is_late(where) if is_silent else report) + kept
+    if is_alone:
+        streams.put(report, "stderr")
+        raise error
+    world.announce_end()
+    world.abort(report)
+
+
+def show(error: BaseException) -> None:
+    """Print the traceback of what `end_job` has raised again, where that tells more than its report."""
+    if not isinstance(error, Diverged):
+        traceback.print_exception(error)
+
+
+def _report(world: World, error: BaseException, where: str, traced: bool) -> str:
+    headline = f"fedmpi: failed on rank {world.rank} of {world.size}: {where}"
+    if isinstance(error, Silence):
+        limit, host = world.guard.exceeded, world.hosts[0]
+        return f"{headline}: rank 0 on {host} does not answer within the deadline of {limit:.0f} s (--deadline)"
+    if isinstance(error, (Diverged, RanksDiffer, TooLittleMemory)):
+        return f"{headline}: {error}"
+    return f"{headline}\n{''.join(traceback.format_exception(error)).rstrip()}" if traced else headline

@@ -1,0 +1,169 @@
+"""What a run depends on beside its settings: the user's code, files and data, and the libraries.
+
+The results file keeps checksums of them, so that a run is not resumed with others. The user's code are the modules
+of the classes that the settings name, and all that these import, but for fedmpi, Python itself, and what is installed
+(in a folder site-packages). Of a script or a notebook the text of the named classes alone counts, for the call that
+resumes is in it, too.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import inspect
+import json
+import pydoc
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from fedmpi.data import Dataset
+from fedmpi.errors import BadInput
+from fedmpi.streams import put
+
+if TYPE_CHECKING:
+    from fedmpi.results import Run
+
+_ELSEWHERE = [Path(__file__).parent.resolve(), *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))]
+_INSTALLED = {"site-packages", "dist-packages"}
+
+
+def describe(config: str) -> dict[str, str]:
+    """Attributes of the results file: `user_code` and `input_files`, each a JSON object of names and SHA-256."""
+    return {name: json.dumps(sums) for name, sums in _checksums(config).items()}
+
+
+def check(run: Run, config: str) -> None:
+    """Make sure that code and files are as they were, and say which libraries are not.
+
+    Args:
+        run: to be resumed.
+        config: its settings.
+
+    Raises:
+        BadInput: for the first that differs.
+    """
+    from fedmpi.experiment import environment  # which imports torch
+
+    for kind, now in _checksums(config).items():
+        before = json.loads(run.attributes.get(kind, "null"))
+        if before is None:
+            continue
+        for name in dict.fromkeys([*now, *before]):
+            if now.get(name) != before.get(name):
+                reason = f"is not what it was when {run.path} began; --overwrite in place of --resume starts anew"
+                raise BadInput(f"--resume: {name} {reason}")
+    for name, version in environment.libraries().items():
+        before = run.environment.get(name, version)
+        if before != version:
+            put(f"warning: {name} was {before} when {run.path} began and is {version}: bits may differ")
+
+
+def check_data(run: Run, checksums: Mapping[str, str]) -> None:
+    """Make sure that the data are as they were.
+
+    Args:
+        run: to be resumed.
+        checksums: `data_sha256` and, if there is one, `proxy_sha256`.
+
+    Raises:
+        BadInput: they are not.
+    """
+    for name, option in {"data_sha256": "dataset", "proxy_sha256": "algorithm.proxy"}.items():
+        if run.attributes.get(name, checksums.get(name)) != checksums.get(name):
+            named = run.settings.get("dataset", {}) if option == "dataset" else {}
+            kind = named.get("class_path", "").rpartition(".")[2]
+            reason = f"has other samples than when {run.path} began; --overwrite in place of --resume starts anew"
+            raise BadInput(f"= {kind}: {reason}" if kind else reason, f"--{option}")
+
+
+def _checksums(config: str) -> dict[str, dict[str, str]]:
+    components = list(_components(yaml.safe_load(config) or {}))
+    code: dict[str, str] = {}
+    seen: set[str] = set()
+    for _, cls, _ in components:
+        if cls.__module__ == "__main__":
+            with suppress(OSError, TypeError):  # nobody knows its text
+                code[f"class {cls.__qualname__}"] = hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()
+        _add_module(cls.__module__, code, seen)
+    files = {
+        f"--{place}.{option} = {path}": _sha256(path)
+        for place, cls, options in components
+        for option, path in _files(cls, options)
+    }
+    return {"user_code": code, "input_files": files}
+
+
+def _components(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, type, Mapping[str, Any]]]:
+    """Where the settings name a class, the class, and its options."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and "class_path" in value:
+            options = value.get("init_args") or {}
+            cls = pydoc.locate(value["class_path"])
+            if isinstance(cls, type):
+                yield prefix + name, cls, options
+            yield from _components(options, f"{prefix}{name}.")
+
+
+def _files(cls: type, options: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
+    """The files that one of fedmpi's own components reads; those of data sets are compared by what is in them."""
+    if cls.__module__.startswith("fedmpi.") and not issubclass(cls, Dataset):
+        for option, parameter in inspect.signature(cls).parameters.items():
+            value = options.get(option)
+            if "Path" in str(parameter.annotation) and value and Path(value).is_file():
+                yield option, Path(value)
+
+
+def _add_module(name: str, found: dict[str, str], seen: set[str]) -> None:
+    """Add the checksums of a module's file and of all that it imports, if they are the user's."""
+    path = None if name in seen else _file_of(name)
+    seen.add(name)
+    if path is None:
+        return
+    parts = [*name.split("."), "__init__"] if path.stem == "__init__" else name.split(".")
+    if name != "__main__":
+        found["/".join(parts) + path.suffix] = _sha256(path)
+    if path.suffix == ".py":
+        for imported in _imports(ast.parse(path.read_bytes()), ".".join(parts[:-1])):
+            _add_module(imported, found, seen)
+
+
+def _file_of(name: str) -> Path | None:
+    """A module's file, if it is the user's; the module may be one that has not been imported so far."""
+    parent = name.rpartition(".")[0]
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if name not in sys.modules and (not parent or parent in sys.modules):
+        with suppress(ImportError, ValueError):
+            spec = importlib.util.find_spec(name)
+            file = spec.origin if spec and spec.has_location else None
+    path = Path(file).resolve() if file else None
+    if path is None or not path.is_file() or _INSTALLED.intersection(path.parts):
+        return None
+    return None if any(path.is_relative_to(folder) for folder in _ELSEWHERE) else path
+
+
+def _imports(tree: ast.Module, package: str) -> Iterator[str]:
+    """The names of all modules that a module imports, and some of what is no module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            full = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            with suppress(ImportError):
+                base = importlib.util.resolve_name(base, package)
+            full = [f"{base}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in full:
+            parts = name.split(".")
+            yield from (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,135 @@
+"""Where a run goes on: from its results file and its checkpoint, if both are of the run that is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedmpi import __version__
+from fedmpi.errors import BadInput, require
+from fedmpi.experiment.checkpoint import Checkpoints, Layer, Place, server_state
+from fedmpi.results.paths import checkpoints_beside
+
+if TYPE_CHECKING:
+    from fedmpi.experiment.settings import Experiment
+    from fedmpi.results import Run
+
+#: Settings that may be others when a run goes on; rounds only more. Data may lie elsewhere, for they are compared.
+FREE = ("rounds", "threads", "device", "deadline", "dataset.root", "algorithm.proxy.root")
+
+
+def missing_in_results(layer: Layer) -> list[str]:
+    """What a run would need to go on that its results file does not hold, in words."""
+    algorithm, fed = layer.algorithm, layer.fed
+    missing = []
+    for name in server_state(algorithm):
+        _, number, *optimizer, attribute = name.split("/")
+        part = algorithm.parts[int(number)]
+        owner = type(part.server_optimizer if optimizer else part).__name__
+        if name != "server/0/weights":
+            missing.append(f"the server's {attribute.replace('_', ' ')} ({owner})")
+    missing += [f"what clients keep as {name} ({type(algorithm).__name__})" for name in fed.states.states]
+    return missing
+
+
+def restore_weights(layer: Layer, output: Path) -> None:
+    """Give a federation that was set up the global model of the results file, which is all that it needs."""
+    import torch
+
+    from fedmpi import results
+
+    if layer.fed.is_server:
+        weights = torch.from_numpy(results.open(output).weights)
+        layer.algorithm.parts[0].weights = layer.fed.layout.from_canonical(weights)
+
+
+def find(experiment: Experiment, config: str, checkpoints: Checkpoints) -> Place | None:
+    """Where the run goes on that is to be resumed, and a line about it; None: at its start. At rank 0.
+
+    Args:
+        checkpoints: the one that the run goes on from is open then.
+
+    Raises:
+        BadInput: the results file is none, damaged, not there while its checkpoint is, or of a run with other
+            settings, code or files; all checkpoints are damaged; or a run that is over cannot do more rounds.
+    """
+    from fedmpi import results
+    from fedmpi.experiment import inputs
+    from fedmpi.experiment.progress import say
+    from fedmpi.results.check import check_intact
+
+    output, kept = experiment.output, checkpoints_beside(experiment.output)
+    if kept and not output.exists():
+        reason = f"{output} is not there, but {kept[0]} is; --overwrite in place of --resume starts anew"
+        raise BadInput(f"--resume: {reason}")
+    if not output.exists():
+        say(f"{output}: is not there yet, the run starts anew")
+        return None
+    try:
+        run = results.open(output)
+        check_intact(output)
+    except BadInput as error:
+        raise BadInput(f"--resume: {error}") from None
+    _check_settings(run, config)
+    done, is_over = len(run.rounds.get("round", ())), run.status == "finished"
+    if not (kept or is_over):
+        say(f"{output}: has no checkpoint yet, the run starts anew")
+        return None
+    inputs.check(run, config)
+    if is_over and experiment.rounds <= done:
+        say(f"{output}: is finished")
+        return Place(run.attributes["started"], done, is_end=True)
+    _check_rounds(run, experiment)
+    if not kept:
+        place = _after_the_end(run, done, experiment.rounds)
+        say(f"{output}: goes on after {place}, from the model in it")
+        return place
+    archive = checkpoints.open()
+    about = archive.about
+    if (about["started"], about["version"]) != (run.attributes["started"], __version__):
+        raise BadInput(f"--resume: {archive.path} is of another run than {output}, or of fedmpi {about['version']}")
+    place = Place(about["started"], about["round"], about["stage"])
+    say(f"{output}: goes on after {place}")
+    return place
+
+
+def _check_rounds(run: Run, experiment: Experiment) -> None:
+    """Raise BadInput if a run is to have more rounds than planned and depends on that number."""
+    planned, reasons = run.settings.get("rounds", experiment.rounds), str(run.attributes.get("depends_on_rounds", ""))
+    if experiment.rounds > planned and reasons:
+        raise BadInput(f"= {experiment.rounds}: must be {planned}, on which the run depends ({reasons})", "--rounds")
+
+
+def _after_the_end(run: Run, done: int, rounds: int) -> Place:
+    """Where a run goes on that has finished, without a checkpoint.
+
+    Raises:
+        BadInput: the results file does not have all that it needs.
+    """
+    missing = str(run.attributes.get("missing", "what the run needs")).splitlines()
+    if missing:
+        needed = f"more rounds need {', '.join(missing)}, and only a checkpoint has that (--checkpoint.keep true)"
+        raise BadInput(f"= {rounds}: must be {done}: {run.path} is finished, {needed}", "--rounds")
+    if (version := run.attributes["fedmpi_version"]) != __version__:
+        raise BadInput(f"--resume: {run.path} is of fedmpi {version}")
+    return Place(run.attributes["started"], done, is_in_results=True)
+
+
+def _check_settings(run: Run, config: str) -> None:
+    """Raise BadInput for the first setting that would make another experiment of a run.
+
+    Where the data lie may be another place if the file knows their checksum.
+    """
+    import yaml
+
+    from fedmpi.results.settings import DATA, by_name
+
+    known = {name: run.attributes[name] for name in DATA.values() if name in run.attributes}
+    before, now = (by_name({**settings, **known}) for settings in (run.settings, yaml.safe_load(config) or {}))
+    for name in dict.fromkeys([*now, *before]):
+        if name not in FREE and now.get(name) != before.get(name):
+            value, was = (settings.get(name, "null") for settings in (now, before))
+            raise BadInput(f"= {value}: must be {was}, as in the run that is resumed", f"--{name}")
+    if "rounds" in before:
+        planned = f"at least {before['rounds']}, as in the run that is resumed"
+        require(int(now["rounds"]) >= int(before["rounds"]), "--rounds", now["rounds"], planned)

@@ -1,0 +1,306 @@
+"""The books of one round: what the clients did, what the ranks spent, what the algorithm logs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fedmpi.federation.evaluation import Evaluation
+from fedmpi.federation.mean import REMEDY, Diverged
+from fedmpi.federation.placement import OBSERVED
+from fedmpi.mpi.world import World
+from fedmpi.policies import Cohort
+
+if TYPE_CHECKING:
+    from fedmpi.results import Results
+    from fedmpi.training.block import Block, Work
+
+# What is recorded of every participation (an algorithm may add to it), and which of it are whole numbers, -1 where
+# nothing was recorded; what is no whole number is NaN there.
+RECORDED = ("rank", "samples", "steps", "seconds", "loss", "diverged")
+COUNTS = ("rank", "samples", "steps", "diverged")
+# Where the model of a client whose training diverged is not finite, and what it is there; not for the results.
+LOST = ("lost_at", "lost_value")
+MISSING = -1
+# What every rank counts.
+SPENT = (
+    "train_seconds",
+    "communication_seconds",
+    "evaluation_seconds",
+    "teacher_seconds",
+    "server_seconds",
+    "wait_seconds",
+    "clients",
+    "client_seconds",
+    "bytes_up",
+)
+# What a rank asks for when the round is over: to end the run with an exit status, and a checkpoint.
+ASKED = ("status", "checkpoint")
+SPENT_BY_WORKERS = SPENT[:3]
+BUSY = ("train_seconds", "evaluation_seconds", "teacher_seconds", "server_seconds")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a round leaves for the results: its row of /rounds, its rows of /clients and /ranks, an evaluation.
+
+    Of a method with several models, also `clusters` [clients], the number of each client's model.
+
+    Attributes:
+        status: with which the run is to end after the round; 0: it is not. The same on every rank, like
+        checkpoint: whether one is to be written.
+    """
+
+    row: dict[str, float]
+    clients: dict[str, NDArray]
+    ranks: dict[str, NDArray]
+    evaluation: Evaluation | None
+    clusters: NDArray[np.int64] | None = None
+    status: int = 0
+    checkpoint: bool = False
+
+    def store(self, results: Results) -> None:
+        """Hand it to rank 0's results."""
+        results.add_round(self.row)
+        results.add_clients(self.clients)
+        results.add_ranks(self.ranks)
+        if self.clusters is not None:
+            results.add_clusters(int(self.row["round"]), self.clusters)
+        if self.evaluation is not None:
+            found = self.evaluation
+            results.add_evaluation(int(self.row["round"]), found.class_accuracy, found.client_accuracy)
+            results.set_confusion(int(self.row["round"]), found.confusion)
+
+
+class Ledger:
+    """One round's books on one rank; `close` brings those of all ranks together by one small message.
+
+    Args:
+        world: the ranks.
+        round: its number.
+        cohort: the clients of the round; every rank has a row for each, and fills in those it trained.
+        client_metrics: names of what the algorithm records of a client.
+        name_at: the name of the tensor that an element of a model belongs to.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        round: int,
+        cohort: Cohort,
+        client_metrics: tuple[str, ...],
+        name_at: Callable[[int], str] = str,
+    ) -> None:
+        self.round = round
+        self.cohort = cohort
+        self.bytes_down = self.bytes_up = 0
+        self.evaluation: Evaluation | None = None
+        self.clusters: NDArray[np.int64] | None = None
+        self._world = world
+        self._name_at = name_at
+        self._columns = [*RECORDED, *client_metrics, *LOST]
+        # One buffer for all books, so that one message brings them together: a sum over the ranks. So a record begins
+        # as 0, and beside the records stands of each on how many ranks it was made: on none if it is missing.
+        clients, ranks = (2, len(cohort), len(self._columns)), (world.size, len(SPENT) + len(OBSERVED) + len(ASKED))
+        self._books = np.zeros(prod(clients) + prod(ranks))
+        self._of_clients, of_ranks = np.split(self._books, [prod(clients)])
+        self._records, self._known = self._of_clients.reshape(clients)
+        self._ranks = of_ranks.reshape(ranks)
+        self._gathered = False
+        self._logged: dict[str, float] = {}
+        self._spent = dict.fromkeys((*SPENT, *OBSERVED, *ASKED), 0.0)
+        self._predicted = np.zeros(world.size)
+        self._waited, self._transferred = world.waited, world.transferred
+
+    def log(self, values: Mapping[str, float]) -> None:
+        """Add columns to the round's row."""
+        self._logged.update(values)
+
+    def record(self, block: Block, values: Mapping[str, ArrayLike]) -> None:
+        """Set numbers [K] of a block's clients."""
+        rows = np.searchsorted(self.cohort.clients, block.clients)
+        for name, value in values.items():
+            column = self._columns.index(name)
+            self._records[rows, column] = value
+            self._known[rows, column] = 1
+
+    def record_work(self, block: Block, work: Work, lost: Mapping[int, tuple[int, float]]) -> None:
+        """A block was trained; steps and seconds add up if it was before in this round.
+
+        Args:
+            lost: of each client that diverged just now, an element of its model that is not finite, and its value.
+        """
+        self.add_steps(block, work.steps, work.seconds)
+        diverged = [client in block.diverged for client in block.clients.tolist()]
+        self.record(block, {"rank": self._world.rank, "samples": block.samples, "loss": work.loss})
+        self.record(block, {"diverged": diverged})
+        for client, found in lost.items():
+            row = np.searchsorted(self.cohort.clients, client)
+            self._records[row, [self._columns.index(name) for name in LOST]] = found
+
+    def add_steps(self, block: Block, steps: NDArray[np.int64], seconds: NDArray[np.float64]) -> None:
+        """A block did so many steps [K] in so many seconds [K], beside what it did before in this round."""
+        rows = np.searchsorted(self.cohort.clients, block.clients)
+        done, took = self._columns.index("steps"), self._columns.index("seconds")
+        self._spent["clients"] += int((self._known[rows, done] == 0).sum())
+        self._records[rows, done] += steps
+        self._records[rows, took] += seconds
+        self._known[rows[:, None], [done, took]] = 1
+
+    def predict(self, seconds: NDArray[np.float64]) -> None:
+        """Add what the ranks that train [workers] are expected to spend on their clients."""
+        self._predicted[list(self._world.workers)] += seconds
+
+    def observe(self, seconds: float, sums: Mapping[str, float]) -> None:
+        """Add time that this rank spent on its clients, and what the placement learns from it."""
+        self._spent["client_seconds"] += seconds
+        for name, value in sums.items():
+            self._spent[name] += value
+
+    @property
+    def observed(self) -> NDArray[np.float64]:
+        """[workers, OBSERVED], known when the round has ended."""
+        return self._ranks[list(self._world.workers), len(SPENT) : -len(ASKED)]
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the time of a block of code to what this rank spent."""
+        started = time.perf_counter()
+        yield
+        self._spent[name] += time.perf_counter() - started
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Add the time of a block of code, but for waiting, transfers and teachers, to what the server spent."""
+        started, elsewhere = time.perf_counter(), self._elsewhere
+        yield
+        self._spent["server_seconds"] += time.perf_counter() - started - (self._elsewhere - elsewhere)
+
+    @property
+    def _elsewhere(self) -> float:
+        return self._world.waited + self._world.transferred + self._spent["teacher_seconds"]
+
+    def gather(self) -> dict[str, NDArray[np.float64]]:
+        """All clients' records: name -> [m] in the order of the cohort, on every rank; NaN where there is none.
+
+        What is recorded later, on another rank than the first, is lost. A collective.
+
+        Raises:
+            Diverged: the training of all clients that count did.
+        """
+        if not self._gathered:
+            self._world.sum(self._of_clients)
+            self._gathered = True
+            self._check_records()
+        self._check_left()
+        return self._by_name()
+
+    def ask(self, status: int, checkpoint: bool) -> None:
+        """Ask for what `Outcome` has of these names; of several statuses the highest counts."""
+        self._spent |= {"status": status, "checkpoint": checkpoint}
+
+    def close(self, bytes_up: int) -> Outcome:
+        """End the round; a collective.
+
+        Args:
+            bytes_up: what this rank's clients sent to means.
+
+        Raises:
+            Diverged: as `gather`.
+        """
+        self._spent["wait_seconds"] = self._world.waited - self._waited
+        self._spent["communication_seconds"] = self._world.transferred - self._transferred
+        self._spent["bytes_up"] = self.bytes_up + bytes_up
+        self._ranks[self._world.rank] = list(self._spent.values())
+        self._world.sum(self._ranks if self._gathered else self._books)
+        self._check_records()
+        self._check_left()
+        return self._outcome(dict(zip(self._spent, self._ranks.T, strict=True)))
+
+    def _outcome(self, ranks: dict[str, NDArray[np.float64]]) -> Outcome:
+        records = self._by_name()
+        workers = list(self._world.workers)
+        row = {
+            "round": self.round,
+            "train_loss": self._train_loss(),
+            **{name: float(ranks[name][workers].mean()) for name in SPENT_BY_WORKERS},
+            "bytes_up": int(ranks["bytes_up"].sum()),
+            "bytes_down": self.bytes_down,
+            "diverged_clients": int(np.nansum(records["diverged"])),
+            **self._logged,
+        }
+        if "local_accuracy" in records:
+            known = records["local_accuracy"][~np.isnan(records["local_accuracy"])]
+            row["local_accuracy"] = float(known.mean()) if len(known) else math.nan
+        if ranks["server_seconds"].any():
+            row["teacher_seconds"] = float(ranks["teacher_seconds"][workers].mean())
+            row["server_seconds"] = float(ranks["server_seconds"][0])
+        if self.evaluation is not None:
+            row |= {"test_loss": self.evaluation.loss, "test_accuracy": self.evaluation.accuracy}
+        clients = {
+            "round": np.full(len(self.cohort), self.round),
+            "client": self.cohort.clients,
+            **{name: _whole(column) if name in COUNTS else column for name, column in records.items()},
+        }
+        by_rank = {
+            "round": np.full(self._world.size, self.round),
+            "rank": np.arange(self._world.size),
+            "busy_seconds": np.sum([ranks[name] for name in BUSY], axis=0),
+            "wait_seconds": ranks["wait_seconds"],
+            "clients": ranks["clients"].astype(np.int64),
+            "client_seconds": ranks["client_seconds"],
+            "predicted_seconds": self._predicted,
+        }
+        asked = int(ranks["status"].max()), bool(ranks["checkpoint"].any())
+        return Outcome(row, clients, by_rank, self.evaluation, self.clusters, *asked)
+
+    @property
+    def _mass_left(self) -> NDArray[np.int64]:
+        """[m], what each counts in the round: nothing if its training diverged."""
+        return np.where(self._by_name()["diverged"] == 1, 0, self.cohort.mass)
+
+    def _train_loss(self) -> float:
+        """The mean loss of those that did some training; NaN if nobody did."""
+        records = self._by_name()
+        cohort = replace(self.cohort, mass=np.where(records["steps"] > 0, self._mass_left, 0))
+        return _weighted(records["loss"], cohort.weights)
+
+    def _check_records(self) -> None:
+        """Raise RuntimeError where the method has recorded the same on several ranks, which were added up."""
+        for row, column in np.argwhere(self._known[:, len(RECORDED) :] > 1):
+            name, client = self._columns[len(RECORDED) + column], self.cohort.clients[row]
+            raise RuntimeError(
+                f"{name} of client {client} was recorded on several ranks: record it where the client is trained,"
+                " or at the server alone (fed.is_server)"
+            )
+
+    def _check_left(self) -> None:
+        if self.cohort.total_mass and not self._mass_left.any():
+            count = np.count_nonzero(self.cohort.mass)
+            row = np.flatnonzero(self._by_name()["diverged"] == 1)[0]
+            at, value = self._records[row, [self._columns.index(name) for name in LOST]]
+            found = f"{self._name_at(int(at))} of client {self.cohort.clients[row]} is {value:g}"
+            raise Diverged(f"the training of all {count} clients diverged, {found}; {REMEDY}")
+
+    def _by_name(self) -> dict[str, NDArray[np.float64]]:
+        records = np.where(self._known > 0, self._records, np.nan)
+        return {name: column for name, column in zip(self._columns, records.T, strict=True) if name not in LOST}
+
+
+def _whole(column: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.where(np.isnan(column), MISSING, column).astype(np.int64)
+
+
+def _weighted(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
+    """Sum without rounding on the way, so that no order of summation can show in the bits; NaN if there is nobody."""
+    if not weights.any():
+        return math.nan
+    return math.fsum(np.where(weights, values * weights, 0).tolist())

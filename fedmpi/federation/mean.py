@@ -1,0 +1,266 @@
+"""Exact, order-free weighted means, and sums.
+
+Floating-point sums depend on their order, hence on how clients are spread over ranks. Here every term is first
+rounded to a multiple of a unit, small enough to be lost in float32 and large enough that sums of such terms are
+exact, as sums of integers are (`fedmpi.mpi.segments.FixedPoint`). Whatever the order or grouping, MPI's sum included,
+the bits are the same. The unit of parameters is 2^-43, for numbers below 2^8; that of floating-point buffers such as
+running variances is 2^-29, for numbers below 2^22. Larger numbers, which are rare, are summed by themselves, in
+classes with units of their own. A number's class depends on that number alone, so that no order can show there
+either. So any finite float32 can be averaged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedmpi.mpi.segments import FixedPoint
+from fedmpi.mpi.world import World
+
+if TYPE_CHECKING:
+    from fedmpi.federation.uplink import Channel
+    from fedmpi.training.block import Block
+
+PARAMETER_KIND, BUFFER_KIND = FixedPoint(2.0**-43), FixedPoint(2.0**-29)
+# Of numbers that are too large for these, each class reaches 2^16 times as far as the one before: its numbers are
+# rounded by 2^-36 of themselves at the most, and have room for clients that count 2^-12 of all.
+CLASS_BITS = 16
+# Large enough that the cost of calls does not count, small enough for a cache.
+BLOCK_ELEMENTS = 1 << 17
+REMEDY = "lower --local.lr, or set --local.clip_norm"
+
+
+class Diverged(ArithmeticError):
+    """What clients would send is not finite: training has diverged, and a mean would be meaningless."""
+
+
+def diverged(weights: Tensor) -> dict[int, tuple[int, float]]:
+    """Which of the models [K, P] are not finite: the number of each, with its first such element and the value."""
+    if _is_finite(weights):
+        return {}
+    lost = {}
+    for k, row in enumerate(weights):
+        if not _is_finite(row):
+            first = int((~row.isfinite()).nonzero()[0])
+            lost[k] = first, row[first].item()
+    return lost
+
+
+class WeightedMean:
+    """Collects the clients' vectors of a round on every rank, then forms one mean (or one per group) at the server.
+
+    Args:
+        world: the ranks.
+        parameters: elements [0, parameters) of a vector are parameters, the others floating-point buffers.
+        size: P, the length of a vector.
+        total_mass: of the cohort; every vector is scaled by its client's mass / total_mass before it is summed.
+        groups: how many means are formed side by side; None for one mean without a leading dimension.
+        device: where the vectors are summed.
+        expected_mass: by which a mean of parameters is divided in place of the mass that was added; what is missing,
+            or too much, is made up for by `empty` in `reduce`. None: the mass that was added.
+        channel: through which the vectors come; None: they arrive as they are.
+        name_at: the name of the tensor that an element of a vector belongs to.
+
+    Attributes:
+        mass: of all vectors that came, from whatever rank; known after `reduce`.
+
+    Raises:
+        ValueError: a mass was expected of several means together: nobody knows that of each.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        parameters: int,
+        size: int,
+        total_mass: int,
+        groups: int | None,
+        device: torch.device,
+        expected_mass: float | None = None,
+        channel: Channel | None = None,
+        name_at: Callable[[int], str] = str,
+    ) -> None:
+        if groups is not None and expected_mass is not None:
+            raise ValueError("Horvitz-Thompson weights are for one mean, not for one of each group")
+        self._world = world
+        self._parameters = parameters
+        self._size = size
+        self._total_mass = total_mass
+        self._expected_mass = expected_mass
+        self._channel = channel
+        self._name_at = name_at
+        self._grouped = groups is not None
+        kinds = ((parameters, PARAMETER_KIND), (size, BUFFER_KIND))
+        self._shared = world.shared_mean(groups or 1, size, kinds)
+        shared_rows = torch.from_numpy(self._shared.rows)
+        self._rows = shared_rows if device.type == "cpu" else torch.empty_like(shared_rows, device=device)
+        self._scratch = torch.empty(BLOCK_ELEMENTS, dtype=torch.float64, device=device)
+        self._segments = (0, parameters, PARAMETER_KIND), (parameters, size, BUFFER_KIND)
+
+    def add(self, vectors: Tensor, block: Block, group: Tensor | NDArray[np.int64] | None = None) -> None:
+        """Add `vectors` [K, P] with the block's masses, each to the mean number `group` [K] (default: 0).
+
+        Those of clients whose training diverged are left out.
+
+        Raises:
+            Diverged: a vector is not finite.
+        """
+        groups = np.zeros(len(vectors), dtype=np.int64) if group is None else torch.as_tensor(group).cpu().numpy()
+        if block.diverged:
+            left = block.left()
+            vectors, block, groups = vectors[left], block.rows(left), groups[left]
+        if self._channel:
+            vectors, block, groups = self._channel.send(vectors, block, groups)
+        self._add(vectors, block, groups)
+
+    def reduce(self, empty: Tensor | None = None) -> Tensor:
+        """The mean over all ranks' vectors: [P], or [groups, P].
+
+        Args:
+            empty: what stands for mass that is not there, as a rule that of a mean without a single vector; in the
+                shape of the result; default zeros.
+
+        Raises:
+            Diverged: as `add`, of a vector that the channel held back.
+
+        Returns:
+            The float32 mean at the server, in memory that the node's ranks share, so that it can be broadcast without
+            a copy: not to be changed in place while they may read it. On the other ranks a tensor of the same shape
+            on the meta device: it takes no memory, goes through the server's arithmetic, and cannot be read by
+            mistake.
+        """
+        for late in self._channel.late() if self._channel else ():
+            self._add(*late)
+        if self._rows.device.type != "cpu":
+            torch.from_numpy(self._shared.rows).copy_(self._rows)
+        means, masses = self._shared.form(self._total_mass)
+        self.mass = int(masses.sum())
+        shape = means.shape if self._grouped else means.shape[1:]
+        if not self._world.is_server:
+            return torch.empty(shape, device="meta")
+        result = torch.from_numpy(means)
+        for row in np.flatnonzero(masses == 0):
+            result[row] = 0 if empty is None else empty.view(result.shape)[row]
+        result = result.view(shape)
+        if self._expected_mass is not None and self._expected_mass != masses[0]:
+            # sum_k m_k x_k / expected + (1 - sum_k m_k / expected) empty; a variance could become negative so.
+            trained = result[: self._parameters]
+            start = torch.zeros_like(trained) if empty is None else empty[: self._parameters]
+            trained.copy_(start.lerp(trained, masses[0] / self._expected_mass))
+        if self._channel and (noise := self._channel.noise()) is not None:
+            result[..., : self._parameters] += noise
+        return result
+
+    def _add(self, vectors: Tensor, block: Block, groups: NDArray[np.int64]) -> None:
+        counted = np.flatnonzero(block.mass)
+        if len(counted) < len(vectors):
+            vectors, groups, block = vectors[counted], groups[counted], block.rows(counted.tolist())
+        if not len(block):
+            return
+        # A client that is the whole cohort is passed through as it is.
+        alone = bool((block.mass == self._total_mass).any())
+        for row in np.unique(groups).tolist():
+            if not self._shared.masses[row]:
+                self._rows[row].zero_()
+            self._shared.masses[row] += block.mass[groups == row].sum()
+            self._shared.terms[row] += 0 if alone else (groups == row).sum()
+        device = self._rows.device
+        weights = torch.from_numpy(block.mass[:, None] / self._total_mass).to(device)
+        rows = torch.from_numpy(groups).to(device)
+        for begin, end, kind in self._segments:
+            for some, columns in _tiles(len(vectors), begin, end):
+                part, into = vectors[some, columns], self._rows[:, columns]
+                if not _is_within(part, kind.limit):  # just here, for it brings the part into the cache
+                    self._check(part, block.clients[some], columns.start)
+                    if not alone:
+                        part = self._set_aside(part, weights[some], rows[some], columns, kind)
+                term = self._scratch[: part.numel()].view(part.shape)
+                term.copy_(part).mul_(weights[some])
+                if not alone:
+                    term.add_(kind.magic)
+                _accumulate(into, rows[some], term.view(torch.int64))
+
+    def _check(self, part: Tensor, clients: NDArray[np.int64], first: int) -> None:
+        for k, (place, value) in diverged(part).items():
+            raise Diverged(f"client {clients[k]} diverged: {self._name_at(first + place)} is {value:g}; {REMEDY}")
+
+    def _set_aside(self, part: Tensor, weights: Tensor, rows: Tensor, columns: slice, kind: FixedPoint) -> Tensor:
+        """Sum numbers that are too large for fixed point by themselves; what is left is zero in their places."""
+        beyond = part.frexp().exponent - math.frexp(kind.limit)[1]
+        number = beyond.div(CLASS_BITS, rounding_mode="floor")  # negative: it is not too large
+        for one in number.unique().tolist():
+            if one >= 0:
+                magic = FixedPoint(kind.unit * 2.0 ** (CLASS_BITS * (one + 1))).magic
+                term = torch.where(number == one, part, 0).double().mul_(weights)
+                rounded = term.add_(magic).sub_(magic).cpu()
+                torch.from_numpy(self._shared.class_of_larger(one, columns)).index_add_(0, rows.cpu(), rounded)
+        return torch.where(number >= 0, 0, part)
+
+
+def total(world: World, terms: Sequence[Sequence[Tensor]], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Sums over all ranks of small float32 tensors of several kinds: the same bits in any order and grouping.
+
+    Each term is rounded by about 2^-50 of the largest one of its kind.
+
+    Args:
+        terms: this rank's, any number; each of one tensor of each kind.
+        shapes: of the kinds.
+
+    Returns:
+        The sums in float32, on every rank; NaN throughout where a term is not finite.
+    """
+    # Each rank fills in a row of its own, so that a sum tells everybody the largest.
+    known = np.zeros((world.size, 1 + len(shapes)))
+    known[world.rank, 0] = len(terms)
+    if terms:
+        known[world.rank, 1:] = np.max([[part.abs().max().item() for part in term] for term in terms], axis=0)
+    world.sum(known)
+    count, largest = int(known[:, 0].sum()), known[:, 1:].max(axis=0)
+    # Of a unit 2^(e + b - 52), where 2^e > |t| and 2^b > count, each term is less than 2^51, and all less than 2^53.
+    units = np.ldexp(1.0, np.frexp(np.where(np.isfinite(largest), largest, 1))[1] + count.bit_length() - 52)
+    sums = torch.zeros(sum(map(math.prod, shapes)), dtype=torch.float64)
+    kinds = [part.view(shape) for part, shape in zip(sums.split(list(map(math.prod, shapes))), shapes, strict=True)]
+    magics = [FixedPoint(unit).magic for unit in units.tolist()]
+    for term in terms:
+        for into, part, magic in zip(kinds, term, magics, strict=True):
+            into += (part.cpu().double() + magic).sub_(magic)
+    world.sum(sums.numpy())
+    return [
+        into.float() if np.isfinite(peak) else torch.full(shape, math.nan)
+        for into, shape, peak in zip(kinds, shapes, largest, strict=True)
+    ]
+
+
+def _tiles(rows: int, begin: int, end: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns, of those from `begin` to `end`, of blocks: as wide as possible, then as high."""
+    width = min(end - begin, BLOCK_ELEMENTS)
+    for first in range(begin, end, max(width, 1)):
+        for top in range(0, rows, BLOCK_ELEMENTS // width):
+            yield slice(top, top + BLOCK_ELEMENTS // width), slice(first, min(first + width, end))
+
+
+def _is_within(part: Tensor, limit: float) -> bool:
+    low, high = torch.aminmax(part)
+    return -limit < low.item() and high.item() < limit  # False of NaN, too, which aminmax passes on
+
+
+def _is_finite(part: Tensor) -> bool:
+    return not part.numel() or _is_within(part, math.inf)
+
+
+def _accumulate(into: Tensor, rows: Tensor, patterns: Tensor) -> None:
+    """Add `patterns` [K, n], each to its row of `into` [groups, n]."""
+    if len(into) > 1:
+        into.index_add_(0, rows, patterns)
+        return
+    pattern = patterns[0] if len(patterns) == 1 else patterns.sum(0)
+    if into.device.type == "cpu":
+        np.add(into[0].numpy(), pattern.numpy(), out=into[0].numpy())  # torch takes three times as long
+    else:
+        into[0].add_(pattern)

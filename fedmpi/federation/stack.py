@@ -1,0 +1,146 @@
+"""The vectors of a round's clients, kept apart, for rules that need all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedmpi.federation.mean import WeightedMean
+from fedmpi.mpi.rows import Rows
+from fedmpi.mpi.world import World
+from fedmpi.training.block import Block
+
+if TYPE_CHECKING:
+    from fedmpi.federation.uplink import Channel
+    from fedmpi.policies import Cohort
+
+
+class Stack:
+    """Collects the clients' vectors of a round, each on the rank that trained it, then looks at all of them.
+
+    All clients count alike. A vector that is not finite is rejected. The order of use is that of the methods here;
+    all but `add` are collectives.
+
+    Args:
+        world: the ranks.
+        cohort: whose vectors are collected.
+        start: [P], what the clients received, or [groups, P].
+        parameters: elements [0, parameters) of a vector are parameters, the others floating-point buffers.
+        channel: through which the vectors come.
+        group: [m] which of several starts each received; None: there is one.
+
+    Attributes:
+        present: [k] int64, positions in the cohort of those whose vectors arrived; known after `close`.
+        rejected: how many vectors were not finite; likewise.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        cohort: Cohort,
+        start: Tensor,
+        parameters: int,
+        channel: Channel,
+        group: NDArray[np.int64] | None = None,
+    ) -> None:
+        self._world = world
+        self._clients = cohort.clients
+        self._start = start.cpu().numpy().reshape(-1, start.shape[-1])
+        self._group = np.zeros(len(cohort), dtype=np.int64) if group is None else group
+        self._size = start.shape[-1]
+        self._parameters = parameters
+        self._channel = channel
+        self._rows = Rows(world, cohort.clients, self._size)
+
+    def add(self, vectors: Tensor, block: Block) -> None:
+        """Add a copy of `vectors` [K, P], a row of each of the block's clients; reject those that diverged."""
+        if block.diverged:
+            for client in block.diverged:
+                self._rows.put(client, np.full(self._size, np.nan, dtype=np.float32))
+            left = block.left()
+            vectors, block = vectors[left], block.rows(left)
+        group = self._group[np.searchsorted(self._clients, block.clients)]
+        arrived, block, _ = self._channel.send(vectors, block, group)
+        self._keep(arrived, block)
+
+    def close(self) -> None:
+        """No more vectors come."""
+        for vectors, block, _ in self._channel.late():
+            self._keep(vectors, block)
+        self._rows.close()
+        self.present, self.rejected = self._rows.present, self._rows.rejected
+
+    def combine(self, rule: Callable[[NDArray[np.float32]], NDArray]) -> Tensor:
+        """[P] at the server, on the meta device elsewhere: what a rule makes of each coordinate by itself.
+
+        Args:
+            rule: [k, c], the values of c coordinates -> [c]. It may overwrite them.
+        """
+        result = self._rows.combine(rule)
+        return torch.from_numpy(result) if self._world.is_server else torch.empty(self._size, device="meta")
+
+    def distances(self) -> NDArray[np.float64]:
+        """[k, k] squared Euclidean distances of the parameters of those that are present; on every rank.
+
+        Running statistics are on another scale: those of batch normalisation would be most of the distance.
+        """
+        products = self.pairwise(inner_products)
+        squares = products.diagonal()
+        return np.maximum(squares[:, None] + squares - 2 * products, 0)
+
+    def pairwise(self, rule: Callable[[Tensor], Tensor], parameters: int | None = None) -> NDArray[np.float64]:
+        """[k, k] of all pairs of changes of the parameters, of those that are present; on every rank.
+
+        Args:
+            rule: [k, c] float64, the changes of c parameters -> [k, k], what these add to the sum over all.
+            parameters: how many count, from the first on; None: all.
+        """
+        return self._rows.pairwise(rule, self._centers, parameters or self._parameters)
+
+    def mean(self, chosen: NDArray[np.int64]) -> Tensor:
+        """[P] at the server, on the meta device elsewhere: the mean of those at these positions in the cohort."""
+        everyone = np.arange(len(self._clients))
+        return self.means(np.where(np.isin(everyone, chosen), 0, -1), np.ones_like(everyone), 1)[0]
+
+    def means(
+        self, group: NDArray[np.int64], mass: NDArray[np.int64], groups: int, empty: Tensor | None = None
+    ) -> Tensor:
+        """[groups, P] at the server, on the meta device elsewhere: of each group the mean of those that are present.
+
+        Args:
+            group: [m] of each of the cohort; -1: none.
+            mass: [m] what each counts.
+            empty: [groups, P], what stands for the mean of a group without any; default zeros.
+        """
+        counted = self.present[group[self.present] >= 0]
+        total, cpu = int(mass[counted].sum()), torch.device("cpu")
+        mean = WeightedMean(self._world, self._parameters, self._size, total, groups, cpu)
+        for position, vector in self._rows.mine():
+            if group[position] >= 0:
+                one = self._clients[[position]]
+                mean.add(torch.from_numpy(vector)[None], Block(one, one, mass[[position]]), group[[position]])
+        return mean.reduce(empty)
+
+    def _centers(self, columns: slice) -> NDArray[np.float32]:
+        """[k, c] what those received that are present."""
+        return self._start[:, columns][self._group[self.present]]
+
+    def _keep(self, vectors: Tensor, block: Block) -> None:
+        for client, mass, vector in zip(block.clients.tolist(), block.mass.tolist(), vectors, strict=True):
+            if mass:
+                self._rows.put(client, vector.detach().cpu().numpy())
+
+
+def inner_products(changes: Tensor) -> Tensor:
+    """[k, k] of changes [k, c]."""
+    return changes @ changes.T
+
+
+def absolute_differences(changes: Tensor) -> Tensor:
+    """[k, k], the sums over the elements of changes [k, c]."""
+    return torch.cdist(changes, changes, p=1)

@@ -1,0 +1,78 @@
+"""Generators of images, those of FedFTG (Zhang et al., CVPR 2022, tables 1(a) and 2(a) of the supplement)."""
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
+
+from fedmpi.errors import BadInput, require
+from fedmpi.models.generators.base import Generator
+
+if TYPE_CHECKING:
+    from fedmpi.models.generators._convolutional import ConvolutionalGenerator
+
+
+class ImageGenerator(Generator):
+    """Two convolutions and two doublings from 128 maps to images: FedFTG's for CIFAR (its table 1(a)).
+
+    For images whose height and width 4 divides. For 3x32x32: 682,499 parameters with 10 classes and a noise of 100,
+    1,690,115 with 100 classes and a noise of 256.
+
+    Args:
+        noise: length of the noise vector.
+        final_norm: whether images are normalised over the batch in the end, as in the authors' code, so that they
+            are of the scale of normalised data; if not, they lie between -1 and 1, as in the paper's table.
+        order: of a convolution and its doubling; paper: convolution first; repo: doubling first, as in the authors'
+            code, for four times the work.
+    """
+
+    def __init__(self, noise: int = 100, final_norm: bool = True, order: Literal["paper", "repo"] = "paper") -> None:
+        super().__init__(noise)
+        require(order in ("paper", "repo"), "order", order, "paper or repo")
+        self.final_norm = final_norm
+        self.order = order
+
+    def build(self, shape: tuple[int, ...], classes: int) -> "ConvolutionalGenerator":
+        from fedmpi.models.generators._convolutional import ConvolutionalGenerator, convolution, doubling
+
+        channels, height, width = _image(self, shape, 4)
+        stages = [[*convolution(128, 128), doubling()], [*convolution(128, 64), doubling()]]
+        if self.order == "repo":
+            stages = [[layers[-1], *layers[:-1]] for layers in stages]
+        start, body = (128, height // 4, width // 4), [layer for stage in stages for layer in stage]
+        return ConvolutionalGenerator(self.noise, classes, start, body, 64, channels, self.final_norm)
+
+
+class DeepImageGenerator(Generator):
+    """Four doublings and convolutions from 512 maps to images: FedFTG's for larger images (its table 2(a)).
+
+    For images whose height and width 16 divides. With a noise of 256: 4,963,779 parameters for 3x112x112 and 11
+    classes, 3,465,411 for 3x64x64 and 200 classes.
+
+    Args:
+        noise: length of the noise vector.
+        final_norm: as that of ImageGenerator.
+    """
+
+    def __init__(self, noise: int = 256, final_norm: bool = True) -> None:
+        super().__init__(noise)
+        self.final_norm = final_norm
+
+    def build(self, shape: tuple[int, ...], classes: int) -> "ConvolutionalGenerator":
+        from fedmpi.models.generators._convolutional import ConvolutionalGenerator, convolution, doubling
+
+        channels, height, width = _image(self, shape, 16)
+        widths = (512, 256, 128, 64, 64)
+        stages = [[doubling(), *convolution(*pair)] for pair in pairwise(widths)]
+        start, body = (512, height // 16, width // 16), [layer for stage in stages for layer in stage]
+        return ConvolutionalGenerator(self.noise, classes, start, body, 64, channels, self.final_norm)
+
+
+def _image(generator: Generator, shape: tuple[int, ...], divisor: int) -> tuple[int, int, int]:
+    """`shape` as (channels, height, width), or `BadInput` if it is no image or of another size."""
+    match shape:
+        case (channels, height, width) if height % divisor == width % divisor == 0:
+            return channels, height, width
+    raise BadInput(
+        f"= {type(generator).__name__}: cannot make samples of shape {shape}: "
+        f"it makes images (channels, height, width) whose height and width {divisor} divides",
+        "generator",
+    )

@@ -1,0 +1,114 @@
+"""Which clients can be reached in a round: pure functions of (seed, round, client), the same on every rank."""
+
+from abc import abstractmethod
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi import randomness
+from fedmpi.errors import require
+from fedmpi.options import Configured
+from fedmpi.policies.lists import check_numbers, read_lists
+
+
+class Availability(metaclass=Configured):
+    """Base of the processes; the sampler chooses among the clients that can be reached."""
+
+    def check(self, clients: int) -> None:
+        """Raise BadInput if the options do not go with so many clients."""
+
+    @abstractmethod
+    def present(self, round: int, clients: int, seed: int) -> NDArray[np.bool_]:
+        """[clients] which of them can be reached in a round; rounds count from 1."""
+
+
+class Always(Availability):
+    """Every client can be reached in every round."""
+
+    def present(self, round: int, clients: int, seed: int) -> NDArray[np.bool_]:
+        return np.ones(clients, dtype=bool)
+
+
+class Independent(Availability):
+    """Each client with the same probability, in every round anew.
+
+    Args:
+        share: the probability.
+    """
+
+    def __init__(self, share: float = 0.8) -> None:
+        require(0 <= share <= 1, "share", share, "between 0 and 1")
+        self.share = share
+
+    def present(self, round: int, clients: int, seed: int) -> NDArray[np.bool_]:
+        return randomness.uniform(seed, "availability", round, np.arange(clients)) < self.share
+
+
+class Markov(Availability):
+    """A chain of two states for each client, in equilibrium from the first round on.
+
+    With probability 1 / (share absence) a round, a client's state is drawn anew, present with probability `share`;
+    else it stays.
+
+    Args:
+        share: of the rounds that a client is present for, in the long run; above 0.
+        absence: rounds that one takes on average; at least 1 / share, when rounds are independent.
+    """
+
+    def __init__(self, share: float = 0.8, absence: float = 5.0) -> None:
+        require(0 < share <= 1, "share", share, "above 0 and at most 1")
+        require(1 / share <= absence < float("inf"), "absence", absence, f"at least 1 / share, {1 / share:g}")
+        self.share = share
+        self.absence = absence
+
+    def present(self, round: int, clients: int, seed: int) -> NDArray[np.bool_]:
+        # Backwards to the last round in which the state was drawn, so that nothing has to be kept between rounds.
+        state, unknown = np.zeros(clients, dtype=bool), np.arange(clients)
+        while len(unknown):
+            drawn = randomness.uniform(seed, "availability", round, unknown) < self.share
+            changes = randomness.uniform(seed, "availability changes", round, unknown) * self.share * self.absence < 1
+            changes |= round == 1
+            state[unknown[changes]] = drawn[changes]
+            unknown, round = unknown[~changes], round - 1
+        return state
+
+
+class Diurnal(Availability):
+    """Day and night: the probability is a sine of the round, shifted by each client's own time zone.
+
+    It swings around `share` as far as probabilities can: by the smaller of share and 1 - share.
+
+    Args:
+        share: the mean probability.
+        period: rounds a day.
+    """
+
+    def __init__(self, share: float = 0.5, period: float = 24.0) -> None:
+        require(0 <= share <= 1, "share", share, "between 0 and 1")
+        require(0 < period < float("inf"), "period", period, "above 0")
+        self.share = share
+        self.period = period
+
+    def present(self, round: int, clients: int, seed: int) -> NDArray[np.bool_]:
+        zone = randomness.uniform(seed, "time zone", 0, np.arange(clients))
+        swing = min(self.share, 1 - self.share) * np.sin(2 * np.pi * (round / self.period + zone))
+        return randomness.uniform(seed, "availability", round, np.arange(clients)) < self.share + swing
+
+
+class Trace(Availability):
+    """The clients that a file names, round by round; from its start again at its end.
+
+    Args:
+        file: text with a line a round, the numbers of the clients that can be reached; # begins a remark.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._rounds = read_lists(file)
+
+    def check(self, clients: int) -> None:
+        check_numbers(self._rounds, "availability.file", self.file, clients)
+
+    def present(self, round: int, clients: int, seed: int) -> NDArray[np.bool_]:
+        return np.isin(np.arange(clients), self._rounds[(round - 1) % len(self._rounds)])

@@ -1,0 +1,216 @@
+"""What becomes of the clients that are asked: how long they take in virtual time, and whose updates arrive.
+
+Everything is decided before anything is trained, from (seed, round, client) and what a round costs, so that every
+rank decides the same without a message, and no wall clock enters. A client whose update does not arrive is not
+trained at all: nothing of it would be seen, and its own state must not change either.
+"""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi import randomness
+from fedmpi.errors import require
+from fedmpi.options import Configured
+from fedmpi.policies.sampling import Cohort
+from fedmpi.training.settings import LocalTraining
+
+if TYPE_CHECKING:
+    from fedmpi.algorithms import Algorithm
+    from fedmpi.federation.engine import Engine
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a round goes.
+
+    Attributes:
+        cohort: the clients whose updates arrive.
+        row: columns for /rounds.
+        clients: columns [m] for /clients.
+        bytes_lost: that clients received whose updates are not used.
+    """
+
+    cohort: Cohort
+    row: dict[str, float] = field(default_factory=dict)
+    clients: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    bytes_lost: int = 0
+
+
+class Conditions(metaclass=Configured):
+    """Base of the conditions under which clients work."""
+
+    def check(self, local: LocalTraining) -> None:
+        """Raise BadInput if the options do not go with these settings of local training."""
+
+    def asked(self, cohort: int) -> int:
+        """How many clients to ask for a cohort of this size."""
+        return cohort
+
+    def arrival(self, asked: int, accepts_partial_work: bool) -> float | None:
+        """The probability of each of so many clients that its update is used; None where it is not the same for all.
+
+        Args:
+            accepts_partial_work: whether the method uses what stragglers get done.
+        """
+        return None
+
+    @abstractmethod
+    def course(self, asked: Cohort, size: int, fed: "Engine", algorithm: "Algorithm", seed: int) -> Course:
+        """What becomes of those asked in the current round; a pure function, the same on every rank.
+
+        Args:
+            size: the cohort's, as the user wants it.
+        """
+
+
+class Ideal(Conditions):
+    """Every update arrives, and nobody looks at the clock."""
+
+    def arrival(self, asked: int, accepts_partial_work: bool) -> float:
+        return 1.0
+
+    def course(self, asked: Cohort, size: int, fed: "Engine", algorithm: "Algorithm", seed: int) -> Course:
+        return Course(asked)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What clients can do: [m] virtual seconds a step, and bytes a virtual second down and up."""
+
+    seconds_per_step: NDArray[np.float64]
+    download: NDArray[np.float64]
+    upload: NDArray[np.float64]
+
+
+class Heterogeneous(Conditions):
+    """Clients of different speed, with a virtual clock; some lose the connection, come late or do not get done.
+
+    A client takes bytes down / download + work seconds_per_step + bytes up / upload virtual seconds. These three
+    are its own for the whole experiment, each lognormal around the value given here. Work is the optimizer steps of
+    all trainings of the client in the round; what a method computes beside them counts as so many steps more, a
+    forward pass a third of one. A round takes as long as the slowest update that is used; where fewer come than were
+    waited for, and there is a deadline, until then.
+
+    Args:
+        seconds_per_step: virtual seconds of a step of plain training; the median client's.
+        speed_spread: standard deviation of the logarithm of that; 0: all clients alike.
+        download: bytes a virtual second that the median client receives.
+        upload: bytes a virtual second that the median client sends.
+        bandwidth_spread: standard deviation of the logarithm of either.
+        dropout: probability that a client is lost between receiving the model and sending its update.
+        deadline: virtual seconds of a round, after which updates are not used; null: wait for all.
+        over_select: ask for so many times the cohort, and use the first updates that make up a cohort.
+        stragglers: share of those asked that get only a part of their epochs done (of --local.steps, if given): a
+            random number, but one at least. Methods that accept partial work use what they did, others nothing
+            (Li et al.: FedProx, 2020).
+    """
+
+    def __init__(
+        self,
+        seconds_per_step: float = 0.05,
+        speed_spread: float = 0.5,
+        download: float = 2e6,
+        upload: float = 5e5,
+        bandwidth_spread: float = 0.5,
+        dropout: float = 0.0,
+        deadline: float | None = None,
+        over_select: float = 1.0,
+        stragglers: float = 0.0,
+    ) -> None:
+        for name, value in (("seconds_per_step", seconds_per_step), ("download", download), ("upload", upload)):
+            require(0 < value < math.inf, name, value, "above 0")
+        for name, value in (("speed_spread", speed_spread), ("bandwidth_spread", bandwidth_spread)):
+            require(0 <= value <= 10, name, value, "between 0 and 10")
+        for name, value in (("dropout", dropout), ("stragglers", stragglers)):
+            require(0 <= value <= 1, name, value, "between 0 and 1")
+        require(deadline is None or 0 < deadline < math.inf, "deadline", deadline, "above 0")
+        require(1 <= over_select < math.inf, "over_select", over_select, "at least 1")
+        self.seconds_per_step = seconds_per_step
+        self.speed_spread = speed_spread
+        self.download = download
+        self.upload = upload
+        self.bandwidth_spread = bandwidth_spread
+        self.dropout = dropout
+        self.deadline = deadline
+        self.over_select = over_select
+        self.stragglers = stragglers
+
+    def check(self, local: LocalTraining) -> None:
+        parts = local.steps or local.epochs
+        option = "local.steps" if local.steps else "local.epochs"
+        require(not self.stragglers or parts >= 2, option, parts, "at least 2 where there are stragglers")
+
+    def asked(self, cohort: int) -> int:
+        return math.ceil(self.over_select * cohort - 1e-9)  # 1.1 times 10 is a bit more than 11
+
+    def arrival(self, asked: int, accepts_partial_work: bool) -> float | None:
+        if self.deadline is not None or self.over_select > 1:
+            return None  # fast clients have a better chance
+        dropped = 0 if accepts_partial_work else self._count_stragglers(asked)
+        return (1 - self.dropout) * (1 - dropped / max(asked, 1))
+
+    def profile(self, clients: NDArray[np.int64], of: int, seed: int) -> Profile:
+        """The profile of these out of so many clients."""
+
+        def drawn(purpose: str, median: float, spread: float) -> NDArray[np.float64]:
+            return median * np.exp(spread * _normal(seed, purpose, of)[clients])
+
+        return Profile(
+            drawn("seconds per step", self.seconds_per_step, self.speed_spread),
+            drawn("download", self.download, self.bandwidth_spread),
+            drawn("upload", self.upload, self.bandwidth_spread),
+        )
+
+    def course(self, asked: Cohort, size: int, fed: "Engine", algorithm: "Algorithm", seed: int) -> Course:
+        asked, straggles = self._hold_up(asked, fed, seed)
+        profile, (down, up) = self.profile(asked.clients, fed.clients, seed), fed.payload(algorithm, asked)
+        work = algorithm.count_work(fed, asked) * profile.seconds_per_step
+        seconds = down / profile.download + work + up / profile.upload
+
+        dropped = randomness.uniform(seed, "dropout", fed.round, asked.clients) < self.dropout
+        deadline = self.deadline or math.inf
+        arrives = ~dropped & (seconds <= deadline)
+        if not algorithm.accepts_partial_work:
+            arrives &= ~straggles
+        wanted = min(size, len(asked)) if self.over_select > 1 else len(asked)
+        in_order = np.argsort(seconds, kind="stable")
+        used = np.sort(in_order[arrives[in_order]][:wanted])
+
+        waits_in_vain = len(used) < wanted and deadline < math.inf
+        row = {
+            "virtual_seconds": deadline if waits_in_vain else float(seconds[used].max(initial=0)),
+            "selected": len(asked),
+            "dropped": int(dropped.sum()),
+            "late": len(asked) - int(dropped.sum()) - len(used),
+            "stragglers": int(straggles.sum()),
+        }
+        bytes_lost = int(down.sum() - down[used].sum())
+        return Course(asked.subset(used), row, {"virtual_seconds": seconds[used]}, bytes_lost)
+
+    def _hold_up(self, asked: Cohort, fed: "Engine", seed: int) -> tuple[Cohort, NDArray[np.bool_]]:
+        """The cohort with what each gets done, and [m] who straggles."""
+        straggles = np.zeros(len(asked), dtype=bool)
+        if not self.stragglers:
+            return asked, straggles
+        lots, draws = (
+            randomness.uniform(seed, purpose, fed.round, asked.clients) for purpose in ("stragglers", "partial work")
+        )
+        straggles[np.argsort(lots, kind="stable")[: self._count_stragglers(len(asked))]] = True
+        parts = fed.local.steps or fed.local.epochs
+        done = 1 + np.floor(draws * (parts - 1))
+        return replace(asked, completed=np.where(straggles, done / parts, 1.0)), straggles
+
+    def _count_stragglers(self, asked: int) -> int:
+        return round(self.stragglers * asked)
+
+
+@cache
+def _normal(seed: int, purpose: str, clients: int) -> NDArray[np.float64]:
+    """[clients] standard normal numbers; a client's are the same among any number of others."""
+    return randomness.stream(seed, purpose).standard_normal(clients)

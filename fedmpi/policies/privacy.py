@@ -1,0 +1,151 @@
+"""Differential privacy of the clients: nobody can tell from the global models whether a client took part.
+
+McMahan, Ramage, Talwar, Zhang: Learning Differentially Private Recurrent Language Models. ICLR 2018.
+https://arxiv.org/abs/1710.06963
+
+The server is trusted. What a client sends is bounded, and noise is added once to the sum of what all send, before
+anything else is done with it. All of a client's samples are protected together. Only the global models are: training
+losses, numbers of samples and what else the results file holds for a researcher's eyes are as they are.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from math import inf, nan
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi.errors import require
+from fedmpi.options import Configured
+from fedmpi.randomness import stream
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedmpi.policies import Sampler
+
+
+# Of Renyi divergences: more of them change nothing that one would notice, and take seconds without replacement.
+ORDERS = (*range(2, 33), 36, 40, 48, 56, 64, 80, 96, 128, 192, 256, 512)
+
+
+@dataclass
+class Released:
+    """How many noisy means a job has formed, of whatever networks: what they cost adds up."""
+
+    means: int = 0
+
+
+class Privacy(metaclass=Configured):
+    """Base of what the server does for the clients' privacy."""
+
+    #: Longest change of a client (L2 norm); none is longer when it arrives.
+    clip: float = inf
+
+    @abstractmethod
+    def noise(self, size: int, cohort: int, seed: int, round: int, number: int) -> NDArray[np.float32] | None:
+        """[size], what is added to the mean change of so many clients; None: nothing.
+
+        Args:
+            cohort: by how many the sum of changes is divided.
+            number: of the mean, if there are several in a round.
+        """
+
+    def check(self, sampler: Sampler) -> None:
+        """Raise BadInput if nothing can be said of clients that are drawn in this way."""
+
+    @abstractmethod
+    def epsilon(self, releases: int, sampler: Sampler, cohort: int, clients: int) -> float | None:
+        """What so many noisy means cost; infinite without noise, NaN without the library; None: nobody counts."""
+
+
+class NoPrivacy(Privacy):
+    """The server sees exact means."""
+
+    def noise(self, size: int, cohort: int, seed: int, round: int, number: int) -> None:
+        return None
+
+    def epsilon(self, releases: int, sampler: Sampler, cohort: int, clients: int) -> None:
+        return None
+
+
+class CentralDP(Privacy):
+    """Clipped changes and Gaussian noise at a trusted server (DP-FedAvg; McMahan et al., 2018).
+
+    The sum of the clients' changes, none longer than `clip`, gets noise of standard deviation noise_multiplier * clip
+    in every coordinate, and is divided by the expected number of clients, whoever came. So it goes with
+    `--weighting uniform`, and with networks without running statistics (`--model.norm group`). The column epsilon has
+    what has been spent so far: with `--sampler Bernoulli`, or All, for adding or removing a client; with Uniform,
+    whose number of clients is known, for replacing one. That takes a library: pip install 'fedmpi[privacy]'.
+
+    Args:
+        clip: longest change of a client (L2 norm over all that it sends).
+        noise_multiplier: standard deviation of the noise in units of `clip`; 0 promises nothing.
+        delta: probability with which the promise may fail; below 1 / clients to mean anything.
+        accountant: rdp, Renyi divergences; or pld, privacy loss distributions, which is tighter and takes longer, and
+            not for Uniform.
+    """
+
+    def __init__(
+        self,
+        clip: float = 1.0,
+        noise_multiplier: float = 1.0,
+        delta: float = 1e-5,
+        accountant: Literal["rdp", "pld"] = "rdp",
+    ) -> None:
+        require(clip > 0, "clip", clip, "above 0")
+        require(0 <= noise_multiplier < inf, "noise_multiplier", noise_multiplier, "at least 0")
+        require(clip < inf or not noise_multiplier, "clip", clip, "finite, for noise in proportion to it")
+        require(0 < delta < 1, "delta", delta, "above 0 and below 1")
+        self.clip = clip
+        self.noise_multiplier = noise_multiplier
+        self.delta = delta
+        self.accountant = accountant
+
+    def noise(self, size: int, cohort: int, seed: int, round: int, number: int) -> NDArray[np.float32] | None:
+        if not self.noise_multiplier:
+            return None
+        drawn = stream(seed, f"privacy {number}", round).standard_normal(size, dtype=np.float32)
+        return drawn * np.float32(self.noise_multiplier * self.clip / cohort)
+
+    def check(self, sampler: Sampler) -> None:
+        kinds, kind = ["Bernoulli", "All", *(["Uniform"] if self.accountant == "rdp" else [])], type(sampler).__name__
+        require(kind in kinds, "sampler", kind, f"{' or '.join(kinds)} for accountant {self.accountant}")
+
+    def epsilon(self, releases: int, sampler: Sampler, cohort: int, clients: int) -> float:
+        if not self.noise_multiplier:
+            return inf
+        try:
+            from dp_accounting import (
+                GaussianDpEvent,
+                NeighboringRelation,
+                PoissonSampledDpEvent,
+                SampledWithoutReplacementDpEvent,
+            )
+            from dp_accounting.pld import PLDAccountant
+            from dp_accounting.rdp import RdpAccountant
+        except ImportError:
+            return nan
+        kind = type(sampler).__name__
+        replaces = kind == "Uniform" and cohort < clients
+        relation = NeighboringRelation.REPLACE_ONE if replaces else NeighboringRelation.ADD_OR_REMOVE_ONE
+        accountant = PLDAccountant(relation) if self.accountant == "pld" else RdpAccountant(ORDERS, relation)
+        if replaces:  # moves the sum by twice a change
+            event = SampledWithoutReplacementDpEvent(clients, cohort, GaussianDpEvent(self.noise_multiplier / 2))
+        elif kind == "Bernoulli":
+            event = PoissonSampledDpEvent(cohort / clients, GaussianDpEvent(self.noise_multiplier))
+        else:
+            event = GaussianDpEvent(self.noise_multiplier)
+        return float(accountant.compose(event, releases).get_epsilon(self.delta))
+
+
+def clipped(changes: Tensor, limit: float) -> Tensor:
+    """The changes [K, d], none longer than `limit`; those that are short enough are as they were, bit for bit."""
+    import torch
+
+    # One after another and in float64: a client's bits must not depend on the company.
+    norms = torch.stack([change.double().norm() for change in changes]) if len(changes) else changes.new_empty(0)
+    return changes * (limit / norms).clamp(max=1).to(changes.dtype)[:, None]

@@ -1,0 +1,323 @@
+"""Who is asked to take part in a round. Every rank draws the same cohort from the same stream, without a message.
+
+That it is the same is compared by `World.vouch`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi import randomness
+from fedmpi.checksum import checksum
+from fedmpi.errors import require
+from fedmpi.options import Configured
+from fedmpi.policies.lists import check_numbers, read_lists
+from fedmpi.training.block import Block
+
+Weighting = Literal["samples", "uniform", "horvitz_thompson"]
+
+
+@dataclass(frozen=True)
+class Inclusion:
+    """The chances of clients to be in a cohort, for Horvitz-Thompson weights.
+
+    Attributes:
+        chance: the probability that a client is drawn and that its update is used, the same for all of `available`.
+        available: [a] int64, the clients that can be reached in this round; no other one has a chance.
+    """
+
+    chance: float
+    available: NDArray[np.int64]
+
+    def expected(self, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[...] the expected sum over a cohort of what these numbers [clients, ...] say of its members."""
+        return np.asarray(self.chance * numbers[self.available].sum(0).astype(np.float64))
+
+    def thinned(self, arrival: float) -> Inclusion:
+        """The same where each member's update is used only with this probability."""
+        return replace(self, chance=self.chance * arrival)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The clients of a round.
+
+    Attributes:
+        clients: [m] int64, ascending, each once.
+        samples: [m] int64, their training samples.
+        mass: [m] int64, what each counts in a mean over the cohort; 0 for one without samples.
+        completed: [m] float64, the share of the local training that each gets done; None: all.
+        expected_mass: by which a mean is divided in place of the mass that is there; what is missing of it, or too
+            much, is made up for by the model as it was. None: the mass that is there.
+        inclusion: where that is for Horvitz-Thompson weights, the chances that it comes from; else None.
+    """
+
+    clients: NDArray[np.int64]
+    samples: NDArray[np.int64]
+    mass: NDArray[np.int64]
+    completed: NDArray[np.float64] | None = None
+    expected_mass: float | None = None
+    inclusion: Inclusion | None = None
+
+    def __len__(self) -> int:
+        return len(self.clients)
+
+    @property
+    def total_mass(self) -> int:
+        return int(self.mass.sum())
+
+    @property
+    def checksum(self) -> int:
+        """Of all that ranks must know alike."""
+        columns = self.clients, self.samples, self.mass, self.completed, self.expected_mass
+        return checksum(*(column for column in columns if column is not None))
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """[m] shares in the mean; a quotient of integers, so the same bits on every rank."""
+        return self.mass / max(self.total_mass, 1)
+
+    @classmethod
+    def nobody(cls) -> Cohort:
+        """For measuring before the first round."""
+        none = np.empty(0, dtype=np.int64)
+        return cls(none, none, none)
+
+    def pooled(self, everyone: NDArray[np.int64], by_steps: bool) -> Cohort:
+        """One client, number 0, with everybody's samples, who works as much as these would.
+
+        Args:
+            everyone: [clients] training samples of each.
+            by_steps: the work is counted in optimizer steps, which each of these clients would do; else in passes.
+        """
+        total = everyone.sum(keepdims=True)
+        work = len(self) if by_steps else self.samples.sum() / total[0]
+        return Cohort(np.zeros(1, dtype=np.int64), total, total, np.array([work], dtype=np.float64))
+
+    def subset(self, positions: NDArray[np.int64]) -> Cohort:
+        """The members at these positions."""
+        completed = None if self.completed is None else self.completed[positions]
+        clients, samples, mass = (column[positions] for column in (self.clients, self.samples, self.mass))
+        return replace(self, clients=clients, samples=samples, mass=mass, completed=completed)
+
+    def expecting(self, inclusion: Inclusion, masses: NDArray[np.int64]) -> Cohort:
+        """The cohort with Horvitz-Thompson weights, of clients with these masses [clients] and chances."""
+        return replace(self, expected_mass=float(inclusion.expected(masses)), inclusion=inclusion)
+
+    def block(self, positions: NDArray[np.int64]) -> Block:
+        """The members at these positions, to be trained together."""
+        completed = None if self.completed is None else self.completed[positions]
+        return Block(self.clients[positions], self.samples[positions], self.mass[positions], completed=completed)
+
+
+def masses(samples: NDArray[np.int64], weighting: Weighting) -> NDArray[np.int64]:
+    """What clients with so many samples each count in a mean; 0 for one without samples."""
+    return (samples > 0).astype(np.int64) if weighting == "uniform" else samples
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Whom a rule may choose from, and what it knows of them.
+
+    Attributes:
+        samples: [clients] training samples of each client.
+        label_counts: [clients, classes] training labels of each client.
+        available: [a] int64, ascending: the clients that can be reached in this round.
+        may_be_empty: whether a cohort of nobody is to stay as it was drawn, because the cost of privacy is computed
+            from the chances of a single draw.
+    """
+
+    samples: NDArray[np.int64]
+    label_counts: NDArray[np.int64]
+    available: NDArray[np.int64]
+    may_be_empty: bool = False
+
+
+class Sampler(metaclass=Configured):
+    """Base of the rules by which clients are chosen."""
+
+    #: Set by a rule that draws clients in proportion to their samples: a weighted mean would count them twice.
+    weighting: Weighting | None = None
+
+    def check(self, clients: int, cohort: int) -> None:
+        """Raise BadInput if the options do not go with so many clients, and so many a round."""
+
+    @abstractmethod
+    def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Choose clients for a round.
+
+        Args:
+            round: counts from 1.
+            size: of the cohort, at least 1 and at most the number of available clients.
+            pool: whom to choose from.
+            rng: of this round.
+
+        Returns:
+            Numbers of available clients; one that stands there twice counts twice in the mean.
+        """
+
+    def choose(self, drawn: Cohort, size: int, losses: Callable[[], NDArray[np.float64]]) -> Cohort:
+        """Whom of those drawn to ask: all, unless a rule looks at them first.
+
+        Args:
+            size: of the cohort.
+            losses: [m], the global model's on the training samples of each of those drawn. They then receive the
+                model. A collective: to be called on every rank or on none.
+        """
+        return drawn
+
+    def chance(self, size: int, of: int) -> float | None:
+        """The probability of each of so many available clients to be drawn; None where it is not the same for all."""
+        return None
+
+    def cohort(self, round: int, size: int, pool: Pool, weighting: Weighting, seed: int) -> Cohort:
+        """Those who are drawn in a round, the same on every rank; fewer than `size` if fewer are available."""
+        available = len(pool.available)
+        if not available:
+            return Cohort.nobody()
+        size = min(size, available)
+        drawn = self.draw(round, size, pool, randomness.stream(seed, "cohort", round))
+        clients, times = np.unique(drawn, return_counts=True)
+        samples = pool.samples[clients]
+        mass = times * masses(samples, self.weighting or weighting)
+        cohort = Cohort(clients, samples, mass)
+        chance = self.chance(size, available) if weighting == "horvitz_thompson" else None
+        return cohort if chance is None else cohort.expecting(Inclusion(chance, pool.available), pool.samples)
+
+
+class Uniform(Sampler):
+    """A fixed number of clients, uniformly, without replacement."""
+
+    def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
+        return rng.choice(pool.available, size, replace=False)
+
+    def chance(self, size: int, of: int) -> float | None:
+        return size / of
+
+
+class Bernoulli(Sampler):
+    """Every client with probability cohort / clients, independently.
+
+    If nobody comes, the cohort is drawn again; with `--privacy` it stays empty, and the round adds noise alone.
+    """
+
+    def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
+        while True:
+            chosen = pool.available[rng.random(len(pool.available)) < size / len(pool.available)]
+            if len(chosen) or pool.may_be_empty:  # empty with probability at most 1/e, for size >= 1
+                return chosen
+
+    def chance(self, size: int, of: int) -> float | None:
+        share = size / of
+        return share / (1 - (1 - share) ** of)  # given that somebody comes
+
+
+class All(Sampler):
+    """Every client in every round."""
+
+    def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
+        return pool.available
+
+    def chance(self, size: int, of: int) -> float | None:
+        return 1.0
+
+
+class RoundRobin(Sampler):
+    """The clients in turn, by number; whoever cannot be reached is passed over."""
+
+    def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
+        first = np.searchsorted(pool.available, (round - 1) * size % len(pool.samples))
+        return np.roll(pool.available, -first)[:size]
+
+
+class Weighted(Sampler):
+    """With replacement, in proportion to the clients' samples, for a plain mean.
+
+    The expected mean is that over all clients weighted by samples (Li et al., 2020, scheme I). A client drawn twice
+    trains once and counts twice.
+    """
+
+    weighting: Weighting | None = "uniform"
+
+    def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
+        samples = pool.samples[pool.available]
+        if not samples.any():
+            return pool.available[:0]
+        return rng.choice(pool.available, size, replace=True, p=samples / samples.sum())
+
+
+class Stratified(Sampler):
+    """A fixed number of clients, as many of each stratum as is its share of the clients, rounded up or down.
+
+    A stratum are the clients with the same most frequent label. Every client has the same chance, cohort / clients:
+    out of a list of the strata, shuffled within each, every (clients / cohort)th is taken from a random place on.
+    """
+
+    def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
+        available = len(pool.available)
+        stratum = pool.label_counts[pool.available].argmax(1)
+        order = np.lexsort((rng.random(available), stratum))
+        places = (rng.integers(available) + available * np.arange(size)) // size
+        return pool.available[order[places]]
+
+    def chance(self, size: int, of: int) -> float | None:
+        return size / of
+
+
+class PowerOfChoice(Sampler):
+    """Of some candidates, those on whose samples the global model does worst, for a plain mean.
+
+    Cho, Wang, Joshi: Towards Understanding Biased Client Selection in Federated Learning. AISTATS 2022.
+    https://arxiv.org/abs/2010.01243 (pi_pow-d). Candidates are drawn without replacement, in proportion to their
+    samples, and all of them receive the model. Looking at the losses costs no virtual time.
+
+    Args:
+        candidates: how many; null: twice the cohort.
+    """
+
+    weighting: Weighting | None = "uniform"
+
+    def __init__(self, candidates: int | None = None) -> None:
+        require(candidates is None or candidates >= 1, "candidates", candidates, "at least 1")
+        self.candidates = candidates
+
+    def check(self, clients: int, cohort: int) -> None:
+        candidates = cohort if self.candidates is None else self.candidates
+        require(candidates >= cohort, "sampler.candidates", candidates, f"at least the cohort, {cohort}")
+        require(candidates <= clients, "sampler.candidates", candidates, f"at most the number of clients, {clients}")
+
+    def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
+        able = pool.available[pool.samples[pool.available] > 0]
+        number = min(max(self.candidates or 2 * size, size), len(able))
+        chances = pool.samples[able] / max(pool.samples[able].sum(), 1)
+        return rng.choice(able, number, replace=False, p=chances) if number else able
+
+    def choose(self, drawn: Cohort, size: int, losses: Callable[[], NDArray[np.float64]]) -> Cohort:
+        worst = np.argsort(-losses(), kind="stable")[:size]
+        return drawn.subset(np.sort(worst))
+
+
+class FixedList(Sampler):
+    """The clients that a file names, round by round, however large the cohort; from its start again at its end.
+
+    Args:
+        file: text with a line a round, the numbers of its clients; # begins a remark.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._rounds = read_lists(file)
+
+    def check(self, clients: int, cohort: int) -> None:
+        check_numbers(self._rounds, "sampler.file", self.file, clients)
+
+    def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
+        named = self._rounds[(round - 1) % len(self._rounds)]
+        return named[np.isin(named, pool.available)]
