@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fedmpi.errors import BadInput
-from fedmpi.streams import outlast, put
+from fedmpi.streams import outlast, say
 
 if TYPE_CHECKING:
     from fedmpi.mpi.world import World
@@ -36,7 +36,7 @@ def run() -> tuple[int, World | None]:
         return _run(world), world
     except BadInput as error:
         if world is None or world.is_server:
-            put(f"fedmpi: error: {' '.join(str(error).split())}", "stderr")
+            say(f"fedmpi: error: {' '.join(str(error).split())}", "stderr")
         return 2, world
     except BaseException as error:
         if world is None or world.size > 1:  # the job has been ended

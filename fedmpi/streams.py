@@ -15,12 +15,12 @@ Name = Literal["stdout", "stderr"]
 _SPELT = {"±": "+-", "ε": "epsilon", **dict(zip("▁▂▃▄▅▆▇█", "__..--^^", strict=True))}
 
 
-def put(line: str, name: Name = "stdout") -> None:
+def say(line: str, name: Name = "stdout") -> None:
     """Show a line at once, where it can be shown."""
     try:
         print(line, file=getattr(sys, name), flush=True)
     except UnicodeEncodeError as error:
-        put(line.encode(error.encoding, "spelt").decode(error.encoding, "replace"), name)
+        say(line.encode(error.encoding, "spelt").decode(error.encoding, "replace"), name)
     except (OSError, ValueError):  # a program that was started in another way than by `main`; ValueError: closed
         outlast()
 

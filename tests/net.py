@@ -4,8 +4,8 @@
     python -m tests.net > after.txt && diff before.txt after.txt
 
 A line for each run: its name, the first digits of the SHA-256 of the final weights, and those of all other numbers of
-the results file that do not depend on the machine. The runs are those of `tests/test_checkpoint.py` (all methods) and
-of `tests/test_any_number_of_ranks.py`, and one with each other class that an option can name.
+the results file that do not depend on the machine. The runs are those of `tests/experiment/test_checkpoint.py` (all
+methods) and of `tests/experiment/test_any_number_of_ranks.py`, and one with each other class that an option can name.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from fedmpi import results
 from fedmpi.components import subclasses
 from fedmpi.data import Arrays, Digits, Progress
 from fedmpi.experiment import command_line
-from tests.launch import REPOSITORY, mpirun, succeed
-from tests.test_any_number_of_ranks import CASES as ANY_RANKS
-from tests.test_checkpoint import CASES as METHODS
+from tests.experiment.test_any_number_of_ranks import CASES as ANY_RANKS
+from tests.experiment.test_checkpoint import CASES as METHODS
+from tests.support.mpi import REPOSITORY, mpirun, succeed
 
 SMALL = "--clients 6 --cohort 3 --rounds 2 --local.steps 2"
 #: Option -> what each of its classes runs with.
@@ -95,7 +95,7 @@ def cases() -> dict[str, str]:
 
 def main() -> None:
     """Run all, and print a line for each."""
-    programs = REPOSITORY / "tests" / "programs"
+    programs = REPOSITORY / "tests" / "jobs"
     runs = cases()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "all").mkdir()

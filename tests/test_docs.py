@@ -13,8 +13,8 @@ import pytest
 
 from fedmpi import results
 from fedmpi.results.check import problems
-from tests.launch import REPOSITORY, mpirun, succeed
 from tests.results.made_runs import finished
+from tests.support.mpi import REPOSITORY, mpirun, succeed
 
 DOCS = REPOSITORY / "docs"
 EXTENDING = (DOCS / "extending.md").read_text()

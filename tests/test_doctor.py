@@ -10,7 +10,7 @@ import pytest
 
 from fedmpi import doctor
 from fedmpi.doctor import Rank
-from tests.launch import mpirun
+from tests.support.mpi import mpirun
 
 VERSIONS = {"fedmpi": "0.1.0", "torch": "2.9.0"}
 CPU = Rank(0, "a", True, list(range(8)), [], "cpu", "", "", 1 << 30, 1 << 30, VERSIONS)

@@ -21,8 +21,8 @@ from fedmpi.models.generators.features import FeatureGenerator
 from fedmpi.policies import Bernoulli
 from fedmpi.results.schema import Status
 from fedmpi.training.settings import LocalTraining
-from tests.launch import REPOSITORY
 from tests.results.made_runs import finished, started
+from tests.support.mpi import REPOSITORY
 
 JOBS = REPOSITORY / "jobs"
 DIGITS = JOBS / "digits.yaml"
@@ -240,7 +240,7 @@ def test_a_file_from_before_is_no_result(tmp_path: Path) -> None:
 def test_a_rank_that_leaves(tmp_path: Path) -> None:
     """It ends with 0, and so does mpirun as often as not; the script never."""
     fault = "--algorithm faulty.Faulty --algorithm.kind leave --algorithm.phase constructor --algorithm.ranks [2]"
-    output, programs = tmp_path / "run.h5", REPOSITORY / "tests" / "programs"
+    output, programs = tmp_path / "run.h5", REPOSITORY / "tests" / "jobs"
     result = ended("local.sh", DIGITS, "3", *fault.split(), "--output", output, PYTHONPATH=f"{REPOSITORY}:{programs}")
     assert "fails at" in result.stdout
     assert result.returncode != 0, result.stdout

@@ -12,7 +12,7 @@ import pytest
 
 from fedmpi import results
 from fedmpi.data import Digits
-from tests.launch import REPOSITORY, mpirun, succeed
+from tests.support.mpi import REPOSITORY, mpirun, succeed
 
 README = (REPOSITORY / "README.md").read_text()
 EXAMPLE = next(

@@ -15,11 +15,11 @@ import pytest
 from fedmpi import results, streams
 from fedmpi.experiment import progress
 from fedmpi.results.__main__ import main
-from tests.launch import REPOSITORY
-from tests.test_checkpoint import go
+from tests.experiment.test_checkpoint import go
+from tests.support.mpi import REPOSITORY
 
 RUN = "--clients 4 --rounds 12 --local.epochs 1 --model LogisticRegression"
-TALKING = f"{RUN} --algorithm tests.programs.methods.Talking --checkpoint.keep true"
+TALKING = f"{RUN} --algorithm tests.jobs.methods.Talking --checkpoint.keep true"
 
 
 class Full(io.RawIOBase):

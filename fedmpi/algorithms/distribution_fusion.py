@@ -117,8 +117,6 @@ class DistributionFusion(Algorithm):
     def setup(self, fed: "Federation") -> None:
         import torch
 
-        from fedmpi.experiment.progress import say
-
         super().setup(fed)
         self.read = Statistics(fed.layout, self.statistics)
         if not self.read.extent[0]:
@@ -128,8 +126,8 @@ class DistributionFusion(Algorithm):
         self.vae_moments = torch.zeros(2, self.network.layout.parameters)  # Adam's
         self.vae_steps = torch.zeros(1)  # Adam's so far
         self.responsibilities = torch.full((fed.clients, self.components), math.nan)  # when last seen
-        if self.is_alone and fed.is_server:
-            say("a cohort of one: its model counts 1, and nothing is inferred")
+        if self.is_alone:
+            fed.say("a cohort of one: its model counts 1, and nothing is inferred")
 
     def draw_network(self, fed: "Federation", purpose: str) -> "FlatModel":
         """An autoencoder that has learnt nothing."""

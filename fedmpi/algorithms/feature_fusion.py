@@ -88,8 +88,6 @@ class FeatureFusion(FedAvg):
         return Fused(network.extractor, Blend(channels if self.operator == "multi" else 1), network.classifier)
 
     def setup(self, fed: "Federation") -> None:
-        from fedmpi.experiment.progress import say
-
         super().setup(fed)
         self.previous = self.weights
         self.shares = [entry.columns for entry in fed.layout.entries if entry.name == "fusion.share"]
@@ -97,9 +95,9 @@ class FeatureFusion(FedAvg):
         augments = fed.local.augmentation != "none"
         self.caches = not augments and needed <= self.cache_mb
         self.forward_passes, self.step_cost = (1, 1.0) if self.caches else (0, 4 / 3)
-        if fed.is_server and not self.caches:
+        if not self.caches:
             reason = "samples are augmented" if augments else f"all would take up to {needed:.0f} MB a rank"
-            say(f"features of the global extractor are computed in every step, for {reason}")
+            fed.say(f"features of the global extractor are computed in every step, for {reason}")
 
     def train(
         self, fed: "Federation", block: "Block", start: "Tensor", received: "Tensor", phase: "Phase" = WHOLE

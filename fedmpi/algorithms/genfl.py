@@ -169,29 +169,23 @@ class GenFL(FedAvg):
             if fed.is_server:
                 fed.keep("synthetic", {"images": images, "labels": labels})
             self.teach(fed, images, labels)
-        if fed.is_server and self.stops:
-            from fedmpi.experiment.progress import say
-
-            say("the clients' labels are too different: they do not train")
+        if self.stops:
+            fed.say("the clients' labels are too different: they do not train")
 
     def sample(self, fed: "Federation") -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """[n, C, H, W] and [n] of the generator, on every rank."""
-        from fedmpi.experiment.progress import say
-
         began, stream = time.perf_counter(), fed.stream("synthetic labels")
         labels = stream.integers(fed.classes, size=self.synthetic)
         if self.stratified:
             labels = stream.permutation(np.arange(self.synthetic) % fed.classes)
         images = self.factory.generate(self.generator_weights, labels, self.generator.noise, self.generator.images)
-        if fed.is_server:
-            say(f"{self.synthetic} images sampled, {time.perf_counter() - began:.2f} s")
+        fed.say(f"{self.synthetic} images sampled, {time.perf_counter() - began:.2f} s")
         return images, labels
 
     def teach(self, fed: "Federation", images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
         """Pre-train the model, and another one for the CAS."""
         import torch
 
-        from fedmpi.experiment.progress import say
         from fedmpi.federation.server import Lesson
 
         lessons: dict[str, Lesson] = {}
@@ -204,11 +198,10 @@ class GenFL(FedAvg):
             running = {name: lesson for name, lesson in lessons.items() if epoch <= lesson.epochs}
             if "CAS" in running and (self.paper_compat or epoch == self.cas_epochs):
                 scores.append(self.score(fed, lessons["CAS"].weights))
-            if fed.is_server:
-                said = [f"{name} epoch {epoch}/{of.epochs} loss {of.loss:.4f}" for name, of in running.items()]
-                if "CAS" in running and scores:
-                    said.append(f"accuracy {100 * scores[-1][0]:.2f} %")
-                say(", ".join(said))
+            said = [f"{name} epoch {epoch}/{of.epochs} loss {of.loss:.4f}" for name, of in running.items()]
+            if "CAS" in running and scores:
+                said.append(f"accuracy {100 * scores[-1][0]:.2f} %")
+            fed.say(", ".join(said))
         if self.learns:
             self.weights = self.pretrained = lessons["pre-training"].weights
         if scores:

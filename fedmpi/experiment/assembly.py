@@ -19,7 +19,6 @@ from fedmpi.experiment.alike import check_rebuilt, check_set_up
 from fedmpi.experiment.checkpoint import Checkpoints, Layer, Place
 from fedmpi.experiment.environment import describe
 from fedmpi.experiment.ownership import Lock
-from fedmpi.experiment.progress import say
 from fedmpi.experiment.resume import missing_in_results
 from fedmpi.federation.adversary import Adversary
 from fedmpi.federation.engine import Engine
@@ -33,6 +32,7 @@ from fedmpi.policies import Cohort
 from fedmpi.policies.privacy import NoPrivacy, Released
 from fedmpi.policies.sampling import masses
 from fedmpi.results import Results
+from fedmpi.streams import say
 from fedmpi.training.choice import choose, make_trainer
 from fedmpi.training.dry_run import constant_buffers, materialise
 from fedmpi.training.flat import FlatModel

@@ -140,7 +140,7 @@ class Checkpoints:
         Raises:
             BadInput: all are damaged, of which there is one at least.
         """
-        from fedmpi.experiment.progress import say
+        from fedmpi.streams import say
 
         damaged: list[str] = []
         there = checkpoints_beside(self._experiment.output)

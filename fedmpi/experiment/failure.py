@@ -47,7 +47,7 @@ def end_job(
         lock.release()
     report = (world.who_is_late(where) if is_silent else report) + kept
     if is_alone:
-        streams.put(report, "stderr")
+        streams.say(report, "stderr")
         raise error
     world.announce_end()
     world.abort(report)

@@ -25,7 +25,7 @@ import yaml
 
 from fedmpi.data import Dataset
 from fedmpi.errors import BadInput
-from fedmpi.streams import put
+from fedmpi.streams import say
 
 if TYPE_CHECKING:
     from fedmpi.results import Run
@@ -62,7 +62,7 @@ def check(run: Run, config: str) -> None:
     for name, version in environment.libraries().items():
         before = run.environment.get(name, version)
         if before != version:
-            put(f"warning: {name} was {before} when {run.path} began and is {version}: bits may differ")
+            say(f"warning: {name} was {before} when {run.path} began and is {version}: bits may differ")
 
 
 def check_data(run: Run, checksums: Mapping[str, str]) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from fedmpi.experiment.checkpoint import Checkpoints, Layer, Place
 from fedmpi.mpi.guard import FIRST_DEADLINE
-from fedmpi.streams import put
+from fedmpi.streams import say
 
 if TYPE_CHECKING:
     from fedmpi.experiment.ownership import Lock
@@ -207,5 +207,5 @@ def job_end(environment: Mapping[str, str], tells: bool = False) -> float | None
         return end
     if text and tells:
         reason = "is no time" if math.isnan(end) else "is over, and not this job's limit"
-        put(f"SLURM_JOB_END_TIME = {text} {reason}: it is ignored")
+        say(f"SLURM_JOB_END_TIME = {text} {reason}: it is ignored")
     return None

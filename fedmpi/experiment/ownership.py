@@ -130,9 +130,9 @@ def claim(experiment: Experiment, lock: Lock) -> None:
     Raises:
         BadInput: another run has it; it exists and may not be replaced; or it cannot be written.
     """
-    from fedmpi.experiment.progress import say
     from fedmpi.options import check_length
     from fedmpi.results.writer import check_writable
+    from fedmpi.streams import say
 
     given, is_made_up = experiment.output, experiment.names_output
     replaces = experiment.overwrite or experiment.resume

@@ -6,13 +6,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedmpi import results, streams
+from fedmpi import results
 from fedmpi.results.summary import summarize
-
-
-def say(line: str) -> None:
-    """Show a line at once; where nothing can be shown, the run goes on all the same."""
-    streams.put(line)
+from fedmpi.streams import say
 
 
 class Progress:

@@ -55,8 +55,8 @@ def find(experiment: Experiment, config: str, checkpoints: Checkpoints) -> Place
     """
     from fedmpi import results
     from fedmpi.experiment import inputs
-    from fedmpi.experiment.progress import say
     from fedmpi.results.check import check_intact
+    from fedmpi.streams import say
 
     output, kept = experiment.output, checkpoints_beside(experiment.output)
     if kept and not output.exists():

@@ -288,9 +288,10 @@ class Experiment(metaclass=Configured):
     def _outcomes(self, world: "World", config: str | None) -> "Generator[Outcome, None, None]":
         from fedmpi.experiment.assembly import assemble, open_results
         from fedmpi.experiment.failure import end_job
-        from fedmpi.experiment.progress import Progress, say
+        from fedmpi.experiment.progress import Progress
         from fedmpi.experiment.resume import restore_weights
         from fedmpi.mpi.world import Silence
+        from fedmpi.streams import say
 
         fed: Engine | None = None
         results: Results | None = None

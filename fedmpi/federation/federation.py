@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedmpi import randomness
+from fedmpi import randomness, streams
 from fedmpi.algorithms.toolbox.clustering import adjusted_rand_index
 from fedmpi.federation.clients import Clients, Prediction, predict_with
 from fedmpi.federation.evaluation import Evaluation, weighted_accuracy
@@ -257,6 +257,11 @@ class Federation(Clients):
             if self._groups is not None:
                 self.log(adjusted_rand_index=adjusted_rand_index(found[known], self._groups[known]))
             self._ledger.clusters = found
+
+    def say(self, line: str) -> None:
+        """Print a line, once for the job."""
+        if self.is_server:
+            streams.say(line)
 
     def log(self, **values: float) -> None:
         """Add columns to the round's row in the results; what the server logs is kept."""

@@ -589,7 +589,7 @@ class World:
         """Print a report and end all ranks at once with this exit status; this process at least, if MPI cannot."""
         end_soon()
         if report:
-            streams.put(report, "stderr")
+            streams.say(report, "stderr")
         streams.flush()
         time.sleep(FORWARDING_SECONDS)
         self.comm.Abort(status)

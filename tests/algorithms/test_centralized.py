@@ -18,8 +18,8 @@ from fedmpi.models import LeNet
 from fedmpi.policies import RoundRobin, Uniform
 from fedmpi.training.layout import Layout
 from fedmpi.training.settings import LocalTraining
-from tests.few import Few
-from tests.small import SEED, network, normalised, plain_training, read, run, state, tensors
+from tests.support.digits import Few
+from tests.support.experiments import SEED, network, normalised, plain_training, read, run, state, tensors
 
 SHAPE = (1, 8, 8)
 DIGITS = read(Digits())

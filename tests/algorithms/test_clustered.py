@@ -33,9 +33,9 @@ from fedmpi.policies.attacks import SignFlip
 from fedmpi.policies.compression import TopK
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
-from tests.few import Few
-from tests.programs.methods import ColdStart, Later, Renamed, Watched
-from tests.small import CPU, Cut, Spy, network, read, run
+from tests.jobs.methods import ColdStart, Later, Renamed, Watched
+from tests.support.digits import Few
+from tests.support.experiments import CPU, Cut, Spy, network, read, run
 
 CLIENTS, PARAMETERS = 12, 650
 DIGITS = read(Digits())

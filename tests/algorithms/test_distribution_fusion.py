@@ -23,8 +23,8 @@ from fedmpi.policies import Cohort, Uniform
 from fedmpi.policies.server_optimizers import Momentum
 from fedmpi.training.block import WHOLE, Block, Phase
 from fedmpi.training.settings import LocalTraining
-from tests.few import DIGITS, SHAPE
-from tests.small import Cut, network, normalised, plain_training, run, state, tensors
+from tests.support.digits import DIGITS, SHAPE
+from tests.support.experiments import Cut, network, normalised, plain_training, run, state, tensors
 
 SIZES = (20, 30, 40, 25, 60)
 LOCAL = LocalTraining(epochs=1, batch_size=10, lr=0.05)

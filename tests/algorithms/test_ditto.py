@@ -20,8 +20,7 @@ from fedmpi.models import MLP, CifarCNN, LeNet, Model
 from fedmpi.policies import RoundRobin
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
-from tests.few import DIGITS, SHAPE, Few, in_order
-from tests.programs.regression import (
+from tests.jobs.regression import (
     CLIENTS,
     DIMENSION,
     EACH,
@@ -31,7 +30,8 @@ from tests.programs.regression import (
     SquaresDitto,
     SquaresFedAvg,
 )
-from tests.small import CPU, network, normalised, plain_partly_shared, plain_training, read, run
+from tests.support.digits import DIGITS, SHAPE, Few, in_order
+from tests.support.experiments import CPU, network, normalised, plain_partly_shared, plain_training, read, run
 
 
 @pytest.mark.parametrize("vectorize", ["off", 4])

@@ -32,10 +32,10 @@ from fedmpi.results.writer import settled
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
 from tests.algorithms.test_ifca import DIGITS, seen_by
-from tests.few import EACH, SHAPE, Few, in_order
-from tests.programs.methods import Noisy
-from tests.programs.regression import InOrder
-from tests.small import CPU, SEED, Reader, Spy, network, normalised, order, plain_batches, run, tensors
+from tests.jobs.methods import Noisy
+from tests.jobs.regression import InOrder
+from tests.support.digits import EACH, SHAPE, Few, in_order
+from tests.support.experiments import CPU, SEED, Reader, Spy, network, normalised, order, plain_batches, run, tensors
 from tests.training.test_sidebyside import MODELS, SIZES, Both, block, compare, double
 
 __all__ = ["double"]  # a fixture

@@ -19,9 +19,9 @@ from fedmpi.models import MLP, LeNet, Model
 from fedmpi.models.mlp import LogisticRegression
 from fedmpi.policies import Pool, Sampler, Uniform
 from fedmpi.training.settings import LocalTraining
-from tests.few import DIGITS, SHAPE, Few
-from tests.programs.regression import InOrder
-from tests.small import SEED, Client, network, normalised, plain_training, run, state, tensors
+from tests.jobs.regression import InOrder
+from tests.support.digits import DIGITS, SHAPE, Few
+from tests.support.experiments import SEED, Client, network, normalised, plain_training, run, state, tensors
 
 
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:

@@ -18,8 +18,17 @@ from fedmpi.models.mlp import LogisticRegression
 from fedmpi.policies.server_optimizers import Momentum
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
-from tests.few import DIGITS, SHAPE, Few, beside_fedavg, in_order
-from tests.small import CPU, network, normalised, plain_partly_shared, plain_training, run, state, tensors
+from tests.support.digits import DIGITS, SHAPE, Few, beside_fedavg, in_order
+from tests.support.experiments import (
+    CPU,
+    network,
+    normalised,
+    plain_partly_shared,
+    plain_training,
+    run,
+    state,
+    tensors,
+)
 
 
 class Residual(Model):

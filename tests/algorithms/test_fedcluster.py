@@ -19,9 +19,9 @@ from fedmpi.models.mlp import LogisticRegression
 from fedmpi.policies import Uniform
 from fedmpi.policies.server_optimizers import Momentum
 from fedmpi.training.settings import LocalTraining
-from tests.few import DIGITS, Few, beside_fedavg
-from tests.programs.regression import InOrder
-from tests.small import SEED, network, normalised, run, state, tensors
+from tests.jobs.regression import InOrder
+from tests.support.digits import DIGITS, Few, beside_fedavg
+from tests.support.experiments import SEED, network, normalised, run, state, tensors
 
 SHAPE = (1, 8, 8)
 

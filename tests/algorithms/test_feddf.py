@@ -16,10 +16,10 @@ from fedmpi.errors import BadInput
 from fedmpi.models import BiLSTM, LeNet, LogisticRegression, Model
 from fedmpi.models.generators.images import ImageGenerator
 from fedmpi.training.settings import LocalTraining
-from tests.few import DIGITS, beside_fedavg
-from tests.gathered import SAMPLES, Plain, distance, flat, watched_run
-from tests.programs.words import Words
-from tests.small import SEED, Cut, normalised, run
+from tests.jobs.words import Words
+from tests.support.digits import DIGITS, beside_fedavg
+from tests.support.distillation import SAMPLES, Plain, distance, flat, watched_run
+from tests.support.experiments import SEED, Cut, normalised, run
 
 PLAIN, NORMALISED = LeNet(norm="none"), LeNet()
 FEW: dict[str, Any] = {"generator": ImageGenerator(20), "generator_steps": 3, "student_steps": 3, "batch_size": 16}

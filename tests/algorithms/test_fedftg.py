@@ -33,11 +33,11 @@ from fedmpi.policies.server_optimizers import Momentum
 from fedmpi.results.summary import summarize
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
-from tests.few import DIGITS, SHAPE, Few
-from tests.gathered import SAMPLES, Plain, ServerPhase, distance, flat, loaded, watched_run
-from tests.programs.regression import OneVector, Regression
-from tests.programs.words import Words
-from tests.small import CPU, SEED, Cut, Reader, network, run
+from tests.jobs.regression import OneVector, Regression
+from tests.jobs.words import Words
+from tests.support.digits import DIGITS, SHAPE, Few
+from tests.support.distillation import SAMPLES, Plain, ServerPhase, distance, flat, loaded, watched_run
+from tests.support.experiments import CPU, SEED, Cut, Reader, network, run
 
 PLAIN, NORMALISED = LeNet(norm="none"), LeNet()
 FEW: dict[str, Any] = {"generator": ImageGenerator(20), "iterations": 2, "student_steps": 3, "batch_size": 16}

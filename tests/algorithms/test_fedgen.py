@@ -27,9 +27,9 @@ from fedmpi.policies.attacks import SignFlip
 from fedmpi.policies.compression import Int8
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
-from tests.few import DIGITS, EACH, SHAPE, Few, in_order
-from tests.programs.regression import InOrder, OneVector, Regression
-from tests.small import CPU, SEED, network, normalised, order, plain_batches, run, state
+from tests.jobs.regression import InOrder, OneVector, Regression
+from tests.support.digits import DIGITS, EACH, SHAPE, Few, in_order
+from tests.support.experiments import CPU, SEED, network, normalised, order, plain_batches, run, state
 from tests.training.test_sidebyside import MODELS, SIZES, Both, compare, double
 
 __all__ = ["double"]  # a fixture

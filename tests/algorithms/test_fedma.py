@@ -21,9 +21,9 @@ from fedmpi.models import MLP, LeNet, LogisticRegression
 from fedmpi.policies import Cohort
 from fedmpi.training.block import Block
 from fedmpi.training.settings import LocalTraining
-from tests.few import DIGITS, EACH, SHAPE, Few, in_order
-from tests.programs.regression import InOrder
-from tests.small import network, normalised, plain_training, run, state, tensors
+from tests.jobs.regression import InOrder
+from tests.support.digits import DIGITS, EACH, SHAPE, Few, in_order
+from tests.support.experiments import network, normalised, plain_training, run, state, tensors
 
 CLIENTS = 3
 X, Y = normalised(DIGITS.train_x[: CLIENTS * EACH], Digits()), torch.from_numpy(DIGITS.train_y[: CLIENTS * EACH])

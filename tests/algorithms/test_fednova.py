@@ -23,9 +23,9 @@ from fedmpi.policies import Uniform
 from fedmpi.policies.server_optimizers import Momentum
 from fedmpi.training.block import Block
 from fedmpi.training.settings import LocalTraining
-from tests.programs.regression import CLIENTS, DIMENSION, Regression, SquaresFedAvg, SquaresFedNova
-from tests.small import read, run
-from tests.squares import OPTIMUM, START, Sizes, Uneven, cohorts, gradient, limit, squares
+from tests.jobs.regression import CLIENTS, DIMENSION, Regression, SquaresFedAvg, SquaresFedNova
+from tests.support.experiments import read, run
+from tests.support.least_squares import OPTIMUM, START, Sizes, Uneven, cohorts, gradient, limit, squares
 
 STEPS = (2, 4, 8, 16, 1)
 UNEVEN = Uneven(tuple(steps / 16 for steps in STEPS))

@@ -23,8 +23,8 @@ from fedmpi.policies.server_optimizers import Adam, Momentum
 from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.samples import Batch
 from fedmpi.training.settings import LocalTraining
-from tests.programs.regression import CLIENTS, DIMENSION, EACH, InOrder, OneVector, Regression
-from tests.small import CPU, Alone, network, read, run
+from tests.jobs.regression import CLIENTS, DIMENSION, EACH, InOrder, OneVector, Regression
+from tests.support.experiments import CPU, Alone, network, read, run
 
 if TYPE_CHECKING:
     from fedmpi.federation.federation import Federation

@@ -24,9 +24,18 @@ from fedmpi.training.block import Block, Phase
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.layout import Layout
 from fedmpi.training.settings import LocalTraining
-from tests.few import DIGITS, SHAPE, Few, beside_fedavg, in_order
-from tests.programs.regression import InOrder, OneVector, Regression
-from tests.small import CPU, network, normalised, plain_partly_shared, plain_training, run, state, tensors
+from tests.jobs.regression import InOrder, OneVector, Regression
+from tests.support.digits import DIGITS, SHAPE, Few, beside_fedavg, in_order
+from tests.support.experiments import (
+    CPU,
+    network,
+    normalised,
+    plain_partly_shared,
+    plain_training,
+    run,
+    state,
+    tensors,
+)
 
 HEAD_EPOCHS = 3
 

@@ -16,8 +16,7 @@ from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.errors import BadInput
 from fedmpi.models import LeNet
 from fedmpi.training.settings import LocalTraining
-from tests.few import Few
-from tests.programs.regression import (
+from tests.jobs.regression import (
     CLIENTS,
     DIMENSION,
     EACH,
@@ -27,7 +26,8 @@ from tests.programs.regression import (
     SquaresFedAvg,
     SquaresFedProx,
 )
-from tests.small import read, run
+from tests.support.digits import Few
+from tests.support.experiments import read, run
 
 START = np.arange(1.0, DIMENSION + 1)
 MUS = (0.0, 0.1, 1.0, 10.0)

@@ -26,10 +26,10 @@ from fedmpi.models.mlp import LogisticRegression
 from fedmpi.training.clientwise import ClientWise
 from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.settings import LocalTraining
-from tests.few import DIGITS, EACH, SHAPE, Few
-from tests.programs.regression import InOrder
-from tests.programs.words import Bag, Words
-from tests.small import CPU, SEED, network, normalised, order, plain_training, run, state, tensors
+from tests.jobs.regression import InOrder
+from tests.jobs.words import Bag, Words
+from tests.support.digits import DIGITS, EACH, SHAPE, Few
+from tests.support.experiments import CPU, SEED, network, normalised, order, plain_training, run, state, tensors
 
 CODER = CVAE(noise=2, hidden=(12, 8))
 LOCAL = LocalTraining(epochs=1, batch_size=8, lr=0.05)

@@ -23,8 +23,8 @@ from fedmpi.models.mlp import LogisticRegression
 from fedmpi.policies import Cohort, RoundRobin, Uniform
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
-from tests.programs.methods import Alike, Planted, Reordered
-from tests.small import CPU, Cut, network, normalised, read, run, tensors
+from tests.jobs.methods import Alike, Planted, Reordered
+from tests.support.experiments import CPU, Cut, network, normalised, read, run, tensors
 
 SHAPE, CLIENTS, PARAMETERS = (1, 8, 8), 12, 650
 DIGITS = read(Digits())

@@ -16,7 +16,7 @@ from fedmpi.models.mlp import LogisticRegression
 from fedmpi.policies import Uniform
 from fedmpi.training.layout import Layout
 from fedmpi.training.settings import LocalTraining
-from tests.small import SEED, network, normalised, plain_training, read, run
+from tests.support.experiments import SEED, network, normalised, plain_training, read, run
 
 SHAPE, CLIENTS = (1, 8, 8), 5
 DIGITS = read(Digits())

@@ -21,9 +21,9 @@ from fedmpi.errors import BadInput
 from fedmpi.models import MLP, Backbone, CifarCNN, LeNet, Model, Projected
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
-from tests.few import DIGITS, SHAPE, Few
-from tests.programs.regression import InOrder, OneVector, Regression
-from tests.small import CPU, network, normalised, order, plain_batches, run
+from tests.jobs.regression import InOrder, OneVector, Regression
+from tests.support.digits import DIGITS, SHAPE, Few
+from tests.support.experiments import CPU, network, normalised, order, plain_batches, run
 from tests.training.test_sidebyside import MODELS, SIZES, Both, compare, double
 
 __all__ = ["double"]  # a fixture

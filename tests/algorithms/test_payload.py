@@ -35,7 +35,7 @@ from fedmpi.models import LeNet
 from fedmpi.policies import FixedList, Heterogeneous, Ideal
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
-from tests.small import CPU, Cut, network, run, shortened
+from tests.support.experiments import CPU, Cut, network, run, shortened
 
 METHODS = [
     cls

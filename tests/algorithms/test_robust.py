@@ -28,8 +28,8 @@ from fedmpi.policies.server_optimizers import Momentum
 from fedmpi.training.block import Block
 from fedmpi.training.layout import Layout
 from fedmpi.training.settings import LocalTraining
-from tests.few import SHAPE, Few
-from tests.small import Alone, Spy, run
+from tests.support.digits import SHAPE, Few
+from tests.support.experiments import Alone, Spy, run
 
 SIZE = 500
 RULES: dict[str, Callable[[Stack], Tensor]] = {

@@ -18,9 +18,9 @@ from fedmpi.models import LeNet
 from fedmpi.policies import Cohort, Uniform, Weighted
 from fedmpi.policies.server_optimizers import Momentum
 from fedmpi.training.settings import LocalTraining
-from tests.programs.regression import CLIENTS, DIMENSION, SquaresSCAFFOLD
-from tests.small import run
-from tests.squares import OPTIMUM, START, cohorts, doubled, gradient, limit, squares
+from tests.jobs.regression import CLIENTS, DIMENSION, SquaresSCAFFOLD
+from tests.support.experiments import run
+from tests.support.least_squares import OPTIMUM, START, cohorts, doubled, gradient, limit, squares
 
 PARTIAL: dict[str, Any] = {"sampler": Uniform(), "cohort": 2}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from fedmpi.algorithms.feddf import FedDF
 from fedmpi.data import Digits
 from fedmpi.data.subset import Subset
-from tests.small import read, run
+from tests.support.experiments import read, run
 
 
 def test_data_and_proxy_are_told_apart(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from fedmpi import results
 from fedmpi.data import Arrays, ImageFolder, prepared
 from fedmpi.errors import BadInput
-from tests.launch import fedmpi, succeed
+from tests.support.mpi import fedmpi, succeed
 
 
 def write(folder: Path, *colours: int) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from fedmpi.data import FEMNIST, Arrays, Dataset, Digits, Shakespeare, Users, make_split, prepared
 from fedmpi.errors import BadInput
-from tests.small import read
+from tests.support.experiments import read
 
 DIGITS = read(Digits())
 # Sonnet 18, with two characters that LEAF's alphabet does not have.

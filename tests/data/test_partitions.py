@@ -32,7 +32,7 @@ from fedmpi.data import (
 from fedmpi.data._owners import apportion, draw_classes, top_up
 from fedmpi.errors import BadInput
 from fedmpi.training.settings import LocalTraining
-from tests.small import read, run
+from tests.support.experiments import read, run
 
 CLASSES = 10
 EXTREMES = [

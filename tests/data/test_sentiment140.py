@@ -20,8 +20,8 @@ from fedmpi.data import Sentiment140, Users, prepared
 from fedmpi.data.__main__ import main
 from fedmpi.errors import BadInput
 from fedmpi.training.settings import LocalTraining
-from tests.programs.words import Bag
-from tests.small import read, run
+from tests.jobs.words import Bag
+from tests.support.experiments import read, run
 
 TRAIN, TEST = Sentiment140.files
 ROWS = [

@@ -10,8 +10,8 @@ import pytest
 from fedmpi.data import Digits
 from fedmpi.data.subset import Subset
 from fedmpi.errors import BadInput
-from tests.programs.words import Words
-from tests.small import read, run
+from tests.jobs.words import Words
+from tests.support.experiments import read, run
 
 
 def test_samples_of_the_other() -> None:

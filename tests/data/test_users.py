@@ -13,8 +13,8 @@ from fedmpi.data._owners import NOBODY
 from fedmpi.errors import BadInput
 from fedmpi.models import LogisticRegression, Projected
 from fedmpi.training.settings import LocalTraining
-from tests.programs.words import Bag, Words
-from tests.small import read, run
+from tests.jobs.words import Bag, Words
+from tests.support.experiments import read, run
 
 WORDS = read(Words())
 

@@ -15,7 +15,7 @@ from fedmpi.models._recurrent import TextEncoder, _sigmoid
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.layout import Layout
 from fedmpi.training.settings import LocalTraining
-from tests.small import CPU, Client, network, plain_training, texts
+from tests.support.experiments import CPU, Client, network, plain_training, texts
 
 VOCABULARY, LONGEST = 30, 9
 RNG = np.random.default_rng(0)

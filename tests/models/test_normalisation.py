@@ -15,7 +15,7 @@ from fedmpi.components import subclasses
 from fedmpi.models import VGG11, BiLSTM, LeNet, LeNet5, Model, Norm, ResNet18
 from fedmpi.models._layers import norm_layer
 from fedmpi.training.settings import LocalTraining
-from tests.small import run
+from tests.support.experiments import run
 
 SHAPE = (1, 8, 8)
 AT_LEAST = {LeNet5: (1, 12, 12), VGG11: (1, 32, 32)}

@@ -9,7 +9,7 @@ from torch import nn
 from fedmpi.errors import BadInput
 from fedmpi.models import MLP, Backbone, LeNet, LogisticRegression, Model, Projected, ResNet18
 from fedmpi.training.layout import Layout
-from tests.small import network, state
+from tests.support.experiments import network, state
 
 MNIST, DIGITS = (1, 28, 28), (1, 8, 8)
 

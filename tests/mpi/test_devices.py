@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.launch import REPOSITORY, mpirun, succeed
+from tests.support.mpi import REPOSITORY, mpirun, succeed
 
 CPUS = ["cpu"] * 5
 #: By hand: of five ranks number 0 serves. Those that train take their node's GPUs in turn.
@@ -31,7 +31,7 @@ EXPECTED = {
 def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of five ranks found."""
     folder = tmp_path_factory.mktemp("devices")
-    succeed(mpirun(5, "-m", "mpi4py", REPOSITORY / "tests" / "programs" / "devices.py", folder, OMP_NUM_THREADS="1"))
+    succeed(mpirun(5, "-m", "mpi4py", REPOSITORY / "tests" / "jobs" / "devices.py", folder, OMP_NUM_THREADS="1"))
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(5)]
 
 

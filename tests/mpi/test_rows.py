@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.launch import REPOSITORY, mpirun, succeed
-from tests.programs.transposed import ABSENT, BROKEN, CENTER, CLIENTS, COLUMNS, JOBS, SHORT, SIZE, vectors
+from tests.jobs.transposed import ABSENT, BROKEN, CENTER, CLIENTS, COLUMNS, JOBS, SHORT, SIZE, vectors
+from tests.support.mpi import REPOSITORY, mpirun, succeed
 
 PRESENT = np.flatnonzero((CLIENTS != ABSENT) & (CLIENTS != BROKEN))
 
@@ -20,7 +20,7 @@ Seen = dict[str, NDArray]
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], list[Seen]]:
     """What each rank saw, by the numbers of ranks and of nodes."""
     folder = tmp_path_factory.mktemp("transposed")
-    succeed(mpirun(5, "-m", "mpi4py", REPOSITORY / "tests" / "programs" / "transposed.py", folder))
+    succeed(mpirun(5, "-m", "mpi4py", REPOSITORY / "tests" / "jobs" / "transposed.py", folder))
     jobs = [(ranks, -(-ranks // a_node)) for ranks, a_node in JOBS]
     return {
         (ranks, nodes): [dict(np.load(Path(folder, f"{ranks}-{nodes}-{rank}.npz"))) for rank in range(ranks)]

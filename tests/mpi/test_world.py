@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from fedmpi.mpi.world import World
-from tests.launch import REPOSITORY, mpirun, succeed
-from tests.programs.collectives import CHUNK, SHAPES, values
+from tests.jobs.collectives import CHUNK, SHAPES, values
+from tests.support.mpi import REPOSITORY, mpirun, succeed
 
-PROGRAMS = REPOSITORY / "tests" / "programs"
+PROGRAMS = REPOSITORY / "tests" / "jobs"
 RANKS = range(4)
 #: How many ranks share a node, by the number of nodes; 0: as it is.
 NODES = {1: 0, 2: 2, 4: 1}

@@ -27,7 +27,7 @@ from typing import Literal
 
 import pytest
 
-from tests.launch import default_launcher, environment
+from tests.support.mpi import default_launcher, environment
 
 Mpi = Literal["mpich", "openmpi"]
 OPEN_MPI = "mpirun.openmpi"

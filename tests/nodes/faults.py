@@ -25,10 +25,10 @@ import h5py
 from fedmpi import results
 from fedmpi.results.owner import SILENCE
 from fedmpi.results.paths import lock_beside
-from tests.launch import REPOSITORY, environment, fedmpi, succeed
 from tests.nodes.cluster import Cluster, Job, Mpi, Node, missing, until
+from tests.support.mpi import REPOSITORY, environment, fedmpi, succeed
 
-PROGRAMS = REPOSITORY / "tests" / "programs"
+PROGRAMS = REPOSITORY / "tests" / "jobs"
 #: On each node: 5 in all, two of them on the node that things happen to, and one that is a node's only one.
 RANKS = (2, 2, 1)
 #: In which round things happen.

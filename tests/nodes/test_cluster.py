@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch import REPOSITORY, environment, succeed
 from tests.nodes.cluster import MPIS, PREFIX, Cluster, Mpi, Node, needs_nodes, until
+from tests.support.mpi import REPOSITORY, environment, succeed
 
 pytestmark = needs_nodes
 

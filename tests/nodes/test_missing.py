@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from fedmpi import results
-from tests.launch import REPOSITORY, succeed
 from tests.nodes.cluster import MPIS, Cluster, Mpi, needs_nodes, until
+from tests.support.mpi import REPOSITORY, succeed
 
 pytestmark = needs_nodes
 
-PROGRAMS = REPOSITORY / "tests" / "programs"
+PROGRAMS = REPOSITORY / "tests" / "jobs"
 SMALL = "--clients 4 --cohort 4 --rounds 1 --local.epochs 1 --model MLP --model.hidden [1000,600]"
 
 

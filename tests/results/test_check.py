@@ -12,8 +12,8 @@ import pytest
 from fedmpi.results.__main__ import main
 from fedmpi.results.check import problems
 from fedmpi.results.schema import GROUPS, SCHEMA, document, generic
-from tests.launch import REPOSITORY
 from tests.results.made_runs import finished, started
+from tests.support.mpi import REPOSITORY
 
 #: Is also said of attributes that another program has changed.
 CHANGED_TEXT = "/: a text is not what was written, of an attribute or the name of a tensor"

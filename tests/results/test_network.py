@@ -16,16 +16,16 @@ from fedmpi import results
 from fedmpi.data import Digits
 from fedmpi.errors import BadInput
 from fedmpi.experiment.command_line import parse
-from tests.launch import mpirun, succeed
 from tests.results.made_runs import finished
-from tests.small import Alone, read
+from tests.support.experiments import Alone, read
+from tests.support.mpi import mpirun, succeed
 
 SETTINGS = "--clients 6 --cohort 6 --rounds 2 --local.epochs 1 --partition IID --device cpu --seed 5"
 RUNS = {
     "digits": "",  # LeNet, with batch normalisation
-    "coloured": "--dataset tests.programs.colours.Coloured --model LeNet --model.norm group",
-    "text": "--dataset tests.programs.texts.Places --model BiLSTM --model.hidden 8 --local.lr 0.5",
-    "own": "--dataset tests.programs.colours.Coloured --model tests.programs.colours.Own --model.width 9",
+    "coloured": "--dataset tests.jobs.colours.Coloured --model LeNet --model.norm group",
+    "text": "--dataset tests.jobs.texts.Places --model BiLSTM --model.hidden 8 --local.lr 0.5",
+    "own": "--dataset tests.jobs.colours.Coloured --model tests.jobs.colours.Own --model.width 9",
     "extended": "--algorithm FeatureFusion --algorithm.evaluated_with self --algorithm.operator conv",
     "several": "--algorithm FeSEM --algorithm.models 2 --model MLP --partition Rotated --partition.over IID",
 }
@@ -125,8 +125,8 @@ def test_what_cannot_be_built_again_is_one_line(
     assert "last.weight is (10, 10), and was (10, 9): its class has changed" in problem(
         own, **{"width: 9": "width: 10"}
     )
-    gone = problem(own, **{"tests.programs.colours.Own": "gone.Own"})
+    gone = problem(own, **{"tests.jobs.colours.Own": "gone.Own"})
     assert gone.startswith("cannot build the network of Own again: ")
     assert "gone" in gone
-    missing = problem(own, **{"tests.programs.colours.Own": "fedmpi.models.LogisticRegression", "width: 9": "{}"})
+    missing = problem(own, **{"tests.jobs.colours.Own": "fedmpi.models.LogisticRegression", "width: 9": "{}"})
     assert missing.startswith("cannot build the network of Own again: ")

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from fedmpi import results
-from tests.launch import REPOSITORY, fedmpi, succeed
 from tests.slurm.cluster import Slurm, missing, started, until
+from tests.support.mpi import REPOSITORY, fedmpi, succeed
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
-PROGRAMS = REPOSITORY / "tests" / "programs"
+PROGRAMS = REPOSITORY / "tests" / "jobs"
 ROUNDS = 150
 OPTIONS = f"--rounds {ROUNDS} --clients 20 --cohort 4 --model LogisticRegression --local.epochs 1 --evaluate_every 50"
 # A make-believe srun that speaks no MPI library's protocol.

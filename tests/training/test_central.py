@@ -14,8 +14,8 @@ from fedmpi.training.central import CentralTraining
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.samples import Samples
 from fedmpi.training.settings import LocalTraining
-from tests.few import DIGITS
-from tests.small import CPU, SEED, network, plain_batches, state
+from tests.support.digits import DIGITS
+from tests.support.experiments import CPU, SEED, network, plain_batches, state
 from tests.training.test_sidebyside import double
 
 __all__ = [

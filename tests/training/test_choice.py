@@ -21,8 +21,8 @@ from fedmpi.training.flat import FlatModel
 from fedmpi.training.samples import Samples
 from fedmpi.training.settings import Choice, LocalTraining
 from fedmpi.training.trainer import Task
-from tests.programs.methods import Recurrent
-from tests.small import CPU, Alone, Client, Reader, network, normalised, plain_training, read, run
+from tests.jobs.methods import Recurrent
+from tests.support.experiments import CPU, Alone, Client, Reader, network, normalised, plain_training, read, run
 
 SHAPE = (1, 8, 8)
 IN_BF16 = pytest.mark.skipif(not computes_bf16(), reason="this processor has no code for bfloat16")

@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from fedmpi.models import MLP, LeNet, Model, ResNet18
 from fedmpi.training.flat import FlatModel, Net
-from tests.launch import mpirun, succeed
-from tests.small import CPU, network, state
+from tests.support.experiments import CPU, network, state
+from tests.support.mpi import mpirun, succeed
 
 MODELS = [(LeNet(), (1, 8, 8)), (ResNet18(), (3, 8, 8)), (MLP(hidden=(7, 5), norm="batch"), (13,))]
 

@@ -33,8 +33,8 @@ from fedmpi.training.dry_run import constant_buffers
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
 from tests.algorithms.test_payload import METHODS
-from tests.programs.networks import Floor, FrozenConvolution, HalfFrozen
-from tests.small import CPU, Cut, network, run, shortened, state
+from tests.jobs.networks import Floor, FrozenConvolution, HalfFrozen
+from tests.support.experiments import CPU, Cut, network, run, shortened, state
 
 SHAPE = (1, 8, 8)
 SIZES = (20, 30, 20, 30, 20, 30, 20)
@@ -110,8 +110,8 @@ def test_training_is_that_of_pytorch(tmp_path: Path) -> None:
     local = LocalTraining(epochs=1, batch_size=1000, lr=0.1, weight_decay=0.1)
     made = made_by(tmp_path / "made.h5", local=local, clients=1, partition=Cut(64), rounds=1)
     plain = network(HalfFrozen(floor=True), SHAPE, 10)
-    from tests.few import DIGITS, Few
-    from tests.small import normalised
+    from tests.support.digits import DIGITS, Few
+    from tests.support.experiments import normalised
 
     x, y = normalised(DIGITS.train_x[:64], Few(64)), torch.from_numpy(DIGITS.train_y[:64])
     parameters = [parameter for parameter in plain.parameters() if parameter.requires_grad]

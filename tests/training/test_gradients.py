@@ -18,7 +18,7 @@ from fedmpi.training.samples import Samples
 from fedmpi.training.settings import LocalTraining
 from fedmpi.training.sidebyside import SideBySideTrainer
 from fedmpi.training.trainer import Task, Trainer
-from tests.small import CPU, SEED, block, network, normalised, read
+from tests.support.experiments import CPU, SEED, block, network, normalised, read
 
 SHAPE, SIZES = (1, 8, 8), (50, 1, 33, 0)
 DIGITS = read(Digits())

@@ -27,10 +27,10 @@ from fedmpi.results.check import problems
 from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.layout import Entry, Layout
 from fedmpi.training.settings import LocalTraining
-from tests.few import DIGITS, Few
-from tests.programs.networks import Bag, Eager, Kinds, Lazy, Raw, Reparametrised, Shapes
-from tests.programs.words import Words
-from tests.small import CPU, Cut, network, normalised, run
+from tests.jobs.networks import Bag, Eager, Kinds, Lazy, Raw, Reparametrised, Shapes
+from tests.jobs.words import Words
+from tests.support.digits import DIGITS, Few
+from tests.support.experiments import CPU, Cut, network, normalised, run
 
 SHAPE = (1, 8, 8)
 PLAIN = LocalTraining(epochs=1, vectorize="off")

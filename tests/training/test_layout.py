@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedmpi.models import MLP, CifarCNN, LeNet, Model, ResNet18
 from fedmpi.training.layout import SEGMENTS, Layout, aligned_rows
-from tests.small import CPU, network, state
+from tests.support.experiments import CPU, network, state
 
 MODELS = [
     (LeNet(), (1, 8, 8)),

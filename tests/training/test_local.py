@@ -23,7 +23,7 @@ from fedmpi.training.block import Block
 from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.samples import Batch
 from fedmpi.training.settings import LocalTraining
-from tests.small import Client, network, normalised, plain_batches, plain_training, read, state
+from tests.support.experiments import Client, network, normalised, plain_batches, plain_training, read, state
 
 SHAPE = (1, 8, 8)
 DIGITS = read(Digits())

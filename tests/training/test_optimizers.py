@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedmpi.training.optimizers import SGD, Adam
-from tests.small import CPU
+from tests.support.experiments import CPU
 
 STEPS, CLIENTS, SIZE = 20, 3, 1001
 RATES = [0.1 if step < 10 else 0.03 for step in range(STEPS)]

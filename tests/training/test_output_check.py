@@ -19,8 +19,8 @@ from fedmpi.models import MLP, CifarCNN, LeNet, Projected
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.output_check import check_outputs
 from fedmpi.training.samples import Samples
-from tests.programs import unlike
-from tests.small import CPU, Reader, network, read, run, texts
+from tests.jobs import unlike
+from tests.support.experiments import CPU, Reader, network, read, run, texts
 
 WANTED = "must be logits, floating-point [2, 10]"
 #: kind -> what is given, and what is to be changed.
@@ -46,7 +46,7 @@ ODD = {
     "detached": r"gives an output without gradient in training mode",
     "training only": r"gives int64 \[3\] for 3 samples: must be logits, floating-point \[3, 10\]",
     "fails": r"forward fails on inputs float32 \[2, 1, 8, 8\] in training mode: RuntimeError: shape '\[10, -1\]' is"
-    r" invalid .* \(.*tests/programs/unlike\.py, line \d+, in reshaped\)$",
+    r" invalid .* \(.*tests/jobs/unlike\.py, line \d+, in reshaped\)$",
     "fails in evaluation": r"forward fails on inputs float32 \[3, 1, 8, 8\] in evaluation mode: RuntimeError: ",
     "fails below": r"forward fails on inputs .*: JSONDecodeError: .* \(.*/unlike\.py, line \d+, in forward\)$",
 }

@@ -18,7 +18,7 @@ from fedmpi.training.flat import FlatModel
 from fedmpi.training.layout import Layout
 from fedmpi.training.plain import LARGE
 from fedmpi.training.settings import LocalTraining
-from tests.small import Client, network, normalised, plain_training, read
+from tests.support.experiments import Client, network, normalised, plain_training, read
 from tests.training.test_sidebyside import MODELS, SIZES, Both, compare, double
 
 __all__ = ["double"]  # a fixture

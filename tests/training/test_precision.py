@@ -23,7 +23,7 @@ from fedmpi.training.samples import Batch, Samples
 from fedmpi.training.settings import LocalTraining
 from fedmpi.training.sidebyside import SideBySideTrainer
 from fedmpi.training.trainer import Task, Trainer
-from tests.small import CPU, SEED, Client, block, network, normalised, plain_training, read, run
+from tests.support.experiments import CPU, SEED, Client, block, network, normalised, plain_training, read, run
 
 SHAPE = (1, 8, 8)
 DIGITS = read(Digits())

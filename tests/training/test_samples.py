@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedmpi import randomness
 from fedmpi.training.samples import Samples
-from tests.small import CPU
+from tests.support.experiments import CPU
 
 HEIGHT, WIDTH = 6, 8
 INDEX = np.array([3, 0, 3, 7])

@@ -34,7 +34,7 @@ from fedmpi.training.samples import Samples
 from fedmpi.training.settings import LocalTraining
 from fedmpi.training.sidebyside import SideBySideTrainer
 from fedmpi.training.trainer import Task
-from tests.small import CPU, SEED, Reader, texts
+from tests.support.experiments import CPU, SEED, Reader, texts
 
 # Of every kind that matters with batches of 4: less than one batch, one, one and a single sample more, several; a
 # single sample; two of the same size.

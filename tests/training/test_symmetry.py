@@ -28,7 +28,7 @@ from fedmpi.models._layers import Backbone
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.matching import Matching
 from fedmpi.training.symmetry import Group, find_groups
-from tests.small import CPU, Reader, network, texts
+from tests.support.experiments import CPU, Reader, network, texts
 from tests.training.test_sidebyside import double
 
 __all__ = ["double"]  # a fixture

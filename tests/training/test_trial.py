@@ -26,8 +26,8 @@ from fedmpi.training.samples import Samples
 from fedmpi.training.settings import LocalTraining
 from fedmpi.training.trainer import Task
 from fedmpi.training.trial import obstacle
-from tests.programs.networks import Floor
-from tests.small import CPU, SEED
+from tests.jobs.networks import Floor
+from tests.support.experiments import CPU, SEED
 from tests.training.test_draws import RANDOM, Attending
 from tests.training.test_sidebyside import Function
 

@@ -1,0 +1,305 @@
+"""A4, W4: the same seed gives the same bits, whatever the number of ranks: weights, metrics, client records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+import pytest
+
+from fedmpi import results
+from fedmpi.results.check import problems
+from tests.nodes.cluster import Cluster, Mpi, needs_nodes, needs_open_mpi
+from tests.support.mpi import REPOSITORY, mpirun, succeed
+
+SMALL = "--clients 12 --cohort 5 --rounds 3 --local.epochs 1"
+#: For what takes long, and keeps nothing from round to round but the model.
+BRIEF = f"{SMALL} --rounds 2"
+SIDE_BY_SIDE = f"{SMALL} --local.vectorize 3 --model MLP --model.hidden '[33, 17]'"
+TEXTS = f"{SMALL} --rounds 2 --dataset texts.Places --model BiLSTM --model.embedding 5 --model.hidden 7"
+CLUSTERS = (
+    f"{SMALL} --local.lr 0.05 --evaluate_every 3 --partition SwappedLabels --partition.over Dirichlet"
+    " --sampler RoundRobin --model LogisticRegression"
+)
+GENFL = (
+    "--algorithm GenFL --algorithm.generator CVAE --algorithm.generator.hidden '[33, 17]'"
+    " --algorithm.generator_rounds 2 --algorithm.pretrain_epochs 1"
+)
+# What a client computes must not depend on the slot or the rank it is trained in: odd widths and batches of one make
+# matrix libraries take other paths, normalisation and dropout have state, momentum and Adam have memory.
+CASES = {
+    "batchnorm": f"{SMALL} --model LeNet --local.epochs 2",
+    "groupnorm": f"{SMALL} --model LeNet --model.norm group --local.momentum 0.9 --local.weight_decay 1e-3",
+    "odd_widths": f"{BRIEF} --model MLP --model.hidden '[33, 17]' --local.batch_size 1",
+    "odd_batches": f"{SMALL} --model MLP --model.hidden '[61, 7]' --local.batch_size 7 --local.optimizer adam"
+    " --local.lr 0.01",
+    "dropout": f"{BRIEF} --model CifarCNN --local.lr 0.01",
+    "side_by_side": f"{SIDE_BY_SIDE} --rounds 2 --local.batch_size 1 --local.weight_decay 1e-3",
+    "side_by_side_batchnorm": f"{SMALL} --local.vectorize 2 --model LeNet --local.momentum 0.9",
+    "side_by_side_dropout": f"{BRIEF} --local.vectorize 2 --model CifarCNN --local.lr 0.01",
+    "bf16": f"{SMALL} --local.precision bf16 --model LeNet",
+    "bf16_side_by_side": f"{BRIEF} --local.precision bf16 --local.vectorize 4 --model MLP --model.hidden '[17, 32]'"
+    " --local.batch_size 3",
+    "recurrent": f"{SMALL} --model methods.Recurrent",
+    "bilstm": f"{TEXTS} --sampler PowerOfChoice --sampler.candidates 9",
+    "side_by_side_bilstm": f"{TEXTS} --algorithm MOON --local.vectorize 3",
+    "many": "--clients 60 --cohort 40 --rounds 2 --local.epochs 1 --model LogisticRegression --algorithm FedProx",
+    "noise": f"{SMALL} --model methods.Noisy",
+    "augmented": f"{SMALL} --model LogisticRegression --local.augmentation crop_flip --local.clip_norm 1",
+    "permuted": f"{SMALL} --model MLP --partition Permuted --partition.over Dirichlet --partition.over.alpha 0.1",
+    "users": f"{SMALL} --dataset words.Words --model words.Bag --partition Users",
+    "weighted": f"{SMALL} --model LogisticRegression --sampler Weighted --local.schedule cosine",
+    "bernoulli": f"{SMALL} --model LogisticRegression --sampler Bernoulli --weighting uniform",
+    "all": "--clients 7 --rounds 2 --sampler All --model LogisticRegression --local.steps 3",
+    "conditions": f"{SMALL} --local.epochs 2 --algorithm FedProx --model LogisticRegression --availability Markov"
+    " --conditions Heterogeneous --conditions.dropout 0.2 --conditions.over_select 1.5 --conditions.stragglers 0.4"
+    " --rounds 6 --conditions.deadline 2",
+    "power_of_choice": f"{SMALL} --model LogisticRegression --sampler PowerOfChoice --sampler.candidates 9",
+    "power_of_choice_ifca": f"{SMALL} --model LogisticRegression --sampler PowerOfChoice --algorithm IFCA",
+    "horvitz_thompson": f"{SMALL} --model LeNet --weighting horvitz_thompson --sampler Stratified"
+    " --availability Independent --conditions Heterogeneous --conditions.dropout 0.3 --rounds 4",
+    "median": f"{SMALL} --algorithm Median --model LeNet --attack SignFlip --attack.share 0.3",
+    "krum": f"{SMALL} --algorithm Krum --algorithm.faulty 1 --algorithm.select 2 --model LeNet --attack Gaussian",
+    "alie": f"{SMALL} --attack ALIE --attack.share 0.5 --model LeNet --local.vectorize 2",
+    "one": f"{SMALL} --model LeNet --cohort 1 --sampler RoundRobin",
+    "fedprox": f"{SMALL} --algorithm FedProx --algorithm.mu 0.1 --model LogisticRegression",
+    "server_optimizer": f"{SMALL} --server_optimizer Yogi --evaluate_means both --model LeNet",
+    "local_only": f"{SMALL} --algorithm LocalOnly --model LeNet",
+    "side_by_side_local_only": f"{SMALL} --algorithm LocalOnly --model LeNet --local.vectorize 4 --seed 1",
+    "centralized": f"{SMALL} --algorithm Centralized --model LeNet",
+    "ifca": f"{SMALL} --algorithm IFCA --algorithm.models 2 --model LeNet",
+    "scaffold": f"{SMALL} --algorithm SCAFFOLD --model LeNet --server_optimizer Adam --weighting samples",
+    "scaffold_I": f"{SMALL} --algorithm SCAFFOLD --algorithm.option I --model MLP --local.vectorize 3",
+    "top_k": f"{SMALL} --clients 7 --rounds 4 --algorithm SCAFFOLD --model LeNet --compression TopK"
+    " --compression.share 0.1 --compression.forget_after 1",
+    "qsgd": f"{SIDE_BY_SIDE} --compression QSGD --compression.levels 3",
+    "feddyn": f"{SMALL} --algorithm FedDyn --model LeNet --local.vectorize 2",
+    "fednova": f"{SMALL} --algorithm FedNova --algorithm.mu 0.1 --model LeNet --local.momentum 0.5",
+    "halfway": f"{SMALL} --algorithm methods.Halfway --model LeNet --partition Permuted --partition.over Dirichlet",
+    "server_momentum": f"{SMALL} --algorithm FedAvgM --evaluate_means both --model LeNet --local.batch_size 50",
+    "fedma": f"{SMALL} --algorithm FedMA --algorithm.sweeps 1 --model LeNet",
+    "private": f"{SMALL} --model LeNet --model.norm group --weighting uniform --sampler Bernoulli"
+    " --privacy CentralDP --privacy.clip 0.5 --privacy.noise_multiplier 0.02 --cohort 1 --rounds 6",
+    "feature_fusion": f"{SMALL} --algorithm FeatureFusion --model LeNet --partition Permuted --newcomers 3"
+    " --newcomer_epochs 2 --evaluate_local true",
+    "side_by_side_feature_fusion": f"{SMALL} --algorithm FeatureFusion --algorithm.operator conv --model LeNet"
+    " --local.vectorize 2",
+    "fedgen": f"{SMALL} --algorithm FedGen --model LeNet",
+    "side_by_side_fedgen": f"{SIDE_BY_SIDE} --algorithm FedGen --algorithm.generator FeatureGenerator"
+    " --algorithm.generator.branch 9 --model.norm batch",
+    "genfl": f"{SMALL} {GENFL} --algorithm.synthetic 2300 --algorithm.cas_epochs 2 --algorithm.paper_compat true"
+    " --model LeNet",
+    "side_by_side_genfl": f"{SIDE_BY_SIDE} {GENFL} --algorithm.synthetic 300 --algorithm.cas_epochs 0",
+    "client_state": f"{SMALL} --rounds 8 --algorithm methods.Remembering --model LogisticRegression",
+    "lost_updates": f"{SMALL} --algorithm methods.EvenOnly --model LogisticRegression",
+    # Methods with clusters, of which some are absent at times.
+    "fesem": f"{CLUSTERS} --algorithm FeSEM --model LeNet",
+    "flhc": f"{CLUSTERS} --algorithm FLHC --algorithm.warmup 1 --algorithm.metric l1 --algorithm.linkage average",
+    "group": f"{CLUSTERS} --algorithm FedGrouProx --algorithm.pretrained 2 --algorithm.intergroup 0.1"
+    " --conditions Heterogeneous",
+    "cfl": f"{CLUSTERS} --sampler All --cohort 12 --algorithm CFL --algorithm.mean_below 9"
+    " --algorithm.largest_above 0 --algorithm.warmup 1 --local.vectorize 3",
+    "ifca_shared": f"{CLUSTERS} --algorithm IFCA --algorithm.models 2 --algorithm.balance 0.2"
+    " --algorithm.share_body true --model LeNet",
+    "cycle": f"{CLUSTERS} --algorithm FedCluster --algorithm.clusters 3",
+    # Clients that keep something, measured where they keep it.
+    "moon": f"{SMALL} --algorithm MOON --model LeNet",
+    "ditto": f"{SMALL} --algorithm Ditto --model LeNet --local.momentum 0.5",
+    "fedbn": f"{SMALL} --algorithm FedBN --model LeNet",
+    "fedper": f"{SMALL} --algorithm FedPer --model LeNet",
+    "fedrep": f"{SMALL} --algorithm FedRep --algorithm.head_epochs 1 --model LeNet",
+    "side_by_side_moon": f"{SIDE_BY_SIDE} --algorithm MOON --model Projected --model.size 7 --model.over MLP"
+    " --model.over.hidden '[33, 17]'",
+    "side_by_side_ditto": f"{SIDE_BY_SIDE} --algorithm Ditto --local.momentum 0.5",
+    "side_by_side_fedbn": f"{SIDE_BY_SIDE} --algorithm FedBN --model.norm batch",
+    "side_by_side_fedper": f"{SIDE_BY_SIDE} --algorithm FedPer",
+    "side_by_side_fedrep": f"{SIDE_BY_SIDE} --algorithm FedRep --algorithm.head_epochs 1 --model.norm batch",
+    "fedftg": f"{SMALL} --algorithm FedFTG --algorithm.iterations 3 --model LeNet --evaluate_means cohort",
+    "fedftg_repo": f"{BRIEF} --algorithm FedFTG --algorithm.base MOON --algorithm.variant repo"
+    " --algorithm.iterations 2 --model CifarCNN --local.vectorize 2 --local.lr 0.01",
+    "feddf": f"{SMALL} --algorithm FedDF --algorithm.generator_steps 4 --algorithm.student_steps 3 --model LeNet",
+    "feddf_proxy": f"{SMALL} --algorithm FedDF --algorithm.proxy Digits --algorithm.student_steps 5 --model LeNet"
+    " --local.precision bf16",
+    "distribution_fusion": f"{SMALL} --algorithm DistributionFusion --algorithm.first_steps 60 --model LeNet"
+    " --algorithm.fit_every 2 --algorithm.steps 5",
+    "side_by_side_distribution_fusion": f"{SIDE_BY_SIDE} --algorithm DistributionFusion --algorithm.statistics all"
+    " --algorithm.allocation soft --algorithm.first_steps 60 --model.norm layer --server_optimizer Momentum",
+    "frozen": f"{BRIEF} --model networks.FrozenConvolution --algorithm MOON",
+    "side_by_side_frozen": f"{BRIEF} --model networks.HalfFrozen --model.floor true --local.vectorize 9"
+    " --algorithm MOON --local.batch_size 2 --cohort 9",
+    "side_by_side_frozen_alone": f"{BRIEF} --model networks.HalfFrozen --model.norm layer --local.vectorize 9"
+    " --local.batch_size 1 --cohort 9",
+    "large": f"{SMALL} --model networks.Raw --algorithm FedAvgM --partition IID --local.batch_size 50"
+    " --local.lr 0.01",
+    "shapes": f"{SMALL} --model networks.Shapes",
+    # What is drawn from the generators of random, numpy.random and torch, in a user's code of every kind.
+    "drawn": f"{SMALL} --algorithm drawn.Method --model drawn.Network --dataset drawn.Half --partition drawn.Split"
+    " --sampler drawn.Drawn --availability drawn.Some --conditions drawn.Lossy --attack drawn.Noise"
+    " --compression drawn.Rounded --server_optimizer drawn.Rule --newcomers 2 --newcomer_epochs 1"
+    " --evaluate_local true",
+    "rarely_evaluated": f"{SMALL} --evaluate_every 2 --model LogisticRegression",
+}
+# Those to which it matters that there are more ranks than clients.
+CROWD = ("odd_widths", "side_by_side_batchnorm", "many", "power_of_choice", "one", "client_state", "fedftg", "drawn")
+# One of each kind, for the numbers of ranks on which a job of all cases takes minutes.
+SOME = (
+    "batchnorm",
+    "odd_widths",
+    "dropout",
+    "side_by_side_batchnorm",
+    "many",
+    "conditions",
+    "power_of_choice",
+    "one",
+    "server_optimizer",
+    "centralized",
+    "ifca",
+    "scaffold",
+    "fedgen",
+    "client_state",
+    "cfl",
+    "fedbn",
+    "genfl",
+    "side_by_side_ditto",
+    "fedftg",
+    "distribution_fusion",
+    "drawn",
+)
+# Of those, what goes different ways between nodes.
+FEW = ("conditions", "power_of_choice", "scaffold", "client_state", "fedbn")
+FEWER = ("scaffold", "client_state")
+TIMINGS = {"seconds", "train_seconds", "communication_seconds", "evaluation_seconds"}
+TIMINGS |= {"teacher_seconds", "server_seconds"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Ranks of a job that run some of the cases, `ranks_a_node` of them on a node (default: all on one)."""
+
+    first: int
+    ranks: int
+    names: Iterable[str]
+    ranks_a_node: int | None = None
+
+
+#: Of one job: all ranks (more than there are clients), and then side by side what else there is.
+PARTS = {
+    "14": Part(0, 14, CROWD),
+    "3": Part(0, 3, CASES),
+    "2": Part(3, 2, SOME),
+    "5 on nodes of 2": Part(5, 5, SOME, 2),
+}
+ALL = {"16": Part(0, 16, CASES), "5 on nodes of 2": Part(0, 5, CASES, 2)}
+
+
+def run_all(
+    folder: Path, start: Callable[..., CompletedProcess[str]], parts: dict[str, Part]
+) -> dict[str, dict[str, results.Run]]:
+    """The runs of each part of a job, which `start` starts and waits for."""
+    programs, arguments = REPOSITORY / "tests" / "jobs", []
+    for name, part in parts.items():
+        (folder / name).mkdir()
+        (folder / name / "lines").write_text("\n".join(f"{case} {CASES[case]}" for case in part.names))
+        node = "" if part.ranks_a_node is None else f":{part.ranks_a_node}"
+        arguments.append(f"{name}:{part.first}:{part.ranks}{node}")
+    succeed(start(programs / "runs.py", folder, *arguments, PYTHONPATH=f"{REPOSITORY}:{programs}"))
+    return {
+        name: {case: results.open(folder / name / f"{case}.h5") for case in part.names}
+        for name, part in parts.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, results.Run]:
+    alone = {"alone": Part(0, 1, CASES)}
+    return run_all(tmp_path_factory.mktemp("ranks"), partial(mpirun, 0), alone)["alone"]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, results.Run]]:
+    return run_all(tmp_path_factory.mktemp("ranks"), partial(mpirun, 14), PARTS)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_equal_bits(alone: dict[str, results.Run], together: dict[str, dict[str, results.Run]], part: str) -> None:
+    _compare(alone, together[part], PARTS[part].ranks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ALL)
+def test_equal_bits_of_all(alone: dict[str, results.Run], part: str, tmp_path: Path) -> None:
+    ranks = ALL[part].ranks
+    _compare(alone, run_all(tmp_path, partial(mpirun, ranks), {part: ALL[part]})[part], ranks)
+
+
+@needs_nodes
+@pytest.mark.parametrize(
+    ("mpi", "names"),
+    [
+        ("mpich", FEW),
+        pytest.param("openmpi", FEWER, marks=needs_open_mpi),
+        pytest.param("mpich", CASES, marks=pytest.mark.slow),
+        pytest.param("openmpi", CASES, marks=[pytest.mark.slow, needs_open_mpi]),
+    ],
+    ids=["mpich-few", "openmpi-few", "mpich-all", "openmpi-all"],
+)
+def test_equal_bits_on_nodes(alone: dict[str, results.Run], mpi: Mpi, names: Iterable[str], tmp_path: Path) -> None:
+    """Two nodes of two ranks and one of one, which share no memory."""
+    ranks = 2, 2, 1
+    with Cluster(len(ranks)) as cluster:
+        start = partial(cluster.run, ranks, mpi=mpi)
+        runs = run_all(tmp_path, start, {"nodes": Part(0, sum(ranks), names)})["nodes"]
+    for run in runs.values():
+        assert run.environment["hosts"].splitlines() == ["node1", "node1", "node2", "node2", "node3"]
+        assert run.environment["mpi"].startswith({"mpich": "MPICH", "openmpi": "Open MPI"}[mpi])
+    _compare(alone, runs, sum(ranks))
+
+
+def _compare(alone: dict[str, results.Run], many: dict[str, results.Run], ranks: int) -> None:
+    for name, run in many.items():
+        one = alone[name]
+        assert run.weights_sha256 == one.weights_sha256, name
+        np.testing.assert_array_equal(run.weights, one.weights, err_msg=name)
+        np.testing.assert_equal(run.initial, one.initial)
+        assert run.rounds.keys() == one.rounds.keys()
+        for column in run.rounds.keys() - TIMINGS:
+            np.testing.assert_array_equal(run.rounds[column], one.rounds[column], err_msg=f"{name} {column}")
+        for column in run.clients.keys() - {"rank", "seconds"}:
+            np.testing.assert_array_equal(run.clients[column], one.clients[column], err_msg=f"{name} {column}")
+        for column in run.evaluation:
+            np.testing.assert_array_equal(run.evaluation[column], one.evaluation[column], err_msg=f"{name} {column}")
+        np.testing.assert_equal(run.newcomers, one.newcomers)
+        np.testing.assert_equal(run.clusters, one.clusters)
+        np.testing.assert_equal(run.model, one.model)
+        np.testing.assert_equal(run.synthetic, one.synthetic)
+        assert set(run.clients["rank"]) <= set(range(1, ranks)), "rank 0 serves"
+        assert run.ranks["clients"].sum() == len(run.clients["client"])
+
+
+def test_the_cases_train(alone: dict[str, results.Run]) -> None:
+    """Equal bits would be easy to have if nothing moved."""
+    shas = {run.weights_sha256 for run in alone.values()}
+    assert len(shas) == len(CASES)
+    for name, run in alone.items():
+        assert run.status == "finished"
+        assert np.isfinite(run.weights).all()
+        assert (run.clients["steps"] > 0).all(), name
+        assert run.rounds["test_loss"][-1] != run.initial["test_loss"], name
+
+
+def test_client_state_follows_its_client(alone: dict[str, results.Run]) -> None:
+    clients, visits = alone["client_state"].clients["client"], alone["client_state"].clients["visits"]
+    for client in set(clients):
+        np.testing.assert_array_equal(visits[clients == client], np.arange(1, (clients == client).sum() + 1))
+
+
+def test_evaluation_on_demand(alone: dict[str, results.Run]) -> None:
+    np.testing.assert_array_equal(np.isnan(alone["rarely_evaluated"].rounds["test_accuracy"]), [True, False, False])
+
+
+def test_the_files_are_as_the_schema_says(alone: dict[str, results.Run]) -> None:
+    assert {name: found for name, run in alone.items() if (found := problems(run.path))} == {}

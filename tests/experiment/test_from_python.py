@@ -1,0 +1,358 @@
+"""Experiments from Python are those of the command line: the same defaults, settings, results and errors."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import fedmpi.algorithms
+from fedmpi import Experiment, results
+from fedmpi.algorithms import FedAvg, FedFTG, FedProx
+from fedmpi.components import subclasses
+from fedmpi.data import IID, MNIST, Arrays, Dataset, Digits, Dirichlet, Permuted
+from fedmpi.errors import BadInput
+from fedmpi.experiment.command_line import COMPONENTS, NESTED, Answered, make_parser, parse
+from fedmpi.experiment.ownership import Lock, claim
+from fedmpi.models import MLP, LogisticRegression, Model
+from fedmpi.settings import as_yaml, settings_of
+from fedmpi.training.settings import LocalTraining
+from tests.support.mpi import REPOSITORY, mpirun, succeed
+from tests.support.mpi import fedmpi as command_line
+
+PROGRAM = REPOSITORY / "tests" / "jobs" / "from_python.py"
+SAME = "--clients 8 --cohort 4 --rounds 2 --local.epochs 1 --algorithm FedProx --algorithm.mu 1"
+
+
+def public(base: type) -> list[type]:
+    own = [cls for cls in subclasses(base) if cls.__module__.startswith("fedmpi.")]
+    return [cls for cls in own if not (cls.__abstractmethods__ or cls.__name__.startswith("_"))]  # type: ignore[attr-defined]
+
+
+def test_every_method_can_be_imported() -> None:
+    methods = {cls.__name__ for cls in public(fedmpi.algorithms.Algorithm)}
+    assert set(fedmpi.algorithms.__all__) == methods | {"Algorithm"}
+    assert all(hasattr(fedmpi.algorithms, name) for name in methods)
+
+
+def test_nothing_heavy_is_imported() -> None:
+    program = "import sys, fedmpi; assert 'numpy' not in sys.modules; from fedmpi import Experiment;"
+    program += "import fedmpi.algorithms; print({'torch', 'mpi4py.MPI', 'h5py'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True, cwd=REPOSITORY) == "set()\n"
+
+
+# Settings. Oracle: what the command line prints with --print_config
+
+
+LINES: dict[str, Callable[[], Experiment]] = {
+    "": Experiment,
+    "--algorithm FedProx --algorithm.mu 1 --rounds 20 --output x.h5": lambda: Experiment(
+        algorithm=FedProx(mu=1), rounds=20, output="x.h5"
+    ),
+    "--algorithm FedProx --algorithm.mu 0.01 --local.lr 1e-05 --local.vectorize off": lambda: Experiment(
+        FedProx(np.float64(0.01)), local=LocalTraining(lr=1e-05, vectorize=False)
+    ),
+    "--algorithm FedFTG --algorithm.base FedProx --algorithm.base.mu 2 --partition Permuted"
+    " --partition.over Dirichlet --partition.over.alpha 3 --model MLP --model.hidden [3,4] --dataset MNIST"
+    " --dataset.root over/there --checkpoint.every_minutes null --clients 7 --seed 3": lambda: Experiment(
+        FedFTG(FedProx(2)),
+        MNIST(Path("over/there")),
+        Permuted(Dirichlet(3)),
+        MLP((3, 4)),
+        checkpoint=fedmpi.experiment.checkpoint.Checkpointing(None),
+        clients=np.int64(7),
+        seed=3,
+    ),
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_the_settings_are_those_of_the_command_line(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Answered):
+        parse([*line.split(), "--print_config"])
+    printed, made = yaml.safe_load(capsys.readouterr().out), LINES[line]()
+    completed = {"cohort": made.cohort, "weighting": made.weighting, "output": str(made.output)}
+    assert made.config == yaml.safe_dump(printed | completed, sort_keys=False)
+    given = parse([*line.split(), "--output", str(made.output)])[0]
+    assert given.config == made.config
+
+
+def test_the_settings_of_every_class_that_has_a_name() -> None:
+    """But for those that have an option without a default."""
+    parser, number = make_parser(), 0
+    for option, base in COMPONENTS.items():
+        for cls in public(base):
+            if any(p.default is p.empty for p in inspect.signature(cls).parameters.values()):
+                continue
+            made = as_yaml({option: settings_of(cls(), option)})
+            settings = parser.parse_args([f"--{option}", cls.__name__])
+            printed = yaml.safe_load(parser.dump(settings, skip_unset=False))[option]
+            if not printed.get("init_args", True):
+                del printed["init_args"]
+            assert made == yaml.safe_dump({option: printed}, sort_keys=False), cls
+            number += 1
+    assert number > 80
+    assert NESTED
+
+
+class Size(Enum):
+    small = 1
+    large = 2
+
+
+@dataclass
+class Layers:
+    widths: tuple[int, ...] = (4,)
+
+
+class Base(LogisticRegression):
+    def __init__(self, size: Size = Size.small, layers: Layers = Layers(), rate: float = 1) -> None:  # noqa: B008
+        self.given = size, layers, rate
+
+
+class Odd(Base):
+    def __init__(self, *numbers: int, what: Any = None, **more: Any) -> None:
+        super().__init__(**more)
+        self.what = what
+
+
+def somewhere() -> None:
+    pass
+
+
+def written(value: Any) -> Any:
+    return settings_of(value, "model")
+
+
+def test_arguments_of_a_users_class() -> None:
+    assert isinstance(FedProx(1).mu, float)
+    made = written(Odd(3, 4, what={"a": [True, None]}, size=Size.large, layers=Layers((5, 6))))
+    assert made == {
+        "class_path": f"{__name__}.Odd",
+        "init_args": {
+            "numbers": [3, 4],
+            "what": {"a": [True, None]},
+            "size": "large",
+            "layers": {"widths": [5, 6]},
+        },
+    }
+
+    class Local(Odd):
+        pass
+
+    assert written(Local())["class_path"].endswith("<locals>.Local")
+    assert written(IID()) == {"class_path": "fedmpi.data.IID"}
+
+
+def test_what_yaml_cannot_hold() -> None:
+    """Arrays differ by a checksum; functions and classes are where they are; the rest is refused."""
+
+    def what(value: object) -> Any:
+        return written(Odd(what=value))["init_args"]["what"]
+
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert re.fullmatch(r"float32 \[2, 3\] sha256 [0-9a-f]{64}", what(array))
+    assert what(array) == what(torch.from_numpy(array)) != what(array + 1)
+    assert what(somewhere) == f"{__name__}.somewhere"
+    assert what(Size) == f"{__name__}.Size"
+    assert what({3, 1}) == [1, 3]
+    for value in (lambda: 0, object(), [object()]):
+        with pytest.raises(BadInput, match=r"model\.what = .*: must be what the results file can hold"):
+            Experiment(model=Odd(what=value))
+
+
+REFUSED: dict[str, tuple[type, dict[str, Any]]] = {
+    "mu = x: must be a number": (FedProx, {"mu": "x"}),
+    "mu = -1.0: must be at least 0": (FedProx, {"mu": -1}),
+    "device = tpu: must be one of auto, cpu, cuda": (Experiment, {"device": "tpu"}),
+    "schedule = cosin: must be one of constant, exponential, cosine": (LocalTraining, {"schedule": "cosin"}),
+    "epochs = true: must be a whole number": (LocalTraining, {"epochs": True}),
+    "epochs = 1.5: must be a whole number": (LocalTraining, {"epochs": 1.5}),
+    "vectorize = true: must be a whole number or one of auto, off": (LocalTraining, {"vectorize": True}),
+    "hidden = [1, 'x']: must be a list": (MLP, {"hidden": [1, "x"]}),
+    "over = 3: must be a Partition or null": (Permuted, {"over": 3}),
+    "rounds = 2.0: must be a whole number": (Experiment, {"rounds": 2.0}),
+    "root = a/$NOT_SET/x: the environment variable NOT_SET is not set": (MNIST, {"root": "a/$NOT_SET/x"}),
+    "output = ~nobody_of_this_name/x.h5: there is no user": (Experiment, {"output": "~nobody_of_this_name/x.h5"}),
+    "a name of 256 bytes, which must be at most 255": (MNIST, {"root": "ä" * 128}),
+    "bytes, which must be at most 4095": (MNIST, {"root": "/".join(["d" * 200] * 21)}),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_bad_input(message: str) -> None:
+    cls, options = REFUSED[message]
+    with pytest.raises(BadInput) as caught:
+        cls(**options)
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert isinstance(caught.value, ValueError)
+
+
+def test_paths_are_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On the command line, in YAML and in Python; the settings have what became of them."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
+    config = tmp_path / "scratch" / "c.yaml"
+    config.parent.mkdir()
+    text = "dataset: {class_path: MNIST, init_args: {root: $SCRATCH/data}}\noutput: ~/x.h5\n"
+    config.write_text(text)
+    line = "--dataset MNIST --dataset.root=${SCRATCH}/data --output=~/x.h5"
+    inside = "--dataset Subset --dataset.over MNIST --dataset.over.root $SCRATCH/data"
+    made = [
+        parse(["--config=$SCRATCH/c.yaml"])[0],
+        parse(line.split())[0],
+        Experiment(dataset=MNIST("$SCRATCH/data"), output="~/x.h5"),  # type: ignore[arg-type]
+    ]
+    assert len({one.config for one in made}) == 1
+    assert made[0].output == tmp_path / "home" / "x.h5"
+    assert made[0].settings["dataset"]["init_args"]["root"] == tmp_path / "scratch" / "data"
+    nested = parse(inside.split())[0].settings["dataset"]["init_args"]["over"]
+    assert nested["init_args"]["root"] == tmp_path / "scratch" / "data"
+    with pytest.raises(
+        BadInput, match=r"^--dataset.root = \$NOT_SET/x: the environment variable NOT_SET is not set$"
+    ):
+        parse(["--dataset", "MNIST", "--dataset.root", "$NOT_SET/x"])
+    with pytest.raises(BadInput, match=r"^--config = \$NOT_SET/x: the environment variable NOT_SET is not set$"):
+        parse(["--config", "$NOT_SET/x"])
+
+
+@pytest.mark.parametrize("length", [239, 240])
+def test_names_that_are_too_long(length: int, tmp_path: Path) -> None:
+    """Oracle: the file system, which takes 255 bytes with all that the checkpoint's name has more."""
+    output = tmp_path / f"{'ä' * 110}{'a' * (length - 223)}.h5"
+    settings: dict[str, Any] = {"model": LogisticRegression(), "clients": 2, "rounds": 2, "output": output}
+    experiment = Experiment(checkpoint=fedmpi.experiment.checkpoint.Checkpointing(every_rounds=1), **settings)
+    if length == 239:
+        assert experiment.run().status == "finished"
+    else:
+        with pytest.raises(BadInput, match="a name of 240 bytes, which must be at most 239"):
+            experiment.run()
+    assert len(list(tmp_path.iterdir())) == (length == 239)
+
+
+# Runs
+
+
+def test_a_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the command line's file, and other numbers of ranks."""
+    monkeypatch.chdir(tmp_path)
+    said = {}
+    for ranks in (0, 3):
+        (tmp_path / str(ranks)).mkdir()
+        said[ranks] = succeed(mpirun(ranks, PROGRAM, str(ranks)))
+    succeed(command_line(2, *SAME.split(), "--output", "line.h5"))
+    line, run = results.open(tmp_path / "line.h5"), results.open(tmp_path / "3" / "prox.h5")
+    assert run.config == line.config.replace("line.h5", "3/prox.h5")
+    assert run.weights_sha256 == line.weights_sha256
+    for ranks, text in said.items():
+        hashes = re.findall(r"^\d [0-9a-f]{64} [0-9a-f]{64}$", text, re.MULTILINE)
+        assert len(hashes) == max(ranks, 1)
+        assert {one[2:66] for one in hashes} == {line.weights_sha256}
+        for rank in range(max(ranks, 1)):
+            assert f"{rank} --output = {ranks}/prox.h5: exists already; give --overwrite to replace it" in text
+            assert (f"{rank} --clients = 9 on rank 1: must be 8, as on rank 0" in text) == (ranks == 3)
+    assert "caught a mistake of the user's\n" in said[0]
+    assert "\nTrue\n" in said[0], "and the next run is as if nothing had been"
+    assert len(list((tmp_path / "runs").iterdir())) == 4
+    assert not list((tmp_path / "3").glob("*.tmp"))
+
+
+def test_a_notebook(tmp_path: Path) -> None:
+    """Cells that come through standard input: there is no file of the user's class."""
+    cells = (
+        "from fedmpi import Experiment\nfrom fedmpi.algorithms import FedAvg\n"
+        "class Half(FedAvg):\n    def __init__(self, share=0.5): self.share = share\n"
+        "    def direction(self, gradient, weights, start, block): return self.share * gradient\n"
+        "e = Experiment(Half(0.25), clients=4, rounds=1, output='n.h5')\n"
+        "import sys\nprint(e.run().settings['algorithm'], 'jsonargparse' in sys.modules)\n"
+    )
+    path = os.pathsep.join([str(REPOSITORY), *sys.path])
+    command = [sys.executable, "-"]
+    environment = {**os.environ, "PYTHONPATH": path}
+    job = subprocess.run(command, input=cells, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert job.returncode == 0, job.stderr
+    assert "{'class_path': '__main__.Half', 'init_args': {'share': 0.25}} False" in job.stdout
+
+
+def test_names_are_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty runs to which nobody gave a name, made up in the same second; another one has a file of the third."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda _: "now")
+    experiments = [Experiment(clients=4) for _ in range(20)]
+    name = experiments[0].output
+    name.parent.mkdir()
+    (third := name.with_stem(f"{name.stem}-3")).touch()
+    locks, start = [Lock() for _ in experiments], threading.Barrier(20)
+
+    def ask(number: int) -> None:
+        start.wait()
+        claim(experiments[number], locks[number])
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    names = {experiment.output for experiment in experiments}
+    assert names == {name, *(name.with_stem(f"{name.stem}-{number}") for number in range(2, 22))} - {third}
+    with pytest.raises(BadInput, match=f"^--output = {name}: is in use by process {os.getpid()} on "):
+        claim(Experiment(clients=4, output=name), Lock())
+    for lock in locks:
+        lock.release()
+    assert list(name.parent.iterdir()) == [third]
+
+
+def test_what_is_refused_reserves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    class Tuples(Digits):
+        def read(self, progress: Any) -> Arrays:
+            return 1, 2  # type: ignore[return-value]
+
+    class Nothing(Digits):
+        def read(self, progress: Any) -> Arrays:
+            return None  # type: ignore[return-value]
+
+    class NoClasses(Dataset):
+        def read(self, progress: Any) -> Arrays:
+            return Digits().read(progress)
+
+    class NoNetwork(Model):
+        def build(self, shape: tuple[int, ...], classes: int) -> torch.nn.Module:
+            return None  # type: ignore[return-value]
+
+    for options, message in (
+        ({"dataset": Tuples()}, "data set Tuples: read() returned a tuple: it must return Arrays(train_x,"),
+        ({"dataset": Nothing()}, "data set Nothing: read() returned a NoneType: it must return Arrays("),
+        ({"dataset": NoClasses()}, "data set NoClasses: classes is missing: it must be the number of classes"),
+        ({"model": NoNetwork()}, "--model = NoNetwork: build() returned a NoneType, which must be a torch.nn.Module"),
+    ):
+        with pytest.raises(BadInput) as caught:
+            Experiment(**options, clients=4, rounds=1).run()
+        assert message in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_rounds_one_by_one(tmp_path: Path) -> None:
+    """Whoever wants no more of them leaves a file that says so."""
+    experiment = Experiment(FedAvg(), clients=4, rounds=3, output=tmp_path / "x.h5")
+    for outcome in experiment.outcomes():
+        if outcome.row["round"] == 2:
+            break
+    del outcome
+    assert len(results.open(tmp_path / "x.h5").rounds["round"]) <= 2
