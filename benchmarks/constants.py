@@ -40,7 +40,7 @@ from fedmpi.federation.ledger import Ledger
 from fedmpi.federation.mean import PARAMETER_KIND, WeightedMean
 from fedmpi.federation.placement import CostModel
 from fedmpi.mpi.world import World
-from fedmpi.policies import Bernoulli, Cohort, Pool, Sampler, Uniform, Weighted
+from fedmpi.policies import Bernoulli, Cohort, Pool, RoundPlan, Sampler, Uniform, Weighted
 from fedmpi.training.block import Block, Work
 
 SIZES = (25_000, 415_000, 1_660_000, 11_170_000)
@@ -131,8 +131,9 @@ def of_vectors(alone: World, size: int) -> dict[str, float]:
 def overhead(alone: World) -> tuple[float, float]:
     """Seconds of the engine but for training: of a round, and of a block of clients."""
     experiment, _ = experiment_of(f"{SCALING['MLP'].options} --local.vectorize off", rounds=1)
-    fed, watch = assemble(experiment, alone), Watch(alone, experiment, Lock())
-    inner, trained = fed._trainer.train, 0.0
+    engine, watch = assemble(experiment, alone), Watch(alone, experiment, Lock())
+    trainer = engine.federation.context.trainer
+    inner, trained = trainer.train, 0.0
 
     def train(*arguments: Any) -> Work:
         nonlocal trained
@@ -141,11 +142,11 @@ def overhead(alone: World) -> tuple[float, float]:
         trained += time.process_time() - began
         return work
 
-    fed._trainer.train = train  # type: ignore[assignment,method-assign]
+    trainer.train = train  # type: ignore[assignment,method-assign]
 
     def round() -> float:
         before, began = trained, time.process_time()
-        experiment._round(fed, experiment.algorithm, 1, watch)
+        experiment._round(engine, experiment.algorithm, 1, watch)
         return time.process_time() - began - (trained - before)
 
     spent = []
@@ -159,8 +160,8 @@ def overhead(alone: World) -> tuple[float, float]:
 def training(alone: World, name: str) -> dict[str, float]:
     """`round_time.Training`, fitted to blocks of many and few clients, of long and short ones."""
     experiment, _ = experiment_of(SCALING[name].options, rounds=1)
-    fed = assemble(experiment, alone)
-    trainer, start = fed._trainer, fed.initial_weights()
+    fed = assemble(experiment, alone).federation
+    trainer, start = fed.context.trainer, fed.initial_weights()
     longest_first = np.argsort(-fed.samples, kind="stable")
     rows = []
     for number in {trainer.at_once, -(-trainer.at_once // 8)}:
@@ -214,7 +215,7 @@ def books(world: World, states: StateKeeper, samples: NDArray[np.int64], size: i
         "draw": seconds(9, lambda: draw(Uniform())),
         "place": seconds(9, lambda: CostModel(SOME_RANKS).place(cohort.samples)),
         "states": seconds(9, lambda: states.gather(cohort.clients, ranks)),
-        "ledger": seconds(9, lambda: Ledger(world, 1, cohort, ()).close(0)),
+        "ledger": seconds(9, lambda: Ledger(world, 1, RoundPlan(cohort), (), 0.0).close(0, {}, None)),
         "bernoulli": seconds(9, lambda: draw(Bernoulli())),
         "weighted": seconds(9, lambda: draw(Weighted())),
     }

@@ -79,7 +79,7 @@ class Timed(FedFTG):
         self.memory = resident()
 
     def distill(self, fed: Federation, cohort: Cohort, weights: Tensor) -> Tensor:
-        world: Any = fed._world
+        world: Any = fed.context.world
         world.meet()
         began, before = time.perf_counter(), world.moved
         result = super().distill(fed, cohort, weights)

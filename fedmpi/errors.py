@@ -7,6 +7,12 @@ from contextlib import contextmanager
 
 #: What is said where mpi4py finds no MPI library, for this reason.
 NO_MPI = "no MPI library found ({}): load your cluster's MPI module, or pip install 'fedmpi[mpich]'"
+#: What a user can do where training diverges.
+REMEDY = "lower --local.lr, or set --local.clip_norm"
+
+
+class Diverged(ArithmeticError):
+    """What clients would send is not finite: training has diverged, and a mean would be meaningless."""
 
 
 class BadInput(ValueError):

@@ -37,6 +37,7 @@ from fedmpi import results
 from fedmpi.algorithms.ifca import IFCA
 from fedmpi.algorithms.toolbox import clustering
 from fedmpi.experiment.command_line import parse
+from fedmpi.federation.evaluation import adjusted_rand_index
 from fedmpi.results.__main__ import main as show
 from studies.runs import train_all
 
@@ -130,7 +131,7 @@ def print_cost_of_clustering() -> None:
         began = time.perf_counter()
         found = way()
         took = time.perf_counter() - began
-        print(f"{name:22}{took:8.3f} s, ARI {clustering.adjusted_rand_index(found, groups):.2f}")
+        print(f"{name:22}{took:8.3f} s, ARI {adjusted_rand_index(found, groups):.2f}")
 
 
 class Timed(IFCA):
@@ -141,7 +142,7 @@ class Timed(IFCA):
         scanning = training = 0.0
         for block in fed.my_clients(cohort):
             began = time.perf_counter()
-            choice = fed.losses(block, centers).argmin(1)
+            choice = fed.at_clients.losses(block, centers).argmin(1)
             chosen = time.perf_counter()
             fed.train(block, centers[choice], self)
             scanning, training = scanning + chosen - began, training + time.perf_counter() - chosen

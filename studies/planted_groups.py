@@ -23,8 +23,8 @@ from torch import Tensor
 from fedmpi.algorithms.distribution_fusion import standardised
 from fedmpi.algorithms.toolbox import allocation
 from fedmpi.algorithms.toolbox.allocation import Autoencoder, fit, log_probabilities
-from fedmpi.algorithms.toolbox.clustering import adjusted_rand_index
 from fedmpi.algorithms.toolbox.fusion import between_components, fuse, responsibilities
+from fedmpi.federation.evaluation import adjusted_rand_index
 from fedmpi.training.flat import FlatModel
 
 INPUTS, OUTPUTS, COMPONENTS, STEPS = 192, 96, 15, 250

@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fedmpi.data import Dataset
-    from fedmpi.federation.clients import Trained
-    from fedmpi.federation.engine import Engine
     from fedmpi.federation.federation import Federation
+    from fedmpi.federation.local import Trained
     from fedmpi.policies import Cohort, Weighting
     from fedmpi.policies.server_optimizers import ServerOptimizer
     from fedmpi.training.block import Block
@@ -129,7 +128,7 @@ class Algorithm(metaclass=Configured):
         """
         return network
 
-    def asks(self, round: int, cohort: int, clients: int) -> int:
+    def clients_to_ask(self, round: int, cohort: int, clients: int) -> int:
         """How many of the clients a round asks: the cohort, unless the method has to hear of more in this round."""
         return cohort
 
@@ -166,11 +165,11 @@ class Algorithm(metaclass=Configured):
         whole = [slice(layout.size)]
         return whole, whole
 
-    def stages(self, fed: "Federation") -> "Iterator[tuple[str, Engine, Algorithm]]":
+    def stages(self, fed: "Federation") -> "Iterator[tuple[str, Federation, Algorithm]]":
         """What comes between setup and the first round; runs on every rank.
 
         Whenever another network is to be trained by the same clients, yield a name, a federation made by
-        `fed.beside`, and the algorithm: when the generator goes on, its rounds are over. A run that is resumed in a
+        `fed.sibling`, and the algorithm: when the generator goes on, its rounds are over. A run that is resumed in a
         stage comes here with what `server_state` had then, and does no round a second time.
         """
         yield from ()

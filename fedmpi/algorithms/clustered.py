@@ -56,7 +56,7 @@ class Clustered(Algorithm):
 
     def evaluate(self, fed: "Federation") -> None:
         """Each client's model on the client's own test shard (client-matched), and on all of it (global-matched)."""
-        fed.report_matched([fed.evaluate(center) for center in self.centers], self.assignment)
+        fed.reports.report_matched([fed.evaluate(center) for center in self.centers], self.assignment)
 
 
 class ClusteredOnce(Clustered):
@@ -205,7 +205,7 @@ class ClusteredOnce(Clustered):
 
         evaluations = [fed.evaluate(center) for center in self.centers]
         together = fed.is_server and not bool((self.assignment >= 0).any())
-        fed.report_matched(evaluations, torch.zeros_like(self.assignment) if together else self.assignment)
+        fed.reports.report_matched(evaluations, torch.zeros_like(self.assignment) if together else self.assignment)
 
 
 def nearest(vectors: "Tensor", centers: "Tensor", norm: int = 2) -> "Tensor":

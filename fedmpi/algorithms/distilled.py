@@ -68,8 +68,8 @@ class Distilled(Algorithm):
     def check(self, cohort: int) -> None:
         self.base.check(cohort)
 
-    def asks(self, round: int, cohort: int, clients: int) -> int:
-        return self.base.asks(round, cohort, clients)
+    def clients_to_ask(self, round: int, cohort: int, clients: int) -> int:
+        return self.base.clients_to_ask(round, cohort, clients)
 
     def count_steps(self, fed: "Federation", cohort: "Cohort") -> "NDArray[np.int64]":
         return self.base.count_steps(fed, cohort)
@@ -96,10 +96,10 @@ class Distilled(Algorithm):
         self.base.evaluate(fed)
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
-        fed.keep_models()
+        fed.at_server.keep_models()
         self.base.round(fed, cohort)
-        with fed.serving():
-            self.base.weights = self.distill(fed, fed.left(cohort), self.weights)
+        with fed.at_server.serving():
+            self.base.weights = self.distill(fed, fed.undiverged(cohort), self.weights)
 
     @abstractmethod
     def distill(self, fed: "Federation", cohort: "Cohort", weights: "Tensor") -> "Tensor":

@@ -134,7 +134,7 @@ class DistributionFusion(Algorithm):
         from fedmpi.algorithms.toolbox.allocation import Autoencoder
 
         inputs, outputs = self.read.extent
-        return fed.build(lambda: Autoencoder(inputs, outputs, self.components), purpose)
+        return fed.at_server.build(lambda: Autoencoder(inputs, outputs, self.components), purpose)
 
     @property
     def networks(self) -> "Mapping[str, Layout]":
@@ -150,16 +150,16 @@ class DistributionFusion(Algorithm):
         start = fed.broadcast(self.weights)
         models = []
         for block in fed.my_clients(cohort):
-            weights, left = self.train(fed, block, start, start).weights, block.left()
+            weights, left = self.train(fed, block, start, start).weights, block.undiverged()
             models.append((block.rows(left), weights[left]))
-        cohort = fed.left(cohort)
+        cohort = fed.undiverged(cohort)
         mine = {
             client: row[self.read.columns]
             for block, weights in models
             for client, row in zip(block.clients.tolist(), weights, strict=True)
         }
         rows = fed.gather(cohort, mine, self.read.size)
-        with fed.serving():
+        with fed.at_server.serving():
             omega = self.infer(fed, cohort, rows)
         weighted = weighted_by(cohort, fed.broadcast(omega, received=len(cohort)))
         trained = slice(0, fed.layout.parameters)

@@ -15,8 +15,8 @@ from fedmpi.training.block import WHOLE
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fedmpi.federation.clients import Trained
     from fedmpi.federation.federation import Federation
+    from fedmpi.federation.local import Trained
     from fedmpi.training.block import Block, Phase
     from fedmpi.training.flat import Net
     from fedmpi.training.samples import Batch
@@ -91,7 +91,7 @@ class FeatureFusion(FedAvg):
         super().setup(fed)
         self.previous = self.weights
         self.shares = [entry.columns for entry in fed.layout.entries if entry.name == "fusion.share"]
-        needed = 4 * fed.at_once * int(fed.samples.max()) * prod(fed.feature_shape) / 1e6
+        needed = 4 * fed.at_clients.at_once * int(fed.samples.max()) * prod(fed.at_clients.feature_shape) / 1e6
         augments = fed.local.augmentation != "none"
         self.caches = not augments and needed <= self.cache_mb
         self.forward_passes, self.step_cost = (1, 1.0) if self.caches else (0, 4 / 3)
@@ -102,7 +102,7 @@ class FeatureFusion(FedAvg):
     def train(
         self, fed: "Federation", block: "Block", start: "Tensor", received: "Tensor", phase: "Phase" = WHOLE
     ) -> "Trained":
-        known = {"features": fed.features(block, received)} if self.caches else {}
+        known = {"features": fed.at_clients.features(block, received)} if self.caches else {}
         return fed.train(block, start, self, phase, received=received, **known)
 
     def predict(self, net: "Net", batch: "Batch", client: "Mapping[str, Tensor]") -> "Tensor":

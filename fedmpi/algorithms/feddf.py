@@ -127,12 +127,12 @@ class FedDF(Distilled):
         self.synthesizer.begin(self.generator_weights, decay * self.generator_lr)
         for order in draw_orders(fed, cohort, self.generator_steps, size, noise, "FedDF generator"):
             x = self.synthesizer.try_out(order)
-            (slope,) = fed.ask_models(partial(recognise, order.labels), [x], [x.shape])
+            (slope,) = fed.at_server.ask_models(partial(recognise, order.labels), [x], [x.shape])
             if fed.is_server:
                 self.synthesizer.descend((slope * x).sum() + diversity_loss(x, order.noise))
         for order in draw_orders(fed, cohort, self.student_steps, size, noise, "FedDF student"):
             x = self.synthesizer.make(order)
-            (target,) = fed.ask_models(answer, [x], [(size, fed.classes)])
+            (target,) = fed.at_server.ask_models(answer, [x], [(size, fed.classes)])
             student.learn(x, target, decay * self.student_lr)
         self.generator_weights = self.synthesizer.weights
         fed.log(generator_resets=self.synthesizer.resets)
@@ -140,14 +140,16 @@ class FedDF(Distilled):
     def learn_from_proxies(self, fed: "Federation", cohort: "Cohort", student: "Student", decay: float) -> None:
         """The student learns from the clients' models on the server's samples, which every rank takes for itself."""
         steps, size, rng = self.student_steps, self.batch_size, fed.stream("FedDF proxies")
-        teachers, passes = int((cohort.mass > 0).sum()), -(-steps * size // fed.proxies)
+        teachers, passes = int((cohort.mass > 0).sum()), -(-steps * size // fed.at_server.samples)
 
         def answer(x: "Tensor", teacher: "Net", client: int) -> "tuple[Tensor]":
             return (teacher(x) / teachers,)
 
-        order = np.concatenate([np.empty(0, np.int64), *(rng.permutation(fed.proxies) for _ in range(passes))])
+        order = np.concatenate(
+            [np.empty(0, np.int64), *(rng.permutation(fed.at_server.samples) for _ in range(passes))]
+        )
         for step, index in enumerate(order[: steps * size].reshape(steps, size)):
-            x = fed.proxy_batch(index)
-            (logits,) = fed.ask_models(partial(answer, x), [], [(size, fed.classes)])
+            x = fed.at_server.batch(index)
+            (logits,) = fed.at_server.ask_models(partial(answer, x), [], [(size, fed.classes)])
             cosine = (1 + math.cos(math.pi * step / steps)) / 2
             student.learn(x, logits.softmax(1), decay * self.student_lr * cosine)

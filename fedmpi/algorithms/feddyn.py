@@ -52,7 +52,7 @@ class FedDyn(Algorithm):
             mean.add(local.weights, block)
             self.gradients[block] = own.sub_((local.weights - start)[:, trained], alpha=self.alpha)
         result = mean.reduce(empty=self.weights)
-        self.drift = self.drift - self.alpha * fed.share(mean) * (result - self.weights)[trained]
+        self.drift = self.drift - self.alpha * fed.fraction_heard(mean) * (result - self.weights)[trained]
         result[trained] -= self.drift / self.alpha
         self.weights = result
 

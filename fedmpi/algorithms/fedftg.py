@@ -123,7 +123,7 @@ class FedFTG(Distilled):
             for _ in range(self.generator_steps):
                 explore(fed, cohort, student, order)
             x = self.synthesizer.make(order)
-            (target,) = fed.ask_models(partial(self.answer, order), [x], [(size, fed.classes)])
+            (target,) = fed.at_server.ask_models(partial(self.answer, order), [x], [(size, fed.classes)])
             for _ in range(self.student_steps):
                 student.learn(x, target if self.variant == "paper" else target / fed.classes, decay * self.student_lr)
         self.generator_weights = self.synthesizer.weights
@@ -146,7 +146,7 @@ class FedFTG(Distilled):
 
         x = self.synthesizer.try_out(order)
         log_q = functional.log_softmax(student.logits(x), 1)
-        slope, mixture = fed.ask_models(partial(self.judge, order), [x, log_q], [x.shape, log_q.shape])
+        slope, mixture = fed.at_server.ask_models(partial(self.judge, order), [x, log_q], [x.shape, log_q.shape])
         if fed.is_server:
             loss = (slope * x).sum() + (mixture * log_q).sum() / len(x)
             self.synthesizer.descend(loss + self.diversity_weight * diversity_loss(x, order.noise))
@@ -174,7 +174,7 @@ class FedFTG(Distilled):
         for client in clients:
             x = self.synthesizer.try_out(order)
             logits = student.logits(x)
-            slope, push = fed.ask_models(ask, [x, logits], [x.shape, logits.shape], only=client)
+            slope, push = fed.at_server.ask_models(ask, [x, logits], [x.shape, logits.shape], only=client)
             if fed.is_server:
                 loss = (slope * x).sum() + (push * logits).sum()
                 diversity = diversity_loss(x, order.noise) / len(clients)

@@ -97,7 +97,7 @@ class FedGen(FedAvg):
         self.weight_decay = weight_decay
 
     def setup(self, fed: "Federation") -> None:
-        if not fed.ends_in_head:
+        if not fed.at_clients.ends_in_head:
             raise BadInput("--model: FedGen needs one that ends in a fully connected layer")
         head = [entry for entry in fed.layout.entries if entry.segment == "head"]
         self.head, _, first = head[0].name.rpartition(".") if head else ("", "", "")
@@ -110,7 +110,7 @@ class FedGen(FedAvg):
 
     def draw_network(self, fed: "Federation") -> "FlatModel":
         """A generator that has learnt nothing."""
-        return fed.build(partial(self.generator.build, (self.features,), self.classes), "generator")
+        return fed.at_server.build(partial(self.generator.build, (self.features,), self.classes), "generator")
 
     def start_generator(self, drawn: "FlatModel") -> None:
         """Begin with these weights, which know no class yet."""
@@ -140,10 +140,10 @@ class FedGen(FedAvg):
         for block in fed.my_clients(cohort):
             local = fed.train(block, start, self, **self.lessons(fed, block, known))
             mean.add(local.weights, block)
-            heads |= {int(block.clients[k]): local.weights[k, head].clone() for k in block.left()}
+            heads |= {int(block.clients[k]): local.weights[k, head].clone() for k in block.undiverged()}
         self.server_step(fed, mean.reduce(empty=self.weights))
         taught = fed.gather(cohort, heads, head.stop - head.start, counts=False)
-        with fed.serving():
+        with fed.at_server.serving():
             if fed.is_server:
                 arrived = ~taught.isnan().any(1)
                 if arrived.any():

@@ -60,7 +60,7 @@ class FedGroup(ClusteredOnce):
         self.pretrain_epochs = pretrain_epochs
         self.intergroup = intergroup
 
-    def asks(self, round: int, cohort: int, clients: int) -> int:
+    def clients_to_ask(self, round: int, cohort: int, clients: int) -> int:
         return min(self.pretrained * self.models, clients) if round == 1 else cohort
 
     @property

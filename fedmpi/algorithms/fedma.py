@@ -56,7 +56,7 @@ class FedMA(Algorithm):
         from fedmpi.training.matching import Matching
 
         super().setup(fed)
-        groups = fed.unit_groups()
+        groups = fed.at_clients.unit_groups()
         if not groups:
             raise BadInput("--model: FedMA needs one with hidden units, between layers of which none is frozen")
         self.matching = Matching(fed.layout, groups, layer_by_layer=self.retrain)
@@ -99,7 +99,7 @@ class FedMA(Algorithm):
                 for block, weights in models:
                     weights[:, layer.columns] = merged[layer.columns]
                     weights.copy_(fed.train(block, weights, self, again[number]).weights)
-        result[self.matching.outputs] = self.mean_of_outputs(fed, fed.left(cohort), models, start)
+        result[self.matching.outputs] = self.mean_of_outputs(fed, fed.undiverged(cohort), models, start)
         self.server_step(fed, result)
 
     def local_models(self, fed: "Federation", cohort: "Cohort", start: "Tensor") -> "list[tuple[Block, Tensor]]":

@@ -47,7 +47,7 @@ class FedNova(FedProx):
             update[:, trained].sub_(start[trained])
             update[:, trained].div_(start.new_tensor(fed.local.normaliser(local.steps, pull))[:, None])
             mean.add(update, block)
-        left, steps = fed.left(cohort), fed.gather_records()["steps"].astype(int)
+        left, steps = fed.undiverged(cohort), fed.gather_records()["steps"].astype(int)
         counts = fed.local.normaliser(steps[np.isin(cohort.clients, left.clients)], pull)
         result = mean.reduce()
         result[trained] = self.weights[trained] + math.fsum(left.weights * counts) * result[trained]

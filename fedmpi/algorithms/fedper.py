@@ -15,8 +15,8 @@ from fedmpi.training.block import Phase
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedmpi.federation.clients import Trained
     from fedmpi.federation.federation import Federation
+    from fedmpi.federation.local import Trained
     from fedmpi.training.block import Block
     from fedmpi.training.layout import Layout
 

@@ -50,7 +50,7 @@ class FeSEM(ClusteredOnce):
         self.start = start
         self.part = part
 
-    def asks(self, round: int, cohort: int, clients: int) -> int:
+    def clients_to_ask(self, round: int, cohort: int, clients: int) -> int:
         return clients if round == 1 else cohort
 
     def setup(self, fed: "Federation") -> None:

@@ -57,7 +57,7 @@ class FLHC(ClusteredOnce):
         self.metric = metric
         self.linkage: Linkage = linkage
 
-    def asks(self, round: int, cohort: int, clients: int) -> int:
+    def clients_to_ask(self, round: int, cohort: int, clients: int) -> int:
         return clients if round == self.first_round else cohort
 
     def setup(self, fed: "Federation") -> None:

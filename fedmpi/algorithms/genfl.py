@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedmpi.algorithms.base import Vectors
-    from fedmpi.federation.engine import Engine
     from fedmpi.federation.federation import Federation
     from fedmpi.policies import Cohort
     from fedmpi.training.flat import Net
@@ -140,7 +139,7 @@ class GenFL(FedAvg):
                 raise BadInput(f"= {type(self.generator).__name__}: needs a data set of images", "generator")
             make = partial(self.generator.build, fed.shape, fed.classes)
             local = by_adam(fed, self.generator_epochs)
-            self.factory = fed.beside(make, local, self.generator_rounds, "generator")
+            self.factory = fed.sibling(make, local, self.generator_rounds, "generator")
             self.generator_weights = self.factory.initial_weights()
         self.given: tuple[NDArray[np.uint8], NDArray[np.int64]] | None = None
         if self.earlier and fed.is_server:
@@ -161,13 +160,14 @@ class GenFL(FedAvg):
         if self.take != "generator" and self.wants_images:
             self.given = earlier.images(fed.shape, fed.classes)
 
-    def stages(self, fed: "Federation") -> "Iterator[tuple[str, Engine, Algorithm]]":
+    def stages(self, fed: "Federation") -> "Iterator[tuple[str, Federation, Algorithm]]":
         if self.samples_generator and self.earlier is None:
             yield "generator", self.factory, _Learning(self)
         if self.wants_images:
-            images, labels = self.sample(fed) if self.samples_generator else fed.spread(*(self.given or (None, None)))
-            if fed.is_server:
-                fed.keep("synthetic", {"images": images, "labels": labels})
+            images, labels = (
+                self.sample(fed) if self.samples_generator else fed.at_server.spread(*(self.given or (None, None)))
+            )
+            fed.keep("synthetic", {"images": images, "labels": labels})
             self.teach(fed, images, labels)
         if self.stops:
             fed.say("the clients' labels are too different: they do not train")
@@ -178,7 +178,9 @@ class GenFL(FedAvg):
         labels = stream.integers(fed.classes, size=self.synthetic)
         if self.stratified:
             labels = stream.permutation(np.arange(self.synthetic) % fed.classes)
-        images = self.factory.generate(self.generator_weights, labels, self.generator.noise, self.generator.images)
+        images = self.factory.at_server.generate(
+            self.generator_weights, labels, self.generator.noise, self.generator.images
+        )
         fed.say(f"{self.synthetic} images sampled, {time.perf_counter() - began:.2f} s")
         return images, labels
 
@@ -194,7 +196,7 @@ class GenFL(FedAvg):
         if self.cas_epochs:
             lessons["CAS"] = Lesson(fed.initial_weights(1), self.cas_epochs, self.paper_compat)
         scores: list[tuple[float, float]] = []
-        for epoch in fed.teach(list(lessons.values()), images, labels, by_adam(fed)):
+        for epoch in fed.at_server.teach(list(lessons.values()), images, labels, by_adam(fed)):
             running = {name: lesson for name, lesson in lessons.items() if epoch <= lesson.epochs}
             if "CAS" in running and (self.paper_compat or epoch == self.cas_epochs):
                 scores.append(self.score(fed, lessons["CAS"].weights))
@@ -212,7 +214,7 @@ class GenFL(FedAvg):
     def score(self, fed: "Federation", weights: "Tensor") -> tuple[float, float]:
         """The accuracy on all real images, for training and for tests, and on the latter."""
         tested = fed.evaluate(weights)
-        hits = fed.training_hits(weights, fed.shards).sum() + np.nansum(tested.correct)
+        hits = fed.reports.training_hits(weights, fed.shards).sum() + np.nansum(tested.correct)
         return float(hits / (fed.samples.sum() + len(tested.correct))), tested.accuracy
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
@@ -224,7 +226,7 @@ class GenFL(FedAvg):
     def deal(self, fed: "Federation") -> None:
         """Give the clients the samples of the coming round; their numbers are the same in all rounds."""
         if self.paper_compat:
-            fed.train_on([order[: len(order) - len(order) // 10] for order in self.shuffled(fed)])
+            fed.at_clients.train_on([order[: len(order) - len(order) // 10] for order in self.shuffled(fed)])
 
     def evaluate(self, fed: "Federation") -> None:
         super().evaluate(fed)
@@ -235,7 +237,7 @@ class GenFL(FedAvg):
             from fedmpi.federation.evaluation import weighted_accuracy
 
             tested = [order[len(order) // 10 :] for order in self.shuffled(fed)]
-            accuracy = fed.training_hits(self.weights, tested) / np.array(list(map(len, tested)))
+            accuracy = fed.reports.training_hits(self.weights, tested) / np.array(list(map(len, tested)))
             fed.log(leaky_client_accuracy=weighted_accuracy(accuracy, fed.samples))
 
     def shuffled(self, fed: "Federation") -> list[NDArray[np.int64]]:

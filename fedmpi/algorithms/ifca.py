@@ -83,7 +83,7 @@ class IFCA(Clustered):
         heads = fed.weighted_mean(cohort, centers[:, self.own], groups=self.models, columns=self.own)
         body = fed.weighted_mean(cohort, centers[0, self.shared], columns=self.shared) if self.share_body else None
         for block in fed.my_clients(cohort):
-            choice = fed.losses(block, centers).argmin(1)
+            choice = fed.at_clients.losses(block, centers).argmin(1)
             local = fed.train(block, centers[choice], self)
             heads.add(local.weights[:, self.own], block, group=choice)
             if body:
@@ -99,7 +99,7 @@ class IFCA(Clustered):
         """Draw the first models until each is chosen by enough clients, who draw them from a common seed as well."""
         least: list[float] = []  # share of the clients that choose a model, of each attempt
         while len(least) < DRAWS and max(least, default=-1) < self.balance:
-            chosen = fed.losses_of_all(cohort.clients, self.draw(fed, len(least)).to(fed.device)).argmin(1)
+            chosen = fed.at_clients.losses_of_all(cohort.clients, self.draw(fed, len(least)).to(fed.device)).argmin(1)
             least.append(float(np.bincount(chosen, minlength=self.models).min() / len(cohort)))
         if fed.is_server:
             self.centers = self.draw(fed, int(np.argmax(least)))

@@ -45,6 +45,6 @@ class LocalOnly(Algorithm):
 
         fed.report_personal(fed.evaluate_clients(self.weights, own))
         if not fed.has_round(fed.round + 1):
-            accuracies = fed.accuracies(self.weights, own)
+            accuracies = fed.reports.accuracies(self.weights, own)
             fed.log(global_matched_accuracy=float(accuracies @ fed.samples / fed.samples.sum()))
             fed.log(global_matched_accuracy_std=float(np.std(accuracies)))

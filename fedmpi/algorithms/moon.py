@@ -42,7 +42,7 @@ class MOON(FedAvg):
         self.step_cost = 5 / 3 if mu else 1.0
 
     def setup(self, fed: "Federation") -> None:
-        if not fed.has_features:
+        if not fed.at_clients.has_features:
             raise BadInput("--model: MOON needs one built as Backbone(extractor, classifier)")
         super().setup(fed)
         self.previous = fed.client_state("previous", self.weights)

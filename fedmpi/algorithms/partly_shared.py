@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedmpi.algorithms.base import Vectors
-    from fedmpi.federation.clients import Trained
     from fedmpi.federation.federation import Federation
+    from fedmpi.federation.local import Trained
     from fedmpi.policies import Cohort
     from fedmpi.training.block import Block
     from fedmpi.training.layout import Layout

@@ -67,7 +67,7 @@ class SCAFFOLD(Algorithm):
             # change = unit (c_k' - c_k): a step, which is of the size that sums are exact for; the same unit in all
             # rounds, for under --compression a part of a change may be sent in a later one.
             if self.option == "I":
-                change = fed.gradients(block, start, self).sub_(own).mul_(unit)
+                change = fed.at_clients.gradients(block, start, self).sub_(own).mul_(unit)
             local = fed.train(block, start, self, correction=control - own)
             if self.option == "II":
                 steps = start.new_tensor(fed.local.normaliser(local.steps) * (fed.lr / unit))[:, None]
@@ -77,7 +77,7 @@ class SCAFFOLD(Algorithm):
             self.controls[block] = own.add_(change, alpha=1 / unit)
         self.server_step(fed, models.reduce(empty=self.weights))
         change = changes.reduce()
-        self.control = self.control + fed.share(changes) / unit * change
+        self.control = self.control + fed.fraction_heard(changes) / unit * change
 
     def direction(self, gradient: "Tensor", weights: "Tensor", start: "Tensor", block: "Block") -> "Tensor":
         return gradient.add_(block["correction"])

@@ -21,8 +21,10 @@ from fedmpi.experiment.environment import describe
 from fedmpi.experiment.ownership import Lock
 from fedmpi.experiment.resume import missing_in_results
 from fedmpi.federation.adversary import Adversary
+from fedmpi.federation.context import Context
 from fedmpi.federation.engine import Engine
 from fedmpi.federation.evaluation import Evaluator
+from fedmpi.federation.federation import Federation
 from fedmpi.models import Model
 from fedmpi.mpi import leftovers
 from fedmpi.mpi.devices import computes_bf16, pick_device
@@ -39,7 +41,7 @@ from fedmpi.training.flat import FlatModel
 from fedmpi.training.layout import Layout
 from fedmpi.training.output_check import check_outputs
 from fedmpi.training.samples import Samples
-from fedmpi.training.settings import LocalTraining
+from fedmpi.training.settings import Choice, LocalTraining
 from fedmpi.training.trainer import Task
 
 if TYPE_CHECKING:
@@ -133,7 +135,7 @@ def assemble(experiment: Experiment, world: World) -> Engine:
 
     def federate(
         build: Callable[[int], FlatModel], train: Samples, local: LocalTraining, rounds: int, seed: int, what: str
-    ) -> Engine:
+    ) -> tuple[Federation, Choice]:
         """The clients around one network, which is `what`."""
         measured = everyone.train, everyone.test, owners, dataset.classes, pixels, experiment.clients
         with world.agreed():
@@ -143,12 +145,25 @@ def assemble(experiment: Experiment, world: World) -> Engine:
         trainer = make_trainer(task, choice.at_once)
         mass = int(masses(split.samples, experiment.weighting).sum())
         evaluator = Evaluator(evaluated, train, test, *measured)
-        how = adversary, experiment.privacy, released, experiment.compression
-        engine = Engine(world, trainer, evaluator, split, train, build, rounds, mass, *how, proxies, seed)
-        engine.choice = choice
-        return engine
+        context = Context(
+            world=world,
+            trainer=trainer,
+            evaluator=evaluator,
+            split=split,
+            train=train,
+            build=build,
+            rounds=rounds,
+            total_mass=mass,
+            adversary=adversary,
+            privacy=experiment.privacy,
+            released=released,
+            compression=experiment.compression,
+            proxy=proxies,
+            seed=seed,
+        )
+        return Federation(context), choice
 
-    def beside(make: Callable[[], nn.Module], local: LocalTraining, rounds: int, name: str) -> Engine:
+    def sibling(make: Callable[[], nn.Module], local: LocalTraining, rounds: int, name: str) -> Federation:
         seed = randomness.key(experiment.seed, name)
         frozen: Mapping[str, Tensor] | None = None
 
@@ -160,22 +175,24 @@ def assemble(experiment: Experiment, world: World) -> Engine:
             return model
 
         what = f"--algorithm = {named(experiment.algorithm)}: its {name}"
-        return federate(build, train.unnormalised(), local, rounds, seed, what)
+        return federate(build, train.unnormalised(), local, rounds, seed, what)[0]
 
     what = f"--model = {named(experiment.model)}"
-    fed = federate(build, train, experiment.local, experiment.rounds, experiment.seed, what)
-    fed.beside = beside
+    fed, choice = federate(build, train, experiment.local, experiment.rounds, experiment.seed, what)
+    fed.context.sibling = sibling
+    engine = Engine(fed)
+    engine.choice = choice
     if world.is_server:
         read = {"data_sha256": arrays, "proxy_sha256": proxy}
-        fed.checksums = {name: data.checksum for name, data in read.items() if data}
-    set_up(experiment.algorithm, fed)
+        engine.checksums = {name: data.checksum for name, data in read.items() if data}
+    set_up(experiment.algorithm, engine)
     if experiment.evaluate_means in ("clients", "both"):
         counted = masses(fed.samples, experiment.weighting)
-        fed.keep_last_models(Cohort(np.arange(fed.clients), fed.samples, counted))
+        engine.observe_everyone(Cohort(np.arange(fed.clients), fed.samples, counted))
     _check_room(experiment, world, fed)
     strangers = np.arange(experiment.clients, len(everyone.train))
-    fed.newcomers = Cohort(strangers, everyone.samples[strangers], np.ones_like(strangers))
-    return fed
+    engine.newcomers = Cohort(strangers, everyone.samples[strangers], np.ones_like(strangers))
+    return engine
 
 
 def _connect(experiment: Experiment) -> None:
@@ -197,7 +214,7 @@ def _remove_leftovers(world: World) -> None:
         say(f"removed what killed jobs had left in /dev/shm: {', '.join(told)}")
 
 
-def _check_room(experiment: Experiment, world: World, fed: Engine) -> None:
+def _check_room(experiment: Experiment, world: World, fed: Federation) -> None:
     """Raise BadInput, on every rank alike, if a node has too little shared memory for the vectors of a round.
 
     Not all are known before. What clients receive and send is counted, and the models that are measured.
@@ -220,7 +237,7 @@ def _said_of(model: Model) -> Iterator[None]:
         raise BadInput(f"= {type(model).__name__}: {error.message}", "--model") from None
 
 
-def set_up(algorithm: Algorithm, fed: Engine) -> None:
+def set_up(algorithm: Algorithm, engine: Engine) -> None:
     """Create the algorithm's state, whatever an earlier run has left in it.
 
     Raises:
@@ -229,8 +246,9 @@ def set_up(algorithm: Algorithm, fed: Engine) -> None:
     for part in algorithm.parts:
         if "server_optimizer" in vars(part):
             part.server_optimizer.state.clear()
-    with fed.agreed(), option_of("algorithm"):
-        fed.reseed("setup")
+    fed = engine.federation
+    with engine.agreed(), option_of("algorithm"):
+        fed.context.reseed("setup")
         algorithm.setup(fed)
     if not fed.is_server:
         for part in algorithm.parts:
@@ -272,7 +290,7 @@ def _kind(arrays: Arrays, dataset: Dataset) -> str:
 
 def open_results(
     experiment: Experiment,
-    fed: Engine,
+    engine: Engine,
     world: World,
     config: str | None,
     lock: Lock,
@@ -289,13 +307,13 @@ def open_results(
     Raises:
         BadInput: the file cannot be written, or lacks rows; on every rank alike.
     """
-    environment = describe(world, fed.device)
-    environment |= {"clients_at_once": fed.choice.at_once, "clients_at_once_reason": fed.choice.reason}
+    environment = describe(world, engine.federation.device)
+    environment |= {"clients_at_once": engine.choice.at_once, "clients_at_once_reason": engine.choice.reason}
     results: Results | None = None
     with world.agreed():
         if world.is_server:
             try:
-                results = _begun(experiment, fed, environment, config, lock)
+                results = _begun(experiment, engine, environment, config, lock)
                 if place:
                     done = 0 if place.stage else place.round
                     results.resume(place.started, done, done == experiment.rounds, checkpoints.rows)
@@ -305,18 +323,19 @@ def open_results(
             except OSError as error:
                 reason = f"cannot be written ({error.strerror or error})"
                 raise BadInput(f"= {experiment.output}: {reason}", "--output") from None
-            say(f"clients are trained {fed.choice}")
+            say(f"clients are trained {engine.choice}")
     return results
 
 
 def _begun(
-    experiment: Experiment, fed: Engine, environment: dict[str, Any], config: str | None, lock: Lock
+    experiment: Experiment, engine: Engine, environment: dict[str, Any], config: str | None, lock: Lock
 ) -> Results:
     """The results before the first round."""
+    fed = engine.federation
     names = {name: type(getattr(experiment, name)).__name__ for name in ("algorithm", "dataset", "model")}
     settings = config or experiment.config
-    attributes = {**names, "seed": experiment.seed, "config": settings, **fed.checksums}
-    attributes |= {**inputs.describe(settings), **_after_more_rounds(experiment, fed)}
+    attributes = {**names, "seed": experiment.seed, "config": settings, **engine.checksums}
+    attributes |= {**inputs.describe(settings), **_after_more_rounds(experiment, engine)}
     results = Results(experiment.output, attributes, environment, overwrite=True, lock=lock)
     results.set_partition(fed.label_counts, fed.samples)
     _describe_models(results, experiment.algorithm, fed.layout)
@@ -325,17 +344,17 @@ def _begun(
     return results
 
 
-def _after_more_rounds(experiment: Experiment, fed: Engine) -> dict[str, Callable[[], str | None]]:
+def _after_more_rounds(experiment: Experiment, engine: Engine) -> dict[str, Callable[[], str | None]]:
     """Attributes of the results file that say whether a finished run can have more rounds."""
     algorithm, local = experiment.algorithm, experiment.local
 
     def missing() -> str:
         spent = [] if isinstance(experiment.privacy, NoPrivacy) else ["what was spent of privacy"]
-        return "\n".join([*missing_in_results(Layer("rounds", fed, algorithm)), *spent])
+        return "\n".join([*missing_in_results(Layer("rounds", engine, algorithm)), *spent])
 
     def depends_on_rounds() -> str | None:
         reasons = [f"--local.schedule {local.schedule}"] if local.schedule == "cosine" else []
-        reasons += [f"--algorithm {type(algorithm).__name__}"] if fed.has_asked_for_rounds else []
+        reasons += [f"--algorithm {type(algorithm).__name__}"] if engine.federation.has_asked_for_rounds else []
         return ", ".join(reasons) or None
 
     return {"missing": missing, "depends_on_rounds": depends_on_rounds}

@@ -98,7 +98,7 @@ class Layer(NamedTuple):
     """
 
     name: str
-    fed: "Engine"
+    engine: "Engine"
     algorithm: "Algorithm"
 
 
@@ -181,7 +181,7 @@ class Checkpoints:
             if archive:
                 for name, records in rows.items():
                     add(archive, ROWS + name, records)
-                states = {name: list(fed.states.states) for name, fed, _ in layers}
+                states = {name: list(engine.states.states) for name, engine, _ in layers}
                 end(archive, {**asdict(place), "version": __version__, "states": states})
         while self._too_old:
             self._too_old.pop().unlink(missing_ok=True)
@@ -223,10 +223,10 @@ class Checkpoints:
                 os.replace(newer, older)
 
     def _save(self, archive: zipfile.ZipFile | None, layer: Layer) -> None:
-        fed, keeper = layer.fed, layer.fed.states
+        engine, keeper = layer.engine, layer.engine.states
         if archive:
             arrays = {name: tensor.numpy() for name, tensor in server_state(layer.algorithm).items()}
-            arrays |= {f"estimates/{name}": array for name, array in fed.estimates.items()}
+            arrays |= {f"estimates/{name}": array for name, array in engine.estimates.items()}
             arrays["seen"] = keeper.home >= 0
             for name, array in arrays.items():
                 add(archive, f"{layer.name}/{name}", array)
@@ -263,7 +263,7 @@ class Checkpoints:
     def _restore(self, archive: Archive | None, layer: Layer) -> None:
         import torch
 
-        world, fed, keeper = self._world, layer.fed, layer.fed.states
+        world, engine, keeper = self._world, layer.engine, layer.engine.states
 
         def read(name: str) -> NDArray:
             assert archive
@@ -277,7 +277,7 @@ class Checkpoints:
             # Copies, because what PyTorch makes lies where its libraries want it.
             server = {name: torch.from_numpy(read(name)).clone() for name in inside}
             kinds = {name: (tensor.shape, tensor.dtype) for name, tensor in server.items()}
-            estimates = {name: read(f"estimates/{name}") for name in fed.estimates}
+            estimates = {name: read(f"estimates/{name}") for name in engine.estimates}
             states = {
                 name: (read(f"clients/{name}/initial"), read(f"clients/{name}/numbers"))
                 for name in archive.about["states"][layer.name]
@@ -291,12 +291,14 @@ class Checkpoints:
                 setattr(part, attribute, server.get(name, torch.empty(shape, dtype=dtype, device="meta")))
             elif archive:
                 part.server_optimizer.state[attribute] = server[name]
-        fed.estimates = estimates
+        engine.estimates = estimates
         workers = np.array(world.workers)
         homes = workers[np.arange(len(seen)) % len(workers)]
         keeper.home[:] = np.where(seen, homes, -1)
         for name, (initial, numbers) in states.items():
-            state = keeper.states.get(name) or keeper.create(name, torch.from_numpy(initial), fed.device)
+            state = keeper.states.get(name) or keeper.create(
+                name, torch.from_numpy(initial), engine.federation.device
+            )
             self._restore_rows(archive, f"{layer.name}/clients/{name}", state, numbers, homes)
 
     def _restore_rows(

@@ -6,7 +6,7 @@ import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 from fedmpi import streams
-from fedmpi.federation.mean import Diverged
+from fedmpi.errors import Diverged
 from fedmpi.mpi.segments import TooLittleMemory
 from fedmpi.mpi.world import NOTE, RanksDiffer, RemoteFailure, Silence
 

@@ -20,7 +20,7 @@ FREE = ("rounds", "threads", "device", "deadline", "dataset.root", "algorithm.pr
 
 def missing_in_results(layer: Layer) -> list[str]:
     """What a run would need to go on that its results file does not hold, in words."""
-    algorithm, fed = layer.algorithm, layer.fed
+    algorithm, engine = layer.algorithm, layer.engine
     missing = []
     for name in server_state(algorithm):
         _, number, *optimizer, attribute = name.split("/")
@@ -28,7 +28,7 @@ def missing_in_results(layer: Layer) -> list[str]:
         owner = type(part.server_optimizer if optimizer else part).__name__
         if name != "server/0/weights":
             missing.append(f"the server's {attribute.replace('_', ' ')} ({owner})")
-    missing += [f"what clients keep as {name} ({type(algorithm).__name__})" for name in fed.states.states]
+    missing += [f"what clients keep as {name} ({type(algorithm).__name__})" for name in engine.states.states]
     return missing
 
 
@@ -38,9 +38,9 @@ def restore_weights(layer: Layer, output: Path) -> None:
 
     from fedmpi import results
 
-    if layer.fed.is_server:
+    if layer.engine.federation.is_server:
         weights = torch.from_numpy(results.open(output).weights)
-        layer.algorithm.parts[0].weights = layer.fed.layout.from_canonical(weights)
+        layer.algorithm.parts[0].weights = layer.engine.federation.layout.from_canonical(weights)
 
 
 def find(experiment: Experiment, config: str, checkpoints: Checkpoints) -> Place | None:

@@ -39,9 +39,9 @@ from fedmpi.policies import (
     Bernoulli,
     Cohort,
     Conditions,
-    Course,
     Ideal,
     Pool,
+    RoundPlan,
     Sampler,
     Uniform,
     Weighting,
@@ -288,17 +288,18 @@ class Experiment(metaclass=Configured):
     def _outcomes(self, world: "World", config: str | None) -> "Generator[Outcome, None, None]":
         from fedmpi.experiment.assembly import assemble, open_results
         from fedmpi.experiment.failure import end_job
+        from fedmpi.experiment.newcomers import train_newcomers
         from fedmpi.experiment.progress import Progress
         from fedmpi.experiment.resume import restore_weights
         from fedmpi.mpi.world import Silence
         from fedmpi.streams import say
 
-        fed: Engine | None = None
+        engine: Engine | None = None
         results: Results | None = None
         lock = Lock()
 
         def fail(error: BaseException) -> NoReturn:
-            end_job(world, error, fed.where() if fed else "setting up", results, lock)
+            end_job(world, error, engine.where() if engine else "setting up", results, lock)
 
         try:
             with world.guard.running(lambda: fail(Silence())), Watch(world, self, lock) as watch:
@@ -310,28 +311,29 @@ class Experiment(metaclass=Configured):
                     if world.is_server and not self.checkpoint.keep:
                         watch.checkpoints.remove()
                     return
-                fed = assemble(self, world)
-                watch.whole = Layer("rounds", fed, self.algorithm)
+                engine = assemble(self, world)
+                watch.whole = Layer("rounds", engine, self.algorithm)
                 if place:
-                    self._check_data(world, fed)
+                    self._check_data(world, engine)
                 if place and place.is_in_results:
                     restore_weights(watch.whole, self.output)
                 elif place:
                     watch.checkpoints.restore(watch.whole)
                 watch.is_set_up = True
-                watch.results = results = open_results(self, fed, world, config, lock, watch.checkpoints, place)
-                fed.pause = watch.pause
+                watch.results = results = open_results(self, engine, world, config, lock, watch.checkpoints, place)
+                context = engine.federation.context
+                context.pause = watch.pause
                 if results:
-                    fed.when_idle, fed.keep = results.write_if_due, results.keep
+                    context.when_idle, context.keep = results.write_if_due, results.keep
                 if self.algorithm.has_stages and (place is None or place.stage):
-                    self._run_stages(fed, watch, place)
+                    self._run_stages(engine, watch, place)
                     watch.save(0)
                 if not done:
-                    self._measure_start(fed, results)
+                    self._measure_start(engine, results)
                     watch.pause()
                 progress = Progress(self.rounds, done=done) if results else None
                 for round in range(done + 1, self.rounds + 1):
-                    outcome = self._round(fed, self.algorithm, round, watch)
+                    outcome = self._round(engine, self.algorithm, round, watch)
                     if results and progress:
                         outcome.store(results)
                         progress.show(outcome.row)
@@ -340,7 +342,7 @@ class Experiment(metaclass=Configured):
                 if self.newcomers:
                     known = world.from_server(results.newcomers if results else None)
                     watch.begin_round()
-                    for accuracy in fed.train_newcomers(self.algorithm, self.newcomer_epochs, known):
+                    for accuracy in train_newcomers(engine, self.algorithm, self.newcomer_epochs, known):
                         if results:
                             results.set_newcomers(accuracy)
                             results.write_if_due()
@@ -417,34 +419,36 @@ class Experiment(metaclass=Configured):
             place = world.from_server(place)
         return place
 
-    def _check_data(self, world: "World", fed: "Engine") -> None:
+    def _check_data(self, world: "World", engine: "Engine") -> None:
         """Raise BadInput if the data are others than those with which the run that goes on has begun."""
         from fedmpi import results
         from fedmpi.experiment import inputs
 
         with world.agreed():
             if world.is_server:
-                inputs.check_data(results.open(self.output), fed.checksums)
+                inputs.check_data(results.open(self.output), engine.checksums)
 
-    def _run_stages(self, fed: "Engine", watch: Watch, place: Place | None) -> None:
+    def _run_stages(self, engine: "Engine", watch: Watch, place: Place | None) -> None:
         """What the method trains before the first round, from this place on."""
         from fedmpi.experiment.assembly import set_up
         from fedmpi.experiment.progress import Progress
+        from fedmpi.federation.engine import Engine
 
         results, resumed = watch.results, place.stage if place else None
-        fed.begin(0)
-        fed.invite(Cohort.nobody(), self.algorithm.client_metrics)
-        stages = self.algorithm.stages(fed)
+        engine.begin(0)
+        engine.invite(RoundPlan(Cohort.nobody()), self.algorithm.client_metrics)
+        stages = self.algorithm.stages(engine.federation)
         for number in count(1):
-            fed.reseed(f"stage {number}")
+            engine.federation.context.reseed(f"stage {number}")
             stage = next(stages, None)
             if stage is None:
                 break
-            name, other, algorithm = stage
+            name, sibling, algorithm = stage
             if resumed and resumed != name:
                 continue  # it was over before
-            fed.stage = name, other
-            other.when_idle = fed.when_idle
+            other = Engine(sibling)
+            engine.stage = name, other
+            sibling.context.when_idle = engine.federation.context.when_idle
             set_up(algorithm, other)
             layer, done = Layer(name, other, algorithm), 0
             if place and resumed:
@@ -452,76 +456,78 @@ class Experiment(metaclass=Configured):
                 done, resumed = place.round, None
             if results:
                 results.begin_stage(name, done)
-            progress = Progress(other.rounds, f"{name} round", done) if results else None
-            for round in range(done + 1, other.rounds + 1):
+            rounds = sibling.context.rounds
+            progress = Progress(rounds, f"{name} round", done) if results else None
+            for round in range(done + 1, rounds + 1):
                 outcome = self._round(other, algorithm, round, watch)
                 if results and progress:
                     results.add_stage_round(name, outcome.row)
                     progress.show(outcome.row)
-                watch.heed(outcome, other.rounds, layer)
+                watch.heed(outcome, rounds, layer)
             if progress:
                 progress.close()
-            fed.stage = None
+            engine.stage = None
 
-    def _round(self, fed: "Engine", algorithm: Algorithm, round: int, watch: Watch) -> "Outcome":
-        began = time.perf_counter()
+    def _round(self, engine: "Engine", algorithm: Algorithm, round: int, watch: Watch) -> "Outcome":
         watch.begin_round()
-        fed.begin(round)
-        course, bytes_lost = self.course(fed, algorithm, round)
-        cohort, is_evaluated = course.cohort, algorithm is self.algorithm and self._is_evaluated(round)
-        if algorithm.pools_clients and cohort.total_mass:
-            cohort = cohort.pooled(fed.samples, by_steps=self.local.steps is not None)
-        predict = algorithm.predict if is_evaluated and self.evaluate_local else None
-        fed.invite(cohort, algorithm.client_metrics, predict)
+        fed = engine.federation
+        engine.begin(round)
+        plan = self.plan(engine, algorithm, round)
+        is_evaluated = algorithm is self.algorithm and self._is_evaluated(round)
+        if algorithm.pools_clients and plan.cohort.total_mass:
+            plan = replace(plan, cohort=plan.cohort.pooled(fed.samples, by_steps=self.local.steps is not None))
+        cohort, predict = plan.cohort, algorithm.predict if is_evaluated and self.evaluate_local else None
+        engine.invite(plan, algorithm.client_metrics, predict)
         if is_evaluated and self.evaluate_means in ("cohort", "both"):
-            fed.collect_models(cohort)
+            engine.observe_cohort(cohort)
         if cohort.total_mass or self._is_private:  # else there is nothing to learn from, nor to hide
             algorithm.round(fed, cohort)
         if is_evaluated:
-            with fed.doing("evaluation"):
+            with fed.context.doing("evaluation"):
                 algorithm.evaluate(fed)
-                fed.evaluate_means()
-            fed.account(self.sampler, self.cohort)
+                engine.evaluate_means()
+            engine.account(self.sampler, self.cohort)
         kept = {name: value for part in algorithm.parts for name, value in vars(part).items()}
-        outcome = fed.finish(kept, *watch.asks(round))
-        outcome.row["bytes_down"] += bytes_lost
-        outcome.row.update(course.row)
-        outcome.row["seconds"] = time.perf_counter() - began
-        outcome.clients.update(course.clients)
-        return outcome
+        return engine.finish(kept, *watch.asks(round))
 
-    def course(self, fed: "Engine", algorithm: Algorithm, round: int) -> tuple[Course, int]:
-        """How the round goes for those who are asked, and the bytes that others received than those it uses.
-
-        The same on every rank.
+    def plan(self, engine: "Engine", algorithm: Algorithm, round: int) -> RoundPlan:
+        """How the round goes; the same on every rank.
 
         Raises:
             RanksDiffer: it is not, because of user code; sooner or later, see `World.vouch`.
         """
+        import torch
+
+        from fedmpi.experiment.workload import MethodWorkload
+
+        fed = engine.federation
         present = self.availability.present(round, self.clients, self.seed)
         pool = Pool(fed.samples, fed.label_counts, np.flatnonzero(present), may_be_empty=self._is_private)
-        wanted = algorithm.asks(round, self.cohort, self.clients)
+        wanted = algorithm.clients_to_ask(round, self.cohort, self.clients)
         size = self.conditions.asked(wanted)
         drawn = self.sampler.cohort(round, size, pool, self.weighting, self.seed)
         reached, chosen = checksum(present), drawn.checksum
 
         def losses() -> NDArray[np.float64]:
-            fed.vouch(self._claims(reached, chosen))  # before ranks exchange a number for each of those drawn
-            return fed.current_losses(drawn.clients, algorithm)
+            engine.vouch(self._claims(reached, chosen))  # before ranks exchange a number for each of those drawn
+            weights = algorithm.weights if fed.is_server else torch.empty(fed.layout.size)
+            return engine.current_losses(weights, drawn.clients)
 
         asked = self.sampler.choose(drawn, size, losses)
         if self._is_private:
             # Whoever came: a mean over them would tell how many they are.
             asked = replace(asked, expected_mass=self.clients if isinstance(self.sampler, All) else self.cohort)
-        course = self.conditions.course(asked, wanted, fed, algorithm, self.seed)
+        plan = self.conditions.plan(asked, wanted, MethodWorkload(engine, algorithm), self.seed)
         arrival = self.conditions.arrival(len(asked), algorithm.accepts_partial_work)
         if asked.inclusion and arrival is not None:
-            thinned = course.cohort.expecting(asked.inclusion.thinned(arrival), fed.samples)
-            course = replace(course, cohort=thinned)
-        fed.vouch(self._claims(reached, checksum(chosen, asked.checksum), course.cohort.checksum))
+            thinned = plan.cohort.expecting(asked.inclusion.thinned(arrival), fed.samples)
+            plan = replace(plan, cohort=thinned)
+        engine.vouch(self._claims(reached, checksum(chosen, asked.checksum), plan.cohort.checksum))
+        row = plan.row
         if not isinstance(self.availability, Always):
-            course.row["unavailable"] = self.clients - len(pool.available)
-        return course, 4 * fed.layout.size * (len(drawn) - len(asked)) + course.bytes_lost
+            row = {**row, "unavailable": self.clients - len(pool.available)}
+        lost = 4 * fed.layout.size * (len(drawn) - len(asked)) + plan.bytes_lost  # what others received
+        return replace(plan, row=row, bytes_lost=lost)
 
     def _claims(self, *checksums: int) -> dict[str, int]:
         """What is wrong -> a checksum of what an availability, a sampler and conditions have decided."""
@@ -532,13 +538,13 @@ class Experiment(metaclass=Configured):
         ]
         return dict(zip(claims, checksums, strict=False))
 
-    def _measure_start(self, fed: "Engine", results: "Results | None") -> None:
+    def _measure_start(self, engine: "Engine", results: "Results | None") -> None:
         """Evaluate the initial model."""
         if self.evaluate_every:
-            fed.begin(0)
-            fed.invite(Cohort.nobody(), self.algorithm.client_metrics)
-            self.algorithm.evaluate(fed)
-            evaluation = fed.finish({}).evaluation
+            engine.begin(0)
+            engine.invite(RoundPlan(Cohort.nobody()), self.algorithm.client_metrics)
+            self.algorithm.evaluate(engine.federation)
+            evaluation = engine.finish({}).evaluation
             if results and evaluation:
                 results.set_initial(evaluation.loss, evaluation.accuracy)
 

@@ -51,7 +51,7 @@ class ClientState:
 
     def __setitem__(self, block: Block, rows: Tensor) -> None:
         clients = block.clients.tolist()
-        for k in block.left():
+        for k in block.undiverged():
             if clients[k] not in self.rows:
                 self.rows[clients[k]] = self.empty_row()
             self.rows[clients[k]].copy_(rows[k].detach())

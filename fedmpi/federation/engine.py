@@ -1,35 +1,37 @@
-"""The federation as the round loop sees it: rounds begin and end, and what no algorithm asks for is measured."""
+"""The federation as the round loop sees it: rounds begin and end, and what no method asks for is measured."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedmpi.federation.clients import Prediction, predict_with
+from fedmpi.federation.client_state import StateKeeper
+from fedmpi.federation.context import Round
+from fedmpi.federation.evaluation import Prediction
 from fedmpi.federation.federation import Federation
 from fedmpi.federation.ledger import Ledger, Outcome
-from fedmpi.policies import Cohort, Sampler
-from fedmpi.training.block import Phase
-
-if TYPE_CHECKING:
-    from fedmpi.algorithms import Algorithm
-    from fedmpi.training.settings import Choice
+from fedmpi.federation.observers import CohortMean, LastModels, LocalAccuracy
+from fedmpi.policies import Cohort, RoundPlan, Sampler
+from fedmpi.training.layout import Columns
+from fedmpi.training.settings import Choice
 
 
-class Engine(Federation):
-    """A federation with what surrounds an algorithm's rounds; the calls are made on every rank in the same order.
+class Engine:
+    """Drives a federation from round to round; the calls are made on every rank in the same order.
+
+    Args:
+        federation: of clients around one network.
 
     Attributes:
+        federation: what a method is given.
         newcomers: clients beyond those of the federation, who take part in no round.
         choice: how many clients a rank trains side by side, and why.
-        stage: name and federation of what comes before the rounds, while it lasts.
         checksums: of the data, as the results file has them (data_sha256, proxy_sha256); on rank 0.
+        stage: name and engine of what comes before the rounds, while it lasts.
     """
 
     newcomers: Cohort
@@ -37,45 +39,73 @@ class Engine(Federation):
     checksums: Mapping[str, str]
     stage: tuple[str, Engine] | None = None
 
+    def __init__(self, federation: Federation) -> None:
+        self.federation = federation
+        self._context = federation.context
+        self._cohort_mean: CohortMean | None = None
+        self._last_models: LastModels | None = None
+
+    # What ranks agree on
+
     def agreed(self) -> AbstractContextManager[None]:
         """See `World.agreed`."""
-        return self._world.agreed()
+        return self._context.world.agreed()
 
     def vouch(self, claims: Mapping[str, int]) -> None:
         """See `World.vouch`."""
-        self._world.vouch(claims)
+        self._context.world.vouch(claims)
+
+    def where(self) -> str:
+        """Where this rank is in the experiment, for the report of a failure."""
+        if self.stage:
+            name, other = self.stage
+            return f"{name} {other.where()}"
+        round = self._context.round
+        return f"round {round.number}, {round.activity}" if round.number else round.activity
+
+    # What a checkpoint has
+
+    @property
+    def states(self) -> StateKeeper:
+        """What clients keep between rounds."""
+        return self._context.states
 
     @property
     def estimates(self) -> dict[str, NDArray]:
         """What the rounds so far have taught the placement, and what they have cost in privacy; on every rank."""
-        return {**self._costs.learnt, "released": np.array(self._released.means)}
+        return {**self._context.costs.learnt, "released": np.array(self._context.released.means)}
 
     @estimates.setter
     def estimates(self, estimates: dict[str, NDArray]) -> None:
-        self._costs.learnt = estimates
-        self._released.means = int(estimates["released"])
+        self._context.costs.learnt = estimates
+        self._context.released.means = int(estimates["released"])
 
-    def begin(self, round: int) -> None:
+    # A round
+
+    def begin(self, number: int) -> None:
         """Start a round."""
-        self.round = round
-        self._activity = "aggregation, or another step of the algorithm" if round else "before the first round"
-        self._world.begin_round()
-        self._channels.clear()
-        self.reseed("cohort")
-        self._cohort_mean = self._kept_models = self._predict_locally = None
-        self._was_idle = False
+        activity = "aggregation, or another step of the algorithm" if number else "before the first round"
+        self._context.round = Round(number, activity)
+        self._context.world.begin_round()
+        self._context.reseed("cohort")
+        self._cohort_mean = None
 
-    def invite(self, cohort: Cohort, client_metrics: tuple[str, ...], predict: Prediction | None = None) -> None:
-        """Open the round's books, for these clients.
+    def invite(
+        self, plan: RoundPlan, client_metrics: tuple[str, ...] = (), predict: Prediction | None = None
+    ) -> None:
+        """Open the round's ledger, for the clients of a plan.
 
         Args:
+            client_metrics: names of what the method records of a client.
             predict: how logits are made with the model that a client has trained, which is measured on the client's
                 own test samples (column local_accuracy); None: it is not.
         """
-        self._predict_locally = predict
-        metrics = client_metrics if predict is None else (*client_metrics, "local_accuracy")
-        self._ledger = Ledger(self._world, self.round, cohort, metrics, self.layout.name_at)
-        self.reseed("method")
+        context, round, metrics = self._context, self._context.round, client_metrics
+        if predict is not None:
+            metrics = (*metrics, "local_accuracy")
+            round.observers.append(LocalAccuracy(context, predict))
+        round.ledger = Ledger(context.world, round.number, plan, metrics, round.began, context.layout.name_at)
+        context.reseed("method")
 
     def finish(self, kept: Mapping[str, object], status: int = 0, checkpoint: bool = False) -> Outcome:
         """End a round.
@@ -87,102 +117,71 @@ class Engine(Federation):
         Raises:
             RuntimeError: one of them is a vector that was broadcast, which the next round would overwrite.
         """
+        context, round = self._context, self._context.round
         for name, value in kept.items():
-            if isinstance(value, Tensor) and value.device.type == "cpu" and self._world.lent(value.detach().numpy()):
+            if (
+                isinstance(value, Tensor)
+                and value.device.type == "cpu"
+                and context.world.lent(value.detach().numpy())
+            ):
                 raise RuntimeError(f"{name} is kept beyond the round in which it was broadcast: keep its clone()")
-        with self.doing("ending the round"):
-            self._be_idle()
-            self._ledger.ask(status, checkpoint)
-            outcome = self._ledger.close(sum(channel.bytes for channel in self._channels))
-        if self._adversary:
-            outcome.clients["malicious"] = self._adversary.malicious[self._ledger.cohort.clients].astype(np.int64)
-        workers = list(self._world.workers)
-        for name, values in self._costs.columns().items():
-            outcome.ranks[name] = np.full(self._world.size, np.nan)
-            outcome.ranks[name][workers] = values
-        self._costs.learn(self._ledger.observed)
-        self._released.means += len(self._channels)
+        with context.doing("ending the round"):
+            context.be_idle()
+            round.ledger.ask(status, checkpoint)
+            malicious = context.adversary.malicious if context.adversary else None
+            outcome = round.ledger.close(
+                sum(uplink.bytes for uplink in round.uplinks), context.costs.columns(), malicious
+            )
+        context.costs.learn(round.ledger.observed)
+        context.released.means += len(round.uplinks)
         return outcome
+
+    # What is measured beside
+
+    def observe_cohort(self, cohort: Cohort) -> None:
+        """Form the mean of the models that this round's cohort trains."""
+        if cohort.total_mass:
+            self._cohort_mean = CohortMean(self._context, cohort)
+            self._context.round.observers.append(self._cohort_mean)
+
+    def observe_everyone(self, everyone: Cohort) -> None:
+        """From now on keep the last model of each client, the initial one at first."""
+        self._last_models = LastModels(self._context, everyone, self.federation.initial_weights())
+        self._context.observers.append(self._last_models)
+
+    def evaluate_means(self) -> None:
+        """Measure the means of the clients' models that are formed, and log what is found."""
+        fed = self.federation
+        if self._cohort_mean is not None:
+            fed.log(cohort_mean_accuracy=fed.evaluate(self._cohort_mean.reduce()).accuracy)
+        if self._last_models is not None:
+            fed.log(clients_mean_accuracy=fed.evaluate(self._last_models.reduce()).accuracy)
 
     def account(self, sampler: Sampler, cohort: int) -> None:
         """Log what the means that were formed so far, and in this round, cost in privacy (column epsilon)."""
-        if self.is_server:
-            epsilon = self._privacy.epsilon(self._released.means + len(self._channels), sampler, cohort, self.clients)
+        context = self._context
+        if context.world.is_server:
+            means = context.released.means + len(context.round.uplinks)
+            epsilon = context.privacy.epsilon(means, sampler, cohort, context.clients)
             if epsilon is not None:
-                self.log(epsilon=epsilon)
+                self.federation.log(epsilon=epsilon)
 
-    def where(self) -> str:
-        """Where this rank is in the experiment, for the report of a failure."""
-        if self.stage:
-            name, other = self.stage
-            return f"{name} {other.where()}"
-        return f"round {self.round}, {self._activity}" if self.round else self._activity
+    # What a round costs
 
-    def payload(self, algorithm: Algorithm, cohort: Cohort) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """[m] bytes of vectors that each client receives, and sends in the compressed form, in the coming round."""
-        down, up = algorithm.payload(self.layout)
-        received, sent = (map(self.layout.extent, vectors) for vectors in (down, up))
-        bytes_down = 4 * (sum(size for size, _ in received) + algorithm.received_beside(self, cohort))
-        bytes_up = sum(self._compression.payload(*extent) for extent in sent)
-        return bytes_down, np.full(len(cohort), bytes_up)
-
-    def current_losses(self, clients: NDArray[np.int64], algorithm: Algorithm) -> NDArray[np.float64]:
-        """[m]: the mean loss of the global model on the training samples of each of these, on every rank alike."""
-        received = self._distribute(algorithm.weights if self.is_server else torch.empty(self.layout.size))
-        return self.losses_of_all(clients, received[None])[:, 0]
-
-    def train_newcomers(
-        self, algorithm: Algorithm, epochs: int, known: NDArray[np.float64] | None
-    ) -> Iterator[NDArray[np.float64]]:
-        """[newcomers, epochs + 1]: each one's accuracy on its own test samples, before training and after each epoch.
-
-        Training starts from the global model, at the learning rate of the last round and with a fresh optimizer in
-        every epoch. Whenever each rank that trains has trained one of them, all that is known is given, and NaN for
-        what is not.
+    def payload(self, received: Sequence[Columns | int], sent: Sequence[Columns | int]) -> tuple[int, int]:
+        """Bytes of vectors that a client receives, and that it sends in the compressed form.
 
         Args:
-            known: what was given before the run was interrupted; None: nothing.
+            received, sent: of each vector, what it is of the model, see `Algorithm.payload`.
         """
-        self.begin(self._rounds)
-        self.invite(self.newcomers, ())
-        received = self._distribute(algorithm.weights if self.is_server else torch.empty(self.layout.size))
-        accuracy = np.full((len(self.newcomers), epochs + 1), np.nan) if known is None else known
-        waiting, workers = np.flatnonzero(np.isnan(accuracy[:, 0])), list(self._world.workers)
-        for first in range(0, len(waiting), len(workers)):
-            turn = waiting[first : first + len(workers)]
-            found = np.zeros((len(turn), epochs + 1))
-            for k in np.flatnonzero(np.array(workers[: len(turn)]) == self._world.rank):
-                block = self.newcomers.block(turn[k : k + 1])
-                client, weights = int(block.clients[0]), received
-                self._turn_to(client)
-                for epoch in range(epochs + 1):
-                    if epoch:
-                        phase = Phase(f"newcomer {epoch} ", epochs=1)
-                        trained = algorithm.train(self, block, weights, received, phase).weights
-                        weights = trained[0].clone()
-                    predict = predict_with(algorithm.predict, {"received": received})
-                    found[k, epoch] = self._evaluator.client_accuracy(weights, client, predict)
-            self._world.sum(found)
-            accuracy[turn] = found
-            yield accuracy
+        layout, compression = self.federation.layout, self._context.compression
+        bytes_down = 4 * sum(layout.extent(columns)[0] for columns in received)
+        return bytes_down, sum(compression.payload(*layout.extent(columns)) for columns in sent)
 
-    def keep_last_models(self, everyone: Cohort) -> None:
-        """Keep the last model of each client, the initial one at first, and measure the mean over `everyone`."""
-        self._everyone = everyone
-        self._last_models = self.client_state("last model", self.initial_weights())
+    def current_losses(self, weights: Tensor, clients: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[m]: the mean loss of the server's `weights` [P] on the training samples of each of these clients.
 
-    def collect_models(self, cohort: Cohort) -> None:
-        """Form the mean of the models that this round's cohort trains, and measure it."""
-        self._cohort_mean = self._mean_over(cohort) if cohort.total_mass else None
-
-    def evaluate_means(self) -> None:
-        """Measure the means of the clients' models that are formed, beside the server's model, and log them."""
-        if self._cohort_mean is not None:
-            self.log(cohort_mean_accuracy=self.evaluate(self._cohort_mean.reduce()).accuracy)
-        if self._last_models is not None:
-            mean = self._mean_over(self._everyone)
-            with self.doing("averaging all clients' models"):
-                for client in self._at_home().tolist():
-                    block = self._everyone.block(np.array([client]))
-                    mean.add(self._last_models[block], block)
-            self.log(clients_mean_accuracy=self.evaluate(mean.reduce()).accuracy)
+        On every rank alike.
+        """
+        received = self._context.distribute(weights)
+        return self.federation.at_clients.losses_of_all(clients, received[None])[:, 0]

@@ -8,11 +8,11 @@ and the result has the same bits for any number of ranks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from fedmpi.randomness import key, seed_globals
 from fedmpi.training.flat import FlatModel, Net
@@ -24,11 +24,18 @@ BLOCK = 250
 
 #: (network, inputs) -> logits [B, classes]
 Predict = Callable[[Net, Batch], torch.Tensor]
+#: (network, inputs, vectors by name) -> logits [B, classes], as `Algorithm.predict`
+Prediction = Callable[[Net, Batch, Mapping[str, torch.Tensor]], torch.Tensor]
 
 
 def by_the_network(net: Net, batch: Batch) -> torch.Tensor:
     """What the network itself says."""
     return net(batch.x)
+
+
+def predict_with(predict: Prediction | None, vectors: Mapping[str, torch.Tensor]) -> Predict:
+    """How a model predicts to which these vectors belong; given None, the network alone."""
+    return by_the_network if predict is None else lambda net, batch: predict(net, batch, vectors)
 
 
 class Evaluation:
@@ -252,6 +259,16 @@ def weighted_accuracy(accuracy: NDArray[np.float64], samples: NDArray[np.int64])
     """sum_k n_k a_k / sum_k n_k over the clients k whose accuracy [clients] is known."""
     known = ~np.isnan(accuracy) & (samples > 0)
     return float(accuracy[known] @ samples[known] / samples[known].sum()) if known.any() else np.nan
+
+
+def adjusted_rand_index(some: ArrayLike, others: ArrayLike) -> float:
+    """How well two clusterings [k] of the same items agree: 1 if they are the same, about 0 by chance (scikit-learn).
+
+    Hubert, Arabie: Comparing Partitions. Journal of Classification, 1985. NaN without any item.
+    """
+    from sklearn.metrics import adjusted_rand_score
+
+    return float(adjusted_rand_score(some, others)) if np.size(some) else np.nan
 
 
 def _correct(predicted: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:

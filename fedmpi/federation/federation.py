@@ -1,159 +1,251 @@
-"""What an algorithm sees of the experiment: clients to train, collectives over their models, and a place to report.
+"""What a method sees of an experiment: clients to train, collectives over their models, and a place to report.
 
-The same calls are made on every rank in the same order (SPMD). What an algorithm never sees: ranks, MPI, devices,
-data files, seeds, the true groups of a partition.
+The same calls are made on every rank in the same order (SPMD). What a method never sees: ranks, MPI, devices, data
+files, seeds, the true groups of a partition.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedmpi import randomness, streams
-from fedmpi.algorithms.toolbox.clustering import adjusted_rand_index
-from fedmpi.federation.clients import Clients, Prediction, predict_with
-from fedmpi.federation.evaluation import Evaluation, weighted_accuracy
-from fedmpi.federation.mean import total
-from fedmpi.federation.server import Images, Labels, Lesson, sample, spread, teach
+from fedmpi.federation.client_state import ClientState
+from fedmpi.federation.context import Context
+from fedmpi.federation.evaluation import Evaluation, Prediction
+from fedmpi.federation.local import Local, Trained
+from fedmpi.federation.mean import WeightedMean
+from fedmpi.federation.reports import Personal, Reports
+from fedmpi.federation.server import Server
+from fedmpi.federation.stack import Stack
+from fedmpi.mpi.rows import Rows
 from fedmpi.policies import Cohort
-from fedmpi.training.block import Block
-from fedmpi.training.central import CentralTraining
-from fedmpi.training.flat import FlatModel, Net
+from fedmpi.training.block import WHOLE, Block, Hooks, Phase
+from fedmpi.training.layout import Columns, Layout
 from fedmpi.training.settings import LocalTraining
 
 
-class Federation(Clients):
-    """The clients, with the server's own work, measurements, and a place to report.
+class Federation:
+    """The clients of an experiment, spread over the ranks of a job, and their server.
 
-    Its constructor and its attributes are those of `Clients`.
+    What most methods need is here; what a few need is in three parts: `at_clients`, `at_server` and `reports`.
+
+    Args:
+        context: what the parts share.
+
+    Attributes:
+        clients: how many there are.
+        samples: [clients] training samples of each.
+        label_counts: [clients, classes] training labels of each.
+        shards: for each client, int64 numbers of its training samples.
+        classes: how many there are.
+        shape: of a sample, as networks take it.
+        is_text: whether samples are tokens.
+        has_images: whether samples are images of pixels from 0 to 255.
+        layout: where a model's tensors lie in its vector [P].
+        device: what this rank's vectors are on, but for the server's state, which is in host memory.
+        is_server: whether this rank holds the server's state.
+        local: the settings of local training.
+        has_asked_for_rounds: whether the method has asked how many there will be.
+        at_clients: further work of clients: gradients, features, losses.
+        at_server: training at the server, its samples, and the clients' models as teachers.
+        reports: further measurements.
+        context: for `Engine`, and not for methods.
     """
 
-    # Training at the server, with the help of all ranks
+    def __init__(self, context: Context) -> None:
+        split, train = context.split, context.train
+        self.clients = context.clients
+        self.samples = split.samples
+        self.label_counts = split.label_counts
+        self.shards = split.train
+        self.classes = split.label_counts.shape[1]
+        self.shape = train.shape
+        self.is_text = train.is_text
+        self.has_images = train.x.dtype == torch.uint8
+        self.layout: Layout = context.layout
+        self.device = context.device
+        self.is_server = context.world.is_server
+        self.local = context.trainer.settings
+        self.has_asked_for_rounds = False
+        self.context = context
+        self.at_clients = Local(context)
+        self.at_server = Server(context, self.at_clients)
+        self.reports = Reports(context)
 
-    @contextmanager
-    def serving(self) -> Iterator[None]:
-        """While the server trains: its time is taken, and random layers of networks draw numbers of this round."""
-        key = randomness.key(self._seed, "training at the server", self.round)
-        with self.doing("training at the server"), self._ledger.serving(), randomness.globals_kept():
-            randomness.seed_globals(key)
-            yield
+    # Rounds
 
-    def model_at_server(self, weights: Tensor) -> FlatModel | None:
-        """The network of the clients with the server's `weights` [P], to be trained; None on the other ranks.
+    @property
+    def round(self) -> int:
+        """The current round; they count from 1."""
+        return self.context.round.number
 
-        Until the next call of `train`: it is the same memory.
+    @property
+    def rounds(self) -> int:
+        """How many there will be. A run of a method that asks for this cannot be given more of them later."""
+        self.has_asked_for_rounds = True
+        return self.context.rounds
+
+    def has_round(self, number: int) -> bool:
+        """Whether there is to be a round of this number: for checks and measurements, which no model depends on."""
+        return number <= self.context.rounds
+
+    @property
+    def lr(self) -> float:
+        """The clients' learning rate of this round."""
+        return self.local.rate(self.round, self.context.rounds)
+
+    def stream(self, purpose: str, client: int = 0) -> np.random.Generator:
+        """Random numbers of this round for a purpose, and a client if they are its own; the same on every rank."""
+        return randomness.stream(self.context.seed, purpose, self.round, client)
+
+    def sibling(self, make: Callable[[], nn.Module], local: LocalTraining, rounds: int, name: str) -> Federation:
+        """A federation of the same clients around another network, see `Algorithm.stages`.
+
+        The network sees images on the scale 0..1.
+
+        Args:
+            make: makes the network.
+            local: how clients train it.
+            rounds: how many there will be.
+            name: what is random in it goes by this.
         """
-        self._forget_trained()
-        if not self.is_server:
-            return None
-        model = self._trainer.model
-        model.select((slice(0, self.layout.parameters),))
-        model.load(weights)
-        return model
+        return self.context.sibling(make, local, rounds, name)
 
-    def proxy_batch(self, index: NDArray[np.int64]) -> Tensor:
-        """[B, ...] the server's samples of these numbers, as networks take them; on every rank, without a message."""
-        assert self._proxy is not None
-        return self._proxy.batch(index).x
+    # Clients
 
-    def keep_models(self) -> None:
-        """From now on in this round, keep the model of each client that counts, where it is trained."""
-        self._kept_models = {}
+    def client_state(self, name: str, initial: Tensor) -> ClientState:
+        """Give every client a vector [n] that it keeps between rounds; to be called in `Algorithm.setup`."""
+        return self.context.states.create(name, initial, self.device)
 
-    def ask_models(
+    def my_clients(self, cohort: Cohort) -> Iterator[Block]:
+        """This rank's share of `cohort`, in blocks that are trained together, the longest first.
+
+        What is drawn from the generators of `random`, `numpy.random` and `torch` for a block depends on its first
+        client, on whatever rank it is; afterwards all ranks draw the same again.
+
+        Raises:
+            RanksDiffer: ranks gave different cohorts; sooner or later, on one rank at least.
+        """
+        return self.at_clients.my_clients(cohort)
+
+    def train(self, block: Block, start: Tensor, hooks: Hooks, phase: Phase = WHOLE, **vectors: Tensor) -> Trained:
+        """Local training of a block's clients.
+
+        Those of whom it makes a model that is not finite are noted as diverged: means and client states leave them
+        out from then on.
+
+        Args:
+            block: from `my_clients`.
+            start: [P] or [K, P], the weights they receive.
+            hooks: whose `loss` and `direction` are used; as a rule the algorithm itself.
+            phase: which of several trainings of the round it is, of how long, and of which part of the model.
+            vectors: what the hooks may read: [K, ...], a row each, or [n], the same for all.
+        """
+        return self.at_clients.train(block, start, hooks, phase, **vectors)
+
+    def count_steps(self, cohort: Cohort, phase: Phase = WHOLE) -> NDArray[np.int64]:
+        """[m] optimizer steps that each does in one training."""
+        return self.at_clients.count_steps(cohort, phase)
+
+    def record(self, block: Block, **values: Tensor) -> None:
+        """Record numbers [K] of a block's clients, under names that the algorithm lists in `client_metrics`."""
+        self.context.round.ledger.record(block, {name: value.cpu().numpy() for name, value in values.items()})
+
+    def gather_records(self) -> dict[str, NDArray[np.float64]]:
+        """What was recorded of the round's clients, on every rank: name -> [m], in the order of `cohort.clients`.
+
+        NaN where nothing was recorded, such as of a client that was not trained.
+        """
+        with self.context.doing("gathering records"):
+            return self.context.round.ledger.gather()
+
+    def undiverged(self, cohort: Cohort) -> Cohort:
+        """Those of the round's cohort whose training has not diverged; a collective, after all have been trained."""
+        return cohort.subset(np.flatnonzero(self.gather_records()["diverged"] != 1))
+
+    # Models
+
+    def initial_weights(self, number: int = 0) -> Tensor:
+        """[P] freshly drawn weights, the same on every rank; other numbers give other draws.
+
+        What the network freezes is no part of them: it is that of number 0 in all models.
+        """
+        return self.context.build(number).weights[0].to("cpu", copy=True)
+
+    def broadcast(self, vector: Tensor, received: int | None = None) -> Tensor:
+        """The server's `vector` [..., n] on every rank and its device; counts as sent to each client of the round.
+
+        To be read only, and only in this round: the ranks of a node share one copy. Clone what is to be kept.
+
+        Args:
+            received: how many numbers of it the clients receive, all together, if not every client all of it.
+        """
+        if received != 0:  # else it is no part of what clients do, and may be asked for before there are any
+            ledger = self.context.round.ledger
+            numbers = vector.numel() * len(ledger.cohort) if received is None else received
+            ledger.bytes_down += numbers * vector.element_size()
+        return self.context.distribute(vector)
+
+    def weighted_mean(
         self,
-        respond: Callable[..., tuple[Tensor, ...]],
-        told: Sequence[Tensor],
-        shapes: Sequence[tuple[int, ...]],
-        only: int | None = None,
-    ) -> list[Tensor]:
-        """What the models that are kept say to what the server tells them, summed over the models.
+        cohort: Cohort,
+        start: Tensor | None = None,
+        groups: int | None = None,
+        columns: Columns = slice(None),
+    ) -> WeightedMean:
+        """An empty mean over `cohort` of vectors [P] that its clients send, or several side by side.
 
-        The models stay where they are: what travels are batches and sums. These are exact, so that they have the same
-        bits wherever the models are.
-
-        Args:
-            respond: (network, client, *told) -> tensors of the given shapes. The network is the client's, in
-                evaluation mode, and no gradient flows into its weights.
-            told: the server's; on the other ranks any of the same shapes and types.
-            only: the one client who is asked; None: all.
-
-        Returns:
-            A float32 sum for each of the shapes, on every rank.
-        """
-        assert self._kept_models is not None, "no models were kept in this round"
-        with self.doing("asking the clients' models"):
-            arrived = [self._tell(tensor) for tensor in told]
-            with self._ledger.timed("teacher_seconds"):
-                net = Net(self._trainer.model)
-                answers = [
-                    [part.detach().cpu() for part in respond(net.at(weights), client, *arrived)]
-                    for client, weights in self._kept_models.items()
-                    if only in (None, client)
-                ]
-            return [part.to(self.device) for part in total(self._world, answers, shapes)]
-
-    def generate(self, weights: Tensor, labels: Labels, noise: int, finish: Callable[[Tensor], Tensor]) -> Images:
-        """[n, C, H, W] images that this federation's network, a generator, makes of labels [n]; on every rank.
-
-        See `server_work.sample`; what is shared is read only. The same labels give the same images at any time.
+        See `WeightedMean`, and `Uplink` for what else becomes of what is sent.
 
         Args:
-            weights: of the server.
+            start: [P] or [groups, P], what the clients received, if the vectors are models; None: they are changes.
+            groups: how many means are formed side by side.
+            columns: the part of the model that the vectors are, if not all of it; only this is sent.
         """
-        net = Net(self._trainer.model).at(self._distribute(weights))
-        with self.doing("sampling"):
-            images = sample(self._world, net, labels, self.shape, noise, finish, self.device, self._seed)
-        self.reseed()
-        return images
+        uplink = self.context.uplink(cohort, start, columns)
+        return self.context.mean_over(cohort, groups, columns, cohort.expected_mass, uplink)
 
-    def spread(self, images: Images | None, labels: Labels | None) -> tuple[Images, Labels]:
-        """The server's images [n, C, H, W] and labels [n] on every rank."""
-        with self.doing("spreading images"):
-            return spread(self._world, images, labels, self.shape)
+    def fraction_heard(self, mean: WeightedMean) -> float:
+        """Fraction of all clients' total weight that this mean contains: m / N if they count alike."""
+        return mean.mass / self.context.total_mass
 
-    def teach(
-        self, lessons: Sequence[Lesson], images: Images, labels: Labels, settings: LocalTraining
-    ) -> Iterator[int]:
-        """Train networks like the federation's on images [n, C, H, W] and labels [n], which every rank has.
+    def stack(self, cohort: Cohort, start: Tensor, group: NDArray[np.int64] | None = None) -> Stack:
+        """An empty stack for the models [P] that the clients of `cohort` send.
 
-        See `server_work.teach`. To be called between rounds.
+        See `Stack`, and `Uplink` for what else becomes of what is sent.
 
         Args:
-            settings: batch size and learning rate, of Adam.
+            start: [P] or [groups, P], what they received.
+            group: [m] which of several starts each of them received.
         """
+        uplink = self.context.uplink(cohort, start)
+        return Stack(self.context.world, cohort, start, self.layout.parameters, uplink, group)
 
-        def make(model: FlatModel, number: int) -> CentralTraining:
-            seed = randomness.key(self._seed, "lesson", client=number)
-            return CentralTraining(model, self._train.like(images, labels), settings, seed)
+    def gather(self, cohort: Cohort, mine: Mapping[int, Tensor], size: int, counts: bool = True) -> Tensor:
+        """[m, n] at the server, on the meta device elsewhere: a short vector of each client of the cohort, in order.
 
-        starts = [self._distribute(lesson.weights) for lesson in lessons]
-        with self.doing("training at the server"):
-            for epoch in teach(self._world, lessons, starts, make, self._build):
-                self.when_idle()
-                self.pause()
-                yield epoch
+        As they are, neither attacked nor compressed; NaN for a client whose vector is not there or not finite.
 
-    # Measurements
-
-    def training_hits(self, weights: Tensor, shards: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
-        """[clients]: how many of these training samples of each client the server's model `weights` [P] recognises.
-
-        On every rank; the work is spread over those that train.
+        Args:
+            mine: client -> [n], of those that this rank trained.
+            size: n, such as that of a layer; of whole models the server would have too many.
+            counts: whether they count as sent; not if they are in what is sent anyway.
         """
-        received = self._distribute(weights)
-        hits = np.zeros(len(shards))
-        if self._world.is_worker:
-            with self.doing("evaluation"), self._ledger.timed("evaluation_seconds"):
-                hits = self._evaluator.training_hits(received, shards, *self._part)
-        self._world.sum(hits)
-        self.reseed()
-        return hits
+        rows = Rows(self.context.world, cohort.clients, size)
+        for client, vector in mine.items():
+            rows.put(client, vector.cpu().numpy())
+            self.context.round.ledger.bytes_up += vector.nbytes if counts else 0
+        with self.context.doing("gathering vectors"):
+            rows.close()
+            gathered = rows.collect()
+        return torch.from_numpy(gathered) if self.is_server else torch.empty(len(cohort), size, device="meta")
+
+    # Measurements and reports
 
     def evaluate(self, weights: Tensor, predict: Prediction | None = None, **vectors: Tensor) -> Evaluation:
         """Measure the server's model `weights` [P] on the test set, spread over the ranks that train.
@@ -162,57 +254,16 @@ class Federation(Clients):
             predict: how logits are made with it, as a rule `Algorithm.predict`; None: by the network alone.
             vectors: of the server, which it may read.
         """
-        received = self._distribute(weights)
-        others = {name: self._distribute(vector) for name, vector in vectors.items()}
-        measured = self._evaluator.nothing()
-        if self._world.is_worker:
-            with self.doing("evaluation"), self._ledger.timed("evaluation_seconds"):
-                self._evaluator.measure(received, *self._part, measured, predict_with(predict, others))
-        self._world.sum(measured)
-        self.reseed()
-        return self._evaluator.evaluation(measured)
+        return self.reports.evaluate(weights, predict, **vectors)
 
-    def evaluate_clients(self, weights: Tensor, personal: Callable[[Block, Tensor], Tensor]) -> Evaluation:
+    def evaluate_clients(self, weights: Tensor, personal: Personal) -> Evaluation:
         """Measure every client's own model on the client's own shard of the test set, where its state lies.
 
         Args:
             weights: [P] or [n], the server's model or the part of it that clients receive.
             personal: the models [K, P] of a block's clients, from what they keep and `weights`.
         """
-        received = self._distribute(weights)
-        measured = self._evaluator.nothing()
-        with self.doing("evaluation"), self._ledger.timed("evaluation_seconds"):
-            for client in self._at_home().tolist():
-                self._turn_to(client)
-                self._evaluator.measure_client(personal(self._alone(client), received)[0], client, measured)
-        self._world.sum(measured)
-        self.reseed()
-        return self._evaluator.evaluation(measured)
-
-    def accuracies(self, weights: Tensor, personal: Callable[[Block, Tensor], Tensor]) -> NDArray[np.float64]:
-        """[clients], every client's own model on the whole test set; as expensive as so many evaluations.
-
-        Args:
-            weights, personal: as in `evaluate_clients`.
-        """
-        received = self._distribute(weights)
-        found = np.zeros(self.clients)
-        with self.doing("evaluation"), self._ledger.timed("evaluation_seconds"):
-            for client in self._at_home().tolist():
-                self._turn_to(client)
-                found[client] = self._evaluator.accuracy(personal(self._alone(client), received)[0])
-        self._world.sum(found)
-        self.reseed()
-        return found
-
-    def report_personal(self, evaluation: Evaluation) -> None:
-        """Report what `evaluate_clients` found.
-
-        All clients count, those that never took part with what they have from the start; the column clients_trained
-        is how many did.
-        """
-        self.report(evaluation)
-        self.log(clients_trained=int((self.states.home >= 0).sum()))
+        return self.reports.evaluate_clients(weights, personal)
 
     def report(self, evaluation: Evaluation) -> None:
         """Make an evaluation that of the round: test_loss and test_accuracy, per class and per client.
@@ -221,27 +272,15 @@ class Federation(Clients):
         the standard deviation and three percentiles of the clients' accuracies, each on its own test samples; and the
         mean weighted by their training samples.
         """
-        self._ledger.evaluation = evaluation
-        known = evaluation.client_accuracy[~np.isnan(evaluation.client_accuracy)]
-        if self.is_server and len(known):
-            self.log(weighted_client_accuracy=weighted_accuracy(evaluation.client_accuracy, self.samples))
-            shares = dict(zip((10, 50, 90), np.percentile(known, (10, 50, 90)).tolist(), strict=True))
-            self.log(client_accuracy_mean=float(known.mean()), client_accuracy_std=float(known.std()))
-            self.log(**{f"client_accuracy_p{percent}": value for percent, value in shares.items()})
+        self.reports.report(evaluation)
 
-    def report_matched(self, models: Sequence[Evaluation], choice: Tensor) -> None:
-        """The same for several models, of which client k uses number `choice[k]`; -1, none yet, is left out.
+    def report_personal(self, evaluation: Evaluation) -> None:
+        """Report what `evaluate_clients` found.
 
-        test_accuracy and test_loss are client-matched: each client's model on the client's own shard of the test
-        set. The column global_matched_accuracy has each client's model on the whole test set, weighted by the
-        client's training samples.
+        All clients count, those that never took part with what they have from the start; the column clients_trained
+        is how many did.
         """
-        if self.is_server:
-            chosen = choice.numpy()
-            samples = np.where(chosen < 0, 0, self.samples)
-            accuracy = np.array([model.accuracy for model in models])[chosen]
-            self.log(global_matched_accuracy=float(accuracy @ samples / samples.sum()) if samples.any() else np.nan)
-            self.report(Evaluation.matched(models, chosen))
+        self.reports.report_personal(evaluation)
 
     def report_clusters(self, assignment: Tensor, models: int) -> None:
         """Report which of several models is each client's, [clients]; -1: none yet.
@@ -249,42 +288,18 @@ class Federation(Clients):
         Columns of /rounds are how many clients each has and, where the partition knows the true groups, the adjusted
         Rand index of these and the clusters of those that have a model.
         """
-        if self.is_server:
-            found = assignment.numpy().copy()
-            known = found >= 0
-            sizes = np.bincount(found[known], minlength=models)
-            self.log(**{f"cluster_size_{number}": int(size) for number, size in enumerate(sizes)})
-            if self._groups is not None:
-                self.log(adjusted_rand_index=adjusted_rand_index(found[known], self._groups[known]))
-            self._ledger.clusters = found
-
-    def say(self, line: str) -> None:
-        """Print a line, once for the job."""
-        if self.is_server:
-            streams.say(line)
+        self.reports.report_clusters(assignment, models)
 
     def log(self, **values: float) -> None:
         """Add columns to the round's row in the results; what the server logs is kept."""
-        self._ledger.log(values)
+        self.reports.log(**values)
 
-    def record(self, block: Block, **values: Tensor) -> None:
-        """Record numbers [K] of a block's clients, under names that the algorithm lists in `client_metrics`."""
-        self._ledger.record(block, {name: value.cpu().numpy() for name, value in values.items()})
+    def say(self, line: str) -> None:
+        """Print a line, once per job."""
+        if self.is_server:
+            streams.say(line)
 
-    def left(self, cohort: Cohort) -> Cohort:
-        """Those of the round's cohort whose training has not diverged; a collective, after all have been trained."""
-        return cohort.subset(np.flatnonzero(self.gather_records()["diverged"] != 1))
-
-    def gather_records(self) -> dict[str, NDArray[np.float64]]:
-        """What was recorded of the round's clients, on every rank: name -> [m], in the order of `cohort.clients`.
-
-        NaN where nothing was recorded, such as of a client that was not trained.
-        """
-        with self.doing("gathering records"):
-            return self._ledger.gather()
-
-    def _tell(self, tensor: Tensor) -> Tensor:
-        memory = torch.from_numpy(self._world.tell(tensor.detach().contiguous().cpu().numpy()))
-        # Of its own, and laid out alike on every rank: the bits of convolutions depend on it.
-        order = torch.channels_last if memory.dim() == 4 else torch.contiguous_format
-        return memory.clone(memory_format=order).to(self.device)
+    def keep(self, name: str, arrays: Mapping[str, NDArray]) -> None:
+        """Put the server's arrays into the results as a group of this name, as they are."""
+        if self.is_server:
+            self.context.keep(name, arrays)

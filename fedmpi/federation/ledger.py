@@ -1,4 +1,4 @@
-"""The books of one round: what the clients did, what the ranks spent, what the algorithm logs."""
+"""What is counted in one round: what the clients did, what the ranks spent, what the algorithm logs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fedmpi.errors import REMEDY, Diverged
 from fedmpi.federation.evaluation import Evaluation
-from fedmpi.federation.mean import REMEDY, Diverged
 from fedmpi.federation.placement import OBSERVED
 from fedmpi.mpi.world import World
-from fedmpi.policies import Cohort
+from fedmpi.policies import RoundPlan
 
 if TYPE_CHECKING:
     from fedmpi.results import Results
@@ -81,37 +81,44 @@ class Outcome:
 
 
 class Ledger:
-    """One round's books on one rank; `close` brings those of all ranks together by one small message.
+    """What one rank counts in a round; `close` brings together what all ranks have, by one small message.
 
     Args:
         world: the ranks.
         round: its number.
-        cohort: the clients of the round; every rank has a row for each, and fills in those it trained.
+        plan: of the round; every rank has a row for each client of its cohort, and fills in those it trained.
         client_metrics: names of what the algorithm records of a client.
+        began: when the round did, by `time.perf_counter`.
         name_at: the name of the tensor that an element of a model belongs to.
+
+    Attributes:
+        cohort: the clients of the round.
     """
 
     def __init__(
         self,
         world: World,
         round: int,
-        cohort: Cohort,
+        plan: RoundPlan,
         client_metrics: tuple[str, ...],
+        began: float,
         name_at: Callable[[int], str] = str,
     ) -> None:
         self.round = round
-        self.cohort = cohort
+        self.cohort = cohort = plan.cohort
+        self._plan = plan
+        self._began = began
         self.bytes_down = self.bytes_up = 0
         self.evaluation: Evaluation | None = None
         self.clusters: NDArray[np.int64] | None = None
         self._world = world
         self._name_at = name_at
         self._columns = [*RECORDED, *client_metrics, *LOST]
-        # One buffer for all books, so that one message brings them together: a sum over the ranks. So a record begins
-        # as 0, and beside the records stands of each on how many ranks it was made: on none if it is missing.
+        # One buffer for all, so that one message brings it together: a sum over the ranks. So a record begins as 0,
+        # and next to the records stands of each on how many ranks it was made: on none if it is missing.
         clients, ranks = (2, len(cohort), len(self._columns)), (world.size, len(SPENT) + len(OBSERVED) + len(ASKED))
-        self._books = np.zeros(prod(clients) + prod(ranks))
-        self._of_clients, of_ranks = np.split(self._books, [prod(clients)])
+        self._counted = np.zeros(prod(clients) + prod(ranks))
+        self._of_clients, of_ranks = np.split(self._counted, [prod(clients)])
         self._records, self._known = self._of_clients.reshape(clients)
         self._ranks = of_ranks.reshape(ranks)
         self._gathered = False
@@ -207,11 +214,15 @@ class Ledger:
         """Ask for what `Outcome` has of these names; of several statuses the highest counts."""
         self._spent |= {"status": status, "checkpoint": checkpoint}
 
-    def close(self, bytes_up: int) -> Outcome:
+    def close(
+        self, bytes_up: int, of_workers: Mapping[str, NDArray[np.float64]], malicious: NDArray[np.bool_] | None
+    ) -> Outcome:
         """End the round; a collective.
 
         Args:
             bytes_up: what this rank's clients sent to means.
+            of_workers: further columns [workers] of /ranks.
+            malicious: [clients] who is; None: nobody is.
 
         Raises:
             Diverged: as `gather`.
@@ -220,20 +231,27 @@ class Ledger:
         self._spent["communication_seconds"] = self._world.transferred - self._transferred
         self._spent["bytes_up"] = self.bytes_up + bytes_up
         self._ranks[self._world.rank] = list(self._spent.values())
-        self._world.sum(self._ranks if self._gathered else self._books)
+        self._world.sum(self._ranks if self._gathered else self._counted)
         self._check_records()
         self._check_left()
-        return self._outcome(dict(zip(self._spent, self._ranks.T, strict=True)))
-
-    def _outcome(self, ranks: dict[str, NDArray[np.float64]]) -> Outcome:
+        ranks = dict(zip(self._spent, self._ranks.T, strict=True))
         records = self._by_name()
+        asked = int(ranks["status"].max()), bool(ranks["checkpoint"].any())
+        by_rank = self._columns_of_ranks(ranks, of_workers)
+        by_client = self._columns_of_clients(records, malicious)
+        row = self._row(ranks, records)
+        return Outcome(row, by_client, by_rank, self.evaluation, self.clusters, *asked)
+
+    def _row(
+        self, ranks: Mapping[str, NDArray[np.float64]], records: Mapping[str, NDArray[np.float64]]
+    ) -> dict[str, float]:
         workers = list(self._world.workers)
         row = {
             "round": self.round,
             "train_loss": self._train_loss(),
             **{name: float(ranks[name][workers].mean()) for name in SPENT_BY_WORKERS},
             "bytes_up": int(ranks["bytes_up"].sum()),
-            "bytes_down": self.bytes_down,
+            "bytes_down": self.bytes_down + self._plan.bytes_lost,
             "diverged_clients": int(np.nansum(records["diverged"])),
             **self._logged,
         }
@@ -245,12 +263,23 @@ class Ledger:
             row["server_seconds"] = float(ranks["server_seconds"][0])
         if self.evaluation is not None:
             row |= {"test_loss": self.evaluation.loss, "test_accuracy": self.evaluation.accuracy}
-        clients = {
+        return {**row, **self._plan.row, "seconds": time.perf_counter() - self._began}
+
+    def _columns_of_clients(
+        self, records: Mapping[str, NDArray[np.float64]], malicious: NDArray[np.bool_] | None
+    ) -> dict[str, NDArray]:
+        found = {
             "round": np.full(len(self.cohort), self.round),
             "client": self.cohort.clients,
             **{name: _whole(column) if name in COUNTS else column for name, column in records.items()},
+            **self._plan.clients,
         }
-        by_rank = {
+        return found if malicious is None else {**found, "malicious": malicious[self.cohort.clients].astype(np.int64)}
+
+    def _columns_of_ranks(
+        self, ranks: Mapping[str, NDArray[np.float64]], of_workers: Mapping[str, NDArray[np.float64]]
+    ) -> dict[str, NDArray]:
+        found = {
             "round": np.full(self._world.size, self.round),
             "rank": np.arange(self._world.size),
             "busy_seconds": np.sum([ranks[name] for name in BUSY], axis=0),
@@ -259,8 +288,10 @@ class Ledger:
             "client_seconds": ranks["client_seconds"],
             "predicted_seconds": self._predicted,
         }
-        asked = int(ranks["status"].max()), bool(ranks["checkpoint"].any())
-        return Outcome(row, clients, by_rank, self.evaluation, self.clusters, *asked)
+        for name, values in of_workers.items():
+            found[name] = np.full(self._world.size, np.nan)
+            found[name][list(self._world.workers)] = values
+        return found
 
     @property
     def _mass_left(self) -> NDArray[np.int64]:

@@ -20,11 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedmpi.errors import REMEDY, Diverged
 from fedmpi.mpi.segments import FixedPoint
 from fedmpi.mpi.world import World
 
 if TYPE_CHECKING:
-    from fedmpi.federation.uplink import Channel
+    from fedmpi.federation.uplink import Uplink
     from fedmpi.training.block import Block
 
 PARAMETER_KIND, BUFFER_KIND = FixedPoint(2.0**-43), FixedPoint(2.0**-29)
@@ -33,11 +34,6 @@ PARAMETER_KIND, BUFFER_KIND = FixedPoint(2.0**-43), FixedPoint(2.0**-29)
 CLASS_BITS = 16
 # Large enough that the cost of calls does not count, small enough for a cache.
 BLOCK_ELEMENTS = 1 << 17
-REMEDY = "lower --local.lr, or set --local.clip_norm"
-
-
-class Diverged(ArithmeticError):
-    """What clients would send is not finite: training has diverged, and a mean would be meaningless."""
 
 
 def diverged(weights: Tensor) -> dict[int, tuple[int, float]]:
@@ -64,7 +60,7 @@ class WeightedMean:
         device: where the vectors are summed.
         expected_mass: by which a mean of parameters is divided in place of the mass that was added; what is missing,
             or too much, is made up for by `empty` in `reduce`. None: the mass that was added.
-        channel: through which the vectors come; None: they arrive as they are.
+        uplink: through which the vectors come; None: they arrive as they are.
         name_at: the name of the tensor that an element of a vector belongs to.
 
     Attributes:
@@ -83,7 +79,7 @@ class WeightedMean:
         groups: int | None,
         device: torch.device,
         expected_mass: float | None = None,
-        channel: Channel | None = None,
+        uplink: Uplink | None = None,
         name_at: Callable[[int], str] = str,
     ) -> None:
         if groups is not None and expected_mass is not None:
@@ -93,7 +89,7 @@ class WeightedMean:
         self._size = size
         self._total_mass = total_mass
         self._expected_mass = expected_mass
-        self._channel = channel
+        self._uplink = uplink
         self._name_at = name_at
         self._grouped = groups is not None
         kinds = ((parameters, PARAMETER_KIND), (size, BUFFER_KIND))
@@ -113,10 +109,10 @@ class WeightedMean:
         """
         groups = np.zeros(len(vectors), dtype=np.int64) if group is None else torch.as_tensor(group).cpu().numpy()
         if block.diverged:
-            left = block.left()
+            left = block.undiverged()
             vectors, block, groups = vectors[left], block.rows(left), groups[left]
-        if self._channel:
-            vectors, block, groups = self._channel.send(vectors, block, groups)
+        if self._uplink:
+            vectors, block, groups = self._uplink.send(vectors, block, groups)
         self._add(vectors, block, groups)
 
     def reduce(self, empty: Tensor | None = None) -> Tensor:
@@ -127,7 +123,7 @@ class WeightedMean:
                 shape of the result; default zeros.
 
         Raises:
-            Diverged: as `add`, of a vector that the channel held back.
+            Diverged: as `add`, of a vector that the uplink held back.
 
         Returns:
             The float32 mean at the server, in memory that the node's ranks share, so that it can be broadcast without
@@ -135,7 +131,7 @@ class WeightedMean:
             on the meta device: it takes no memory, goes through the server's arithmetic, and cannot be read by
             mistake.
         """
-        for late in self._channel.late() if self._channel else ():
+        for late in self._uplink.late() if self._uplink else ():
             self._add(*late)
         if self._rows.device.type != "cpu":
             torch.from_numpy(self._shared.rows).copy_(self._rows)
@@ -153,7 +149,7 @@ class WeightedMean:
             trained = result[: self._parameters]
             start = torch.zeros_like(trained) if empty is None else empty[: self._parameters]
             trained.copy_(start.lerp(trained, masses[0] / self._expected_mass))
-        if self._channel and (noise := self._channel.noise()) is not None:
+        if self._uplink and (noise := self._uplink.noise()) is not None:
             result[..., : self._parameters] += noise
         return result
 

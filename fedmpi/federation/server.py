@@ -1,4 +1,4 @@
-"""What a server does beside averaging, with the help of all ranks: images from a generator, training in one place.
+"""What a server does beside averaging, with the help of all ranks: it trains, asks models, and makes images.
 
 Nothing depends on the number of ranks. Images are made in blocks with random numbers of their own, and every network
 is trained on one rank, several at the same time. (A single network is not spread: each step would wait for an exact
@@ -8,18 +8,23 @@ sum of all its gradients over the ranks, and batch normalisation over a part of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedmpi import randomness
+from fedmpi.federation.context import Context
+from fedmpi.federation.local import Local
+from fedmpi.federation.mean import total
+from fedmpi.federation.observers import KeptModels
 from fedmpi.mpi.shared import put_together
-from fedmpi.mpi.world import World
 from fedmpi.training.central import CentralTraining
 from fedmpi.training.flat import FlatModel, Net
+from fedmpi.training.settings import LocalTraining
 
 # Samples that a generator makes from one stream of random numbers.
 MADE_AT_ONCE = 1000
@@ -46,95 +51,197 @@ class Lesson:
     loss: float = 0.0
 
 
-@torch.inference_mode()
-def sample(
-    world: World,
-    net: Net,
-    labels: Labels,
-    shape: tuple[int, ...],
-    noise: int,
-    finish: Callable[[Tensor], Tensor],
-    device: torch.device,
-    seed: int,
-) -> Images:
-    """[n, C, H, W] images of these labels [n]: each rank that trains makes some, and all have all of them.
+class Server:
+    """The server's own work.
 
     Args:
-        net: the generator.
-        shape: of an image.
-        noise: length of the vectors that it takes beside the labels.
-        finish: what becomes of the images [B, C, H, W] that it makes, on the scale 0..1.
-        seed: of the noise.
+        context: of the federation.
+        local: the clients' work, whose memory the server uses as well.
+
+    Attributes:
+        samples: how many it has, without labels.
     """
 
-    def fill(images: Images) -> None:
-        blocks = range(-(-len(labels) // MADE_AT_ONCE))
-        for block in blocks[world.workers.index(world.rank) :: len(world.workers)] if world.is_worker else ():
-            some = slice(block * MADE_AT_ONCE, (block + 1) * MADE_AT_ONCE)
-            asked = torch.from_numpy(labels[some]).to(device)
-            stream = randomness.stream(seed, "generator's noise", client=block)
-            drawn = torch.from_numpy(stream.standard_normal((len(asked), noise), np.float32)).to(device)
-            randomness.seed_globals(randomness.key(seed, "generator's own draws", client=block))
-            images[some] = (255 * finish(net.run("", drawn, asked))).round().to(torch.uint8).cpu().numpy()
+    def __init__(self, context: Context, local: Local) -> None:
+        self.samples = len(context.proxy.y) if context.proxy else 0
+        self._context = context
+        self._local = local
 
-    return put_together(world, (len(labels), *shape), fill)
+    # Training in one place
 
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """While the server trains: its time is taken, and random layers of networks draw numbers of this round."""
+        context = self._context
+        key = randomness.key(context.seed, "training at the server", context.round.number)
+        with context.doing("training at the server"), context.round.ledger.serving(), randomness.globals_kept():
+            randomness.seed_globals(key)
+            yield
 
-def spread(
-    world: World, images: Images | None, labels: Labels | None, shape: tuple[int, ...]
-) -> tuple[Images, Labels]:
-    """Rank 0's images and labels on every rank; those of a node share one copy of the images."""
+    def build(self, make: Callable[[], nn.Module], purpose: str) -> FlatModel:
+        """A network of the method's own, its weights drawn for this purpose and round, the same on every rank."""
+        randomness.seed_globals(randomness.key(self._context.seed, purpose, self._context.round.number))
+        return FlatModel(make(), self._context.device)
 
-    def fill(whole: Images) -> None:
-        if images is not None:
-            whole[...] = images
+    def model(self, weights: Tensor) -> FlatModel | None:
+        """The network of the clients with the server's `weights` [P], to be trained; None on the other ranks.
 
-    everywhere = world.from_server(labels)
-    assert everywhere is not None
-    return put_together(world, (len(everywhere), *shape), fill), everywhere
+        Until the next call of `train`: it is the same memory.
+        """
+        self._local.forget_trained()
+        if not self._context.world.is_server:
+            return None
+        model = self._context.trainer.model
+        model.select((slice(0, model.layout.parameters),))
+        model.load(weights)
+        return model
 
+    def batch(self, index: NDArray[np.int64]) -> Tensor:
+        """[B, ...] the server's samples of these numbers, as networks take them; on every rank, without a message."""
+        assert self._context.proxy is not None
+        return self._context.proxy.batch(index).x
 
-def teach(
-    world: World,
-    lessons: Sequence[Lesson],
-    starts: Sequence[Tensor],
-    make: Callable[[FlatModel, int], CentralTraining],
-    build: Callable[[int], FlatModel],
-) -> Iterator[int]:
-    """Train networks that have nothing to do with each other; gives the number of each epoch when it is over.
+    # The clients' models as teachers
 
-    Args:
-        starts: the lessons' weights [P], on every rank.
-        make: the training of a network with such weights, given the number of the lesson.
-        build: a network, whatever its weights.
-    """
-    ranks = [world.workers[number % len(world.workers)] for number in range(len(lessons))]
-    mine: dict[int, CentralTraining] = {}
-    for number, (rank, start) in enumerate(zip(ranks, starts, strict=True)):
-        if rank == world.rank:
-            with randomness.globals_kept():  # other ranks build none
-                model = build(0)
-            model.load(start)
-            mine[number] = make(model, number)
-    for epoch in range(1, max((lesson.epochs for lesson in lessons), default=0) + 1):
-        world.begin_round()  # what was broadcast before is no longer needed
-        losses = np.zeros(len(lessons))
-        for number, training in mine.items():
-            if epoch <= lessons[number].epochs:
-                losses[number] = training.epoch(epoch, not lessons[number].freezes or epoch == 1)
-        world.sum(losses)
-        for number, lesson in enumerate(lessons):
-            if epoch <= lesson.epochs:
-                lesson.loss = float(losses[number])
-                lesson.weights = _bring(world, ranks[number], mine.get(number), lesson.weights)
-        yield epoch
+    def keep_models(self) -> None:
+        """From now on in this round, keep the model of each client that counts, where it is trained."""
+        self._context.round.observers.append(KeptModels())
 
+    @property
+    def teachers(self) -> dict[int, Tensor]:
+        """Client -> [P], the models that are kept on this rank."""
+        kept = [observer for observer in self._context.round.observers if isinstance(observer, KeptModels)]
+        assert kept, "no models were kept in this round"
+        return kept[0].models
 
-def _bring(world: World, rank: int, training: CentralTraining | None, like: Tensor) -> Tensor:
-    """[P] at the server, on the meta device elsewhere, from the rank that has it."""
-    weights = training.model.weights[0].to("cpu", copy=True) if training else torch.empty(like.shape)
-    if rank != 0 and world.is_server:
-        world.exchange([], [(rank, weights.numpy())])
-    elif rank != 0 and training:
-        world.exchange([(0, weights.numpy())], [])
-    return weights if world.is_server else weights.to("meta")
+    def ask_models(
+        self,
+        respond: Callable[..., tuple[Tensor, ...]],
+        told: Sequence[Tensor],
+        shapes: Sequence[tuple[int, ...]],
+        only: int | None = None,
+    ) -> list[Tensor]:
+        """Run `respond` on every model that is kept, and sum the answers exactly.
+
+        The models stay where they are: what travels are batches and sums. These are exact, so that they have the same
+        bits wherever the models are.
+
+        Args:
+            respond: (network, client, *told) -> tensors of the given shapes. The network is the client's, in
+                evaluation mode, and no gradient flows into its weights.
+            told: the server's; on the other ranks any of the same shapes and types.
+            only: the one client who is asked; None: all.
+
+        Returns:
+            A float32 sum for each of the shapes, on every rank.
+        """
+        context, teachers = self._context, self.teachers
+        with context.doing("asking the clients' models"):
+            arrived = [self._tell(tensor) for tensor in told]
+            with context.round.ledger.timed("teacher_seconds"):
+                net = Net(context.trainer.model)
+                answers = [
+                    [part.detach().cpu() for part in respond(net.at(weights), client, *arrived)]
+                    for client, weights in teachers.items()
+                    if only in (None, client)
+                ]
+            return [part.to(context.device) for part in total(context.world, answers, shapes)]
+
+    def _tell(self, tensor: Tensor) -> Tensor:
+        memory = torch.from_numpy(self._context.world.tell(tensor.detach().contiguous().cpu().numpy()))
+        # Of its own, and laid out alike on every rank: the bits of convolutions depend on it.
+        order = torch.channels_last if memory.dim() == 4 else torch.contiguous_format
+        return memory.clone(memory_format=order).to(self._context.device)
+
+    # Images
+
+    def generate(self, weights: Tensor, labels: Labels, noise: int, finish: Callable[[Tensor], Tensor]) -> Images:
+        """[n, C, H, W] images that this federation's network, a generator, makes of labels [n]; on every rank.
+
+        Each rank that trains makes some of them. What is shared is read only. The same labels give the same images
+        at any time.
+
+        Args:
+            weights: of the server.
+            noise: length of the vectors that the network takes beside the labels.
+            finish: what becomes of the images [B, C, H, W] that it makes, on the scale 0..1.
+        """
+        context, world, seed = self._context, self._context.world, self._context.seed
+        net = Net(context.trainer.model).at(context.distribute(weights))
+
+        @torch.inference_mode()
+        def fill(images: Images) -> None:
+            blocks = range(-(-len(labels) // MADE_AT_ONCE))
+            for block in blocks[world.workers.index(world.rank) :: len(world.workers)] if world.is_worker else ():
+                some = slice(block * MADE_AT_ONCE, (block + 1) * MADE_AT_ONCE)
+                asked = torch.from_numpy(labels[some]).to(context.device)
+                stream = randomness.stream(seed, "generator's noise", client=block)
+                drawn = torch.from_numpy(stream.standard_normal((len(asked), noise), np.float32)).to(context.device)
+                randomness.seed_globals(randomness.key(seed, "generator's own draws", client=block))
+                images[some] = (255 * finish(net.run("", drawn, asked))).round().to(torch.uint8).cpu().numpy()
+
+        with context.doing("sampling"):
+            images = put_together(world, (len(labels), *context.train.shape), fill)
+        context.reseed()
+        return images
+
+    def spread(self, images: Images | None, labels: Labels | None) -> tuple[Images, Labels]:
+        """The server's images [n, C, H, W] and labels [n] on every rank; the ranks of a node share one copy."""
+        world = self._context.world
+
+        def fill(whole: Images) -> None:
+            if images is not None:
+                whole[...] = images
+
+        with self._context.doing("spreading images"):
+            everywhere = world.from_server(labels)
+            assert everywhere is not None
+            return put_together(world, (len(everywhere), *self._context.train.shape), fill), everywhere
+
+    def teach(
+        self, lessons: Sequence[Lesson], images: Images, labels: Labels, settings: LocalTraining
+    ) -> Iterator[int]:
+        """Train networks like the federation's on images [n, C, H, W] and labels [n], which every rank has.
+
+        They have nothing to do with each other. Gives the number of each epoch when it is over. To be called between
+        rounds.
+
+        Args:
+            settings: batch size and learning rate, of Adam.
+        """
+        context, world = self._context, self._context.world
+        starts = [context.distribute(lesson.weights) for lesson in lessons]
+        with context.doing("training at the server"):
+            ranks = [world.workers[number % len(world.workers)] for number in range(len(lessons))]
+            mine: dict[int, CentralTraining] = {}
+            for number, (rank, start) in enumerate(zip(ranks, starts, strict=True)):
+                if rank == world.rank:
+                    with randomness.globals_kept():  # other ranks build none
+                        model = context.build(0)
+                    model.load(start)
+                    seed = randomness.key(context.seed, "lesson", client=number)
+                    mine[number] = CentralTraining(model, context.train.like(images, labels), settings, seed)
+            for epoch in range(1, max((lesson.epochs for lesson in lessons), default=0) + 1):
+                world.begin_round()  # what was broadcast before is no longer needed
+                losses = np.zeros(len(lessons))
+                for number, training in mine.items():
+                    if epoch <= lessons[number].epochs:
+                        losses[number] = training.epoch(epoch, not lessons[number].freezes or epoch == 1)
+                world.sum(losses)
+                for number, lesson in enumerate(lessons):
+                    if epoch <= lesson.epochs:
+                        lesson.loss = float(losses[number])
+                        lesson.weights = self._bring(ranks[number], mine.get(number), lesson.weights)
+                context.when_idle()
+                context.pause()
+                yield epoch
+
+    def _bring(self, rank: int, training: CentralTraining | None, like: Tensor) -> Tensor:
+        """[P] at the server, on the meta device elsewhere, from the rank that has it."""
+        world = self._context.world
+        weights = training.model.weights[0].to("cpu", copy=True) if training else torch.empty(like.shape)
+        if rank != 0 and world.is_server:
+            world.exchange([], [(rank, weights.numpy())])
+        elif rank != 0 and training:
+            world.exchange([(0, weights.numpy())], [])
+        return weights if world.is_server else weights.to("meta")

@@ -16,7 +16,7 @@ from fedmpi.mpi.world import World
 from fedmpi.training.block import Block
 
 if TYPE_CHECKING:
-    from fedmpi.federation.uplink import Channel
+    from fedmpi.federation.uplink import Uplink
     from fedmpi.policies import Cohort
 
 
@@ -31,7 +31,7 @@ class Stack:
         cohort: whose vectors are collected.
         start: [P], what the clients received, or [groups, P].
         parameters: elements [0, parameters) of a vector are parameters, the others floating-point buffers.
-        channel: through which the vectors come.
+        uplink: through which the vectors come.
         group: [m] which of several starts each received; None: there is one.
 
     Attributes:
@@ -45,7 +45,7 @@ class Stack:
         cohort: Cohort,
         start: Tensor,
         parameters: int,
-        channel: Channel,
+        uplink: Uplink,
         group: NDArray[np.int64] | None = None,
     ) -> None:
         self._world = world
@@ -54,7 +54,7 @@ class Stack:
         self._group = np.zeros(len(cohort), dtype=np.int64) if group is None else group
         self._size = start.shape[-1]
         self._parameters = parameters
-        self._channel = channel
+        self._uplink = uplink
         self._rows = Rows(world, cohort.clients, self._size)
 
     def add(self, vectors: Tensor, block: Block) -> None:
@@ -62,15 +62,15 @@ class Stack:
         if block.diverged:
             for client in block.diverged:
                 self._rows.put(client, np.full(self._size, np.nan, dtype=np.float32))
-            left = block.left()
+            left = block.undiverged()
             vectors, block = vectors[left], block.rows(left)
         group = self._group[np.searchsorted(self._clients, block.clients)]
-        arrived, block, _ = self._channel.send(vectors, block, group)
+        arrived, block, _ = self._uplink.send(vectors, block, group)
         self._keep(arrived, block)
 
     def close(self) -> None:
         """No more vectors come."""
-        for vectors, block, _ in self._channel.late():
+        for vectors, block, _ in self._uplink.late():
             self._keep(vectors, block)
         self._rows.close()
         self.present, self.rejected = self._rows.present, self._rows.rejected

@@ -28,7 +28,7 @@ Arrived = tuple[Tensor, "Block", NDArray[np.int64]]
 
 
 @dataclass(eq=False)
-class Channel:
+class Uplink:
     """One kind of vector that each client of a round sends.
 
     Attributes:

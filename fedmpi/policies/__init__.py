@@ -5,7 +5,7 @@ Of the clients that can be reached (`availability`) some are asked (`sampling`),
 """
 
 from fedmpi.policies.availability import Always, Availability, Diurnal, Independent, Markov, Trace
-from fedmpi.policies.conditions import Conditions, Course, Heterogeneous, Ideal
+from fedmpi.policies.conditions import Conditions, Heterogeneous, Ideal, RoundPlan, Workload
 from fedmpi.policies.sampling import (
     All,
     Bernoulli,
@@ -28,7 +28,6 @@ __all__ = [
     "Bernoulli",
     "Cohort",
     "Conditions",
-    "Course",
     "Diurnal",
     "FixedList",
     "Heterogeneous",
@@ -37,6 +36,7 @@ __all__ = [
     "Markov",
     "Pool",
     "PowerOfChoice",
+    "RoundPlan",
     "RoundRobin",
     "Sampler",
     "Stratified",
@@ -44,4 +44,5 @@ __all__ = [
     "Uniform",
     "Weighted",
     "Weighting",
+    "Workload",
 ]

@@ -9,7 +9,7 @@ import math
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,9 @@ from fedmpi.options import Configured
 from fedmpi.policies.sampling import Cohort
 from fedmpi.training.settings import LocalTraining
 
-if TYPE_CHECKING:
-    from fedmpi.algorithms import Algorithm
-    from fedmpi.federation.engine import Engine
-
 
 @dataclass(frozen=True)
-class Course:
+class RoundPlan:
     """How a round goes.
 
     Attributes:
@@ -40,6 +36,28 @@ class Course:
     row: dict[str, float] = field(default_factory=dict)
     clients: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     bytes_lost: int = 0
+
+
+class Workload(Protocol):
+    """What the coming round asks of clients.
+
+    Attributes:
+        round: its number.
+        clients: how many there are in all.
+        epochs: the parts of the local training that a straggler may leave out: passes, or steps if they are counted.
+        accepts_partial_work: whether the method uses what stragglers get done.
+    """
+
+    round: int
+    clients: int
+    epochs: int
+    accepts_partial_work: bool
+
+    def work(self, cohort: Cohort) -> NDArray[np.float64]:
+        """[m] what each computes, in steps of plain training."""
+
+    def payload(self, cohort: Cohort) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """[m] bytes that each receives, and sends."""
 
 
 class Conditions(metaclass=Configured):
@@ -61,7 +79,7 @@ class Conditions(metaclass=Configured):
         return None
 
     @abstractmethod
-    def course(self, asked: Cohort, size: int, fed: "Engine", algorithm: "Algorithm", seed: int) -> Course:
+    def plan(self, asked: Cohort, size: int, workload: Workload, seed: int) -> RoundPlan:
         """What becomes of those asked in the current round; a pure function, the same on every rank.
 
         Args:
@@ -75,8 +93,8 @@ class Ideal(Conditions):
     def arrival(self, asked: int, accepts_partial_work: bool) -> float:
         return 1.0
 
-    def course(self, asked: Cohort, size: int, fed: "Engine", algorithm: "Algorithm", seed: int) -> Course:
-        return Course(asked)
+    def plan(self, asked: Cohort, size: int, workload: Workload, seed: int) -> RoundPlan:
+        return RoundPlan(asked)
 
 
 @dataclass(frozen=True)
@@ -167,16 +185,16 @@ class Heterogeneous(Conditions):
             drawn("upload", self.upload, self.bandwidth_spread),
         )
 
-    def course(self, asked: Cohort, size: int, fed: "Engine", algorithm: "Algorithm", seed: int) -> Course:
-        asked, straggles = self._hold_up(asked, fed, seed)
-        profile, (down, up) = self.profile(asked.clients, fed.clients, seed), fed.payload(algorithm, asked)
-        work = algorithm.count_work(fed, asked) * profile.seconds_per_step
+    def plan(self, asked: Cohort, size: int, workload: Workload, seed: int) -> RoundPlan:
+        asked, straggles = self._hold_up(asked, workload, seed)
+        profile, (down, up) = self.profile(asked.clients, workload.clients, seed), workload.payload(asked)
+        work = workload.work(asked) * profile.seconds_per_step
         seconds = down / profile.download + work + up / profile.upload
 
-        dropped = randomness.uniform(seed, "dropout", fed.round, asked.clients) < self.dropout
+        dropped = randomness.uniform(seed, "dropout", workload.round, asked.clients) < self.dropout
         deadline = self.deadline or math.inf
         arrives = ~dropped & (seconds <= deadline)
-        if not algorithm.accepts_partial_work:
+        if not workload.accepts_partial_work:
             arrives &= ~straggles
         wanted = min(size, len(asked)) if self.over_select > 1 else len(asked)
         in_order = np.argsort(seconds, kind="stable")
@@ -191,18 +209,19 @@ class Heterogeneous(Conditions):
             "stragglers": int(straggles.sum()),
         }
         bytes_lost = int(down.sum() - down[used].sum())
-        return Course(asked.subset(used), row, {"virtual_seconds": seconds[used]}, bytes_lost)
+        return RoundPlan(asked.subset(used), row, {"virtual_seconds": seconds[used]}, bytes_lost)
 
-    def _hold_up(self, asked: Cohort, fed: "Engine", seed: int) -> tuple[Cohort, NDArray[np.bool_]]:
+    def _hold_up(self, asked: Cohort, workload: Workload, seed: int) -> tuple[Cohort, NDArray[np.bool_]]:
         """The cohort with what each gets done, and [m] who straggles."""
         straggles = np.zeros(len(asked), dtype=bool)
         if not self.stragglers:
             return asked, straggles
         lots, draws = (
-            randomness.uniform(seed, purpose, fed.round, asked.clients) for purpose in ("stragglers", "partial work")
+            randomness.uniform(seed, purpose, workload.round, asked.clients)
+            for purpose in ("stragglers", "partial work")
         )
         straggles[np.argsort(lots, kind="stable")[: self._count_stragglers(len(asked))]] = True
-        parts = fed.local.steps or fed.local.epochs
+        parts = workload.epochs
         done = 1 + np.floor(draws * (parts - 1))
         return replace(asked, completed=np.where(straggles, done / parts, 1.0)), straggles
 

@@ -75,7 +75,7 @@ class Block:
         completed = None if self.completed is None else self.completed[which]
         return Block(self.clients[which], self.samples[which], self.mass[which], vectors, completed, self.diverged)
 
-    def left(self) -> list[int]:
+    def undiverged(self) -> list[int]:
         """The places of those whose training has not diverged."""
         return [k for k, client in enumerate(self.clients.tolist()) if client not in self.diverged]
 

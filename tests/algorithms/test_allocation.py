@@ -20,8 +20,8 @@ from fedmpi.algorithms.toolbox.allocation import (
     log_kumaraswamy_mean,
     log_probabilities,
 )
-from fedmpi.algorithms.toolbox.clustering import adjusted_rand_index
 from fedmpi.algorithms.toolbox.fusion import between_components, fuse, responsibilities
+from fedmpi.federation.evaluation import adjusted_rand_index
 from fedmpi.training.flat import FlatModel
 from studies.planted_groups import log_q_of, planted
 from tests.support.experiments import CPU

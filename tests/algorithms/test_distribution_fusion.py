@@ -16,8 +16,8 @@ from fedmpi.algorithms.distribution_fusion import DistributionFusion
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.data import Digits
 from fedmpi.errors import BadInput
-from fedmpi.federation.clients import Trained
 from fedmpi.federation.federation import Federation
+from fedmpi.federation.local import Trained
 from fedmpi.models import LeNet, Model
 from fedmpi.policies import Cohort, Uniform
 from fedmpi.policies.server_optimizers import Momentum

@@ -37,7 +37,7 @@ class Shuffled(FedMA):
         for block, weights in models:
             for client, own in zip(block.clients.tolist(), weights, strict=True):
                 rng = np.random.default_rng([client, fed.round])
-                for group in fed.unit_groups():
+                for group in fed.at_clients.unit_groups():
                     self.matching.permute(own, group, rng.permutation(group.size))
         return models
 

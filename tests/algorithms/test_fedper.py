@@ -15,8 +15,8 @@ from fedmpi.algorithms.fedper import FedPer, FedRep
 from fedmpi.algorithms.partly_shared import PartlyShared
 from fedmpi.data import Digits
 from fedmpi.errors import BadInput
-from fedmpi.federation.clients import Trained
 from fedmpi.federation.federation import Federation
+from fedmpi.federation.local import Trained
 from fedmpi.models import MLP, LeNet, McMahanCNN, Model
 from fedmpi.models.mlp import LogisticRegression
 from fedmpi.policies import RoundRobin

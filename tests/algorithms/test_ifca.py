@@ -18,6 +18,7 @@ from fedmpi.algorithms.ifca import IFCA
 from fedmpi.data import Digits, Dirichlet, Permuted, Split, make_split
 from fedmpi.errors import BadInput
 from fedmpi.federation.federation import Federation
+from fedmpi.federation.local import Local
 from fedmpi.models import CifarCNN, LeNet, Model
 from fedmpi.models.mlp import LogisticRegression
 from fedmpi.policies import Cohort, RoundRobin, Uniform
@@ -238,8 +239,8 @@ def test_no_models() -> None:
 def test_what_all_losses_have_in_common_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """I3. Oracle: the same choices and bits where every loss is larger by 3."""
     plain = run(tmp_path / "plain.h5", IFCA(3), rounds=2, **TWO_GROUPS)
-    losses = Federation.losses
-    monkeypatch.setattr(Federation, "losses", lambda *arguments: losses(*arguments) + 3)
+    losses = Local.losses
+    monkeypatch.setattr(Local, "losses", lambda *arguments: losses(*arguments) + 3)
     made = run(tmp_path / "made.h5", IFCA(3), rounds=2, **TWO_GROUPS)
     np.testing.assert_array_equal(clusters(made), clusters(plain))
     np.testing.assert_array_equal(made.model["centers"], plain.model["centers"])
@@ -252,10 +253,10 @@ def test_losses_are_those_of_one_model_after_another(tmp_path: Path) -> None:
         def round(self, fed: Federation, cohort: Cohort) -> None:
             models = torch.stack([fed.initial_weights(number) for number in range(3)])
             for block in fed.my_clients(cohort):
-                found = fed.losses(block, models)
+                found = fed.at_clients.losses(block, models)
                 for number in range(3):
-                    assert torch.equal(found[:, number], fed.losses(block, models[[number]])[:, 0])
-                everybody = fed.losses_of_all(block.clients, models)
+                    assert torch.equal(found[:, number], fed.at_clients.losses(block, models[[number]])[:, 0])
+                everybody = fed.at_clients.losses_of_all(block.clients, models)
                 np.testing.assert_array_equal(torch.tensor(everybody, dtype=torch.float32), found)
                 seen.update(dict(zip(block.clients.tolist(), found.tolist(), strict=True)))
 

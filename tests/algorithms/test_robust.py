@@ -19,7 +19,7 @@ from fedmpi.data import Dirichlet
 from fedmpi.errors import BadInput
 from fedmpi.experiment.command_line import parse
 from fedmpi.federation.stack import Stack
-from fedmpi.federation.uplink import Channel
+from fedmpi.federation.uplink import Uplink
 from fedmpi.models import LeNet
 from fedmpi.policies import Cohort, FixedList
 from fedmpi.policies.attacks import Attack, SignFlip
@@ -62,7 +62,7 @@ def stacked(vectors: NDArray[np.float32]) -> Stack:
         Cohort(everyone, ones, ones),
         start,
         size,
-        Channel(None, Dense(), size, start, None, everyone, 0, 1, 0),
+        Uplink(None, Dense(), size, start, None, everyone, 0, 1, 0),
     )
     stack.add(torch.from_numpy(vectors), Block(everyone, ones, ones))
     stack.close()

@@ -20,7 +20,7 @@ from fedmpi.algorithms.fednova import FedNova
 from fedmpi.algorithms.localonly import LocalOnly
 from fedmpi.algorithms.robust import Krum, Median
 from fedmpi.algorithms.scaffold import SCAFFOLD
-from fedmpi.federation.mean import Diverged
+from fedmpi.errors import Diverged
 from fedmpi.models import MLP
 from fedmpi.policies import FixedList
 from fedmpi.policies.attacks import ALIE

@@ -171,7 +171,7 @@ def experiment(path: Path, **settings: Any) -> Experiment:
 
 
 @pytest.fixture(scope="module")
-def fed(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     """The clients, of whom nobody is ever trained."""
     one = experiment(tmp_path_factory.mktemp("fed") / "never.h5")
     one.load()
@@ -180,7 +180,7 @@ def fed(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 @pytest.mark.parametrize("conditions", CONDITIONS)
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: type(sampler).__name__)
-def test_by_monte_carlo(sampler: Sampler, conditions: str, fed: Engine, tmp_path: Path) -> None:
+def test_by_monte_carlo(sampler: Sampler, conditions: str, engine: Engine, tmp_path: Path) -> None:
     """Oracle: the mean over those who can be reached, for values 1 and others; by the errors' own spread, 4.5 sigma.
 
     A mean over those who came, divided by what they count, is off by far more: 0.5 with dropouts of a half.
@@ -191,8 +191,8 @@ def test_by_monte_carlo(sampler: Sampler, conditions: str, fed: Engine, tmp_path
         one = experiment(tmp_path / "never.h5", algorithm=method, **settings)
         errors = []
         for round in range(1, ROUNDS + 1):
-            fed.begin(round)
-            cohort = one.course(fed, method, round)[0].cohort
+            engine.begin(round)
+            cohort = one.plan(engine, method, round).cohort
             present = np.flatnonzero(availability.present(round, CLIENTS, SEED))
             if len(present):
                 found = VALUES[:, cohort.clients] @ cohort.mass / (cohort.expected_mass or 0)

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedmpi.federation.mean import Diverged, WeightedMean, diverged
-from fedmpi.federation.uplink import Channel
+from fedmpi.errors import Diverged
+from fedmpi.federation.mean import WeightedMean, diverged
+from fedmpi.federation.uplink import Uplink
 from fedmpi.mpi.world import World
 from fedmpi.policies.compression import Dense
 from fedmpi.training.block import Block
@@ -217,13 +218,13 @@ def test_one_group_is_no_group(world: World) -> None:
 
 
 def test_what_comes_through_a_channel(world: World) -> None:
-    """Oracle: 4 bytes for each of 10 elements of 3 clients, and the mean that is formed without a channel."""
-    channel = Channel(None, Dense(), 7, torch.ones(2, 10), None, np.arange(3), 3, 1, 0)
-    sent, plain = (WeightedMean(world, 7, 10, 3, 2, CPU, channel=way) for way in (channel, None))
+    """Oracle: 4 bytes for each of 10 elements of 3 clients, and the mean that is formed without a uplink."""
+    uplink = Uplink(None, Dense(), 7, torch.ones(2, 10), None, np.arange(3), 3, 1, 0)
+    sent, plain = (WeightedMean(world, 7, 10, 3, 2, CPU, uplink=way) for way in (uplink, None))
     for mean in (sent, plain):
         mean.add(torch.rand(2, 10, generator=torch.Generator().manual_seed(0)), block(0, 1), np.array([0, 1]))
         mean.add(torch.zeros(1, 10), block(2), np.array([1]))
-    assert channel.bytes == 3 * 10 * 4
+    assert uplink.bytes == 3 * 10 * 4
     assert torch.equal(sent.reduce(), plain.reduce())
 
 

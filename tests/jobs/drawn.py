@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.data import Arrays, Dataset, Digits, Partition
 from fedmpi.models import Model
-from fedmpi.policies import Availability, Cohort, Conditions, Course, Pool, Sampler
+from fedmpi.policies import Availability, Cohort, Conditions, Pool, RoundPlan, Sampler, Workload
 from fedmpi.policies.attacks import Attack
 from fedmpi.policies.compression import Compression
 from fedmpi.policies.server_optimizers import ServerOptimizer
@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from fedmpi.algorithms import Algorithm
     from fedmpi.data.base import Progress
-    from fedmpi.federation.engine import Engine
     from fedmpi.federation.federation import Federation
     from fedmpi.training.flat import Net
     from fedmpi.training.samples import Batch
@@ -122,8 +120,8 @@ class Drawn(Sampler):
 
 
 class Lossy(Conditions):
-    def course(self, asked: Cohort, size: int, fed: Engine, algorithm: Algorithm, seed: int) -> Course:
-        return Course(asked.subset(np.sort(shuffled(len(asked))[1:])))
+    def plan(self, asked: Cohort, size: int, workload: Workload, seed: int) -> RoundPlan:
+        return RoundPlan(asked.subset(np.sort(shuffled(len(asked))[1:])))
 
 
 class Noise(Attack):
@@ -171,7 +169,7 @@ class Method(FedAvg):
         network.shift += float(draw(1)[0])
         return network
 
-    def asks(self, round: int, cohort: int, clients: int) -> int:
+    def clients_to_ask(self, round: int, cohort: int, clients: int) -> int:
         return cohort + int(draw(1)[0] < 0.5)
 
     def round(self, fed: Federation, cohort: Cohort) -> None:

@@ -89,7 +89,7 @@ class Faulty(FedAvg):
     def round(self, fed: Federation, cohort: Cohort) -> None:
         self.now = fed.round
         if self.is_due("write"):
-            fed.when_idle = self.fail
+            fed.context.when_idle = self.fail
         start = fed.broadcast(self.weights)
         if self.now == self.at and self.rank == 0:
             time.sleep(self.server_sleeps)

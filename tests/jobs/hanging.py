@@ -40,8 +40,8 @@ class Hanging(FedAvg):
                 while True:
                     pass
             if self.how == "elsewhere":
-                fed._world.meet()
-                fed._world.meet()
+                fed.context.world.meet()
+                fed.context.world.meet()
             if self.how == "inside":
                 MPI.COMM_WORLD.Barrier()
             if self.how == "stopped":

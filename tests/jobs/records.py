@@ -13,7 +13,7 @@ from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.experiment.command_line import parse
 from fedmpi.federation.ledger import Ledger
 from fedmpi.mpi.world import World
-from fedmpi.policies import Cohort
+from fedmpi.policies import Cohort, RoundPlan
 from fedmpi.training.block import Block
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class EvenOnly(FedAvg):
         trained = cohort.clients % 2 == 0
         for name in ("rank", "steps", "loss", "diverged", "zero"):
             assert (np.isnan(records[name]) == ~trained).all(), name
-        assert len(fed.left(cohort)) == len(cohort), "nobody has diverged"
+        assert len(fed.undiverged(cohort)) == len(cohort), "nobody has diverged"
         self.server_step(fed, mean.reduce(empty=self.weights))
 
 
@@ -50,7 +50,7 @@ def main(folder: str) -> None:
 
     clients = np.array([4, 7])
     ones = np.ones(2, dtype=np.int64)
-    ledger = Ledger(world, 1, Cohort(clients, ones, ones), ("twice",))
+    ledger = Ledger(world, 1, RoundPlan(Cohort(clients, ones, ones)), ("twice",), 0.0)
     ledger.record(Block(clients, ones, ones), {"twice": ones})
     try:
         ledger.gather()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.data import IID, Arrays, Dataset, Digits
 from fedmpi.models import Model
-from fedmpi.policies import Always, Ideal, Uniform
+from fedmpi.policies import Always, Ideal, Uniform, Workload
 from fedmpi.policies.attacks import Attack
 from fedmpi.training.block import WHOLE
 
@@ -26,10 +26,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fedmpi.data.base import Progress
-    from fedmpi.federation.clients import Trained
-    from fedmpi.federation.engine import Engine
     from fedmpi.federation.federation import Federation
-    from fedmpi.policies import Cohort, Course, Pool
+    from fedmpi.federation.local import Trained
+    from fedmpi.policies import Cohort, Pool, RoundPlan
     from fedmpi.training.block import Block, Phase
     from fedmpi.training.flat import Net
     from fedmpi.training.samples import Batch
@@ -155,8 +154,8 @@ class Reach(Always):
 class Lose(Ideal):
     """One rank loses a client."""
 
-    def course(self, asked: Cohort, size: int, fed: Engine, algorithm: Any, seed: int) -> Course:
-        return super().course(asked.subset(np.arange(len(asked) - (RANK == 2))), size, fed, algorithm, seed)
+    def plan(self, asked: Cohort, size: int, workload: Workload, seed: int) -> RoundPlan:
+        return super().plan(asked.subset(np.arange(len(asked) - (RANK == 2))), size, workload, seed)
 
 
 class Part(FedAvg):

@@ -20,7 +20,7 @@ from fedmpi.data import Arrays, Dataset, Progress
 from fedmpi.errors import BadInput
 from fedmpi.experiment.command_line import parse
 from fedmpi.federation.adversary import Adversary
-from fedmpi.federation.uplink import Channel
+from fedmpi.federation.uplink import Uplink
 from fedmpi.models import LeNet
 from fedmpi.models.mlp import LogisticRegression
 from fedmpi.policies import Uniform
@@ -199,8 +199,8 @@ def test_an_attack_comes_before_compression(attack: Attack) -> None:
     )
     group, bad = np.arange(CLIENTS) % 2, malicious(attack)
     adversary = Adversary(Alone(), attack, CLIENTS, SEED)
-    channel = Channel(adversary, Whole(), 4, start.float(), None, np.arange(CLIENTS), SEED, 1, 0)
-    arrived = [channel.send(10 * vectors.float(), block(*range(CLIENTS)), group), *channel.late()]
+    uplink = Uplink(adversary, Whole(), 4, start.float(), None, np.arange(CLIENTS), SEED, 1, 0)
+    arrived = [uplink.send(10 * vectors.float(), block(*range(CLIENTS)), group), *uplink.late()]
     change = (10 * vectors - start[group]).numpy()[:, :4]
     if isinstance(attack, SignFlip):
         change[bad] *= -2
@@ -213,18 +213,18 @@ def test_an_attack_comes_before_compression(attack: Attack) -> None:
     for rows, some, groups in arrived:
         assert len(rows) == len(some) == len(groups)
         np.testing.assert_array_equal(groups, some.clients % 2)
-    assert channel.bytes == CLIENTS * (4 + 4)
+    assert uplink.bytes == CLIENTS * (4 + 4)
 
 
 def test_honest_vectors_are_not_touched() -> None:
     """Oracle: their bits, where start + (vector - start) would have others; the clients keep what they trained."""
     attack = SignFlip(0.4)
     vectors, start = torch.rand(CLIENTS, 50), 1e3 * torch.rand(50)
-    channel = Channel(
+    uplink = Uplink(
         Adversary(Alone(), attack, CLIENTS, SEED), Dense(), 50, start, None, np.arange(CLIENTS), SEED, 1, 0
     )
     trained = vectors.clone()
-    arrived, _, _ = channel.send(trained, block(*range(CLIENTS)), np.zeros(CLIENTS, dtype=np.int64))
+    arrived, _, _ = uplink.send(trained, block(*range(CLIENTS)), np.zeros(CLIENTS, dtype=np.int64))
     assert torch.equal(trained, vectors)
     honest = [k for k in range(CLIENTS) if k not in malicious(attack)]
     assert torch.equal(arrived[honest], vectors[honest])

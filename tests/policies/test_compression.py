@@ -20,12 +20,12 @@ from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.ifca import IFCA
 from fedmpi.algorithms.scaffold import SCAFFOLD
 from fedmpi.components import subclasses
-from fedmpi.errors import BadInput
+from fedmpi.errors import BadInput, Diverged
 from fedmpi.experiment.command_line import parse
 from fedmpi.federation.client_state import ClientState
 from fedmpi.federation.engine import Engine
-from fedmpi.federation.mean import Diverged, WeightedMean
-from fedmpi.federation.uplink import Arrived, Channel
+from fedmpi.federation.mean import WeightedMean
+from fedmpi.federation.uplink import Arrived, Uplink
 from fedmpi.models import LeNet
 from fedmpi.models.mlp import LogisticRegression
 from fedmpi.policies import Heterogeneous, RoundRobin, Uniform
@@ -74,30 +74,30 @@ class Sent:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.changes: dict[tuple[int, int, int], NDArray[np.float64]] = {}
         self.arrived: dict[tuple[int, int, int], NDArray[np.float64]] = {}
-        self.fed: Engine
-        begin, send = Engine.begin, Channel.send
+        self.engine: Engine
+        begin, send = Engine.begin, Uplink.send
 
-        def noting_begin(fed: Engine, round: int) -> None:
-            self.fed = fed
-            begin(fed, round)
+        def noting_begin(engine: Engine, number: int) -> None:
+            self.engine = engine
+            begin(engine, number)
 
-        def noting_send(channel: Channel, vectors: Tensor, block: Block, group: NDArray[np.int64]) -> Arrived:
-            arrived = send(channel, vectors, block, group)
-            start = torch.zeros(vectors.shape[1]) if channel.start is None else channel.start
+        def noting_send(uplink: Uplink, vectors: Tensor, block: Block, group: NDArray[np.int64]) -> Arrived:
+            arrived = send(uplink, vectors, block, group)
+            start = torch.zeros(vectors.shape[1]) if uplink.start is None else uplink.start
             start = start.expand(len(block), -1) if start.dim() == 1 else start[group]
-            number, count = channel.number, channel.parameters
+            number, count = uplink.number, uplink.parameters
             for k, client in enumerate(block.clients.tolist()):
                 for found, of in ((self.changes, vectors), (self.arrived, arrived[0])):
                     change = of[k].double() - start[k].double()
-                    found[self.fed.round, number, client] = change[:count].numpy()
+                    found[self.engine.federation.round, number, client] = change[:count].numpy()
             return arrived
 
         patch.setattr(Engine, "begin", noting_begin)
-        patch.setattr(Channel, "send", noting_send)
+        patch.setattr(Uplink, "send", noting_send)
 
     def left_out(self, number: int) -> dict[int, NDArray[np.float64]]:
         """What each client keeps of vector `number`."""
-        state = self.fed.states.states[f"compression {number}"]
+        state = self.engine.states.states[f"compression {number}"]
         return {client: row.double().numpy() for client, row in state.rows.items()}
 
 
@@ -324,8 +324,8 @@ def test_no_change(by: Compression) -> None:
 def test_a_client_that_diverged_is_noticed(by: Compression, value: float) -> None:
     """Oracle: the error of an uncompressed mean."""
     kept = ClientState(torch.zeros(by.kept(600)), CPU)
-    channel = Channel(None, by, 600, torch.zeros(600), kept, np.arange(2), 0, 1, 0)
-    mean = WeightedMean(Alone(), 600, 600, 2, None, CPU, channel=channel)
+    uplink = Uplink(None, by, 600, torch.zeros(600), kept, np.arange(2), 0, 1, 0)
+    mean = WeightedMean(Alone(), 600, 600, 2, None, CPU, uplink=uplink)
     vectors = torch.ones(2, 600)
     vectors[1, 7] = value
     with pytest.raises(Diverged, match="client 1 diverged"):

@@ -64,8 +64,7 @@ class Watch:
         distill, descend = algorithm.distill, Synthesizer.descend
 
         def watched(fed: Federation, cohort: Cohort, weights: Tensor) -> Tensor:
-            assert fed._kept_models is not None
-            teachers = dict(sorted(fed._kept_models.items()))
+            teachers = dict(sorted(fed.at_server.teachers.items()))
             generator = getattr(algorithm, "generator_weights", None)
             start, before = weights.clone(), [teacher.clone() for teacher in teachers.values()]
             gradients.clear()

@@ -21,10 +21,10 @@ from fedmpi.algorithms.fedftg import FedFTG
 from fedmpi.algorithms.genfl import GenFL
 from fedmpi.data import IID, Arrays, Dataset, Partition
 from fedmpi.experiment.settings import Experiment
-from fedmpi.federation.clients import Trained
 from fedmpi.federation.engine import Engine
 from fedmpi.federation.evaluation import Evaluation
 from fedmpi.federation.federation import Federation
+from fedmpi.federation.local import Trained
 from fedmpi.models import BiLSTM, Model
 from fedmpi.models.mlp import LogisticRegression
 from fedmpi.mpi.world import World
@@ -268,10 +268,10 @@ class Spy:
         self.measured: list[list[Tensor]] = []
         train, evaluate, begin = Federation.train, Federation.evaluate, Engine.begin
 
-        def noting_begin(fed: Engine, round: int) -> None:
+        def noting_begin(engine: Engine, number: int) -> None:
             self.trained.append({})
             self.measured.append([])
-            begin(fed, round)
+            begin(engine, number)
 
         def noting_train(fed: Federation, block: Block, *arguments: Any, **options: Any) -> Trained:
             result = train(fed, block, *arguments, **options)

@@ -10,7 +10,7 @@ import warnings
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Linkage = Literal["ward", "complete", "average", "single"]
 
@@ -93,16 +93,6 @@ def hierarchical(
     if threshold is not None:
         return _numbered(hierarchy.fcluster(tree, threshold, "distance"))
     return _numbered(hierarchy.cut_tree(tree, min(clusters, len(distances)))[:, 0])
-
-
-def adjusted_rand_index(some: ArrayLike, others: ArrayLike) -> float:
-    """How well two clusterings [k] of the same items agree: 1 if they are the same, about 0 by chance (scikit-learn).
-
-    Hubert, Arabie: Comparing Partitions. Journal of Classification, 1985. NaN without any item.
-    """
-    from sklearn.metrics import adjusted_rand_score
-
-    return float(adjusted_rand_score(some, others)) if np.size(some) else np.nan
 
 
 def _numbered(labels: NDArray) -> NDArray[np.int64]:

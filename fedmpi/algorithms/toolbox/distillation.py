@@ -67,7 +67,7 @@ class Synthesizer:
             raise BadInput(f"= {name}: makes no text, of which the data set is", "generator")
         self._fed = fed
         self._make = partial(generator.build, fed.shape, fed.classes)
-        network = fed.build(self._make, "generator")
+        network = fed.at_server.build(self._make, "generator")
         one = torch.zeros(1, generator.noise, device=fed.device), torch.zeros(1, dtype=torch.int64, device=fed.device)
         made = tuple(network.module.eval()(*one).shape[1:])
         if made != fed.shape:
@@ -131,7 +131,7 @@ class Synthesizer:
 
     def _reset(self) -> None:
         assert self._network
-        self._network.load(self._fed.build(self._make, "generator").weights[0])
+        self._network.load(self._fed.at_server.build(self._make, "generator").weights[0])
         self._optimizer.reset()
         self.resets += 1
 
@@ -157,7 +157,7 @@ class Student:
         self._classes = fed.classes
         self._meta = torch.empty(weights.shape, device="meta")
         self._mode = mode
-        self._model = fed.model_at_server(weights)
+        self._model = fed.at_server.model(weights)
         shape = torch.Size((1, fed.layout.parameters))
         self._optimizer = (
             Adam(shape, fed.device, weight_decay)

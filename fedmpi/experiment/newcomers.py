@@ -1,0 +1,54 @@
+"""Clients that take part in no round: what becomes of them when they start from the global model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedmpi.algorithms import Algorithm
+from fedmpi.federation.engine import Engine
+from fedmpi.federation.evaluation import predict_with
+from fedmpi.policies import RoundPlan
+from fedmpi.training.block import Phase
+
+
+def train_newcomers(
+    engine: Engine, algorithm: Algorithm, epochs: int, known: NDArray[np.float64] | None
+) -> Iterator[NDArray[np.float64]]:
+    """[newcomers, epochs + 1]: each one's accuracy on its own test samples, before training and after each epoch.
+
+    Training starts from the global model, at the learning rate of the last round and with a fresh optimizer in every
+    epoch. Whenever each rank that trains has trained one of them, all that is known is given, and NaN for what is
+    not.
+
+    Args:
+        engine: whose `newcomers` they are.
+        algorithm: the method that has trained the global model.
+        epochs: passes of a newcomer over its samples.
+        known: what was given before the run was interrupted; None: nothing.
+    """
+    fed, context, newcomers = engine.federation, engine.federation.context, engine.newcomers
+    engine.begin(context.rounds)
+    engine.invite(RoundPlan(newcomers))
+    received = context.distribute(algorithm.weights if fed.is_server else torch.empty(fed.layout.size))
+    accuracy = np.full((len(newcomers), epochs + 1), np.nan) if known is None else known
+    waiting, workers = np.flatnonzero(np.isnan(accuracy[:, 0])), list(context.world.workers)
+    for first in range(0, len(waiting), len(workers)):
+        turn = waiting[first : first + len(workers)]
+        found = np.zeros((len(turn), epochs + 1))
+        for k in np.flatnonzero(np.array(workers[: len(turn)]) == context.world.rank):
+            block = newcomers.block(turn[k : k + 1])
+            client, weights = int(block.clients[0]), received
+            context.turn_to(client)
+            for epoch in range(epochs + 1):
+                if epoch:
+                    phase = Phase(f"newcomer {epoch} ", epochs=1)
+                    weights = algorithm.train(fed, block, weights, received, phase).weights[0].clone()
+                predict = predict_with(algorithm.predict, {"received": received})
+                found[k, epoch] = context.evaluator.client_accuracy(weights, client, predict)
+        context.world.sum(found)
+        accuracy[turn] = found
+        yield accuracy

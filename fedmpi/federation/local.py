@@ -1,0 +1,193 @@
+"""What clients do: they train, and look at their own samples, on the ranks that host them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedmpi.federation.context import Context
+from fedmpi.federation.mean import diverged
+from fedmpi.federation.placement import CostModel
+from fedmpi.policies import Cohort
+from fedmpi.training.block import GRADIENT, WHOLE, Block, Hooks, Phase
+from fedmpi.training.symmetry import Group
+
+
+@dataclass
+class Trained:
+    """The result of `Federation.train`: K models, and the mean training loss [K] and optimizer steps [K] of each.
+
+    `weights` [K, P] is the memory in which the next clients will be trained: use or clone it before the next call
+    of `train`. Reading it later is an error rather than a wrong result.
+    """
+
+    loss: NDArray[np.float64]
+    steps: NDArray[np.int64]
+    _weights: Tensor
+    _is_current: bool = True
+
+    @property
+    def weights(self) -> Tensor:
+        if not self._is_current:
+            raise RuntimeError("these weights were overwritten by a later train(); use or clone them before it")
+        return self._weights
+
+    def expire(self) -> None:
+        """The memory is used for something else from now on."""
+        self._is_current = False
+
+
+class Local:
+    """The clients' own work, on this rank those of them that are placed here.
+
+    Args:
+        context: of the federation.
+
+    Attributes:
+        at_once: K, how many clients a rank trains together at the most.
+        has_features: whether the network is a `Backbone`, so that a loss may look at its features.
+        ends_in_head: whether the network ends in a fully connected layer, the layout's head.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.at_once = context.trainer.at_once
+        self.has_features = context.trainer.model.has_features
+        self.ends_in_head = context.trainer.model.ends_in_head
+        self._context = context
+        self._trained: Trained | None = None
+
+    @property
+    def feature_shape(self) -> torch.Size:
+        """Of the features of one sample."""
+        return self._context.trainer.feature_shape
+
+    def my_clients(self, cohort: Cohort) -> Iterator[Block]:
+        """See `Federation.my_clients`."""
+        context, world, ledger = self._context, self._context.world, self._context.round.ledger
+        at_once = context.trainer.at_once
+        if cohort is not ledger.cohort:
+            world.vouch({"the method: ranks gave `my_clients` different cohorts": cohort.checksum})
+        steps = self.count_steps(cohort)
+        ranks = self._place(cohort, steps)
+        began = time.perf_counter()
+        moved = context.states.gather(cohort.clients, ranks)
+        if moved:
+            took = time.perf_counter() - began
+            ledger.observe(took, {"moved_bytes": moved, "moving_seconds": took})
+        if not world.is_worker:
+            context.be_idle()
+        mine = np.flatnonzero(ranks == world.rank)
+        mine = mine[np.argsort(-steps[mine], kind="stable")]
+        for first in range(0, len(mine), at_once):
+            some = mine[first : first + at_once]
+            began = time.perf_counter()
+            context.turn_to(int(cohort.clients[some[0]]))
+            yield cohort.block(some)
+            took, me = time.perf_counter() - began, world.rank - world.workers[0]
+            ledger.observe(took, context.costs.observation(me, steps[some], took))
+        context.reseed()
+
+    def train(self, block: Block, start: Tensor, hooks: Hooks, phase: Phase = WHOLE, **vectors: Tensor) -> Trained:
+        """See `Federation.train`."""
+        context, ledger = self._context, self._context.round.ledger
+        self.forget_trained()
+        with context.doing("training", block), ledger.timed("train_seconds"):
+            block.give(vectors)
+            start = start.expand(len(block), -1)
+            work = context.trainer.train(block, start, hooks, context.round.number, context.rounds, phase)
+        lost = {int(block.clients[k]): found for k, found in diverged(work.weights).items()}
+        block.diverged |= lost.keys()
+        ledger.record_work(block, work, lost)
+        if not phase.name:
+            for observer in (*context.observers, *context.round.observers):
+                observer.trained(block, work.weights)
+        self._trained = Trained(work.loss, work.steps, work.weights)
+        return self._trained
+
+    def forget_trained(self) -> None:
+        """The memory of what was trained last is used for something else."""
+        if self._trained is not None:
+            self._trained.expire()
+
+    def gradients(self, block: Block, weights: Tensor, hooks: Hooks, **vectors: Tensor) -> Tensor:
+        """[K, d]: the gradient, at `weights` [P] or [K, P], of each client's mean loss over its training samples.
+
+        The loss is that of training: the hooks' own, batch by batch, in training mode. Without `direction`, weight
+        decay and clipping. Zeros for a client without samples. The batches count as steps in /clients.
+        """
+        context, ledger = self._context, self._context.round.ledger
+        self.forget_trained()
+        began = time.perf_counter()
+        with context.doing("measuring gradients", block), ledger.timed("train_seconds"):
+            block.give(vectors)
+            found = context.trainer.gradients(block, weights.expand(len(block), -1), hooks, context.round.number)
+        steps = context.trainer.count_steps(block.clients, None, GRADIENT)
+        share = steps / max(steps.sum(), 1)
+        ledger.add_steps(block, steps, (time.perf_counter() - began) * share)
+        return found
+
+    def features(self, block: Block, weights: Tensor) -> Tensor:
+        """[K, n, ...]: the features of the clients' training samples, from the extractor with `weights` [P].
+
+        In evaluation mode, of samples as they are, without augmentation. Client k's are in rows [k, :n_k], in the
+        order of `Batch.place`.
+        """
+        context = self._context
+        with context.doing("extracting features", block), context.round.ledger.timed("train_seconds"):
+            return context.trainer.features(block, weights)
+
+    def losses(self, block: Block, models: Tensor) -> Tensor:
+        """[K, M]: the mean training loss of each of `models` [M, P] on each client of the block, forward only."""
+        context = self._context
+        with context.doing("measuring losses", block), context.round.ledger.timed("train_seconds"):
+            found = [context.evaluator.training_losses(client, models) for client in block.clients.tolist()]
+        return torch.tensor(found)
+
+    def losses_of_all(self, clients: NDArray[np.int64], models: Tensor) -> NDArray[np.float64]:
+        """[m, M]: the same for these clients, whoever trains them, on every rank; `models` are there already."""
+        context, world = self._context, self._context.world
+        losses = np.zeros((len(clients), len(models)))
+        if world.is_worker:
+            placement, _ = CostModel(len(world.workers)).place(context.split.samples[clients])
+            ranks = np.array(world.workers)[placement]
+            with context.doing("measuring losses"):
+                for position in np.flatnonzero(ranks == world.rank):
+                    losses[position] = context.evaluator.training_losses(int(clients[position]), models)
+        world.sum(losses)
+        context.reseed()
+        return losses
+
+    def count_steps(self, cohort: Cohort, phase: Phase = WHOLE) -> NDArray[np.int64]:
+        """[m] optimizer steps that each does in one training."""
+        return self._context.trainer.count_steps(cohort.clients, cohort.completed, phase)
+
+    def train_on(self, shards: Sequence[NDArray[np.int64]]) -> None:
+        """From now on the clients train on these samples; what they count in means stays as it was."""
+        self._context.trainer.deal(shards)
+
+    def unit_groups(self) -> list[Group]:
+        """The hidden units of the model that may change places, in the order in which it makes them.
+
+        Those of frozen layers may not, nor those that frozen layers take.
+
+        Raises:
+            BadInput: the model has a function through which units cannot be followed.
+        """
+        return self._context.trainer.unit_groups()
+
+    def _place(self, cohort: Cohort, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[m] the ranks that train the cohort's clients, the same on every rank."""
+        states, costs, world = self._context.states, self._context.costs, self._context.world
+        first, kept = world.workers[0], states.bytes
+        home = states.home[cohort.clients] - first if kept else None
+        placement, expected = costs.place(steps, home, kept)
+        if costs.is_fitted:
+            world.expect(float(expected.max()))
+        self._context.round.ledger.predict(expected if costs.is_fitted else np.full(len(expected), np.nan))
+        return first + placement
