@@ -179,7 +179,7 @@ def assemble(experiment: Experiment, world: World) -> Engine:
 
     what = f"--model = {named(experiment.model)}"
     fed, choice = federate(build, train, experiment.local, experiment.rounds, experiment.seed, what)
-    fed.context.sibling = sibling
+    fed.sibling = sibling
     engine = Engine(fed)
     engine.choice = choice
     if world.is_server:

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedmpi import randomness
 from fedmpi.data import Split
@@ -30,11 +30,7 @@ from fedmpi.training.block import Block
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.layout import Columns, Layout
 from fedmpi.training.samples import Samples
-from fedmpi.training.settings import LocalTraining
 from fedmpi.training.trainer import Trainer
-
-if TYPE_CHECKING:
-    from fedmpi.federation.federation import Federation
 
 
 class Observer(Protocol):
@@ -102,8 +98,6 @@ class Context:
             too.
         pause: called on every rank between two parts of something long that comes between rounds.
         keep: (name, arrays by name), called at the server: they become a group of the results, as they are.
-        sibling: (make a network, local training, rounds, name) -> a federation of the same clients around that
-            network, which sees images on the scale 0..1; what is random in it goes by the name.
     """
 
     world: World
@@ -125,7 +119,6 @@ class Context:
     when_idle: Callable[[], None] = field(default=_nothing, init=False)
     pause: Callable[[], None] = field(default=_nothing, init=False)
     keep: Callable[[str, Mapping[str, NDArray]], None] = field(default=_nothing, init=False)
-    sibling: Callable[[Callable[[], nn.Module], LocalTraining, int, str], Federation] = field(init=False)
 
     def __post_init__(self) -> None:
         self.states = StateKeeper(self.world, self.clients)

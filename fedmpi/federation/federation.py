@@ -54,8 +54,13 @@ class Federation:
         at_clients: further work of clients: gradients, features, losses.
         at_server: training at the server, its samples, and the clients' models as teachers.
         reports: further measurements.
+        sibling: (make a network, local training, rounds, name) -> a federation of the same clients around that
+            network, which sees images on the scale 0..1; what is random in it goes by the name. See
+            `Algorithm.stages`.
         context: for `Engine`, and not for methods.
     """
+
+    sibling: Callable[[Callable[[], nn.Module], LocalTraining, int, str], Federation]
 
     def __init__(self, context: Context) -> None:
         split, train = context.split, context.train
@@ -102,19 +107,6 @@ class Federation:
     def stream(self, purpose: str, client: int = 0) -> np.random.Generator:
         """Random numbers of this round for a purpose, and a client if they are its own; the same on every rank."""
         return randomness.stream(self.context.seed, purpose, self.round, client)
-
-    def sibling(self, make: Callable[[], nn.Module], local: LocalTraining, rounds: int, name: str) -> Federation:
-        """A federation of the same clients around another network, see `Algorithm.stages`.
-
-        The network sees images on the scale 0..1.
-
-        Args:
-            make: makes the network.
-            local: how clients train it.
-            rounds: how many there will be.
-            name: what is random in it goes by this.
-        """
-        return self.context.sibling(make, local, rounds, name)
 
     # Clients
 

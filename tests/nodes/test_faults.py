@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.nodes.cluster import MPIS, Cluster, Mpi, needs_nodes
-from tests.nodes.faults import FAULTS, PROGRAMS, RANKS, Outcome, Trial, suffer, unbroken
+from tests.nodes.faults import FAULTS, RANKS, Outcome, Trial, suffer, unbroken
 
 pytestmark = needs_nodes
 
@@ -34,6 +34,8 @@ UNWRITTEN = {
 }
 #: Where something stays: what stands for ssh waits for a node that cannot answer, and daemons for the login node.
 LEAVES_SOMETHING = {name for name in FAULTS if "cut" in name or "off" in name or "stopped for good" in name}
+#: Open MPI's launcher waits for the daemon of such a node, for minutes, when all ranks that can do anything are gone.
+UNREACHABLE = LEAVES_SOMETHING - {"the login node's link cut"}
 #: Each node that lost rank 0 speaks for itself: they cannot be sure of each other.
 OF_SEVERAL_NODES = {"rank 0's node powered off", "rank 0's node's link cut"}
 
@@ -43,7 +45,7 @@ def suffered(name: str, mpi: Mpi, folder: Path) -> Outcome:
     return suffer(FAULTS[name], Trial(folder, mpi, f"--deadline {DEADLINE}"), patience)
 
 
-def check(name: str, outcome: Outcome, sha256: str | None) -> None:
+def check(name: str, mpi: Mpi, outcome: Outcome, sha256: str | None) -> None:
     """Oracle: the deadline, and the bits of the run that nothing came between."""
     assert outcome.resumed == ("finished", sha256), outcome.resume_stderr
     assert outcome.ranks_gone is not None, outcome.stderr
@@ -54,7 +56,9 @@ def check(name: str, outcome: Outcome, sha256: str | None) -> None:
     assert outcome.ranks_gone < DEADLINE + ENDING, outcome.stderr
     assert outcome.reports <= (2 if name in OF_SEVERAL_NODES else 1), outcome.stderr
     if name not in UNWRITTEN:
-        assert (outcome.written, outcome.exit_status) == ("failed", outcome.exit_status or 1), outcome.stderr
+        assert outcome.written == "failed", outcome.stderr
+        if mpi == "mpich" or name not in UNREACHABLE:
+            assert outcome.exit_status, outcome.stderr
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +68,7 @@ def sha256(tmp_path_factory: pytest.TempPathFactory) -> str | None:
 
 def test_the_server_s_node_vanishes(sha256: str | None, tmp_path: Path) -> None:
     outcome = suffered(HARDEST, "mpich", tmp_path)
-    check(HARDEST, outcome, sha256)
+    check(HARDEST, "mpich", outcome, sha256)
     assert "rank 0 on node1 does not answer" in outcome.stderr
 
 
@@ -72,7 +76,7 @@ def test_the_server_s_node_vanishes(sha256: str | None, tmp_path: Path) -> None:
 @pytest.mark.parametrize("mpi", MPIS)
 @pytest.mark.parametrize("name", FAULTS)
 def test_fault(name: str, mpi: Mpi, sha256: str | None, tmp_path: Path) -> None:
-    check(name, suffered(name, mpi, tmp_path), sha256)
+    check(name, mpi, suffered(name, mpi, tmp_path), sha256)
 
 
 def refused(trial: Trial, cluster: Cluster) -> str:
@@ -83,16 +87,6 @@ def refused(trial: Trial, cluster: Cluster) -> str:
     assert line.startswith("fedmpi: error: ")
     assert not trial.path.exists()
     return line
-
-
-@pytest.mark.slow
-def test_too_little_shared_memory_on_one_node(tmp_path: Path) -> None:
-    """MPI itself fits in; two ranks' sums of 2 million parameters do not."""
-    model = "--model MLP --model.hidden '[2000, 900]'"
-    with Cluster(len(RANKS)) as cluster:
-        cluster.nodes[1].shrink("8m")
-        line = refused(Trial(tmp_path, "mpich", model), cluster)
-    assert "/dev/shm on node2 is too small" in line
 
 
 def test_data_that_one_node_lacks(tmp_path: Path) -> None:
@@ -106,12 +100,3 @@ def test_data_that_one_node_lacks(tmp_path: Path) -> None:
         line = refused(Trial(tmp_path, "mpich", data), cluster)
     assert "node2" in line
     assert str(root) in line
-
-
-@pytest.mark.slow
-def test_a_module_that_one_node_lacks(tmp_path: Path) -> None:
-    with Cluster(len(RANKS)) as cluster:
-        cluster.nodes[1].hide(PROGRAMS)
-        line = refused(Trial(tmp_path, "mpich"), cluster)
-    assert "told" in line
-    assert "node2" in line
