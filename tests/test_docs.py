@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from fedmpi import results
 from fedmpi.results.check import problems
-from tests.results.made_runs import finished
 from tests.support.mpi import REPOSITORY, mpirun, succeed
 
 DOCS = REPOSITORY / "docs"
@@ -56,23 +52,6 @@ def test_a_sweep_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert all(output.count(f"{run.accuracy().last}") == 2 for run in runs), "both ranks have the results"
     rows = succeed(mpirun(0, "-m", "fedmpi.results", "table", *(run.path for run in runs)))
     assert re.search(r"FedProx \(mu 0.01\).*\n.*FedProx \(mu 1.0\)", rows)
-
-
-def test_the_example_of_the_reader(tmp_path: Path) -> None:
-    pytest.importorskip("pandas")
-    pytest.importorskip("matplotlib")
-    files = [finished(tmp_path / f"{seed}.h5", seed=seed) for seed in (1, 2)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    output = subprocess.run(
-        [sys.executable, DOCS / "example.py", *files],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert "FedProx   0.8  0.0      2" in output
-    assert (tmp_path / "example.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_every_method_has_a_page() -> None:

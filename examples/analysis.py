@@ -1,6 +1,6 @@
 # %% [markdown]
-# Many runs in one data frame, cell by cell: `python docs/example.py runs/*.h5`, or as a notebook in any editor that
-# knows `# %%`. Needs `pip install 'fedmpi[plot]'`.
+# Many runs in one data frame, cell by cell: `python examples/analysis.py runs/*.h5`, or as a notebook in any editor
+# that knows `# %%`. Needs `pip install 'fedmpi[plot]'`.
 
 # %%
 import sys
