@@ -497,7 +497,7 @@ class Clients:
         home = self.states.home[cohort.clients] - first if kept else None
         placement, expected = self._costs.place(steps, home, kept)
         if self._costs.is_fitted:
-            self._world.expect(float(expected.max()))
+            self._world.waiting.expect(float(expected.max()))
         self._ledger.predict(expected if self._costs.is_fitted else np.full(len(expected), np.nan))
         return first + placement
 

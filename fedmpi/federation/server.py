@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmpi import randomness
-from fedmpi.mpi.shared import put_together
+from fedmpi.mpi.shared import assemble_shared
 from fedmpi.mpi.world import World
 from fedmpi.training.central import CentralTraining
 from fedmpi.training.flat import FlatModel, Net
@@ -77,7 +77,7 @@ def sample(
             randomness.seed_globals(randomness.key(seed, "generator's own draws", client=block))
             images[some] = (255 * finish(net.run("", drawn, asked))).round().to(torch.uint8).cpu().numpy()
 
-    return put_together(world, (len(labels), *shape), fill)
+    return assemble_shared(world, (len(labels), *shape), fill)
 
 
 def spread(
@@ -91,7 +91,7 @@ def spread(
 
     everywhere = world.from_server(labels)
     assert everywhere is not None
-    return put_together(world, (len(everywhere), *shape), fill), everywhere
+    return assemble_shared(world, (len(everywhere), *shape), fill), everywhere
 
 
 def teach(
