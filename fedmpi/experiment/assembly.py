@@ -32,6 +32,7 @@ from fedmpi.policies import Cohort
 from fedmpi.policies.privacy import NoPrivacy, Released
 from fedmpi.policies.sampling import masses
 from fedmpi.results import Results
+from fedmpi.results.summary import way_of_training
 from fedmpi.streams import say
 from fedmpi.training.choice import choose, make_trainer
 from fedmpi.training.dry_run import constant_buffers, materialise
@@ -305,7 +306,7 @@ def open_results(
             except OSError as error:
                 reason = f"cannot be written ({error.strerror or error})"
                 raise BadInput(f"= {experiment.output}: {reason}", "--output") from None
-            say(f"clients are trained {fed.choice}")
+            say(f"clients are trained {way_of_training(fed.choice.at_once, fed.choice.reason)}")
     return results
 
 
@@ -317,7 +318,9 @@ def _begun(
     settings = config or experiment.config
     attributes = {**names, "seed": experiment.seed, "config": settings, **fed.checksums}
     attributes |= {**inputs.describe(settings), **_after_more_rounds(experiment, fed)}
-    results = Results(experiment.output, attributes, environment, overwrite=True, lock=lock)
+    results = Results(
+        experiment.output, attributes, environment, overwrite=True, confirm=lock.confirm if lock else None
+    )
     results.set_partition(fed.label_counts, fed.samples)
     _describe_models(results, experiment.algorithm, fed.layout)
     data, kind = experiment.dataset, "uint8" if fed.has_images else "int64" if fed.is_text else "float32"
