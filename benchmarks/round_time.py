@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.federation.placement import CostModel
-from fedmpi.mpi.world import SHORTEST_SLEEP
+from fedmpi.mpi.waiting import SHORTEST_SLEEP
 
 # Numbers in a round's books: a client's (see fedmpi.federation.ledger.RECORDED) and a rank's (SPENT).
 A_CLIENTS_BOOKS, A_RANKS_BOOKS = 6, 6
@@ -90,7 +90,7 @@ class Machine:
 
 
 def nap(crowd: float) -> float:
-    """The shortest sleep of a rank that waits where so many share a core (see `fedmpi.mpi.world`)."""
+    """The shortest sleep of a rank that waits where so many share a core (see `fedmpi.mpi.waiting`)."""
     return SHORTEST_SLEEP * (crowd * crowd - 1)
 
 

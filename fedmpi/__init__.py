@@ -1,4 +1,9 @@
-"""Federated learning experiments as MPI jobs: one job, one experiment, one HDF5 file."""
+"""Federated learning experiments as MPI jobs: one job, one experiment, one HDF5 file.
+
+Each folder is a room, whose `__init__` says what lives there. Rooms import downwards only: programs (`__main__` and
+`doctor`) > experiment > algorithms > federation > policies, models > training > data, results, mpi > the ground, that
+is, the files beside the rooms. `lint-imports` checks this, by the contracts in pyproject.toml.
+"""
 
 import os
 from typing import TYPE_CHECKING

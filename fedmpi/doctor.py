@@ -119,7 +119,7 @@ def look(world: World) -> list[Rank]:
 
 def measure(world: World) -> Rates:
     """How fast ranks exchange models, the median of some times; a collective, for nodes that have room."""
-    from fedmpi.mpi.segments import FixedPoint
+    from fedmpi.mpi.shared_mean import FixedPoint
 
     vector, took = np.zeros(PARAMETERS, dtype=np.float32), []
     for _ in range(REPETITIONS):

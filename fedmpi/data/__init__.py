@@ -1,4 +1,7 @@
-"""Data sets, and how they are split among clients: each class has a name on the command line."""
+"""Data sets, and how they are split among clients: each class has a name on the command line.
+
+May import from the ground alone; every room above may import from here.
+"""
 
 from __future__ import annotations
 

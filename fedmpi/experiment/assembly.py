@@ -34,6 +34,7 @@ from fedmpi.policies import Cohort
 from fedmpi.policies.privacy import NoPrivacy, Released
 from fedmpi.policies.sampling import masses
 from fedmpi.results import Results
+from fedmpi.results.summary import way_of_training
 from fedmpi.streams import say
 from fedmpi.training.choice import choose, make_trainer
 from fedmpi.training.dry_run import constant_buffers, materialise
@@ -323,7 +324,7 @@ def open_results(
             except OSError as error:
                 reason = f"cannot be written ({error.strerror or error})"
                 raise BadInput(f"= {experiment.output}: {reason}", "--output") from None
-            say(f"clients are trained {engine.choice}")
+            say(f"clients are trained {way_of_training(engine.choice.at_once, engine.choice.reason)}")
     return results
 
 
@@ -336,7 +337,9 @@ def _begun(
     settings = config or experiment.config
     attributes = {**names, "seed": experiment.seed, "config": settings, **engine.checksums}
     attributes |= {**inputs.describe(settings), **_after_more_rounds(experiment, engine)}
-    results = Results(experiment.output, attributes, environment, overwrite=True, lock=lock)
+    results = Results(
+        experiment.output, attributes, environment, overwrite=True, confirm=lock.confirm if lock else None
+    )
     results.set_partition(fed.label_counts, fed.samples)
     _describe_models(results, experiment.algorithm, fed.layout)
     data, kind = experiment.dataset, "uint8" if fed.has_images else "int64" if fed.is_text else "float32"

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from fedmpi import streams
 from fedmpi.errors import Diverged
+from fedmpi.mpi.failures import RemoteFailure, Silence
+from fedmpi.mpi.meeting import RanksDiffer
 from fedmpi.mpi.segments import TooLittleMemory
-from fedmpi.mpi.world import NOTE, RanksDiffer, RemoteFailure, Silence
 
 if TYPE_CHECKING:
     from fedmpi.experiment.ownership import Lock
@@ -31,11 +32,12 @@ def end_job(
     world.guard.begin_end()
     is_alone, is_silent = world.size == 1, isinstance(error, Silence)
     report = str(error) if isinstance(error, RemoteFailure) else _report(world, error, where, not is_alone)
+    note = world.failures.note(where, world.meetings) if is_silent else ""
     if not world.is_server and is_silent:
-        world.report_failure(world.note(where), NOTE, unanswered=report if world.stands_in else "")
+        world.failures.report_silence(note, unanswered=report if world.stands_in else "")
     if not world.is_server:
-        world.report_failure(report)
-    world.announce_end()
+        world.failures.report(report)
+    world.failures.announce_end()
     kept = ""
     try:
         if results is not None:
@@ -45,12 +47,12 @@ def end_job(
         kept = f"\nThe results could not be written: {problem}"
     if lock:
         lock.release()
-    report = (world.who_is_late(where) if is_silent else report) + kept
+    report = (world.failures.who_is_late(note) if is_silent else report) + kept
     if is_alone:
         streams.say(report, "stderr")
         raise error
-    world.announce_end()
-    world.abort(report)
+    world.failures.announce_end()
+    world.failures.abort(report)
 
 
 def show(error: BaseException) -> None:

@@ -291,7 +291,7 @@ class Experiment(metaclass=Configured):
         from fedmpi.experiment.newcomers import train_newcomers
         from fedmpi.experiment.progress import Progress
         from fedmpi.experiment.resume import restore_weights
-        from fedmpi.mpi.world import Silence
+        from fedmpi.mpi.failures import Silence
         from fedmpi.streams import say
 
         engine: Engine | None = None
@@ -361,7 +361,7 @@ class Experiment(metaclass=Configured):
                 say(f"interrupted (exit status {end.status}); to go on: {self.continuation(world.size)}")
             if world.size > 1 and not watch.is_set_up:
                 lock.release()
-                world.abort(status=end.status)  # the others may wait for this rank
+                world.failures.abort(status=end.status)  # the others may wait for this rank
         except GeneratorExit:  # whoever asked for outcomes wants no more
             if results:
                 results.finish("interrupted")

@@ -125,7 +125,7 @@ class Ledger:
         self._logged: dict[str, float] = {}
         self._spent = dict.fromkeys((*SPENT, *OBSERVED, *ASKED), 0.0)
         self._predicted = np.zeros(world.size)
-        self._waited, self._transferred = world.waited, world.transferred
+        self._waited, self._transferred = world.waiting.seconds, world.transferred
 
     def log(self, values: Mapping[str, float]) -> None:
         """Add columns to the round's row."""
@@ -193,7 +193,7 @@ class Ledger:
 
     @property
     def _elsewhere(self) -> float:
-        return self._world.waited + self._world.transferred + self._spent["teacher_seconds"]
+        return self._world.waiting.seconds + self._world.transferred + self._spent["teacher_seconds"]
 
     def gather(self) -> dict[str, NDArray[np.float64]]:
         """All clients' records: name -> [m] in the order of the cohort, on every rank; NaN where there is none.
@@ -227,7 +227,7 @@ class Ledger:
         Raises:
             Diverged: as `gather`.
         """
-        self._spent["wait_seconds"] = self._world.waited - self._waited
+        self._spent["wait_seconds"] = self._world.waiting.seconds - self._waited
         self._spent["communication_seconds"] = self._world.transferred - self._transferred
         self._spent["bytes_up"] = self.bytes_up + bytes_up
         self._ranks[self._world.rank] = list(self._spent.values())

@@ -188,6 +188,6 @@ class Local:
         home = states.home[cohort.clients] - first if kept else None
         placement, expected = costs.place(steps, home, kept)
         if costs.is_fitted:
-            world.expect(float(expected.max()))
+            world.waiting.expect(float(expected.max()))
         self._context.round.ledger.predict(expected if costs.is_fitted else np.full(len(expected), np.nan))
         return first + placement

@@ -2,12 +2,11 @@
 
 Floating-point sums depend on their order, hence on how clients are spread over ranks. Here every term is first
 rounded to a multiple of a unit, small enough to be lost in float32 and large enough that sums of such terms are
-exact, as sums of integers are (`fedmpi.mpi.segments.FixedPoint`). Whatever the order or grouping, MPI's sum included,
-the bits are the same. The unit of parameters is 2^-43, for numbers below 2^8; that of floating-point buffers such as
-running variances is 2^-29, for numbers below 2^22. Larger numbers, which are rare, are summed by themselves, in
-classes with units of their own. A number's class depends on that number alone, so that no order can show there
-either. So any finite float32 can be averaged.
-"""
+exact, as sums of integers are (`fedmpi.mpi.shared_mean.FixedPoint`). Whatever the order or grouping, MPI's sum
+included, the bits are the same. The unit of parameters is 2^-43, for numbers below 2^8; that of floating-point
+buffers such as running variances is 2^-29, for numbers below 2^22. Larger numbers, which are rare, are summed by
+themselves, in classes with units of their own. A number's class depends on that number alone, so that no order can
+show there either. So any finite float32 can be averaged."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmpi.errors import REMEDY, Diverged
-from fedmpi.mpi.segments import FixedPoint
+from fedmpi.mpi.shared_mean import FixedPoint
 from fedmpi.mpi.world import World
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from fedmpi.federation.context import Context
 from fedmpi.federation.local import Local
 from fedmpi.federation.mean import total
 from fedmpi.federation.observers import KeptModels
-from fedmpi.mpi.shared import put_together
+from fedmpi.mpi.shared import assemble_shared
 from fedmpi.training.central import CentralTraining
 from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.settings import LocalTraining
@@ -181,7 +181,7 @@ class Server:
                 images[some] = (255 * finish(net.run("", drawn, asked))).round().to(torch.uint8).cpu().numpy()
 
         with context.doing("sampling"):
-            images = put_together(world, (len(labels), *context.train.shape), fill)
+            images = assemble_shared(world, (len(labels), *context.train.shape), fill)
         context.reseed()
         return images
 
@@ -196,7 +196,7 @@ class Server:
         with self._context.doing("spreading images"):
             everywhere = world.from_server(labels)
             assert everywhere is not None
-            return put_together(world, (len(everywhere), *self._context.train.shape), fill), everywhere
+            return assemble_shared(world, (len(everywhere), *self._context.train.shape), fill), everywhere
 
     def teach(
         self, lessons: Sequence[Lesson], images: Images, labels: Labels, settings: LocalTraining

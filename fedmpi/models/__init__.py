@@ -1,4 +1,7 @@
-"""Networks to train: each class is a model that `--model` knows by its name."""
+"""Networks to train: each class is a model that `--model` knows by its name.
+
+May import from training, data, results and mpi; federation, algorithms and experiment may import from here.
+"""
 
 from __future__ import annotations
 

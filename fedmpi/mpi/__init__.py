@@ -1,4 +1,7 @@
-"""All that speaks MPI: roles and failures (`world`), deadlines (`guard`), shared arrays, pinning (`devices`)."""
+"""All that speaks MPI: the ranks of a job and their collectives, failures, deadlines, shared arrays, devices.
+
+May import from the ground alone; every room above may import from here, and only this room imports mpi4py.
+"""
 
 from __future__ import annotations
 

@@ -38,9 +38,9 @@ REPEATED = 0.5
 INNERMOST = 5
 #: Signals that end the process when they come again.
 INSISTENT = (signal.SIGTERM, signal.SIGINT)
-#: Where the main thread is while it waits for other ranks.
+#: The main thread is in this folder while it waits for other ranks.
+_ROOM = Path(__file__).parent
 _nowhere: TextIO
-_WAITING = {str(Path(__file__).with_name(f"{name}.py")) for name in ("world", "node", "bell")}
 
 
 class Guard:
@@ -117,7 +117,7 @@ class Guard:
         frame: FrameType | None = sys._current_frames().get(self._main.ident or 0)
         frames = list(traceback.extract_stack(frame)) if frame else []
         own = [one for one in frames if one.filename != contextmanager.__code__.co_filename]
-        return [] if own and own[-1].filename in _WAITING else frames[-INNERMOST:]
+        return [] if own and Path(own[-1].filename).parent == _ROOM else frames[-INNERMOST:]
 
     def _watch(self) -> None:
         looked = time.monotonic()

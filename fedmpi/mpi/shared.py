@@ -30,7 +30,7 @@ def share(world: World, read: Callable[[], dict[str, NDArray]]) -> dict[str, NDA
     return shared
 
 
-def put_together(
+def assemble_shared(
     world: World, shape: tuple[int, ...], fill: Callable[[NDArray[np.uint8]], None]
 ) -> NDArray[np.uint8]:
     """An array of which every rank fills in a part of its own, zeros at first: the whole, in shared memory.

@@ -1,7 +1,9 @@
-"""Who takes part in a round, and which rank trains whom.
+"""Choices of an experiment that are no method: who takes part in a round, what becomes of updates, the server's step.
 
-Of the clients that can be reached (`availability`) some are asked (`sampling`), the updates of some of these arrive
-(`conditions`), and those are spread over the ranks (`placement`).
+Of the clients that can be reached (`availability`) some are asked (`sampling`), and the updates of some of these
+arrive (`conditions`), perhaps changed on the way (`attacks`, `privacy`, `compression`).
+
+May import from training, data, results and mpi; federation, algorithms and experiment import from here.
 """
 
 from fedmpi.policies.availability import Always, Availability, Diurnal, Independent, Markov, Trace

@@ -1,4 +1,7 @@
-"""One HDF5 file a run: writing it, reading it, and what people do with it next."""
+"""One HDF5 file a run: writing it, reading it, and what people do with it next.
+
+May import from the ground alone; every room above may import from here.
+"""
 
 from fedmpi.results.reader import Run, open
 from fedmpi.results.writer import Results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -192,9 +193,10 @@ class Run:
                 such as where a class of one's own cannot be imported (its folder must be on PYTHONPATH) or is another
                 one now.
         """
-        from fedmpi.results.network import load  # here, because it imports torch
-
-        return load(self, which)
+        # By its name, because it needs what lies above: methods and models.
+        rebuilding = importlib.import_module("fedmpi.experiment.rebuilding")
+        network: Network = rebuilding.rebuild(self, which)
+        return network
 
     def tensors(self, name: str) -> dict[str, NDArray[np.float32]]:
         """The tensors by name of another network that the method had at the server, such as a generator."""

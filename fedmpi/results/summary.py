@@ -13,7 +13,6 @@ from fedmpi.options import printable
 from fedmpi.results.paths import checkpoints_beside
 from fedmpi.results.reader import Run
 from fedmpi.results.settings import describe
-from fedmpi.training.settings import Choice
 
 _LABEL_WIDTH = 12
 
@@ -44,7 +43,8 @@ def _entries(run: Run) -> Iterator[tuple[str, str]]:
     if "local" in settings:
         yield "local", describe(settings["local"])
     if "clients_at_once" in run.environment:
-        yield "training", _way(run)
+        reason = run.environment.get("clients_at_once_reason", "")
+        yield "training", way_of_training(int(run.environment["clients_at_once"]), reason)
     if run.frozen:
         frozen = sum(tensor.size for tensor in run.frozen.values())
         yield "model", f"{len(run.weights):,} numbers that are trained and sent, {frozen:,} frozen"
@@ -88,12 +88,6 @@ def _clients(settings: dict[str, Any]) -> str:
     if partition:
         parts.append(describe(partition))
     return ", ".join(parts)
-
-
-def _way(run: Run) -> str:
-    """How the clients are trained, as the run says at its start."""
-    environment = run.environment
-    return str(Choice(int(environment["clients_at_once"]), environment.get("clients_at_once_reason", "")))
 
 
 def _rounds(run: Run) -> str:
@@ -163,6 +157,12 @@ def _last(run: Run, column: str) -> float | None:
 
 def _rounds_done(run: Run) -> int:
     return len(run.rounds.get("round", ()))
+
+
+def way_of_training(at_once: int, reason: str) -> str:
+    """How clients are trained, and why: so many at once on each rank, for a reason that is a clause."""
+    way = "one by one" if at_once == 1 else f"up to {at_once} side by side per rank"
+    return f"{way} ({reason})"
 
 
 def percent(value: float) -> str:

@@ -6,7 +6,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,9 +16,6 @@ from fedmpi.errors import BadInput
 from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.samples import Batch, Samples
 
-if TYPE_CHECKING:
-    from fedmpi.algorithms import Algorithm
-
 # How many samples pass through the network in training mode, and in evaluation mode: of three, [B, classes] cannot be
 # taken for [classes, B] where there are two classes, and one lone sample shows a `squeeze` that takes too much away.
 TRAINED, MEASURED = 2, (3, 1)
@@ -26,8 +23,14 @@ PACKAGES = tuple(sysconfig.get_path(name) for name in ("purelib", "platlib", "st
 OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 
 
+class Predicting(Protocol):
+    """A method, as far as it makes logits of what a network gives; see `fedmpi.algorithms.Algorithm`."""
+
+    def predict(self, net: Net, batch: Batch, client: Mapping[str, Tensor]) -> Tensor: ...
+
+
 def check_outputs(
-    model: FlatModel, samples: Samples, classes: int, algorithm: Algorithm, name: str, method: str
+    model: FlatModel, samples: Samples, classes: int, algorithm: Predicting, name: str, method: str
 ) -> None:
     """Let a few samples pass through a network, and through `Algorithm.predict` where that is possible yet.
 
@@ -64,7 +67,7 @@ def check_outputs(
                 raise BadInput(f"= {method}: predict gives {problem}", "--algorithm")
 
 
-def _predicted(algorithm: Algorithm, model: FlatModel, batch: Batch) -> Any:
+def _predicted(algorithm: Predicting, model: FlatModel, batch: Batch) -> Any:
     """The method's own logits; None: it has none, or needs more than the model that a client receives."""
     try:
         return algorithm.predict(Net(model), batch, {"received": model.weights[0].clone()})

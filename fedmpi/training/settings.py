@@ -126,7 +126,3 @@ class Choice:
 
     at_once: int
     reason: str
-
-    def __str__(self) -> str:
-        way = "one by one" if self.at_once == 1 else f"up to {self.at_once} side by side per rank"
-        return f"{way} ({self.reason})"

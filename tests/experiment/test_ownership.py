@@ -168,7 +168,7 @@ def test_a_lock_that_is_lost(tmp_path: Path) -> None:
     """Nothing is written any more, also when one comes back that was silent for long; oracle: the other's file."""
     path, lock = tmp_path / "run.h5", Lock()
     lock.take(path)
-    run = results.Results(path, {"config": ""}, {}, lock=lock)
+    run = results.Results(path, {"config": ""}, {}, confirm=lock.confirm)
     run.write()
     (record,) = lock_beside(path).iterdir()
     record.rename(tmp_path / "mine")

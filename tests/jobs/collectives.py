@@ -18,7 +18,7 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from fedmpi.errors import BadInput
-from fedmpi.mpi import shared, world
+from fedmpi.mpi import buffers, shared
 from fedmpi.mpi.world import World
 
 CHUNK = 1000
@@ -123,7 +123,7 @@ def share(job: World) -> dict[str, Any]:
 def wait_for_the_last(job: World, seconds: float) -> dict[str, Any]:
     """All but the last rank wait for it in a collective."""
     job.meet()
-    waited, cpu, began = job.waited, time.process_time(), time.perf_counter()
+    waited, cpu, began = job.waiting.seconds, time.process_time(), time.perf_counter()
     if job.rank == job.size - 1:
         time.sleep(seconds)
     buffer = np.ones(10)
@@ -131,14 +131,14 @@ def wait_for_the_last(job: World, seconds: float) -> dict[str, Any]:
     return {
         "cpu": time.process_time() - cpu,
         "wall": time.perf_counter() - began,
-        "waited": job.waited - waited,
+        "waited": job.waiting.seconds - waited,
     }
 
 
 def look(job: World) -> dict[str, Any]:
-    world.CHUNK_ELEMENTS = CHUNK
+    buffers.CHUNK_ELEMENTS = CHUNK
     seen = broadcast_and_sum(job) | exchange(job)
-    world.CHUNK_ELEMENTS = 1 << 28
+    buffers.CHUNK_ELEMENTS = 1 << 28
     seen["roles"] = (job.rank, job.size, job.is_server, job.is_worker, list(job.workers))
     for failing in ((), (2,), (3, 1)):
         seen[f"agreed {failing}"] = complaint(lambda failing=failing: agree(job, failing))  # type: ignore[misc]

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedmpi.federation.mean import WeightedMean
-from fedmpi.mpi.segments import SharedMean
+from fedmpi.mpi.shared_mean import SharedMean
 from fedmpi.mpi.world import World
 from fedmpi.training.block import Block
 

@@ -23,7 +23,8 @@ import torch  # noqa: E402
 from fedmpi.checksum import checksum  # noqa: E402
 from fedmpi.errors import BadInput  # noqa: E402
 from fedmpi.experiment.command_line import parse  # noqa: E402
-from fedmpi.mpi.world import RanksDiffer, World  # noqa: E402
+from fedmpi.mpi.meeting import RanksDiffer  # noqa: E402
+from fedmpi.mpi.world import World  # noqa: E402
 
 FOLDER = Path(sys.argv[1])
 SMALL = f"--clients 4 --rounds 1 --local.epochs 1 --overwrite --output {FOLDER}/run.h5".split()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedmpi.algorithms.robust import median
 from fedmpi.federation.stack import absolute_differences, inner_products
-from fedmpi.mpi import rows, world
+from fedmpi.mpi import buffers, rows
 from fedmpi.mpi.rows import Rows
 from fedmpi.mpi.world import World
 
@@ -64,7 +64,7 @@ def look(job: World) -> dict[str, NDArray]:
 
 
 def main(folder: str) -> None:
-    rows.MOST_COLUMNS, world.CHUNK_ELEMENTS = COLUMNS, CHUNK
+    rows.MOST_COLUMNS, buffers.CHUNK_ELEMENTS = COLUMNS, CHUNK
     for ranks, ranks_a_node in JOBS:
         part = MPI.COMM_WORLD.Split(0 if MPI.COMM_WORLD.Get_rank() < ranks else MPI.UNDEFINED)
         if part != MPI.COMM_NULL:

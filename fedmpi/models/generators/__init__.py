@@ -1,4 +1,7 @@
-"""Networks that make samples, or features of samples, of given classes out of noise."""
+"""Networks that make samples, or features of samples, of given classes out of noise.
+
+May import what models may, but no model.
+"""
 
 import sys
 

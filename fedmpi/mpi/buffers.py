@@ -1,0 +1,30 @@
+"""Views of contiguous arrays, as the collectives take them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Well below 2^31, the largest count that an MPI-3 library takes.
+CHUNK_ELEMENTS = 1 << 28
+
+
+def chunks(array: NDArray) -> Iterator[NDArray]:
+    """Flat parts of an array that one call of MPI can carry each."""
+    flat = array.reshape(-1)
+    assert np.shares_memory(flat, array) or not array.size, "MPI needs a contiguous buffer"
+    for start in range(0, len(flat), CHUNK_ELEMENTS):
+        yield flat[start : start + CHUNK_ELEMENTS]
+
+
+def reshaped_like(memory: NDArray[np.uint8], like: NDArray) -> NDArray:
+    """The beginning of `memory` as an array of the same shape and type."""
+    return memory[: like.nbytes].view(like.dtype).reshape(like.shape)
+
+
+def offset_in(array: NDArray, memory: NDArray) -> int | None:
+    """How many bytes behind the begin of `memory` an array begins; None: it does not lie there."""
+    offset: int = array.ctypes.data - memory.ctypes.data
+    return offset if 0 <= offset < memory.nbytes else None

@@ -1,0 +1,191 @@
+"""What ranks tell each other when something goes wrong, and how they end the job then.
+
+An error on any rank reaches rank 0 while it waits; rank 0 prints one report for all. Where ranks have not come within
+the deadline (`fedmpi.mpi.guard`), each of the others says where it is, and rank 0 concludes who is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from mpi4py import MPI
+
+from fedmpi import streams
+from fedmpi.mpi.guard import Guard, end_soon
+
+# How long a rank that failed waits for rank 0 to answer, and then for it to end the job.
+PATIENCE_SECONDS = 3.0
+ENDING_SECONDS = 600.0
+# How long rank 0 collects what the other ranks say when the deadline has passed.
+COLLECTING_SECONDS = 2.0
+# How long the launcher has to pass on what was printed, before the end of the job closes its pipes.
+FORWARDING_SECONDS = 0.5
+# How often a rank that has nothing else to do looks for messages.
+LOOK_SECONDS = 5e-3
+# Kinds of messages: the report of an error; what a rank says of itself when the deadline has passed.
+REPORT, NOTE = 0, 1
+
+
+class RemoteFailure(Exception):
+    """Another rank failed; the message is its report, which rank 0 prints on its behalf."""
+
+
+class Silence(Exception):
+    """Other ranks have not come for longer than the deadline."""
+
+
+class Failures:
+    """Messages about failures between the ranks of a job.
+
+    Args:
+        comm: all ranks of the job.
+        hosts: the name of each rank's node.
+        guard: of this process.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, hosts: Sequence[str], guard: Guard) -> None:
+        self._job = comm
+        self._rank, self._size = comm.Get_rank(), comm.Get_size()
+        # A process may run many experiments, and MPI knows a limited number of communicators.
+        self._comm = comm.Dup() if self._size > 1 else comm
+        self._hosts = hosts
+        self._guard = guard
+        self._notes: dict[int, bytes] = {}
+
+    def raise_any(self) -> None:
+        """Raise what this rank has heard of while it waits.
+
+        Raises:
+            Silence: the deadline has passed.
+            RemoteFailure: at rank 0, another rank has failed.
+        """
+        if self._guard.exceeded:
+            raise Silence
+        # Asked on every rank: it also lets MPI get on with what other ranks want of this one.
+        if self._comm.Iprobe() and self._rank == 0:
+            tag, text = self._hear()
+            if tag == NOTE:
+                self._guard.expire()
+                raise Silence
+            raise RemoteFailure(text)
+
+    def announce_end(self) -> None:
+        """Rank 0 tells all others that it is ending the job: once before it writes what may be large, once after."""
+        for rank in range(1, self._size) if self._may_talk else ():
+            self._comm.Isend(b"", dest=rank, tag=REPORT)
+
+    def report(self, report: str) -> NoReturn:
+        """Hand a worker's report to rank 0, which prints it and ends the job; if it does not, do so here."""
+        self._end_by_server(REPORT, report, unanswered=report)
+
+    def report_silence(self, note: str, unanswered: str) -> NoReturn:
+        """Hand a worker's `note` to rank 0, which ends the job; if it does not, do so here.
+
+        Args:
+            unanswered: what is printed here then; empty: nothing.
+        """
+        self._end_by_server(NOTE, note, unanswered)
+
+    def note(self, where: str, meeting: int) -> str:
+        """What a rank tells rank 0 when the deadline has passed.
+
+        Args:
+            where: it is in the experiment.
+            meeting: how many meetings it has come to.
+        """
+        stack = "".join(traceback.format_list(self._guard.stack()))
+        return json.dumps({"meeting": meeting, "where": where, "stack": stack})
+
+    def who_is_late(self, note: str) -> str:
+        """At rank 0, when the deadline has passed: which ranks did not come, and what those do instead that answer.
+
+        A rank whose own report of an error arrives now has caused the silence: its report is returned instead.
+
+        Args:
+            note: rank 0's own.
+        """
+        self._notes[0] = note.encode()
+        began = time.monotonic()
+        while self._may_talk and len(self._notes) < self._size and time.monotonic() - began < COLLECTING_SECONDS:
+            if self._comm.Iprobe():
+                tag, text = self._hear()
+                if tag == REPORT:
+                    return text
+            else:
+                time.sleep(LOOK_SECONDS)
+        notes = {rank: json.loads(its) for rank, its in self._notes.items()}
+        lines = [
+            f"fedmpi: failed on rank 0 of {self._size}: {notes[0]['where']}: not all ranks came within the deadline "
+            f"of {self._guard.exceeded:.0f} s (--deadline)"
+        ]
+        if silent := [rank for rank in range(self._size) if rank not in notes]:
+            lines.append(f"{self._named(silent)}: no answer")
+        busy = {rank: its for rank, its in notes.items() if its["stack"]}
+        for rank, its in sorted(busy.items()):
+            lines.append(f"{self._named([rank])}: did not come; {its['where']}, at\n{its['stack'].rstrip()}")
+        if not silent and not busy:
+            meetings = {rank: f"{its['where']}, meeting {its['meeting']}" for rank, its in sorted(notes.items())}
+            for what in dict.fromkeys(meetings.values()):
+                ranks = [rank for rank, its in meetings.items() if its == what]
+                lines.append(f"{self._named(ranks)}: waiting at {what}, while others wait elsewhere")
+        return "\n".join(lines)
+
+    def abort(self, report: str = "", status: int = 1) -> NoReturn:
+        """Print a report and end all ranks at once with this exit status; this process at least, if MPI cannot."""
+        end_soon()
+        if report:
+            streams.say(report, "stderr")
+        streams.flush()
+        time.sleep(FORWARDING_SECONDS)
+        self._job.Abort(status)
+        os._exit(status)
+
+    @property
+    def _may_talk(self) -> bool:
+        """Whether this thread may call MPI: the guard's may not if the library is made for one thread."""
+        is_main = threading.current_thread() is threading.main_thread()
+        return is_main or MPI.Query_thread() == MPI.THREAD_MULTIPLE
+
+    def _hear(self) -> tuple[int, str]:
+        """The tag and the text of the next message, which has come. Notes are remembered."""
+        status = MPI.Status()
+        self._comm.Probe(status=status)
+        text = bytearray(status.Get_count(MPI.BYTE))
+        tag, source = status.Get_tag(), status.Get_source()
+        self._comm.Recv(text, source=source, tag=tag)
+        if tag == NOTE:
+            self._notes[source] = bytes(text)
+        return tag, text.decode(errors="replace")
+
+    def _end_by_server(self, tag: int, text: str, unanswered: str) -> NoReturn:
+        """Tell rank 0, which ends the job; if it does not, print `unanswered` and do so here."""
+        if self._may_talk:
+            request = self._comm.Isend(text.encode(), dest=0, tag=tag)
+            deadline, answers = time.monotonic() + PATIENCE_SECONDS, 0
+            while time.monotonic() < deadline:
+                request.Test()
+                if self._comm.Iprobe(source=0):
+                    self._comm.Recv(bytearray(), source=0)
+                    answers += 1
+                    deadline = time.monotonic() + (ENDING_SECONDS if answers == 1 else PATIENCE_SECONDS)
+                time.sleep(LOOK_SECONDS)
+            if answers > 1:
+                self.abort()  # the launcher should have ended this process, but cannot
+        self.abort(unanswered)
+
+    def _named(self, ranks: Sequence[int]) -> str:
+        """These ranks and their nodes, in words."""
+        nodes: dict[str, list[int]] = {}
+        for rank in ranks:
+            nodes.setdefault(self._hosts[rank], []).append(rank)
+        some = [
+            f"rank{'s' if len(of_node) > 1 else ''} {', '.join(map(str, of_node))} on {host}"
+            for host, of_node in nodes.items()
+        ]
+        return " and ".join(some)

@@ -1,0 +1,89 @@
+"""How a rank waits for others: it sleeps, so that they have the core, and hears of failures in between."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from fedmpi.mpi.bell import Bell
+from fedmpi.mpi.failures import Failures
+from fedmpi.mpi.guard import Guard
+
+SPIN_SECONDS = 50e-6
+SHORTEST_SLEEP = 20e-6
+LONGEST_SLEEP = 5e-3
+# A rank that is woken tends to be put on the core of the one that wakes it, which then does nothing else for a while:
+# for short waits naps are better.
+NAPS_SECONDS = 20e-3
+# How much of the time that ranks are expected to be busy they will be for certain.
+CERTAIN = 0.9
+# How soon a rank that waits for others of its node hears of a failure.
+LONGEST_DEAFNESS = 50e-3
+
+
+class Waiting:
+    """The waiting of one rank.
+
+    Args:
+        bell: of this node.
+        failures: raises what is heard of while this rank waits.
+        guard: is told when the others were there.
+        crowd: ranks that share a core, at least 1: they must not keep it from those they wait for by looking too
+            often.
+
+    Attributes:
+        seconds: for how long this rank has waited so far.
+    """
+
+    def __init__(self, bell: Bell, failures: Failures, guard: Guard, crowd: float) -> None:
+        self.seconds = 0.0
+        self._bell = bell
+        self._failures = failures
+        self._guard = guard
+        self._shortest_sleep = SHORTEST_SLEEP * (crowd * crowd - 1)
+        self._busy_until = 0.0
+
+    def expect(self, seconds: float) -> None:
+        """Other ranks are busy for about so long: until then, one that waits for them need not look often."""
+        self._busy_until = time.perf_counter() + CERTAIN * seconds
+
+    def poll(self, is_over: Callable[[], bool]) -> None:
+        """Spin for microseconds, then sleep, ever longer up to 5 ms. For what MPI alone can tell."""
+        with self._counted() as elapsed:
+            while not is_over():
+                if elapsed() > SPIN_SECONDS:
+                    self._failures.raise_any()
+                    self._nap(elapsed())
+
+    def meet(self, is_over: Callable[[], bool], ring: int) -> None:
+        """Sleep until ranks of this node have made something true; whoever has, wakes the others by `ring`."""
+        if is_over():
+            self._bell.ring(ring)
+            self._guard.passed()
+            return
+        with self._counted() as elapsed:
+            while True:
+                last = self._bell.last
+                if is_over():
+                    return
+                if elapsed() > SPIN_SECONDS:
+                    self._failures.raise_any()
+                    if elapsed() < NAPS_SECONDS:
+                        self._nap(elapsed())
+                    else:
+                        self._bell.sleep(last, LONGEST_DEAFNESS)
+
+    def _nap(self, elapsed: float) -> None:
+        """The longer it has been, the longer; but no look is worthwhile while others are busy for certain."""
+        over = time.perf_counter() - self._busy_until
+        nap = -over if over < 0 else max(min(elapsed, over) / 20, self._shortest_sleep)
+        time.sleep(min(nap, LONGEST_SLEEP))
+
+    @contextmanager
+    def _counted(self) -> Iterator[Callable[[], float]]:
+        """Count the time as waiting; gives what tells the seconds since."""
+        started = time.perf_counter()
+        yield lambda: time.perf_counter() - started
+        self.seconds += time.perf_counter() - started
+        self._guard.passed()
