@@ -320,6 +320,9 @@ def _are_turns(angles: tuple[int, ...]) -> bool:
     return 1 <= len({angle // 90 % 4 for angle in angles if angle % 90 == 0}) == len(angles)
 
 
+Turns = Annotated[tuple[int, ...], Allowed(_are_turns, "one or more different multiples of 90")]
+
+
 @with_options
 class Rotated(SeenDifferently):
     """Every group of clients sees its images turned by an angle of its own, as in IFCA (Ghosh et al., 2020).
@@ -329,12 +332,7 @@ class Rotated(SeenDifferently):
         angles: of each group, in degrees: multiples of 90.
     """
 
-    angles: Annotated[tuple[int, ...], Allowed(_are_turns, "one or more different multiples of 90")] = (
-        0,
-        90,
-        180,
-        270,
-    )
+    angles: Turns = (0, 90, 180, 270)
 
     permutes_pixels = True
     turns_images = True
