@@ -1,7 +1,10 @@
 """What makes the arguments of a constructor options, on the command line, in YAML and in Python alike.
 
-They are checked against their types, paths among them are expanded, and they are remembered, because the results file
-says what a run was (`fedmpi.settings`).
+They are checked against their types and ranges (`fedmpi.ranges`), paths among them are expanded, and they are
+remembered, because the results file says what a run was (`fedmpi.described`).
+
+A class states its options as the attributes that they become (`with_options`); or it has an ordinary constructor,
+whose arguments they are.
 """
 
 from __future__ import annotations
@@ -9,17 +12,22 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import sys
 from abc import ABCMeta
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from functools import cache
+from dataclasses import dataclass, field, fields
+from functools import cache, reduce, wraps
+from operator import or_
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from types import MappingProxyType, NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import numpy as np
+from typing_extensions import dataclass_transform
 
 from fedmpi.errors import BadInput
+from fedmpi.ranges import Allowed
 
 #: How the types of options are called.
 PLAIN_NAMES = {
@@ -32,6 +40,7 @@ PLAIN_NAMES = {
     "list": "a list",
     "NoneType": "null",
 }
+NONE: Mapping[str, Any] = MappingProxyType({})
 #: Of YAML 1.1: an option that takes one of these as a word means the word.
 WORDS = {True: ("on", "yes", "true"), False: ("off", "no", "false")}
 #: What Linux takes of a whole path, without the byte behind it.
@@ -45,10 +54,13 @@ T = TypeVar("T")
 class Configured(ABCMeta):
     """The class of all classes with options."""
 
+    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> None:
+        super().__init__(name, bases, namespace)
+        if "__init__" in namespace:
+            with_ranges(cls)
+
     def __call__(cls: type[T], *args: Any, **options: Any) -> T:
-        bound = inspect.signature(cls).bind(*args, **options)
-        for name, value in bound.arguments.items():
-            bound.arguments[name] = _taken(cls, name, value)
+        bound = _fitted(_constructor(cls), inspect.signature(cls), args, options)
         made: T = super().__call__(*bound.args, **bound.kwargs)  # type: ignore[misc]
         bound.apply_defaults()
         vars(made)["_options"] = dict(_by_option(cls, bound))
@@ -64,6 +76,65 @@ class Configured(ABCMeta):
         return inspect.Signature(parameters)
 
 
+@dataclass_transform(eq_default=False)
+def with_options(cls: type[T]) -> type[T]:
+    """Make the annotated attributes of a class its options: those of its bases, then its own, in their order.
+
+    The class becomes a dataclass, which writes the constructor. Whether options go together, `__post_init__` checks.
+    Attributes that are no options have no annotation, or `ClassVar`.
+
+        @with_options
+        class FedProx(Proximal, FedAvg):
+            mu: NonNegativeFloat = 0.01
+    """
+    known = vars(sys.modules[cls.__module__])
+    cls.__annotations__ = {name: _evaluated(hint, known) for name, hint in inspect.get_annotations(cls).items()}
+    made: Any = dataclass(eq=False, repr=False)(cls)
+    nulls = {each.name: each.metadata["null"] for each in fields(made) if "null" in each.metadata}
+    for name in nulls:
+        made.__init__.__annotations__[name] |= None
+    with_ranges(made, {name: make for name, make in nulls.items() if make})
+    return cls
+
+
+def null_for(make: Callable[[], Any] | None = None) -> Any:
+    """The default null of an option, which stands for what `make` gives: `over: Model = null_for(LeNet)`.
+
+    Without `make`, for what `__post_init__` finds.
+    """
+    return field(default=None, metadata={"null": make})
+
+
+def with_ranges(cls: Any, nulls: Mapping[str, Callable[[], Any]] = NONE) -> Any:
+    """Have the constructor of a class check its arguments also where that of a subclass calls it.
+
+    Its types then have no ranges any more, for whoever reads them in order to print them.
+
+    Args:
+        nulls: of arguments that may be None, what takes its place.
+    """
+    constructor = _constructor(cls)
+    signature, known = inspect.signature(constructor), getattr(inspect.unwrap(constructor), "__globals__", {})
+    hints = [_evaluated(each.annotation, known) for each in signature.parameters.values()]
+    if not nulls and all(_plain(hint) is hint for hint in hints):
+        return cls
+
+    @wraps(constructor)
+    def checked(*args: Any, **options: Any) -> None:
+        bound = _fitted(constructor, signature, args, options)
+        bound.apply_defaults()
+        for name, make in nulls.items():
+            if bound.arguments[name] is None:
+                bound.arguments[name] = make()
+        constructor(*bound.args, **bound.kwargs)
+
+    pairs = zip(signature.parameters.values(), hints, strict=True)
+    plain = [parameter.replace(annotation=_plain(hint)) for parameter, hint in pairs]
+    checked.__signature__ = signature.replace(parameters=plain)  # type: ignore[attr-defined]
+    cls.__init__ = checked
+    return cls
+
+
 def _constructor(cls: type) -> Callable[..., None]:
     constructor: Callable[..., None] = cls.__init__  # type: ignore[misc]
     return constructor
@@ -75,41 +146,61 @@ def options_of(component: object) -> Mapping[str, Any]:
     return options
 
 
-def _taken(cls: type, name: str, value: Any) -> Any:
-    """An argument as the constructor wants it; those of *args and **options each."""
-    parameter, hint = inspect.signature(cls).parameters[name], _hints(cls).get(name, Any)
-    if parameter.kind is parameter.VAR_POSITIONAL:
-        return tuple(_fitted(name, each, hint) for each in value)
-    if parameter.kind is parameter.VAR_KEYWORD:
-        return {option: _fitted(option, each, hint) for option, each in value.items()}
-    return value if value is parameter.default else _fitted(name, value, hint)
+def _fitted(
+    constructor: Callable[..., None], signature: inspect.Signature, args: Any, options: Any
+) -> inspect.BoundArguments:
+    """The arguments as the constructor wants them; those of *args and **options each."""
+    bound, hints = signature.bind(*args, **options), _hints(constructor)
+    for name, value in bound.arguments.items():
+        parameter, hint = signature.parameters[name], hints.get(name, Any)
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            bound.arguments[name] = tuple(_fit_option(name, each, hint) for each in value)
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            bound.arguments[name] = {option: _fit_option(option, each, hint) for option, each in value.items()}
+        elif value is not parameter.default:
+            bound.arguments[name] = _fit_option(name, value, hint)
+    return bound
 
 
 def _by_option(cls: type, bound: inspect.BoundArguments) -> Iterator[tuple[str, Any]]:
+    hints = _hints(_constructor(cls))
     for name, value in bound.arguments.items():
         if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
             yield from value.items()
         else:
-            hint = _hints(cls).get(name, Any)
-            yield name, float(value) if hint is float and isinstance(value, int) else value
+            is_float = _plain(hints.get(name, Any)) is float
+            yield name, float(value) if is_float and isinstance(value, int) else value
 
 
 @cache
-def _hints(cls: type) -> Mapping[str, Any]:
-    """The types of the constructor's arguments, but for those that only a type checker knows."""
-    function = inspect.unwrap(_constructor(cls))
-    names = getattr(function, "__globals__", {})
-    hints = dict(getattr(function, "__annotations__", {}))
-    for name, hint in hints.items():
-        if isinstance(hint, str):
-            try:
-                hints[name] = eval(hint, names)
-            except Exception:  # it is the user's text, and may raise anything
-                hints[name] = Any
-    return hints
+def _hints(constructor: Callable[..., None]) -> Mapping[str, Any]:
+    """The types of a constructor's arguments with their ranges, but for those that only a type checker knows."""
+    function = inspect.unwrap(constructor)
+    known, hints = getattr(function, "__globals__", {}), dict(getattr(function, "__annotations__", {}))
+    hints.pop("return", None)
+    return {name: Any if isinstance(it := _evaluated(hint, known), str) else it for name, hint in hints.items()}
 
 
-def _fitted(name: str, value: Any, hint: Any) -> Any:
+def _evaluated(hint: Any, names: dict[str, Any]) -> Any:
+    """What an annotation means; one in quotes that only a type checker knows stays as it is."""
+    if isinstance(hint, str):
+        with suppress(Exception):  # it is the user's text, and may raise anything
+            return eval(hint, names)
+    return hint
+
+
+def _plain(hint: Any) -> Any:
+    """A type without its ranges."""
+    if get_origin(hint) is Annotated:
+        return get_args(hint)[0]
+    if get_origin(hint) in (Union, UnionType):
+        parts = get_args(hint)
+        plain = [_plain(part) for part in parts]
+        return hint if all(a is b for a, b in zip(parts, plain, strict=True)) else reduce(or_, plain)
+    return hint
+
+
+def _fit_option(name: str, value: Any, hint: Any) -> Any:
     try:
         return fit(value, hint)
     except TypeError:
@@ -123,11 +214,13 @@ def fit(value: Any, hint: Any) -> Any:
 
     Raises:
         TypeError: it is of another type.
-        BadInput: it is a path that cannot be one, see `expanded`.
+        BadInput: it is out of the type's range, or a path that cannot be one, see `expanded`.
     """
     if isinstance(value, np.generic):
         value = value.item()
     kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind is Annotated:
+        return _within(fit(value, parts[0]), parts[1:])
     if kind in (Union, UnionType):
         return _fit_one_of(value, parts)
     if kind is Literal:
@@ -153,6 +246,14 @@ def _fit_one_of(value: Any, hints: tuple[Any, ...]) -> Any:
         with suppress(TypeError):
             return fit(value, hint)
     raise TypeError
+
+
+def _within(value: Any, conditions: tuple[Any, ...]) -> Any:
+    for condition in conditions:
+        if isinstance(condition, Allowed) and not condition.holds(value):
+            given = shown(list(value) if isinstance(value, tuple) else value)
+            raise BadInput(f"= {given}: must be {condition.words}")
+    return value
 
 
 def _fit_literal(value: Any, choices: tuple[Any, ...]) -> Any:
@@ -207,6 +308,8 @@ def printable(text: str) -> str:
 def _words(hint: Any) -> str:
     """How a type is called in a message."""
     parts = get_args(hint)
+    if get_origin(hint) is Annotated:
+        return _words(parts[0])
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(map(_words, parts))
     if get_origin(hint) is Literal:

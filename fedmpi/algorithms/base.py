@@ -32,7 +32,7 @@ class Algorithm(metaclass=Configured):
     """Base of the federated methods.
 
     A subclass writes `round`, and, where its local step differs from plain training, one or both of the hooks
-    `loss` and `direction`. Its options are the typed arguments of its constructor.
+    `loss` and `direction`. Its options are its annotated attributes (`fedmpi.options.with_options`).
 
     The state of a method is explicit. At the server: the attributes named in `server_state`, tensors that exist at
     the server and are of the same shape on the meta device elsewhere, so that the same line of server arithmetic
@@ -55,30 +55,17 @@ class Algorithm(metaclass=Configured):
     takes_compression: bool = True
     #: Whether all that leaves a client in a round is one vector of changes, for one mean: what `--privacy` bounds.
     takes_privacy: bool = False
-    #: Whether the server trains as well, so that it wants a GPU where the clients have one.
-    trains_at_server: bool = False
-    #: Samples without labels that the server has, of the kind of the data set's (`Federation.proxy_batch`).
-    proxy: "Dataset | None" = None
     #: What a client counts in a mean by the method's paper; the experiment may say otherwise.
     weighting: "Weighting" = "samples"
     #: Whether none may count twice a round, as where the server keeps a mean over all clients' states.
     counts_clients_once: bool = False
-    #: Whether clients count alike in any case, because the rule that takes the mean's place knows no weights.
-    counts_clients_alike: bool = False
     #: Whether the server looks at single clients' models, beside the means.
     looks_at_models: bool = False
     #: Whether a client's part in a round is one model, that of its one `Federation.train` (not counting those in a
     #: `Phase` with a name), so that `--evaluate_means` can average these models.
     averages_models: bool = False
-    #: Whether the training samples of all clients lie in one place, with client 0 (`Cohort.pooled`).
-    pools_clients: bool = False
     #: Whether the method makes sense of an update that is only a part of the local training; else it is dropped.
     accepts_partial_work: bool = False
-    #: What one optimizer step costs on the virtual clock, in steps of plain training, of which a forward pass is a
-    #: third: one that runs the network forward once more costs 4/3.
-    step_cost: float = 1.0
-    #: Forward passes over all of a client's training samples in a round, beside its trainings.
-    forward_passes: int = 0
     #: Numbers a client that the method records with `Federation.record`; columns of /clients.
     client_metrics: tuple[str, ...] = ()
 
@@ -94,6 +81,26 @@ class Algorithm(metaclass=Configured):
     def networks(self) -> "Mapping[str, Layout]":
         """Of each state that is the vector of another network than the model, how that one lies in it."""
         return {}
+
+    @property
+    def trains_at_server(self) -> bool:
+        """Whether the server trains as well, so that it wants a GPU where the clients have one."""
+        return False
+
+    @property
+    def proxy(self) -> "Dataset | None":
+        """Samples without labels that the server has, of the kind of the data set's (`Federation.proxy_batch`)."""
+        return None
+
+    @property
+    def counts_clients_alike(self) -> bool:
+        """Whether clients count alike in any case, because the rule that takes the mean's place knows no weights."""
+        return False
+
+    @property
+    def pools_clients(self) -> bool:
+        """Whether the training samples of all clients lie in one place, with client 0 (`Cohort.pooled`)."""
+        return False
 
     @property
     def changes_loss(self) -> bool:
@@ -136,6 +143,19 @@ class Algorithm(metaclass=Configured):
     def trainings(self) -> "tuple[Phase, ...]":
         """The trainings that a client of a round goes through; `GRADIENT` is its part in `Federation.gradients`."""
         return (WHOLE,)
+
+    @property
+    def step_cost(self) -> float:
+        """What one optimizer step costs on the virtual clock, in steps of plain training.
+
+        A forward pass is a third of that: a method that runs the network forward once more has 4/3.
+        """
+        return 1.0
+
+    @property
+    def forward_passes(self) -> int:
+        """Forward passes over all of a client's training samples in a round, beside its trainings."""
+        return 0
 
     def count_steps(self, fed: "Federation", cohort: "Cohort") -> "NDArray[np.int64]":
         """[m] the optimizer steps that the coming round asks of each client, in all trainings; a collective.

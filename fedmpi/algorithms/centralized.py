@@ -15,4 +15,11 @@ class Centralized(FedAvg):
     """
 
     averages_models = takes_compression = takes_privacy = False  # there is one model, in one place
-    pools_clients = True
+
+    @property
+    def pools_clients(self) -> bool:
+        return True
+
+    @property
+    def welcomes_newcomers(self) -> bool:
+        return False

@@ -4,13 +4,14 @@ Sattler, Müller, Samek: Clustered Federated Learning: Model-Agnostic Distribute
 Constraints. IEEE TNNLS 2021. https://arxiv.org/abs/1910.01991
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
 from fedmpi.algorithms.clustered import Clustered
 from fedmpi.algorithms.toolbox import clustering
-from fedmpi.errors import require
+from fedmpi.options import with_options
+from fedmpi.ranges import NonNegativeInt, PositiveInt, interval
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from fedmpi.policies import Cohort
 
 
+@with_options
 class CFL(Clustered):
     """FedAvg in clusters that are split in two where it has come to rest and clients have not (Sattler et al., 2021).
 
@@ -34,17 +36,10 @@ class CFL(Clustered):
         min_size: a cluster of no more clients is not split.
     """
 
-    def __init__(
-        self, mean_below: float = 0.4, largest_above: float = 1.6, warmup: int = 20, min_size: int = 2
-    ) -> None:
-        require(mean_below >= 0, "mean_below", mean_below, "at least 0")
-        require(largest_above >= 0, "largest_above", largest_above, "at least 0")
-        require(warmup >= 0, "warmup", warmup, "at least 0")
-        require(min_size >= 1, "min_size", min_size, "at least 1")
-        self.mean_below = mean_below
-        self.largest_above = largest_above
-        self.warmup = warmup
-        self.min_size = min_size
+    mean_below: Annotated[float, interval("[0, inf]")] = 0.4
+    largest_above: Annotated[float, interval("[0, inf]")] = 1.6
+    warmup: NonNegativeInt = 20
+    min_size: PositiveInt = 2
 
     def setup(self, fed: "Federation") -> None:
         super().setup(fed)

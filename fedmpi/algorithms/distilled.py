@@ -1,24 +1,34 @@
 """What methods have in common in which, after the round of another, the clients' models teach the server's."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.errors import BadInput
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from fedmpi.algorithms.base import Vectors
     from fedmpi.federation.federation import Federation
     from fedmpi.policies import Cohort
-    from fedmpi.policies.server_optimizers import ServerOptimizer
-    from fedmpi.training.flat import Net
-    from fedmpi.training.layout import Layout
-    from fedmpi.training.samples import Batch
+
+
+class _AsBase:
+    """An attribute of a method that is the base method's."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, method: "Distilled | None", owner: type) -> Any:
+        return self if method is None else getattr(method.base, self.name)
+
+    def __set__(self, method: "Distilled", value: Any) -> None:
+        setattr(method.base, self.name, value)
+
+
+def as_base() -> Any:
+    """An attribute that is the base method's: one cannot tell it from the base method's own."""
+    return _AsBase()
 
 
 class Distilled(Algorithm):
@@ -28,72 +38,47 @@ class Distilled(Algorithm):
     samples of each class travel once, before the first round, and are not among the bytes of the rounds.
 
     Attributes:
-        base: the method whose rounds come first.
+        base: the method whose rounds come first; a subclass has it before `__post_init__` of this class.
     """
 
-    server_state: tuple[str, ...] = ()
-    averages_models = True
-    looks_at_models = trains_at_server = True
+    base: Algorithm
 
-    def __init__(self, base: Algorithm) -> None:
-        name = type(base).__name__
+    server_state: tuple[str, ...] = ()
+    averages_models = looks_at_models = True
+
+    weights = as_base()
+    server_optimizer = as_base()
+    takes_server_optimizer = as_base()
+    weighting = as_base()
+    counts_clients_once = as_base()
+    counts_clients_alike = as_base()
+    accepts_partial_work = as_base()
+    client_metrics = as_base()
+    check = as_base()
+    clients_to_ask = as_base()
+    count_steps = as_base()
+    count_work = as_base()
+    received_beside = as_base()
+    extend = as_base()
+    predict = as_base()
+    payload = as_base()
+    evaluate = as_base()
+
+    def __post_init__(self) -> None:
+        base, name = self.base, type(self.base).__name__
         if not base.averages_models or base.looks_at_models or base.has_stages:
             raise BadInput(f"= {name}: must be a method that averages its clients' models, and looks at none", "base")
-        self.base = base
-        self.takes_server_optimizer = base.takes_server_optimizer
-        self.weighting = base.weighting
-        self.counts_clients_once = base.counts_clients_once
-        self.counts_clients_alike = base.counts_clients_alike
-        self.accepts_partial_work = base.accepts_partial_work
-        self.client_metrics = base.client_metrics
+
+    @property
+    def trains_at_server(self) -> bool:
+        return True
 
     @property
     def parts(self) -> tuple[Algorithm, ...]:
         return self.base, self
 
-    @property
-    def weights(self) -> "Tensor":  # type: ignore[override]
-        """[P], the global model: the base method's."""
-        return self.base.weights
-
-    @property
-    def server_optimizer(self) -> "ServerOptimizer":
-        """The base method's."""
-        return self.base.server_optimizer
-
-    @server_optimizer.setter
-    def server_optimizer(self, rule: "ServerOptimizer") -> None:
-        self.base.server_optimizer = rule
-
-    def check(self, cohort: int) -> None:
-        self.base.check(cohort)
-
-    def clients_to_ask(self, round: int, cohort: int, clients: int) -> int:
-        return self.base.clients_to_ask(round, cohort, clients)
-
-    def count_steps(self, fed: "Federation", cohort: "Cohort") -> "NDArray[np.int64]":
-        return self.base.count_steps(fed, cohort)
-
-    def count_work(self, fed: "Federation", cohort: "Cohort") -> "NDArray[np.float64]":
-        return self.base.count_work(fed, cohort)
-
-    def received_beside(self, fed: "Federation", cohort: "Cohort") -> "NDArray[np.int64]":
-        return self.base.received_beside(fed, cohort)
-
-    def extend(self, network: "nn.Module", example: "Tensor") -> "nn.Module":
-        return self.base.extend(network, example)
-
-    def predict(self, net: "Net", batch: "Batch", client: "Mapping[str, Tensor]") -> "Tensor":
-        return self.base.predict(net, batch, client)
-
     def setup(self, fed: "Federation") -> None:
         self.base.setup(fed)
-
-    def payload(self, layout: "Layout") -> "tuple[Vectors, Vectors]":
-        return self.base.payload(layout)
-
-    def evaluate(self, fed: "Federation") -> None:
-        self.base.evaluate(fed)
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         fed.at_server.keep_models()

@@ -5,7 +5,7 @@ Duan, Li, Zou, Li, Lu: Federated Learning with Data-Agnostic Distribution Fusion
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,9 @@ from fedmpi.algorithms.toolbox.fusion import (
     fuse,
     responsibilities,
 )
-from fedmpi.errors import BadInput, require
+from fedmpi.errors import BadInput
+from fedmpi.options import with_options
+from fedmpi.ranges import NonNegativeInt, PositiveInt, interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 UNIT = 2.0**-48
 
 
+@with_options
 class DistributionFusion(Algorithm):
     """One mean of models, weighted by groups that are inferred from normalisation layers (Duan et al., 2023).
 
@@ -71,41 +74,23 @@ class DistributionFusion(Algorithm):
             multiples of FedAvg's, with those used: the column twin_correlation.
     """
 
+    components: PositiveInt = 15
+    statistics: Literal["first_last", "all"] = "first_last"
+    pi_power: Annotated[float, interval("[0, 1]", "at least 0 and at most 1, FedAvg")] = 0.5
+    allocation: Allotment = "hard"
+    cap: Annotated[float, interval("[1, inf)", "at least 1, FedAvg")] | None = 4.0
+    bn_merge: Literal["moments", "linear"] = "moments"
+    fit_every: PositiveInt = 10
+    first_steps: PositiveInt = 250
+    steps: NonNegativeInt = 30
+    twin: bool = True
+
     server_state = ("weights", "vae_weights", "vae_moments", "vae_steps", "responsibilities")
     takes_server_optimizer = True
     averages_models = looks_at_models = True
     client_metrics = ("component", "omega")
 
-    def __init__(
-        self,
-        components: int = 15,
-        statistics: Literal["first_last", "all"] = "first_last",
-        pi_power: float = 0.5,
-        allocation: Allotment = "hard",
-        cap: float | None = 4.0,
-        bn_merge: Literal["moments", "linear"] = "moments",
-        fit_every: int = 10,
-        first_steps: int = 250,
-        steps: int = 30,
-        twin: bool = True,
-    ) -> None:
-        require(components >= 1, "components", components, "at least 1")
-        require(0 <= pi_power <= 1, "pi_power", pi_power, "at least 0 and at most 1, FedAvg")
-        require(cap is None or 1 <= cap < math.inf, "cap", cap, "at least 1, FedAvg")
-        require(fit_every >= 1, "fit_every", fit_every, "at least 1")
-        require(first_steps >= 1, "first_steps", first_steps, "at least 1")
-        require(steps >= 0, "steps", steps, "at least 0")
-        self.components = components
-        self.statistics = statistics
-        self.pi_power = pi_power
-        self.allocation: Allotment = allocation
-        self.cap = cap
-        self.bn_merge = bn_merge
-        self.fit_every = fit_every
-        self.first_steps = first_steps
-        self.steps = steps
-        self.twin = twin
-        self.is_alone = False
+    is_alone = False  # which `check` tells
 
     @property
     def welcomes_newcomers(self) -> bool:

@@ -7,7 +7,8 @@ https://arxiv.org/abs/2012.04221
 from typing import TYPE_CHECKING
 
 from fedmpi.algorithms.fedavg import FedAvg
-from fedmpi.errors import require
+from fedmpi.options import with_options
+from fedmpi.ranges import NonNegativeFloat, PositiveInt
 from fedmpi.training.block import WHOLE, Phase
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from fedmpi.training.block import Block
 
 
+@with_options
 class Ditto(FedAvg):
     """FedAvg, and a personal model of each client that is pulled towards the global one (Li et al., 2021).
 
@@ -31,11 +33,8 @@ class Ditto(FedAvg):
         epochs: passes over a client's samples by its personal model; null: as the global one.
     """
 
-    def __init__(self, pull: float = 1.0, epochs: int | None = None) -> None:
-        require(0 <= pull < float("inf"), "pull", pull, "at least 0")
-        require(epochs is None or epochs >= 1, "epochs", epochs, "at least 1")
-        self.pull = pull
-        self.epochs = epochs
+    pull: NonNegativeFloat = 1.0
+    epochs: PositiveInt | None = None
 
     @property
     def trainings(self) -> tuple[Phase, ...]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.errors import BadInput, require
+from fedmpi.options import with_options
+from fedmpi.ranges import BelowOne, NonNegativeInt
 from fedmpi.training.block import WHOLE
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 SMOOTHING = 0.9  # of the authors' code; the paper does not state it
 
 
+@with_options
 class FeatureFusion(FedAvg):
     """FedAvg whose clients fuse their extractor's features with those of the frozen global one (Yao et al., 2019).
 
@@ -46,26 +49,28 @@ class FeatureFusion(FedAvg):
             could need more, all compute them anew in every step. What is done is the column cached_features.
     """
 
+    operator: Literal["conv", "multi", "single"] = "multi"
+    smoothing: BelowOne | None = None
+    start: Literal["default", "average"] = "default"
+    evaluated_with: Literal["previous", "self"] = "previous"
+    cache_mb: NonNegativeInt = 1000
+
     server_state = ("weights", "previous")
 
-    def __init__(
-        self,
-        operator: Literal["conv", "multi", "single"] = "multi",
-        smoothing: float | None = None,
-        start: Literal["default", "average"] = "default",
-        evaluated_with: Literal["previous", "self"] = "previous",
-        cache_mb: int = 1000,
-    ) -> None:
-        blends = operator != "conv"
-        require(blends or smoothing is None, "smoothing", smoothing, "null with operator conv, which has no shares")
-        require(smoothing is None or 0 <= smoothing < 1, "smoothing", smoothing, "at least 0 and below 1")
-        require(not blends or start == "default", "start", start, f"default with operator {operator}")
-        require(cache_mb >= 0, "cache_mb", cache_mb, "at least 0")
-        self.operator = operator
-        self.smoothing = SMOOTHING if blends and smoothing is None else smoothing
-        self.start: Literal["default", "average"] = start
-        self.evaluated_with = evaluated_with
-        self.cache_mb = cache_mb
+    def __post_init__(self) -> None:
+        blends, needed = self.operator != "conv", "null with operator conv, which has no shares"
+        require(blends or self.smoothing is None, "smoothing", self.smoothing, needed)
+        require(not blends or self.start == "default", "start", self.start, f"default with operator {self.operator}")
+        if blends and self.smoothing is None:
+            self.smoothing = SMOOTHING
+
+    @property
+    def step_cost(self) -> float:
+        return 1.0 if self.caches else 4 / 3
+
+    @property
+    def forward_passes(self) -> int:
+        return 1 if self.caches else 0
 
     def extend(self, network: "nn.Module", example: "Tensor") -> "nn.Module":
         import torch
@@ -94,7 +99,6 @@ class FeatureFusion(FedAvg):
         needed = 4 * fed.at_clients.at_once * int(fed.samples.max()) * prod(fed.at_clients.feature_shape) / 1e6
         augments = fed.local.augmentation != "none"
         self.caches = not augments and needed <= self.cache_mb
-        self.forward_passes, self.step_cost = (1, 1.0) if self.caches else (0, 4 / 3)
         if not self.caches:
             reason = "samples are augmented" if augments else f"all would take up to {needed:.0f} MB a rank"
             fed.say(f"features of the global extractor are computed in every step, for {reason}")

@@ -22,8 +22,7 @@ class FedAvg(Algorithm):
     @property
     def welcomes_newcomers(self) -> bool:
         # A loss or direction of its own may need what only the round of the method gives.
-        own_loss = type(self).loss is not FedAvg.loss
-        return not (own_loss or self.changes_direction or self.pools_clients)
+        return type(self).loss is FedAvg.loss and not self.changes_direction
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         start = fed.broadcast(self.weights)

@@ -10,12 +10,15 @@ import numpy as np
 
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.errors import require
+from fedmpi.options import with_options
+from fedmpi.ranges import PositiveInt
 
 if TYPE_CHECKING:
     from fedmpi.federation.federation import Federation
     from fedmpi.policies import Cohort
 
 
+@with_options
 class FedCluster(Algorithm):
     """One model that goes from cluster to cluster, and is FedAvg's of its clients in each (Chen et al., 2020).
 
@@ -28,14 +31,12 @@ class FedCluster(Algorithm):
         clusters: how many.
     """
 
+    clusters: PositiveInt = 5
+
     takes_server_optimizer = True
     takes_compression = False  # for feedback would be kept by the place of a cluster in the round
     averages_models = True
     client_metrics = ("cluster",)
-
-    def __init__(self, clusters: int = 5) -> None:
-        require(clusters >= 1, "clusters", clusters, "at least 1")
-        self.clusters = clusters
 
     def setup(self, fed: "Federation") -> None:
         super().setup(fed)

@@ -7,16 +7,18 @@ https://arxiv.org/abs/2006.07242
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 
 from fedmpi.algorithms.distilled import Distilled
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.data import Dataset
-from fedmpi.errors import BadInput, require
+from fedmpi.errors import BadInput
 from fedmpi.models.generators import Generator
 from fedmpi.models.generators.images import ImageGenerator
+from fedmpi.options import null_for, with_options
+from fedmpi.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, UpToOne, interval
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from fedmpi.training.layout import Layout
 
 
+@with_options
 class FedDF(Distilled):
     """FedAvg whose server then teaches its model what the clients' models say together (Lin et al., 2020).
 
@@ -50,40 +53,29 @@ class FedDF(Distilled):
             the samples.
     """
 
-    def __init__(
-        self,
-        proxy: Dataset | None = None,
-        generator: Generator | None = None,
-        generator_steps: int = 50,
-        student_steps: int | None = None,
-        batch_size: int | None = None,
-        generator_lr: float = 0.01,
-        student_lr: float | None = None,
-        decay: float = 0.998,
-        weight_decay: float | None = None,
-        student_mode: Literal["train", "eval"] = "train",
-    ) -> None:
-        super().__init__(FedAvg())
-        if proxy and generator:
-            raise BadInput(f"= {type(generator).__name__}: has nothing to do where there is proxy data", "generator")
-        require(generator_steps >= 0, "generator_steps", generator_steps, "at least 0")
-        require(student_steps is None or student_steps >= 0, "student_steps", student_steps, "at least 0")
-        require(batch_size is None or batch_size >= 2, "batch_size", batch_size, "at least 2")
-        require(0 < generator_lr < math.inf, "generator_lr", generator_lr, "above 0")
-        require(student_lr is None or 0 < student_lr < math.inf, "student_lr", student_lr, "above 0")
-        require(0 < decay <= 1, "decay", decay, "above 0 and at most 1")
-        require(weight_decay is None or 0 <= weight_decay < math.inf, "weight_decay", weight_decay, "at least 0")
-        steps, size, lr, weakening = (500, 128, 0.001, 0.0) if proxy else (20, 50, 0.1, 0.001)
-        self.proxy = proxy
-        self.generator = None if proxy else generator or ImageGenerator()
-        self.generator_steps = generator_steps
-        self.student_steps = steps if student_steps is None else student_steps
-        self.batch_size = size if batch_size is None else batch_size
-        self.generator_lr = generator_lr
-        self.student_lr = lr if student_lr is None else student_lr
-        self.decay = decay
-        self.weight_decay = weakening if weight_decay is None else weight_decay
-        self.student_mode: Literal["train", "eval"] = student_mode
+    proxy: Dataset | None = None
+    generator: Generator | None = None
+    generator_steps: NonNegativeInt = 50
+    student_steps: NonNegativeInt = null_for()
+    batch_size: Annotated[int, interval("[2, inf)")] = null_for()
+    generator_lr: PositiveFloat = 0.01
+    student_lr: PositiveFloat = null_for()
+    decay: UpToOne = 0.998
+    weight_decay: NonNegativeFloat = null_for()
+    student_mode: Literal["train", "eval"] = "train"
+
+    def __post_init__(self) -> None:
+        self.base = FedAvg()
+        super().__post_init__()
+        if self.proxy and self.generator:
+            kind = type(self.generator).__name__
+            raise BadInput(f"= {kind}: has nothing to do where there is proxy data", "generator")
+        steps, size, lr, weakening = (500, 128, 0.001, 0.0) if self.proxy else (20, 50, 0.1, 0.001)
+        self.generator = None if self.proxy else self.generator or ImageGenerator()
+        self.student_steps = steps if self.student_steps is None else self.student_steps
+        self.batch_size = self.batch_size or size
+        self.student_lr = self.student_lr or lr
+        self.weight_decay = weakening if self.weight_decay is None else self.weight_decay
         if self.generator:
             self.server_state = ("generator_weights",)
 

@@ -7,7 +7,8 @@ ICLR 2021. https://arxiv.org/abs/2111.04263
 from typing import TYPE_CHECKING
 
 from fedmpi.algorithms.base import Algorithm
-from fedmpi.errors import require
+from fedmpi.options import with_options
+from fedmpi.ranges import PositiveFloat
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from fedmpi.training.block import Block
 
 
+@with_options
 class FedDyn(Algorithm):
     """Local losses regularised so that their minima come to agree (Acar et al., 2021).
 
@@ -27,15 +29,13 @@ class FedDyn(Algorithm):
         alpha: strength of the pull.
     """
 
+    alpha: PositiveFloat = 0.01
+
     server_state = ("weights", "drift")
     direction_is_elementwise = True
     weighting = "uniform"
     counts_clients_once = True
     averages_models = True
-
-    def __init__(self, alpha: float = 0.01) -> None:
-        require(0 < alpha < float("inf"), "alpha", alpha, "above 0")
-        self.alpha = alpha
 
     def setup(self, fed: "Federation") -> None:
         super().setup(fed)

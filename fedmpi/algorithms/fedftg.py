@@ -6,14 +6,15 @@ Learning. CVPR 2022. https://arxiv.org/abs/2203.09249
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.algorithms.distilled import Distilled
 from fedmpi.algorithms.scaffold import SCAFFOLD
-from fedmpi.errors import require
 from fedmpi.models.generators import Generator
 from fedmpi.models.generators.images import ImageGenerator
+from fedmpi.options import null_for, with_options
+from fedmpi.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, UpToOne, interval
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from fedmpi.training.layout import Layout
 
 
+@with_options
 class FedFTG(Distilled):
     """Another method whose server fine-tunes its model on hard samples of a generator (Zhang et al., 2022).
 
@@ -55,49 +57,26 @@ class FedFTG(Distilled):
             the samples.
     """
 
+    base: Algorithm = null_for(SCAFFOLD)
+    variant: Literal["paper", "repo"] = "paper"
+    generator: Generator = null_for(ImageGenerator)
+    iterations: NonNegativeInt = 10
+    generator_steps: NonNegativeInt = 1
+    student_steps: NonNegativeInt = 5
+    batch_size: Annotated[int, interval("[2, inf)")] = 50
+    generator_lr: PositiveFloat = 0.01
+    student_lr: PositiveFloat = null_for()
+    decay: UpToOne = 0.998
+    weight_decay: NonNegativeFloat = 1e-3
+    class_weight: NonNegativeFloat = 1.0
+    diversity_weight: NonNegativeFloat = 1.0
+    student_mode: Literal["train", "eval"] = "train"
+
     server_state = ("generator_weights",)
 
-    def __init__(
-        self,
-        base: Algorithm | None = None,
-        variant: Literal["paper", "repo"] = "paper",
-        generator: Generator | None = None,
-        iterations: int = 10,
-        generator_steps: int = 1,
-        student_steps: int = 5,
-        batch_size: int = 50,
-        generator_lr: float = 0.01,
-        student_lr: float | None = None,
-        decay: float = 0.998,
-        weight_decay: float = 1e-3,
-        class_weight: float = 1.0,
-        diversity_weight: float = 1.0,
-        student_mode: Literal["train", "eval"] = "train",
-    ) -> None:
-        super().__init__(base or SCAFFOLD())
-        require(iterations >= 0, "iterations", iterations, "at least 0")
-        require(generator_steps >= 0, "generator_steps", generator_steps, "at least 0")
-        require(student_steps >= 0, "student_steps", student_steps, "at least 0")
-        require(batch_size >= 2, "batch_size", batch_size, "at least 2")
-        require(0 < generator_lr < float("inf"), "generator_lr", generator_lr, "above 0")
-        require(student_lr is None or 0 < student_lr < float("inf"), "student_lr", student_lr, "above 0")
-        require(0 < decay <= 1, "decay", decay, "above 0 and at most 1")
-        require(0 <= weight_decay < float("inf"), "weight_decay", weight_decay, "at least 0")
-        require(0 <= class_weight < float("inf"), "class_weight", class_weight, "at least 0")
-        require(0 <= diversity_weight < float("inf"), "diversity_weight", diversity_weight, "at least 0")
-        self.variant = variant
-        self.generator = generator or ImageGenerator()
-        self.iterations = iterations
-        self.generator_steps = generator_steps
-        self.student_steps = student_steps
-        self.batch_size = batch_size
-        self.generator_lr = generator_lr
-        self.student_lr = student_lr or (0.01 if variant == "paper" else 0.1)
-        self.decay = decay
-        self.weight_decay = weight_decay
-        self.class_weight = class_weight
-        self.diversity_weight = diversity_weight
-        self.student_mode: Literal["train", "eval"] = student_mode
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.student_lr = self.student_lr or (0.01 if self.variant == "paper" else 0.1)
 
     def setup(self, fed: "Federation") -> None:
         from fedmpi.algorithms.toolbox.distillation import Synthesizer

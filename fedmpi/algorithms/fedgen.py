@@ -6,15 +6,17 @@ https://arxiv.org/abs/2105.10056
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.algorithms.fedavg import FedAvg
-from fedmpi.errors import BadInput, require
+from fedmpi.errors import BadInput
 from fedmpi.models.generators import Generator
 from fedmpi.models.generators.features import FeatureGenerator
+from fedmpi.options import null_for, with_options
+from fedmpi.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, UpToOne, interval
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +35,7 @@ LEAST = 1e-4
 MADE, DRAWS = 50, 1000
 
 
+@with_options
 class FedGen(FedAvg):
     """FedAvg whose clients also learn from features that a generator at the server makes (Zhu et al., 2021).
 
@@ -62,39 +65,19 @@ class FedGen(FedAvg):
         weight_decay: added to the generator's gradient as weight_decay times its weights.
     """
 
+    generator: Generator = null_for(FeatureGenerator)
+    alpha: NonNegativeFloat = 1.0
+    beta: NonNegativeFloat = 1.0
+    decay: UpToOne = 0.98
+    steps: PositiveInt = 50
+    batch_size: Annotated[int, interval("[2, inf)", "at least 2, for the generator's batch normalisation")] = 32
+    lr: PositiveFloat = 3e-4
+    lr_decay: UpToOne = 0.98
+    weight_decay: NonNegativeFloat = 1e-2
+
     server_state = ("weights", "generator_weights", "moments", "moves", "known")
     looks_at_models = True
     takes_privacy = False
-
-    def __init__(
-        self,
-        generator: Generator | None = None,
-        alpha: float = 1.0,
-        beta: float = 1.0,
-        decay: float = 0.98,
-        steps: int = 50,
-        batch_size: int = 32,
-        lr: float = 3e-4,
-        lr_decay: float = 0.98,
-        weight_decay: float = 1e-2,
-    ) -> None:
-        require(0 <= alpha < float("inf"), "alpha", alpha, "at least 0")
-        require(0 <= beta < float("inf"), "beta", beta, "at least 0")
-        require(0 < decay <= 1, "decay", decay, "above 0 and at most 1")
-        require(steps >= 1, "steps", steps, "at least 1")
-        require(batch_size >= 2, "batch_size", batch_size, "at least 2, for the generator's batch normalisation")
-        require(0 < lr < float("inf"), "lr", lr, "above 0")
-        require(0 < lr_decay <= 1, "lr_decay", lr_decay, "above 0 and at most 1")
-        require(0 <= weight_decay < float("inf"), "weight_decay", weight_decay, "at least 0")
-        self.generator = generator or FeatureGenerator()
-        self.alpha = alpha
-        self.beta = beta
-        self.decay = decay
-        self.steps = steps
-        self.batch_size = batch_size
-        self.lr = lr
-        self.lr_decay = lr_decay
-        self.weight_decay = weight_decay
 
     def setup(self, fed: "Federation") -> None:
         if not fed.at_clients.ends_in_head:

@@ -9,9 +9,10 @@ Clustering. ISPA 2021. https://arxiv.org/abs/2010.06870
 from typing import TYPE_CHECKING, Literal
 
 from fedmpi.algorithms.clustered import ClusteredOnce, best_aligned
-from fedmpi.algorithms.fedprox import Proximal
+from fedmpi.algorithms.proximal import Proximal
 from fedmpi.algorithms.toolbox import clustering
-from fedmpi.errors import require
+from fedmpi.options import with_options
+from fedmpi.ranges import NonNegativeFloat, PositiveInt
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from fedmpi.training.block import Phase
 
 
+@with_options
 class FedGroup(ClusteredOnce):
     """Groups of clients whose first updates point the same way, and FedAvg in each of them (Duan et al., 2021).
 
@@ -40,25 +42,13 @@ class FedGroup(ClusteredOnce):
             the others'; 0: none.
     """
 
-    alike_at_first = True
+    models: PositiveInt = 3
+    measure: Literal["edc", "madc"] = "edc"
+    pretrained: PositiveInt = 20
+    pretrain_epochs: PositiveInt | None = None
+    intergroup: NonNegativeFloat = 0.0
 
-    def __init__(
-        self,
-        models: int = 3,
-        measure: Literal["edc", "madc"] = "edc",
-        pretrained: int = 20,
-        pretrain_epochs: int | None = None,
-        intergroup: float = 0.0,
-    ) -> None:
-        require(models >= 1, "models", models, "at least 1")
-        require(pretrained >= 1, "pretrained", pretrained, "at least 1")
-        require(pretrain_epochs is None or pretrain_epochs >= 1, "pretrain_epochs", pretrain_epochs, "at least 1")
-        require(0 <= intergroup < float("inf"), "intergroup", intergroup, "at least 0")
-        self.models = models
-        self.measure = measure
-        self.pretrained = pretrained
-        self.pretrain_epochs = pretrain_epochs
-        self.intergroup = intergroup
+    alike_at_first = True
 
     def clients_to_ask(self, round: int, cohort: int, clients: int) -> int:
         return min(self.pretrained * self.models, clients) if round == 1 else cohort
@@ -106,12 +96,12 @@ class FedGrouProx(Proximal, FedGroup):
 
     def __init__(
         self,
-        models: int = 3,
-        mu: float = 0.01,
+        models: PositiveInt = 3,
+        mu: NonNegativeFloat = 0.01,
         measure: Literal["edc", "madc"] = "edc",
-        pretrained: int = 20,
-        pretrain_epochs: int | None = None,
-        intergroup: float = 0.0,
+        pretrained: PositiveInt = 20,
+        pretrain_epochs: PositiveInt | None = None,
+        intergroup: NonNegativeFloat = 0.0,
     ) -> None:
-        FedGroup.__init__(self, models, measure, pretrained, pretrain_epochs, intergroup)
-        Proximal.__init__(self, mu)
+        super().__init__(models, measure, pretrained, pretrain_epochs, intergroup)
+        self.mu = mu

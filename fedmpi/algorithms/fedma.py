@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedmpi.algorithms.base import Algorithm
-from fedmpi.errors import BadInput, require
+from fedmpi.errors import BadInput
+from fedmpi.options import with_options
+from fedmpi.ranges import NonNegativeInt, PositiveInt
 from fedmpi.training.block import WHOLE, Phase
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from fedmpi.training.layout import Layout
 
 
+@with_options
 class FedMA(Algorithm):
     """Averaging layer by layer, of hidden units that were matched before (Wang et al., 2020), at a fixed width.
 
@@ -42,15 +45,12 @@ class FedMA(Algorithm):
         sweeps: how often the units of a layer are matched again, to those of its mean.
     """
 
+    retrain: bool = True
+    retrain_epochs: PositiveInt | None = None
+    sweeps: NonNegativeInt = 0
+
     takes_server_optimizer = True
     takes_compression = False
-
-    def __init__(self, retrain: bool = True, retrain_epochs: int | None = None, sweeps: int = 0) -> None:
-        require(retrain_epochs is None or retrain_epochs >= 1, "retrain_epochs", retrain_epochs, "at least 1")
-        require(sweeps >= 0, "sweeps", sweeps, "at least 0")
-        self.retrain = retrain
-        self.retrain_epochs = retrain_epochs
-        self.sweeps = sweeps
 
     def setup(self, fed: "Federation") -> None:
         from fedmpi.training.matching import Matching

@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedmpi.algorithms.fedprox import FedProx
+from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.algorithms.proximal import Proximal
 from fedmpi.errors import require
+from fedmpi.options import with_options
+from fedmpi.ranges import NonNegativeFloat
 
 if TYPE_CHECKING:
     from fedmpi.federation.federation import Federation
     from fedmpi.policies import Cohort
 
 
-class FedNova(FedProx):
+@with_options
+class FedNova(Proximal, FedAvg):
     """FedAvg of clients that do different numbers of steps, each counted by its mean step (Wang et al., 2020).
 
     w += tau sum_k p_k (w_k - w) / a_k, where a_k is what the gradients count in the client's way, the number of its
@@ -28,10 +32,10 @@ class FedNova(FedProx):
         mu: strength of a proximal pull towards the global model, as in FedProx.
     """
 
-    takes_privacy = False  # numbers of steps are sent as well
+    mu: NonNegativeFloat = 0.0
 
-    def __init__(self, mu: float = 0.0) -> None:
-        super().__init__(mu)
+    accepts_partial_work = True
+    takes_privacy = False  # numbers of steps are sent as well
 
     def setup(self, fed: "Federation") -> None:
         require(fed.local.optimizer == "sgd", "--local.optimizer", fed.local.optimizer, "sgd with FedNova")

@@ -9,7 +9,9 @@ Collins, Hassani, Mokhtari, Shakkottai: Exploiting Shared Representations for Pe
 from typing import TYPE_CHECKING
 
 from fedmpi.algorithms.partly_shared import PartlyShared
-from fedmpi.errors import BadInput, require
+from fedmpi.errors import BadInput
+from fedmpi.options import with_options
+from fedmpi.ranges import PositiveInt
 from fedmpi.training.block import Phase
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class FedPer(PartlyShared):
         return head, slice(head.stop, layout.size)
 
 
+@with_options
 class FedRep(FedPer):
     """FedPer whose clients train the head first, under a frozen body, and then the body alone (Collins et al., 2021).
 
@@ -41,9 +44,7 @@ class FedRep(FedPer):
         head_epochs: passes over a client's samples in which its head is trained.
     """
 
-    def __init__(self, head_epochs: int = 10) -> None:
-        require(head_epochs >= 1, "head_epochs", head_epochs, "at least 1")
-        self.head_epochs = head_epochs
+    head_epochs: PositiveInt = 10
 
     @property
     def trainings(self) -> tuple[Phase, ...]:

@@ -11,6 +11,8 @@ import numpy as np
 from fedmpi.algorithms.clustered import ClusteredOnce, nearest
 from fedmpi.algorithms.toolbox import clustering
 from fedmpi.errors import require
+from fedmpi.options import with_options
+from fedmpi.ranges import PositiveInt
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from fedmpi.federation.stack import Stack
 
 
+@with_options
 class FeSEM(ClusteredOnce):
     """k-means of the clients' models, with local training in between (Xie et al., 2020).
 
@@ -36,19 +39,12 @@ class FeSEM(ClusteredOnce):
             code.
     """
 
+    models: PositiveInt = 3
+    start: Literal["kmeans", "random"] = "kmeans"
+    part: Literal["all", "head"] = "all"
+
     weighting = "uniform"
     takes_compression = False  # which sends the change of the client's last cluster's model, not that of its next
-
-    def __init__(
-        self,
-        models: int = 3,
-        start: Literal["kmeans", "random"] = "kmeans",
-        part: Literal["all", "head"] = "all",
-    ) -> None:
-        require(models >= 1, "models", models, "at least 1")
-        self.models = models
-        self.start = start
-        self.part = part
 
     def clients_to_ask(self, round: int, cohort: int, clients: int) -> int:
         return clients if round == 1 else cohort

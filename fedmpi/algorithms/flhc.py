@@ -4,12 +4,14 @@ Briggs, Fan, Andras: Federated learning with hierarchical clustering of local up
 data. IJCNN 2020. https://arxiv.org/abs/2004.11791
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from fedmpi.algorithms.clustered import ClusteredOnce, best_aligned, nearest
 from fedmpi.algorithms.toolbox import clustering
 from fedmpi.algorithms.toolbox.clustering import Linkage
 from fedmpi.errors import require
+from fedmpi.options import with_options
+from fedmpi.ranges import NonNegativeInt, PositiveInt, interval
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 NORMS = {"l1": 1, "l2": 2}
 
 
+@with_options
 class FLHC(ClusteredOnce):
     """FedAvg, then hierarchical clustering of clients by their updates, then FedAvg in each (Briggs et al., 2020).
 
@@ -38,24 +41,15 @@ class FLHC(ClusteredOnce):
         linkage: distance of two clusters.
     """
 
-    def __init__(
-        self,
-        models: int = 3,
-        threshold: float | None = None,
-        warmup: int | None = None,
-        metric: Literal["l1", "l2", "cosine"] = "l2",
-        linkage: Linkage = "ward",
-    ) -> None:
-        require(models >= 1, "models", models, "at least 1")
-        require(threshold is None or threshold > 0, "threshold", threshold, "above 0")
-        require(warmup is None or warmup >= 0, "warmup", warmup, "at least 0")
-        fits = linkage != "ward" or metric == "l2"
-        require(fits, "linkage", linkage, f"complete, average or single with metric {metric}")
-        self.models = models
-        self.threshold = threshold
-        self.warmup = warmup
-        self.metric = metric
-        self.linkage: Linkage = linkage
+    models: PositiveInt = 3
+    threshold: Annotated[float, interval("(0, inf]")] | None = None
+    warmup: NonNegativeInt | None = None
+    metric: Literal["l1", "l2", "cosine"] = "l2"
+    linkage: Linkage = "ward"
+
+    def __post_init__(self) -> None:
+        fits = self.linkage != "ward" or self.metric == "l2"
+        require(fits, "linkage", self.linkage, f"complete, average or single with metric {self.metric}")
 
     def clients_to_ask(self, round: int, cohort: int, clients: int) -> int:
         return clients if round == self.first_round else cohort

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,9 @@ from fedmpi.errors import BadInput, require
 from fedmpi.models.generators import Generator
 from fedmpi.models.generators.base import LearningGenerator
 from fedmpi.models.generators.cvae import CVAE
+from fedmpi.options import null_for, with_options
 from fedmpi.policies.server_optimizers import Replace
+from fedmpi.ranges import NonNegativeInt, PositiveInt, UpToOne, interval
 from fedmpi.training.settings import LocalTraining
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from fedmpi.training.samples import Batch
 
 
+@with_options
 class GenFL(FedAvg):
     """FedAvg from a model that the server has pre-trained on images of a federated generator (Cho et al.).
 
@@ -68,57 +71,42 @@ class GenFL(FedAvg):
             column cas_compat, is the mean over all epochs of a model in evaluation mode from the second on.
     """
 
-    def __init__(
-        self,
-        generator: Generator | None = None,
-        generator_rounds: int = 20,
-        generator_epochs: int = 2,
-        synthetic: int = 60_000,
-        stratified: bool = False,
-        pretrain: bool = True,
-        pretrain_epochs: int = 5,
-        cas_epochs: int = 20,
-        earlier: Path | None = None,
-        take: Literal["generator", "synthetic", "pretrained"] = "synthetic",
-        stop_at_skew: float | None = None,
-        paper_compat: bool = False,
-    ) -> None:
-        generator = generator or CVAE()
-        kind = type(generator).__name__
-        if not isinstance(generator, LearningGenerator):
+    generator: Generator = null_for(CVAE)
+    generator_rounds: PositiveInt = 20
+    generator_epochs: PositiveInt = 2
+    synthetic: Annotated[int, interval("[2, inf)")] = 60_000
+    stratified: bool = False
+    pretrain: bool = True
+    pretrain_epochs: PositiveInt = 5
+    cas_epochs: NonNegativeInt = 20
+    earlier: Path | None = None
+    take: Literal["generator", "synthetic", "pretrained"] = "synthetic"
+    stop_at_skew: UpToOne | None = None
+    paper_compat: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.generator, LearningGenerator):
+            kind = type(self.generator).__name__
             raise BadInput(f"= {kind}: must be one that learns from samples, such as CVAE", "generator")
-        require(generator_rounds >= 1, "generator_rounds", generator_rounds, "at least 1")
-        require(generator_epochs >= 1, "generator_epochs", generator_epochs, "at least 1")
-        require(synthetic >= 2, "synthetic", synthetic, "at least 2")
-        require(pretrain_epochs >= 1, "pretrain_epochs", pretrain_epochs, "at least 1")
-        require(cas_epochs >= 0, "cas_epochs", cas_epochs, "at least 0")
-        allowed = "above 0 and at most 1"
-        require(stop_at_skew is None or 0 < stop_at_skew <= 1, "stop_at_skew", stop_at_skew, allowed)
-        require(pretrain or stop_at_skew is None, "stop_at_skew", stop_at_skew, "null without pretrain")
-        require(earlier is not None or take == "synthetic", "take", take, "synthetic without earlier")
-        self.generator = generator
-        self.generator_rounds = generator_rounds
-        self.generator_epochs = generator_epochs
-        self.synthetic = synthetic
-        self.stratified = stratified
-        self.pretrain = pretrain
-        self.pretrain_epochs = pretrain_epochs
-        self.cas_epochs = cas_epochs
-        self.earlier = earlier
-        self.take: Literal["generator", "synthetic", "pretrained"] = take
-        self.stop_at_skew = stop_at_skew
-        self.paper_compat = paper_compat
+        require(
+            self.pretrain or self.stop_at_skew is None, "stop_at_skew", self.stop_at_skew, "null without pretrain"
+        )
+        require(self.earlier is not None or self.take == "synthetic", "take", self.take, "synthetic without earlier")
+        self.learner = self.generator
         self.stops = False  # until the clients' labels are known
-        self.takes_privacy = stop_at_skew is None
-        self.learns = pretrain and not (earlier and take == "pretrained")
-        self.wants_images = self.learns or cas_epochs > 0
-        self.samples_generator = self.wants_images and (earlier is None or take == "generator")
+        self.learns = self.pretrain and not (self.earlier and self.take == "pretrained")
+        self.wants_images = self.learns or self.cas_epochs > 0
+        self.samples_generator = self.wants_images and (self.earlier is None or self.take == "generator")
         self.server_state = (
             "weights",
             *(["generator_weights"] if self.samples_generator else []),
-            *(["pretrained"] if pretrain else []),
-            *(["scores"] if cas_epochs else []),
+            *(["pretrained"] if self.pretrain else []),
+            *(["scores"] if self.cas_epochs else []),
         )
+
+    @property
+    def takes_privacy(self) -> bool:  # type: ignore[override]
+        return self.stop_at_skew is None
 
     @property
     def networks(self) -> "Mapping[str, Layout]":
@@ -178,9 +166,8 @@ class GenFL(FedAvg):
         labels = stream.integers(fed.classes, size=self.synthetic)
         if self.stratified:
             labels = stream.permutation(np.arange(self.synthetic) % fed.classes)
-        images = self.factory.at_server.generate(
-            self.generator_weights, labels, self.generator.noise, self.generator.images
-        )
+        made_of = labels, self.learner.noise, self.learner.images
+        images = self.factory.at_server.generate(self.generator_weights, *made_of)
         fed.say(f"{self.synthetic} images sampled, {time.perf_counter() - began:.2f} s")
         return images, labels
 
@@ -257,7 +244,7 @@ class _Learning(FedAvg):
         self.whole.generator_weights = self.weights  # which the file has from now on
 
     def loss(self, net: "Net", batch: "Batch", start: "Tensor", client: "Mapping[str, Tensor]") -> "Tensor":
-        return self.whole.generator.loss(net, batch.x, batch.y)
+        return self.whole.learner.loss(net, batch.x, batch.y)
 
 
 class _Earlier:

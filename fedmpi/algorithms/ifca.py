@@ -10,6 +10,8 @@ import numpy as np
 
 from fedmpi.algorithms.clustered import Clustered
 from fedmpi.errors import BadInput, require
+from fedmpi.options import with_options
+from fedmpi.ranges import PositiveInt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 DRAWS = 50
 
 
+@with_options
 class IFCA(Clustered):
     """Several global models; each client trains the one with the least loss on its training samples.
 
@@ -39,12 +42,17 @@ class IFCA(Clustered):
             over all clients (weight sharing).
     """
 
-    def __init__(self, models: int = 3, balance: float = 0.0, share_body: bool = False) -> None:
-        require(models >= 1, "models", models, "at least 1")
-        require(0 <= balance <= 1 / models, "balance", balance, f"at least 0 and at most 1 / {models}, a fair share")
-        self.models = self.forward_passes = models
-        self.balance = balance
-        self.share_body = share_body
+    models: PositiveInt = 3
+    balance: float = 0.0
+    share_body: bool = False
+
+    def __post_init__(self) -> None:
+        allowed = f"at least 0 and at most 1 / {self.models}, a fair share"
+        require(0 <= self.balance <= 1 / self.models, "balance", self.balance, allowed)
+
+    @property
+    def forward_passes(self) -> int:
+        return self.models
 
     def split(self, layout: "Layout") -> tuple[slice, slice]:
         """The columns of which each model has its own, and those that all share."""

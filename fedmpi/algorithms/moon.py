@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fedmpi.algorithms.fedavg import FedAvg
-from fedmpi.errors import BadInput, require
+from fedmpi.errors import BadInput
+from fedmpi.options import with_options
+from fedmpi.ranges import NonNegativeFloat, PositiveFloat
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from fedmpi.training.samples import Batch
 
 
+@with_options
 class MOON(FedAvg):
     """FedAvg with features near the global model's and far from the client's last one's (Li et al., 2021).
 
@@ -34,12 +37,12 @@ class MOON(FedAvg):
         tau: temperature.
     """
 
-    def __init__(self, mu: float = 1.0, tau: float = 0.5) -> None:
-        require(0 <= mu < float("inf"), "mu", mu, "at least 0")
-        require(0 < tau < float("inf"), "tau", tau, "above 0")
-        self.mu = mu
-        self.tau = tau
-        self.step_cost = 5 / 3 if mu else 1.0
+    mu: NonNegativeFloat = 1.0
+    tau: PositiveFloat = 0.5
+
+    @property
+    def step_cost(self) -> float:
+        return 5 / 3 if self.mu else 1.0
 
     def setup(self, fed: "Federation") -> None:
         if not fed.at_clients.has_features:

@@ -11,13 +11,15 @@ same rule, but Krum does not look at them when it selects models.
 """
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.errors import require
+from fedmpi.options import with_options
+from fedmpi.ranges import NonNegativeInt, PositiveInt, interval
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,8 +39,11 @@ class Robust(Algorithm):
     takes_server_optimizer = True
     averages_models = True
     weighting = "uniform"
-    counts_clients_alike = True
     counts_clients_once = True
+
+    @property
+    def counts_clients_alike(self) -> bool:
+        return True
 
     def round(self, fed: "Federation", cohort: "Cohort") -> None:
         start = fed.broadcast(self.weights)
@@ -69,6 +74,7 @@ class Median(Robust):
         return models.combine(median) if len(models.present) else None
 
 
+@with_options
 class TrimmedMean(Robust):
     """The mean of the clients' models without the extremes, coordinate by coordinate (Yin et al., 2018).
 
@@ -76,15 +82,14 @@ class TrimmedMean(Robust):
         trim: share of the models, rounded down, that is left out at each end; at least that of the faulty clients.
     """
 
-    def __init__(self, trim: float = 0.2) -> None:
-        require(0 <= trim < 0.5, "trim", trim, "at least 0 and below 0.5")
-        self.trim = trim
+    trim: Annotated[float, interval("[0, 0.5)")] = 0.2
 
     def aggregate(self, fed: "Federation", cohort: "Cohort", models: "Stack") -> "Tensor | None":
         cut = int(self.trim * len(models.present) + 1e-9)  # 0.29 * 100 is a little less than 29
         return models.combine(lambda values: trimmed_mean(values, cut)) if len(models.present) else None
 
 
+@with_options
 class Krum(Robust):
     """The model, or the mean of some, nearest to its nearest others (Blanchard et al., 2017).
 
@@ -98,13 +103,10 @@ class Krum(Robust):
         select: how many models are selected; more than one is multi-Krum.
     """
 
-    client_metrics = ("selected",)
+    faulty: NonNegativeInt = 2
+    select: PositiveInt = 1
 
-    def __init__(self, faulty: int = 2, select: int = 1) -> None:
-        require(faulty >= 0, "faulty", faulty, "at least 0")
-        require(select >= 1, "select", select, "at least 1")
-        self.faulty = faulty
-        self.select = select
+    client_metrics = ("selected",)
 
     def check(self, cohort: int) -> None:
         needed = 2 * self.faulty + 3

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.errors import require
+from fedmpi.options import with_options
 from fedmpi.training.block import GRADIENT, WHOLE, Phase
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from fedmpi.training.layout import Layout
 
 
+@with_options
 class SCAFFOLD(Algorithm):
     """Local steps corrected by control variates, from the client's gradient to everyone's (Karimireddy et al., 2020).
 
@@ -34,15 +36,11 @@ class SCAFFOLD(Algorithm):
             local steps.
     """
 
-    server_state = ("weights", "control")
-    direction_is_elementwise = True
-    takes_server_optimizer = True
-    weighting = "uniform"
-    counts_clients_once = True
-    averages_models = True
+    option: Literal["I", "II"] = "II"
 
-    def __init__(self, option: Literal["I", "II"] = "II") -> None:
-        self.option = option
+    server_state = ("weights", "control")
+    weighting = "uniform"
+    counts_clients_once = averages_models = takes_server_optimizer = direction_is_elementwise = True
 
     @property
     def trainings(self) -> tuple[Phase, ...]:

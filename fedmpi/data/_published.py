@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from http.client import HTTPException
 from pathlib import Path
+from typing import ClassVar
 from zipfile import BadZipFile
 
 from fedmpi.data.base import Arrays, Dataset, Progress
 from fedmpi.errors import BadInput
+from fedmpi.options import with_options
 
 
+@with_options
 class Published(Dataset):
     """Files that can be downloaded, and arrays that are prepared beside them.
 
@@ -23,12 +26,11 @@ class Published(Dataset):
         archive: what `download` gets and unpacks, in the root; None: it gets the files themselves.
     """
 
-    name: str
-    files: tuple[str, ...]
-    archive: str | None = None
+    root: Path = Path("data")
 
-    def __init__(self, root: Path = Path("data")) -> None:
-        self.root = Path(root)
+    name: ClassVar[str]
+    files: ClassVar[tuple[str, ...]]
+    archive: ClassVar[str | None] = None
 
     @abstractmethod
     def home(self) -> Path:

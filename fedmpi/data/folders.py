@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,16 @@ from fedmpi.data._published import Published, damaged, one_line
 from fedmpi.data.base import Arrays, Dataset, Progress
 from fedmpi.data.pictures import as_rgb
 from fedmpi.data.prepared import OURS, UnreadableArrays, open_prepared
-from fedmpi.errors import BadInput, require
+from fedmpi.errors import BadInput
+from fedmpi.options import with_options
+from fedmpi.ranges import PositiveInt, interval
 
 #: Images that a thread decodes before it takes the next ones, and seconds from one line of progress to the next.
 PIECE = 100
 QUIET_SECONDS = 10.0
 
 
+@with_options
 class ImageFolder(Dataset):
     """Photographs of your own: a folder per class, as ROOT/train/CLASS/* and ROOT/test/CLASS/*, or as ROOT/CLASS/*.
 
@@ -48,16 +51,13 @@ class ImageFolder(Dataset):
         test_share: share of test images in each class, where there is no folder for them.
     """
 
+    root: Path = Path("data/images")
+    size: PositiveInt = 64
+    test_share: Annotated[float, interval("(0, 1)")] = 0.2
+
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
     read_version = 2
-
-    def __init__(self, root: Path = Path("data/images"), size: int = 64, test_share: float = 0.2) -> None:
-        require(size >= 1, "size", size, "at least 1")
-        require(0 < test_share < 1, "test_share", test_share, "above 0 and below 1")
-        self.root = Path(root)
-        self.size = size
-        self.test_share = test_share
 
     @cached_property
     def classes(self) -> int:  # type: ignore[override]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from fedmpi.data._published import one_line
 from fedmpi.data.base import Arrays, Dataset, Progress
 from fedmpi.data.prepared import visible
 from fedmpi.errors import BadInput
+from fedmpi.options import with_options
 
 #: The characters of Shakespeare's plays, in LEAF's order.
 LETTERS = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
@@ -21,6 +22,7 @@ _CODES = np.full(128, len(LETTERS) - 1, np.int32)
 _CODES[[ord(letter) for letter in LETTERS]] = np.arange(len(LETTERS))
 
 
+@with_options
 class _Leaf(Dataset):
     """Files of one of LEAF's data sets.
 
@@ -28,10 +30,9 @@ class _Leaf(Dataset):
         root: folder of the data sets.
     """
 
-    part: str
+    root: Path = Path("data")
 
-    def __init__(self, root: Path = Path("data")) -> None:
-        self.root = Path(root)
+    part: ClassVar[str]
 
     def folder(self) -> Path:
         return self.root / self.part

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from math import isqrt
+from typing import Annotated
 
 import numpy as np
 
 from fedmpi.data._owners import NOBODY, Integers, apportion, by_owner, draw_classes, top_up
 from fedmpi.errors import BadInput, require
-from fedmpi.options import Configured
+from fedmpi.options import Configured, null_for, with_options
+from fedmpi.ranges import Allowed, NonNegativeInt, PositiveInt, interval
 
 
 class Partition(metaclass=Configured):
@@ -82,6 +84,7 @@ class IID(Partition):
         return np.array_split(rng.permutation(len(labels)), clients)
 
 
+@with_options
 class LogNormal(Partition):
     """Random samples for every client, but different numbers of them, in proportion to exp(sigma * N(0, 1)).
 
@@ -90,11 +93,8 @@ class LogNormal(Partition):
         min_samples: the least that a client gets, taken from the largest clients where needed.
     """
 
-    def __init__(self, sigma: float = 1.0, min_samples: int = 2) -> None:
-        require(0 <= sigma <= 10, "sigma", sigma, "between 0 and 10")
-        require(min_samples >= 1, "min_samples", min_samples, "at least 1")
-        self.sigma = sigma
-        self.min_samples = min_samples
+    sigma: Annotated[float, interval("[0, 10]", "between 0 and 10")] = 1.0
+    min_samples: PositiveInt = 2
 
     def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
         _require_samples(len(labels), clients, self.min_samples)
@@ -106,6 +106,10 @@ class LogNormal(Partition):
         return by_owner(topped, clients)
 
 
+Concentration = Annotated[float, interval("[1e-6, 1e6]", "greater than 0 (from 1e-6 to 1e6)")]
+
+
+@with_options
 class Dirichlet(Partition):
     """The clients divide the samples of each class in proportions drawn from Dir(alpha) over the clients.
 
@@ -117,11 +121,8 @@ class Dirichlet(Partition):
         min_samples: the least that a client gets, taken from the largest clients where needed.
     """
 
-    def __init__(self, alpha: float = 0.5, min_samples: int = 2) -> None:
-        _require_alpha(alpha)
-        require(min_samples >= 1, "min_samples", min_samples, "at least 1")
-        self.alpha = alpha
-        self.min_samples = min_samples
+    alpha: Concentration = 0.5
+    min_samples: PositiveInt = 2
 
     def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
         _require_samples(len(labels), clients, self.min_samples)
@@ -139,6 +140,7 @@ class Dirichlet(Partition):
         return by_owner(topped, clients)
 
 
+@with_options
 class DirichletPrior(Partition):
     """Equally large clients, each with class shares drawn from Dir(alpha) over the classes.
 
@@ -150,9 +152,7 @@ class DirichletPrior(Partition):
         alpha: concentration: towards 0 a client has one class, large values come near to IID.
     """
 
-    def __init__(self, alpha: float = 0.5) -> None:
-        _require_alpha(alpha)
-        self.alpha = alpha
+    alpha: Concentration = 0.5
 
     def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
         _require_samples(len(labels), clients, 1)
@@ -168,6 +168,7 @@ class DirichletPrior(Partition):
         return by_owner(owner, clients)
 
 
+@with_options
 class Shards(Partition):
     """Sorted by label, the samples are cut into equal shards; every client gets a few (McMahan et al., 2017).
 
@@ -176,11 +177,8 @@ class Shards(Partition):
         total: shards that are cut; None: as many as are dealt. The rest stays unused.
     """
 
-    def __init__(self, shards_per_client: int = 2, total: int | None = None) -> None:
-        require(shards_per_client >= 1, "shards_per_client", shards_per_client, "at least 1")
-        require(total is None or total >= 1, "total", total, "at least 1")
-        self.shards_per_client = shards_per_client
-        self.total = total
+    shards_per_client: PositiveInt = 2
+    total: PositiveInt | None = None
 
     def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
         _require_samples(len(labels), clients, self.shards_per_client)
@@ -197,6 +195,7 @@ class Shards(Partition):
         return [np.concatenate([shards[shard] for shard in hand]) for hand in hands]
 
 
+@with_options
 class ClassesPerClient(Partition):
     """Every client has samples of exactly so many classes, and every class about equally many owners.
 
@@ -206,9 +205,7 @@ class ClassesPerClient(Partition):
         classes: number of classes of a client.
     """
 
-    def __init__(self, classes: int = 2) -> None:
-        require(classes >= 1, "classes", classes, "at least 1")
-        self.classes = classes
+    classes: PositiveInt = 2
 
     def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
         known, sizes = np.unique(labels, return_counts=True)
@@ -238,6 +235,7 @@ class ClassesPerClient(Partition):
         return np.array(dealt[: clients * self.classes]).reshape(clients, self.classes)
 
 
+@with_options
 class Users(Partition):
     """Every client is one of the people (or devices) that a data set's samples come from, as in LEAF.
 
@@ -248,11 +246,9 @@ class Users(Partition):
         min_samples: training samples that a user must have to be a client.
     """
 
-    by_user = True
+    min_samples: PositiveInt = 1
 
-    def __init__(self, min_samples: int = 1) -> None:
-        require(min_samples >= 1, "min_samples", min_samples, "at least 1")
-        self.min_samples = min_samples
+    by_user = True
 
     def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
         samples = np.bincount(labels)
@@ -267,6 +263,7 @@ class Users(Partition):
         return by_owner(client_of[labels], clients)
 
 
+@with_options
 class SeenDifferently(Partition):
     """Base of the partitions over another one, whose groups of clients see the same samples in different ways.
 
@@ -275,14 +272,17 @@ class SeenDifferently(Partition):
 
     Args:
         over: how the samples are split; None: IID.
-        ways: number of groups; 0: every client is one.
     """
 
-    @abstractmethod
-    def __init__(self, over: Partition | None, ways: int) -> None:
-        self.over = over or IID()
+    over: Partition = null_for(IID)
+
+    def __post_init__(self) -> None:
         self.by_user = self.over.by_user
-        self.ways = ways
+
+    @property
+    @abstractmethod
+    def ways(self) -> int:
+        """Number of groups; 0: every client is one."""
 
     def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
         parts = self.over.split(labels, clients, rng)
@@ -293,6 +293,7 @@ class SeenDifferently(Partition):
         return np.arange(clients) if self.ways == 0 else rng.permutation(clients) % self.ways
 
 
+@with_options
 class Permuted(SeenDifferently):
     """Every client, or every group of clients, sees its samples with its own fixed permutation of the pixels.
 
@@ -303,17 +304,26 @@ class Permuted(SeenDifferently):
         permutations: number of different permutations, given to equally many clients each; 0: one a client.
     """
 
+    permutations: NonNegativeInt = 0
+
     permutes_pixels = True
 
-    def __init__(self, over: Partition | None = None, permutations: int = 0) -> None:
-        require(permutations >= 0, "permutations", permutations, "at least 0")
-        super().__init__(over, permutations)
-        self.permutations = permutations
+    @property
+    def ways(self) -> int:
+        return self.permutations
 
     def pixels(self, group: int, count: int, rng: np.random.Generator) -> Integers:
         return rng.permutation(count)
 
 
+def _are_turns(angles: tuple[int, ...]) -> bool:
+    return 1 <= len({angle // 90 % 4 for angle in angles if angle % 90 == 0}) == len(angles)
+
+
+Turns = Annotated[tuple[int, ...], Allowed(_are_turns, "one or more different multiples of 90")]
+
+
+@with_options
 class Rotated(SeenDifferently):
     """Every group of clients sees its images turned by an angle of its own, as in IFCA (Ghosh et al., 2020).
 
@@ -322,22 +332,21 @@ class Rotated(SeenDifferently):
         angles: of each group, in degrees: multiples of 90.
     """
 
+    angles: Turns = (0, 90, 180, 270)
+
     permutes_pixels = True
     turns_images = True
 
-    def __init__(self, over: Partition | None = None, angles: tuple[int, ...] = (0, 90, 180, 270)) -> None:
-        quarters = [angle // 90 % 4 for angle in angles if angle % 90 == 0]
-        is_right = 1 <= len(set(quarters)) == len(angles)
-        require(is_right, "angles", list(angles), "one or more different multiples of 90")
-        super().__init__(over, len(angles))
-        self.angles = angles
-        self._quarters = quarters
+    @property
+    def ways(self) -> int:
+        return len(self.angles)
 
     def pixels(self, group: int, count: int, rng: np.random.Generator) -> Integers:
         side = isqrt(count)
-        return np.rot90(np.arange(count).reshape(side, side), self._quarters[group]).ravel()
+        return np.rot90(np.arange(count).reshape(side, side), self.angles[group] // 90 % 4).ravel()
 
 
+@with_options
 class SwappedLabels(SeenDifferently):
     """Every group of clients but the first takes some labels for one another, as in CFL (Sattler et al., 2019).
 
@@ -349,14 +358,14 @@ class SwappedLabels(SeenDifferently):
         swaps: how many pairs of classes change places in a group; null: as many as there are for each.
     """
 
+    tasks: Annotated[int, interval("[2, inf)")] = 2
+    swaps: PositiveInt | None = None
+
     relabels = True
 
-    def __init__(self, over: Partition | None = None, tasks: int = 2, swaps: int | None = None) -> None:
-        require(tasks >= 2, "tasks", tasks, "at least 2")
-        require(swaps is None or swaps >= 1, "swaps", swaps, "at least 1")
-        super().__init__(over, tasks)
-        self.tasks = tasks
-        self.swaps = swaps
+    @property
+    def ways(self) -> int:
+        return self.tasks
 
     def relabelled(self, group: int, classes: int, rng: np.random.Generator) -> Integers:
         swaps = self.swaps or max(classes // 2 // (self.tasks - 1), 1)
@@ -369,10 +378,6 @@ class SwappedLabels(SeenDifferently):
         if group > 0:
             seen[pairs[group - 1]] = pairs[group - 1][:, ::-1]
         return seen
-
-
-def _require_alpha(alpha: float) -> None:
-    require(1e-6 <= alpha <= 1e6, "alpha", alpha, "greater than 0 (from 1e-6 to 1e6)")
 
 
 def _require_samples(samples: int, clients: int, least: int) -> None:

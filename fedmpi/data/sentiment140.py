@@ -8,13 +8,15 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.data._published import Published, damaged
 from fedmpi.data.base import Arrays, Progress
-from fedmpi.errors import require
+from fedmpi.options import with_options
+from fedmpi.ranges import PositiveInt, interval
 
 PADDING, UNKNOWN = 0, 1
 NEUTRAL = -1
@@ -26,6 +28,7 @@ _TOKEN = re.compile(r"<url>|<user>|&\w+;|\w+(?:'\w+)*|[^\w\s]")
 _ROWS_A_LINE = 400_000
 
 
+@with_options
 class Sentiment140(Published):
     """1,600,000 tweets, negative (0) or positive (1) by their smileys, and 359 labelled by hand (Go et al., 2009).
 
@@ -44,20 +47,15 @@ class Sentiment140(Published):
         length: tokens of a tweet: longer ones are cut, shorter ones padded at the end.
     """
 
+    vocabulary: Annotated[int, interval("[3, inf)")] = 20_000
+    length: PositiveInt = 40
+
     name = "Sentiment140"
     url = "http://cs.stanford.edu/people/alecmgo/trainingandtestdata.zip"
     archive = "sentiment140/trainingandtestdata.zip"
     files = ("training.1600000.processed.noemoticon.csv", "testdata.manual.2009.06.14.csv")
     classes = 2
-    vocabulary: int
     read_version = 2
-
-    def __init__(self, root: Path = Path("data"), vocabulary: int = 20_000, length: int = 40) -> None:
-        require(vocabulary >= 3, "vocabulary", vocabulary, "at least 3")
-        require(length >= 1, "length", length, "at least 1")
-        super().__init__(root)
-        self.vocabulary = vocabulary
-        self.length = length
 
     def home(self) -> Path:
         return self.root / "sentiment140"

@@ -9,9 +9,12 @@ from fedmpi.data import prepared
 from fedmpi.data.base import Arrays, Dataset, Progress
 from fedmpi.data.digits import Digits
 from fedmpi.errors import require
+from fedmpi.options import null_for, with_options
 from fedmpi.randomness import stream
+from fedmpi.ranges import PositiveInt
 
 
+@with_options
 class Subset(Dataset):
     """Some samples of another data set, drawn at random, but the same ones whatever the seed.
 
@@ -21,14 +24,11 @@ class Subset(Dataset):
         test_samples: number of test samples; null: all.
     """
 
-    def __init__(
-        self, over: Dataset | None = None, samples: int | None = None, test_samples: int | None = None
-    ) -> None:
-        require(samples is None or samples >= 1, "samples", samples, "at least 1")
-        require(test_samples is None or test_samples >= 1, "test_samples", test_samples, "at least 1")
-        self.over = over or Digits()
-        self.samples = samples
-        self.test_samples = test_samples
+    over: Dataset = null_for(Digits)
+    samples: PositiveInt | None = None
+    test_samples: PositiveInt | None = None
+
+    def __post_init__(self) -> None:
         self.mean, self.std = self.over.mean, self.over.std
 
     @property

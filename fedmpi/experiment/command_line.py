@@ -27,6 +27,7 @@ from fedmpi import small_yaml
 from fedmpi.algorithms import Algorithm
 from fedmpi.components import subclasses
 from fedmpi.data import Dataset, Partition
+from fedmpi.described import import_path
 from fedmpi.errors import BadInput
 from fedmpi.experiment.checkpoint import Checkpointing
 from fedmpi.experiment.settings import Experiment
@@ -39,7 +40,6 @@ from fedmpi.policies.compression import Compression
 from fedmpi.policies.privacy import Privacy
 from fedmpi.policies.server_optimizers import ServerOptimizer
 from fedmpi.randomness import globals_kept, key, seed_globals
-from fedmpi.settings import import_path
 from fedmpi.training.settings import LocalTraining
 
 #: The options that take a class by its name: the base of what may be named.

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from fedmpi.algorithms import Algorithm, FedAvg
 from fedmpi.checksum import REMEDY, checksum
 from fedmpi.data import Dataset, Digits, Dirichlet, Partition
+from fedmpi.described import as_yaml, leaves, settings_of
 from fedmpi.errors import BadInput, named, require
 from fedmpi.experiment.checkpoint import Checkpointing, Checkpoints, Layer, Place
 from fedmpi.experiment.interruption import BY_HAND, Interrupted, Watch
@@ -51,7 +52,6 @@ from fedmpi.policies.compression import Compression, Dense
 from fedmpi.policies.privacy import NoPrivacy, Privacy
 from fedmpi.policies.server_optimizers import Replace, ServerOptimizer
 from fedmpi.randomness import apart, globals_kept
-from fedmpi.settings import as_yaml, leaves, settings_of
 from fedmpi.training.settings import LocalTraining
 
 if TYPE_CHECKING:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from fedmpi.errors import BadInput, require
 from fedmpi.options import Configured
+from fedmpi.ranges import PositiveInt
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,17 +17,19 @@ Norm = Literal["batch", "group", "layer", "none"]
 
 
 class Model(metaclass=Configured):
-    """A family of networks, described by the options of its constructor.
+    """A family of networks, described by its options.
 
     Any `nn.Module` will do as a network; a `Backbone` also offers the features before its classifier, which
     some algorithms need. A model of your own, used with `--model my_module.Small --model.maps 32`:
 
         from torch import nn
         from fedmpi.models import Backbone, Model
+        from fedmpi.options import with_options
+        from fedmpi.ranges import PositiveInt
 
+        @with_options
         class Small(Model):
-            def __init__(self, maps: int = 16) -> None:
-                self.maps = maps
+            maps: PositiveInt = 16
 
             def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
                 channels, height, width = self.image(shape)
@@ -72,14 +75,16 @@ class Model(metaclass=Configured):
         )
 
 
-def require_norm(norm: Norm, groups: int, widths: Iterable[int]) -> None:
-    """Raise `BadInput` unless layers of these widths can be normalised in this way."""
-    require(groups >= 1, "groups", groups, "at least 1")
-    if norm == "group":
+class Normalised(Protocol):
+    """A model with layers of normalisation, of a kind that one may choose."""
+
+    norm: Norm
+    groups: PositiveInt
+
+
+def require_groups(model: Normalised, widths: Iterable[int]) -> None:
+    """Raise `BadInput` unless layers of these widths can be normalised in the model's way."""
+    if model.norm == "group":
         for width in widths:
-            require(width % groups == 0, "groups", groups, f"a divisor of every normalised width, here {width}")
-
-
-def require_dropout(dropout: float) -> None:
-    """Raise `BadInput` unless `dropout` is a probability that leaves something over."""
-    require(0 <= dropout < 1, "dropout", dropout, "at least 0 and below 1")
+            needed = f"a divisor of every normalised width, here {width}"
+            require(width % model.groups == 0, "groups", model.groups, needed)

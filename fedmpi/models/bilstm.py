@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from fedmpi import models
-from fedmpi.errors import require
-from fedmpi.models.base import Model, Norm, require_dropout, require_norm
+from fedmpi.models.base import Model, Norm, require_groups
+from fedmpi.options import with_options
+from fedmpi.ranges import BelowOne, PositiveInt
 
 
+@with_options
 class BiLSTM(Model):
     """A bidirectional LSTM for texts, as in DistributionFusion (Duan et al., 2023) for Sentiment140.
 
@@ -23,18 +25,14 @@ class BiLSTM(Model):
         dropout: probability between the features and the linear layer.
     """
 
-    def __init__(
-        self, embedding: int = 100, hidden: int = 128, norm: Norm = "batch", groups: int = 2, dropout: float = 0.5
-    ) -> None:
-        require(embedding >= 1, "embedding", embedding, "at least 1")
-        require(hidden >= 1, "hidden", hidden, "at least 1")
-        require_norm(norm, groups, widths=(2 * hidden,))
-        require_dropout(dropout)
-        self.embedding = embedding
-        self.hidden = hidden
-        self.norm = norm
-        self.groups = groups
-        self.dropout = dropout
+    embedding: PositiveInt = 100
+    hidden: PositiveInt = 128
+    norm: Norm = "batch"
+    groups: PositiveInt = 2
+    dropout: BelowOne = 0.5
+
+    def __post_init__(self) -> None:
+        require_groups(self, widths=(2 * self.hidden,))
 
     def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
         from torch import nn

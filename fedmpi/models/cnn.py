@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 from fedmpi import models
-from fedmpi.models.base import Model, Norm, require_dropout, require_norm
+from fedmpi.models.base import Model, Norm, require_groups
+from fedmpi.options import with_options
+from fedmpi.ranges import BelowOne, PositiveInt
 
 
+@with_options
 class McMahanCNN(Model):
     """The MNIST network of McMahan et al. (2017), also FeatureFusion's (Yao et al., 2019).
 
@@ -22,19 +25,13 @@ class McMahanCNN(Model):
         groups: number of groups of group norm.
     """
 
-    def __init__(
-        self,
-        padding: Literal["same", "valid"] = "same",
-        dropout: float = 0.0,
-        norm: Norm = "none",
-        groups: int = 2,
-    ) -> None:
-        require_dropout(dropout)
-        require_norm(norm, groups, widths=(32, 64))
-        self.padding = padding
-        self.dropout = dropout
-        self.norm = norm
-        self.groups = groups
+    padding: Literal["same", "valid"] = "same"
+    dropout: BelowOne = 0.0
+    norm: Norm = "none"
+    groups: PositiveInt = 2
+
+    def __post_init__(self) -> None:
+        require_groups(self, widths=(32, 64))
 
     def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
         from torch import nn
@@ -65,6 +62,7 @@ class McMahanCNN(Model):
         return Backbone(extractor, classifier)
 
 
+@with_options
 class CifarCNN(Model):
     """FeatureFusion's network for CIFAR-10 (Yao et al., 2019).
 
@@ -78,12 +76,12 @@ class CifarCNN(Model):
         groups: number of groups of group norm.
     """
 
-    def __init__(self, dropout: float = 0.2, norm: Norm = "none", groups: int = 2) -> None:
-        require_dropout(dropout)
-        require_norm(norm, groups, widths=(64,))
-        self.dropout = dropout
-        self.norm = norm
-        self.groups = groups
+    dropout: BelowOne = 0.2
+    norm: Norm = "none"
+    groups: PositiveInt = 2
+
+    def __post_init__(self) -> None:
+        require_groups(self, widths=(64,))
 
     def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
         from torch import nn

@@ -5,12 +5,14 @@ from __future__ import annotations
 from functools import partial
 
 from fedmpi import models
-from fedmpi.errors import require
-from fedmpi.models.base import Model, Norm, require_norm
+from fedmpi.models.base import Model, Norm, require_groups
+from fedmpi.options import with_options
+from fedmpi.ranges import PositiveInt
 
 _LAYERS = (6, 12, 24, 16)  # of the four blocks; before each but the first, channels and image are halved
 
 
+@with_options
 class DenseNet121(Model):
     """DenseNet-121 (Huang et al., 2017) with the stem for small images, a 3x3 convolution without normalisation.
 
@@ -26,12 +28,12 @@ class DenseNet121(Model):
         groups: number of groups of group norm.
     """
 
-    def __init__(self, growth: int = 32, norm: Norm = "batch", groups: int = 2) -> None:
-        require(growth >= 1, "growth", growth, "at least 1")
-        require_norm(norm, groups, widths=(2 * growth, 3 * growth))  # the others are multiples of growth, too
-        self.growth = growth
-        self.norm = norm
-        self.groups = groups
+    growth: PositiveInt = 32
+    norm: Norm = "batch"
+    groups: PositiveInt = 2
+
+    def __post_init__(self) -> None:
+        require_groups(self, widths=(2 * self.growth, 3 * self.growth))  # the others are multiples of growth, too
 
     def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
         from torch import nn

@@ -5,11 +5,14 @@ from __future__ import annotations
 from functools import partial
 
 from fedmpi import models
-from fedmpi.models.base import Model, Norm, require_dropout, require_norm
+from fedmpi.models.base import Model, Norm, require_groups
+from fedmpi.options import with_options
+from fedmpi.ranges import BelowOne, PositiveInt
 
 _WIDTHS = (12, 50, 100, 200, 350)  # of the five stages; each halves the image, rounded up
 
 
+@with_options
 class ExquisiteNetV1(Model):
     """ExquisiteNet (Zhou and Su, 2020), as in GenFL: under a million parameters, for images of any size.
 
@@ -25,12 +28,12 @@ class ExquisiteNetV1(Model):
         groups: number of groups of group norm.
     """
 
-    def __init__(self, dropout: float = 0.2, norm: Norm = "batch", groups: int = 2) -> None:
-        require_dropout(dropout)
-        require_norm(norm, groups, _WIDTHS)
-        self.dropout = dropout
-        self.norm = norm
-        self.groups = groups
+    dropout: BelowOne = 0.2
+    norm: Norm = "batch"
+    groups: PositiveInt = 2
+
+    def __post_init__(self) -> None:
+        require_groups(self, widths=_WIDTHS)
 
     def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
         from torch import nn

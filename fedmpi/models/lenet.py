@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from fedmpi import models
-from fedmpi.models.base import Model, Norm, require_norm
+from fedmpi.models.base import Model, Norm, require_groups
+from fedmpi.options import with_options
+from fedmpi.ranges import PositiveInt
 
 
+@with_options
 class LeNet(Model):
     """LeNet with normalisation, as in DistributionFusion (Duan et al., 2023) for MNIST and Fashion-MNIST.
 
@@ -18,10 +21,11 @@ class LeNet(Model):
         groups: number of groups of group norm.
     """
 
-    def __init__(self, norm: Norm = "batch", groups: int = 2) -> None:
-        require_norm(norm, groups, widths=(16, 32))
-        self.norm = norm
-        self.groups = groups
+    norm: Norm = "batch"
+    groups: PositiveInt = 2
+
+    def __post_init__(self) -> None:
+        require_groups(self, widths=(16, 32))
 
     def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
         from torch import nn
@@ -48,6 +52,7 @@ class LeNet(Model):
         return Backbone(extractor, classifier)
 
 
+@with_options
 class LeNet5(Model):
     """LeNet-5 (LeCun et al., 1998, with today's ReLU and max pooling), by default without normalisation.
 
@@ -60,10 +65,11 @@ class LeNet5(Model):
         groups: number of groups of group norm.
     """
 
-    def __init__(self, norm: Norm = "none", groups: int = 2) -> None:
-        require_norm(norm, groups, widths=(6, 16))
-        self.norm = norm
-        self.groups = groups
+    norm: Norm = "none"
+    groups: PositiveInt = 2
+
+    def __post_init__(self) -> None:
+        require_groups(self, widths=(6, 16))
 
     def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
         from torch import nn

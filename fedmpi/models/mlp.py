@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Annotated
 
 from fedmpi import models
-from fedmpi.errors import require
-from fedmpi.models.base import Model, Norm, require_norm
+from fedmpi.models.base import Model, Norm, require_groups
+from fedmpi.options import with_options
+from fedmpi.ranges import Allowed, PositiveInt
 
 
+def _are_widths(hidden: tuple[int, ...]) -> bool:
+    return len(hidden) > 0 and min(hidden) >= 1
+
+
+@with_options
 class MLP(Model):
     """Fully connected layers with ReLU; the default is the "2NN" of McMahan et al. (2017).
 
@@ -20,12 +27,12 @@ class MLP(Model):
         groups: number of groups of group norm.
     """
 
-    def __init__(self, hidden: tuple[int, ...] = (200, 200), norm: Norm = "none", groups: int = 2) -> None:
-        require(len(hidden) > 0 and min(hidden) >= 1, "hidden", list(hidden), "one or more widths of at least 1")
-        require_norm(norm, groups, widths=hidden)
-        self.hidden = tuple(hidden)
-        self.norm = norm
-        self.groups = groups
+    hidden: Annotated[tuple[int, ...], Allowed(_are_widths, "one or more widths of at least 1")] = (200, 200)
+    norm: Norm = "none"
+    groups: PositiveInt = 2
+
+    def __post_init__(self) -> None:
+        require_groups(self, widths=self.hidden)
 
     def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
         from torch import nn

@@ -6,13 +6,16 @@ from functools import partial
 from typing import Literal
 
 from fedmpi import models
-from fedmpi.models.base import Model, Norm, require_norm
+from fedmpi.models.base import Model, Norm, require_groups
+from fedmpi.options import with_options
+from fedmpi.ranges import PositiveInt
 
 # Of each stage: expansion, channels, blocks, stride of the first block.
 _STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 _STEM = 32
 
 
+@with_options
 class MobileNetV2(Model):
     """MobileNetV2 (Sandler et al., 2018) for small images: of five halvings only the last three are left.
 
@@ -30,14 +33,13 @@ class MobileNetV2(Model):
         groups: number of groups of group norm.
     """
 
-    def __init__(
-        self, variant: Literal["cifar", "distribution_fusion"] = "cifar", norm: Norm = "batch", groups: int = 2
-    ) -> None:
+    variant: Literal["cifar", "distribution_fusion"] = "cifar"
+    norm: Norm = "batch"
+    groups: PositiveInt = 2
+
+    def __post_init__(self) -> None:
         # All other widths are multiples of one of these.
-        require_norm(norm, groups, widths=(_STEM, *(width for _, width, _, _ in _STAGES)))
-        self.variant = variant
-        self.norm = norm
-        self.groups = groups
+        require_groups(self, widths=(_STEM, *(width for _, width, _, _ in _STAGES)))
 
     def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
         from torch import nn

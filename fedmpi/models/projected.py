@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from fedmpi import models
-from fedmpi.errors import BadInput, require
+from fedmpi.errors import BadInput
 from fedmpi.models.base import Model
 from fedmpi.models.lenet import LeNet
+from fedmpi.options import null_for, with_options
+from fedmpi.ranges import PositiveInt
 
 
+@with_options
 class Projected(Model):
     """Another network with a projection below its last layer, as in MOON (Li et al., 2021).
 
@@ -20,10 +23,8 @@ class Projected(Model):
         size: values of the projection.
     """
 
-    def __init__(self, over: Model | None = None, size: int = 256) -> None:
-        require(size >= 1, "size", size, "at least 1")
-        self.over = over or LeNet()
-        self.size = size
+    over: Model = null_for(LeNet)
+    size: PositiveInt = 256
 
     def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
         from torch import nn

@@ -6,11 +6,14 @@ from functools import partial
 from typing import ClassVar, Literal
 
 from fedmpi import models
-from fedmpi.models.base import Model, Norm, require_norm
+from fedmpi.models.base import Model, Norm, require_groups
+from fedmpi.options import with_options
+from fedmpi.ranges import PositiveInt
 
 _WIDTHS = (64, 128, 256, 512)  # of the four stages; each but the first halves the image
 
 
+@with_options
 class ResNet18(Model):
     """ResNet-18 (He et al., 2016); convolutions have no bias and start from Kaiming normal, fan-out.
 
@@ -23,13 +26,14 @@ class ResNet18(Model):
         groups: number of groups of group norm; 2 in the Fed-GN baseline.
     """
 
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    norm: Norm = "batch"
+    groups: PositiveInt = 2
+
     blocks: ClassVar[tuple[int, int, int, int]] = (2, 2, 2, 2)
 
-    def __init__(self, stem: Literal["cifar", "imagenet"] = "cifar", norm: Norm = "batch", groups: int = 2) -> None:
-        require_norm(norm, groups, _WIDTHS)
-        self.stem = stem
-        self.norm = norm
-        self.groups = groups
+    def __post_init__(self) -> None:
+        require_groups(self, widths=_WIDTHS)
 
     def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
         from torch import nn

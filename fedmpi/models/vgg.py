@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from fedmpi import models
-from fedmpi.errors import require
-from fedmpi.models.base import Model, Norm, require_norm
+from fedmpi.models.base import Model, Norm, require_groups
+from fedmpi.options import with_options
+from fedmpi.ranges import PositiveInt, Widths
 
 _STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))  # widths of the convolutions before each pooling
 
 
+@with_options
 class VGG11(Model):
     """VGG-11 (Simonyan and Zisserman, 2015, configuration A), with hidden units as they fit small images.
 
@@ -23,12 +25,12 @@ class VGG11(Model):
         groups: number of groups of group norm.
     """
 
-    def __init__(self, hidden: tuple[int, ...] = (512, 512), norm: Norm = "none", groups: int = 2) -> None:
-        require(all(width >= 1 for width in hidden), "hidden", list(hidden), "widths of at least 1")
-        require_norm(norm, groups, widths=(width for widths in _STAGES for width in widths))
-        self.hidden = tuple(hidden)
-        self.norm = norm
-        self.groups = groups
+    hidden: Widths = (512, 512)
+    norm: Norm = "none"
+    groups: PositiveInt = 2
+
+    def __post_init__(self) -> None:
+        require_groups(self, widths=(width for widths in _STAGES for width in widths))
 
     def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
         from torch import nn

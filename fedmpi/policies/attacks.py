@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmpi.errors import require
-from fedmpi.options import Configured
+from fedmpi.options import Configured, with_options
 from fedmpi.randomness import stream
+from fedmpi.ranges import NonNegativeFloat, PositiveFloat, interval
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Share = Annotated[float, interval("[0, 1]")]
 
 
 class Attack(metaclass=Configured):
@@ -30,8 +32,7 @@ class Attack(metaclass=Configured):
     """
 
     @abstractmethod
-    def __init__(self, share: float) -> None:
-        require(0 <= share <= 1, "share", share, "at least 0 and at most 1")
+    def __init__(self, share: Share) -> None:
         self.share = share
 
     def malicious(self, clients: int, seed: int) -> NDArray[np.bool_]:
@@ -60,6 +61,7 @@ class NoAttack(Attack):
         super().__init__(share=0.0)
 
 
+@with_options
 class SignFlip(Attack):
     """The opposite of the change is sent, as in Li et al. (RSA, AAAI 2019, https://arxiv.org/abs/1811.03761).
 
@@ -68,15 +70,14 @@ class SignFlip(Attack):
         scale: how many times the opposite.
     """
 
-    def __init__(self, share: float = 0.2, scale: float = 1.0) -> None:
-        super().__init__(share)
-        require(0 < scale < float("inf"), "scale", scale, "above 0")
-        self.scale = scale
+    share: Share = 0.2
+    scale: PositiveFloat = 1.0
 
     def change(self, change: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
         return -self.scale * change
 
 
+@with_options
 class Gaussian(Attack):
     """Noise is sent in place of the change, as in Blanchard et al. (NeurIPS 2017).
 
@@ -85,10 +86,8 @@ class Gaussian(Attack):
         std: standard deviation of every number.
     """
 
-    def __init__(self, share: float = 0.2, std: float = 1.0) -> None:
-        super().__init__(share)
-        require(0 < std < float("inf"), "std", std, "above 0")
-        self.std = std
+    share: Share = 0.2
+    std: PositiveFloat = 1.0
 
     def change(self, change: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
         import torch
@@ -97,6 +96,7 @@ class Gaussian(Attack):
         return torch.from_numpy(noise).to(change.device).mul_(self.std)
 
 
+@with_options
 class LabelFlip(Attack):
     """Label y of C classes is taken for C - 1 - y in training, as in Fang et al. (USENIX Security 2020).
 
@@ -106,8 +106,7 @@ class LabelFlip(Attack):
         share: of all clients that are malicious.
     """
 
-    def __init__(self, share: float = 0.2) -> None:
-        super().__init__(share)
+    share: Share = 0.2
 
     def poison(self, labels: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
         return classes - 1 - labels
@@ -126,6 +125,7 @@ class Collusion(Attack):
         """
 
 
+@with_options
 class ALIE(Collusion):
     """A little is enough: mean - z * standard deviation of the malicious clients' honest changes, coordinatewise.
 
@@ -137,10 +137,8 @@ class ALIE(Collusion):
         z: how far off; null: by the paper's formula, from how many clients of the round are malicious.
     """
 
-    def __init__(self, share: float = 0.2, z: float | None = None) -> None:
-        super().__init__(share)
-        require(z is None or 0 <= z < float("inf"), "z", z, "at least 0")
-        self.z = z
+    share: Share = 0.2
+    z: NonNegativeFloat | None = None
 
     def agree(self, changes: NDArray[np.float32], cohort: int) -> NDArray[np.float32]:
         z = most_hidden(cohort, len(changes)) if self.z is None else self.z

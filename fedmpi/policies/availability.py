@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from fedmpi import randomness
 from fedmpi.errors import require
-from fedmpi.options import Configured
+from fedmpi.options import Configured, with_options
 from fedmpi.policies.lists import check_numbers, read_lists
+from fedmpi.ranges import PositiveFloat, Probability, UpToOne
 
 
 class Availability(metaclass=Configured):
@@ -30,6 +31,7 @@ class Always(Availability):
         return np.ones(clients, dtype=bool)
 
 
+@with_options
 class Independent(Availability):
     """Each client with the same probability, in every round anew.
 
@@ -37,14 +39,13 @@ class Independent(Availability):
         share: the probability.
     """
 
-    def __init__(self, share: float = 0.8) -> None:
-        require(0 <= share <= 1, "share", share, "between 0 and 1")
-        self.share = share
+    share: Probability = 0.8
 
     def present(self, round: int, clients: int, seed: int) -> NDArray[np.bool_]:
         return randomness.uniform(seed, "availability", round, np.arange(clients)) < self.share
 
 
+@with_options
 class Markov(Availability):
     """A chain of two states for each client, in equilibrium from the first round on.
 
@@ -56,11 +57,12 @@ class Markov(Availability):
         absence: rounds that one takes on average; at least 1 / share, when rounds are independent.
     """
 
-    def __init__(self, share: float = 0.8, absence: float = 5.0) -> None:
-        require(0 < share <= 1, "share", share, "above 0 and at most 1")
-        require(1 / share <= absence < float("inf"), "absence", absence, f"at least 1 / share, {1 / share:g}")
-        self.share = share
-        self.absence = absence
+    share: UpToOne = 0.8
+    absence: float = 5.0
+
+    def __post_init__(self) -> None:
+        least = 1 / self.share
+        require(least <= self.absence < float("inf"), "absence", self.absence, f"at least 1 / share, {least:g}")
 
     def present(self, round: int, clients: int, seed: int) -> NDArray[np.bool_]:
         # Backwards to the last round in which the state was drawn, so that nothing has to be kept between rounds.
@@ -74,6 +76,7 @@ class Markov(Availability):
         return state
 
 
+@with_options
 class Diurnal(Availability):
     """Day and night: the probability is a sine of the round, shifted by each client's own time zone.
 
@@ -84,11 +87,8 @@ class Diurnal(Availability):
         period: rounds a day.
     """
 
-    def __init__(self, share: float = 0.5, period: float = 24.0) -> None:
-        require(0 <= share <= 1, "share", share, "between 0 and 1")
-        require(0 < period < float("inf"), "period", period, "above 0")
-        self.share = share
-        self.period = period
+    share: Probability = 0.5
+    period: PositiveFloat = 24.0
 
     def present(self, round: int, clients: int, seed: int) -> NDArray[np.bool_]:
         zone = randomness.uniform(seed, "time zone", 0, np.arange(clients))
@@ -96,6 +96,7 @@ class Diurnal(Availability):
         return randomness.uniform(seed, "availability", round, np.arange(clients)) < self.share + swing
 
 
+@with_options
 class Trace(Availability):
     """The clients that a file names, round by round; from its start again at its end.
 
@@ -103,9 +104,10 @@ class Trace(Availability):
         file: text with a line a round, the numbers of the clients that can be reached; # begins a remark.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self._rounds = read_lists(file)
+    file: Path
+
+    def __post_init__(self) -> None:
+        self._rounds = read_lists(self.file)
 
     def check(self, clients: int) -> None:
         check_numbers(self._rounds, "availability.file", self.file, clients)

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import require
-from fedmpi.options import Configured
+from fedmpi.options import Configured, with_options
 from fedmpi.randomness import hashed_bits
+from fedmpi.ranges import PositiveInt, UpToOne, interval
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +62,7 @@ class Dense(Compression):
         return change
 
 
+@with_options
 class TopK(Compression):
     """The largest numbers of a change, with their places; what is left out is added to the client's next change.
 
@@ -77,13 +79,14 @@ class TopK(Compression):
             null: it never is.
     """
 
-    def __init__(self, share: float = 0.01, feedback: bool = True, forget_after: int | None = None) -> None:
-        require(0 < share <= 1, "share", share, "above 0 and at most 1")
-        require(forget_after is None or forget_after >= 1, "forget_after", forget_after, "at least 1")
-        require(feedback or forget_after is None, "forget_after", forget_after, "null without feedback")
-        self.share = share
-        self.feedback = feedback
-        self.forget_after = forget_after
+    share: UpToOne = 0.01
+    feedback: bool = True
+    forget_after: PositiveInt | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            self.feedback or self.forget_after is None, "forget_after", self.forget_after, "null without feedback"
+        )
 
     def count(self, of: int) -> int:
         """How many numbers are sent."""
@@ -115,30 +118,29 @@ class Rounding(Compression):
 
     A number is rounded up or down at random, so that its expected value is the number itself.
 
-    Args:
+    Attributes:
         levels: the largest multiple.
         bucket: how many numbers share a unit.
     """
 
-    def __init__(self, levels: int, bucket: int) -> None:
-        self._levels = levels
-        self._bucket = bucket
+    levels: int
+    bucket: int
 
     @abstractmethod
     def unit(self, buckets: Tensor) -> Tensor:
         """[K, b, 1], the unit of each bucket [K, b, n]; no number is more than `levels` units."""
 
     def bytes(self, count: int) -> int:
-        bits = (2 * self._levels).bit_length()  # of 2 levels + 1 values
-        return -(-bits * count // 8) + 4 * -(-count // self._bucket)
+        bits = (2 * self.levels).bit_length()  # of 2 levels + 1 values
+        return -(-bits * count // 8) + 4 * -(-count // self.bucket)
 
     def compress(self, change: Tensor, kept: Tensor, keys: NDArray[np.uint64], round: int) -> Tensor:
         from torch import empty_like, where
 
         sent = empty_like(change)
-        for rows, columns in _pieces(len(change), change.shape[1], self._bucket):
+        for rows, columns in _pieces(len(change), change.shape[1], self.bucket):
             part = change[rows, columns]
-            buckets = part.unflatten(1, (-1, min(self._bucket, part.shape[1])))
+            buckets = part.unflatten(1, (-1, min(self.bucket, part.shape[1])))
             unit = self.unit(buckets)
             multiple = buckets / where(unit == 0, 1, unit)
             whole = multiple.floor()
@@ -146,10 +148,11 @@ class Rounding(Compression):
             chance = _uniform(keys[rows], columns, like=part).view(buckets.shape)
             whole += chance < multiple.sub_(whole)
             # A unit is rounded, and so its largest multiple may be a little larger.
-            sent[rows, columns] = whole.clamp_(-self._levels, self._levels).mul_(unit).flatten(1)
+            sent[rows, columns] = whole.clamp_(-self.levels, self.levels).mul_(unit).flatten(1)
         return sent
 
 
+@with_options
 class QSGD(Rounding):
     """Multiples of the norm of a bucket of numbers, divided by the levels; rounded at random.
 
@@ -165,10 +168,8 @@ class QSGD(Rounding):
         bucket: how many numbers share a norm.
     """
 
-    def __init__(self, levels: int = 7, bucket: int = 512) -> None:
-        require(1 <= levels < 2**15, "levels", levels, "at least 1 and below 2^15")
-        require(bucket >= 1, "bucket", bucket, "at least 1")
-        super().__init__(levels, bucket)
+    levels: Annotated[int, interval("[1, 32768)", "at least 1 and below 2^15")] = 7
+    bucket: PositiveInt = 512
 
     def unit(self, buckets: Tensor) -> Tensor:
         from torch import finfo, where
@@ -178,9 +179,10 @@ class QSGD(Rounding):
             wide = buckets.double().norm(dim=2, keepdim=True)
             most = wide.clamp(max=finfo(norm.dtype).max).to(norm.dtype)
             norm = where(norm.isinf() & wide.isfinite(), most, norm)
-        return norm / self._levels
+        return norm / self.levels
 
 
+@with_options
 class Int8(Rounding):
     """A byte a number, in units of the largest magnitude of a chunk of numbers / 127; rounded at random.
 
@@ -192,9 +194,13 @@ class Int8(Rounding):
         chunk: how many numbers share a unit.
     """
 
-    def __init__(self, chunk: int = 1024) -> None:
-        require(chunk >= 1, "chunk", chunk, "at least 1")
-        super().__init__(127, chunk)
+    chunk: PositiveInt = 1024
+
+    levels = 127
+
+    @property
+    def bucket(self) -> int:  # type: ignore[override]
+        return self.chunk
 
     def unit(self, buckets: Tensor) -> Tensor:
         return buckets.abs().amax(2, keepdim=True) / 127

@@ -9,15 +9,16 @@ import math
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi import randomness
 from fedmpi.errors import require
-from fedmpi.options import Configured
+from fedmpi.options import Configured, with_options
 from fedmpi.policies.sampling import Cohort
+from fedmpi.ranges import PositiveFloat, Probability, interval
 from fedmpi.training.settings import LocalTraining
 
 
@@ -106,6 +107,11 @@ class Profile:
     upload: NDArray[np.float64]
 
 
+#: A standard deviation of a logarithm.
+Spread = Annotated[float, interval("[0, 10]", "between 0 and 10")]
+
+
+@with_options
 class Heterogeneous(Conditions):
     """Clients of different speed, with a virtual clock; some lose the connection, come late or do not get done.
 
@@ -129,35 +135,15 @@ class Heterogeneous(Conditions):
             (Li et al.: FedProx, 2020).
     """
 
-    def __init__(
-        self,
-        seconds_per_step: float = 0.05,
-        speed_spread: float = 0.5,
-        download: float = 2e6,
-        upload: float = 5e5,
-        bandwidth_spread: float = 0.5,
-        dropout: float = 0.0,
-        deadline: float | None = None,
-        over_select: float = 1.0,
-        stragglers: float = 0.0,
-    ) -> None:
-        for name, value in (("seconds_per_step", seconds_per_step), ("download", download), ("upload", upload)):
-            require(0 < value < math.inf, name, value, "above 0")
-        for name, value in (("speed_spread", speed_spread), ("bandwidth_spread", bandwidth_spread)):
-            require(0 <= value <= 10, name, value, "between 0 and 10")
-        for name, value in (("dropout", dropout), ("stragglers", stragglers)):
-            require(0 <= value <= 1, name, value, "between 0 and 1")
-        require(deadline is None or 0 < deadline < math.inf, "deadline", deadline, "above 0")
-        require(1 <= over_select < math.inf, "over_select", over_select, "at least 1")
-        self.seconds_per_step = seconds_per_step
-        self.speed_spread = speed_spread
-        self.download = download
-        self.upload = upload
-        self.bandwidth_spread = bandwidth_spread
-        self.dropout = dropout
-        self.deadline = deadline
-        self.over_select = over_select
-        self.stragglers = stragglers
+    seconds_per_step: PositiveFloat = 0.05
+    speed_spread: Spread = 0.5
+    download: PositiveFloat = 2e6
+    upload: PositiveFloat = 5e5
+    bandwidth_spread: Spread = 0.5
+    dropout: Probability = 0.0
+    deadline: PositiveFloat | None = None
+    over_select: Annotated[float, interval("[1, inf)")] = 1.0
+    stragglers: Probability = 0.0
 
     def check(self, local: LocalTraining) -> None:
         parts = local.steps or local.epochs

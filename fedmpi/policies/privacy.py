@@ -13,14 +13,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from math import inf, nan
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import require
-from fedmpi.options import Configured
+from fedmpi.options import Configured, with_options
 from fedmpi.randomness import stream
+from fedmpi.ranges import NonNegativeFloat, interval
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,6 +73,7 @@ class NoPrivacy(Privacy):
         return None
 
 
+@with_options
 class CentralDP(Privacy):
     """Clipped changes and Gaussian noise at a trusted server (DP-FedAvg; McMahan et al., 2018).
 
@@ -89,21 +91,14 @@ class CentralDP(Privacy):
             not for Uniform.
     """
 
-    def __init__(
-        self,
-        clip: float = 1.0,
-        noise_multiplier: float = 1.0,
-        delta: float = 1e-5,
-        accountant: Literal["rdp", "pld"] = "rdp",
-    ) -> None:
-        require(clip > 0, "clip", clip, "above 0")
-        require(0 <= noise_multiplier < inf, "noise_multiplier", noise_multiplier, "at least 0")
-        require(clip < inf or not noise_multiplier, "clip", clip, "finite, for noise in proportion to it")
-        require(0 < delta < 1, "delta", delta, "above 0 and below 1")
-        self.clip = clip
-        self.noise_multiplier = noise_multiplier
-        self.delta = delta
-        self.accountant = accountant
+    clip: Annotated[float, interval("(0, inf]")] = 1.0
+    noise_multiplier: NonNegativeFloat = 1.0
+    delta: Annotated[float, interval("(0, 1)")] = 1e-5
+    accountant: Literal["rdp", "pld"] = "rdp"
+
+    def __post_init__(self) -> None:
+        is_right = self.clip < inf or not self.noise_multiplier
+        require(is_right, "clip", self.clip, "finite, for noise in proportion to it")
 
     def noise(self, size: int, cohort: int, seed: int, round: int, number: int) -> NDArray[np.float32] | None:
         if not self.noise_multiplier:

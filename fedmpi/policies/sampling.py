@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from fedmpi import randomness
 from fedmpi.checksum import checksum
 from fedmpi.errors import require
-from fedmpi.options import Configured
+from fedmpi.options import Configured, with_options
 from fedmpi.policies.lists import check_numbers, read_lists
+from fedmpi.ranges import PositiveInt
 from fedmpi.training.block import Block
 
 Weighting = Literal["samples", "uniform", "horvitz_thompson"]
@@ -244,7 +245,7 @@ class Weighted(Sampler):
     trains once and counts twice.
     """
 
-    weighting: Weighting | None = "uniform"
+    weighting = "uniform"
 
     def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
         samples = pool.samples[pool.available]
@@ -271,6 +272,7 @@ class Stratified(Sampler):
         return size / of
 
 
+@with_options
 class PowerOfChoice(Sampler):
     """Of some candidates, those on whose samples the global model does worst, for a plain mean.
 
@@ -282,11 +284,9 @@ class PowerOfChoice(Sampler):
         candidates: how many; null: twice the cohort.
     """
 
-    weighting: Weighting | None = "uniform"
+    candidates: PositiveInt | None = None
 
-    def __init__(self, candidates: int | None = None) -> None:
-        require(candidates is None or candidates >= 1, "candidates", candidates, "at least 1")
-        self.candidates = candidates
+    weighting = "uniform"
 
     def check(self, clients: int, cohort: int) -> None:
         candidates = cohort if self.candidates is None else self.candidates
@@ -304,6 +304,7 @@ class PowerOfChoice(Sampler):
         return drawn.subset(np.sort(worst))
 
 
+@with_options
 class FixedList(Sampler):
     """The clients that a file names, round by round, however large the cohort; from its start again at its end.
 
@@ -311,9 +312,10 @@ class FixedList(Sampler):
         file: text with a line a round, the numbers of its clients; # begins a remark.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self._rounds = read_lists(file)
+    file: Path
+
+    def __post_init__(self) -> None:
+        self._rounds = read_lists(self.file)
 
     def check(self, clients: int, cohort: int) -> None:
         check_numbers(self._rounds, "sampler.file", self.file, clients)

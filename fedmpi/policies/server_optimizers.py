@@ -6,10 +6,11 @@ layers are no parameters: they become those of the mean.
 """
 
 from abc import abstractmethod
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from fedmpi.errors import require
-from fedmpi.options import Configured
+from fedmpi.options import Configured, with_options
+from fedmpi.ranges import BelowOne, PositiveFloat
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,8 +23,9 @@ class ServerOptimizer(metaclass=Configured):
         state: [d] each, by name; what is kept from round to round.
     """
 
-    def __init__(self) -> None:
-        self.state: dict[str, Tensor] = {}
+    @cached_property
+    def state(self) -> "dict[str, Tensor]":
+        return {}
 
     def step(self, weights: "Tensor", mean: "Tensor", parameters: int) -> "Tensor":
         """The next model.
@@ -58,6 +60,7 @@ class Replace(ServerOptimizer):
         return delta
 
 
+@with_options
 class Momentum(ServerOptimizer):
     """m := momentum m + (1 - dampening) delta, w += lr m (FedAvgM: Hsu, Qi, Brown, 2019).
 
@@ -68,17 +71,10 @@ class Momentum(ServerOptimizer):
         nesterov: w += lr (delta + momentum m) instead.
     """
 
-    def __init__(
-        self, lr: float = 1.0, momentum: float = 0.9, dampening: float = 0.0, nesterov: bool = False
-    ) -> None:
-        super().__init__()
-        require(0 < lr < float("inf"), "lr", lr, "above 0")
-        require(0 <= momentum < 1, "momentum", momentum, "at least 0 and below 1")
-        require(0 <= dampening < 1, "dampening", dampening, "at least 0 and below 1")
-        self.lr = lr
-        self.momentum = momentum
-        self.dampening = dampening
-        self.nesterov = nesterov
+    lr: PositiveFloat = 1.0
+    momentum: BelowOne = 0.9
+    dampening: BelowOne = 0.0
+    nesterov: bool = False
 
     def step(self, weights: "Tensor", mean: "Tensor", parameters: int) -> "Tensor":
         # Then it is FedAvg to the last bit, which weights + (mean - weights) is not.
@@ -97,14 +93,9 @@ class Adaptive(ServerOptimizer):
     m := beta1 m + (1 - beta1) delta, without bias correction; v starts at tau^2.
     """
 
-    def __init__(self, lr: float, beta1: float, tau: float) -> None:
-        super().__init__()
-        require(0 < lr < float("inf"), "lr", lr, "above 0")
-        require(0 <= beta1 < 1, "beta1", beta1, "at least 0 and below 1")
-        require(0 < tau < float("inf"), "tau", tau, "above 0")
-        self.lr = lr
-        self.beta1 = beta1
-        self.tau = tau
+    lr: float
+    beta1: float
+    tau: float
 
     def update(self, delta: "Tensor") -> "Tensor":
         first = self.kept("first", delta)
@@ -118,6 +109,7 @@ class Adaptive(ServerOptimizer):
         """Update v [d] in place, from the square of delta."""
 
 
+@with_options
 class Adagrad(Adaptive):
     """v := v + delta^2.
 
@@ -127,13 +119,15 @@ class Adagrad(Adaptive):
         tau: how far the rule adapts; v starts at its square.
     """
 
-    def __init__(self, lr: float = 0.1, beta1: float = 0.0, tau: float = 1e-3) -> None:
-        super().__init__(lr, beta1, tau)
+    lr: PositiveFloat = 0.1
+    beta1: BelowOne = 0.0
+    tau: PositiveFloat = 1e-3
 
     def move(self, second: "Tensor", square: "Tensor") -> None:
         second.add_(square)
 
 
+@with_options
 class Adam(Adaptive):
     """v := beta2 v + (1 - beta2) delta^2.
 
@@ -144,10 +138,10 @@ class Adam(Adaptive):
         tau: how far the rule adapts; v starts at its square.
     """
 
-    def __init__(self, lr: float = 0.1, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3) -> None:
-        super().__init__(lr, beta1, tau)
-        require(0 <= beta2 < 1, "beta2", beta2, "at least 0 and below 1")
-        self.beta2 = beta2
+    lr: PositiveFloat = 0.1
+    beta1: BelowOne = 0.9
+    beta2: BelowOne = 0.99
+    tau: PositiveFloat = 1e-3
 
     def move(self, second: "Tensor", square: "Tensor") -> None:
         second.mul_(self.beta2).add_(square, alpha=1 - self.beta2)

@@ -2,17 +2,19 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import require
-from fedmpi.options import Configured
+from fedmpi.options import Configured, with_ranges
+from fedmpi.ranges import BelowOne, NonNegativeFloat, PositiveFloat, PositiveInt, UpToOne, interval
 
 Augmentation = Literal["none", "flip", "crop_flip"]
 
 
+@with_ranges
 @dataclass(frozen=True)
 class LocalTraining(metaclass=Configured):
     """How a client trains on its own samples in one round.
@@ -41,32 +43,22 @@ class LocalTraining(metaclass=Configured):
             blocks, filled up with copies: let vectorize be no more than a rank's share of the cohort.
     """
 
-    epochs: int = 5
-    steps: int | None = None
-    batch_size: int = 10
-    lr: float = 0.1
+    epochs: PositiveInt = 5
+    steps: PositiveInt | None = None
+    batch_size: PositiveInt = 10
+    lr: PositiveFloat = 0.1
     optimizer: Literal["sgd", "adam"] = "sgd"
-    momentum: float = 0.0
-    weight_decay: float = 0.0
+    momentum: BelowOne = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     schedule: Literal["constant", "exponential", "cosine"] = "constant"
-    decay: float = 0.99
-    clip_norm: float | None = None
+    decay: UpToOne = 0.99
+    clip_norm: Annotated[float, interval("(0, inf]")] | None = None
     augmentation: Augmentation = "none"
-    vectorize: int | Literal["auto", "off"] = "auto"
+    vectorize: Annotated[int, interval("[1, inf)", "auto, off or at least 1")] | Literal["auto", "off"] = "auto"
     precision: Literal["float32", "bf16"] = "float32"
 
     def __post_init__(self) -> None:
-        require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        require(self.steps is None or self.steps >= 1, "steps", self.steps, "at least 1")
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
-        require(0 < self.lr < math.inf, "lr", self.lr, "above 0")
-        require(0 <= self.momentum < 1, "momentum", self.momentum, "at least 0 and below 1")
         require(self.momentum == 0 or self.optimizer == "sgd", "momentum", self.momentum, "0 with optimizer adam")
-        require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "at least 0")
-        require(0 < self.decay <= 1, "decay", self.decay, "above 0 and at most 1")
-        at_once = self.vectorize
-        require(isinstance(at_once, str) or at_once >= 1, "vectorize", at_once, "auto, off or at least 1")
-        require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "above 0")
 
     @property
     def is_plain_sgd(self) -> bool:

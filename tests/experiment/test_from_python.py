@@ -25,11 +25,11 @@ from fedmpi import Experiment, results
 from fedmpi.algorithms import FedAvg, FedFTG, FedProx
 from fedmpi.components import subclasses
 from fedmpi.data import IID, MNIST, Arrays, Dataset, Digits, Dirichlet, Permuted
+from fedmpi.described import as_yaml, settings_of
 from fedmpi.errors import BadInput
 from fedmpi.experiment.command_line import COMPONENTS, NESTED, Answered, make_parser, parse
 from fedmpi.experiment.ownership import Lock, claim
 from fedmpi.models import MLP, LogisticRegression, Model
-from fedmpi.settings import as_yaml, settings_of
 from fedmpi.training.settings import LocalTraining
 from tests.support.mpi import REPOSITORY, mpirun, succeed
 from tests.support.mpi import fedmpi as command_line

@@ -27,6 +27,8 @@ from fedmpi.models import (
     Model,
     ResNet18,
 )
+from fedmpi.options import with_options
+from fedmpi.ranges import PositiveInt
 
 
 @pytest.mark.parametrize(
@@ -104,9 +106,9 @@ def test_every_model_is_known_by_name() -> None:
 def test_a_model_of_ones_own() -> None:
     """The example in Model's docstring."""
 
+    @with_options
     class Small(Model):
-        def __init__(self, maps: int = 16) -> None:
-            self.maps = maps
+        maps: PositiveInt = 16
 
         def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
             channels, height, width = self.image(shape)

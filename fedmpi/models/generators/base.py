@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
-from fedmpi.errors import require
 from fedmpi.options import Configured
+from fedmpi.ranges import PositiveInt
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Generator(metaclass=Configured):
-    """A family of conditional generators, described by the options of its constructor.
+    """A family of conditional generators, described by its options.
 
     The network that is built is called with standard normal noise [B, noise] and labels [B].
 
@@ -23,8 +23,7 @@ class Generator(metaclass=Configured):
         noise: length of the noise vector.
     """
 
-    def __init__(self, noise: int = 100) -> None:
-        require(noise >= 1, "noise", noise, "at least 1")
+    def __init__(self, noise: PositiveInt = 100) -> None:
         self.noise = noise
 
     @abstractmethod

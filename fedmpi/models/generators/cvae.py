@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from fedmpi.errors import BadInput, require
+from fedmpi.errors import BadInput
 from fedmpi.models.generators.base import LearningGenerator
+from fedmpi.options import with_options
+from fedmpi.ranges import PositiveInt, are_widths
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 _LEAST_STD = 1e-6
 
 
+@with_options
 class CVAE(LearningGenerator):
     """A variational autoencoder (Kingma and Welling, 2014) whose decoder is told the class; its encoder is not.
 
@@ -29,11 +32,9 @@ class CVAE(LearningGenerator):
             latter are first divided by their largest value. If not, grey and colours stay.
     """
 
-    def __init__(self, noise: int = 3, hidden: Sequence[int] = (512, 256), binary: bool = True) -> None:
-        super().__init__(noise)
-        require(all(width >= 1 for width in hidden), "hidden", list(hidden), "widths of at least 1")
-        self.hidden = tuple(hidden)
-        self.binary = binary
+    noise: PositiveInt = 3
+    hidden: Annotated[Sequence[int], are_widths] = (512, 256)
+    binary: bool = True
 
     def build(self, shape: tuple[int, ...], classes: int) -> "nn.Module":
         from torch import nn

@@ -2,13 +2,16 @@
 
 from typing import TYPE_CHECKING
 
-from fedmpi.errors import BadInput, require
+from fedmpi.errors import BadInput
 from fedmpi.models.generators.base import Generator
+from fedmpi.options import with_options
+from fedmpi.ranges import PositiveInt, Widths
 
 if TYPE_CHECKING:
     from torch import nn
 
 
+@with_options
 class FeatureGenerator(Generator):
     """Fully connected layers that make feature vectors out of noise and a label, for FedGen (Zhu et al., 2021).
 
@@ -26,12 +29,9 @@ class FeatureGenerator(Generator):
         hidden: widths of the hidden layers.
     """
 
-    def __init__(self, noise: int = 32, branch: int | None = None, hidden: tuple[int, ...] = (256,)) -> None:
-        super().__init__(noise)
-        require(branch is None or branch >= 1, "branch", branch, "at least 1")
-        require(all(width >= 1 for width in hidden), "hidden", list(hidden), "widths of at least 1")
-        self.branch = branch
-        self.hidden = tuple(hidden)
+    noise: PositiveInt = 32
+    branch: PositiveInt | None = None
+    hidden: Widths = (256,)
 
     def build(self, shape: tuple[int, ...], classes: int) -> "nn.Module":
         from torch import nn

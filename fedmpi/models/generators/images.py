@@ -3,13 +3,16 @@
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
-from fedmpi.errors import BadInput, require
+from fedmpi.errors import BadInput
 from fedmpi.models.generators.base import Generator
+from fedmpi.options import with_options
+from fedmpi.ranges import PositiveInt
 
 if TYPE_CHECKING:
     from fedmpi.models.generators._convolutional import ConvolutionalGenerator
 
 
+@with_options
 class ImageGenerator(Generator):
     """Two convolutions and two doublings from 128 maps to images: FedFTG's for CIFAR (its table 1(a)).
 
@@ -24,11 +27,9 @@ class ImageGenerator(Generator):
             code, for four times the work.
     """
 
-    def __init__(self, noise: int = 100, final_norm: bool = True, order: Literal["paper", "repo"] = "paper") -> None:
-        super().__init__(noise)
-        require(order in ("paper", "repo"), "order", order, "paper or repo")
-        self.final_norm = final_norm
-        self.order = order
+    noise: PositiveInt = 100
+    final_norm: bool = True
+    order: Literal["paper", "repo"] = "paper"
 
     def build(self, shape: tuple[int, ...], classes: int) -> "ConvolutionalGenerator":
         from fedmpi.models.generators._convolutional import ConvolutionalGenerator, convolution, doubling
@@ -41,6 +42,7 @@ class ImageGenerator(Generator):
         return ConvolutionalGenerator(self.noise, classes, start, body, 64, channels, self.final_norm)
 
 
+@with_options
 class DeepImageGenerator(Generator):
     """Four doublings and convolutions from 512 maps to images: FedFTG's for larger images (its table 2(a)).
 
@@ -52,9 +54,8 @@ class DeepImageGenerator(Generator):
         final_norm: as that of ImageGenerator.
     """
 
-    def __init__(self, noise: int = 256, final_norm: bool = True) -> None:
-        super().__init__(noise)
-        self.final_norm = final_norm
+    noise: PositiveInt = 256
+    final_norm: bool = True
 
     def build(self, shape: tuple[int, ...], classes: int) -> "ConvolutionalGenerator":
         from fedmpi.models.generators._convolutional import ConvolutionalGenerator, convolution, doubling

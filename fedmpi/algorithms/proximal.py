@@ -1,0 +1,37 @@
+"""What methods have in common whose clients are pulled towards the model that they received."""
+
+from typing import TYPE_CHECKING
+
+from fedmpi.algorithms.base import Algorithm
+from fedmpi.errors import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedmpi.federation.federation import Federation
+    from fedmpi.training.block import Block
+
+
+class Proximal(Algorithm):
+    """What a method with a proximal pull has of its own: each client minimises F_k(w) + mu/2 |w - w_t|^2.
+
+    The second term is over the trained parameters only, w_t is the model that the client received.
+
+    Attributes:
+        mu: strength of the pull, an option of each such method.
+    """
+
+    direction_is_elementwise = True
+
+    mu: float
+
+    def setup(self, fed: "Federation") -> None:
+        super().setup(fed)
+        local = fed.local
+        if local.optimizer == "sgd":
+            # Beyond it, steps along the pull alone lead further and further away (with momentum: Polyak, 1964).
+            limit = 2 * (1 + local.momentum) / local.lr
+            require(self.mu < limit, "mu", self.mu, f"below {limit:g}, for steps of --local.lr = {local.lr:g}")
+
+    def direction(self, gradient: "Tensor", weights: "Tensor", start: "Tensor", block: "Block") -> "Tensor":
+        return gradient.add_(weights - start, alpha=self.mu) if self.mu else gradient
