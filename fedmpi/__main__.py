@@ -49,11 +49,11 @@ def run() -> tuple[int, World | None]:
 
 def _run(world: World) -> int:
     """Read the command line and run; the exit status."""
-    from fedmpi.experiment.command_line import Answered, parse
+    from fedmpi.experiment.command_line import HelpPrinted, parse
 
     experiment = None
     try:
-        with world.agreed(), suppress(Answered):
+        with world.agreed(), suppress(HelpPrinted):
             experiment, _ = parse(sys.argv[1:], speaks=world.is_server)
     except BadInput:
         raise

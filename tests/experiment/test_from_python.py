@@ -26,7 +26,8 @@ from fedmpi.algorithms import FedAvg, FedFTG, FedProx
 from fedmpi.components import subclasses
 from fedmpi.data import IID, MNIST, Arrays, Dataset, Digits, Dirichlet, Permuted
 from fedmpi.errors import BadInput
-from fedmpi.experiment.command_line import COMPONENTS, NESTED, Answered, make_parser, parse
+from fedmpi.experiment.catalogue import COMPONENTS, NESTED
+from fedmpi.experiment.command_line import HelpPrinted, make_parser, parse
 from fedmpi.experiment.ownership import Lock, claim
 from fedmpi.models import MLP, LogisticRegression, Model
 from fedmpi.settings import as_yaml, settings_of
@@ -82,7 +83,7 @@ LINES: dict[str, Callable[[], Experiment]] = {
 
 @pytest.mark.parametrize("line", LINES)
 def test_the_settings_are_those_of_the_command_line(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(Answered):
+    with pytest.raises(HelpPrinted):
         parse([*line.split(), "--print_config"])
     printed, made = yaml.safe_load(capsys.readouterr().out), LINES[line]()
     completed = {"cohort": made.cohort, "weighting": made.weighting, "output": str(made.output)}
@@ -155,7 +156,7 @@ def test_arguments_of_a_users_class() -> None:
         pass
 
     assert written(Local())["class_path"].endswith("<locals>.Local")
-    assert written(IID()) == {"class_path": "fedmpi.data.IID"}
+    assert written(IID()) == {"class_path": "IID"}
 
 
 def test_what_yaml_cannot_hold() -> None:
