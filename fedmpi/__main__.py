@@ -60,7 +60,7 @@ def _run(world: World) -> int:
     except BaseException as error:
         from fedmpi.experiment.failure import end_job  # here, because it imports torch, which --help does without
 
-        end_job(world, error, "reading the command line", None)
+        end_job(world, error, "reading the command line")
     if experiment is None:
         return 0
     experiment.load()

@@ -12,7 +12,7 @@ from docstring_parser import parse as parse_docstring
 from fedmpi.algorithms import Algorithm
 from fedmpi.components import subclasses
 from fedmpi.data import Dataset, Partition
-from fedmpi.experiment.checkpoint import Checkpointing
+from fedmpi.experiment.settings import Checkpointing
 from fedmpi.models import Model
 from fedmpi.models.generators import Generator
 from fedmpi.policies import Availability, Conditions, Sampler

@@ -19,17 +19,16 @@ import sysconfig
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from fedmpi.data import Dataset
 from fedmpi.errors import BadInput
+from fedmpi.experiment import environment
 from fedmpi.experiment.catalogue import bases, own_class
+from fedmpi.results import Run
 from fedmpi.streams import say
-
-if TYPE_CHECKING:
-    from fedmpi.results import Run
 
 _ELSEWHERE = [
     Path(__file__).parents[1].resolve(),
@@ -53,8 +52,6 @@ def check(run: Run, config: str) -> None:
     Raises:
         BadInput: for the first that differs.
     """
-    from fedmpi.experiment import environment  # which imports torch
-
     for kind, now in _checksums(config).items():
         before = json.loads(run.attributes.get(kind, "null"))
         if before is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -11,30 +11,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedmpi.federation.clients import Prediction, predict_with
+from fedmpi.federation.clients import Prediction
 from fedmpi.federation.federation import Federation
 from fedmpi.federation.ledger import Ledger, Outcome
 from fedmpi.policies import Cohort, Sampler
-from fedmpi.training.block import Phase
 
 if TYPE_CHECKING:
     from fedmpi.algorithms import Algorithm
-    from fedmpi.training.settings import Choice
 
 
 class Engine(Federation):
     """A federation with what surrounds an algorithm's rounds; the calls are made on every rank in the same order.
 
     Attributes:
-        newcomers: clients beyond those of the federation, who take part in no round.
-        choice: how many clients a rank trains side by side, and why.
         stage: name and federation of what comes before the rounds, while it lasts.
-        checksums: of the data, as the results file has them (data_sha256, proxy_sha256); on rank 0.
     """
 
-    newcomers: Cohort
-    choice: Choice
-    checksums: Mapping[str, str]
     stage: tuple[str, Engine] | None = None
 
     def agreed(self) -> AbstractContextManager[None]:
@@ -130,41 +122,6 @@ class Engine(Federation):
         """[m]: the mean loss of the global model on the training samples of each of these, on every rank alike."""
         received = self._distribute(algorithm.weights if self.is_server else torch.empty(self.layout.size))
         return self.losses_of_all(clients, received[None])[:, 0]
-
-    def train_newcomers(
-        self, algorithm: Algorithm, epochs: int, known: NDArray[np.float64] | None
-    ) -> Iterator[NDArray[np.float64]]:
-        """[newcomers, epochs + 1]: each one's accuracy on its own test samples, before training and after each epoch.
-
-        Training starts from the global model, at the learning rate of the last round and with a fresh optimizer in
-        every epoch. Whenever each rank that trains has trained one of them, all that is known is given, and NaN for
-        what is not.
-
-        Args:
-            known: what was given before the run was interrupted; None: nothing.
-        """
-        self.begin(self._rounds)
-        self.invite(self.newcomers, ())
-        received = self._distribute(algorithm.weights if self.is_server else torch.empty(self.layout.size))
-        accuracy = np.full((len(self.newcomers), epochs + 1), np.nan) if known is None else known
-        waiting, workers = np.flatnonzero(np.isnan(accuracy[:, 0])), list(self._world.workers)
-        for first in range(0, len(waiting), len(workers)):
-            turn = waiting[first : first + len(workers)]
-            found = np.zeros((len(turn), epochs + 1))
-            for k in np.flatnonzero(np.array(workers[: len(turn)]) == self._world.rank):
-                block = self.newcomers.block(turn[k : k + 1])
-                client, weights = int(block.clients[0]), received
-                self._turn_to(client)
-                for epoch in range(epochs + 1):
-                    if epoch:
-                        phase = Phase(f"newcomer {epoch} ", epochs=1)
-                        trained = algorithm.train(self, block, weights, received, phase).weights
-                        weights = trained[0].clone()
-                    predict = predict_with(algorithm.predict, {"received": received})
-                    found[k, epoch] = self._evaluator.client_accuracy(weights, client, predict)
-            self._world.sum(found)
-            accuracy[turn] = found
-            yield accuracy
 
     def keep_last_models(self, everyone: Cohort) -> None:
         """Keep the last model of each client, the initial one at first, and measure the mean over `everyone`."""

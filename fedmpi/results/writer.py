@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h5py
 import numpy as np
@@ -29,9 +29,6 @@ from fedmpi.results.owner import Owner
 from fedmpi.results.paths import kind, replacing
 from fedmpi.results.schema import SCHEMA, SETTLED_EPOCHS, SETTLED_GAIN, Status
 from fedmpi.results.storage import Packed, Storage, image
-
-if TYPE_CHECKING:
-    from fedmpi.experiment.ownership import Lock
 
 _TABLES = ("rounds", "clients", "ranks", "evaluation", "partition")
 # What else a file may have; all other groups are arrays that were kept.
@@ -53,7 +50,8 @@ class Results:
             as a function, which is called at every write.
         environment: what the job runs on: numbers, texts, lists of texts; None is left out.
         overwrite: whether a file that exists may be replaced.
-        lock: of the file, which this process has; None: no other run knows the file.
+        confirm: called before every write, to make sure that the file is still this process's; None: no other run
+            knows the file.
 
     Raises:
         BadInput: as `check_writable`.
@@ -65,7 +63,7 @@ class Results:
         attributes: Mapping[str, Any],
         environment: Mapping[str, Any],
         overwrite: bool = False,
-        lock: Lock | None = None,
+        confirm: Callable[[], object] | None = None,
     ) -> None:
         check_writable(path, overwrite)
         self.path = Path(path).resolve()  # a link's target is replaced, not the link
@@ -79,7 +77,7 @@ class Results:
             **attributes,
         }
         self._environment = environment
-        self._lock = lock
+        self._confirm = confirm
         self._status: Status = "running"
         self._tables = {name: Columns() for name in _TABLES}
         self._initial: dict[str, float] = {}
@@ -286,7 +284,7 @@ class Results:
         with self._pace.writing():
             content = image(self._store)
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self.path, self.path, self._lock.confirm if self._lock else None) as file:
+            with replacing(self.path, self.path, self._confirm) as file:
                 file.write(content)
         self._written = {name: table.rows for name, table in self._tables.items()}
         self._lacks = False

@@ -74,7 +74,7 @@ LINES: dict[str, Callable[[], Experiment]] = {
         MNIST(Path("over/there")),
         Permuted(Dirichlet(3)),
         MLP((3, 4)),
-        checkpoint=fedmpi.experiment.checkpoint.Checkpointing(None),
+        checkpoint=fedmpi.experiment.settings.Checkpointing(None),
         clients=np.int64(7),
         seed=3,
     ),
@@ -237,7 +237,7 @@ def test_names_that_are_too_long(length: int, tmp_path: Path) -> None:
     """Oracle: the file system, which takes 255 bytes with all that the checkpoint's name has more."""
     output = tmp_path / f"{'ä' * 110}{'a' * (length - 223)}.h5"
     settings: dict[str, Any] = {"model": LogisticRegression(), "clients": 2, "rounds": 2, "output": output}
-    experiment = Experiment(checkpoint=fedmpi.experiment.checkpoint.Checkpointing(every_rounds=1), **settings)
+    experiment = Experiment(checkpoint=fedmpi.experiment.settings.Checkpointing(every_rounds=1), **settings)
     if length == 239:
         assert experiment.run().status == "finished"
     else:
@@ -300,19 +300,22 @@ def test_names_are_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (third := name.with_stem(f"{name.stem}-3")).touch()
     locks, start = [Lock() for _ in experiments], threading.Barrier(20)
 
+    names = {}
+
     def ask(number: int) -> None:
         start.wait()
-        claim(experiments[number], locks[number])
+        names[number] = claim(experiments[number].output, locks[number], is_made_up=True)
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    names = {experiment.output for experiment in experiments}
-    assert names == {name, *(name.with_stem(f"{name.stem}-{number}") for number in range(2, 22))} - {third}
+    assert set(names.values()) == {name, *(name.with_stem(f"{name.stem}-{number}") for number in range(2, 22))} - {
+        third
+    }
     with pytest.raises(BadInput, match=f"^--output = {name}: is in use by process {os.getpid()} on "):
-        claim(Experiment(clients=4, output=name), Lock())
+        claim(name, Lock())
     for lock in locks:
         lock.release()
     assert list(name.parent.iterdir()) == [third]

@@ -1,0 +1,59 @@
+"""What becomes of clients that have taken part in no round: after the last one each trains by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedmpi.algorithms import Algorithm
+from fedmpi.federation.clients import predict_with
+from fedmpi.federation.engine import Engine
+from fedmpi.policies import Cohort
+from fedmpi.training.block import Phase
+
+
+def train_newcomers(
+    fed: Engine,
+    algorithm: Algorithm,
+    newcomers: Cohort,
+    rounds: int,
+    epochs: int,
+    known: NDArray[np.float64] | None,
+) -> Iterator[NDArray[np.float64]]:
+    """[newcomers, epochs + 1]: each one's accuracy on its own test samples, before training and after each epoch.
+
+    Training starts from the global model, at the learning rate of the last round and with a fresh optimizer in
+    every epoch. Whenever each rank that trains has trained one of them, all that is known is given, and NaN for
+    what is not.
+
+    Args:
+        newcomers: clients beyond those of the federation.
+        rounds: the number of the last round.
+        epochs: passes over a newcomer's samples.
+        known: what was given before the run was interrupted; None: nothing.
+    """
+    fed.begin(rounds)
+    fed.invite(newcomers, ())
+    received = fed._distribute(algorithm.weights if fed.is_server else torch.empty(fed.layout.size))
+    accuracy = np.full((len(newcomers), epochs + 1), np.nan) if known is None else known
+    waiting, workers = np.flatnonzero(np.isnan(accuracy[:, 0])), list(fed._world.workers)
+    for first in range(0, len(waiting), len(workers)):
+        turn = waiting[first : first + len(workers)]
+        found = np.zeros((len(turn), epochs + 1))
+        for k in np.flatnonzero(np.array(workers[: len(turn)]) == fed._world.rank):
+            block = newcomers.block(turn[k : k + 1])
+            client, weights = int(block.clients[0]), received
+            fed._turn_to(client)
+            for epoch in range(epochs + 1):
+                if epoch:
+                    phase = Phase(f"newcomer {epoch} ", epochs=1)
+                    trained = algorithm.train(fed, block, weights, received, phase).weights
+                    weights = trained[0].clone()
+                predict = predict_with(algorithm.predict, {"received": received})
+                found[k, epoch] = fed._evaluator.client_accuracy(weights, client, predict)
+        fed._world.sum(found)
+        accuracy[turn] = found
+        yield accuracy
