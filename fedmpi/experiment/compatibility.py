@@ -104,6 +104,14 @@ def _is_private(chosen: Choices) -> bool:
     return not isinstance(chosen.privacy, NoPrivacy)
 
 
+def _is_compressed(chosen: Choices) -> bool:
+    return not isinstance(chosen.compression, Dense)
+
+
+def _is_held_up(chosen: Choices) -> bool:
+    return not isinstance(chosen.conditions, Ideal)
+
+
 def _is_attacked(chosen: Choices) -> bool:
     return not isinstance(chosen.attack, NoAttack)
 
@@ -179,7 +187,7 @@ PRIVATE: Sequence[Rule[Choices]] = (
         "compression",
         "another than Dense, with any privacy",
         "must be Dense with {privacy}",
-        lambda chosen: _is_private(chosen) and not isinstance(chosen.compression, Dense),
+        lambda chosen: _is_private(chosen) and _is_compressed(chosen),
     ),
     Rule(
         "availability",
@@ -191,7 +199,7 @@ PRIVATE: Sequence[Rule[Choices]] = (
         "conditions",
         "others than Ideal, with any privacy",
         "must be Ideal with {privacy}",
-        lambda chosen: _is_private(chosen) and not isinstance(chosen.conditions, Ideal),
+        lambda chosen: _is_private(chosen) and _is_held_up(chosen),
     ),
 )
 METHODS: Sequence[Rule[Choices]] = (
@@ -213,7 +221,7 @@ METHODS: Sequence[Rule[Choices]] = (
         "compression",
         "another than Dense",
         "does not go with {algorithm}",
-        lambda chosen: not isinstance(chosen.compression, Dense),
+        _is_compressed,
         lambda algorithm: not algorithm.takes_compression,
     ),
     Rule(
@@ -234,7 +242,7 @@ METHODS: Sequence[Rule[Choices]] = (
         "compression",
         "another than Dense",
         "{algorithm}'s server looks at single clients' models",
-        lambda chosen: not isinstance(chosen.compression, Dense),
+        _is_compressed,
         _looks_at_models,
     ),
     Rule(
@@ -262,7 +270,7 @@ METHODS: Sequence[Rule[Choices]] = (
         "conditions",
         "others than Ideal",
         "{algorithm} has no clients that work apart",
-        lambda chosen: not isinstance(chosen.conditions, Ideal),
+        _is_held_up,
         _pools_clients,
     ),
     Rule(
@@ -354,6 +362,8 @@ ABOUT = (
     " first one here. The methods are listed as they are by default: one that is a layer over another"
     " (`--algorithm.base`) may take more, or less, over another base."
 )
+#: The components that a reason may name.
+NAMED = ("algorithm", "dataset", "partition", "sampler", "privacy", "conditions")
 #: What the page calls what a rule has by name.
 IN_GENERAL = {
     "algorithm": "the method",
@@ -384,8 +394,7 @@ def _refuse(rules: Sequence[Rule[Facts]], facts: Facts, chosen: Choices, words: 
         if (rule.methods is None or rule.methods(chosen.algorithm)) and rule.is_broken(facts):
             value = attrgetter(rule.option)(chosen)
             shown = value if isinstance(value, (str, int)) else type(value).__name__
-            components = ("algorithm", "dataset", "partition", "sampler", "privacy", "conditions")
-            names = {name: type(getattr(chosen, name)).__name__ for name in components}
+            names = {name: type(getattr(chosen, name)).__name__ for name in NAMED}
             why = rule.why.format_map({**names, "fewest": _fewest(chosen), **words})
             raise BadInput(f"= {shown}: {why}", f"{prefix}{rule.option}")
 

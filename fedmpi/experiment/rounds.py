@@ -27,7 +27,7 @@ def play(
     began = time.perf_counter()
     interruptions.begin_round()
     fed.begin(round)
-    plan, bytes_lost = course(experiment, fed, algorithm, round)
+    plan, bytes_lost = plan_round(experiment, fed, algorithm, round)
     cohort, is_evaluated = plan.cohort, algorithm is experiment.algorithm and _is_evaluated(experiment, round)
     if algorithm.pools_clients and cohort.total_mass:
         cohort = cohort.pooled(fed.samples, by_steps=experiment.local.steps is not None)
@@ -64,7 +64,7 @@ def begin_before(fed: Engine, algorithm: Algorithm) -> None:
     fed.invite(Cohort.nobody(), algorithm.client_metrics)
 
 
-def course(experiment: Experiment, fed: Engine, algorithm: Algorithm, round: int) -> tuple[Course, int]:
+def plan_round(experiment: Experiment, fed: Engine, algorithm: Algorithm, round: int) -> tuple[Course, int]:
     """How the round goes for those who are asked, and the bytes that others received than those it uses.
 
     The same on every rank.

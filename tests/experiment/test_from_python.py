@@ -352,6 +352,22 @@ def test_what_is_refused_reserves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     assert not list(tmp_path.iterdir())
 
 
+def test_an_experiment_does_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can be run again; only the name of its file, which nobody gave, is that of its latest run."""
+    monkeypatch.chdir(tmp_path)
+    experiment = Experiment(model=LogisticRegression(), clients=4, rounds=1)
+    before = {**experiment.settings, "output": None}
+    runs = [experiment.run(), experiment.run()]
+    assert runs[0].path != runs[1].path == experiment.output
+    assert runs[0].weights_sha256 == runs[1].weights_sha256
+    assert [Path(run.settings["output"]) for run in runs] == [run.path for run in runs]
+    assert {**experiment.settings, "output": None} == before
+    with pytest.raises(AttributeError, match="rounds is set already"):
+        experiment.rounds = 2
+    with pytest.raises(AttributeError):
+        experiment.output = Path("x.h5")  # type: ignore[misc]
+
+
 def test_rounds_one_by_one(tmp_path: Path) -> None:
     """Whoever wants no more of them leaves a file that says so."""
     experiment = Experiment(FedAvg(), clients=4, rounds=3, output=tmp_path / "x.h5")

@@ -24,7 +24,7 @@ from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.data import Digits
 from fedmpi.errors import BadInput
 from fedmpi.experiment.assembly import assemble
-from fedmpi.experiment.rounds import course
+from fedmpi.experiment.rounds import plan_round
 from fedmpi.experiment.settings import Experiment
 from fedmpi.federation.engine import Engine
 from fedmpi.federation.federation import Federation
@@ -193,7 +193,7 @@ def test_by_monte_carlo(sampler: Sampler, conditions: str, fed: Engine, tmp_path
         errors = []
         for round in range(1, ROUNDS + 1):
             fed.begin(round)
-            cohort = course(one, fed, method, round)[0].cohort
+            cohort = plan_round(one, fed, method, round)[0].cohort
             present = np.flatnonzero(availability.present(round, CLIENTS, SEED))
             if len(present):
                 found = VALUES[:, cohort.clients] @ cohort.mass / (cohort.expected_mass or 0)
