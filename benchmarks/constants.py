@@ -32,8 +32,8 @@ from fedmpi.data import IID, make_split
 from fedmpi.data._owners import apportion
 from fedmpi.experiment.assembly import assemble
 from fedmpi.experiment.command_line import parse
-from fedmpi.experiment.interruption import Watch
-from fedmpi.experiment.ownership import Lock
+from fedmpi.experiment.interruption import Interruptions
+from fedmpi.experiment.rounds import play
 from fedmpi.experiment.settings import Experiment
 from fedmpi.federation.client_state import StateKeeper
 from fedmpi.federation.ledger import Ledger
@@ -130,37 +130,40 @@ def of_vectors(alone: World, size: int) -> dict[str, float]:
 
 def overhead(alone: World) -> tuple[float, float]:
     """Seconds of the engine but for training: of a round, and of a block of clients."""
-    experiment, _ = experiment_of(f"{SCALING['MLP'].options} --local.vectorize off", rounds=1)
-    engine, watch = assemble(experiment, alone), Watch(alone, experiment, Lock())
-    trainer = engine.federation.context.trainer
-    inner, trained = trainer.train, 0.0
 
-    def train(*arguments: Any) -> Work:
-        nonlocal trained
-        began = time.process_time()
-        work = inner(*arguments)
-        trained += time.process_time() - began
-        return work
+    def of_cohort(size: int) -> float:
+        options = f"{SCALING['MLP'].options} --local.vectorize off --cohort {size}"
+        experiment, _ = experiment_of(options, rounds=1)
+        engine, interruptions = assemble(experiment, alone).engine, Interruptions(alone, experiment)
+        trainer = engine.federation.context.trainer
+        inner, trained = trainer.train, 0.0
 
-    trainer.train = train  # type: ignore[assignment,method-assign]
+        def train(*arguments: Any) -> Work:
+            nonlocal trained
+            began = time.process_time()
+            work = inner(*arguments)
+            trained += time.process_time() - began
+            return work
 
-    def round() -> float:
-        before, began = trained, time.process_time()
-        experiment._round(engine, experiment.algorithm, 1, watch)
-        return time.process_time() - began - (trained - before)
+        trainer.train = train  # type: ignore[assignment,method-assign]
 
-    spent = []
-    for experiment.cohort in (1, 201):
+        def round() -> float:
+            before, began = trained, time.process_time()
+            play(experiment, engine, experiment.algorithm, 1, interruptions)
+            return time.process_time() - began - (trained - before)
+
         round()
-        spent.append(statistics.median(round() for _ in range(30)))
-    a_block = (spent[1] - spent[0]) / 200
-    return spent[0] - a_block, a_block
+        return statistics.median(round() for _ in range(30))
+
+    alone_in_round, many = of_cohort(1), of_cohort(201)
+    a_block = (many - alone_in_round) / 200
+    return alone_in_round - a_block, a_block
 
 
 def training(alone: World, name: str) -> dict[str, float]:
     """`round_time.Training`, fitted to blocks of many and few clients, of long and short ones."""
     experiment, _ = experiment_of(SCALING[name].options, rounds=1)
-    fed = assemble(experiment, alone).federation
+    fed = assemble(experiment, alone).engine.federation
     trainer, start = fed.context.trainer, fed.initial_weights()
     longest_first = np.argsort(-fed.samples, kind="stable")
     rows = []

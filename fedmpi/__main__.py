@@ -49,18 +49,18 @@ def run() -> tuple[int, World | None]:
 
 def _run(world: World) -> int:
     """Read the command line and run; the exit status."""
-    from fedmpi.experiment.command_line import Answered, parse
+    from fedmpi.experiment.command_line import HelpPrinted, parse
 
     experiment = None
     try:
-        with world.agreed(), suppress(Answered):
+        with world.agreed(), suppress(HelpPrinted):
             experiment, _ = parse(sys.argv[1:], speaks=world.is_server)
     except BadInput:
         raise
     except BaseException as error:
         from fedmpi.experiment.failure import end_job  # here, because it imports torch, which --help does without
 
-        end_job(world, error, "reading the command line", None)
+        end_job(world, error, "reading the command line")
     if experiment is None:
         return 0
     experiment.load()

@@ -21,8 +21,8 @@ from fedmpi.options import Configured, options_of, shown
 def settings_of(value: Any, option: str) -> Any:
     """A value of an option as what YAML can hold, but for paths.
 
-    A component is its class and its options. An array is its shape, its type and the checksum of its values: enough
-    to tell it from another one.
+    A component is its class and its options. A class of fedmpi's own is called by its short name, `FedAvg`. An array
+    is its shape, its type and the checksum of its values: enough to tell it from another one.
 
     Args:
         option: its dotted name.
@@ -34,7 +34,7 @@ def settings_of(value: Any, option: str) -> Any:
         options = _written_options(value, option)
         if _is_group(type(value)):
             return options
-        return {"class_path": import_path(type(value)), **({"init_args": options} if options else {})}
+        return {"class_path": class_name(type(value)), **({"init_args": options} if options else {})}
     if value is None or isinstance(value, (bool, int, float, str, Path)):
         return value
     if isinstance(value, Enum):
@@ -92,6 +92,16 @@ def as_yaml(settings: Mapping[str, Any]) -> str:
     )
     text: str = yaml.dump(settings, Dumper=Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
     return text
+
+
+def class_name(cls: type) -> str:
+    """What settings call the class of a component: `FedAvg`, or the import path of a user's class."""
+    return short_name(import_path(cls))
+
+
+def short_name(path: str) -> str:
+    """Of a class of fedmpi its name, which is its only one, whatever file it lies in; of others the import path."""
+    return path.rpartition(".")[2] if path.startswith("fedmpi.") else path
 
 
 def import_path(named: Any) -> str:

@@ -24,7 +24,7 @@ import numpy as np
 
 from fedmpi import __version__
 from fedmpi.errors import NO_MPI, BadInput
-from fedmpi.experiment.interruption import job_end
+from fedmpi.experiment.job_limit import job_end
 from fedmpi.mpi import leftovers
 from fedmpi.streams import outlast
 

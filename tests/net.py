@@ -22,7 +22,7 @@ import numpy as np
 from fedmpi import results
 from fedmpi.components import subclasses
 from fedmpi.data import Arrays, Digits, Progress
-from fedmpi.experiment import command_line
+from fedmpi.experiment import catalogue, command_line
 from tests.experiment.test_any_number_of_ranks import CASES as ANY_RANKS
 from tests.experiment.test_checkpoint import CASES as METHODS
 from tests.support.mpi import REPOSITORY, mpirun, succeed
@@ -85,7 +85,7 @@ def cases() -> dict[str, str]:
     found |= {f"ranks {name}": options for name, options in ANY_RANKS.items()}
     command_line.make_parser()  # so that all classes are imported
     for option, options in OPTIONS.items():
-        base = next(base for base in command_line._bases() if base.__name__.lower() == option.replace("_", ""))
+        base = next(base for base in catalogue.bases() if base.__name__.lower() == option.replace("_", ""))
         for cls in subclasses(base):
             own = cls.__module__.startswith("fedmpi.") and not cls.__name__.startswith("_")
             if own and not inspect.isabstract(cls):

@@ -16,7 +16,7 @@ from fedmpi.algorithms import FedAvg, FedProx
 from fedmpi.data import IID, Partition
 from fedmpi.described import settings_of
 from fedmpi.errors import BadInput, require
-from fedmpi.experiment.command_line import Answered, parse
+from fedmpi.experiment.command_line import HelpPrinted, parse
 from fedmpi.options import null_for, options_of, with_options
 from fedmpi.policies.server_optimizers import Momentum
 from fedmpi.ranges import (
@@ -127,7 +127,7 @@ def test_what_an_option_refuses(option: str, value: Any, words: str) -> None:
 
 def test_the_help_of_options(capsys: pytest.CaptureFixture[str]) -> None:
     """Types as they are without their ranges; docs and defaults."""
-    with pytest.raises(Answered):
+    with pytest.raises(HelpPrinted):
         parse(["--algorithm.help", f"{__name__}.Ranged"])
     text = " ".join(capsys.readouterr().out.split())
     assert "--algorithm.natural NATURAL how many. (type: int, default: 0)" in text

@@ -8,7 +8,7 @@ something else, and nobody would notice.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +19,8 @@ from fedmpi.algorithms import Algorithm
 from fedmpi.checksum import REMEDY, checksum
 from fedmpi.data import Arrays, Split
 from fedmpi.errors import BadInput, named
+from fedmpi.experiment.settings import Experiment
 from fedmpi.mpi.world import World
-
-if TYPE_CHECKING:
-    from fedmpi.experiment.settings import Experiment
 
 # How far apart numbers of a network may be, in proportion to the largest of their tensor: processors of different
 # kinds round PyTorch's normal distribution differently.

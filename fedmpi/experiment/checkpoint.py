@@ -10,64 +10,39 @@ that it never holds more than a piece of it. Some older ones are kept: where the
 is used.
 """
 
+from __future__ import annotations
+
 import os
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.lib import format as npy
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedmpi import __version__
-from fedmpi.errors import BadInput, require
+from fedmpi.algorithms import Algorithm
+from fedmpi.errors import BadInput
 from fedmpi.experiment.archive import Archive, Damaged, add, end, entry
 from fedmpi.experiment.ownership import Lock
-from fedmpi.options import Configured
+from fedmpi.experiment.settings import Checkpointing
+from fedmpi.federation.client_state import ClientState
+from fedmpi.federation.engine import Engine
+from fedmpi.mpi.world import World
 from fedmpi.results.paths import checkpoint_beside, checkpoints_beside, replacing
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fedmpi.algorithms import Algorithm
-    from fedmpi.experiment.settings import Experiment
-    from fedmpi.federation.client_state import ClientState
-    from fedmpi.federation.engine import Engine
-    from fedmpi.mpi.world import World
+from fedmpi.streams import say
 
 #: What rank 0 holds of the clients' vectors at a time, 64 MiB; one of them at least.
 PIECE_ELEMENTS = 1 << 24
 #: Of an archive, where the rows lie that the results file did not have.
 ROWS = "results/"
-
-
-@dataclass(frozen=True)
-class Checkpointing(metaclass=Configured):
-    """When a run writes down all that it needs to go on (`--resume`): at times, and when it is interrupted.
-
-    Args:
-        every_minutes: from the end of one checkpoint to the next; null: none by time.
-        every_rounds: from one checkpoint to the next; null: none by rounds.
-        keep: whether the last one stays when the run has finished, so that it can be resumed with more rounds also
-            where more is remembered from round to round than the global model.
-        copies: how many of the last ones are kept, in case that the last one is damaged.
-    """
-
-    every_minutes: float | None = 10.0
-    every_rounds: int | None = None
-    keep: bool = False
-    copies: int = 2
-
-    def __post_init__(self) -> None:
-        minutes, rounds = self.every_minutes, self.every_rounds
-        require(minutes is None or minutes > 0, "every_minutes", minutes, "above 0")
-        require(rounds is None or rounds >= 1, "every_rounds", rounds, "at least 1")
-        require(1 <= self.copies <= 100, "copies", self.copies, "from 1 to 100")
 
 
 @dataclass(frozen=True)
@@ -90,7 +65,7 @@ class Place:
         return f"round {self.round} of the {self.stage}" if self.stage else f"round {self.round}"
 
 
-class Layer(NamedTuple):
+class SavedFederation(NamedTuple):
     """One of the federations that a run consists of: its own, or that of a stage.
 
     Attributes:
@@ -98,8 +73,8 @@ class Layer(NamedTuple):
     """
 
     name: str
-    engine: "Engine"
-    algorithm: "Algorithm"
+    engine: Engine
+    algorithm: Algorithm
 
 
 class Checkpoints:
@@ -107,24 +82,21 @@ class Checkpoints:
 
     Args:
         world: the ranks.
-        experiment: what is run.
-        lock: of its output.
+        output: the results file.
+        settings: when one is written, and how many are kept.
+        lock: of the output.
     """
 
-    def __init__(self, world: "World", experiment: "Experiment", lock: Lock) -> None:
+    def __init__(self, world: World, output: Path, settings: Checkpointing, lock: Lock) -> None:
         self._world = world
-        self._experiment = experiment
+        self._output = output
+        self._settings = settings
         self._lock = lock
-        self._settings = experiment.checkpoint
+        self._paths = [checkpoint_beside(output, number) for number in range(settings.copies)]  # the newest first
         self._last = time.monotonic()
         self._archive: Archive | None = None
         self._damaged: list[Path] = []
         self._too_old: list[Path] = []
-
-    @cached_property
-    def _paths(self) -> list[Path]:
-        """The newest first; the results file's name may be known only when it is locked."""
-        return [checkpoint_beside(self._experiment.output, number) for number in range(self._settings.copies)]
 
     def is_due(self, round: int) -> bool:
         """At rank 0: whether to write one after this round."""
@@ -140,10 +112,8 @@ class Checkpoints:
         Raises:
             BadInput: all are damaged, of which there is one at least.
         """
-        from fedmpi.streams import say
-
         damaged: list[str] = []
-        there = checkpoints_beside(self._experiment.output)
+        there = checkpoints_beside(self._output)
         self._too_old = [path for path in there if path not in self._paths]
         for path in there:
             try:
@@ -164,7 +134,7 @@ class Checkpoints:
         names = [name for name in archive.names if name.startswith(ROWS)] if archive else []
         return {name.removeprefix(ROWS): archive.read(name) for name in names if archive}
 
-    def save(self, place: Place, layers: Sequence[Layer], rows: Mapping[str, NDArray]) -> None:
+    def save(self, place: Place, federations: Sequence[SavedFederation], rows: Mapping[str, NDArray]) -> None:
         """Put a new checkpoint before the old ones; a collective.
 
         Args:
@@ -176,25 +146,25 @@ class Checkpoints:
         """
         self.close()
         with self._new() as archive:
-            for layer in layers:
-                self._save(archive, layer)
+            for saved in federations:
+                self._save(archive, saved)
             if archive:
                 for name, records in rows.items():
                     add(archive, ROWS + name, records)
-                states = {name: list(engine.states.states) for name, engine, _ in layers}
+                states = {name: list(engine.states.states) for name, engine, _ in federations}
                 end(archive, {**asdict(place), "version": __version__, "states": states})
         while self._too_old:
             self._too_old.pop().unlink(missing_ok=True)
         self._last = time.monotonic()
 
-    def restore(self, layer: Layer) -> None:
+    def restore(self, saved: SavedFederation) -> None:
         """Give a federation that was set up what it had; a collective."""
-        self._restore(self._archive, layer)
+        self._restore(self._archive, saved)
 
     def remove(self) -> None:
         """At rank 0: there is nothing to go on with."""
         self.close()
-        for path in checkpoints_beside(self._experiment.output):
+        for path in checkpoints_beside(self._output):
             path.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -209,7 +179,7 @@ class Checkpoints:
         if not self._world.is_server:
             yield None
             return
-        new = replacing(self._paths[0], self._experiment.output, self._make_room)
+        new = replacing(self._paths[0], self._output, self._make_room)
         with new as file, zipfile.ZipFile(file, "w") as archive:
             yield archive
 
@@ -222,18 +192,18 @@ class Checkpoints:
             if newer.exists():
                 os.replace(newer, older)
 
-    def _save(self, archive: zipfile.ZipFile | None, layer: Layer) -> None:
-        engine, keeper = layer.engine, layer.engine.states
+    def _save(self, archive: zipfile.ZipFile | None, saved: SavedFederation) -> None:
+        engine, keeper = saved.engine, saved.engine.states
         if archive:
-            arrays = {name: tensor.numpy() for name, tensor in server_state(layer.algorithm).items()}
+            arrays = {name: tensor.numpy() for name, tensor in server_state(saved.algorithm).items()}
             arrays |= {f"estimates/{name}": array for name, array in engine.estimates.items()}
             arrays["seen"] = keeper.home >= 0
             for name, array in arrays.items():
-                add(archive, f"{layer.name}/{name}", array)
+                add(archive, f"{saved.name}/{name}", array)
         for name, state in keeper.states.items():
-            self._save_rows(archive, f"{layer.name}/clients/{name}", state, len(keeper.home))
+            self._save_rows(archive, f"{saved.name}/clients/{name}", state, len(keeper.home))
 
-    def _save_rows(self, archive: zipfile.ZipFile | None, place: str, state: "ClientState", clients: int) -> None:
+    def _save_rows(self, archive: zipfile.ZipFile | None, place: str, state: ClientState, clients: int) -> None:
         world, size = self._world, len(state.initial)
         holders = np.zeros(clients, dtype=np.int64)  # rank + 1
         holders[np.fromiter(state.rows, dtype=np.int64)] = world.rank + 1
@@ -260,19 +230,17 @@ class Checkpoints:
                     if archive:
                         file.write(rows.data)
 
-    def _restore(self, archive: Archive | None, layer: Layer) -> None:
-        import torch
-
-        world, engine, keeper = self._world, layer.engine, layer.engine.states
+    def _restore(self, archive: Archive | None, saved: SavedFederation) -> None:
+        world, engine, keeper = self._world, saved.engine, saved.engine.states
 
         def read(name: str) -> NDArray:
             assert archive
-            return archive.read(f"{layer.name}/{name}")
+            return archive.read(f"{saved.name}/{name}")
 
         server: dict[str, Tensor] = {}
         told: Any = None
         if archive:
-            names = [name.removeprefix(f"{layer.name}/") for name in archive.names]
+            names = [name.removeprefix(f"{saved.name}/") for name in archive.names]
             inside = [name for name in names if name.startswith("server/")]
             # Copies, because what PyTorch makes lies where its libraries want it.
             server = {name: torch.from_numpy(read(name)).clone() for name in inside}
@@ -280,13 +248,13 @@ class Checkpoints:
             estimates = {name: read(f"estimates/{name}") for name in engine.estimates}
             states = {
                 name: (read(f"clients/{name}/initial"), read(f"clients/{name}/numbers"))
-                for name in archive.about["states"][layer.name]
+                for name in archive.about["states"][saved.name]
             }
             told = kinds, estimates, read("seen"), states
         kinds, estimates, seen, states = world.from_server(told)
         for name, (shape, dtype) in kinds.items():
             _, number, *optimizer, attribute = name.split("/")
-            part = layer.algorithm.parts[int(number)]
+            part = saved.algorithm.parts[int(number)]
             if not optimizer:
                 setattr(part, attribute, server.get(name, torch.empty(shape, dtype=dtype, device="meta")))
             elif archive:
@@ -296,16 +264,15 @@ class Checkpoints:
         homes = workers[np.arange(len(seen)) % len(workers)]
         keeper.home[:] = np.where(seen, homes, -1)
         for name, (initial, numbers) in states.items():
-            state = keeper.states.get(name) or keeper.create(
-                name, torch.from_numpy(initial), engine.federation.device
-            )
-            self._restore_rows(archive, f"{layer.name}/clients/{name}", state, numbers, homes)
+            device = engine.federation.device
+            state = keeper.states.get(name) or keeper.create(name, torch.from_numpy(initial), device)
+            self._restore_rows(archive, f"{saved.name}/clients/{name}", state, numbers, homes)
 
     def _restore_rows(
         self,
         archive: Archive | None,
         place: str,
-        state: "ClientState",
+        state: ClientState,
         numbers: NDArray[np.int64],
         homes: NDArray[np.int64],
     ) -> None:
@@ -328,7 +295,7 @@ class Checkpoints:
                 state.rows.update(mine)
 
 
-def server_state(algorithm: "Algorithm") -> "dict[str, Tensor]":
+def server_state(algorithm: Algorithm) -> dict[str, Tensor]:
     """What a method has at the server beyond a round: `server/PART/NAME`, of its optimizer PART/optimizer/NAME."""
     found: dict[str, Tensor] = {}
     for number, part in enumerate(algorithm.parts):

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import os
 import re
-import textwrap
-import traceback
-from argparse import SUPPRESS, ArgumentError
+from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import version
@@ -21,45 +18,16 @@ from typing import Any, NoReturn
 import jsonargparse
 import jsonargparse._typehints
 import yaml
-from docstring_parser import parse as parse_docstring
 
 from fedmpi import small_yaml
-from fedmpi.algorithms import Algorithm
-from fedmpi.components import subclasses
-from fedmpi.data import Dataset, Partition
-from fedmpi.described import import_path
+from fedmpi.described import as_yaml, import_path, short_name
 from fedmpi.errors import BadInput
-from fedmpi.experiment.checkpoint import Checkpointing
+from fedmpi.experiment.catalogue import COMPONENTS, GROUPS, bases, catalogue, own_class
+from fedmpi.experiment.messages import failed_import, flat, in_one_line, unknown_class
 from fedmpi.experiment.settings import Experiment
-from fedmpi.models import Model
-from fedmpi.models.generators import Generator
-from fedmpi.options import expanded, shown
-from fedmpi.policies import Availability, Conditions, Sampler
-from fedmpi.policies.attacks import Attack
-from fedmpi.policies.compression import Compression
-from fedmpi.policies.privacy import Privacy
-from fedmpi.policies.server_optimizers import ServerOptimizer
+from fedmpi.options import Configured, expanded
 from fedmpi.randomness import globals_kept, key, seed_globals
-from fedmpi.training.settings import LocalTraining
 
-#: The options that take a class by its name: the base of what may be named.
-COMPONENTS: dict[str, type] = {
-    "algorithm": Algorithm,
-    "dataset": Dataset,
-    "partition": Partition,
-    "model": Model,
-    "sampler": Sampler,
-    "server_optimizer": ServerOptimizer,
-    "privacy": Privacy,
-    "compression": Compression,
-    "attack": Attack,
-    "availability": Availability,
-    "conditions": Conditions,
-}
-#: What only options of components take, and one of these options.
-NESTED: dict[str, type] = {"algorithm.generator": Generator}
-#: Groups of options.
-GROUPS: dict[str, type] = {"local": LocalTraining, "checkpoint": Checkpointing}
 #: How jsonargparse is told to read YAML in the way of this module.
 PARSER_MODE = "fedmpi"
 #: What YAML 1.1 takes for true or false beside these two.
@@ -68,7 +36,7 @@ WORD = re.compile(r"\b(?:off|no|on|yes)\b", re.IGNORECASE)
 FLAGS = ("--overwrite", "--resume")
 
 
-class Answered(Exception):
+class HelpPrinted(Exception):
     """What was asked for has been printed, by --help or --print_config: there is nothing to run."""
 
 
@@ -82,7 +50,7 @@ def parse(arguments: list[str], speaks: bool = True) -> tuple[Experiment, str]:
 
     Raises:
         BadInput: in one line.
-        Answered: after --help or --print_config.
+        HelpPrinted: after --help or --print_config.
     """
     if not any(re.match(r"-h$|--help$|--print_config|--[\w.]+\.help(=|$)", argument) for argument in arguments):
         import torch  # noqa: F401 (whose first random numbers differ from process to process, unless they are seeded)
@@ -96,45 +64,30 @@ def parse(arguments: list[str], speaks: bool = True) -> tuple[Experiment, str]:
         try:
             settings = parser.parse_args([f"{a}=true" if a in FLAGS else a for a in arguments])
         except _Exit:
-            raise Answered from None
+            raise HelpPrinted from None
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # the files of a user's classes are imported here, and may do anything
-            if place := _failed_import(error):
+            if place := failed_import(error):
                 raise BadInput(f"cannot import {place}") from None
             if isinstance(error, ArgumentError):
-                raise BadInput(_in_one_line(str(error), parser, arguments)) from None
+                raise BadInput(in_one_line(str(error), parser, arguments)) from None
             raise
     for group in GROUPS:
         if settings[group] is None:
             raise BadInput(f"--{group} = null: must be options, or a YAML file of them")
     make = partial(_make, settings.as_dict())
-    makers = [(make, base, True) for base in [*_bases(), *GROUPS.values()]]
+    makers = [(make, base, True) for base in [*bases(), *GROUPS.values()]]
     seed_globals(key(settings["seed"], "constructors"))
     try:
         made = parser.instantiate(settings, instantiators=makers).as_dict()
         experiment = _make({}, Experiment, **{name: value for name, value in made.items() if name != "config"})
     except _Refused as refused:
-        raise BadInput(_flat(str(refused))) from None
+        raise BadInput(flat(str(refused))) from None
     except _Failed as failed:
         raise failed.error from None
     experiment.arguments = arguments
     return experiment, experiment.config
-
-
-def _bases() -> list[type]:
-    return [*COMPONENTS.values(), *NESTED.values()]
-
-
-def _base(option: str) -> type:
-    """Of what the option takes a subclass: `model.over` a Model, `algorithm.generator` a Generator."""
-    first, *nested = option.split(".")
-    base = COMPONENTS[first]
-    for name in nested:
-        signatures = [inspect.signature(cls).parameters for cls in subclasses(base)]
-        annotations = " ".join(str(parameters[name].annotation) for parameters in signatures if name in parameters)
-        base = next((taken for taken in _bases() if re.search(rf"\b{taken.__name__}\b", annotations)), base)
-    return base
 
 
 def make_parser() -> jsonargparse.ArgumentParser:
@@ -167,7 +120,7 @@ def _forget_other_class(parser: object, previous: Any, value: Any) -> None:
             previous["init_args"].pop(option)
 
 
-def _replace(module: ModuleType, name: str, function: Callable[..., None]) -> None:
+def _replace(module: ModuleType, name: str, function: Callable[..., Any]) -> None:
     """Put a function in another one's place, or say that this cannot be done with this version.
 
     Raises:
@@ -180,6 +133,20 @@ def _replace(module: ModuleType, name: str, function: Callable[..., None]) -> No
     setattr(module, name, function)
 
 
+_by_name = jsonargparse._typehints.resolve_class_path_by_name
+
+
+def _import_path_of(base: Any, name: str) -> str:
+    """Where the class of this name is imported from.
+
+    A short name is one of fedmpi's own first: jsonargparse would not know which one is meant if a user's class had
+    the same name. So is a path of an older version of fedmpi.
+    """
+    own = own_class(name, base) if isinstance(base, Configured) else None
+    return import_path(own) if own else _by_name(base, name)
+
+
+_replace(jsonargparse._typehints, "resolve_class_path_by_name", _import_path_of)
 _replace(jsonargparse._typehints, "discard_init_args_on_class_path_change", _forget_other_class)
 
 
@@ -207,6 +174,21 @@ def _words(node: yaml.Node | None) -> Iterator[tuple[int, int]]:
             yield from _words(child)
 
 
+def _dump_yaml(settings: dict[str, Any]) -> str:
+    """As the results file has them: with short names of fedmpi's own classes."""
+    return as_yaml(_with_short_names(settings))
+
+
+def _with_short_names(settings: Any) -> Any:
+    if not isinstance(settings, dict):
+        return settings
+    renamed = {name: _with_short_names(value) for name, value in settings.items()}
+    if "class_path" in renamed:
+        renamed["class_path"] = short_name(renamed["class_path"])
+    return renamed
+
+
+jsonargparse.set_dumper(PARSER_MODE, _dump_yaml)
 jsonargparse.set_loader(PARSER_MODE, _load_yaml, exceptions=(yaml.YAMLError,))
 
 
@@ -276,27 +258,7 @@ class _Parser(jsonargparse.ArgumentParser):
 
     def format_help(self, *args: Any, **options: Any) -> str:
         text: str = super().format_help(*args, **options)
-        return text + "\n" + "\n".join(_catalogue()) + "\n" if self.prog == "python -m fedmpi" else text
-
-
-def _catalogue() -> Iterator[str]:
-    """What can be named on the command line, with all options and their defaults."""
-    yield "what can be named, and its options; or the import path of a class of your own:"
-    for option, base in [*COMPONENTS.items(), *NESTED.items()]:
-        for cls in _public(base):
-            described = parse_docstring(cls.__doc__ or "")
-            yield ""
-            yield from _wrapped(f"--{option} {cls.__name__}", described.short_description or "", 2)
-            for parameter in list(inspect.signature(cls).parameters.values()):
-                texts = [p.description for p in described.params if p.arg_name == parameter.name]
-                default = "null" if parameter.default is None else parameter.default
-                needed = "needed" if default is parameter.empty else f"default: {default}"
-                about = f"{texts[0] if texts else ''} ({needed})"
-                yield from _wrapped(f"--{option}.{parameter.name}", about, 6)
-
-
-def _wrapped(head: str, text: str, indent: int) -> list[str]:
-    return textwrap.wrap(f"{head}  {text}", 80, initial_indent=" " * indent, subsequent_indent=" " * (indent + 4))
+        return text + "\n" + "\n".join(catalogue()) + "\n" if self.prog == "python -m fedmpi" else text
 
 
 class _Refused(BaseException):
@@ -313,8 +275,8 @@ class _Failed(BaseException):
 
 def _make(settings: Mapping[str, Any], cls: type, *args: Any, **options: Any) -> Any:
     """Construct a component; what it says of bad input is completed by the place of its options."""
-    if cls in _bases():
-        raise _Refused(_unknown_class(_place(settings, cls, None, options)[:-1], cls.__name__))
+    if cls in bases():
+        raise _Refused(unknown_class(_place(settings, cls, None, options)[:-1], cls.__name__))
     try:
         return cls(*args, **options)
     except BadInput as error:
@@ -345,158 +307,3 @@ def _places(settings: Mapping[str, Any], cls: type, prefix: str = "") -> Iterato
             if value["class_path"].rpartition(".")[2] == cls.__name__:
                 yield f"{prefix}{name}.", given
             yield from _places(given, cls, f"{prefix}{name}.")
-
-
-def _failed_import(error: BaseException | None) -> str | None:
-    """File, line and message of the exception that an import ended with, if that is behind `error`."""
-    while error is not None:
-        text = f"{type(error).__name__}: {_flat(str(error.args[0] if error.args else ''))}"
-        if isinstance(error, SyntaxError):
-            return f"{error.filename}, line {error.lineno}: {text}"
-        top_level = [f for f in traceback.extract_tb(error.__traceback__) if f.name == "<module>"]
-        if top_level and isinstance(error, (Exception, SystemExit)):
-            return f"{top_level[-1].filename}, line {top_level[-1].lineno}: {text}"
-        error = error.__cause__ or error.__context__
-    return None
-
-
-# jsonargparse's messages are trees of several lines; each reader below knows one kind of leaf.
-
-
-def _in_one_line(message: str, parser: jsonargparse.ArgumentParser, arguments: list[str]) -> str:
-    keys = re.findall(r'[Kk]ey "([^"]+)"', message) or re.findall(r"^--(\w+)\.help:", message)
-    option = ".".join(keys)
-    owner = re.findall(r"class_path '([^']*)'", message)[-1:]
-    values = re.findall(r"Got value: (.*)", message)[-1:] or re.findall(r"Given value: (.*)", message) or [""]
-    given = _shown(re.sub(r"^NestedArg\(.*val='(.*)'\)$", r"\1", values[0]))
-    # Of an option that takes one of several types, what the innermost one that failed takes.
-    takes = re.findall(r"Subtypes: \[(.*)\]", message)[-1:]
-    is_innermost = "class_path" not in message.rpartition("Subtypes:")[2]
-    if found := re.search(r"unrecognized arguments: (\S+)", message):
-        name = found[1].partition("=")[0]
-        problem = "no such option" if name.startswith("-") else "belongs to no option"
-        return f"{shown(name)}: {problem}{_similar_options(name, parser)}"
-    if found := re.search(r"argument (\S+): expected one argument", message):
-        return f"{_without_value(found[1], arguments)}: needs a value"
-    if found := re.search(r"Unable to load config '(.*)'", message):
-        return f"--{keys[0]} = {_shown(found[1])}: must be options, or a YAML file of them"
-    if found := re.search(r"Expected a dot import path string: ?(.*)|class, but (?:(\S+) )?is abstract", message):
-        return _unknown_class(option, found[1] or found[2] or given)
-    if found := re.search(r"Unexpected import path format: (.*)", message):
-        return (
-            f"--{option} = {_shown(found[1])}: must be a name, or an import path such as my_package.my_module.MyClass"
-        )
-    if found := re.search(r"Import path (\S* ?)does not correspond to a subclass of (\S+)", message):
-        return f"--{option} = {_shown(found[1].strip()) or given}: must be a subclass of {found[2]}"
-    if found := re.search(r"Not a valid subclass of (\w+)", message):
-        return f"--{option} = {given}: must be the name of a class, a subclass of {found[1]}"
-    if found := re.search(r"(?:Group '(\S+)' does not accept o|O)ption '(\S+?)'", message):
-        return _unknown_option(found[1] or option, found[2], owner, parser)
-    if found := re.search(r"arguments are required: (\S+)", message):
-        return (
-            f"--{option}.{found[1]}: needs a value, {owner[0]} has no default"
-            if owner
-            else f"--{found[1]}: needs a value"
-        )
-    if (found := re.search(r"Expected an? (.+?)\. Got value", message)) and not (takes and is_innermost):
-        return f"--{option} = {given}: must be {_type_name(found[1])}"
-    if found := re.search(r"Problem with given class_path '([^']*)':\s*(No module .*|module .*)", message):
-        return f"--{option} = {_shown(found[1])}: {_shown(found[2])}"
-    if takes:
-        names = re.findall(r"<class '[^']*'>|typing\.Literal\[[^\]]*\]", takes[0])
-        given = _shown(re.findall(r"Given value: (.*)", message.rpartition("Subtypes:")[2])[0])
-        return f"--{option} = {given}: must be {' or '.join(map(_type_name, names))}"
-    flat = _flat(re.sub(r'Parser key "([^"]+)":', r"--\1:", message))
-    return f"--{option}: {flat}" if option and not flat.startswith("--") else flat
-
-
-def _flat(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _shown(value: str) -> str:
-    return shown({"None": "null", "True": "true", "False": "false"}.get(value, value))
-
-
-def _without_value(option: str, arguments: list[str]) -> str:
-    """The argument without a value: `option`, as argparse says, or one of the class that it names."""
-    for position, argument in enumerate(arguments):
-        is_last = position + 1 == len(arguments) or arguments[position + 1].startswith("--")
-        if is_last and argument.split(".")[0] == option and "=" not in argument:
-            return argument
-    return option
-
-
-def _unknown_class(option: str, name: str) -> str:
-    base = _base(option)
-    known = [cls.__name__ for cls in _public(base)]
-    return f"--{option} = {_shown(name)}: no such name{_nearest(name, known)}; known are {', '.join(known)}"
-
-
-def _unknown_option(option: str, name: str, owner: list[str], parser: jsonargparse.ArgumentParser) -> str:
-    if not owner:
-        full = f"--{option}.{name}" if option else f"--{name}"
-        return f"{full}: no such option{_similar_options(full, parser)}"
-    if name == "class_path":
-        return f"--{option}: options of a class go under init_args, not beside class_path"
-    base, short = _base(option), owner[0].rpartition(".")[2]
-    has = [list(inspect.signature(cls).parameters) for cls in subclasses(base) if cls.__name__ == short]
-    return f"--{option}.{name}: {short} has no such option" + (f", it has {', '.join(has[0])}" if any(has) else "")
-
-
-def _similar_options(name: str, parser: jsonargparse.ArgumentParser) -> str:
-    """Options of the same name, wherever they are; else those with a similar one."""
-    *place, last = name.lstrip("-").replace("-", "_").lower().split(".")
-    owners = _owners(parser)
-    ends = {option: option.rpartition(".")[2].lower() for option in owners}
-    found = [option for option, end in ends.items() if end == last]
-    if not found:
-        beside = {o: end for o, end in ends.items() if o.split(".")[:-1] == place} if place else ends
-        close = difflib.get_close_matches(last, sorted(set(beside.values())), n=2, cutoff=0.7)
-        found = [option for word in close for option, end in beside.items() if end == word]
-    texts = [f"--{option}{_in_brackets(owners[option])}" for option in found[:4]]
-    return f", did you mean {' or '.join(texts)}?" if texts else ""
-
-
-def _owners(parser: jsonargparse.ArgumentParser) -> dict[str, list[str]]:
-    """The dotted names of all options, but for those that print; of a class's options, which classes have them."""
-    shown = [action for action in parser._actions if action.help != SUPPRESS]
-    names = [string.lstrip("-") for action in shown for string in action.option_strings]
-    owners: dict[str, list[str]] = {n: [] for n in names if n != "h" and not n.endswith(("help", "print_config"))}
-    for option, base in [*COMPONENTS.items(), *NESTED.items()]:
-        for cls in _public(base):
-            for name in inspect.signature(cls).parameters:
-                owners.setdefault(f"{option}.{name}", []).append(cls.__name__)
-    return owners
-
-
-def _in_brackets(classes: list[str]) -> str:
-    more = ", ..." if len(classes) > 3 else ""
-    return f" ({', '.join(classes[:3])}{more})" if classes else ""
-
-
-def _public(base: type) -> list[type]:
-    """The classes of fedmpi's own that can be named."""
-    ours = [cls for cls in subclasses(base) if cls.__module__.startswith("fedmpi.")]
-    return [cls for cls in ours if not (inspect.isabstract(cls) or cls.__name__.startswith("_"))]
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    lower = {candidate.lower(): candidate for candidate in known}
-    close = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3)]
-    return f", did you mean {' or '.join(close)}?" if close else ""
-
-
-def _type_name(text: str) -> str:
-    if choices := re.match(r"typing\.Literal\[(.*)\]", text):
-        words = choices[1].replace("'", "")
-        return f"one of {words}" if "," in words else words
-    name = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
-    plain = {
-        "int": "a whole number",
-        "float": "a number",
-        "bool": "true or false",
-        "tuple": "a list",
-        "NoneType": "null",
-    }
-    return plain.get(name, f"a {name}")

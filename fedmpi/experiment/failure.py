@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import traceback
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from fedmpi import streams
 from fedmpi.errors import Diverged
+from fedmpi.experiment.ownership import Lock
+from fedmpi.experiment.recording import Recorder
 from fedmpi.mpi.failures import RemoteFailure, Silence
 from fedmpi.mpi.meeting import RanksDiffer
 from fedmpi.mpi.segments import TooLittleMemory
-
-if TYPE_CHECKING:
-    from fedmpi.experiment.ownership import Lock
-    from fedmpi.mpi.world import World
-    from fedmpi.results import Results
+from fedmpi.mpi.world import World
 
 
 def end_job(
-    world: World, error: BaseException, where: str, results: Results | None, lock: Lock | None = None
+    world: World, error: BaseException, where: str, recorder: Recorder | None = None, lock: Lock | None = None
 ) -> NoReturn:
     """Report an error once and end all ranks with exit status 1.
 
@@ -27,6 +25,7 @@ def end_job(
     one): the report is then without a traceback, and the error is raised again.
 
     Args:
+        recorder: what writes the results; None: there are none so far.
         lock: of the results file, which is given back; None: there is none so far.
     """
     world.guard.begin_end()
@@ -40,9 +39,9 @@ def end_job(
     world.failures.announce_end()
     kept = ""
     try:
-        if results is not None:
-            results.finish("failed")
-            kept = f"\nThe results up to then are in {results.path}"
+        if recorder and recorder.is_open:
+            recorder.finish("failed")
+            kept = f"\nThe results up to then are in {recorder.path}"
     except OSError as problem:
         kept = f"\nThe results could not be written: {problem}"
     if lock:

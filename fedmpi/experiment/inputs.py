@@ -19,18 +19,21 @@ import sysconfig
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from fedmpi.data import Dataset
 from fedmpi.errors import BadInput
+from fedmpi.experiment import environment
+from fedmpi.experiment.catalogue import bases, own_class
+from fedmpi.results import Run
 from fedmpi.streams import say
 
-if TYPE_CHECKING:
-    from fedmpi.results import Run
-
-_ELSEWHERE = [Path(__file__).parent.resolve(), *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))]
+_ELSEWHERE = [
+    Path(__file__).parents[1].resolve(),
+    *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")),
+]
 _INSTALLED = {"site-packages", "dist-packages"}
 
 
@@ -49,8 +52,6 @@ def check(run: Run, config: str) -> None:
     Raises:
         BadInput: for the first that differs.
     """
-    from fedmpi.experiment import environment  # which imports torch
-
     for kind, now in _checksums(config).items():
         before = json.loads(run.attributes.get(kind, "null"))
         if before is None:
@@ -105,10 +106,15 @@ def _components(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple
     for name, value in settings.items():
         if isinstance(value, Mapping) and "class_path" in value:
             options = value.get("init_args") or {}
-            cls = pydoc.locate(value["class_path"])
+            cls = _class_of(value["class_path"])
             if isinstance(cls, type):
                 yield prefix + name, cls, options
             yield from _components(options, f"{prefix}{name}.")
+
+
+def _class_of(path: str) -> object:
+    own = (own_class(path, base) for base in bases())
+    return next(filter(None, own), None) or pydoc.locate(path)
 
 
 def _files(cls: type, options: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:

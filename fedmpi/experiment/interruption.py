@@ -2,8 +2,8 @@
 
 What a rank has heard travels with what all ranks exchange at the end of a round anyway (`fedmpi.federation.ledger`),
 so that all of them end after the same round, and no round takes longer for it. What is long and no round has parts,
-after each of which the ranks ask one another (`Watch.pause`). While a run is set up there is nothing to keep: it ends
-at once.
+after each of which the ranks ask one another (`Interruptions.pause`). While a run is set up there is nothing to keep:
+it ends at once.
 """
 
 from __future__ import annotations
@@ -14,25 +14,19 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from fedmpi.experiment.checkpoint import Checkpoints, Layer, Place
+from fedmpi.experiment.checkpoint import Checkpoints, Place, SavedFederation
+from fedmpi.experiment.job_limit import job_end
+from fedmpi.experiment.recording import Recorder
+from fedmpi.experiment.settings import BY_HAND, REQUEUE, Experiment
+from fedmpi.federation.ledger import Outcome
 from fedmpi.mpi.guard import FIRST_DEADLINE
-from fedmpi.streams import say
+from fedmpi.mpi.world import World
 
-if TYPE_CHECKING:
-    from fedmpi.experiment.ownership import Lock
-    from fedmpi.experiment.settings import Experiment
-    from fedmpi.federation.ledger import Outcome
-    from fedmpi.mpi.world import World
-    from fedmpi.results import Results
-
-#: Exit statuses of a run that `--resume` continues: the job is to be queued again, or somebody wanted it to end.
-REQUEUE, BY_HAND = 85, 130
 SIGNALS = {signal.SIGUSR1: REQUEUE, signal.SIGTERM: REQUEUE, signal.SIGINT: BY_HAND}
 #: Seconds that a job takes to end.
 MARGIN = 20.0
@@ -54,8 +48,8 @@ class Interrupted(Exception):
         self.status = status
 
 
-class Watch:
-    """Over a run: writes its checkpoints, and ends it between two rounds if it has to.
+class Interruptions:
+    """Of a run: between two rounds they end it, if it has to, and write its checkpoints.
 
     Within it, as a context, SIGUSR1 and SIGTERM ask for an end with exit status 85, and SIGINT for one with 130; a
     second SIGTERM or SIGINT ends the process at once (`fedmpi.mpi.guard`). While the run is set up, each of them
@@ -66,21 +60,20 @@ class Watch:
     Args:
         world: the ranks.
         experiment: what is run.
-        lock: of its output.
 
     Attributes:
-        checkpoints: of the run.
+        checkpoints: of the run, once its output is known.
         whole: its federation, once there is one.
-        results: rank 0's, once they are open.
+        recorder: what writes its results; nothing until they are open.
         is_set_up: whether all that comes before the results and the first round is done.
     """
 
-    whole: Layer
+    checkpoints: Checkpoints
+    whole: SavedFederation
     is_set_up = False
 
-    def __init__(self, world: World, experiment: Experiment, lock: Lock) -> None:
-        self.checkpoints = Checkpoints(world, experiment, lock)
-        self.results: Results | None = None
+    def __init__(self, world: World, experiment: Experiment) -> None:
+        self.recorder = Recorder()
         self._world = world
         self._heard = 0
         self._follows = experiment.newcomers > 0  # something long after the last round
@@ -91,7 +84,7 @@ class Watch:
         self._began: float | None = None
         self._replaced: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Interruptions:
         self._world.guard.limit = self.deadline
         if threading.current_thread() is threading.main_thread():  # no other one may listen
             self._replaced = {number: signal.signal(number, self._hear) for number in SIGNALS}
@@ -100,7 +93,6 @@ class Watch:
     def __exit__(self, *error: object) -> None:
         for number, handler in self._replaced.items():
             signal.signal(number, handler)
-        self.checkpoints.close()
 
     def begin_round(self) -> None:
         """A round, or a part of something else, begins; what came between the last one and this was part of that."""
@@ -120,9 +112,9 @@ class Watch:
 
     def asks(self, round: int) -> tuple[int, bool]:
         """What this rank asks for when this round is over: an exit status, or 0; whether to write a checkpoint."""
-        return self._status, self.results is not None and self.checkpoints.is_due(round)
+        return self._status, self.recorder.is_open and self.checkpoints.is_due(round)
 
-    def heed(self, outcome: Outcome, rounds: int, stage: Layer | None = None) -> None:
+    def act_on(self, outcome: Outcome, rounds: int, stage: SavedFederation | None = None) -> None:
         """Do what was asked for in a round, of so many, or while its checkpoint was written; a collective.
 
         Args:
@@ -142,7 +134,9 @@ class Watch:
         if status:
             raise Interrupted(status)
 
-    def save(self, round: int, stage: Layer | None = None, stops: bool = False, goes_on: bool = False) -> None:
+    def save(
+        self, round: int, stage: SavedFederation | None = None, stops: bool = False, goes_on: bool = False
+    ) -> None:
         """Write a checkpoint, and the results; a collective.
 
         Args:
@@ -150,13 +144,13 @@ class Watch:
             goes_on: whether another round of the same kind follows. Rows that the results file does not have go into
                 the checkpoint then, because writing all rows takes the longer the more there are.
         """
-        if self.results and stops:
-            self.results.finish("interrupted")
-        elif self.results and not goes_on:
-            self.results.write()
-        started, rows = (self.results.started, self.results.beyond_file()) if self.results else ("", {})
-        layers = [self.whole, stage] if stage else [self.whole]
-        self.checkpoints.save(Place(started, round, stage and stage.name), layers, rows)
+        if stops:
+            self.recorder.finish("interrupted")
+        elif not goes_on:
+            self.recorder.write()
+        federations = [self.whole, stage] if stage else [self.whole]
+        place = Place(self.recorder.started, round, stage and stage.name)
+        self.checkpoints.save(place, federations, self.recorder.beyond_file())
 
     def pause(self) -> None:
         """Between two parts of something long that no checkpoint is made of: end the run if that was asked for.
@@ -173,8 +167,7 @@ class Watch:
         asked = np.array([float(self._status == status) for status in (REQUEUE, BY_HAND)])
         self._world.sum(asked)
         if asked.any():
-            if self.results:
-                self.results.finish("interrupted")
+            self.recorder.finish("interrupted")
             raise Interrupted(BY_HAND if asked[1] else REQUEUE)
 
     @property
@@ -189,23 +182,3 @@ class Watch:
         self._heard = max(self._heard, SIGNALS[signal.Signals(number)])
         if not self.is_set_up:
             raise Interrupted(self._heard)
-
-
-def job_end(environment: Mapping[str, str], tells: bool = False) -> float | None:
-    """When Slurm ends the job, in seconds since 1970; None: never, or it is not known.
-
-    Args:
-        tells: whether it is said where the variable is no time, or one of a job that ended before this program
-            began, as in a shell that has outlived its job.
-    """
-    text = environment.get("SLURM_JOB_END_TIME", "")
-    try:
-        end = float(text)
-    except ValueError:
-        end = math.nan
-    if end > time.time():
-        return end
-    if text and tells:
-        reason = "is no time" if math.isnan(end) else "is over, and not this job's limit"
-        say(f"SLURM_JOB_END_TIME = {text} {reason}: it is ignored")
-    return None

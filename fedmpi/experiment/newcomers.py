@@ -1,4 +1,4 @@
-"""Clients that take part in no round: what becomes of them when they start from the global model."""
+"""What becomes of clients that have taken part in no round: after the last one each trains by itself."""
 
 from __future__ import annotations
 
@@ -11,27 +11,32 @@ from numpy.typing import NDArray
 from fedmpi.algorithms import Algorithm
 from fedmpi.federation.engine import Engine
 from fedmpi.federation.evaluation import predict_with
-from fedmpi.policies import RoundPlan
+from fedmpi.policies import Cohort, RoundPlan
 from fedmpi.training.block import Phase
 
 
 def train_newcomers(
-    engine: Engine, algorithm: Algorithm, epochs: int, known: NDArray[np.float64] | None
+    engine: Engine,
+    algorithm: Algorithm,
+    newcomers: Cohort,
+    rounds: int,
+    epochs: int,
+    known: NDArray[np.float64] | None,
 ) -> Iterator[NDArray[np.float64]]:
     """[newcomers, epochs + 1]: each one's accuracy on its own test samples, before training and after each epoch.
 
-    Training starts from the global model, at the learning rate of the last round and with a fresh optimizer in every
-    epoch. Whenever each rank that trains has trained one of them, all that is known is given, and NaN for what is
-    not.
+    Training starts from the global model, at the learning rate of the last round and with a fresh optimizer in
+    every epoch. Whenever each rank that trains has trained one of them, all that is known is given, and NaN for
+    what is not.
 
     Args:
-        engine: whose `newcomers` they are.
-        algorithm: the method that has trained the global model.
-        epochs: passes of a newcomer over its samples.
+        newcomers: clients beyond those of the federation.
+        rounds: the number of the last round.
+        epochs: passes over a newcomer's samples.
         known: what was given before the run was interrupted; None: nothing.
     """
-    fed, context, newcomers = engine.federation, engine.federation.context, engine.newcomers
-    engine.begin(context.rounds)
+    fed, context = engine.federation, engine.federation.context
+    engine.begin(rounds)
     engine.invite(RoundPlan(newcomers))
     received = context.distribute(algorithm.weights if fed.is_server else torch.empty(fed.layout.size))
     accuracy = np.full((len(newcomers), epochs + 1), np.nan) if known is None else known
@@ -46,7 +51,8 @@ def train_newcomers(
             for epoch in range(epochs + 1):
                 if epoch:
                     phase = Phase(f"newcomer {epoch} ", epochs=1)
-                    weights = algorithm.train(fed, block, weights, received, phase).weights[0].clone()
+                    trained = algorithm.train(fed, block, weights, received, phase).weights
+                    weights = trained[0].clone()
                 predict = predict_with(algorithm.predict, {"received": received})
                 found[k, epoch] = context.evaluator.client_accuracy(weights, client, predict)
         context.world.sum(found)

@@ -24,9 +24,9 @@ from contextlib import suppress
 from errno import EEXIST, ENOTEMPTY
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fedmpi.errors import BadInput
+from fedmpi.options import check_length
 from fedmpi.results.owner import BEAT, SILENCE, Owner
 from fedmpi.results.paths import (
     LONGEST_DECORATION,
@@ -37,9 +37,8 @@ from fedmpi.results.paths import (
     temporaries_beside,
     temporary_beside,
 )
-
-if TYPE_CHECKING:
-    from fedmpi.experiment.settings import Experiment
+from fedmpi.results.writer import check_writable
+from fedmpi.streams import say
 
 #: How often, and after how many seconds, to try again where a lock is just being given back.
 TRIES, PAUSE = 100, 0.05
@@ -122,22 +121,24 @@ class Lock:
                     remove()
 
 
-def claim(experiment: Experiment, lock: Lock) -> None:
-    """Make the output of an experiment its own, at rank 0, before anything there is read or written.
+def claim(given: Path, lock: Lock, is_made_up: bool = False, replaces: bool = False) -> Path:
+    """Make an output this run's own, at rank 0, before anything there is read or written.
 
-    Where nobody gave its name it becomes one that no other run has.
+    Args:
+        given: the results file.
+        lock: which is taken.
+        is_made_up: whether nobody gave this name, so that it may become another one that no other run has.
+        replaces: whether there may be such a file, or a checkpoint of one.
+
+    Returns:
+        The results file, perhaps of another name.
 
     Raises:
         BadInput: another run has it; it exists and may not be replaced; or it cannot be written.
     """
-    from fedmpi.options import check_length
-    from fedmpi.results.writer import check_writable
-    from fedmpi.streams import say
-
-    given, is_made_up = experiment.output, experiment.names_output
-    replaces = experiment.overwrite or experiment.resume
-    for number in count(1):
-        output = given if number == 1 else given.with_stem(f"{given.stem}-{number}")
+    names = (given if number == 1 else given.with_stem(f"{given.stem}-{number}") for number in count(1))
+    while True:
+        output = next(names)
         try:
             check_length(output, room=LONGEST_DECORATION)
         except BadInput as error:
@@ -159,10 +160,9 @@ def claim(experiment: Experiment, lock: Lock) -> None:
             raise BadInput(f"= {output}: {reason}", "--output") from None
         there = [path for path in (output, *checkpoints_beside(output)) if path.exists()]
         if replaces or not there:
-            experiment.output = output
             if gone:
                 say(f"{output}: was in use by {gone}; it is gone, this run takes over")
-            return
+            return output
         lock.release()
         if not is_made_up:
             alone = "" if output in there else " without its results file"

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from fedmpi import __version__
+import torch
+import yaml
+
+from fedmpi import __version__, results
 from fedmpi.errors import BadInput, require
-from fedmpi.experiment.checkpoint import Checkpoints, Layer, Place, server_state
+from fedmpi.experiment import inputs
+from fedmpi.experiment.checkpoint import Checkpoints, Place, SavedFederation, server_state
+from fedmpi.experiment.settings import Experiment
+from fedmpi.results import Run
+from fedmpi.results.check import check_intact
 from fedmpi.results.paths import checkpoints_beside
-
-if TYPE_CHECKING:
-    from fedmpi.experiment.settings import Experiment
-    from fedmpi.results import Run
+from fedmpi.results.settings import DATA, by_name
+from fedmpi.streams import say
 
 #: Settings that may be others when a run goes on; rounds only more. Data may lie elsewhere, for they are compared.
 FREE = ("rounds", "threads", "device", "deadline", "dataset.root", "algorithm.proxy.root")
 
 
-def missing_in_results(layer: Layer) -> list[str]:
+def missing_in_results(saved: SavedFederation) -> list[str]:
     """What a run would need to go on that its results file does not hold, in words."""
-    algorithm, engine = layer.algorithm, layer.engine
+    algorithm, engine = saved.algorithm, saved.engine
     missing = []
     for name in server_state(algorithm):
         _, number, *optimizer, attribute = name.split("/")
@@ -32,33 +37,27 @@ def missing_in_results(layer: Layer) -> list[str]:
     return missing
 
 
-def restore_weights(layer: Layer, output: Path) -> None:
+def restore_weights(saved: SavedFederation, output: Path) -> None:
     """Give a federation that was set up the global model of the results file, which is all that it needs."""
-    import torch
-
-    from fedmpi import results
-
-    if layer.engine.federation.is_server:
+    if saved.engine.federation.is_server:
         weights = torch.from_numpy(results.open(output).weights)
-        layer.algorithm.parts[0].weights = layer.engine.federation.layout.from_canonical(weights)
+        saved.algorithm.parts[0].weights = saved.engine.federation.layout.from_canonical(weights)
 
 
-def find(experiment: Experiment, config: str, checkpoints: Checkpoints) -> Place | None:
+def find(output: Path, rounds: int, config: str, checkpoints: Checkpoints) -> Place | None:
     """Where the run goes on that is to be resumed, and a line about it; None: at its start. At rank 0.
 
     Args:
+        output: its results file.
+        rounds: how many there are to be.
+        config: its settings.
         checkpoints: the one that the run goes on from is open then.
 
     Raises:
         BadInput: the results file is none, damaged, not there while its checkpoint is, or of a run with other
             settings, code or files; all checkpoints are damaged; or a run that is over cannot do more rounds.
     """
-    from fedmpi import results
-    from fedmpi.experiment import inputs
-    from fedmpi.results.check import check_intact
-    from fedmpi.streams import say
-
-    output, kept = experiment.output, checkpoints_beside(experiment.output)
+    kept = checkpoints_beside(output)
     if kept and not output.exists():
         reason = f"{output} is not there, but {kept[0]} is; --overwrite in place of --resume starts anew"
         raise BadInput(f"--resume: {reason}")
@@ -76,12 +75,12 @@ def find(experiment: Experiment, config: str, checkpoints: Checkpoints) -> Place
         say(f"{output}: has no checkpoint yet, the run starts anew")
         return None
     inputs.check(run, config)
-    if is_over and experiment.rounds <= done:
+    if is_over and rounds <= done:
         say(f"{output}: is finished")
         return Place(run.attributes["started"], done, is_end=True)
-    _check_rounds(run, experiment)
+    _check_rounds(run, rounds)
     if not kept:
-        place = _after_the_end(run, done, experiment.rounds)
+        place = _after_the_end(run, done, rounds)
         say(f"{output}: goes on after {place}, from the model in it")
         return place
     archive = checkpoints.open()
@@ -93,11 +92,24 @@ def find(experiment: Experiment, config: str, checkpoints: Checkpoints) -> Place
     return place
 
 
-def _check_rounds(run: Run, experiment: Experiment) -> None:
+def continuation(experiment: Experiment, ranks: int) -> str:
+    """What goes on with the run when it was interrupted, on so many ranks."""
+    if experiment.arguments is None:
+        return f"the same experiment with output={str(experiment.output)!r} and resume=True"
+    options = [argument.partition("=")[0] for argument in experiment.arguments]
+    flags = ("--overwrite", "--resume")
+    kept = [argument for argument, name in zip(experiment.arguments, options, strict=True) if name not in flags]
+    anew = ["--overwrite=false"] if experiment.overwrite and "--config" in options else []  # which may say so, too
+    named = ["--output", str(experiment.output)] if experiment.names_output else []
+    command = shlex.join(["python", "-m", "fedmpi", *kept, *anew, *named, "--resume"])
+    return f"mpirun -n {ranks} {command}" if ranks > 1 else command
+
+
+def _check_rounds(run: Run, rounds: int) -> None:
     """Raise BadInput if a run is to have more rounds than planned and depends on that number."""
-    planned, reasons = run.settings.get("rounds", experiment.rounds), str(run.attributes.get("depends_on_rounds", ""))
-    if experiment.rounds > planned and reasons:
-        raise BadInput(f"= {experiment.rounds}: must be {planned}, on which the run depends ({reasons})", "--rounds")
+    planned, reasons = run.settings.get("rounds", rounds), str(run.attributes.get("depends_on_rounds", ""))
+    if rounds > planned and reasons:
+        raise BadInput(f"= {rounds}: must be {planned}, on which the run depends ({reasons})", "--rounds")
 
 
 def _after_the_end(run: Run, done: int, rounds: int) -> Place:
@@ -120,10 +132,6 @@ def _check_settings(run: Run, config: str) -> None:
 
     Where the data lie may be another place if the file knows their checksum.
     """
-    import yaml
-
-    from fedmpi.results.settings import DATA, by_name
-
     known = {name: run.attributes[name] for name in DATA.values() if name in run.attributes}
     before, now = (by_name({**settings, **known}) for settings in (run.settings, yaml.safe_load(config) or {}))
     for name in dict.fromkeys([*now, *before]):

@@ -17,7 +17,6 @@ from fedmpi.federation.ledger import Ledger, Outcome
 from fedmpi.federation.observers import CohortMean, LastModels, LocalAccuracy
 from fedmpi.policies import Cohort, RoundPlan, Sampler
 from fedmpi.training.layout import Columns
-from fedmpi.training.settings import Choice
 
 
 class Engine:
@@ -28,15 +27,9 @@ class Engine:
 
     Attributes:
         federation: what a method is given.
-        newcomers: clients beyond those of the federation, who take part in no round.
-        choice: how many clients a rank trains side by side, and why.
-        checksums: of the data, as the results file has them (data_sha256, proxy_sha256); on rank 0.
         stage: name and engine of what comes before the rounds, while it lasts.
     """
 
-    newcomers: Cohort
-    choice: Choice
-    checksums: Mapping[str, str]
     stage: tuple[str, Engine] | None = None
 
     def __init__(self, federation: Federation) -> None:

@@ -20,7 +20,6 @@ from fedmpi.mpi.world import World
 from fedmpi.policies import RoundPlan
 
 if TYPE_CHECKING:
-    from fedmpi.results import Results
     from fedmpi.training.block import Block, Work
 
 # What is recorded of every participation (an algorithm may add to it), and which of it are whole numbers, -1 where
@@ -66,18 +65,6 @@ class Outcome:
     clusters: NDArray[np.int64] | None = None
     status: int = 0
     checkpoint: bool = False
-
-    def store(self, results: Results) -> None:
-        """Hand it to rank 0's results."""
-        results.add_round(self.row)
-        results.add_clients(self.clients)
-        results.add_ranks(self.ranks)
-        if self.clusters is not None:
-            results.add_clusters(int(self.row["round"]), self.clusters)
-        if self.evaluation is not None:
-            found = self.evaluation
-            results.add_evaluation(int(self.row["round"]), found.class_accuracy, found.client_accuracy)
-            results.set_confusion(int(self.row["round"]), found.confusion)
 
 
 class Ledger:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fedmpi.described import short_name
 from fedmpi.options import printable, shown
 
 #: A run's settings; beside them may stand the checksums of what it has read, under the names of `DATA`.
@@ -249,15 +250,10 @@ def _leaves(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Value]]
         if not isinstance(value, Mapping):
             yield prefix + name, Value(printable(str(value)))
         elif "class_path" in value:
-            yield prefix + name, Value(_class(value["class_path"]), True)
+            yield prefix + name, Value(short_name(value["class_path"]), True)
             yield from _leaves(value.get("init_args") or {}, f"{prefix}{name}.")
         else:
             yield from _leaves(value, f"{prefix}{name}.")
-
-
-def _class(path: str) -> str:
-    """Of a class of fedmpi its name, which is its only one, whatever file it lies in; of others the import path."""
-    return _last_part(path) if path.startswith("fedmpi.") else path
 
 
 def _last_part(path: str) -> str:

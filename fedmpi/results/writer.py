@@ -50,8 +50,8 @@ class Results:
             as a function, which is called at every write.
         environment: what the job runs on: numbers, texts, lists of texts; None is left out.
         overwrite: whether a file that exists may be replaced.
-        confirm: called before each write; raises an OSError if the file is no longer this process's to replace. None:
-            no other run knows the file.
+        confirm: called before every write, to make sure that the file is still this process's; None: no other run
+            knows the file.
 
     Raises:
         BadInput: as `check_writable`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import inspect
 import os
+import re
 import shlex
 import shutil
 import zipfile
@@ -17,12 +18,14 @@ from fedmpi import results
 from fedmpi.algorithms import Algorithm
 from fedmpi.components import subclasses
 from fedmpi.errors import BadInput
+from fedmpi.experiment.catalogue import COMPONENTS
 from fedmpi.experiment.checkpoint import Checkpoints
 from fedmpi.experiment.command_line import parse
 from fedmpi.experiment.ownership import Lock
 from fedmpi.experiment.resume import find
 from fedmpi.federation.placement import OBSERVED, CostModel
 from fedmpi.results.paths import checkpoint_beside
+from fedmpi.results.settings import labels, same_but_seed
 from tests.support.experiments import Alone
 from tests.support.mpi import REPOSITORY, mpirun, succeed
 from tests.support.same_bits import assert_same_bits
@@ -150,9 +153,32 @@ def test_other_settings(interrupted: Path) -> None:
         assert refusal(f"{SOME} {changed}", interrupted) == said
     free = f"{SOME} --rounds 4 --threads 2 --device cpu --checkpoint.keep true --output {interrupted} --resume"
     experiment, config = parse(free.split())
-    place = find(experiment, config, Checkpoints(Alone(), experiment, Lock()))
+    checkpoints = Checkpoints(Alone(), interrupted, experiment.checkpoint, Lock())
+    place = find(interrupted, experiment.rounds, config, checkpoints)
     assert place
     assert (place.round, place.stage) == (1, None)
+
+
+def test_a_run_of_an_older_version(tmp_path: Path) -> None:
+    """Begun when settings had import paths, of files that lie elsewhere by now; oracle: the unbroken run."""
+    (tmp_path / "broken").mkdir()
+    experiment, config = parse(
+        [*SOME.split(), "--output", str(tmp_path / "run.h5"), "--checkpoint.every_rounds", "1"]
+    )
+    older = re.sub(r"class_path: (\w+)", r"class_path: fedmpi.once.upon.\1", config)
+    assert older.count("fedmpi.once.upon.") == len(COMPONENTS)
+    for outcome in experiment.outcomes(Alone(), older):
+        if outcome.row["round"] == 2:
+            for name in ("run.h5", "run.h5.checkpoint"):
+                shutil.copy(tmp_path / name, tmp_path / "broken")
+    path = tmp_path / "broken" / "run.h5"
+    assert go(SOME, path, "--resume") == 0
+    run, whole = results.open(path), results.open(tmp_path / "run.h5")
+    assert "fedmpi.once.upon.SCAFFOLD" in whole.config
+    assert "class_path: SCAFFOLD" in run.config
+    assert labels([run.settings, whole.settings]) == ["", ""], "compared, they are of the same settings"
+    assert same_but_seed(run.settings) == same_but_seed(whole.settings)
+    assert_same_bits(run, whole)
 
 
 def test_more_rounds(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from fedmpi.algorithms import Algorithm
 from fedmpi.components import subclasses
 from fedmpi.data import Dataset, Dirichlet, Permuted
 from fedmpi.errors import BadInput
-from fedmpi.experiment.command_line import COMPONENTS, NESTED, Answered, parse
+from fedmpi.experiment.catalogue import COMPONENTS, NESTED
+from fedmpi.experiment.command_line import HelpPrinted, parse
 from fedmpi.experiment.settings import Experiment
 from fedmpi.models import Model
 from fedmpi.models.generators import Generator
@@ -233,7 +234,7 @@ def without_output(config: str) -> dict[str, Any]:
 def test_printed_config_gives_the_same_config_again(
     line: str, write: Callable[[str, str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(Answered):
+    with pytest.raises(HelpPrinted):
         parse([*line.split(), "--print_config"])
     printed = capsys.readouterr().out
     again = parse(["--config", write("printed.yaml", printed)])[1]
@@ -250,6 +251,37 @@ def test_a_class_of_ones_own(user_file: Any, write: Callable[[str, str], str]) -
     own, config = parse(["--config", path])
     assert own.algorithm.strength == 2  # type: ignore[attr-defined]
     assert "own_classes.Mine" in config
+
+
+OLDER = """
+algorithm: {class_path: fedmpi.algorithms.feddf.FedDF, init_args: {proxy: {class_path: fedmpi.data.images.MNIST}}}
+sampler: {class_path: fedmpi.scheduling.Uniform}
+conditions: fedmpi.scheduling.conditions.Ideal
+partition: {class_path: fedmpi.partitions.Permuted, init_args: {over: {class_path: fedmpi.partitions.Shards}}}
+"""
+
+
+def test_paths_of_older_versions(write: Callable[[str, str], str], capsys: pytest.CaptureFixture[str]) -> None:
+    """They count by their last part, nested ones too; what is saved now has short names, which outlive files."""
+    path = write("older.yaml", OLDER)
+    new = write("new.yaml", re.sub(r"fedmpi[\w.]*\.", "", OLDER))
+    assert without_output(parse(["--config", path])[1]) == without_output(parse(["--config", new])[1])
+    with pytest.raises(HelpPrinted):
+        parse(["--config", path, "--print_config"])
+    printed = capsys.readouterr().out
+    assert "class_path: FedDF" in printed
+    assert "fedmpi" not in printed
+    gone = write("gone.yaml", "algorithm: {class_path: FedGen, init_args: {generator: fedmpi.generators.x.Gone}}\n")
+    assert problem("--config", gone).startswith("--algorithm.generator = fedmpi.generators.x.Gone: no such name")
+
+
+def test_a_users_class_with_a_name_of_ours(user_file: Any) -> None:
+    """Their import paths tell them apart: a short name is ours."""
+    user_file("namesake", "from fedmpi.algorithms import FedProx as Ours\nclass FedProx(Ours):\n    pass\n")
+    theirs, config = parse(["--algorithm", "namesake.FedProx", "--algorithm.mu", "2"])
+    assert type(theirs.algorithm).__module__ == "namesake"
+    assert "class_path: namesake.FedProx" in config
+    assert type(experiment("--algorithm FedProx").algorithm).__module__ == "fedmpi.algorithms.fedprox"
 
 
 # What is refused: the option, its value, what is allowed
@@ -534,11 +566,13 @@ def test_a_library_without_what_is_replaced_in_it() -> None:
     for change in (
         "del t.discard_init_args_on_class_path_change",
         "t.discard_init_args_on_class_path_change = lambda x: 0",
+        "t.resolve_class_path_by_name = lambda x: 0",
     ):
         program = f"import jsonargparse._typehints as t\n{change}\nimport fedmpi.experiment.command_line"
         job = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
         assert re.search(
-            r"ImportError: jsonargparse [\d.]+ has no function discard_init_args\w+ of the kind", job.stderr
+            r"ImportError: jsonargparse [\d.]+ has no function (discard_init|resolve_class)\w+ of the kind",
+            job.stderr,
         )
 
 
@@ -646,7 +680,7 @@ def test_file_of_a_user_that_cannot_be_imported(kind: str, user_file: Any, tmp_p
 
 
 def test_help_shows_every_option_and_default(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(Answered):
+    with pytest.raises(HelpPrinted):
         parse(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     for name in inspect.signature(Experiment).parameters:
@@ -665,10 +699,10 @@ def test_help_shows_every_option_and_default(capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize("options", [["--help"], ["--algorithm.help", "FedProx"], ["--print_config"]])
 def test_only_the_rank_that_speaks_answers(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(Answered):
+    with pytest.raises(HelpPrinted):
         parse(options, speaks=False)
     assert capsys.readouterr().out == ""
-    with pytest.raises(Answered):
+    with pytest.raises(HelpPrinted):
         parse(options)
     assert capsys.readouterr().out
 

@@ -61,8 +61,8 @@ def left(broken: Path, tmp_path: Path) -> Path:
 def after(output: Path) -> int:
     """After which round the run would go on."""
     experiment, config = parse([*EVERY.split(), "--output", str(output), "--resume"])
-    checkpoints = Checkpoints(Alone(), experiment, Lock())
-    place = find(experiment, config, checkpoints)
+    checkpoints = Checkpoints(Alone(), output, experiment.checkpoint, Lock())
+    place = find(output, experiment.rounds, config, checkpoints)
     checkpoints.close()
     assert place
     return place.round

@@ -15,8 +15,7 @@ import pytest
 
 from fedmpi import Experiment, results
 from fedmpi.errors import BadInput
-from fedmpi.experiment.interruption import Watch
-from fedmpi.experiment.ownership import Lock
+from fedmpi.experiment.interruption import Interruptions
 from fedmpi.mpi.world import World
 from tests.experiment.test_failures import becomes_killed
 from tests.support.mpi import REPOSITORY, fedmpi, start
@@ -151,15 +150,15 @@ def _rank(pid: int) -> int | None:
 
 def test_how_long_a_deadline_is() -> None:
     """Oracle: 30 minutes before the first round, then 20 of the longest rounds, 10 minutes at least."""
-    watch = Watch(World(), Experiment(), Lock())
-    assert watch.deadline == 1800
+    interruptions = Interruptions(World(), Experiment())
+    assert interruptions.deadline == 1800
     began = time.time()
     with pytest.MonkeyPatch.context() as patch:
         for now, deadline in ((0, 1800), (10, 600), (50, 800), (51, 800), (351, 6000)):
             patch.setattr(time, "time", lambda now=now: began + now)
-            watch.begin_round()
-            assert watch.deadline == deadline
-    assert Watch(World(), Experiment(deadline=7.5), Lock()).deadline == 7.5
+            interruptions.begin_round()
+            assert interruptions.deadline == deadline
+    assert Interruptions(World(), Experiment(deadline=7.5)).deadline == 7.5
 
 
 def test_deadlines_that_are_none() -> None:

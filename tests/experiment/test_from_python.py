@@ -27,7 +27,8 @@ from fedmpi.components import subclasses
 from fedmpi.data import IID, MNIST, Arrays, Dataset, Digits, Dirichlet, Permuted
 from fedmpi.described import as_yaml, settings_of
 from fedmpi.errors import BadInput
-from fedmpi.experiment.command_line import COMPONENTS, NESTED, Answered, make_parser, parse
+from fedmpi.experiment.catalogue import COMPONENTS, NESTED
+from fedmpi.experiment.command_line import HelpPrinted, make_parser, parse
 from fedmpi.experiment.ownership import Lock, claim
 from fedmpi.models import MLP, LogisticRegression, Model
 from fedmpi.training.settings import LocalTraining
@@ -73,7 +74,7 @@ LINES: dict[str, Callable[[], Experiment]] = {
         MNIST(Path("over/there")),
         Permuted(Dirichlet(3)),
         MLP((3, 4)),
-        checkpoint=fedmpi.experiment.checkpoint.Checkpointing(None),
+        checkpoint=fedmpi.experiment.settings.Checkpointing(None),
         clients=np.int64(7),
         seed=3,
     ),
@@ -82,7 +83,7 @@ LINES: dict[str, Callable[[], Experiment]] = {
 
 @pytest.mark.parametrize("line", LINES)
 def test_the_settings_are_those_of_the_command_line(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(Answered):
+    with pytest.raises(HelpPrinted):
         parse([*line.split(), "--print_config"])
     printed, made = yaml.safe_load(capsys.readouterr().out), LINES[line]()
     completed = {"cohort": made.cohort, "weighting": made.weighting, "output": str(made.output)}
@@ -155,7 +156,7 @@ def test_arguments_of_a_users_class() -> None:
         pass
 
     assert written(Local())["class_path"].endswith("<locals>.Local")
-    assert written(IID()) == {"class_path": "fedmpi.data.IID"}
+    assert written(IID()) == {"class_path": "IID"}
 
 
 def test_what_yaml_cannot_hold() -> None:
@@ -236,7 +237,7 @@ def test_names_that_are_too_long(length: int, tmp_path: Path) -> None:
     """Oracle: the file system, which takes 255 bytes with all that the checkpoint's name has more."""
     output = tmp_path / f"{'ä' * 110}{'a' * (length - 223)}.h5"
     settings: dict[str, Any] = {"model": LogisticRegression(), "clients": 2, "rounds": 2, "output": output}
-    experiment = Experiment(checkpoint=fedmpi.experiment.checkpoint.Checkpointing(every_rounds=1), **settings)
+    experiment = Experiment(checkpoint=fedmpi.experiment.settings.Checkpointing(every_rounds=1), **settings)
     if length == 239:
         assert experiment.run().status == "finished"
     else:
@@ -299,19 +300,22 @@ def test_names_are_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (third := name.with_stem(f"{name.stem}-3")).touch()
     locks, start = [Lock() for _ in experiments], threading.Barrier(20)
 
+    names = {}
+
     def ask(number: int) -> None:
         start.wait()
-        claim(experiments[number], locks[number])
+        names[number] = claim(experiments[number].output, locks[number], is_made_up=True)
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    names = {experiment.output for experiment in experiments}
-    assert names == {name, *(name.with_stem(f"{name.stem}-{number}") for number in range(2, 22))} - {third}
+    assert set(names.values()) == {name, *(name.with_stem(f"{name.stem}-{number}") for number in range(2, 22))} - {
+        third
+    }
     with pytest.raises(BadInput, match=f"^--output = {name}: is in use by process {os.getpid()} on "):
-        claim(Experiment(clients=4, output=name), Lock())
+        claim(name, Lock())
     for lock in locks:
         lock.release()
     assert list(name.parent.iterdir()) == [third]
@@ -346,6 +350,22 @@ def test_what_is_refused_reserves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
             Experiment(**options, clients=4, rounds=1).run()
         assert message in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_experiment_does_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can be run again; only the name of its file, which nobody gave, is that of its latest run."""
+    monkeypatch.chdir(tmp_path)
+    experiment = Experiment(model=LogisticRegression(), clients=4, rounds=1)
+    before = {**experiment.settings, "output": None}
+    runs = [experiment.run(), experiment.run()]
+    assert runs[0].path != runs[1].path == experiment.output
+    assert runs[0].weights_sha256 == runs[1].weights_sha256
+    assert [Path(run.settings["output"]) for run in runs] == [run.path for run in runs]
+    assert {**experiment.settings, "output": None} == before
+    with pytest.raises(AttributeError, match="rounds is set already"):
+        experiment.rounds = 2
+    with pytest.raises(AttributeError):
+        experiment.output = Path("x.h5")  # type: ignore[misc]
 
 
 def test_rounds_one_by_one(tmp_path: Path) -> None:

@@ -27,8 +27,10 @@ from fedmpi.algorithms.genfl import GenFL, _Learning
 from fedmpi.data import Digits
 from fedmpi.experiment.checkpoint import Checkpoints
 from fedmpi.experiment.command_line import parse
-from fedmpi.experiment.interruption import BY_HAND, MARGIN, REQUEUE, Watch, job_end
-from fedmpi.experiment.ownership import Lock
+from fedmpi.experiment.interruption import MARGIN, Interruptions
+from fedmpi.experiment.job_limit import job_end
+from fedmpi.experiment.resume import continuation
+from fedmpi.experiment.settings import BY_HAND, REQUEUE
 from fedmpi.federation.evaluation import Evaluator
 from fedmpi.results import Run
 from fedmpi.results.paths import checkpoint_beside, lock_beside
@@ -158,10 +160,10 @@ def test_signals(tmp_path: Path) -> None:
         assert f'"round": {done}' in archive.read("about.json").decode(), "no round is lost"
 
 
-def watch(path: Path) -> Watch:
+def watch(path: Path) -> Interruptions:
     """Of a run that has been set up."""
     experiment, _ = parse(["--output", str(path)])
-    made = Watch(Alone(), experiment, Lock())
+    made = Interruptions(Alone(), experiment)
     made.is_set_up = True
     return made
 
@@ -393,11 +395,11 @@ def test_the_command_that_goes_on(given: str, goes_on: str, tmp_path: Path, monk
     monkeypatch.setenv("x", "1")
     Path("c.yaml").write_text("overwrite: true\noutput: runs/c.h5\n")
     experiment, _ = parse(shlex.split(given))
-    assert experiment.continuation(1) == f"python -m fedmpi {goes_on}"
+    assert continuation(experiment, 1) == f"python -m fedmpi {goes_on}"
     again, _ = parse(shlex.split(goes_on))
     assert (again.resume, again.overwrite, again.output) == (True, False, experiment.output)
     automatic, _ = parse(["--seed", "2"])
-    assert automatic.continuation(1) == f"python -m fedmpi --seed 2 --output {automatic.output} --resume"
+    assert continuation(automatic, 1) == f"python -m fedmpi --seed 2 --output {automatic.output} --resume"
 
 
 @pytest.mark.parametrize(("method", "name", "round"), [(_Learning, "round", 1), (GenFL, "sample", 2)])

@@ -22,10 +22,11 @@ import pytest
 from fedmpi import results
 from fedmpi.algorithms import SCAFFOLD
 from fedmpi.errors import BadInput
-from fedmpi.experiment import assembly, ownership
+from fedmpi.experiment import ownership
+from fedmpi.experiment import run as course
 from fedmpi.experiment.command_line import parse
-from fedmpi.experiment.interruption import REQUEUE
 from fedmpi.experiment.ownership import InUse, Lock, LockLost
+from fedmpi.experiment.settings import REQUEUE
 from fedmpi.results import owner
 from fedmpi.results import paths as files
 from fedmpi.results.owner import SILENCE, Owner
@@ -317,7 +318,7 @@ def test_a_living_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
 
 def test_a_checkpoint_that_is_replaced(broken: Path, left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the run is set up that goes on from it; oracle: the whole run."""
-    later, assemble = left.with_name("later"), assembly.assemble
+    later, assemble = left.with_name("later"), course.assemble
     (left.parent / "more").mkdir()
     interrupt(f"{OPTIONS} --seed 1", left.with_name("whole.h5"), left.parent / "more", after=5)
     checkpoint_beside(left.parent / "more" / "whole.h5").rename(later)
@@ -326,7 +327,7 @@ def test_a_checkpoint_that_is_replaced(broken: Path, left: Path, monkeypatch: py
         later.replace(checkpoint_beside(left))
         return assemble(*arguments)
 
-    monkeypatch.setattr(assembly, "assemble", replaced)
+    monkeypatch.setattr(course, "assemble", replaced)
     assert go(f"{OPTIONS} --seed 1", left, "--resume") == 0
     assert not later.exists()
     assert_same_bits(results.open(left), results.open(broken / "run.h5"))
@@ -334,14 +335,14 @@ def test_a_checkpoint_that_is_replaced(broken: Path, left: Path, monkeypatch: py
 
 def test_a_results_file_that_is_replaced(left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Likewise, by another run's: that one stays, and so does the checkpoint."""
-    assemble, other = assembly.assemble, finished(left.with_name("other.h5")).read_bytes()
+    assemble, other = course.assemble, finished(left.with_name("other.h5")).read_bytes()
     before = checkpoint_beside(left).read_bytes()
 
     def replaced(*arguments: Any) -> Any:
         left.write_bytes(other)
         return assemble(*arguments)
 
-    monkeypatch.setattr(assembly, "assemble", replaced)
+    monkeypatch.setattr(course, "assemble", replaced)
     with pytest.raises(BadInput, match=r"run.h5: was replaced while the run was set up"):
         go(f"{OPTIONS} --seed 1", left, "--resume")
     assert (left.read_bytes(), checkpoint_beside(left).read_bytes()) == (other, before)

@@ -24,6 +24,7 @@ from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.data import Digits
 from fedmpi.errors import BadInput
 from fedmpi.experiment.assembly import assemble
+from fedmpi.experiment.rounds import plan_round
 from fedmpi.experiment.settings import Experiment
 from fedmpi.federation.engine import Engine
 from fedmpi.federation.federation import Federation
@@ -175,7 +176,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     """The clients, of whom nobody is ever trained."""
     one = experiment(tmp_path_factory.mktemp("fed") / "never.h5")
     one.load()
-    return assemble(one, Alone())
+    return assemble(one, Alone()).engine
 
 
 @pytest.mark.parametrize("conditions", CONDITIONS)
@@ -192,7 +193,7 @@ def test_by_monte_carlo(sampler: Sampler, conditions: str, engine: Engine, tmp_p
         errors = []
         for round in range(1, ROUNDS + 1):
             engine.begin(round)
-            cohort = one.plan(engine, method, round).cohort
+            cohort = plan_round(one, engine, method, round).cohort
             present = np.flatnonzero(availability.present(round, CLIENTS, SEED))
             if len(present):
                 found = VALUES[:, cohort.clients] @ cohort.mass / (cohort.expected_mass or 0)

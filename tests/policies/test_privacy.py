@@ -237,4 +237,5 @@ def test_what_cannot_be(options: str, message: str) -> None:
 def test_running_statistics_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(BadInput) as error:
         run(tmp_path / "never.h5", privacy=CentralDP(), **{**SETTINGS, "model": LeNet()})
-    assert str(error.value) == "--model has running statistics, which privacy does not cover: --model.norm group"
+    reason = "has running statistics, which privacy does not cover: --model.norm group"
+    assert str(error.value) == f"--model = LeNet: {reason}"

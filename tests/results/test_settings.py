@@ -62,7 +62,9 @@ def test_only_the_name_of_a_class_is_shortened() -> None:
     assert table([ours, mine, yours])["method"] == ["FedAvg", "mine.FedAvg", "yours.FedAvg"]
     assert methods([mine, ours]) == ["mine.FedAvg", "FedAvg"]
     assert methods([mine]) == ["FedAvg"]
-    assert same_but_seed(ours) == same_but_seed(of(cls="fedmpi.algorithms.FedAvg")), "of fedmpi a name is enough"
+    for same in ("fedmpi.algorithms.FedAvg", "FedAvg"):
+        assert same_but_seed(ours) == same_but_seed(of(cls=same)), "of fedmpi a name is enough"
+        assert labels([ours, of(cls=same)]) == ["", ""]
 
 
 @pytest.mark.parametrize("name", ["root", "output", "checkpoint", "resume", "overwrite", "seed"])

@@ -147,7 +147,7 @@ def test_networks_of_a_rank_share_memory() -> None:
 def test_resume_rebuilds_it(tmp_path: Path) -> None:
     """Oracle: the run in one go, bit for bit."""
     whole = made_by(tmp_path / "whole.h5", MOON(), rounds=3)
-    from fedmpi.experiment.checkpoint import Checkpointing
+    from fedmpi.experiment.settings import Checkpointing
 
     keep = Checkpointing(keep=True)
     made_by(tmp_path / "made.h5", MOON(), rounds=2, checkpoint=keep)

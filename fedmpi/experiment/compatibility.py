@@ -1,0 +1,421 @@
+"""What goes with what, and why: one table, which refuses experiments, and of which docs/compatibility.md is made.
+
+What a component says of its own options (`Sampler.check` and the like), and what a single value must be, is no part
+of it.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, Generic, Protocol, TypeVar
+
+from fedmpi.algorithms import Algorithm
+from fedmpi.data import Dataset, Partition
+from fedmpi.errors import BadInput
+from fedmpi.models import Model
+from fedmpi.policies import Always, Availability, Bernoulli, Conditions, Ideal, Sampler, Weighting
+from fedmpi.policies.attacks import Attack, NoAttack
+from fedmpi.policies.compression import Compression, Dense
+from fedmpi.policies.privacy import NoPrivacy, Privacy
+from fedmpi.policies.server_optimizers import Replace, ServerOptimizer
+from fedmpi.training.settings import LocalTraining
+
+
+class Choices(Protocol):
+    """Of an experiment's settings those that rules look at, as `Experiment` completes them."""
+
+    algorithm: Algorithm
+    dataset: Dataset
+    partition: Partition
+    model: Model
+    sampler: Sampler
+    server_optimizer: ServerOptimizer
+    privacy: Privacy
+    compression: Compression
+    attack: Attack
+    availability: Availability
+    conditions: Conditions
+    clients: int
+    cohort: int
+    weighting: Weighting
+    local: LocalTraining
+    evaluate_means: Any
+    newcomers: int
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What is known of an experiment once its data and its network are there.
+
+    Attributes:
+        shape: of a sample, as the network takes it.
+        samples, proxy_samples: of what kind they are, in words; of the proxy's None: there are none.
+        has_embedding: whether the network takes tokens.
+        has_statistics: whether it keeps running statistics, which are no parameters.
+        normalises_batches: whether what it gives of a sample depends on the others of the batch.
+        lacks_bf16: whether it has layers for which PyTorch has no bfloat16 code on this processor.
+    """
+
+    chosen: Choices
+    shape: tuple[int, ...]
+    samples: str
+    proxy_samples: str | None
+    has_embedding: bool
+    has_statistics: bool
+    normalises_batches: bool
+    lacks_bf16: bool
+
+    @property
+    def is_text(self) -> bool:
+        """Whether samples are tokens."""
+        return self.chosen.dataset.vocabulary is not None
+
+
+Facts = TypeVar("Facts")
+
+
+@dataclass(frozen=True)
+class Rule(Generic[Facts]):
+    """A value of an option that is refused beside others.
+
+    Attributes:
+        option: its dotted name.
+        values: which of them, in words.
+        why: what is said behind the value. {algorithm} is the name of the method's class, and so on.
+        is_broken: whether the option has such a value.
+        methods: with which methods; None: with all.
+    """
+
+    option: str
+    values: str
+    why: str
+    is_broken: Callable[[Facts], bool]
+    methods: Callable[[Algorithm], bool] | None = None
+
+
+def _is_by_chance(chosen: Choices) -> bool:
+    return chosen.weighting == "horvitz_thompson"
+
+
+def _is_private(chosen: Choices) -> bool:
+    return not isinstance(chosen.privacy, NoPrivacy)
+
+
+def _is_compressed(chosen: Choices) -> bool:
+    return not isinstance(chosen.compression, Dense)
+
+
+def _is_held_up(chosen: Choices) -> bool:
+    return not isinstance(chosen.conditions, Ideal)
+
+
+def _is_attacked(chosen: Choices) -> bool:
+    return not isinstance(chosen.attack, NoAttack)
+
+
+def _fewest(chosen: Choices) -> int:
+    """How many clients are asked at least: of fewer at a time, fewer can be left when stragglers are dropped."""
+    is_full = isinstance(chosen.availability, Always) and not isinstance(chosen.sampler, Bernoulli)
+    return chosen.cohort if is_full else 1
+
+
+def _arrival(chosen: Choices) -> float | None:
+    return chosen.conditions.arrival(_fewest(chosen), chosen.algorithm.accepts_partial_work)
+
+
+def _looks_at_models(algorithm: Algorithm) -> bool:
+    return algorithm.looks_at_models
+
+
+def _pools_clients(algorithm: Algorithm) -> bool:
+    return algorithm.pools_clients
+
+
+def _has_no_mean(algorithm: Algorithm) -> bool:
+    return algorithm.pools_clients or not any("weights" in part.server_state for part in algorithm.parts)
+
+
+NEWCOMERS: Sequence[Rule[Choices]] = (
+    Rule(
+        "newcomers",
+        "above 0",
+        "must be 0 with {algorithm}, whose clients have more than the global model",
+        lambda chosen: chosen.newcomers > 0,
+        lambda algorithm: not algorithm.welcomes_newcomers,
+    ),
+)
+#: The chance with which a client's update is used must be known, and not zero.
+CHANCES: Sequence[Rule[Choices]] = (
+    Rule(
+        "weighting",
+        "horvitz_thompson, where the chance to be drawn is not known",
+        "must be another with {sampler}",
+        lambda chosen: _is_by_chance(chosen) and chosen.sampler.chance(chosen.cohort, chosen.clients) is None,
+    ),
+    Rule(
+        "weighting",
+        "horvitz_thompson, with a deadline or with more clients asked than are used",
+        "must be another with {conditions}, when the chance of an update to be used depends on the client's speed",
+        lambda chosen: _is_by_chance(chosen) and _arrival(chosen) is None,
+    ),
+    Rule(
+        "weighting",
+        "horvitz_thompson, where all clients of a small round may be dropped",
+        "must be another with {conditions}, when a round that asks {fewest} of the clients uses no update",
+        lambda chosen: _is_by_chance(chosen) and _arrival(chosen) == 0,
+    ),
+)
+#: The server must learn no more of clients than a mean whose noise is accounted for.
+PRIVATE: Sequence[Rule[Choices]] = (
+    Rule(
+        "algorithm",
+        "these methods, with any privacy",
+        "must be a method that sees one mean of models and no more of clients, with {privacy}",
+        _is_private,
+        lambda algorithm: not algorithm.takes_privacy,
+    ),
+    Rule(
+        "weighting",
+        "another than uniform, with any privacy",
+        "must be uniform with {privacy}",
+        lambda chosen: _is_private(chosen) and chosen.weighting != "uniform",
+    ),
+    Rule(
+        "compression",
+        "another than Dense, with any privacy",
+        "must be Dense with {privacy}",
+        lambda chosen: _is_private(chosen) and _is_compressed(chosen),
+    ),
+    Rule(
+        "availability",
+        "another than Always, with any privacy",
+        "must be Always with {privacy}",
+        lambda chosen: _is_private(chosen) and not isinstance(chosen.availability, Always),
+    ),
+    Rule(
+        "conditions",
+        "others than Ideal, with any privacy",
+        "must be Ideal with {privacy}",
+        lambda chosen: _is_private(chosen) and _is_held_up(chosen),
+    ),
+)
+METHODS: Sequence[Rule[Choices]] = (
+    Rule(
+        "sampler",
+        "one that chooses by the model's losses (PowerOfChoice)",
+        "{algorithm} also trains a network that has no such losses",
+        lambda chosen: type(chosen.sampler).choose is not Sampler.choose,
+        lambda algorithm: algorithm.has_stages,
+    ),
+    Rule(
+        "server_optimizer",
+        "another than Replace",
+        "{algorithm} has a rule of its own",
+        lambda chosen: not isinstance(chosen.server_optimizer, Replace),
+        lambda algorithm: not algorithm.takes_server_optimizer,
+    ),
+    Rule(
+        "compression",
+        "another than Dense",
+        "does not go with {algorithm}",
+        _is_compressed,
+        lambda algorithm: not algorithm.takes_compression,
+    ),
+    Rule(
+        "attack",
+        "another than NoAttack",
+        "{algorithm} has no clients that could be malicious",
+        _is_attacked,
+        _pools_clients,
+    ),
+    Rule(
+        "attack",
+        "another than NoAttack",
+        "{algorithm}'s server looks at single clients' models",
+        _is_attacked,
+        _looks_at_models,
+    ),
+    Rule(
+        "compression",
+        "another than Dense",
+        "{algorithm}'s server looks at single clients' models",
+        _is_compressed,
+        _looks_at_models,
+    ),
+    Rule(
+        "weighting",
+        "another than uniform",
+        "{algorithm} counts all clients alike",
+        lambda chosen: chosen.weighting not in ("uniform", chosen.algorithm.weighting),
+        lambda algorithm: algorithm.counts_clients_alike,
+    ),
+    Rule(
+        "sampler",
+        "one with a weighting of its own (Weighted)",
+        "says itself what clients count, which does not go with {algorithm}",
+        lambda chosen: bool(chosen.sampler.weighting),
+        lambda algorithm: algorithm.counts_clients_once,
+    ),
+    Rule(
+        "weighting",
+        "horvitz_thompson",
+        "{algorithm}'s server keeps a mean of its own over all clients",
+        _is_by_chance,
+        lambda algorithm: algorithm.counts_clients_once,
+    ),
+    Rule(
+        "conditions",
+        "others than Ideal",
+        "{algorithm} has no clients that work apart",
+        _is_held_up,
+        _pools_clients,
+    ),
+    Rule(
+        "weighting",
+        "horvitz_thompson",
+        "{algorithm} does not form one mean of all its clients' models",
+        _is_by_chance,
+        _has_no_mean,
+    ),
+    Rule(
+        "evaluate_means",
+        "another than none",
+        "{algorithm} does not average its clients' models",
+        lambda chosen: chosen.evaluate_means != "none",
+        lambda algorithm: not algorithm.averages_models,
+    ),
+    Rule(
+        "algorithm",
+        "where each client sees pixels or labels in a way of its own (Permuted, Rotated, SwappedLabels)",
+        "cannot pool what each client sees in a way of its own, as with {partition}",
+        lambda chosen: chosen.partition.permutes_pixels or chosen.partition.relabels,
+        _pools_clients,
+    ),
+)
+#: Known only when the data and the network are there.
+DATA: Sequence[Rule[Loaded]] = (
+    Rule(
+        "model",
+        "one without an embedding, for text",
+        "has no embedding, so it cannot take the text of {dataset}",
+        lambda loaded: loaded.is_text and not loaded.has_embedding,
+    ),
+    Rule(
+        "partition",
+        "one that permutes pixels, for text",
+        "permutes pixels, and {dataset} is text",
+        lambda loaded: loaded.is_text and loaded.chosen.partition.permutes_pixels,
+    ),
+    Rule(
+        "partition",
+        "one that turns images, for samples that are no square images",
+        "turns square images, and {dataset} has none",
+        lambda loaded: (
+            loaded.chosen.partition.turns_images and (len(loaded.shape) != 3 or loaded.shape[1] != loaded.shape[2])
+        ),
+    ),
+    Rule(
+        "local.precision",
+        "bf16, for a recurrent network on an older processor",
+        "must be float32: PyTorch has no bfloat16 code for recurrent layers on processors without AVX-512",
+        lambda loaded: loaded.chosen.local.precision == "bf16" and loaded.lacks_bf16,
+    ),
+    Rule(
+        "local.augmentation",
+        "another than none, for samples that are no images",
+        "must be none, for {dataset} has no images",
+        lambda loaded: loaded.chosen.local.augmentation != "none" and len(loaded.shape) != 3,
+    ),
+    Rule(
+        "algorithm.proxy",
+        "a data set whose samples are of another kind",
+        "has samples of {proxy_samples}, but those of {dataset} are of {samples}",
+        lambda loaded: loaded.proxy_samples not in (None, loaded.samples),
+    ),
+    Rule(
+        "model",
+        "one with running statistics, with any privacy",
+        "has running statistics, which privacy does not cover: --model.norm group",
+        lambda loaded: loaded.has_statistics and _is_private(loaded.chosen),
+    ),
+    Rule(
+        "local.batch_size",
+        "1, for a network with batch normalisation",
+        "must be at least 2 for a model with batch normalisation",
+        lambda loaded: loaded.normalises_batches and loaded.chosen.local.batch_size == 1,
+    ),
+)
+#: In the order in which they are checked.
+SECTIONS: dict[str, Sequence[Rule[Any]]] = {
+    "Newcomers": NEWCOMERS,
+    "Weighting by chances": CHANCES,
+    "Privacy": PRIVATE,
+    "Methods": METHODS,
+    "Data and networks": DATA,
+}
+ABOUT = (
+    "These combinations are refused, as `python -m fedmpi.experiment` prints them; all else goes together. A refusal"
+    " comes before anything is trained, in one line that names the option and the reason, and of several it is the"
+    " first one here. The methods are listed as they are by default: one that is a layer over another"
+    " (`--algorithm.base`) may take more, or less, over another base."
+)
+#: The components that a reason may name.
+NAMED = ("algorithm", "dataset", "partition", "sampler", "privacy", "conditions")
+#: What the page calls what a rule has by name.
+IN_GENERAL = {
+    "algorithm": "the method",
+    "dataset": "the data set",
+    "partition": "the partition",
+    "sampler": "such a sampler",
+    "privacy": "privacy",
+    "conditions": "such conditions",
+    "fewest": "so few",
+    "samples": "another",
+    "proxy_samples": "one kind",
+}
+
+
+def check(rules: Sequence[Rule[Choices]], chosen: Choices) -> None:
+    """Raise BadInput for the first rule that the settings break."""
+    _refuse(rules, chosen, chosen, {}, "")
+
+
+def check_loaded(loaded: Loaded) -> None:
+    """Raise BadInput for the first rule that data and network break."""
+    words = {"samples": loaded.samples, "proxy_samples": loaded.proxy_samples or ""}
+    _refuse(DATA, loaded, loaded.chosen, words, "--")
+
+
+def _refuse(rules: Sequence[Rule[Facts]], facts: Facts, chosen: Choices, words: dict[str, str], prefix: str) -> None:
+    for rule in rules:
+        if (rule.methods is None or rule.methods(chosen.algorithm)) and rule.is_broken(facts):
+            value = attrgetter(rule.option)(chosen)
+            shown = value if isinstance(value, (str, int)) else type(value).__name__
+            names = {name: type(getattr(chosen, name)).__name__ for name in NAMED}
+            why = rule.why.format_map({**names, "fewest": _fewest(chosen), **words})
+            raise BadInput(f"= {shown}: {why}", f"{prefix}{rule.option}")
+
+
+def page(methods: Sequence[Algorithm]) -> Iterator[str]:
+    """The lines of docs/compatibility.md.
+
+    Args:
+        methods: which may be listed, each with its default options.
+    """
+    yield "# What goes with what"
+    yield ""
+    yield from textwrap.wrap(ABOUT, 116)
+    for section, rules in SECTIONS.items():
+        yield ""
+        yield f"## {section}"
+        yield ""
+        yield "| option | refused | with | reason |"
+        yield "| --- | --- | --- | --- |"
+        for rule in rules:
+            known = [type(one).__name__ for one in methods if rule.methods and rule.methods(one)]
+            names = ", ".join(known) if rule.methods else "all methods"
+            why = rule.why.format_map(IN_GENERAL)
+            yield f"| `--{rule.option}` | {rule.values} | {names} | {why} |"

@@ -1,0 +1,170 @@
+"""jsonargparse's messages, which are trees of several lines, as one line that names the option and what it must be.
+
+Each reader below knows one kind of message.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import traceback
+from argparse import SUPPRESS
+
+import jsonargparse
+
+from fedmpi.components import subclasses
+from fedmpi.experiment.catalogue import COMPONENTS, NESTED, base_of, public
+from fedmpi.options import shown
+
+
+def failed_import(error: BaseException | None) -> str | None:
+    """File, line and message of the exception that an import ended with, if that is behind `error`."""
+    while error is not None:
+        text = f"{type(error).__name__}: {flat(str(error.args[0] if error.args else ''))}"
+        if isinstance(error, SyntaxError):
+            return f"{error.filename}, line {error.lineno}: {text}"
+        top_level = [f for f in traceback.extract_tb(error.__traceback__) if f.name == "<module>"]
+        if top_level and isinstance(error, (Exception, SystemExit)):
+            return f"{top_level[-1].filename}, line {top_level[-1].lineno}: {text}"
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def in_one_line(message: str, parser: jsonargparse.ArgumentParser, arguments: list[str]) -> str:
+    """What jsonargparse says of the arguments, in one line: the option, its value, and what it must be."""
+    keys = re.findall(r'[Kk]ey "([^"]+)"', message) or re.findall(r"^--(\w+)\.help:", message)
+    option = ".".join(keys)
+    owner = re.findall(r"class_path '([^']*)'", message)[-1:]
+    values = re.findall(r"Got value: (.*)", message)[-1:] or re.findall(r"Given value: (.*)", message) or [""]
+    given = _shown(re.sub(r"^NestedArg\(.*val='(.*)'\)$", r"\1", values[0]))
+    # Of an option that takes one of several types, what the innermost one that failed takes.
+    takes = re.findall(r"Subtypes: \[(.*)\]", message)[-1:]
+    is_innermost = "class_path" not in message.rpartition("Subtypes:")[2]
+    if found := re.search(r"unrecognized arguments: (\S+)", message):
+        name = found[1].partition("=")[0]
+        problem = "no such option" if name.startswith("-") else "belongs to no option"
+        return f"{shown(name)}: {problem}{_similar_options(name, parser)}"
+    if found := re.search(r"argument (\S+): expected one argument", message):
+        return f"{_without_value(found[1], arguments)}: needs a value"
+    if found := re.search(r"Unable to load config '(.*)'", message):
+        return f"--{keys[0]} = {_shown(found[1])}: must be options, or a YAML file of them"
+    if found := re.search(r"Expected a dot import path string: ?(.*)|class, but (?:(\S+) )?is abstract", message):
+        return unknown_class(option, found[1] or found[2] or given)
+    if found := re.search(r"Unexpected import path format: (.*)", message):
+        return (
+            f"--{option} = {_shown(found[1])}: must be a name, or an import path such as my_package.my_module.MyClass"
+        )
+    if found := re.search(r"Import path (\S* ?)does not correspond to a subclass of (\S+)", message):
+        return f"--{option} = {_shown(found[1].strip()) or given}: must be a subclass of {found[2]}"
+    if found := re.search(r"Not a valid subclass of (\w+)", message):
+        return f"--{option} = {given}: must be the name of a class, a subclass of {found[1]}"
+    if found := re.search(r"(?:Group '(\S+)' does not accept o|O)ption '(\S+?)'", message):
+        return _unknown_option(found[1] or option, found[2], owner, parser)
+    if found := re.search(r"arguments are required: (\S+)", message):
+        return (
+            f"--{option}.{found[1]}: needs a value, {owner[0]} has no default"
+            if owner
+            else f"--{found[1]}: needs a value"
+        )
+    if (found := re.search(r"Expected an? (.+?)\. Got value", message)) and not (takes and is_innermost):
+        return f"--{option} = {given}: must be {_type_name(found[1])}"
+    if found := re.search(r"Problem with given class_path '([^']*)':\s*(No module .*|module .*)", message):
+        if found[1].startswith("fedmpi."):
+            return unknown_class(option, found[1])
+        return f"--{option} = {_shown(found[1])}: {_shown(found[2])}"
+    if takes:
+        names = re.findall(r"<class '[^']*'>|typing\.Literal\[[^\]]*\]", takes[0])
+        given = _shown(re.findall(r"Given value: (.*)", message.rpartition("Subtypes:")[2])[0])
+        return f"--{option} = {given}: must be {' or '.join(map(_type_name, names))}"
+    said = flat(re.sub(r'Parser key "([^"]+)":', r"--\1:", message))
+    return f"--{option}: {said}" if option and not said.startswith("--") else said
+
+
+def flat(text: str) -> str:
+    """A text on one line."""
+    return " ".join(text.split())
+
+
+def _shown(value: str) -> str:
+    return shown({"None": "null", "True": "true", "False": "false"}.get(value, value))
+
+
+def _without_value(option: str, arguments: list[str]) -> str:
+    """The argument without a value: `option`, as argparse says, or one of the class that it names."""
+    for position, argument in enumerate(arguments):
+        is_last = position + 1 == len(arguments) or arguments[position + 1].startswith("--")
+        if is_last and argument.split(".")[0] == option and "=" not in argument:
+            return argument
+    return option
+
+
+def unknown_class(option: str, name: str) -> str:
+    """Of an option that takes a class: there is none of this name."""
+    base = base_of(option)
+    known = [cls.__name__ for cls in public(base)]
+    nearest = _nearest(name.rpartition(".")[2], known)
+    return f"--{option} = {_shown(name)}: no such name{nearest}; known are {', '.join(known)}"
+
+
+def _unknown_option(option: str, name: str, owner: list[str], parser: jsonargparse.ArgumentParser) -> str:
+    if not owner:
+        full = f"--{option}.{name}" if option else f"--{name}"
+        return f"{full}: no such option{_similar_options(full, parser)}"
+    if name == "class_path":
+        return f"--{option}: options of a class go under init_args, not beside class_path"
+    base, short = base_of(option), owner[0].rpartition(".")[2]
+    has = [list(inspect.signature(cls).parameters) for cls in subclasses(base) if cls.__name__ == short]
+    return f"--{option}.{name}: {short} has no such option" + (f", it has {', '.join(has[0])}" if any(has) else "")
+
+
+def _similar_options(name: str, parser: jsonargparse.ArgumentParser) -> str:
+    """Options of the same name, wherever they are; else those with a similar one."""
+    *place, last = name.lstrip("-").replace("-", "_").lower().split(".")
+    owners = _owners(parser)
+    ends = {option: option.rpartition(".")[2].lower() for option in owners}
+    found = [option for option, end in ends.items() if end == last]
+    if not found:
+        beside = {o: end for o, end in ends.items() if o.split(".")[:-1] == place} if place else ends
+        close = difflib.get_close_matches(last, sorted(set(beside.values())), n=2, cutoff=0.7)
+        found = [option for word in close for option, end in beside.items() if end == word]
+    texts = [f"--{option}{_in_brackets(owners[option])}" for option in found[:4]]
+    return f", did you mean {' or '.join(texts)}?" if texts else ""
+
+
+def _owners(parser: jsonargparse.ArgumentParser) -> dict[str, list[str]]:
+    """The dotted names of all options, but for those that print; of a class's options, which classes have them."""
+    shown = [action for action in parser._actions if action.help != SUPPRESS]
+    names = [string.lstrip("-") for action in shown for string in action.option_strings]
+    owners: dict[str, list[str]] = {n: [] for n in names if n != "h" and not n.endswith(("help", "print_config"))}
+    for option, base in [*COMPONENTS.items(), *NESTED.items()]:
+        for cls in public(base):
+            for name in inspect.signature(cls).parameters:
+                owners.setdefault(f"{option}.{name}", []).append(cls.__name__)
+    return owners
+
+
+def _in_brackets(classes: list[str]) -> str:
+    more = ", ..." if len(classes) > 3 else ""
+    return f" ({', '.join(classes[:3])}{more})" if classes else ""
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    lower = {candidate.lower(): candidate for candidate in known}
+    close = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3)]
+    return f", did you mean {' or '.join(close)}?" if close else ""
+
+
+def _type_name(text: str) -> str:
+    if choices := re.match(r"typing\.Literal\[(.*)\]", text):
+        words = choices[1].replace("'", "")
+        return f"one of {words}" if "," in words else words
+    name = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    plain = {
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+        "tuple": "a list",
+        "NoneType": "null",
+    }
+    return plain.get(name, f"a {name}")

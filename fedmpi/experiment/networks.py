@@ -1,0 +1,87 @@
+"""The networks of an experiment, made anew with the same numbers whenever one is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from fedmpi import randomness
+from fedmpi.data import Arrays
+from fedmpi.errors import BadInput, option_of
+from fedmpi.experiment.settings import Experiment
+from fedmpi.models import Model
+from fedmpi.training.dry_run import constant_buffers, materialise
+from fedmpi.training.flat import FlatModel
+
+
+class Networks:
+    """number -> a network with freshly drawn weights, the same on every rank; what is frozen is the same in all.
+
+    Args:
+        make: the network, drawn from the global generators.
+        seed: of the weights, with the number.
+        device: what it is on.
+        constants: of the first network, the names of buffers that no training changes.
+        said_of: what bad input names that says what is wrong with a network.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], nn.Module],
+        seed: int,
+        device: torch.device,
+        constants: Callable[[nn.Module], Collection[str]] = lambda network: (),
+        said_of: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self._make = make
+        self._seed = seed
+        self._device = device
+        self._constants = constants
+        self._said_of = said_of
+        self._frozen: Mapping[str, Tensor] | None = None
+
+    def __call__(self, number: int) -> FlatModel:
+        randomness.seed_globals(randomness.key(self._seed, "initial weights", client=number))
+        network = self._make()
+        with self._said_of():
+            constants = self._constants(network) if self._frozen is None else ()
+            model = FlatModel(network, self._device, constants, self._frozen)
+        self._frozen = model.layout.frozen
+        return model
+
+
+def networks_of(experiment: Experiment, arrays: Arrays, device: torch.device) -> Networks:
+    """Those of the experiment's model, as its method extends them, for samples as these."""
+    model, shape = experiment.model, arrays.train_x.shape[1:]
+    is_text = experiment.dataset.vocabulary is not None
+    example = torch.ones(2, *shape, dtype=torch.int64 if is_text else torch.float32)
+
+    def make() -> nn.Module:
+        with option_of("model"):
+            network = model.build(shape, experiment.dataset.classes)
+        if not isinstance(network, nn.Module):
+            kind, found = type(model).__name__, type(network).__name__
+            raise BadInput(f"= {kind}: build() returned a {found}, which must be a torch.nn.Module", "--model")
+        with _said_of(model):
+            materialise(network, example)
+        network = experiment.algorithm.extend(network, example)
+        with _said_of(model):
+            materialise(network, example)
+        return network
+
+    def constants(network: nn.Module) -> Collection[str]:
+        return constant_buffers(network, example)
+
+    return Networks(make, experiment.seed, device, constants, lambda: _said_of(model))
+
+
+@contextmanager
+def _said_of(model: Model) -> Iterator[None]:
+    """Name the model in bad input that says what is wrong with its network."""
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(f"= {type(model).__name__}: {error.message}", "--model") from None

@@ -1,0 +1,248 @@
+"""What becomes of a run: rows in its results file, and lines on the terminal. Rank 0 records, other ranks do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi.algorithms import Algorithm
+from fedmpi.errors import BadInput
+from fedmpi.experiment import inputs
+from fedmpi.experiment.assembly import Assembled
+from fedmpi.experiment.checkpoint import Checkpoints, Place, SavedFederation
+from fedmpi.experiment.environment import describe
+from fedmpi.experiment.ownership import Lock
+from fedmpi.experiment.progress import Progress
+from fedmpi.experiment.resume import missing_in_results
+from fedmpi.experiment.settings import Experiment
+from fedmpi.federation.ledger import Outcome
+from fedmpi.mpi.world import World
+from fedmpi.policies.privacy import NoPrivacy
+from fedmpi.results import Results
+from fedmpi.results.schema import Status
+from fedmpi.results.summary import way_of_training
+from fedmpi.streams import say
+from fedmpi.training.layout import Layout
+
+
+class Recorder:
+    """Records nothing: what ranks other than rank 0 have, and rank 0 until the results are open.
+
+    Attributes:
+        is_open: whether anything is recorded.
+        path: the results file.
+        started: when the run began, before whatever interrupted it.
+        newcomers: [newcomers, epochs + 1] accuracies that are known so far; None: none.
+    """
+
+    is_open = False
+    path = Path()
+    started = ""
+    newcomers: NDArray[np.float64] | None = None
+
+    def begin_stage(self, name: str, rounds: int, done: int) -> None:
+        """A stage begins, or goes on after so many rounds."""
+
+    def add_stage_round(self, name: str, outcome: Outcome) -> None:
+        """A round of a stage is over."""
+
+    def begin_rounds(self, rounds: int, done: int) -> None:
+        """The rounds begin, or go on after so many."""
+
+    def add_round(self, outcome: Outcome) -> None:
+        """A round is over."""
+
+    def end_rounds(self) -> None:
+        """The rounds of a stage are over."""
+
+    def set_initial(self, loss: float, accuracy: float) -> None:
+        """What the model is on the test samples before the first round."""
+
+    def set_newcomers(self, accuracy: NDArray[np.float64]) -> None:
+        """What is known of the newcomers so far."""
+
+    def keep(self, name: str, arrays: Mapping[str, NDArray]) -> None:
+        """Arrays become a group of the results, as they are."""
+
+    def write_if_due(self) -> None:
+        """Write the file if that was not done for long."""
+
+    def write(self) -> None:
+        """Write the file."""
+
+    def finish(self, status: Status) -> None:
+        """Write the file, with this status."""
+
+    def sum_up(self) -> None:
+        """Tell on one screen what a run has come to that is finished."""
+
+    def beyond_file(self) -> dict[str, NDArray]:
+        """The rows that the file does not have, for a checkpoint, see `Results.beyond_file`."""
+        return {}
+
+
+class ResultsRecorder(Recorder):
+    """Rank 0's: rows go into the results file, and a line or a bar to the terminal."""
+
+    is_open = True
+
+    def __init__(self, results: Results) -> None:
+        self._results = results
+        self._progress: Progress
+        self.path = results.path
+        self.started = results.started
+        self.newcomers = results.newcomers
+
+    def begin_stage(self, name: str, rounds: int, done: int) -> None:
+        self._results.begin_stage(name, done)
+        self._progress = Progress(rounds, f"{name} round", done)
+
+    def add_stage_round(self, name: str, outcome: Outcome) -> None:
+        self._results.add_stage_round(name, outcome.row)
+        self._progress.show(outcome.row)
+
+    def begin_rounds(self, rounds: int, done: int) -> None:
+        self._progress = Progress(rounds, done=done)
+
+    def add_round(self, outcome: Outcome) -> None:
+        results, round = self._results, int(outcome.row["round"])
+        results.add_round(outcome.row)
+        results.add_clients(outcome.clients)
+        results.add_ranks(outcome.ranks)
+        if outcome.clusters is not None:
+            results.add_clusters(round, outcome.clusters)
+        if outcome.evaluation is not None:
+            found = outcome.evaluation
+            results.add_evaluation(round, found.class_accuracy, found.client_accuracy)
+            results.set_confusion(round, found.confusion)
+        self._progress.show(outcome.row)
+
+    def end_rounds(self) -> None:
+        self._progress.close()
+
+    def set_initial(self, loss: float, accuracy: float) -> None:
+        self._results.set_initial(loss, accuracy)
+
+    def set_newcomers(self, accuracy: NDArray[np.float64]) -> None:
+        self._results.set_newcomers(accuracy)
+        self._results.write_if_due()
+
+    def keep(self, name: str, arrays: Mapping[str, NDArray]) -> None:
+        self._results.keep(name, arrays)
+
+    def write_if_due(self) -> None:
+        self._results.write_if_due()
+
+    def write(self) -> None:
+        self._results.write()
+
+    def finish(self, status: Status) -> None:
+        self._results.finish(status)
+
+    def sum_up(self) -> None:
+        self._progress.end(self.path)
+
+    def beyond_file(self) -> dict[str, NDArray]:
+        return self._results.beyond_file()
+
+
+def open_recorder(
+    experiment: Experiment,
+    config: str,
+    assembled: Assembled,
+    world: World,
+    lock: Lock,
+    checkpoints: Checkpoints,
+    place: Place | None,
+) -> Recorder:
+    """What records the run on this rank; rank 0 has written the results for the first time.
+
+    Args:
+        config: the settings, as the results file keeps them.
+        lock: of the results file.
+        checkpoints: of the run; those of another one, which is replaced, are removed.
+        place: where the run goes on that has left a file; None: it begins.
+
+    Raises:
+        BadInput: the file cannot be written, or lacks rows; on every rank alike.
+    """
+    choice = assembled.choice
+    environment = describe(world, assembled.engine.federation.device)
+    environment |= {"clients_at_once": choice.at_once, "clients_at_once_reason": choice.reason}
+    recorder = Recorder()
+    with world.agreed():
+        if world.is_server:
+            try:
+                results = _begun(experiment, config, assembled, environment, lock)
+                if place:
+                    done = 0 if place.stage else place.round
+                    results.resume(place.started, done, done == experiment.rounds, checkpoints.rows)
+                else:
+                    checkpoints.remove()
+                results.write()
+            except OSError as error:
+                reason = f"cannot be written ({error.strerror or error})"
+                raise BadInput(f"= {experiment.output}: {reason}", "--output") from None
+            say(f"clients are trained {way_of_training(choice.at_once, choice.reason)}")
+            recorder = ResultsRecorder(results)
+    return recorder
+
+
+def _begun(
+    experiment: Experiment, config: str, assembled: Assembled, environment: dict[str, Any], lock: Lock
+) -> Results:
+    """The results before the first round."""
+    fed = assembled.engine.federation
+    names = {name: type(getattr(experiment, name)).__name__ for name in ("algorithm", "dataset", "model")}
+    attributes = {**names, "seed": experiment.seed, "config": config, **assembled.checksums}
+    attributes |= {**inputs.describe(config), **_after_more_rounds(experiment, assembled)}
+    results = Results(experiment.output, attributes, environment, overwrite=True, confirm=lock.confirm)
+    results.set_partition(fed.label_counts, fed.samples)
+    _describe_models(results, experiment.algorithm, fed.layout)
+    data, kind = experiment.dataset, "uint8" if fed.has_images else "int64" if fed.is_text else "float32"
+    results.set_inputs(kind, fed.shape, data.classes, data.mean, data.std, data.vocabulary)
+    return results
+
+
+def _after_more_rounds(experiment: Experiment, assembled: Assembled) -> dict[str, Callable[[], str | None]]:
+    """Attributes of the results file that say whether a finished run can have more rounds."""
+    engine, algorithm, local = assembled.engine, experiment.algorithm, experiment.local
+
+    def missing() -> str:
+        spent = [] if isinstance(experiment.privacy, NoPrivacy) else ["what was spent of privacy"]
+        return "\n".join([*missing_in_results(SavedFederation("rounds", engine, algorithm)), *spent])
+
+    def depends_on_rounds() -> str | None:
+        reasons = [f"--local.schedule {local.schedule}"] if local.schedule == "cosine" else []
+        reasons += [f"--algorithm {type(algorithm).__name__}"] if engine.federation.has_asked_for_rounds else []
+        return ", ".join(reasons) or None
+
+    return {"missing": missing, "depends_on_rounds": depends_on_rounds}
+
+
+def _describe_models(results: Results, algorithm: Algorithm, layout: Layout) -> None:
+    def current(part: Algorithm, name: str, layout: Layout) -> Callable[[], np.ndarray]:
+        return lambda: layout.canonical(getattr(part, name)).numpy()
+
+    def tensors(layout: Layout) -> tuple[list[str], list[tuple[int, ...]], list[int]]:
+        entries = layout.entries
+        return [entry.name for entry in entries], [entry.shape for entry in entries], [e.offset for e in entries]
+
+    def frozen(layout: Layout) -> dict[str, np.ndarray]:
+        return {name: tensor.numpy(force=True) for name, tensor in layout.frozen.items()}
+
+    states = {name: part for part in algorithm.parts for name in part.server_state}
+    # Methods with several models keep them in vectors of the same length.
+    models = {
+        name: current(part, name, layout)
+        for name, part in states.items()
+        if getattr(part, name).shape[-1:] == (layout.size,) and name not in algorithm.networks
+    }
+    models.pop("weights", None)
+    results.set_model(*tensors(layout), current(algorithm, "weights", layout), models, frozen(layout))
+    for name, other in algorithm.networks.items():
+        results.set_network(name, *tensors(other), current(states[name], name, other), frozen(other))

@@ -1,0 +1,116 @@
+"""One round: who is asked, how it goes for them, what the method does, and what is measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedmpi.algorithms import Algorithm
+from fedmpi.checksum import REMEDY, checksum
+from fedmpi.errors import named
+from fedmpi.experiment.interruption import Interruptions
+from fedmpi.experiment.settings import Experiment
+from fedmpi.experiment.workload import MethodWorkload
+from fedmpi.federation.engine import Engine
+from fedmpi.federation.evaluation import Evaluation
+from fedmpi.federation.ledger import Outcome
+from fedmpi.policies import All, Always, Cohort, Pool, RoundPlan
+from fedmpi.policies.privacy import NoPrivacy
+
+
+def play(
+    experiment: Experiment, engine: Engine, algorithm: Algorithm, round: int, interruptions: Interruptions
+) -> Outcome:
+    """A round of this federation by this method, which is the experiment's own or that of a stage."""
+    fed = engine.federation
+    interruptions.begin_round()
+    engine.begin(round)
+    plan = plan_round(experiment, engine, algorithm, round)
+    is_evaluated = algorithm is experiment.algorithm and _is_evaluated(experiment, round)
+    if algorithm.pools_clients and plan.cohort.total_mass:
+        plan = replace(plan, cohort=plan.cohort.pooled(fed.samples, by_steps=experiment.local.steps is not None))
+    cohort, predict = plan.cohort, algorithm.predict if is_evaluated and experiment.evaluate_local else None
+    engine.invite(plan, algorithm.client_metrics, predict)
+    if is_evaluated and experiment.evaluate_means in ("cohort", "both"):
+        engine.observe_cohort(cohort)
+    if cohort.total_mass or _is_private(experiment):  # else there is nothing to learn from, nor to hide
+        algorithm.round(fed, cohort)
+    if is_evaluated:
+        with fed.context.doing("evaluation"):
+            algorithm.evaluate(fed)
+            engine.evaluate_means()
+        engine.account(experiment.sampler, experiment.cohort)
+    kept = {name: value for part in algorithm.parts for name, value in vars(part).items()}
+    return engine.finish(kept, *interruptions.asks(round))
+
+
+def evaluate_start(experiment: Experiment, engine: Engine) -> Evaluation | None:
+    """The initial model on the test samples, at the server; None: elsewhere."""
+    begin_before(engine, experiment.algorithm)
+    experiment.algorithm.evaluate(engine.federation)
+    return engine.finish({}).evaluation
+
+
+def begin_before(engine: Engine, algorithm: Algorithm) -> None:
+    """Begin what comes before the first round, in which no client takes part."""
+    engine.begin(0)
+    engine.invite(RoundPlan(Cohort.nobody()), algorithm.client_metrics)
+
+
+def plan_round(experiment: Experiment, engine: Engine, algorithm: Algorithm, round: int) -> RoundPlan:
+    """How the round goes; the same on every rank.
+
+    Raises:
+        RanksDiffer: it is not, because of user code; sooner or later, see `World.vouch`.
+    """
+    fed, seed, is_private = engine.federation, experiment.seed, _is_private(experiment)
+    present = experiment.availability.present(round, experiment.clients, seed)
+    pool = Pool(fed.samples, fed.label_counts, np.flatnonzero(present), may_be_empty=is_private)
+    wanted = algorithm.clients_to_ask(round, experiment.cohort, experiment.clients)
+    size = experiment.conditions.asked(wanted)
+    drawn = experiment.sampler.cohort(round, size, pool, experiment.weighting, seed)
+    reached, chosen = checksum(present), drawn.checksum
+
+    def losses() -> NDArray[np.float64]:
+        engine.vouch(_claims(experiment, reached, chosen))  # before ranks exchange a number for each of those drawn
+        weights = algorithm.weights if fed.is_server else torch.empty(fed.layout.size)
+        return engine.current_losses(weights, drawn.clients)
+
+    asked = experiment.sampler.choose(drawn, size, losses)
+    if is_private:
+        # Whoever came: a mean over them would tell how many they are.
+        takes_all = isinstance(experiment.sampler, All)
+        asked = replace(asked, expected_mass=experiment.clients if takes_all else experiment.cohort)
+    plan = experiment.conditions.plan(asked, wanted, MethodWorkload(engine, algorithm), seed)
+    arrival = experiment.conditions.arrival(len(asked), algorithm.accepts_partial_work)
+    if asked.inclusion and arrival is not None:
+        thinned = plan.cohort.expecting(asked.inclusion.thinned(arrival), fed.samples)
+        plan = replace(plan, cohort=thinned)
+    engine.vouch(_claims(experiment, reached, checksum(chosen, asked.checksum), plan.cohort.checksum))
+    row = plan.row
+    if not isinstance(experiment.availability, Always):
+        row = {**row, "unavailable": experiment.clients - len(pool.available)}
+    lost = 4 * fed.layout.size * (len(drawn) - len(asked)) + plan.bytes_lost  # what others received
+    return replace(plan, row=row, bytes_lost=lost)
+
+
+def _claims(experiment: Experiment, *checksums: int) -> dict[str, int]:
+    """What is wrong -> a checksum of what an availability, a sampler and conditions have decided."""
+    parts = {"availability": "can be reached", "sampler": "were drawn", "conditions": "take part"}
+    claims = [
+        f"--{option} = {named(getattr(experiment, option))}: ranks disagree on which clients {what}; {REMEDY}"
+        for option, what in parts.items()
+    ]
+    return dict(zip(claims, checksums, strict=False))
+
+
+def _is_private(experiment: Experiment) -> bool:
+    return not isinstance(experiment.privacy, NoPrivacy)
+
+
+def _is_evaluated(experiment: Experiment, round: int) -> bool:
+    every = experiment.evaluate_every
+    return bool(every) and (round % every == 0 or round == experiment.rounds)

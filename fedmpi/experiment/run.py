@@ -1,0 +1,274 @@
+"""The course of a run, from the claim to its results file to the end; every rank of a job goes through it alike."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import NoReturn, cast
+
+from fedmpi import results
+from fedmpi.described import leaves
+from fedmpi.errors import BadInput
+from fedmpi.experiment import inputs
+from fedmpi.experiment.assembly import Assembled, assemble, set_up
+from fedmpi.experiment.checkpoint import Checkpoints, Place, SavedFederation
+from fedmpi.experiment.failure import end_job
+from fedmpi.experiment.interruption import Interrupted, Interruptions
+from fedmpi.experiment.newcomers import train_newcomers
+from fedmpi.experiment.ownership import Lock, claim
+from fedmpi.experiment.recording import Recorder, open_recorder
+from fedmpi.experiment.resume import continuation, find, restore_weights
+from fedmpi.experiment.rounds import begin_before, evaluate_start, play
+from fedmpi.experiment.settings import BY_HAND, Experiment, Latest
+from fedmpi.federation.engine import Engine
+from fedmpi.federation.ledger import Outcome
+from fedmpi.mpi.failures import Silence
+from fedmpi.mpi.world import World
+from fedmpi.options import shown
+from fedmpi.results import Run
+from fedmpi.streams import say
+
+
+def outcomes(
+    experiment: Experiment, latest: Latest, world: World, config: str | None
+) -> Generator[Outcome, None, None]:
+    """Run the experiment: see `Experiment.outcomes`.
+
+    Args:
+        latest: what becomes of the run; its output is that of the experiment.
+    """
+    course = _Course(experiment, latest, world, config)
+
+    def fail(error: BaseException) -> NoReturn:
+        end_job(world, error, course.where(), course.recorder, course.lock)
+
+    try:
+        with world.guard.running(lambda: fail(Silence())), course.interruptions:
+            yield from course.outcomes()
+    except Interrupted as end:
+        latest.exit_status = end.status
+        if world.is_server:
+            going_on = continuation(experiment, world.size)
+            say(f"interrupted (exit status {end.status}); to go on: {going_on}")
+        if world.size > 1 and not course.interruptions.is_set_up:
+            course.lock.release()
+            world.failures.abort(status=end.status)  # the others may wait for this rank
+    except GeneratorExit:  # whoever asked for outcomes wants no more
+        course.recorder.finish("interrupted")
+    except BaseException as error:
+        if isinstance(error, BadInput) and error.agreed:
+            with suppress(OSError):
+                course.recorder.finish("failed")
+            raise
+        fail(error)
+    finally:
+        course.close()
+
+
+def results_of(experiment: Experiment, world: World) -> Run:
+    """What the results file of a run holds that is over, on every rank.
+
+    Raises:
+        KeyboardInterrupt: the run was interrupted by hand.
+        SystemExit: it was interrupted otherwise, before there was a results file.
+    """
+    status = experiment.exit_status
+    if status == BY_HAND:
+        raise KeyboardInterrupt
+    if status and not experiment.output.exists():
+        raise SystemExit(status)
+    run = results.open(experiment.output) if world.is_server else None
+    return world.from_server(cast("Run", run))
+
+
+class _Course:
+    """What a run goes through: its settings, output, place, federation, stages, rounds and newcomers.
+
+    Attributes:
+        lock: of the output.
+        interruptions: what ends the run early; a context around `outcomes`.
+    """
+
+    def __init__(self, experiment: Experiment, latest: Latest, world: World, config: str | None) -> None:
+        self.lock = Lock()
+        self.interruptions = Interruptions(world, experiment)
+        self._experiment = experiment
+        self._latest = latest
+        self._world = world
+        self._config = config
+        self._engine: Engine | None = None
+        self._checkpoints: Checkpoints | None = None
+
+    @property
+    def recorder(self) -> Recorder:
+        """What writes the results; nothing until they are open."""
+        return self.interruptions.recorder
+
+    def where(self) -> str:
+        """Where this rank is, for the report of a failure."""
+        return self._engine.where() if self._engine else "setting up"
+
+    def close(self) -> None:
+        """Give back what the run has of files."""
+        if self._checkpoints:
+            self._checkpoints.close()
+        self.lock.release()
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """From the start, or from where the run goes on, to the end."""
+        experiment, interruptions = self._experiment, self.interruptions
+        self._agree()
+        checkpoints = self._claim()
+        place = self._place(checkpoints)
+        if place and place.is_end:
+            self._remove(checkpoints)
+            return
+        assembled = assemble(experiment, self._world)
+        engine = self._engine = assembled.engine
+        self._open(assembled, checkpoints, place)
+        if experiment.algorithm.has_stages and (place is None or place.stage):
+            self._run_stages(engine, checkpoints, place)
+            interruptions.save(0)
+        done = place.round if place and not place.stage else 0
+        if not done:
+            self._measure_start(engine)
+            interruptions.pause()
+        self.recorder.begin_rounds(experiment.rounds, done)
+        for round in range(done + 1, experiment.rounds + 1):
+            outcome = play(experiment, engine, experiment.algorithm, round, interruptions)
+            self.recorder.add_round(outcome)
+            yield outcome
+            interruptions.act_on(outcome, experiment.rounds)
+        if experiment.newcomers:
+            self._train_newcomers(assembled)
+        if experiment.checkpoint.keep:
+            interruptions.save(experiment.rounds)
+        self.recorder.finish("finished")
+        self.recorder.sum_up()
+        self._remove(checkpoints)
+        self._world.meet()  # the file is there when any rank returns
+
+    def _agree(self) -> None:
+        """Raise BadInput, on every rank alike, if the ranks were not all told to run the same.
+
+        Where files lie may be another place on each node.
+        """
+        world, settings = self._world, self._experiment.settings
+        mine = {name: value for name, value in leaves(settings) if not isinstance(value, Path)}
+        first = world.from_server(mine)
+        with world.agreed():
+            for name in [*mine, *first]:
+                value, wanted = (shown(settings.get(name)) for settings in (mine, first))  # as texts, for NaN
+                reason = f"= {value} on rank {world.rank}: must be {wanted}, as on rank 0"
+                if value != wanted:
+                    raise BadInput(reason, f"--{name}")
+
+    def _claim(self) -> Checkpoints:
+        """Lock the output, whose name every rank knows then, also if nobody gave one; its checkpoints."""
+        experiment, output = self._experiment, self._latest.output
+        with self._world.agreed():
+            if self._world.is_server:
+                replaces = experiment.overwrite or experiment.resume
+                output = claim(output, self.lock, experiment.names_output, replaces)
+        self._latest.output = self._world.from_server(output)
+        checkpoints = Checkpoints(self._world, self._latest.output, experiment.checkpoint, self.lock)
+        self.interruptions.checkpoints = self._checkpoints = checkpoints
+        return checkpoints
+
+    def _place(self, checkpoints: Checkpoints) -> Place | None:
+        """Where the run goes on, on every rank; None: at its start."""
+        experiment, world = self._experiment, self._world
+        place: Place | None = None
+        if experiment.resume:
+            with world.agreed():
+                if world.is_server:
+                    place = find(experiment.output, experiment.rounds, self._settings, checkpoints)
+            place = world.from_server(place)
+        return place
+
+    def _open(self, assembled: Assembled, checkpoints: Checkpoints, place: Place | None) -> None:
+        """Give the federation what it had when the run was interrupted, and open the results."""
+        experiment, interruptions = self._experiment, self.interruptions
+        whole = interruptions.whole = SavedFederation("rounds", assembled.engine, experiment.algorithm)
+        if place:
+            self._check_data(assembled)
+        if place and place.is_in_results:
+            restore_weights(whole, experiment.output)
+        elif place:
+            checkpoints.restore(whole)
+        interruptions.is_set_up = True
+        recorder = interruptions.recorder = open_recorder(
+            experiment, self._settings, assembled, self._world, self.lock, checkpoints, place
+        )
+        context = assembled.engine.federation.context
+        context.pause, context.when_idle, context.keep = interruptions.pause, recorder.write_if_due, recorder.keep
+
+    def _check_data(self, assembled: Assembled) -> None:
+        """Raise BadInput if the data are others than those with which the run that goes on has begun."""
+        with self._world.agreed():
+            if self._world.is_server:
+                inputs.check_data(results.open(self._experiment.output), assembled.checksums)
+
+    def _run_stages(self, engine: Engine, checkpoints: Checkpoints, place: Place | None) -> None:
+        """What the method trains before the first round, from this place on."""
+        experiment, recorder, interruptions = self._experiment, self.recorder, self.interruptions
+        resumed = place.stage if place else None
+        begin_before(engine, experiment.algorithm)
+        stages = experiment.algorithm.stages(engine.federation)
+        for number in count(1):
+            engine.federation.context.reseed(f"stage {number}")
+            stage = next(stages, None)
+            if stage is None:
+                break
+            name, sibling, algorithm = stage
+            if resumed and resumed != name:
+                continue  # it was over before
+            other, rounds = Engine(sibling), sibling.context.rounds
+            engine.stage = name, other
+            sibling.context.when_idle = engine.federation.context.when_idle
+            set_up(algorithm, other)
+            saved, done = SavedFederation(name, other, algorithm), 0
+            if place and resumed:
+                checkpoints.restore(saved)
+                done, resumed = place.round, None
+            recorder.begin_stage(name, rounds, done)
+            for round in range(done + 1, rounds + 1):
+                outcome = play(experiment, other, algorithm, round, interruptions)
+                recorder.add_stage_round(name, outcome)
+                interruptions.act_on(outcome, rounds, saved)
+            recorder.end_rounds()
+            engine.stage = None
+
+    def _measure_start(self, engine: Engine) -> None:
+        """Evaluate the initial model."""
+        if self._experiment.evaluate_every:
+            evaluation = evaluate_start(self._experiment, engine)
+            if evaluation:
+                self.recorder.set_initial(evaluation.loss, evaluation.accuracy)
+
+    def _train_newcomers(self, assembled: Assembled) -> None:
+        experiment, interruptions = self._experiment, self.interruptions
+        known = self._world.from_server(self.recorder.newcomers)
+        interruptions.begin_round()
+        for accuracy in train_newcomers(
+            assembled.engine,
+            experiment.algorithm,
+            assembled.newcomers,
+            experiment.rounds,
+            experiment.newcomer_epochs,
+            known,
+        ):
+            self.recorder.set_newcomers(accuracy)
+            interruptions.pause()
+
+    def _remove(self, checkpoints: Checkpoints) -> None:
+        """Remove the checkpoints of a run that has finished, unless they are to stay."""
+        if self._world.is_server and not self._experiment.checkpoint.keep:
+            checkpoints.remove()
+
+    @property
+    def _settings(self) -> str:
+        """As the results file keeps them, and a run is resumed with."""
+        return self._config or self._experiment.config

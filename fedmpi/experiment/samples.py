@@ -1,0 +1,56 @@
+"""The samples of all clients, on every rank: one copy a node, and the order in which clients see their pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmpi.data import Arrays, Dataset, Split, prepared
+from fedmpi.errors import BadInput, option_of
+from fedmpi.mpi.shared import share
+from fedmpi.mpi.world import World
+from fedmpi.streams import say
+
+
+def load_shared(world: World, dataset: Dataset) -> Arrays:
+    """The arrays of a data set, one copy a node: mapped from prepared files, or else in memory shared by its ranks.
+
+    Raises:
+        BadInput: the data cannot be had on some node; on every rank alike.
+    """
+    arrays: Arrays | None = None
+    with world.agreed(), option_of("dataset"):
+        if world.is_server:
+            arrays = prepared.load(dataset, say)
+    if world.from_server(arrays is not None and arrays.on_disk):
+        with world.agreed():
+            arrays = arrays or prepared.open_prepared(dataset)
+            if arrays is None:
+                reason = "is not there, or not the same as on rank 0's node"
+                raise BadInput(f"{dataset.folder()} on {world.host} {reason}: copy it, or share it between nodes")
+        return arrays
+
+    def read() -> dict[str, np.ndarray]:
+        return (arrays or prepared.load(dataset, lambda line: None)).stored()
+
+    return Arrays.of_stored(share(world, read))
+
+
+class PixelOrders:
+    """client -> the order [pixels] in which it sees the pixels of its samples, or None: as they are.
+
+    Made when first asked for, and kept on the training device.
+    """
+
+    def __init__(self, split: Split, pixels: int, device: torch.device) -> None:
+        self._split = split
+        self._pixels = pixels
+        self._device = device
+        self._known: dict[int, Tensor | None] = {}
+
+    def __call__(self, client: int) -> Tensor | None:
+        if client not in self._known:
+            order = self._split.pixels(client, self._pixels)
+            self._known[client] = None if order is None else torch.from_numpy(order).to(self._device)
+        return self._known[client]

@@ -1,0 +1,216 @@
+"""What goes with what: the page is the table, each rule is broken by something, and the first broken one is named."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from fedmpi import Experiment
+from fedmpi.algorithms import Centralized, FedAvg, FedBN, FedDF, FedDyn, FedPer, FeSEM, GenFL, Median
+from fedmpi.data import Digits, Permuted, Rotated
+from fedmpi.errors import BadInput
+from fedmpi.experiment import compatibility
+from fedmpi.experiment.compatibility import CHANCES, DATA, METHODS, NEWCOMERS, PRIVATE, SECTIONS, Loaded, Rule
+from fedmpi.policies import Bernoulli, Heterogeneous, Independent, PowerOfChoice, Weighted
+from fedmpi.policies.attacks import SignFlip
+from fedmpi.policies.compression import TopK
+from fedmpi.policies.privacy import CentralDP
+from fedmpi.policies.server_optimizers import Momentum
+from fedmpi.training.settings import LocalTraining
+from tests.support.experiments import Reader
+from tests.support.mpi import REPOSITORY
+
+HT: dict[str, Any] = {"weighting": "horvitz_thompson"}
+DP: dict[str, Any] = {"privacy": CentralDP(), "weighting": "uniform", "sampler": Bernoulli()}
+#: For each rule in the order of the table: settings that break it, and no rule before, and what is said.
+REFUSED: list[tuple[Rule[Any], dict[str, Any], str]] = [
+    (
+        NEWCOMERS[0],
+        {"algorithm": FedBN(), "newcomers": 3},
+        "newcomers = 3: must be 0 with FedBN, whose clients have more than the global model",
+    ),
+    (
+        CHANCES[0],
+        HT | {"sampler": PowerOfChoice()},
+        "weighting = horvitz_thompson: must be another with PowerOfChoice",
+    ),
+    (
+        CHANCES[1],
+        HT | {"conditions": Heterogeneous(deadline=3)},
+        "weighting = horvitz_thompson: must be another with Heterogeneous, when the chance of an update to be used"
+        " depends on the client's speed",
+    ),
+    (
+        CHANCES[2],
+        HT | {"conditions": Heterogeneous(stragglers=1)},
+        "weighting = horvitz_thompson: must be another with Heterogeneous, when a round that asks 10 of the clients"
+        " uses no update",
+    ),
+    (
+        PRIVATE[0],
+        DP | {"algorithm": FedDyn()},
+        "algorithm = FedDyn: must be a method that sees one mean of models and no more of clients, with CentralDP",
+    ),
+    (PRIVATE[1], DP | {"weighting": "samples"}, "weighting = samples: must be uniform with CentralDP"),
+    (PRIVATE[2], DP | {"compression": TopK()}, "compression = TopK: must be Dense with CentralDP"),
+    (PRIVATE[3], DP | {"availability": Independent()}, "availability = Independent: must be Always with CentralDP"),
+    (PRIVATE[4], DP | {"conditions": Heterogeneous()}, "conditions = Heterogeneous: must be Ideal with CentralDP"),
+    (
+        METHODS[0],
+        {"algorithm": GenFL(), "sampler": PowerOfChoice()},
+        "sampler = PowerOfChoice: GenFL also trains a network that has no such losses",
+    ),
+    (
+        METHODS[1],
+        {"algorithm": FedDyn(), "server_optimizer": Momentum()},
+        "server_optimizer = Momentum: FedDyn has a rule of its own",
+    ),
+    (METHODS[2], {"algorithm": FeSEM(), "compression": TopK()}, "compression = TopK: does not go with FeSEM"),
+    (
+        METHODS[3],
+        {"algorithm": Centralized(), "attack": SignFlip()},
+        "attack = SignFlip: Centralized has no clients that could be malicious",
+    ),
+    (
+        METHODS[4],
+        {"algorithm": FedDF(), "attack": SignFlip()},
+        "attack = SignFlip: FedDF's server looks at single clients' models",
+    ),
+    (
+        METHODS[5],
+        {"algorithm": FedDF(), "compression": TopK()},
+        "compression = TopK: FedDF's server looks at single clients' models",
+    ),
+    (
+        METHODS[6],
+        {"algorithm": Median(), "weighting": "samples"},
+        "weighting = samples: Median counts all clients alike",
+    ),
+    (
+        METHODS[7],
+        {"algorithm": FedDyn(), "sampler": Weighted()},
+        "sampler = Weighted: says itself what clients count, which does not go with FedDyn",
+    ),
+    (
+        METHODS[8],
+        HT | {"algorithm": FedDyn()},
+        "weighting = horvitz_thompson: FedDyn's server keeps a mean of its own over all clients",
+    ),
+    (
+        METHODS[9],
+        {"algorithm": Centralized(), "conditions": Heterogeneous()},
+        "conditions = Heterogeneous: Centralized has no clients that work apart",
+    ),
+    (
+        METHODS[10],
+        HT | {"algorithm": FeSEM()},
+        "weighting = horvitz_thompson: FeSEM does not form one mean of all its clients' models",
+    ),
+    (
+        METHODS[11],
+        {"algorithm": FedPer(), "evaluate_means": "cohort"},
+        "evaluate_means = cohort: FedPer does not average its clients' models",
+    ),
+    (
+        METHODS[12],
+        {"algorithm": Centralized(), "partition": Permuted()},
+        "algorithm = Centralized: cannot pool what each client sees in a way of its own, as with Permuted",
+    ),
+]
+
+
+@pytest.mark.parametrize(("rule", "settings", "said"), REFUSED, ids=[said.split(":")[0] for _, _, said in REFUSED])
+def test_what_is_refused(rule: Rule[Any], settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        Experiment(**settings)
+    assert str(caught.value) == said
+    assert said.startswith(rule.option)
+
+
+class Words(Digits):
+    """Only its kind of samples counts here."""
+
+    vocabulary = 30
+
+
+#: Settings and what is known of data and network, for each rule in its order.
+LOADED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    (
+        {"dataset": Words()},
+        {"shape": (9,)},
+        "--model = LeNet: has no embedding, so it cannot take the text of Words",
+    ),
+    (
+        {"dataset": Words(), "partition": Permuted(), "model": Reader()},
+        {"shape": (9,), "has_embedding": True},
+        "--partition = Permuted: permutes pixels, and Words is text",
+    ),
+    (
+        {"partition": Rotated()},
+        {"shape": (1, 8, 9)},
+        "--partition = Rotated: turns square images, and Digits has none",
+    ),
+    (
+        {"local": LocalTraining(precision="bf16")},
+        {"lacks_bf16": True},
+        "--local.precision = bf16: must be float32: PyTorch has no bfloat16 code for recurrent layers on processors"
+        " without AVX-512",
+    ),
+    (
+        {"local": LocalTraining(augmentation="crop_flip")},
+        {"shape": (64,)},
+        "--local.augmentation = crop_flip: must be none, for Digits has no images",
+    ),
+    (
+        {"algorithm": FedDF(proxy=Digits())},
+        {"proxy_samples": "float32 (3,)"},
+        "--algorithm.proxy = Digits: has samples of float32 (3,), but those of Digits are of uint8 (1, 8, 8)",
+    ),
+    (
+        DP,
+        {"has_statistics": True},
+        "--model = LeNet: has running statistics, which privacy does not cover: --model.norm group",
+    ),
+    (
+        {"local": LocalTraining(batch_size=1)},
+        {"normalises_batches": True},
+        "--local.batch_size = 1: must be at least 2 for a model with batch normalisation",
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "known", "said"), LOADED, ids=[said.split(":")[0] for _, _, said in LOADED])
+def test_what_is_refused_when_the_data_are_there(settings: dict[str, Any], known: dict[str, Any], said: str) -> None:
+    plain: dict[str, Any] = {
+        "shape": (1, 8, 8),
+        "samples": "uint8 (1, 8, 8)",
+        "proxy_samples": None,
+        "has_embedding": False,
+        "has_statistics": False,
+        "normalises_batches": False,
+        "lacks_bf16": False,
+    }
+    experiment = Experiment(**settings)
+    with pytest.raises(BadInput) as caught:
+        compatibility.check_loaded(Loaded(experiment, **plain | known))
+    assert str(caught.value) == said
+    compatibility.check_loaded(Loaded(Experiment(FedAvg()), **plain))
+
+
+def test_every_rule_is_here() -> None:
+    rules = [rule for section in (NEWCOMERS, CHANCES, PRIVATE, METHODS) for rule in section]
+    assert [rule for rule, _, _ in REFUSED] == rules
+    assert len(LOADED) == len(DATA)
+    assert len(rules) + len(DATA) == sum(map(len, SECTIONS.values()))
+
+
+def test_the_page_is_the_table() -> None:
+    printed = subprocess.check_output([sys.executable, "-m", "fedmpi.experiment"], text=True, cwd=REPOSITORY)
+    page = (REPOSITORY / "docs" / "compatibility.md").read_text()
+    assert page == printed, "python -m fedmpi.experiment > docs/compatibility.md"
+    options = set(inspect.signature(Experiment).parameters)
+    assert {rule.option.split(".")[0] for rules in SECTIONS.values() for rule in rules} <= options
