@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fedmpi.data import make_split
-from fedmpi.experiment.settings import Experiment
+from fedmpi.experiment.experiment import Experiment
 from fedmpi.federation.placement import CostModel
 from fedmpi.training.layout import Layout, aligned_rows
 

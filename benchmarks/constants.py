@@ -32,9 +32,9 @@ from fedmpi.data import IID, make_split
 from fedmpi.data._owners import apportion
 from fedmpi.experiment.assembly import assemble
 from fedmpi.experiment.command_line import parse
+from fedmpi.experiment.experiment import Experiment
 from fedmpi.experiment.interruption import Interruptions
 from fedmpi.experiment.rounds import play
-from fedmpi.experiment.settings import Experiment
 from fedmpi.federation.client_state import StateKeeper
 from fedmpi.federation.ledger import Ledger
 from fedmpi.federation.mean import PARAMETER_KIND, WeightedMean

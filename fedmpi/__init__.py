@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 __all__ = ["Experiment"]
 
 if TYPE_CHECKING:
-    from fedmpi.experiment.settings import Experiment
+    from fedmpi.experiment.experiment import Experiment
 
 # Intel's matrix library otherwise chooses code by the alignment of its operands, so that a client's last bits would
 # depend on where in memory it was trained. Read when PyTorch computes for the first time, hence set here.
@@ -23,7 +23,7 @@ os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 def __getattr__(name: str) -> type:
     """`Experiment` on first use: it needs NumPy and more, which the other programs of this package do without."""
     if name == "Experiment":
-        from fedmpi.experiment.settings import Experiment
+        from fedmpi.experiment.experiment import Experiment
 
         return Experiment
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,7 +19,7 @@ from fedmpi.algorithms import Algorithm
 from fedmpi.checksum import REMEDY, checksum
 from fedmpi.data import Arrays, Split
 from fedmpi.errors import BadInput, named
-from fedmpi.experiment.settings import Experiment
+from fedmpi.experiment.settings import Settings
 from fedmpi.mpi.world import World
 
 # How far apart numbers of a network may be, in proportion to the largest of their tensor: processors of different
@@ -29,7 +29,7 @@ ROUNDING = 1e-4
 
 def check_set_up(
     world: World,
-    experiment: Experiment,
+    experiment: Settings,
     network: nn.Module,
     data: Mapping[str, tuple[object, Arrays]],
     split: Split,

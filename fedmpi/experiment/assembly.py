@@ -18,7 +18,7 @@ from fedmpi.experiment import compatibility
 from fedmpi.experiment.alike import check_rebuilt, check_set_up
 from fedmpi.experiment.networks import Networks, networks_of
 from fedmpi.experiment.samples import PixelOrders, load_shared
-from fedmpi.experiment.settings import Experiment
+from fedmpi.experiment.settings import Settings
 from fedmpi.federation.adversary import Adversary
 from fedmpi.federation.context import Context
 from fedmpi.federation.engine import Engine
@@ -56,7 +56,7 @@ class Assembled:
     checksums: Mapping[str, str]
 
 
-def assemble(experiment: Experiment, world: World) -> Assembled:
+def assemble(experiment: Settings, world: World) -> Assembled:
     """Load the data, split it, build the model and set the algorithm up; on every rank.
 
     Raises:
@@ -127,7 +127,7 @@ class _Shared:
         pixels: the order in which a client sees the pixels of its samples.
     """
 
-    experiment: Experiment
+    experiment: Settings
     world: World
     device: torch.device
     everyone: Split
@@ -189,7 +189,7 @@ class _Shared:
         return self.federation(networks, self.train.unnormalised(), local, rounds, seed, what)[0]
 
 
-def _connect(experiment: Experiment) -> None:
+def _connect(experiment: Settings) -> None:
     """Tell the components of one another; here, because each may be given to several experiments."""
     experiment.model.vocabulary = experiment.dataset.vocabulary
     if experiment.algorithm.takes_server_optimizer:
@@ -208,7 +208,7 @@ def _remove_leftovers(world: World) -> None:
         say(f"removed what killed jobs had left in /dev/shm: {', '.join(told)}")
 
 
-def _loaded(experiment: Experiment, arrays: Arrays, proxy: Arrays | None, model: FlatModel) -> compatibility.Loaded:
+def _loaded(experiment: Settings, arrays: Arrays, proxy: Arrays | None, model: FlatModel) -> compatibility.Loaded:
     """What the rules on data and networks look at."""
     other, layers = experiment.algorithm.proxy, list(model.module.modules())
     recurs = any(isinstance(layer, nn.RNNBase) for layer in layers)
@@ -230,7 +230,7 @@ def _kind(arrays: Arrays, dataset: Dataset) -> str:
     return f"{x.dtype} {x.shape[1:]}" + (f" and {words} tokens" if words else "")
 
 
-def _split(experiment: Experiment, arrays: Arrays, world: World) -> Split:
+def _split(experiment: Settings, arrays: Arrays, world: World) -> Split:
     """Who has what, newcomers too."""
     with option_of("partition"):
         everyone = make_split(
@@ -249,7 +249,7 @@ def _split(experiment: Experiment, arrays: Arrays, world: World) -> Split:
 
 
 def _put_together(
-    experiment: Experiment, world: World, arrays: Arrays, proxy: Arrays | None, everyone: Split, model: FlatModel
+    experiment: Settings, world: World, arrays: Arrays, proxy: Arrays | None, everyone: Split, model: FlatModel
 ) -> _Shared:
     """Put the clients and their samples together, once what the ranks have made of them is found to be the same.
 
@@ -299,7 +299,7 @@ def _put_together(
     )
 
 
-def _check_room(experiment: Experiment, world: World, fed: Federation) -> None:
+def _check_room(experiment: Settings, world: World, fed: Federation) -> None:
     """Raise BadInput, on every rank alike, if a node has too little shared memory for the vectors of a round.
 
     Not all are known before. What clients receive and send is counted, and the models that are measured.

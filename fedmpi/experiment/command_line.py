@@ -23,8 +23,8 @@ from fedmpi import small_yaml
 from fedmpi.described import as_yaml, import_path, short_name
 from fedmpi.errors import BadInput
 from fedmpi.experiment.catalogue import COMPONENTS, GROUPS, bases, catalogue, own_class
+from fedmpi.experiment.experiment import Experiment
 from fedmpi.experiment.messages import failed_import, flat, in_one_line, unknown_class
-from fedmpi.experiment.settings import Experiment
 from fedmpi.options import Configured, expanded
 from fedmpi.randomness import globals_kept, key, seed_globals
 

@@ -22,7 +22,7 @@ import numpy as np
 from fedmpi.experiment.checkpoint import Checkpoints, Place, SavedFederation
 from fedmpi.experiment.job_limit import job_end
 from fedmpi.experiment.recording import Recorder
-from fedmpi.experiment.settings import BY_HAND, REQUEUE, Experiment
+from fedmpi.experiment.settings import BY_HAND, REQUEUE, Settings
 from fedmpi.federation.ledger import Outcome
 from fedmpi.mpi.guard import FIRST_DEADLINE
 from fedmpi.mpi.world import World
@@ -72,7 +72,7 @@ class Interruptions:
     whole: SavedFederation
     is_set_up = False
 
-    def __init__(self, world: World, experiment: Experiment) -> None:
+    def __init__(self, world: World, experiment: Settings) -> None:
         self.recorder = Recorder()
         self._world = world
         self._heard = 0

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedmpi import randomness
 from fedmpi.data import Arrays
 from fedmpi.errors import BadInput, option_of
-from fedmpi.experiment.settings import Experiment
+from fedmpi.experiment.settings import Settings
 from fedmpi.models import Model
 from fedmpi.training.dry_run import constant_buffers, materialise
 from fedmpi.training.flat import FlatModel
@@ -53,7 +53,7 @@ class Networks:
         return model
 
 
-def networks_of(experiment: Experiment, arrays: Arrays, device: torch.device) -> Networks:
+def networks_of(experiment: Settings, arrays: Arrays, device: torch.device) -> Networks:
     """Those of the experiment's model, as its method extends them, for samples as these."""
     model, shape = experiment.model, arrays.train_x.shape[1:]
     is_text = experiment.dataset.vocabulary is not None

@@ -18,7 +18,7 @@ from fedmpi.experiment.environment import describe
 from fedmpi.experiment.ownership import Lock
 from fedmpi.experiment.progress import Progress
 from fedmpi.experiment.resume import missing_in_results
-from fedmpi.experiment.settings import Experiment
+from fedmpi.experiment.settings import Settings
 from fedmpi.federation.ledger import Outcome
 from fedmpi.mpi.world import World
 from fedmpi.policies.privacy import NoPrivacy
@@ -151,7 +151,7 @@ class ResultsRecorder(Recorder):
 
 
 def open_recorder(
-    experiment: Experiment,
+    experiment: Settings,
     config: str,
     assembled: Assembled,
     world: World,
@@ -193,7 +193,7 @@ def open_recorder(
 
 
 def _begun(
-    experiment: Experiment, config: str, assembled: Assembled, environment: dict[str, Any], lock: Lock
+    experiment: Settings, config: str, assembled: Assembled, environment: dict[str, Any], lock: Lock
 ) -> Results:
     """The results before the first round."""
     fed = assembled.engine.federation
@@ -208,7 +208,7 @@ def _begun(
     return results
 
 
-def _after_more_rounds(experiment: Experiment, assembled: Assembled) -> dict[str, Callable[[], str | None]]:
+def _after_more_rounds(experiment: Settings, assembled: Assembled) -> dict[str, Callable[[], str | None]]:
     """Attributes of the results file that say whether a finished run can have more rounds."""
     engine, algorithm, local = assembled.engine, experiment.algorithm, experiment.local
 

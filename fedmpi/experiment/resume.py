@@ -12,7 +12,7 @@ from fedmpi import __version__, results
 from fedmpi.errors import BadInput, require
 from fedmpi.experiment import inputs
 from fedmpi.experiment.checkpoint import Checkpoints, Place, SavedFederation, server_state
-from fedmpi.experiment.settings import Experiment
+from fedmpi.experiment.settings import Settings
 from fedmpi.results import Run
 from fedmpi.results.check import check_intact
 from fedmpi.results.paths import checkpoints_beside
@@ -92,7 +92,7 @@ def find(output: Path, rounds: int, config: str, checkpoints: Checkpoints) -> Pl
     return place
 
 
-def continuation(experiment: Experiment, ranks: int) -> str:
+def continuation(experiment: Settings, ranks: int) -> str:
     """What goes on with the run when it was interrupted, on so many ranks."""
     if experiment.arguments is None:
         return f"the same experiment with output={str(experiment.output)!r} and resume=True"

@@ -12,7 +12,7 @@ from fedmpi.algorithms import Algorithm
 from fedmpi.checksum import REMEDY, checksum
 from fedmpi.errors import named
 from fedmpi.experiment.interruption import Interruptions
-from fedmpi.experiment.settings import Experiment
+from fedmpi.experiment.settings import Settings
 from fedmpi.experiment.workload import MethodWorkload
 from fedmpi.federation.engine import Engine
 from fedmpi.federation.evaluation import Evaluation
@@ -22,7 +22,7 @@ from fedmpi.policies.privacy import NoPrivacy
 
 
 def play(
-    experiment: Experiment, engine: Engine, algorithm: Algorithm, round: int, interruptions: Interruptions
+    experiment: Settings, engine: Engine, algorithm: Algorithm, round: int, interruptions: Interruptions
 ) -> Outcome:
     """A round of this federation by this method, which is the experiment's own or that of a stage."""
     fed = engine.federation
@@ -47,7 +47,7 @@ def play(
     return engine.finish(kept, *interruptions.asks(round))
 
 
-def evaluate_start(experiment: Experiment, engine: Engine) -> Evaluation | None:
+def evaluate_start(experiment: Settings, engine: Engine) -> Evaluation | None:
     """The initial model on the test samples, at the server; None: elsewhere."""
     begin_before(engine, experiment.algorithm)
     experiment.algorithm.evaluate(engine.federation)
@@ -60,7 +60,7 @@ def begin_before(engine: Engine, algorithm: Algorithm) -> None:
     engine.invite(RoundPlan(Cohort.nobody()), algorithm.client_metrics)
 
 
-def plan_round(experiment: Experiment, engine: Engine, algorithm: Algorithm, round: int) -> RoundPlan:
+def plan_round(experiment: Settings, engine: Engine, algorithm: Algorithm, round: int) -> RoundPlan:
     """How the round goes; the same on every rank.
 
     Raises:
@@ -97,7 +97,7 @@ def plan_round(experiment: Experiment, engine: Engine, algorithm: Algorithm, rou
     return replace(plan, row=row, bytes_lost=lost)
 
 
-def _claims(experiment: Experiment, *checksums: int) -> dict[str, int]:
+def _claims(experiment: Settings, *checksums: int) -> dict[str, int]:
     """What is wrong -> a checksum of what an availability, a sampler and conditions have decided."""
     parts = {"availability": "can be reached", "sampler": "were drawn", "conditions": "take part"}
     claims = [
@@ -107,10 +107,10 @@ def _claims(experiment: Experiment, *checksums: int) -> dict[str, int]:
     return dict(zip(claims, checksums, strict=False))
 
 
-def _is_private(experiment: Experiment) -> bool:
+def _is_private(experiment: Settings) -> bool:
     return not isinstance(experiment.privacy, NoPrivacy)
 
 
-def _is_evaluated(experiment: Experiment, round: int) -> bool:
+def _is_evaluated(experiment: Settings, round: int) -> bool:
     every = experiment.evaluate_every
     return bool(every) and (round % every == 0 or round == experiment.rounds)

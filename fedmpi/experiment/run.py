@@ -21,7 +21,7 @@ from fedmpi.experiment.ownership import Lock, claim
 from fedmpi.experiment.recording import Recorder, open_recorder
 from fedmpi.experiment.resume import continuation, find, restore_weights
 from fedmpi.experiment.rounds import begin_before, evaluate_start, play
-from fedmpi.experiment.settings import BY_HAND, Experiment, Latest
+from fedmpi.experiment.settings import BY_HAND, Latest, Settings
 from fedmpi.federation.engine import Engine
 from fedmpi.federation.ledger import Outcome
 from fedmpi.mpi.failures import Silence
@@ -32,7 +32,7 @@ from fedmpi.streams import say
 
 
 def outcomes(
-    experiment: Experiment, latest: Latest, world: World, config: str | None
+    experiment: Settings, latest: Latest, world: World, config: str | None
 ) -> Generator[Outcome, None, None]:
     """Run the experiment: see `Experiment.outcomes`.
 
@@ -67,7 +67,7 @@ def outcomes(
         course.close()
 
 
-def results_of(experiment: Experiment, world: World) -> Run:
+def results_of(experiment: Settings, world: World) -> Run:
     """What the results file of a run holds that is over, on every rank.
 
     Raises:
@@ -91,7 +91,7 @@ class _Course:
         interruptions: what ends the run early; a context around `outcomes`.
     """
 
-    def __init__(self, experiment: Experiment, latest: Latest, world: World, config: str | None) -> None:
+    def __init__(self, experiment: Settings, latest: Latest, world: World, config: str | None) -> None:
         self.lock = Lock()
         self.interruptions = Interruptions(world, experiment)
         self._experiment = experiment

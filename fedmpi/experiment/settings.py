@@ -1,21 +1,13 @@
-"""An experiment: the tree of its settings, which are checked when it is made, and do not change.
+"""The tree of an experiment's settings, which are checked when it is made, and do not change.
 
-    from fedmpi import Experiment
-    from fedmpi.algorithms import FedProx
-
-    run = Experiment(algorithm=FedProx(mu=0.01), rounds=20).run()
-
-Importing this module is cheap (no torch), because the command line is read from the constructor's signature. What a
-run does is in `fedmpi.experiment.run`.
+Importing this module is cheap (no torch), because the command line is read from the constructor's signature.
 """
 
 import inspect
-import os
 import time
-from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from fedmpi.algorithms import Algorithm, FedAvg
 from fedmpi.data import Dataset, Digits, Dirichlet, Partition
@@ -23,7 +15,6 @@ from fedmpi.described import as_yaml, settings_of
 from fedmpi.errors import require
 from fedmpi.experiment import compatibility
 from fedmpi.models import LeNet, Model
-from fedmpi.mpi import whole_job
 from fedmpi.options import Configured
 from fedmpi.policies import (
     Always,
@@ -38,14 +29,7 @@ from fedmpi.policies.attacks import Attack, NoAttack
 from fedmpi.policies.compression import Compression, Dense
 from fedmpi.policies.privacy import NoPrivacy, Privacy
 from fedmpi.policies.server_optimizers import Replace, ServerOptimizer
-from fedmpi.randomness import apart, globals_kept
 from fedmpi.training.settings import LocalTraining
-
-if TYPE_CHECKING:
-    from fedmpi.federation.ledger import Outcome
-    from fedmpi.mpi.world import World
-    from fedmpi.results import Run
-
 
 #: Exit statuses of a run that `--resume` continues: the job is to be queued again, or somebody wanted it to end.
 REQUEUE, BY_HAND = 85, 130
@@ -88,7 +72,7 @@ class Latest:
     exit_status: int = 0
 
 
-class Experiment(metaclass=Configured):
+class Settings(metaclass=Configured):
     """One federated experiment: its settings, which do not change once it is made.
 
     Every argument may be left out, as on the command line; a component that is null is the default one. A component
@@ -262,66 +246,12 @@ class Experiment(metaclass=Configured):
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that the constructor takes, as it was completed: what YAML can hold, but for paths."""
-        return {name: settings_of(getattr(self, name), name) for name in inspect.signature(Experiment).parameters}
+        return {name: settings_of(getattr(self, name), name) for name in inspect.signature(Settings).parameters}
 
     @property
     def config(self) -> str:
         """The settings as YAML: what the results file keeps, and what --config reads."""
         return as_yaml(self.settings)
-
-    def load(self) -> None:
-        """Import what a run needs; with PyTorch, which starts its threads then."""
-        os.environ["OMP_NUM_THREADS"] = str(self.threads)
-        import fedmpi.experiment.run  # noqa: F401
-
-    def run(self, world: "World | None" = None, config: str | None = None) -> "Run":
-        """Run to the end, on every rank of the job if there are several, see `outcomes`.
-
-        Returns:
-            What the results file holds, on every rank; its status is interrupted if the run was (`exit_status`).
-
-        Raises:
-            BadInput: on every rank alike, before anything is trained or written.
-            KeyboardInterrupt: somebody wanted it to end (SIGINT); the file and its checkpoint are written.
-            SystemExit: with `exit_status`, if it was to end (SIGUSR1, SIGTERM) before there was a results file.
-        """
-        world = world or whole_job()
-        self.complete(world, config)
-        from fedmpi.experiment.run import results_of
-
-        return results_of(self, world)
-
-    def complete(self, world: "World", config: str | None = None) -> int:
-        """Run to the end, and return `exit_status`; arguments as of `outcomes`."""
-        rounds = self._begun(world, config)
-        with globals_kept():
-            for _ in rounds:
-                pass
-        return self.exit_status
-
-    def outcomes(self, world: "World | None" = None, config: str | None = None) -> "Iterator[Outcome]":
-        """Run, and give what each round left when it is over; to be called, and used up, on every rank of the job.
-
-        An error other than bad input ends a job of several ranks (`fedmpi.experiment.failure.end_job`). Where there
-        is one, the results file says failed, and the error is raised again. What the caller draws from the generators
-        of `random`, `numpy.random` and `torch` is not disturbed, and the run does not depend on it.
-
-        Args:
-            world: the ranks; None: all of the job.
-            config: what the results file keeps as the settings, and a run is resumed with; None: `config`.
-
-        Raises:
-            BadInput: on every rank alike, before anything is trained or written.
-        """
-        yield from apart(self._begun(world or whole_job(), config))
-
-    def _begun(self, world: "World", config: str | None) -> "Generator[Outcome, None, None]":
-        """The rounds of a new run, of which `output` and `exit_status` are from now on."""
-        self.load()
-        from fedmpi.experiment.run import outcomes
-
-        latest = vars(self)["_latest"] = Latest(self._latest.output)
-        return outcomes(self, latest, world, config)
 
 
 def _readable_name(algorithm: Algorithm, dataset: Dataset, seed: int) -> Path:

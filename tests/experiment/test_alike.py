@@ -23,7 +23,7 @@ from fedmpi import randomness
 from fedmpi.data import Digits
 from fedmpi.errors import BadInput
 from fedmpi.experiment.alike import check_rebuilt, numbers
-from fedmpi.experiment.settings import Experiment
+from fedmpi.experiment.experiment import Experiment
 from fedmpi.models import LeNet, Model
 from fedmpi.mpi.world import World
 from tests.support.experiments import SEED, run

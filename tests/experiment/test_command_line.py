@@ -22,7 +22,7 @@ from fedmpi.data import Dataset, Dirichlet, Permuted
 from fedmpi.errors import BadInput
 from fedmpi.experiment.catalogue import COMPONENTS, NESTED
 from fedmpi.experiment.command_line import HelpPrinted, parse
-from fedmpi.experiment.settings import Experiment
+from fedmpi.experiment.experiment import Experiment
 from fedmpi.models import Model
 from fedmpi.models.generators import Generator
 from fedmpi.training.settings import LocalTraining

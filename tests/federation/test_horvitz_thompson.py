@@ -24,8 +24,8 @@ from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.data import Digits
 from fedmpi.errors import BadInput
 from fedmpi.experiment.assembly import assemble
+from fedmpi.experiment.experiment import Experiment
 from fedmpi.experiment.rounds import plan_round
-from fedmpi.experiment.settings import Experiment
 from fedmpi.federation.engine import Engine
 from fedmpi.federation.federation import Federation
 from fedmpi.models import MLP, LogisticRegression

@@ -20,7 +20,7 @@ from fedmpi.algorithms.feddf import FedDF
 from fedmpi.algorithms.fedftg import FedFTG
 from fedmpi.algorithms.genfl import GenFL
 from fedmpi.data import IID, Arrays, Dataset, Partition
-from fedmpi.experiment.settings import Experiment
+from fedmpi.experiment.experiment import Experiment
 from fedmpi.federation.engine import Engine
 from fedmpi.federation.evaluation import Evaluation
 from fedmpi.federation.federation import Federation
