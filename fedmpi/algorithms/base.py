@@ -1,31 +1,31 @@
 """What every method is: an object that lives on all ranks and whose `round` reads like the paper's pseudo-code."""
 
+from __future__ import annotations
+
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from fedmpi.lazy import nn
 from fedmpi.options import Configured
 from fedmpi.training.block import WHOLE, Phase
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor, nn
-
-    from fedmpi.data import Dataset
-    from fedmpi.federation.federation import Federation
-    from fedmpi.federation.local import Trained
-    from fedmpi.policies import Cohort, Weighting
-    from fedmpi.policies.server_optimizers import ServerOptimizer
-    from fedmpi.training.block import Block
-    from fedmpi.training.flat import Net
-    from fedmpi.training.layout import Columns, Layout
-    from fedmpi.training.samples import Batch
-
-    #: Of several vectors, which columns of the model each of them is; the length of one that is no part of the model.
-    Vectors = Sequence[Columns | int]
+from fedmpi.typing import (
+    Batch,
+    Block,
+    Cohort,
+    Dataset,
+    Federation,
+    Layout,
+    Net,
+    ServerOptimizer,
+    Tensor,
+    Trained,
+    Vectors,
+    Weighting,
+)
 
 
 class Algorithm(metaclass=Configured):
@@ -56,7 +56,7 @@ class Algorithm(metaclass=Configured):
     #: Whether all that leaves a client in a round is one vector of changes, for one mean: what `--privacy` bounds.
     takes_privacy: bool = False
     #: What a client counts in a mean by the method's paper; the experiment may say otherwise.
-    weighting: "Weighting" = "samples"
+    weighting: Weighting = "samples"
     #: Whether none may count twice a round, as where the server keeps a mean over all clients' states.
     counts_clients_once: bool = False
     #: Whether the server looks at single clients' models, beside the means.
@@ -69,16 +69,16 @@ class Algorithm(metaclass=Configured):
     #: Numbers a client that the method records with `Federation.record`; columns of /clients.
     client_metrics: tuple[str, ...] = ()
 
-    weights: "Tensor"
-    server_optimizer: "ServerOptimizer"
+    weights: Tensor
+    server_optimizer: ServerOptimizer
 
     @property
-    def parts(self) -> "tuple[Algorithm, ...]":
+    def parts(self) -> tuple[Algorithm, ...]:
         """The objects that have state: the method itself, and one that it is a layer over."""
         return (self,)
 
     @property
-    def networks(self) -> "Mapping[str, Layout]":
+    def networks(self) -> Mapping[str, Layout]:
         """Of each state that is the vector of another network than the model, how that one lies in it."""
         return {}
 
@@ -88,7 +88,7 @@ class Algorithm(metaclass=Configured):
         return False
 
     @property
-    def proxy(self) -> "Dataset | None":
+    def proxy(self) -> Dataset | None:
         """Samples without labels that the server has, of the kind of the data set's (`Federation.proxy_batch`)."""
         return None
 
@@ -126,7 +126,7 @@ class Algorithm(metaclass=Configured):
     def check(self, cohort: int) -> None:
         """Raise BadInput if the options do not go with so many clients a round."""
 
-    def extend(self, network: "nn.Module", example: "Tensor") -> "nn.Module":
+    def extend(self, network: nn.Module, example: Tensor) -> nn.Module:
         """The network that is trained, made of the experiment's own; a method may add modules to it.
 
         Args:
@@ -140,7 +140,7 @@ class Algorithm(metaclass=Configured):
         return cohort
 
     @property
-    def trainings(self) -> "tuple[Phase, ...]":
+    def trainings(self) -> tuple[Phase, ...]:
         """The trainings that a client of a round goes through; `GRADIENT` is its part in `Federation.gradients`."""
         return (WHOLE,)
 
@@ -157,7 +157,7 @@ class Algorithm(metaclass=Configured):
         """Forward passes over all of a client's training samples in a round, beside its trainings."""
         return 0
 
-    def count_steps(self, fed: "Federation", cohort: "Cohort") -> "NDArray[np.int64]":
+    def count_steps(self, fed: Federation, cohort: Cohort) -> NDArray[np.int64]:
         """[m] the optimizer steps that the coming round asks of each client, in all trainings; a collective.
 
         They are what /clients has when the round is over.
@@ -167,25 +167,25 @@ class Algorithm(metaclass=Configured):
             steps += fed.count_steps(cohort, phase)
         return steps
 
-    def count_work(self, fed: "Federation", cohort: "Cohort") -> "NDArray[np.float64]":
+    def count_work(self, fed: Federation, cohort: Cohort) -> NDArray[np.float64]:
         """[m] what that, and all else a client computes in the round, costs in steps of plain training."""
         forward = self.forward_passes / 3 * fed.count_steps(replace(cohort, completed=None), Phase(epochs=1))
         return self.step_cost * self.count_steps(fed, cohort) + forward
 
-    def received_beside(self, fed: "Federation", cohort: "Cohort") -> "NDArray[np.int64]":
+    def received_beside(self, fed: Federation, cohort: Cohort) -> NDArray[np.int64]:
         """[m] numbers that each client receives in the coming round beside `payload`; a collective."""
         return np.zeros(len(cohort), dtype=np.int64)
 
-    def setup(self, fed: "Federation") -> None:
+    def setup(self, fed: Federation) -> None:
         """Create the state before the first round."""
         self.weights = fed.initial_weights()
 
-    def payload(self, layout: "Layout") -> tuple["Vectors", "Vectors"]:
+    def payload(self, layout: Layout) -> tuple[Vectors, Vectors]:
         """Of each vector that a client receives, and of each that it sends in a round, what it is of the model."""
         whole = [slice(layout.size)]
         return whole, whole
 
-    def stages(self, fed: "Federation") -> "Iterator[tuple[str, Federation, Algorithm]]":
+    def stages(self, fed: Federation) -> Iterator[tuple[str, Federation, Algorithm]]:
         """What comes between setup and the first round; runs on every rank.
 
         Whenever another network is to be trained by the same clients, yield a name, a federation made by
@@ -195,16 +195,14 @@ class Algorithm(metaclass=Configured):
         yield from ()
 
     @abstractmethod
-    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+    def round(self, fed: Federation, cohort: Cohort) -> None:
         """One round with the clients of `cohort`; runs on every rank, collectives are methods of `fed`.
 
         Whatever ranks decide by themselves they must decide alike. The global generators of random, numpy.random and
         torch are seeded for that, see docs/extending.md.
         """
 
-    def train(
-        self, fed: "Federation", block: "Block", start: "Tensor", received: "Tensor", phase: "Phase" = WHOLE
-    ) -> "Trained":
+    def train(self, fed: Federation, block: Block, start: Tensor, received: Tensor, phase: Phase = WHOLE) -> Trained:
         """Local training of a block's clients, apart from all others.
 
         Args:
@@ -214,15 +212,15 @@ class Algorithm(metaclass=Configured):
         """
         return fed.train(block, start, self, phase)
 
-    def server_step(self, fed: "Federation", mean: "Tensor") -> None:
+    def server_step(self, fed: Federation, mean: Tensor) -> None:
         """Move the global model towards the mean [P] of the clients' models, as the server's optimizer does."""
         self.weights = self.server_optimizer.step(self.weights, mean, fed.layout.parameters)
 
-    def evaluate(self, fed: "Federation") -> None:
+    def evaluate(self, fed: Federation) -> None:
         """Measure the state after a round: the global model on the test set, unless a method has more to show."""
         fed.report(fed.evaluate(self.weights))
 
-    def loss(self, net: "Net", batch: "Batch", start: "Tensor", client: "Mapping[str, Tensor]") -> "Tensor":
+    def loss(self, net: Net, batch: Batch, start: Tensor, client: Mapping[str, Tensor]) -> Tensor:
         """[B], the loss of each sample of one client's batch; training minimises their mean.
 
         A term that is no sample's own (a penalty on the weights, say) is added to all of them. Samples apart, because
@@ -240,7 +238,7 @@ class Algorithm(metaclass=Configured):
 
         return cross_entropy(self.predict(net, batch, client), batch.y)
 
-    def predict(self, net: "Net", batch: "Batch", client: "Mapping[str, Tensor]") -> "Tensor":
+    def predict(self, net: Net, batch: Batch, client: Mapping[str, Tensor]) -> Tensor:
         """[B, classes], the logits of a model, in training and where `Federation.evaluate` is given this method.
 
         Args:
@@ -250,7 +248,7 @@ class Algorithm(metaclass=Configured):
         """
         return net(batch.x)
 
-    def direction(self, gradient: "Tensor", weights: "Tensor", start: "Tensor", block: "Block") -> "Tensor":
+    def direction(self, gradient: Tensor, weights: Tensor, start: Tensor, block: Block) -> Tensor:
         """What the local optimizer steps along, from the gradient of the loss.
 
         Args:

@@ -4,20 +4,19 @@ Sattler, Müller, Samek: Clustered Federated Learning: Model-Agnostic Distribute
 Constraints. IEEE TNNLS 2021. https://arxiv.org/abs/1910.01991
 """
 
-from typing import TYPE_CHECKING, Annotated
+from __future__ import annotations
+
+from typing import Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedmpi.algorithms.clustered import Clustered
 from fedmpi.algorithms.toolbox import clustering
+from fedmpi.lazy import torch
 from fedmpi.options import with_options
 from fedmpi.ranges import NonNegativeInt, PositiveInt, interval
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from fedmpi.federation.federation import Federation
-    from fedmpi.policies import Cohort
+from fedmpi.typing import Cohort, Federation
 
 
 @with_options
@@ -41,13 +40,11 @@ class CFL(Clustered):
     warmup: NonNegativeInt = 20
     min_size: PositiveInt = 2
 
-    def setup(self, fed: "Federation") -> None:
+    def setup(self, fed: Federation) -> None:
         super().setup(fed)
         self.assignment.zero_()
 
-    def round(self, fed: "Federation", cohort: "Cohort") -> None:
-        import torch
-
+    def round(self, fed: Federation, cohort: Cohort) -> None:
         from fedmpi.federation.stack import inner_products
 
         group = fed.broadcast(self.assignment, received=0)[cohort.clients].cpu().numpy()
@@ -69,9 +66,7 @@ class CFL(Clustered):
         self.centers = changes.means(assignment[cohort.clients].cpu().numpy(), cohort.mass, models, empty)
         fed.report_clusters(self.assignment, models)
 
-    def split(
-        self, fed: "Federation", clients: "NDArray[np.int64]", mass: "NDArray[np.int64]", products: "NDArray"
-    ) -> None:
+    def split(self, fed: Federation, clients: NDArray[np.int64], mass: NDArray[np.int64], products: NDArray) -> None:
         """Split the clusters that are due, by the inner products [k, k] of the changes of these clients [k]."""
         assignment = self.assignment.numpy()
         models = len(self.centers)

@@ -1,22 +1,17 @@
 """What methods have in common that train several models, each with the clients it is for."""
 
+from __future__ import annotations
+
 from abc import abstractmethod
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.errors import require
-from fedmpi.training.block import WHOLE
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from fedmpi.federation.federation import Federation
-    from fedmpi.federation.stack import Stack
-    from fedmpi.policies import Cohort
-    from fedmpi.training.block import Block, Phase
+from fedmpi.lazy import torch
+from fedmpi.training.block import WHOLE, Phase
+from fedmpi.typing import Block, Cohort, Federation, Stack, Tensor
 
 
 class Clustered(Algorithm):
@@ -32,29 +27,25 @@ class Clustered(Algorithm):
     server_state: tuple[str, ...] = ("centers", "assignment")
     client_metrics = ("cluster",)
 
-    def setup(self, fed: "Federation") -> None:
-        import torch
-
+    def setup(self, fed: Federation) -> None:
         self.centers = fed.initial_weights()[None]
         self.assignment = torch.full((fed.clients,), -1)
 
     @property
-    def weights(self) -> "Tensor":  # type: ignore[override]
+    def weights(self) -> Tensor:  # type: ignore[override]
         """[P], the model that most clients have."""
         chosen = self.assignment[self.assignment >= 0]
         return self.centers[int(chosen.bincount().argmax()) if len(chosen) else 0]
 
-    def note(self, fed: "Federation", cohort: "Cohort") -> None:
+    def note(self, fed: Federation, cohort: Cohort) -> None:
         """Make what was recorded of the round's clients as `cluster` their assignment, and report it."""
-        import torch
-
         records = fed.gather_records()
         left = (records["diverged"] == 0) & ~np.isnan(records["cluster"])
         if fed.is_server:
             self.assignment[cohort.clients[left]] = torch.from_numpy(records["cluster"][left]).long()
         fed.report_clusters(self.assignment, len(self.centers))
 
-    def evaluate(self, fed: "Federation") -> None:
+    def evaluate(self, fed: Federation) -> None:
         """Each client's model on the client's own test shard (client-matched), and on all of it (global-matched)."""
         fed.reports.report_matched([fed.evaluate(center) for center in self.centers], self.assignment)
 
@@ -82,60 +73,60 @@ class ClusteredOnce(Clustered):
     first_round = 1
     models: int
 
-    def setup(self, fed: "Federation") -> None:
+    def setup(self, fed: Federation) -> None:
         super().setup(fed)
         require(self.models <= fed.clients, "models", self.models, f"at most the number of clients, {fed.clients}")
         self.origin = self.centers[0].clone()
         self.prototypes = self.centers.clone()
 
     @property
-    def phase(self) -> "Phase":
+    def phase(self) -> Phase:
         """The training by which clients are clustered."""
         return WHOLE
 
-    def count_steps(self, fed: "Federation", cohort: "Cohort") -> "NDArray[np.int64]":
+    def count_steps(self, fed: Federation, cohort: Cohort) -> NDArray[np.int64]:
         assignment = fed.broadcast(self.assignment, received=0)
         if self.clusters_now(fed, assignment):
             return fed.count_steps(cohort, self.phase)
         return fed.count_steps(cohort) + self.come_first(assignment, cohort) * fed.count_steps(cohort, self.phase)
 
-    def received_beside(self, fed: "Federation", cohort: "Cohort") -> "NDArray[np.int64]":
+    def received_beside(self, fed: Federation, cohort: Cohort) -> NDArray[np.int64]:
         """The origin, and the first models of the clusters, where a client comes for the first time."""
         first = self.come_first(fed.broadcast(self.assignment, received=0), cohort)
         return first * (1 + len(self.prototypes)) * fed.layout.size
 
-    def clusters_now(self, fed: "Federation", assignment: "Tensor") -> bool:
+    def clusters_now(self, fed: Federation, assignment: Tensor) -> bool:
         """Whether the clients are clustered in this round."""
         return fed.round >= self.first_round and not bool((assignment >= 0).any())
 
-    def come_first(self, assignment: "Tensor", cohort: "Cohort") -> "NDArray[np.int64]":
+    def come_first(self, assignment: Tensor, cohort: Cohort) -> NDArray[np.int64]:
         """[m], 1 for those who were not there when the clients were clustered, nor since; else 0."""
         is_late = (assignment >= 0).any() & (assignment[cohort.clients] < 0)
         return np.asarray(is_late.long().cpu().numpy())
 
-    def compare(self, changes: "Stack") -> "NDArray[np.float64]":
+    def compare(self, changes: Stack) -> NDArray[np.float64]:
         """[k, k], what is said of all pairs of those present; a collective."""
         from fedmpi.federation.stack import inner_products
 
         return changes.pairwise(inner_products)
 
     @abstractmethod
-    def clusters(self, fed: "Federation", compared: "NDArray[np.float64]") -> "NDArray[np.int64]":
+    def clusters(self, fed: Federation, compared: NDArray[np.float64]) -> NDArray[np.int64]:
         """[k], the clusters of those of whose pairs this [k, k] is said, numbered from 0; at the server alone."""
 
     @abstractmethod
-    def nearest(self, changes: "Tensor", prototypes: "Tensor") -> "Tensor":
+    def nearest(self, changes: Tensor, prototypes: Tensor) -> Tensor:
         """[K], which of the changes [M, d] of the first models each of the changes [K, d] is nearest to."""
 
-    def again(self, models: "Tensor", centers: "Tensor", choice: "Tensor") -> "Tensor":
+    def again(self, models: Tensor, centers: Tensor, choice: Tensor) -> Tensor:
         """[K], the clusters of clients that were in the clusters `choice`, and now have trained models [K, P]."""
         return choice
 
-    def merged(self, centers: "Tensor", parameters: int) -> "Tensor":
+    def merged(self, centers: Tensor, parameters: int) -> Tensor:
         """[M, P], what becomes of the clusters' models after a round, of whose columns the first are parameters."""
         return centers
 
-    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+    def round(self, fed: Federation, cohort: Cohort) -> None:
         assignment = fed.broadcast(self.assignment, received=0)
         nobody = not (assignment >= 0).any()
         if self.clusters_now(fed, assignment):
@@ -146,10 +137,8 @@ class ClusteredOnce(Clustered):
                 return
         self.note(fed, cohort)
 
-    def begin(self, fed: "Federation", cohort: "Cohort") -> None:
+    def begin(self, fed: Federation, cohort: Cohort) -> None:
         """Form the clusters."""
-        import torch
-
         start = fed.broadcast(self.centers[0])
         changes = fed.stack(cohort, start)
         for block in fed.my_clients(cohort):
@@ -170,7 +159,7 @@ class ClusteredOnce(Clustered):
         if fed.is_server:
             fed.record(cohort.block(np.arange(len(cohort))), cluster=self.assignment[cohort.clients])
 
-    def go_on(self, fed: "Federation", cohort: "Cohort", assignment: "Tensor") -> None:
+    def go_on(self, fed: Federation, cohort: Cohort, assignment: Tensor) -> None:
         """Train the clusters' models."""
         size, models = fed.layout.size, len(self.centers)
         centers = fed.broadcast(self.centers, received=len(cohort) * size)
@@ -190,7 +179,7 @@ class ClusteredOnce(Clustered):
             fed.record(block, cluster=choice)
         self.centers = self.merged(mean.reduce(empty=self.centers), fed.layout.parameters)
 
-    def welcome(self, fed: "Federation", block: "Block", origin: "Tensor", prototypes: "Tensor") -> "Tensor":
+    def welcome(self, fed: Federation, block: Block, origin: Tensor, prototypes: Tensor) -> Tensor:
         """[K], the clusters of clients that come for the first time."""
         from dataclasses import replace
 
@@ -199,29 +188,23 @@ class ClusteredOnce(Clustered):
         own = fed.train(block, origin, self, replace(self.phase, name="newcomers ")).weights
         return self.nearest((own - origin)[:, trained], (prototypes - origin)[:, trained])
 
-    def evaluate(self, fed: "Federation") -> None:
+    def evaluate(self, fed: Federation) -> None:
         """As of any clusters; as long as there are none, all clients have one model."""
-        import torch
-
         evaluations = [fed.evaluate(center) for center in self.centers]
         together = fed.is_server and not bool((self.assignment >= 0).any())
         fed.reports.report_matched(evaluations, torch.zeros_like(self.assignment) if together else self.assignment)
 
 
-def nearest(vectors: "Tensor", centers: "Tensor", norm: int = 2) -> "Tensor":
+def nearest(vectors: Tensor, centers: Tensor, norm: int = 2) -> Tensor:
     """[K], the number of the nearest center [M, n] to each vector [K, n]; the first of equally near ones.
 
     The distance is of differences in float64: products of weights lose the digits in which models differ.
     """
-    import torch
-
     distances = [torch.linalg.vector_norm((centers - vector).double(), norm, dim=1) for vector in vectors]
     return torch.stack(distances).argmin(1)
 
 
-def best_aligned(vectors: "Tensor", directions: "Tensor") -> "Tensor":
+def best_aligned(vectors: Tensor, directions: Tensor) -> Tensor:
     """[K], the number of the direction [M, n] with the largest cosine to each vector [K, n]; the first of equals."""
-    import torch
-
     units = torch.nn.functional.normalize(directions.double(), dim=1)
     return torch.stack([units @ torch.nn.functional.normalize(v.double(), dim=0) for v in vectors]).argmax(1)

@@ -1,16 +1,13 @@
 """What methods have in common in which, after the round of another, the clients' models teach the server's."""
 
+from __future__ import annotations
+
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.errors import BadInput
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fedmpi.federation.federation import Federation
-    from fedmpi.policies import Cohort
+from fedmpi.typing import Cohort, Federation, Tensor
 
 
 class _AsBase:
@@ -19,10 +16,10 @@ class _AsBase:
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, method: "Distilled | None", owner: type) -> Any:
+    def __get__(self, method: Distilled | None, owner: type) -> Any:
         return self if method is None else getattr(method.base, self.name)
 
-    def __set__(self, method: "Distilled", value: Any) -> None:
+    def __set__(self, method: Distilled, value: Any) -> None:
         setattr(method.base, self.name, value)
 
 
@@ -77,15 +74,15 @@ class Distilled(Algorithm):
     def parts(self) -> tuple[Algorithm, ...]:
         return self.base, self
 
-    def setup(self, fed: "Federation") -> None:
+    def setup(self, fed: Federation) -> None:
         self.base.setup(fed)
 
-    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+    def round(self, fed: Federation, cohort: Cohort) -> None:
         fed.at_server.keep_models()
         self.base.round(fed, cohort)
         with fed.at_server.serving():
             self.base.weights = self.distill(fed, fed.undiverged(cohort), self.weights)
 
     @abstractmethod
-    def distill(self, fed: "Federation", cohort: "Cohort", weights: "Tensor") -> "Tensor":
+    def distill(self, fed: Federation, cohort: Cohort, weights: Tensor) -> Tensor:
         """[P], what the server's model of `weights` [P] learns from those of the cohort; runs on every rank."""

@@ -3,9 +3,12 @@
 Duan, Li, Zou, Li, Lu: Federated Learning with Data-Agnostic Distribution Fusion. CVPR 2023.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,19 +24,10 @@ from fedmpi.algorithms.toolbox.fusion import (
     responsibilities,
 )
 from fedmpi.errors import BadInput
+from fedmpi.lazy import torch
 from fedmpi.options import with_options
 from fedmpi.ranges import NonNegativeInt, PositiveInt, interval
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
-    from fedmpi.algorithms.base import Vectors
-    from fedmpi.federation.federation import Federation
-    from fedmpi.policies import Cohort
-    from fedmpi.training.flat import FlatModel
-    from fedmpi.training.layout import Layout
+from fedmpi.typing import Cohort, Federation, FlatModel, Layout, Tensor, Vectors
 
 #: Weights become whole numbers, of which means are exact, in units of 2^-48.
 UNIT = 2.0**-48
@@ -99,9 +93,7 @@ class DistributionFusion(Algorithm):
     def check(self, cohort: int) -> None:
         self.is_alone = cohort == 1
 
-    def setup(self, fed: "Federation") -> None:
-        import torch
-
+    def setup(self, fed: Federation) -> None:
         super().setup(fed)
         self.read = Statistics(fed.layout, self.statistics)
         if not self.read.extent[0]:
@@ -114,7 +106,7 @@ class DistributionFusion(Algorithm):
         if self.is_alone:
             fed.say("a cohort of one: its model counts 1, and nothing is inferred")
 
-    def draw_network(self, fed: "Federation", purpose: str) -> "FlatModel":
+    def draw_network(self, fed: Federation, purpose: str) -> FlatModel:
         """An autoencoder that has learnt nothing."""
         from fedmpi.algorithms.toolbox.allocation import Autoencoder
 
@@ -122,16 +114,14 @@ class DistributionFusion(Algorithm):
         return fed.at_server.build(lambda: Autoencoder(inputs, outputs, self.components), purpose)
 
     @property
-    def networks(self) -> "Mapping[str, Layout]":
+    def networks(self) -> Mapping[str, Layout]:
         return {"vae_weights": self.network.layout}
 
-    def payload(self, layout: "Layout") -> "tuple[Vectors, Vectors]":
+    def payload(self, layout: Layout) -> tuple[Vectors, Vectors]:
         told = slice(layout.segments["norm"].start, layout.size)
         return [slice(layout.size), 1], [told, slice(0, layout.parameters)]
 
-    def round(self, fed: "Federation", cohort: "Cohort") -> None:
-        import torch
-
+    def round(self, fed: Federation, cohort: Cohort) -> None:
         start = fed.broadcast(self.weights)
         models = []
         for block in fed.my_clients(cohort):
@@ -155,10 +145,8 @@ class DistributionFusion(Algorithm):
         parameters = mean.reduce(empty=self.weights[trained])
         self.server_step(fed, torch.cat([parameters, self.merged(fed, weighted, rows)]))
 
-    def merged(self, fed: "Federation", cohort: "Cohort", rows: "Tensor") -> "Tensor":
+    def merged(self, fed: Federation, cohort: Cohort, rows: Tensor) -> Tensor:
         """The running statistics of the mean, from rows [m, n] of what normalisation layers have learnt."""
-        import torch
-
         buffers = fed.layout.segments["statistics"]
         if not fed.is_server:
             return torch.empty(buffers.stop - buffers.start, device="meta")
@@ -169,14 +157,12 @@ class DistributionFusion(Algorithm):
         merged = self.read.merge(learnt, cohort.weights[counted], self.bn_merge == "moments")
         return torch.from_numpy(merged[buffers.start - self.read.columns.start :]).float()
 
-    def infer(self, fed: "Federation", cohort: "Cohort", rows: "Tensor") -> "Tensor":
+    def infer(self, fed: Federation, cohort: Cohort, rows: Tensor) -> Tensor:
         """[m] float32 at the server, on the meta device elsewhere: what each client's model counts.
 
         Args:
             rows: [m, n], what their normalisation layers have learnt.
         """
-        import torch
-
         if not fed.is_server:
             return torch.empty(len(cohort), device="meta")
         x = self.read.features(rows.double().numpy())
@@ -202,11 +188,9 @@ class DistributionFusion(Algorithm):
         return torch.from_numpy(omega).float()
 
     def fused(
-        self, fed: "Federation", clients: NDArray[np.int64], mass: NDArray[np.int64], x: NDArray[np.float64]
+        self, fed: Federation, clients: NDArray[np.int64], mass: NDArray[np.int64], x: NDArray[np.float64]
     ) -> tuple[Fusion, NDArray[np.int64]]:
         """The weights of these clients with masses [k] and features [k, d], and the component of each; -1: none."""
-        import torch
-
         from fedmpi.algorithms.toolbox.allocation import fit, log_probabilities
 
         if len(x) == 1:  # there is nothing to tell it from
@@ -239,7 +223,7 @@ def standardised(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray((x - x.mean(0)) / np.maximum(x.std(0), 1e-3))
 
 
-def weighted_by(cohort: "Cohort", omega: "Tensor") -> "Cohort":
+def weighted_by(cohort: Cohort, omega: Tensor) -> Cohort:
     """The cohort in whose mean each client counts omega [m], if not none does."""
     mass = np.rint(omega.cpu().double().numpy() / UNIT).astype(np.int64)
     expected = cohort.expected_mass and cohort.expected_mass / cohort.total_mass * int(mass.sum())

@@ -4,19 +4,13 @@ Li, Hu, Beirami, Smith: Ditto: Fair and Robust Federated Learning Through Person
 https://arxiv.org/abs/2012.04221
 """
 
-from typing import TYPE_CHECKING
+from __future__ import annotations
 
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.options import with_options
 from fedmpi.ranges import NonNegativeFloat, PositiveInt
 from fedmpi.training.block import WHOLE, Phase
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fedmpi.federation.federation import Federation
-    from fedmpi.policies import Cohort
-    from fedmpi.training.block import Block
+from fedmpi.typing import Block, Cohort, Federation, Tensor
 
 
 @with_options
@@ -40,11 +34,11 @@ class Ditto(FedAvg):
     def trainings(self) -> tuple[Phase, ...]:
         return WHOLE, Phase("personal", self.epochs)
 
-    def setup(self, fed: "Federation") -> None:
+    def setup(self, fed: Federation) -> None:
         super().setup(fed)
         self.personal = fed.client_state("personal", self.weights)
 
-    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+    def round(self, fed: Federation, cohort: Cohort) -> None:
         hooks, (_, personal) = Pulled(self), self.trainings
         start = fed.broadcast(self.weights)
         mean = fed.weighted_mean(cohort, start)
@@ -56,7 +50,7 @@ class Ditto(FedAvg):
             self.personal[block] = own.weights
         self.server_step(fed, mean.reduce(empty=self.weights))
 
-    def evaluate(self, fed: "Federation") -> None:
+    def evaluate(self, fed: Federation) -> None:
         """Each client's personal model on the client's own test shard, and the global one on the whole test set."""
         fed.report_personal(fed.evaluate_clients(self.weights, lambda block, weights: self.personal[block]))
         fed.log(global_accuracy=fed.evaluate(self.weights).accuracy)
@@ -71,5 +65,5 @@ class Pulled:
         self.changes_loss, self.loss = method.changes_loss, method.loss
         self.changes_direction, self.pull = method.pull > 0, method.pull
 
-    def direction(self, gradient: "Tensor", weights: "Tensor", start: "Tensor", block: "Block") -> "Tensor":
+    def direction(self, gradient: Tensor, weights: Tensor, start: Tensor, block: Block) -> Tensor:
         return gradient.add_(weights - block["received"], alpha=self.pull)

@@ -4,24 +4,19 @@ Yao, Huang, Wu, Zhang, Sun: Towards Faster and Better Federated Learning: A Feat
 https://doi.org/10.1109/ICIP.2019.8803001
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from math import prod
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.errors import BadInput, require
+from fedmpi.lazy import nn, torch
 from fedmpi.options import with_options
 from fedmpi.ranges import BelowOne, NonNegativeInt
-from fedmpi.training.block import WHOLE
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from fedmpi.federation.federation import Federation
-    from fedmpi.federation.local import Trained
-    from fedmpi.training.block import Block, Phase
-    from fedmpi.training.flat import Net
-    from fedmpi.training.samples import Batch
+from fedmpi.training.block import WHOLE, Phase
+from fedmpi.typing import Batch, Block, Federation, Net, Tensor, Trained
 
 SMOOTHING = 0.9  # of the authors' code; the paper does not state it
 
@@ -72,9 +67,7 @@ class FeatureFusion(FedAvg):
     def forward_passes(self) -> int:
         return 1 if self.caches else 0
 
-    def extend(self, network: "nn.Module", example: "Tensor") -> "nn.Module":
-        import torch
-
+    def extend(self, network: nn.Module, example: Tensor) -> nn.Module:
         from fedmpi.models import Backbone
         from fedmpi.models._fusion import Blend, Fused, Mix
 
@@ -92,7 +85,7 @@ class FeatureFusion(FedAvg):
             return Fused(network.extractor, Mix(channels, self.start), network.classifier)
         return Fused(network.extractor, Blend(channels if self.operator == "multi" else 1), network.classifier)
 
-    def setup(self, fed: "Federation") -> None:
+    def setup(self, fed: Federation) -> None:
         super().setup(fed)
         self.previous = self.weights
         self.shares = [entry.columns for entry in fed.layout.entries if entry.name == "fusion.share"]
@@ -103,20 +96,18 @@ class FeatureFusion(FedAvg):
             reason = "samples are augmented" if augments else f"all would take up to {needed:.0f} MB a rank"
             fed.say(f"features of the global extractor are computed in every step, for {reason}")
 
-    def train(
-        self, fed: "Federation", block: "Block", start: "Tensor", received: "Tensor", phase: "Phase" = WHOLE
-    ) -> "Trained":
+    def train(self, fed: Federation, block: Block, start: Tensor, received: Tensor, phase: Phase = WHOLE) -> Trained:
         known = {"features": fed.at_clients.features(block, received)} if self.caches else {}
         return fed.train(block, start, self, phase, received=received, **known)
 
-    def predict(self, net: "Net", batch: "Batch", client: "Mapping[str, Tensor]") -> "Tensor":
+    def predict(self, net: Net, batch: Batch, client: Mapping[str, Tensor]) -> Tensor:
         if batch.place is not None and "features" in client:
             theirs = client["features"][batch.place]
         else:
             theirs = net.at(client["received"]).features(batch.x)
         return net.classify(net.run("fusion", theirs, net.features(batch.x)))
 
-    def server_step(self, fed: "Federation", mean: "Tensor") -> None:
+    def server_step(self, fed: Federation, mean: Tensor) -> None:
         """As FedAvg's, but shares follow the clients' by an exponential moving average (section 3.2 of the paper)."""
         smoothed = mean.clone()
         for columns in self.shares:
@@ -127,7 +118,7 @@ class FeatureFusion(FedAvg):
         super().server_step(fed, smoothed)
         fed.log(cached_features=self.caches)
 
-    def evaluate(self, fed: "Federation") -> None:
+    def evaluate(self, fed: Federation) -> None:
         """The global model on the test set, with the previous round's extractor beside its own, and with its own."""
         measured = {
             "previous": fed.evaluate(self.weights, self.predict, received=self.previous),

@@ -4,13 +4,10 @@ McMahan, Moore, Ramage, Hampson, Agüera y Arcas: Communication-Efficient Learni
 Decentralized Data. AISTATS 2017. https://arxiv.org/abs/1602.05629
 """
 
-from typing import TYPE_CHECKING
+from __future__ import annotations
 
 from fedmpi.algorithms.base import Algorithm
-
-if TYPE_CHECKING:
-    from fedmpi.federation.federation import Federation
-    from fedmpi.policies import Cohort
+from fedmpi.typing import Cohort, Federation
 
 
 class FedAvg(Algorithm):
@@ -24,7 +21,7 @@ class FedAvg(Algorithm):
         # A loss or direction of its own may need what only the round of the method gives.
         return type(self).loss is FedAvg.loss and not self.changes_direction
 
-    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+    def round(self, fed: Federation, cohort: Cohort) -> None:
         start = fed.broadcast(self.weights)
         mean = fed.weighted_mean(cohort, start)
         for block in fed.my_clients(cohort):

@@ -4,12 +4,10 @@ Li, Jiang, Zhang, Kamp, Dou: FedBN: Federated Learning on Non-IID Features via L
 https://arxiv.org/abs/2102.07623
 """
 
-from typing import TYPE_CHECKING
+from __future__ import annotations
 
 from fedmpi.algorithms.partly_shared import PartlyShared
-
-if TYPE_CHECKING:
-    from fedmpi.training.layout import Layout
+from fedmpi.typing import Layout
 
 
 class FedBN(PartlyShared):
@@ -19,6 +17,6 @@ class FedBN(PartlyShared):
     Without such layers it is FedAvg.
     """
 
-    def split(self, layout: "Layout") -> tuple[slice, slice]:
+    def split(self, layout: Layout) -> tuple[slice, slice]:
         first = layout.segments["norm"].start
         return slice(first, layout.size), slice(0, first)

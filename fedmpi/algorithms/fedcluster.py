@@ -4,18 +4,16 @@ Chen, Chen, Zhou, Kailkhura: FedCluster: Boosting the Convergence of Federated L
 Data 2020. https://arxiv.org/abs/2009.10748
 """
 
-from typing import TYPE_CHECKING
+from __future__ import annotations
 
 import numpy as np
 
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.errors import require
+from fedmpi.lazy import torch
 from fedmpi.options import with_options
 from fedmpi.ranges import PositiveInt
-
-if TYPE_CHECKING:
-    from fedmpi.federation.federation import Federation
-    from fedmpi.policies import Cohort
+from fedmpi.typing import Cohort, Federation
 
 
 @with_options
@@ -38,14 +36,14 @@ class FedCluster(Algorithm):
     averages_models = True
     client_metrics = ("cluster",)
 
-    def setup(self, fed: "Federation") -> None:
+    def setup(self, fed: Federation) -> None:
         super().setup(fed)
         require(
             self.clusters <= fed.clients, "clusters", self.clusters, f"at most the number of clients, {fed.clients}"
         )
         self.cluster = fed.stream("clusters").permutation(fed.clients) % self.clusters
 
-    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+    def round(self, fed: Federation, cohort: Cohort) -> None:
         updates = 0
         for number in fed.stream("order of the clusters").permutation(self.clusters):
             part = self.members(fed, cohort, number)
@@ -54,17 +52,15 @@ class FedCluster(Algorithm):
                 updates += 1
         fed.log(server_updates=updates)
 
-    def members(self, fed: "Federation", cohort: "Cohort", number: int) -> "Cohort":
+    def members(self, fed: Federation, cohort: Cohort, number: int) -> Cohort:
         """Those of the cohort that are in this cluster."""
         part = cohort.subset(np.flatnonzero(self.cluster[cohort.clients] == number))
         if cohort.inclusion is None:
             return part
         return part.expecting(cohort.inclusion, np.where(self.cluster == number, fed.samples, 0))
 
-    def cycle(self, fed: "Federation", part: "Cohort") -> None:
+    def cycle(self, fed: Federation, part: Cohort) -> None:
         """A round of FedAvg with these clients."""
-        import torch
-
         start = fed.broadcast(self.weights, received=len(part) * fed.layout.size)
         mean = fed.weighted_mean(part, start)
         for block in fed.my_clients(part):

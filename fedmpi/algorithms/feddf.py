@@ -4,10 +4,12 @@ Lin, Kong, Stich, Jaggi: Ensemble Distillation for Robust Model Fusion in Federa
 https://arxiv.org/abs/2006.07242
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -15,19 +17,12 @@ from fedmpi.algorithms.distilled import Distilled
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.data import Dataset
 from fedmpi.errors import BadInput
+from fedmpi.lazy import functional, torch
 from fedmpi.models.generators import Generator
 from fedmpi.models.generators.images import ImageGenerator
 from fedmpi.options import null_for, with_options
 from fedmpi.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, UpToOne, interval
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fedmpi.algorithms.toolbox.distillation import Student
-    from fedmpi.federation.federation import Federation
-    from fedmpi.policies import Cohort
-    from fedmpi.training.flat import Net
-    from fedmpi.training.layout import Layout
+from fedmpi.typing import Cohort, Federation, Layout, Net, Student, Tensor
 
 
 @with_options
@@ -79,7 +74,7 @@ class FedDF(Distilled):
         if self.generator:
             self.server_state = ("generator_weights",)
 
-    def setup(self, fed: "Federation") -> None:
+    def setup(self, fed: Federation) -> None:
         from fedmpi.algorithms.toolbox.distillation import Synthesizer
 
         super().setup(fed)
@@ -88,10 +83,10 @@ class FedDF(Distilled):
             self.generator_weights = self.synthesizer.weights
 
     @property
-    def networks(self) -> "Mapping[str, Layout]":
+    def networks(self) -> Mapping[str, Layout]:
         return {"generator_weights": self.synthesizer.layout} if self.generator else {}
 
-    def distill(self, fed: "Federation", cohort: "Cohort", weights: "Tensor") -> "Tensor":
+    def distill(self, fed: Federation, cohort: Cohort, weights: Tensor) -> Tensor:
         from fedmpi.algorithms.toolbox.distillation import Student
 
         student = Student(fed, weights, "adam" if self.proxy else "sgd", self.weight_decay, self.student_mode)
@@ -100,20 +95,17 @@ class FedDF(Distilled):
         fed.log(skipped_steps=student.skipped)
         return student.weights
 
-    def learn_from_generated(self, fed: "Federation", cohort: "Cohort", student: "Student", decay: float) -> None:
+    def learn_from_generated(self, fed: Federation, cohort: Cohort, student: Student, decay: float) -> None:
         """First the generator learns from the clients' models, then the student from these on its samples."""
-        from torch.autograd import grad
-        from torch.nn import functional
-
         from fedmpi.algorithms.toolbox.distillation import diversity_loss, draw_orders
 
         assert self.generator
         size, noise, teachers = self.batch_size, self.generator.noise, int((cohort.mass > 0).sum())
 
-        def recognise(labels: "Tensor", teacher: "Net", client: int, x: "Tensor") -> "tuple[Tensor, ...]":
-            return grad(functional.cross_entropy(teacher(x.requires_grad_()), labels) / teachers, x)
+        def recognise(labels: Tensor, teacher: Net, client: int, x: Tensor) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(functional.cross_entropy(teacher(x.requires_grad_()), labels) / teachers, x)
 
-        def answer(teacher: "Net", client: int, x: "Tensor") -> "tuple[Tensor]":
+        def answer(teacher: Net, client: int, x: Tensor) -> tuple[Tensor]:
             return (teacher(x).softmax(1) / teachers,)
 
         self.synthesizer.begin(self.generator_weights, decay * self.generator_lr)
@@ -129,12 +121,12 @@ class FedDF(Distilled):
         self.generator_weights = self.synthesizer.weights
         fed.log(generator_resets=self.synthesizer.resets)
 
-    def learn_from_proxies(self, fed: "Federation", cohort: "Cohort", student: "Student", decay: float) -> None:
+    def learn_from_proxies(self, fed: Federation, cohort: Cohort, student: Student, decay: float) -> None:
         """The student learns from the clients' models on the server's samples, which every rank takes for itself."""
         steps, size, rng = self.student_steps, self.batch_size, fed.stream("FedDF proxies")
         teachers, passes = int((cohort.mass > 0).sum()), -(-steps * size // fed.at_server.samples)
 
-        def answer(x: "Tensor", teacher: "Net", client: int) -> "tuple[Tensor]":
+        def answer(x: Tensor, teacher: Net, client: int) -> tuple[Tensor]:
             return (teacher(x) / teachers,)
 
         order = np.concatenate(

@@ -4,18 +4,12 @@ Acar, Zhao, Matas Navarro, Mattina, Whatmough, Saligrama: Federated Learning Bas
 ICLR 2021. https://arxiv.org/abs/2111.04263
 """
 
-from typing import TYPE_CHECKING
+from __future__ import annotations
 
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.options import with_options
 from fedmpi.ranges import PositiveFloat
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fedmpi.federation.federation import Federation
-    from fedmpi.policies import Cohort
-    from fedmpi.training.block import Block
+from fedmpi.typing import Block, Cohort, Federation, Tensor
 
 
 @with_options
@@ -37,12 +31,12 @@ class FedDyn(Algorithm):
     counts_clients_once = True
     averages_models = True
 
-    def setup(self, fed: "Federation") -> None:
+    def setup(self, fed: Federation) -> None:
         super().setup(fed)
         self.drift = self.weights.new_zeros(fed.layout.parameters)  # h, the mean of all g_k
         self.gradients = fed.client_state("gradient", self.drift)  # g_k
 
-    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+    def round(self, fed: Federation, cohort: Cohort) -> None:
         trained = slice(0, fed.layout.parameters)
         start = fed.broadcast(self.weights)
         mean = fed.weighted_mean(cohort, start)
@@ -56,5 +50,5 @@ class FedDyn(Algorithm):
         result[trained] -= self.drift / self.alpha
         self.weights = result
 
-    def direction(self, gradient: "Tensor", weights: "Tensor", start: "Tensor", block: "Block") -> "Tensor":
+    def direction(self, gradient: Tensor, weights: Tensor, start: Tensor, block: Block) -> Tensor:
         return gradient.sub_(block["own"]).add_(weights - start, alpha=self.alpha)

@@ -4,26 +4,21 @@ Zhang, Shen, Ding, Tao, Duan: Fine-tuning Global Model via Data-Free Knowledge D
 Learning. CVPR 2022. https://arxiv.org/abs/2203.09249
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.algorithms.distilled import Distilled
 from fedmpi.algorithms.scaffold import SCAFFOLD
+from fedmpi.lazy import functional, torch
 from fedmpi.models.generators import Generator
 from fedmpi.models.generators.images import ImageGenerator
 from fedmpi.options import null_for, with_options
 from fedmpi.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, UpToOne, interval
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fedmpi.algorithms.toolbox.distillation import Order, Student
-    from fedmpi.federation.federation import Federation
-    from fedmpi.policies import Cohort
-    from fedmpi.training.flat import Net
-    from fedmpi.training.layout import Layout
+from fedmpi.typing import Cohort, Federation, Layout, Net, Order, Student, Tensor
 
 
 @with_options
@@ -78,7 +73,7 @@ class FedFTG(Distilled):
         super().__post_init__()
         self.student_lr = self.student_lr or (0.01 if self.variant == "paper" else 0.1)
 
-    def setup(self, fed: "Federation") -> None:
+    def setup(self, fed: Federation) -> None:
         from fedmpi.algorithms.toolbox.distillation import Synthesizer
 
         super().setup(fed)
@@ -86,10 +81,10 @@ class FedFTG(Distilled):
         self.generator_weights = self.synthesizer.weights
 
     @property
-    def networks(self) -> "Mapping[str, Layout]":
+    def networks(self) -> Mapping[str, Layout]:
         return {"generator_weights": self.synthesizer.layout}
 
-    def distill(self, fed: "Federation", cohort: "Cohort", weights: "Tensor") -> "Tensor":
+    def distill(self, fed: Federation, cohort: Cohort, weights: Tensor) -> Tensor:
         from fedmpi.algorithms.toolbox.distillation import Student, draw_orders
 
         if not self.iterations:
@@ -109,18 +104,16 @@ class FedFTG(Distilled):
         fed.log(generator_resets=self.synthesizer.resets, skipped_steps=student.skipped)
         return student.weights
 
-    def answer(self, order: "Order", teacher: "Net", client: int, x: "Tensor") -> "tuple[Tensor]":
+    def answer(self, order: Order, teacher: Net, client: int, x: Tensor) -> tuple[Tensor]:
         """[B, classes], a client's part of what the student learns."""
         return (order.parts[client][:, None] * teacher(x).softmax(1),)
 
-    def explore(self, fed: "Federation", cohort: "Cohort", student: "Student", order: "Order") -> None:
+    def explore(self, fed: Federation, cohort: Cohort, student: Student, order: Order) -> None:
         """One step of the generator: -L_md + class_weight L_cls + diversity_weight L_dis, summed over the clients.
 
         The clients' models give the slope of their terms in the samples as if the student's answers were constants,
         and the mixture of their own; with that, the server adds the way through the student.
         """
-        from torch.nn import functional
-
         from fedmpi.algorithms.toolbox.distillation import diversity_loss
 
         x = self.synthesizer.try_out(order)
@@ -130,22 +123,17 @@ class FedFTG(Distilled):
             loss = (slope * x).sum() + (mixture * log_q).sum() / len(x)
             self.synthesizer.descend(loss + self.diversity_weight * diversity_loss(x, order.noise))
 
-    def judge(
-        self, order: "Order", teacher: "Net", client: int, x: "Tensor", log_q: "Tensor"
-    ) -> "tuple[Tensor, Tensor]":
+    def judge(self, order: Order, teacher: Net, client: int, x: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
         """Of a client: the slope of its terms, [B, ...] in the samples, and its part of the mixture [B, classes]."""
-        from torch.autograd import grad
-        from torch.nn import functional
-
         from fedmpi.algorithms.toolbox.distillation import divergence
 
         part, log_p = order.parts[client], functional.log_softmax(teacher(x.requires_grad_()), 1)
         recognised = functional.nll_loss(log_p, order.labels, reduction="none")
         loss = part * (self.class_weight * recognised - divergence(log_p, log_q))
-        (slope,) = grad(loss.mean(), x)
+        (slope,) = torch.autograd.grad(loss.mean(), x)
         return slope, part[:, None] * log_p.detach().exp()
 
-    def explore_in_turn(self, fed: "Federation", cohort: "Cohort", student: "Student", order: "Order") -> None:
+    def explore_in_turn(self, fed: Federation, cohort: Cohort, student: Student, order: Order) -> None:
         """The same in variant "repo": one step for each client after the other."""
         from fedmpi.algorithms.toolbox.distillation import diversity_loss
 
@@ -160,12 +148,11 @@ class FedFTG(Distilled):
                 self.synthesizer.descend(loss + self.diversity_weight * diversity)
 
     def judge_logits(
-        self, order: "Order", teacher: "Net", client: int, x: "Tensor", logits: "Tensor"
-    ) -> "tuple[Tensor, Tensor]":
+        self, order: Order, teacher: Net, client: int, x: Tensor, logits: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Of a client: the slopes of its terms, [B, ...] in the samples and [B, classes] in the student's logits."""
-        from torch.autograd import grad
-        from torch.nn import functional
-
         part, own = order.parts[client], teacher(x.requires_grad_())
-        (slope,) = grad(self.class_weight * part.mean() * functional.cross_entropy(own, order.labels), x)
+        (slope,) = torch.autograd.grad(
+            self.class_weight * part.mean() * functional.cross_entropy(own, order.labels), x
+        )
         return slope, part[:, None] * (own.detach() - logits).sign() / logits.numel()

@@ -4,30 +4,23 @@ Zhu, Hong, Zhou: Data-Free Knowledge Distillation for Heterogeneous Federated Le
 https://arxiv.org/abs/2105.10056
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.errors import BadInput
+from fedmpi.lazy import functional, torch
 from fedmpi.models.generators import Generator
 from fedmpi.models.generators.features import FeatureGenerator
 from fedmpi.options import null_for, with_options
 from fedmpi.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, UpToOne, interval
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fedmpi.algorithms.base import Vectors
-    from fedmpi.federation.federation import Federation
-    from fedmpi.policies import Cohort
-    from fedmpi.training.block import Block
-    from fedmpi.training.flat import FlatModel, Net
-    from fedmpi.training.layout import Layout
-    from fedmpi.training.samples import Batch
+from fedmpi.typing import Batch, Block, Cohort, Federation, FlatModel, Layout, Net, Tensor, Vectors
 
 #: The least that the weights of the clients' two terms fall to, as in the authors' code.
 LEAST = 1e-4
@@ -79,7 +72,7 @@ class FedGen(FedAvg):
     looks_at_models = True
     takes_privacy = False
 
-    def setup(self, fed: "Federation") -> None:
+    def setup(self, fed: Federation) -> None:
         if not fed.at_clients.ends_in_head:
             raise BadInput("--model: FedGen needs one that ends in a fully connected layer")
         head = [entry for entry in fed.layout.entries if entry.segment == "head"]
@@ -91,28 +84,26 @@ class FedGen(FedAvg):
         self.network = self.draw_network(fed)
         self.start_generator(self.network)
 
-    def draw_network(self, fed: "Federation") -> "FlatModel":
+    def draw_network(self, fed: Federation) -> FlatModel:
         """A generator that has learnt nothing."""
         return fed.at_server.build(partial(self.generator.build, (self.features,), self.classes), "generator")
 
-    def start_generator(self, drawn: "FlatModel") -> None:
+    def start_generator(self, drawn: FlatModel) -> None:
         """Begin with these weights, which know no class yet."""
-        import torch
-
         self.generator_weights = drawn.weights[0].cpu().clone()
         self.moments = torch.zeros(2, self.network.layout.parameters)  # Adam's
         self.moves = torch.zeros(1)  # Adam's steps so far
         self.known = torch.zeros(self.classes)  # 1 for classes that it has been trained on
 
     @property
-    def networks(self) -> "Mapping[str, Layout]":
+    def networks(self) -> Mapping[str, Layout]:
         return {"generator_weights": self.network.layout}
 
-    def payload(self, layout: "Layout") -> tuple["Vectors", "Vectors"]:
+    def payload(self, layout: Layout) -> tuple[Vectors, Vectors]:
         whole = slice(layout.size)
         return [whole, len(self.generator_weights), len(self.known)], [whole]
 
-    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+    def round(self, fed: Federation, cohort: Cohort) -> None:
         start = fed.broadcast(self.weights)
         generator, known = fed.broadcast(self.generator_weights), fed.broadcast(self.known)
         self.network.load(generator)
@@ -132,15 +123,13 @@ class FedGen(FedAvg):
                 if arrived.any():
                     self.train_generator(fed, cohort.subset(np.flatnonzero(arrived.numpy())), taught[arrived])
 
-    def lessons(self, fed: "Federation", block: "Block", known: "Tensor") -> dict[str, Any]:
+    def lessons(self, fed: Federation, block: Block, known: Tensor) -> dict[str, Any]:
         """What the loss reads of each client; nothing if there is nothing to be learnt.
 
         Returns:
             features [K, classes, MADE, f]; draws [K, DRAWS, 3], a class that is known and the numbers of two feature
             vectors; known [classes]; and strength [2], the weights of both terms.
         """
-        import torch
-
         classes = np.flatnonzero(known.cpu().numpy())
         strength = [max(w * self.decay ** (fed.round - 1), min(w, LEAST)) for w in (self.alpha, self.beta)]
         if not (len(classes) and any(strength)):
@@ -161,17 +150,14 @@ class FedGen(FedAvg):
             "strength": torch.tensor(strength, device=fed.device),
         }
 
-    def asked(self, stream: np.random.Generator, labels: NDArray[np.int64]) -> tuple["Tensor", "Tensor"]:
+    def asked(self, stream: np.random.Generator, labels: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """What the generator takes: noise [B, n] from the stream, and labels [B]."""
-        import torch
-
         noise = stream.standard_normal((len(labels), self.generator.noise), dtype=np.float32)
         return torch.from_numpy(noise).to(self.network.device), torch.from_numpy(labels).to(self.network.device)
 
-    def loss(self, net: "Net", batch: "Batch", start: "Tensor", client: "Mapping[str, Tensor]") -> "Tensor":
+    def loss(self, net: Net, batch: Batch, start: Tensor, client: Mapping[str, Tensor]) -> Tensor:
         if "features" not in client:
             return super().loss(net, batch, start, client)
-        from torch.nn.functional import log_softmax
 
         from fedmpi.training.losses import cross_entropy
 
@@ -182,14 +168,12 @@ class FedGen(FedAvg):
         of_any, of_own = (
             net.run(self.head, features[y, number]) for y, number in ((label, any_class), (batch.y, own_class))
         )
-        target = log_softmax(of_own.detach(), -1)
-        divergence = (target.exp() * (target - log_softmax(logits, -1))).sum(-1) * client["known"][batch.y]
+        target = functional.log_softmax(of_own.detach(), -1)
+        divergence = (target.exp() * (target - functional.log_softmax(logits, -1))).sum(-1) * client["known"][batch.y]
         return cross_entropy(logits, batch.y) + alpha * cross_entropy(of_any, label) + beta * divergence
 
-    def train_generator(self, fed: "Federation", cohort: "Cohort", heads: "Tensor") -> None:
+    def train_generator(self, fed: Federation, cohort: Cohort, heads: Tensor) -> None:
         """A round's steps, on the heads [m, n] of its clients."""
-        import torch
-
         from fedmpi.algorithms.toolbox.distillation import class_shares, diversity_loss
         from fedmpi.training.optimizers import Adam
 
@@ -223,9 +207,7 @@ class FedGen(FedAvg):
         self.known[present] = 1
 
 
-def ensemble_losses(
-    features: "Tensor", labels: "Tensor", weight: "Tensor", bias: "Tensor", shares: "Tensor"
-) -> "Tensor":
+def ensemble_losses(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, shares: Tensor) -> Tensor:
     """[B], sum_k a_k(y) CE(head_k(z), y) of each of the features z [B, f] and labels y [B].
 
     Args:

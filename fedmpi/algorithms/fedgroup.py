@@ -6,21 +6,20 @@ Duan, Liu, Ji, Liu, Liang, Chen, Tan: FedGroup: Efficient Federated Learning via
 Clustering. ISPA 2021. https://arxiv.org/abs/2010.06870
 """
 
-from typing import TYPE_CHECKING, Literal
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fedmpi.algorithms.clustered import ClusteredOnce, best_aligned
 from fedmpi.algorithms.proximal import Proximal
 from fedmpi.algorithms.toolbox import clustering
 from fedmpi.options import with_options
 from fedmpi.ranges import NonNegativeFloat, PositiveInt
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from fedmpi.federation.federation import Federation
-    from fedmpi.training.block import Phase
+from fedmpi.training.block import Phase
+from fedmpi.typing import Federation, Tensor
 
 
 @with_options
@@ -54,22 +53,20 @@ class FedGroup(ClusteredOnce):
         return min(self.pretrained * self.models, clients) if round == 1 else cohort
 
     @property
-    def phase(self) -> "Phase":
-        from fedmpi.training.block import Phase
-
+    def phase(self) -> Phase:
         return Phase("cold start ", self.pretrain_epochs)
 
-    def clusters(self, fed: "Federation", compared: "NDArray[np.float64]") -> "NDArray[np.int64]":
+    def clusters(self, fed: Federation, compared: NDArray[np.float64]) -> NDArray[np.int64]:
         if self.measure == "madc":
             differences = clustering.mean_differences(clustering.cosines(compared))
             return clustering.hierarchical(differences, "complete", self.models)
         rows = clustering.decomposed_cosines(compared, self.models)
         return clustering.k_means(rows, self.models, fed.stream("first groups"))
 
-    def nearest(self, changes: "Tensor", prototypes: "Tensor") -> "Tensor":
+    def nearest(self, changes: Tensor, prototypes: Tensor) -> Tensor:
         return best_aligned(changes, prototypes)
 
-    def merged(self, centers: "Tensor", parameters: int) -> "Tensor":
+    def merged(self, centers: Tensor, parameters: int) -> Tensor:
         """w_m := (w_m + rate sum w_j / |w_j|) / (1 + rate sum 1 / |w_j|), j other than m; not of statistics."""
         if not self.intergroup:
             return centers

@@ -4,8 +4,9 @@ Wang, Yurochkin, Sun, Papailiopoulos, Khazaeni: Federated Learning with Matched 
 https://arxiv.org/abs/2002.06440
 """
 
+from __future__ import annotations
+
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,15 +15,7 @@ from fedmpi.errors import BadInput
 from fedmpi.options import with_options
 from fedmpi.ranges import NonNegativeInt, PositiveInt
 from fedmpi.training.block import WHOLE, Phase
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fedmpi.algorithms.base import Vectors
-    from fedmpi.federation.federation import Federation
-    from fedmpi.policies import Cohort
-    from fedmpi.training.block import Block
-    from fedmpi.training.layout import Layout
+from fedmpi.typing import Block, Cohort, Federation, Layout, Tensor, Vectors
 
 
 @with_options
@@ -52,7 +45,7 @@ class FedMA(Algorithm):
     takes_server_optimizer = True
     takes_compression = False
 
-    def setup(self, fed: "Federation") -> None:
+    def setup(self, fed: Federation) -> None:
         from fedmpi.training.matching import Matching
 
         super().setup(fed)
@@ -76,12 +69,12 @@ class FedMA(Algorithm):
         ]
         return (WHOLE, *again) if self.retrain else (WHOLE,)
 
-    def payload(self, layout: "Layout") -> "tuple[Vectors, Vectors]":
+    def payload(self, layout: Layout) -> tuple[Vectors, Vectors]:
         layers = [layer.columns for layer in self.matching.layers]
         again = 1 + self.sweeps if self.retrain else self.sweeps
         return [slice(layout.size), *again * layers], [*(1 + self.sweeps) * layers, self.matching.outputs]
 
-    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+    def round(self, fed: Federation, cohort: Cohort) -> None:
         start, (_, *again) = fed.broadcast(self.weights), self.trainings
         models = self.local_models(fed, cohort, start)
         result, merged = self.weights.clone(), start.clone()
@@ -102,13 +95,13 @@ class FedMA(Algorithm):
         result[self.matching.outputs] = self.mean_of_outputs(fed, fed.undiverged(cohort), models, start)
         self.server_step(fed, result)
 
-    def local_models(self, fed: "Federation", cohort: "Cohort", start: "Tensor") -> "list[tuple[Block, Tensor]]":
+    def local_models(self, fed: Federation, cohort: Cohort, start: Tensor) -> list[tuple[Block, Tensor]]:
         """This rank's blocks and what local training made of them, [K, P] each."""
         return [(block, fed.train(block, start, self).weights.clone()) for block in fed.my_clients(cohort)]
 
     def mean_of_outputs(
-        self, fed: "Federation", cohort: "Cohort", models: "list[tuple[Block, Tensor]]", start: "Tensor"
-    ) -> "Tensor":
+        self, fed: Federation, cohort: Cohort, models: list[tuple[Block, Tensor]], start: Tensor
+    ) -> Tensor:
         """[n] of what is in no layer the mean; that of the last layer class by class, by the samples of the class."""
         columns, inclusion = self.matching.outputs, cohort.inclusion
         counted = cohort.mass[:, None] * fed.label_counts[cohort.clients] / np.maximum(cohort.samples, 1)[:, None]

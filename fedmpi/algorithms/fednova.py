@@ -4,8 +4,9 @@ Wang, Liu, Liang, Joshi, Poor: Tackling the Objective Inconsistency Problem in H
 NeurIPS 2020. https://arxiv.org/abs/2007.07481
 """
 
+from __future__ import annotations
+
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,10 +15,7 @@ from fedmpi.algorithms.proximal import Proximal
 from fedmpi.errors import require
 from fedmpi.options import with_options
 from fedmpi.ranges import NonNegativeFloat
-
-if TYPE_CHECKING:
-    from fedmpi.federation.federation import Federation
-    from fedmpi.policies import Cohort
+from fedmpi.typing import Cohort, Federation
 
 
 @with_options
@@ -37,11 +35,11 @@ class FedNova(Proximal, FedAvg):
     accepts_partial_work = True
     takes_privacy = False  # numbers of steps are sent as well
 
-    def setup(self, fed: "Federation") -> None:
+    def setup(self, fed: Federation) -> None:
         require(fed.local.optimizer == "sgd", "--local.optimizer", fed.local.optimizer, "sgd with FedNova")
         super().setup(fed)
 
-    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+    def round(self, fed: Federation, cohort: Cohort) -> None:
         trained, pull = slice(0, fed.layout.parameters), fed.lr * self.mu
         start = fed.broadcast(self.weights)
         mean = fed.weighted_mean(cohort)

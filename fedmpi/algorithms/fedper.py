@@ -6,27 +6,20 @@ Collins, Hassani, Mokhtari, Shakkottai: Exploiting Shared Representations for Pe
 2021. https://arxiv.org/abs/2102.07078
 """
 
-from typing import TYPE_CHECKING
+from __future__ import annotations
 
 from fedmpi.algorithms.partly_shared import PartlyShared
 from fedmpi.errors import BadInput
 from fedmpi.options import with_options
 from fedmpi.ranges import PositiveInt
 from fedmpi.training.block import Phase
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fedmpi.federation.federation import Federation
-    from fedmpi.federation.local import Trained
-    from fedmpi.training.block import Block
-    from fedmpi.training.layout import Layout
+from fedmpi.typing import Block, Federation, Layout, Tensor, Trained
 
 
 class FedPer(PartlyShared):
     """FedAvg on all but the last fully connected layer, which stays with each client (Arivazhagan et al., 2019)."""
 
-    def split(self, layout: "Layout") -> tuple[slice, slice]:
+    def split(self, layout: Layout) -> tuple[slice, slice]:
         head = layout.segments["head"]
         if not 0 < head.stop < layout.parameters:
             needed = f"{type(self).__name__} needs a fully connected layer that is trained, and others to share"
@@ -50,7 +43,7 @@ class FedRep(FedPer):
     def trainings(self) -> tuple[Phase, ...]:
         return Phase("head", self.head_epochs, (self.own,)), Phase("body", columns=(self.shared,))
 
-    def train_parts(self, fed: "Federation", block: "Block", start: "Tensor") -> "Trained":
+    def train_parts(self, fed: Federation, block: Block, start: Tensor) -> Trained:
         first, then = self.trainings
         head = fed.train(block, start, self, first)
         return fed.train(block, head.weights.clone(), self, then)

@@ -4,17 +4,15 @@ Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith: Federated Optimization in Heterogen
 https://arxiv.org/abs/1812.06127
 """
 
-from typing import TYPE_CHECKING, Literal
+from __future__ import annotations
+
+from typing import Literal
 
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.proximal import Proximal
 from fedmpi.options import with_options
 from fedmpi.ranges import NonNegativeFloat
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fedmpi.training.block import Block
+from fedmpi.typing import Block, Tensor
 
 
 @with_options
@@ -32,5 +30,5 @@ class FedProx(Proximal, FedAvg):
 
     accepts_partial_work = True
 
-    def direction(self, gradient: "Tensor", weights: "Tensor", start: "Tensor", block: "Block") -> "Tensor":
+    def direction(self, gradient: Tensor, weights: Tensor, start: Tensor, block: Block) -> Tensor:
         return super().direction(gradient, weights, start if self.anchor == "global" else start.new_zeros(()), block)

@@ -4,22 +4,19 @@ Long, Xie, Shen, Zhou, Wang, Jiang: Multi-center federated learning: clients clu
 World Wide Web, 2023. https://arxiv.org/abs/2005.01026 (Xie et al., 2020)
 """
 
-from typing import TYPE_CHECKING, Literal
+from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedmpi.algorithms.clustered import ClusteredOnce, nearest
 from fedmpi.algorithms.toolbox import clustering
 from fedmpi.errors import require
 from fedmpi.options import with_options
 from fedmpi.ranges import PositiveInt
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from fedmpi.federation.federation import Federation
-    from fedmpi.federation.stack import Stack
+from fedmpi.typing import Federation, Stack, Tensor
 
 
 @with_options
@@ -49,25 +46,25 @@ class FeSEM(ClusteredOnce):
     def clients_to_ask(self, round: int, cohort: int, clients: int) -> int:
         return clients if round == 1 else cohort
 
-    def setup(self, fed: "Federation") -> None:
+    def setup(self, fed: Federation) -> None:
         super().setup(fed)
         self.compared = fed.layout.segments["head"] if self.part == "head" else slice(0, fed.layout.parameters)
         allowed = "all with a model that has no fully connected layer, or a frozen one"
         require(self.compared.stop > 0, "part", self.part, allowed)
 
-    def compare(self, changes: "Stack") -> "NDArray[np.float64]":
+    def compare(self, changes: Stack) -> NDArray[np.float64]:
         from fedmpi.federation.stack import inner_products
 
         return changes.pairwise(inner_products, self.compared.stop)
 
-    def clusters(self, fed: "Federation", compared: "NDArray[np.float64]") -> "NDArray[np.int64]":
+    def clusters(self, fed: Federation, compared: NDArray[np.float64]) -> NDArray[np.int64]:
         rng = fed.stream("first clusters")
         if self.start == "random":
             return rng.permutation(len(compared)) % self.models
         return clustering.k_means(clustering.points(compared), self.models, rng)
 
-    def nearest(self, changes: "Tensor", prototypes: "Tensor") -> "Tensor":
+    def nearest(self, changes: Tensor, prototypes: Tensor) -> Tensor:
         return nearest(changes[:, self.compared], prototypes[:, self.compared])
 
-    def again(self, models: "Tensor", centers: "Tensor", choice: "Tensor") -> "Tensor":
+    def again(self, models: Tensor, centers: Tensor, choice: Tensor) -> Tensor:
         return nearest(models[:, self.compared], centers[:, self.compared])

@@ -4,7 +4,12 @@ Briggs, Fan, Andras: Federated learning with hierarchical clustering of local up
 data. IJCNN 2020. https://arxiv.org/abs/2004.11791
 """
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fedmpi.algorithms.clustered import ClusteredOnce, best_aligned, nearest
 from fedmpi.algorithms.toolbox import clustering
@@ -12,14 +17,7 @@ from fedmpi.algorithms.toolbox.clustering import Linkage
 from fedmpi.errors import require
 from fedmpi.options import with_options
 from fedmpi.ranges import NonNegativeInt, PositiveInt, interval
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from fedmpi.federation.federation import Federation
-    from fedmpi.federation.stack import Stack
+from fedmpi.typing import Federation, Stack, Tensor
 
 NORMS = {"l1": 1, "l2": 2}
 
@@ -54,24 +52,24 @@ class FLHC(ClusteredOnce):
     def clients_to_ask(self, round: int, cohort: int, clients: int) -> int:
         return clients if round == self.first_round else cohort
 
-    def setup(self, fed: "Federation") -> None:
+    def setup(self, fed: Federation) -> None:
         super().setup(fed)
         self.first_round = 1 + (fed.rounds // 5 if self.warmup is None else self.warmup)
         require(fed.has_round(self.first_round), "warmup", self.warmup, "below the number of rounds")
 
-    def compare(self, changes: "Stack") -> "NDArray[np.float64]":
+    def compare(self, changes: Stack) -> NDArray[np.float64]:
         from fedmpi.federation.stack import absolute_differences
 
         return changes.pairwise(absolute_differences) if self.metric == "l1" else super().compare(changes)
 
-    def clusters(self, fed: "Federation", compared: "NDArray[np.float64]") -> "NDArray[np.int64]":
+    def clusters(self, fed: Federation, compared: NDArray[np.float64]) -> NDArray[np.int64]:
         if self.metric == "l2":
             compared = clustering.distances(compared)
         elif self.metric == "cosine":
             compared = 1 - clustering.cosines(compared)
         return clustering.hierarchical(compared, self.linkage, self.models, self.threshold)
 
-    def nearest(self, changes: "Tensor", prototypes: "Tensor") -> "Tensor":
+    def nearest(self, changes: Tensor, prototypes: Tensor) -> Tensor:
         if self.metric == "cosine":
             return best_aligned(changes, prototypes)
         return nearest(changes, prototypes, NORMS[self.metric])

@@ -4,12 +4,14 @@ Cho, Garst, Tax: Enhancing Federated Models with Synthetic Data. Poster, TU Delf
 https://github.com/FederatedRP2024Delft/GenFL
 """
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.errors import BadInput, require
+from fedmpi.lazy import torch
 from fedmpi.models.generators import Generator
 from fedmpi.models.generators.base import LearningGenerator
 from fedmpi.models.generators.cvae import CVAE
@@ -24,16 +27,7 @@ from fedmpi.options import null_for, with_options
 from fedmpi.policies.server_optimizers import Replace
 from fedmpi.ranges import NonNegativeInt, PositiveInt, UpToOne, interval
 from fedmpi.training.settings import LocalTraining
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fedmpi.algorithms.base import Vectors
-    from fedmpi.federation.federation import Federation
-    from fedmpi.policies import Cohort
-    from fedmpi.training.flat import Net
-    from fedmpi.training.layout import Layout
-    from fedmpi.training.samples import Batch
+from fedmpi.typing import Batch, Cohort, Federation, Layout, Net, Tensor, Vectors
 
 
 @with_options
@@ -109,12 +103,10 @@ class GenFL(FedAvg):
         return self.stop_at_skew is None
 
     @property
-    def networks(self) -> "Mapping[str, Layout]":
+    def networks(self) -> Mapping[str, Layout]:
         return {"generator_weights": self.factory.layout} if self.samples_generator else {}
 
-    def setup(self, fed: "Federation") -> None:
-        import torch
-
+    def setup(self, fed: Federation) -> None:
         super().setup(fed)
         # The CAS, on all real images and on the test set alone.
         self.scores = torch.full((2,), math.nan, dtype=torch.float64)
@@ -133,13 +125,13 @@ class GenFL(FedAvg):
         if self.earlier and fed.is_server:
             self.take_over(fed, _Earlier(self.earlier))
 
-    def count_steps(self, fed: "Federation", cohort: "Cohort") -> NDArray[np.int64]:
+    def count_steps(self, fed: Federation, cohort: Cohort) -> NDArray[np.int64]:
         return (0 if self.stops else 1) * super().count_steps(fed, cohort)
 
-    def payload(self, layout: "Layout") -> "tuple[Vectors, Vectors]":
+    def payload(self, layout: Layout) -> tuple[Vectors, Vectors]:
         return ([], []) if self.stops else super().payload(layout)
 
-    def take_over(self, fed: "Federation", earlier: "_Earlier") -> None:
+    def take_over(self, fed: Federation, earlier: _Earlier) -> None:
         """At the server: what the earlier run has, or bad input."""
         if self.take == "generator" and self.samples_generator:
             self.generator_weights = earlier.generator(self.factory.layout)
@@ -148,7 +140,7 @@ class GenFL(FedAvg):
         if self.take != "generator" and self.wants_images:
             self.given = earlier.images(fed.shape, fed.classes)
 
-    def stages(self, fed: "Federation") -> "Iterator[tuple[str, Federation, Algorithm]]":
+    def stages(self, fed: Federation) -> Iterator[tuple[str, Federation, Algorithm]]:
         if self.samples_generator and self.earlier is None:
             yield "generator", self.factory, _Learning(self)
         if self.wants_images:
@@ -160,7 +152,7 @@ class GenFL(FedAvg):
         if self.stops:
             fed.say("the clients' labels are too different: they do not train")
 
-    def sample(self, fed: "Federation") -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def sample(self, fed: Federation) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """[n, C, H, W] and [n] of the generator, on every rank."""
         began, stream = time.perf_counter(), fed.stream("synthetic labels")
         labels = stream.integers(fed.classes, size=self.synthetic)
@@ -171,10 +163,8 @@ class GenFL(FedAvg):
         fed.say(f"{self.synthetic} images sampled, {time.perf_counter() - began:.2f} s")
         return images, labels
 
-    def teach(self, fed: "Federation", images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+    def teach(self, fed: Federation, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
         """Pre-train the model, and another one for the CAS."""
-        import torch
-
         from fedmpi.federation.server import Lesson
 
         lessons: dict[str, Lesson] = {}
@@ -198,24 +188,24 @@ class GenFL(FedAvg):
             found = torch.tensor([on_all.mean(), on_test[-1]], dtype=torch.float64)
             self.scores = found.to(self.weights.device)
 
-    def score(self, fed: "Federation", weights: "Tensor") -> tuple[float, float]:
+    def score(self, fed: Federation, weights: Tensor) -> tuple[float, float]:
         """The accuracy on all real images, for training and for tests, and on the latter."""
         tested = fed.evaluate(weights)
         hits = fed.reports.training_hits(weights, fed.shards).sum() + np.nansum(tested.correct)
         return float(hits / (fed.samples.sum() + len(tested.correct))), tested.accuracy
 
-    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+    def round(self, fed: Federation, cohort: Cohort) -> None:
         if self.stops:
             return
         self.deal(fed)
         super().round(fed, cohort)
 
-    def deal(self, fed: "Federation") -> None:
+    def deal(self, fed: Federation) -> None:
         """Give the clients the samples of the coming round; their numbers are the same in all rounds."""
         if self.paper_compat:
             fed.at_clients.train_on([order[: len(order) - len(order) // 10] for order in self.shuffled(fed)])
 
-    def evaluate(self, fed: "Federation") -> None:
+    def evaluate(self, fed: Federation) -> None:
         super().evaluate(fed)
         if self.cas_epochs and fed.is_server:
             on_all, on_test = self.scores.tolist()
@@ -227,7 +217,7 @@ class GenFL(FedAvg):
             accuracy = fed.reports.training_hits(self.weights, tested) / np.array(list(map(len, tested)))
             fed.log(leaky_client_accuracy=weighted_accuracy(accuracy, fed.samples))
 
-    def shuffled(self, fed: "Federation") -> list[NDArray[np.int64]]:
+    def shuffled(self, fed: Federation) -> list[NDArray[np.int64]]:
         """The samples of each client, in an order of this round."""
         return [fed.stream("slices", client).permutation(shard) for client, shard in enumerate(fed.shards)]
 
@@ -239,11 +229,11 @@ class _Learning(FedAvg):
         self.whole = whole
         self.server_optimizer = Replace()
 
-    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+    def round(self, fed: Federation, cohort: Cohort) -> None:
         super().round(fed, cohort)
         self.whole.generator_weights = self.weights  # which the file has from now on
 
-    def loss(self, net: "Net", batch: "Batch", start: "Tensor", client: "Mapping[str, Tensor]") -> "Tensor":
+    def loss(self, net: Net, batch: Batch, start: Tensor, client: Mapping[str, Tensor]) -> Tensor:
         return self.whole.learner.loss(net, batch.x, batch.y)
 
 
@@ -263,11 +253,11 @@ class _Earlier:
         except BadInput as error:
             raise BadInput(f"= {error}", "earlier") from None
 
-    def generator(self, layout: "Layout") -> "Tensor":
+    def generator(self, layout: Layout) -> Tensor:
         """[n], the weights of its generator."""
         return self._vector(self._run.tensors("generator_weights"), layout, "a generator")
 
-    def pretrained(self, layout: "Layout") -> "Tensor":
+    def pretrained(self, layout: Layout) -> Tensor:
         """[P], the model after its pre-training."""
         weights = self._run.model.get("pretrained")
         tensors = {} if weights is None else self._run.state_dict(weights)
@@ -281,9 +271,7 @@ class _Earlier:
         self._require(fits, f"synthetic images of shape {shape} with labels below {classes}")
         return found["images"], found["labels"]
 
-    def _vector(self, tensors: "Mapping[str, NDArray[np.float32]]", layout: "Layout", what: str) -> "Tensor":
-        import torch
-
+    def _vector(self, tensors: Mapping[str, NDArray[np.float32]], layout: Layout, what: str) -> Tensor:
         self._require(bool(tensors), what)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         expected = {entry.name: entry.shape for entry in layout.entries}
@@ -300,7 +288,7 @@ class _Earlier:
         require(condition, "earlier", self._path, f"a results file with {what}")
 
 
-def by_adam(fed: "Federation", epochs: int = 1) -> LocalTraining:
+def by_adam(fed: Federation, epochs: int = 1) -> LocalTraining:
     """Training in the paper's way, as many clients at once and as precisely as in the rounds."""
     local = fed.local
     return LocalTraining(epochs, None, 32, 1e-3, "adam", vectorize=local.vectorize, precision=local.precision)

@@ -4,22 +4,16 @@ Ghosh, Chung, Yin, Ramchandran: An Efficient Framework for Clustered Federated L
 https://arxiv.org/abs/2006.04088
 """
 
-from typing import TYPE_CHECKING
+from __future__ import annotations
 
 import numpy as np
 
 from fedmpi.algorithms.clustered import Clustered
 from fedmpi.errors import BadInput, require
+from fedmpi.lazy import torch
 from fedmpi.options import with_options
 from fedmpi.ranges import PositiveInt
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fedmpi.algorithms.base import Vectors
-    from fedmpi.federation.federation import Federation
-    from fedmpi.policies import Cohort
-    from fedmpi.training.layout import Layout
+from fedmpi.typing import Cohort, Federation, Layout, Tensor, Vectors
 
 #: How often the first models are drawn at the most.
 DRAWS = 50
@@ -54,35 +48,31 @@ class IFCA(Clustered):
     def forward_passes(self) -> int:
         return self.models
 
-    def split(self, layout: "Layout") -> tuple[slice, slice]:
+    def split(self, layout: Layout) -> tuple[slice, slice]:
         """The columns of which each model has its own, and those that all share."""
         own = layout.segments["head"] if self.share_body else slice(0, layout.size)
         if self.share_body and not 0 < own.stop < layout.parameters:
             raise BadInput("--model: IFCA needs one with a fully connected layer, and others to share")
         return own, slice(own.stop, layout.size)
 
-    def payload(self, layout: "Layout") -> tuple["Vectors", "Vectors"]:
+    def payload(self, layout: Layout) -> tuple[Vectors, Vectors]:
         own, shared = self.split(layout)
         return [*self.models * [own], shared], [own, shared]
 
-    def setup(self, fed: "Federation") -> None:
+    def setup(self, fed: Federation) -> None:
         super().setup(fed)
         require(self.models <= fed.clients, "models", self.models, f"at most the number of clients, {fed.clients}")
         self.own, self.shared = self.split(fed.layout)
         self.centers = self.draw(fed, 0)
 
-    def draw(self, fed: "Federation", attempt: int) -> "Tensor":
+    def draw(self, fed: Federation, attempt: int) -> Tensor:
         """[M, P], other first models for each attempt."""
-        import torch
-
         first = attempt * self.models
         centers = torch.stack([fed.initial_weights(first + number) for number in range(self.models)])
         centers[1:, self.shared] = centers[0, self.shared]
         return centers
 
-    def round(self, fed: "Federation", cohort: "Cohort") -> None:
-        import torch
-
+    def round(self, fed: Federation, cohort: Cohort) -> None:
         if fed.round == 1 and self.balance:
             self.draw_balanced(fed, cohort)
         lengths = (fed.layout.extent(columns)[0] for columns in (self.own, self.shared))
@@ -103,7 +93,7 @@ class IFCA(Clustered):
             self.centers = torch.cat([self.centers, common.expand(self.models, -1)], 1)
         self.note(fed, cohort)
 
-    def draw_balanced(self, fed: "Federation", cohort: "Cohort") -> None:
+    def draw_balanced(self, fed: Federation, cohort: Cohort) -> None:
         """Draw the first models until each is chosen by enough clients, who draw them from a common seed as well."""
         least: list[float] = []  # share of the clients that choose a model, of each attempt
         while len(least) < DRAWS and max(least, default=-1) < self.balance:

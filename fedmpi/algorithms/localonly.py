@@ -1,19 +1,11 @@
 """Training without any federation: the lower reference of a comparison."""
 
-from typing import TYPE_CHECKING
+from __future__ import annotations
 
 import numpy as np
 
 from fedmpi.algorithms.base import Algorithm
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fedmpi.algorithms.base import Vectors
-    from fedmpi.federation.federation import Federation
-    from fedmpi.policies import Cohort
-    from fedmpi.training.block import Block
-    from fedmpi.training.layout import Layout
+from fedmpi.typing import Block, Cohort, Federation, Layout, Tensor, Vectors
 
 
 class LocalOnly(Algorithm):
@@ -28,19 +20,19 @@ class LocalOnly(Algorithm):
 
     takes_compression = False  # nothing is sent
 
-    def setup(self, fed: "Federation") -> None:
+    def setup(self, fed: Federation) -> None:
         super().setup(fed)
         self.own = fed.client_state("own", fed.initial_weights())
 
-    def payload(self, layout: "Layout") -> tuple["Vectors", "Vectors"]:
+    def payload(self, layout: Layout) -> tuple[Vectors, Vectors]:
         return [], []
 
-    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+    def round(self, fed: Federation, cohort: Cohort) -> None:
         for block in fed.my_clients(cohort):
             self.own[block] = fed.train(block, self.own[block], self).weights
 
-    def evaluate(self, fed: "Federation") -> None:
-        def own(block: "Block", weights: "Tensor") -> "Tensor":
+    def evaluate(self, fed: Federation) -> None:
+        def own(block: Block, weights: Tensor) -> Tensor:
             return self.own[block]
 
         fed.report_personal(fed.evaluate_clients(self.weights, own))

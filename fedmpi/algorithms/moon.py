@@ -3,21 +3,16 @@
 Li, He, Song: Model-Contrastive Federated Learning. CVPR 2021. https://arxiv.org/abs/2103.16257
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.errors import BadInput
+from fedmpi.lazy import functional, torch
 from fedmpi.options import with_options
 from fedmpi.ranges import NonNegativeFloat, PositiveFloat
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fedmpi.federation.federation import Federation
-    from fedmpi.policies import Cohort
-    from fedmpi.training.flat import Net
-    from fedmpi.training.samples import Batch
+from fedmpi.typing import Batch, Cohort, Federation, Net, Tensor
 
 
 @with_options
@@ -44,13 +39,13 @@ class MOON(FedAvg):
     def step_cost(self) -> float:
         return 5 / 3 if self.mu else 1.0
 
-    def setup(self, fed: "Federation") -> None:
+    def setup(self, fed: Federation) -> None:
         if not fed.at_clients.has_features:
             raise BadInput("--model: MOON needs one built as Backbone(extractor, classifier)")
         super().setup(fed)
         self.previous = fed.client_state("previous", self.weights)
 
-    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+    def round(self, fed: Federation, cohort: Cohort) -> None:
         start = fed.broadcast(self.weights)
         mean = fed.weighted_mean(cohort, start)
         for block in fed.my_clients(cohort):
@@ -59,18 +54,16 @@ class MOON(FedAvg):
             self.previous[block] = local.weights
         self.server_step(fed, mean.reduce(empty=self.weights))
 
-    def loss(self, net: "Net", batch: "Batch", start: "Tensor", client: "Mapping[str, Tensor]") -> "Tensor":
+    def loss(self, net: Net, batch: Batch, start: Tensor, client: Mapping[str, Tensor]) -> Tensor:
         if not self.mu:
             return super().loss(net, batch, start, client)
-        from torch import stack, zeros_like
-        from torch.nn.functional import cosine_similarity
 
         from fedmpi.training.losses import cross_entropy
 
         features = net.features(batch.x)
         theirs = (net.at(weights).features(batch.x) for weights in (start, client["previous"]))
-        cosines = [cosine_similarity(features.flatten(1), other.flatten(1)) for other in theirs]
+        cosines = [functional.cosine_similarity(features.flatten(1), other.flatten(1)) for other in theirs]
         # As the paper's code has it. A softplus would be shorter, but its last bits depend on where an element lies,
         # and so, for clients side by side, on the company.
-        contrast = cross_entropy(stack(cosines, 1) / self.tau, zeros_like(batch.y))
+        contrast = cross_entropy(torch.stack(cosines, 1) / self.tau, torch.zeros_like(batch.y))
         return cross_entropy(net.classify(features), batch.y) + self.mu * contrast

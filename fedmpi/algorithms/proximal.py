@@ -1,15 +1,10 @@
 """What methods have in common whose clients are pulled towards the model that they received."""
 
-from typing import TYPE_CHECKING
+from __future__ import annotations
 
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.errors import require
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fedmpi.federation.federation import Federation
-    from fedmpi.training.block import Block
+from fedmpi.typing import Block, Federation, Tensor
 
 
 class Proximal(Algorithm):
@@ -25,7 +20,7 @@ class Proximal(Algorithm):
 
     mu: float
 
-    def setup(self, fed: "Federation") -> None:
+    def setup(self, fed: Federation) -> None:
         super().setup(fed)
         local = fed.local
         if local.optimizer == "sgd":
@@ -33,5 +28,5 @@ class Proximal(Algorithm):
             limit = 2 * (1 + local.momentum) / local.lr
             require(self.mu < limit, "mu", self.mu, f"below {limit:g}, for steps of --local.lr = {local.lr:g}")
 
-    def direction(self, gradient: "Tensor", weights: "Tensor", start: "Tensor", block: "Block") -> "Tensor":
+    def direction(self, gradient: Tensor, weights: Tensor, start: Tensor, block: Block) -> Tensor:
         return gradient.add_(weights - start, alpha=self.mu) if self.mu else gradient

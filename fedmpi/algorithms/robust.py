@@ -10,23 +10,20 @@ all have received one model, and the rules move with it. Running statistics of n
 same rule, but Krum does not look at them when it selects models.
 """
 
+from __future__ import annotations
+
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.errors import require
+from fedmpi.lazy import torch
 from fedmpi.options import with_options
 from fedmpi.ranges import NonNegativeInt, PositiveInt, interval
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fedmpi.federation.federation import Federation
-    from fedmpi.federation.stack import Stack
-    from fedmpi.policies import Cohort
+from fedmpi.typing import Cohort, Federation, Stack, Tensor
 
 
 class Robust(Algorithm):
@@ -45,7 +42,7 @@ class Robust(Algorithm):
     def counts_clients_alike(self) -> bool:
         return True
 
-    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+    def round(self, fed: Federation, cohort: Cohort) -> None:
         start = fed.broadcast(self.weights)
         models = fed.stack(cohort, start)
         for block in fed.my_clients(cohort):
@@ -60,7 +57,7 @@ class Robust(Algorithm):
             self.server_step(fed, model)
 
     @abstractmethod
-    def aggregate(self, fed: "Federation", cohort: "Cohort", models: "Stack") -> "Tensor | None":
+    def aggregate(self, fed: Federation, cohort: Cohort, models: Stack) -> Tensor | None:
         """[P], what takes the mean's place; None if nothing can."""
 
 
@@ -70,7 +67,7 @@ class Median(Robust):
     Of an even number of models, the mean of the middle two.
     """
 
-    def aggregate(self, fed: "Federation", cohort: "Cohort", models: "Stack") -> "Tensor | None":
+    def aggregate(self, fed: Federation, cohort: Cohort, models: Stack) -> Tensor | None:
         return models.combine(median) if len(models.present) else None
 
 
@@ -84,7 +81,7 @@ class TrimmedMean(Robust):
 
     trim: Annotated[float, interval("[0, 0.5)")] = 0.2
 
-    def aggregate(self, fed: "Federation", cohort: "Cohort", models: "Stack") -> "Tensor | None":
+    def aggregate(self, fed: Federation, cohort: Cohort, models: Stack) -> Tensor | None:
         cut = int(self.trim * len(models.present) + 1e-9)  # 0.29 * 100 is a little less than 29
         return models.combine(lambda values: trimmed_mean(values, cut)) if len(models.present) else None
 
@@ -113,9 +110,7 @@ class Krum(Robust):
         require(cohort >= needed, "cohort", cohort, f"at least {needed} for Krum with {self.faulty} faulty clients")
         require(self.select <= cohort, "algorithm.select", self.select, f"at most the cohort, {cohort}")
 
-    def aggregate(self, fed: "Federation", cohort: "Cohort", models: "Stack") -> "Tensor | None":
-        import torch
-
+    def aggregate(self, fed: Federation, cohort: Cohort, models: Stack) -> Tensor | None:
         faulty, arrived = max(self.faulty - models.rejected, 0), len(models.present)
         are_enough = arrived >= 2 * faulty + 3
         scores = krum_scores(models.distances(), faulty) if are_enough else np.empty(0)

@@ -4,21 +4,15 @@ Karimireddy, Kale, Mohri, Reddi, Stich, Suresh: SCAFFOLD: Stochastic Controlled 
 ICML 2020. https://arxiv.org/abs/1910.06378
 """
 
-from typing import TYPE_CHECKING, Literal
+from __future__ import annotations
+
+from typing import Literal
 
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.errors import require
 from fedmpi.options import with_options
 from fedmpi.training.block import GRADIENT, WHOLE, Phase
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fedmpi.algorithms.base import Vectors
-    from fedmpi.federation.federation import Federation
-    from fedmpi.policies import Cohort
-    from fedmpi.training.block import Block
-    from fedmpi.training.layout import Layout
+from fedmpi.typing import Block, Cohort, Federation, Layout, Tensor, Vectors
 
 
 @with_options
@@ -46,17 +40,17 @@ class SCAFFOLD(Algorithm):
     def trainings(self) -> tuple[Phase, ...]:
         return (GRADIENT, WHOLE) if self.option == "I" else (WHOLE,)
 
-    def setup(self, fed: "Federation") -> None:
+    def setup(self, fed: Federation) -> None:
         require(fed.local.optimizer == "sgd", "--local.optimizer", fed.local.optimizer, "sgd with SCAFFOLD")
         super().setup(fed)
         self.control = self.weights.new_zeros(fed.layout.parameters)  # c
         self.controls = fed.client_state("control", self.control)  # c_k
 
-    def payload(self, layout: "Layout") -> tuple["Vectors", "Vectors"]:
+    def payload(self, layout: Layout) -> tuple[Vectors, Vectors]:
         both = [slice(layout.size), slice(layout.parameters)]
         return both, both
 
-    def round(self, fed: "Federation", cohort: "Cohort") -> None:
+    def round(self, fed: Federation, cohort: Cohort) -> None:
         trained, unit = slice(0, fed.layout.parameters), fed.local.lr
         start, control = fed.broadcast(self.weights), fed.broadcast(self.control)
         models, changes = fed.weighted_mean(cohort, start), fed.weighted_mean(cohort, columns=trained)
@@ -77,5 +71,5 @@ class SCAFFOLD(Algorithm):
         change = changes.reduce()
         self.control = self.control + fed.fraction_heard(changes) / unit * change
 
-    def direction(self, gradient: "Tensor", weights: "Tensor", start: "Tensor", block: "Block") -> "Tensor":
+    def direction(self, gradient: Tensor, weights: Tensor, start: Tensor, block: Block) -> Tensor:
         return gradient.add_(block["correction"])

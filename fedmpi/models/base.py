@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from fedmpi.errors import BadInput, require
+from fedmpi.lazy import nn
 from fedmpi.options import Configured
 from fedmpi.ranges import PositiveInt
-
-if TYPE_CHECKING:
-    from torch import nn
 
 Norm = Literal["batch", "group", "layer", "none"]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from fedmpi import models
+from fedmpi.lazy import nn
 from fedmpi.models.base import Model, Norm, require_groups
 from fedmpi.options import with_options
 from fedmpi.ranges import BelowOne, PositiveInt
+from fedmpi.typing import Backbone
 
 
 @with_options
@@ -34,9 +35,7 @@ class BiLSTM(Model):
     def __post_init__(self) -> None:
         require_groups(self, widths=(2 * self.hidden,))
 
-    def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
-        from torch import nn
-
+    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
         from fedmpi.models._layers import Backbone, dropout_layer, norm_layer
         from fedmpi.models._recurrent import TextEncoder
 

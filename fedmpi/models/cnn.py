@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fedmpi import models
+from fedmpi.lazy import nn
 from fedmpi.models.base import Model, Norm, require_groups
 from fedmpi.options import with_options
 from fedmpi.ranges import BelowOne, PositiveInt
+from fedmpi.typing import Backbone
 
 
 @with_options
@@ -33,9 +34,7 @@ class McMahanCNN(Model):
     def __post_init__(self) -> None:
         require_groups(self, widths=(32, 64))
 
-    def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
-        from torch import nn
-
+    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
         from fedmpi.models._layers import Backbone, dropout_layer, norm_layer
 
         padding, smallest = (2, 4) if self.padding == "same" else (0, 16)
@@ -83,9 +82,7 @@ class CifarCNN(Model):
     def __post_init__(self) -> None:
         require_groups(self, widths=(64,))
 
-    def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
-        from torch import nn
-
+    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
         from fedmpi.models._layers import Backbone, dropout_layer, norm_layer
 
         channels, height, width = self.image(shape)

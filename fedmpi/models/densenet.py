@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
-from fedmpi import models
+from fedmpi.lazy import nn
 from fedmpi.models.base import Model, Norm, require_groups
 from fedmpi.options import with_options
 from fedmpi.ranges import PositiveInt
+from fedmpi.typing import Backbone
 
 _LAYERS = (6, 12, 24, 16)  # of the four blocks; before each but the first, channels and image are halved
 
@@ -35,9 +36,7 @@ class DenseNet121(Model):
     def __post_init__(self) -> None:
         require_groups(self, widths=(2 * self.growth, 3 * self.growth))  # the others are multiples of growth, too
 
-    def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
-        from torch import nn
-
+    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
         from fedmpi.models._layers import Backbone, DenseLayer, norm_layer, normalised_convolution
 
         channels, _, _ = self.image(shape, at_least=8)

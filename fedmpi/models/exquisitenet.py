@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
-from fedmpi import models
+from fedmpi.lazy import nn
 from fedmpi.models.base import Model, Norm, require_groups
 from fedmpi.options import with_options
 from fedmpi.ranges import BelowOne, PositiveInt
+from fedmpi.typing import Backbone
 
 _WIDTHS = (12, 50, 100, 200, 350)  # of the five stages; each halves the image, rounded up
 
@@ -35,9 +36,7 @@ class ExquisiteNetV1(Model):
     def __post_init__(self) -> None:
         require_groups(self, widths=_WIDTHS)
 
-    def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
-        from torch import nn
-
+    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
         from fedmpi.models._layers import (
             Backbone,
             Residual,

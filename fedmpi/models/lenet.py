@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from fedmpi import models
+from fedmpi.lazy import nn
 from fedmpi.models.base import Model, Norm, require_groups
 from fedmpi.options import with_options
 from fedmpi.ranges import PositiveInt
+from fedmpi.typing import Backbone
 
 
 @with_options
@@ -27,9 +28,7 @@ class LeNet(Model):
     def __post_init__(self) -> None:
         require_groups(self, widths=(16, 32))
 
-    def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
-        from torch import nn
-
+    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
         from fedmpi.models._layers import Backbone, norm_layer
 
         channels, height, width = self.image(shape, at_least=4)
@@ -71,9 +70,7 @@ class LeNet5(Model):
     def __post_init__(self) -> None:
         require_groups(self, widths=(6, 16))
 
-    def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
-        from torch import nn
-
+    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
         from fedmpi.models._layers import Backbone, norm_layer
 
         channels, height, width = self.image(shape, at_least=12)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from math import prod
 from typing import Annotated
 
-from fedmpi import models
+from fedmpi.lazy import nn
 from fedmpi.models.base import Model, Norm, require_groups
 from fedmpi.options import with_options
 from fedmpi.ranges import Allowed, PositiveInt
+from fedmpi.typing import Backbone
 
 
 def _are_widths(hidden: tuple[int, ...]) -> bool:
@@ -34,9 +35,7 @@ class MLP(Model):
     def __post_init__(self) -> None:
         require_groups(self, widths=self.hidden)
 
-    def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
-        from torch import nn
-
+    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
         from fedmpi.models._layers import Backbone, norm_layer
 
         layers: list[nn.Module] = [nn.Flatten()]
@@ -54,9 +53,7 @@ class MLP(Model):
 class LogisticRegression(Model):
     """One linear layer; its features are the flat inputs. On 1x28x28 and 10 classes: 7,850 parameters."""
 
-    def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
-        from torch import nn
-
+    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
         from fedmpi.models._layers import Backbone
 
         return Backbone(nn.Flatten(), nn.Linear(prod(shape), classes))

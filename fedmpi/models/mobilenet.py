@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
-from fedmpi import models
+from fedmpi.lazy import nn
 from fedmpi.models.base import Model, Norm, require_groups
 from fedmpi.options import with_options
 from fedmpi.ranges import PositiveInt
+from fedmpi.typing import Backbone
 
 # Of each stage: expansion, channels, blocks, stride of the first block.
 _STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -41,9 +42,7 @@ class MobileNetV2(Model):
         # All other widths are multiples of one of these.
         require_groups(self, widths=(_STEM, *(width for _, width, _, _ in _STAGES)))
 
-    def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
-        from torch import nn
-
+    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
         from fedmpi.models._layers import Backbone, Residual, normalised_convolution
 
         channels, _, _ = self.image(shape)

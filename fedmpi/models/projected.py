@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from fedmpi import models
 from fedmpi.errors import BadInput
+from fedmpi.lazy import nn
 from fedmpi.models.base import Model
 from fedmpi.models.lenet import LeNet
 from fedmpi.options import null_for, with_options
 from fedmpi.ranges import PositiveInt
+from fedmpi.typing import Backbone
 
 
 @with_options
@@ -26,9 +27,7 @@ class Projected(Model):
     over: Model = null_for(LeNet)
     size: PositiveInt = 256
 
-    def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
-        from torch import nn
-
+    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
         from fedmpi.models._layers import Backbone
 
         self.over.vocabulary = self.vocabulary

@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import ClassVar, Literal
 
-from fedmpi import models
+from fedmpi.lazy import nn
 from fedmpi.models.base import Model, Norm, require_groups
 from fedmpi.options import with_options
 from fedmpi.ranges import PositiveInt
+from fedmpi.typing import Backbone
 
 _WIDTHS = (64, 128, 256, 512)  # of the four stages; each but the first halves the image
 
@@ -35,9 +36,7 @@ class ResNet18(Model):
     def __post_init__(self) -> None:
         require_groups(self, widths=_WIDTHS)
 
-    def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
-        from torch import nn
-
+    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
         from fedmpi.models._layers import (
             Backbone,
             ResidualBlock,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from fedmpi import models
+from fedmpi.lazy import nn
 from fedmpi.models.base import Model, Norm, require_groups
 from fedmpi.options import with_options
 from fedmpi.ranges import PositiveInt, Widths
+from fedmpi.typing import Backbone
 
 _STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))  # widths of the convolutions before each pooling
 
@@ -32,9 +33,7 @@ class VGG11(Model):
     def __post_init__(self) -> None:
         require_groups(self, widths=(width for widths in _STAGES for width in widths))
 
-    def build(self, shape: tuple[int, ...], classes: int) -> models.Backbone:
-        from torch import nn
-
+    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
         from fedmpi.models._layers import Backbone, norm_layer, start_from_kaiming_normal
 
         inputs, height, width = self.image(shape, at_least=32)

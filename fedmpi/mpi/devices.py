@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from mpi4py import MPI
 
 from fedmpi.errors import BadInput
+from fedmpi.lazy import torch
 from fedmpi.mpi.world import World
-
-if TYPE_CHECKING:
-    import torch
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 
@@ -26,8 +24,6 @@ def pick_device(world: World, choice: DeviceChoice, server_too: bool) -> torch.d
     Raises:
         BadInput: a GPU was asked for and a rank that trains sees none; on every rank alike.
     """
-    import torch
-
     trains = world.is_worker or server_too
     with world.agreed():
         visible = torch.cuda.device_count() if choice != "cpu" and trains else 0
@@ -43,6 +39,4 @@ def pick_device(world: World, choice: DeviceChoice, server_too: bool) -> torch.d
 
 def computes_bf16() -> bool:
     """Whether PyTorch's library for CPUs has code for bfloat16 on this processor."""
-    import torch
-
     return torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmpi.lazy import torch
 from fedmpi.options import Configured, with_options
 from fedmpi.randomness import stream
 from fedmpi.ranges import NonNegativeFloat, PositiveFloat, interval
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from fedmpi.typing import Tensor
 
 Share = Annotated[float, interval("[0, 1]")]
 
@@ -90,8 +89,6 @@ class Gaussian(Attack):
     std: PositiveFloat = 1.0
 
     def change(self, change: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
-        import torch
-
         noise = np.stack([rng.standard_normal(change.shape[1], dtype=np.float32) for rng in rngs])
         return torch.from_numpy(noise).to(change.device).mul_(self.std)
 

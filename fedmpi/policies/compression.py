@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import require
+from fedmpi.lazy import torch
 from fedmpi.options import Configured, with_options
 from fedmpi.randomness import hashed_bits
 from fedmpi.ranges import PositiveInt, UpToOne, interval
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from fedmpi.typing import Tensor
 
 # What is rounded at once: large enough that the cost of calls does not count, small enough for a cache.
 PIECE_ELEMENTS = 1 << 16
@@ -135,14 +134,12 @@ class Rounding(Compression):
         return -(-bits * count // 8) + 4 * -(-count // self.bucket)
 
     def compress(self, change: Tensor, kept: Tensor, keys: NDArray[np.uint64], round: int) -> Tensor:
-        from torch import empty_like, where
-
-        sent = empty_like(change)
+        sent = torch.empty_like(change)
         for rows, columns in _pieces(len(change), change.shape[1], self.bucket):
             part = change[rows, columns]
             buckets = part.unflatten(1, (-1, min(self.bucket, part.shape[1])))
             unit = self.unit(buckets)
-            multiple = buckets / where(unit == 0, 1, unit)
+            multiple = buckets / torch.where(unit == 0, 1, unit)
             whole = multiple.floor()
             # An integer has no chance to move, whatever its size, as it would have under floor(multiple + chance).
             chance = _uniform(keys[rows], columns, like=part).view(buckets.shape)
@@ -172,13 +169,11 @@ class QSGD(Rounding):
     bucket: PositiveInt = 512
 
     def unit(self, buckets: Tensor) -> Tensor:
-        from torch import finfo, where
-
         norm = buckets.norm(dim=2, keepdim=True)
         if norm.isinf().any():  # squares of large numbers
             wide = buckets.double().norm(dim=2, keepdim=True)
-            most = wide.clamp(max=finfo(norm.dtype).max).to(norm.dtype)
-            norm = where(norm.isinf() & wide.isfinite(), most, norm)
+            most = wide.clamp(max=torch.finfo(norm.dtype).max).to(norm.dtype)
+            norm = torch.where(norm.isinf() & wide.isfinite(), most, norm)
         return norm / self.levels
 
 
@@ -208,8 +203,6 @@ class Int8(Rounding):
 
 def _largest(vectors: Tensor, count: int) -> Tensor:
     """`vectors` [K, d] with zeros for all but `count` numbers each, the largest in magnitude; ties to the first."""
-    from torch import where
-
     size = vectors.abs()
     least = size.kthvalue(vectors.shape[1] - count + 1, dim=1, keepdim=True).values
     chosen = ~(size < least)  # NaN, too, so that the server learns of clients that diverged
@@ -218,7 +211,7 @@ def _largest(vectors: Tensor, count: int) -> Tensor:
         equal = size[tied] == least[tied]
         room = count - (chosen[tied] & ~equal).sum(1, keepdim=True)
         chosen[tied] &= ~equal | (equal.cumsum(1) <= room)
-    return where(chosen, vectors, 0)
+    return torch.where(chosen, vectors, 0)
 
 
 def _pieces(rows: int, size: int, bucket: int) -> Iterator[tuple[slice, slice]]:
@@ -238,8 +231,6 @@ def _pieces(rows: int, size: int, bucket: int) -> Iterator[tuple[slice, slice]]:
 
 def _uniform(keys: NDArray[np.uint64], columns: slice, like: Tensor) -> Tensor:
     """[K, n] in [0, 1), multiples of 2^-24, for these columns of the vectors of these keys [K]; two of each word."""
-    from torch import from_numpy
-
     count = columns.stop - columns.start
     words = hashed_bits(keys, -(-count // 2), columns.start).view(np.uint32)[:, :count]
-    return from_numpy((words >> np.uint32(8)).view(np.int32)).to(like.device).float().mul_(2.0**-24)
+    return torch.from_numpy((words >> np.uint32(8)).view(np.int32)).to(like.device).float().mul_(2.0**-24)

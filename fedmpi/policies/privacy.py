@@ -13,21 +13,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from math import inf, nan
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import require
+from fedmpi.lazy import torch
 from fedmpi.options import Configured, with_options
 from fedmpi.randomness import stream
 from fedmpi.ranges import NonNegativeFloat, interval
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fedmpi.policies import Sampler
-
+from fedmpi.typing import Sampler, Tensor
 
 # Of Renyi divergences: more of them change nothing that one would notice, and take seconds without replacement.
 ORDERS = (*range(2, 33), 36, 40, 48, 56, 64, 80, 96, 128, 192, 256, 512)
@@ -139,8 +135,6 @@ class CentralDP(Privacy):
 
 def clipped(changes: Tensor, limit: float) -> Tensor:
     """The changes [K, d], none longer than `limit`; those that are short enough are as they were, bit for bit."""
-    import torch
-
     # One after another and in float64: a client's bits must not depend on the company.
     norms = torch.stack([change.double().norm() for change in changes]) if len(changes) else changes.new_empty(0)
     return changes * (limit / norms).clamp(max=1).to(changes.dtype)[:, None]

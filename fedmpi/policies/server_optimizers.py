@@ -5,15 +5,14 @@ Adaptive Federated Optimization. ICLR 2021. https://arxiv.org/abs/2003.00295). R
 layers are no parameters: they become those of the mean.
 """
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from fedmpi.options import Configured, with_options
 from fedmpi.ranges import BelowOne, PositiveFloat
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from fedmpi.typing import Tensor
 
 
 class ServerOptimizer(metaclass=Configured):
@@ -24,10 +23,10 @@ class ServerOptimizer(metaclass=Configured):
     """
 
     @cached_property
-    def state(self) -> "dict[str, Tensor]":
+    def state(self) -> dict[str, Tensor]:
         return {}
 
-    def step(self, weights: "Tensor", mean: "Tensor", parameters: int) -> "Tensor":
+    def step(self, weights: Tensor, mean: Tensor, parameters: int) -> Tensor:
         """The next model.
 
         Args:
@@ -40,10 +39,10 @@ class ServerOptimizer(metaclass=Configured):
         return result
 
     @abstractmethod
-    def update(self, delta: "Tensor") -> "Tensor":
+    def update(self, delta: Tensor) -> Tensor:
         """[d] what is added to the parameters, from the clients' mean change [d]."""
 
-    def kept(self, name: str, like: "Tensor", value: float = 0.0) -> "Tensor":
+    def kept(self, name: str, like: Tensor, value: float = 0.0) -> Tensor:
         """A vector of the state; at first full of `value`."""
         if name not in self.state:
             self.state[name] = like.new_full(like.shape, value)
@@ -53,10 +52,10 @@ class ServerOptimizer(metaclass=Configured):
 class Replace(ServerOptimizer):
     """The mean of the clients' models is the next model, as in FedAvg."""
 
-    def step(self, weights: "Tensor", mean: "Tensor", parameters: int) -> "Tensor":
+    def step(self, weights: Tensor, mean: Tensor, parameters: int) -> Tensor:
         return mean
 
-    def update(self, delta: "Tensor") -> "Tensor":
+    def update(self, delta: Tensor) -> Tensor:
         return delta
 
 
@@ -76,12 +75,12 @@ class Momentum(ServerOptimizer):
     dampening: BelowOne = 0.0
     nesterov: bool = False
 
-    def step(self, weights: "Tensor", mean: "Tensor", parameters: int) -> "Tensor":
+    def step(self, weights: Tensor, mean: Tensor, parameters: int) -> Tensor:
         # Then it is FedAvg to the last bit, which weights + (mean - weights) is not.
         is_plain = self.lr == 1 and not self.momentum and not self.dampening
         return mean if is_plain else super().step(weights, mean, parameters)
 
-    def update(self, delta: "Tensor") -> "Tensor":
+    def update(self, delta: Tensor) -> Tensor:
         kept = self.kept("momentum", delta)
         kept.mul_(self.momentum).add_(delta, alpha=1 - self.dampening)
         return self.lr * (delta + self.momentum * kept if self.nesterov else kept)
@@ -97,7 +96,7 @@ class Adaptive(ServerOptimizer):
     beta1: float
     tau: float
 
-    def update(self, delta: "Tensor") -> "Tensor":
+    def update(self, delta: Tensor) -> Tensor:
         first = self.kept("first", delta)
         first.mul_(self.beta1).add_(delta, alpha=1 - self.beta1)
         second = self.kept("second", delta, self.tau**2)
@@ -105,7 +104,7 @@ class Adaptive(ServerOptimizer):
         return self.lr * first / (second.sqrt() + self.tau)
 
     @abstractmethod
-    def move(self, second: "Tensor", square: "Tensor") -> None:
+    def move(self, second: Tensor, square: Tensor) -> None:
         """Update v [d] in place, from the square of delta."""
 
 
@@ -123,7 +122,7 @@ class Adagrad(Adaptive):
     beta1: BelowOne = 0.0
     tau: PositiveFloat = 1e-3
 
-    def move(self, second: "Tensor", square: "Tensor") -> None:
+    def move(self, second: Tensor, square: Tensor) -> None:
         second.add_(square)
 
 
@@ -143,7 +142,7 @@ class Adam(Adaptive):
     beta2: BelowOne = 0.99
     tau: PositiveFloat = 1e-3
 
-    def move(self, second: "Tensor", square: "Tensor") -> None:
+    def move(self, second: Tensor, square: Tensor) -> None:
         second.mul_(self.beta2).add_(square, alpha=1 - self.beta2)
 
 
@@ -157,5 +156,5 @@ class Yogi(Adam):
         tau: how far the rule adapts; v starts at its square.
     """
 
-    def move(self, second: "Tensor", square: "Tensor") -> None:
+    def move(self, second: Tensor, square: Tensor) -> None:
         second.sub_((1 - self.beta2) * square * (second - square).sign())

@@ -7,16 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fedmpi.training.flat import Net
-    from fedmpi.training.samples import Batch
+from fedmpi.typing import Batch, Net, Tensor
 
 
 class Hooks(Protocol):
@@ -29,9 +25,7 @@ class Hooks(Protocol):
 
     @property
     def changes_direction(self) -> bool: ...
-
     def loss(self, net: Net, batch: Batch, start: Tensor, client: Mapping[str, Tensor]) -> Tensor: ...
-
     def direction(self, gradient: Tensor, weights: Tensor, start: Tensor, block: Block) -> Tensor: ...
 
 

@@ -13,13 +13,12 @@ pi_m proportional to R_m^tau with tau < 1, which favours rare components: a pref
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from fedmpi.training.layout import Layout
+from fedmpi.typing import Layout
 
 Floats = NDArray[np.float64]
 Allotment = Literal["hard", "soft"]

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
 
+from fedmpi.lazy import nn
 from fedmpi.options import Configured
 from fedmpi.ranges import PositiveInt
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from fedmpi.training.flat import Net
+from fedmpi.typing import Net, Tensor
 
 
 class Generator(metaclass=Configured):

@@ -1,19 +1,18 @@
 """The conditional variational autoencoder of GenFL (Cho, Garst and Tax)."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from fedmpi.errors import BadInput
+from fedmpi.lazy import functional, nn, torch
 from fedmpi.models.generators.base import LearningGenerator
 from fedmpi.options import with_options
 from fedmpi.ranges import PositiveInt, are_widths
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from fedmpi.training.flat import Net
+from fedmpi.typing import Net, Tensor
 
 _LEAST_STD = 1e-6
 
@@ -36,16 +35,14 @@ class CVAE(LearningGenerator):
     hidden: Annotated[Sequence[int], are_widths] = (512, 256)
     binary: bool = True
 
-    def build(self, shape: tuple[int, ...], classes: int) -> "nn.Module":
-        from torch import nn
-
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         from fedmpi.models.generators._conditioned import Conditioned
         from fedmpi.models.generators._variational import Autoencoder
 
         if len(shape) != 3:
             raise BadInput(f"= {type(self).__name__}: makes images, not samples of shape {shape}", "generator")
 
-        def layers(*widths: int) -> list["nn.Module"]:
+        def layers(*widths: int) -> list[nn.Module]:
             made: list[nn.Module] = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
             return made[:-1]
 
@@ -56,27 +53,24 @@ class CVAE(LearningGenerator):
             nn.Sequential(nn.Flatten(), *inner), Conditioned(nn.Identity(), nn.Identity(), decoder, classes)
         )
 
-    def loss(self, net: "Net", x: "Tensor", labels: "Tensor") -> "Tensor":
+    def loss(self, net: Net, x: Tensor, labels: Tensor) -> Tensor:
         """[B]: the squared error summed over an image, plus the divergence from N(0, 1) summed over dimensions.
 
         The paper's loss is their sum over the batch, of which the engine takes the mean: a factor that Adam does not
         see.
         """
-        import torch
-        from torch.nn.functional import softplus
-
         target = x.round() if self.binary else x
         mean, raw = net.run("encoder", target).chunk(2, -1)
-        std = softplus(raw) + _LEAST_STD
+        std = functional.softplus(raw) + _LEAST_STD
         made = net.run("decoder", mean + std * torch.randn_like(std), labels)
         return (made - target).square().flatten(1).sum(1) + divergence(mean, std)
 
-    def images(self, made: "Tensor") -> "Tensor":
+    def images(self, made: Tensor) -> Tensor:
         if not self.binary:
             return made
         return (made / made.amax(dim=(1, 2, 3), keepdim=True)).round()
 
 
-def divergence(mean: "Tensor", std: "Tensor") -> "Tensor":
+def divergence(mean: Tensor, std: Tensor) -> Tensor:
     """[B], KL(N(mean, std) || N(0, 1)) of independent dimensions [B, D]."""
     return ((mean.square() + std.square() - 1) / 2 - std.log()).sum(1)

@@ -1,14 +1,12 @@
 """Generators of features: of what the last layer of a network takes."""
 
-from typing import TYPE_CHECKING
+from __future__ import annotations
 
 from fedmpi.errors import BadInput
+from fedmpi.lazy import nn
 from fedmpi.models.generators.base import Generator
 from fedmpi.options import with_options
 from fedmpi.ranges import PositiveInt, Widths
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 @with_options
@@ -33,9 +31,7 @@ class FeatureGenerator(Generator):
     branch: PositiveInt | None = None
     hidden: Widths = (256,)
 
-    def build(self, shape: tuple[int, ...], classes: int) -> "nn.Module":
-        from torch import nn
-
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         from fedmpi.models.generators._conditioned import Conditioned
 
         if len(shape) != 1:

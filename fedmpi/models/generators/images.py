@@ -1,15 +1,15 @@
 """Generators of images, those of FedFTG (Zhang et al., CVPR 2022, tables 1(a) and 2(a) of the supplement)."""
 
+from __future__ import annotations
+
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from fedmpi.errors import BadInput
 from fedmpi.models.generators.base import Generator
 from fedmpi.options import with_options
 from fedmpi.ranges import PositiveInt
-
-if TYPE_CHECKING:
-    from fedmpi.models.generators._convolutional import ConvolutionalGenerator
+from fedmpi.typing import ConvolutionalGenerator
 
 
 @with_options
@@ -31,7 +31,7 @@ class ImageGenerator(Generator):
     final_norm: bool = True
     order: Literal["paper", "repo"] = "paper"
 
-    def build(self, shape: tuple[int, ...], classes: int) -> "ConvolutionalGenerator":
+    def build(self, shape: tuple[int, ...], classes: int) -> ConvolutionalGenerator:
         from fedmpi.models.generators._convolutional import ConvolutionalGenerator, convolution, doubling
 
         channels, height, width = _image(self, shape, 4)
@@ -57,7 +57,7 @@ class DeepImageGenerator(Generator):
     noise: PositiveInt = 256
     final_norm: bool = True
 
-    def build(self, shape: tuple[int, ...], classes: int) -> "ConvolutionalGenerator":
+    def build(self, shape: tuple[int, ...], classes: int) -> ConvolutionalGenerator:
         from fedmpi.models.generators._convolutional import ConvolutionalGenerator, convolution, doubling
 
         channels, height, width = _image(self, shape, 16)
