@@ -272,7 +272,7 @@ def test_setting_up_on_several_ranks(tmp_path: Path) -> None:
     """One that alone hears ends the job, whose others wait for it."""
     options = f"{SMALL} --rounds 3 --output {tmp_path / 'run.h5'}"
     how = ["--partition", "faulty.Shares", "--partition.kind", "terminate", "--partition.ranks", "[1]"]
-    programs = f"{REPOSITORY}:{REPOSITORY / 'tests' / 'programs'}"
+    programs = f"{REPOSITORY}:{REPOSITORY / 'tests' / 'jobs'}"
     assert fedmpi(2, *shlex.split(options), *how, PYTHONPATH=programs).returncode == REQUEUE
     left = [path for path in tmp_path.iterdir() if path != lock_beside(tmp_path / "run.h5")]
     assert not left, "but for the lock of rank 0, which was killed"
