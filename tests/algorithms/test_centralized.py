@@ -116,6 +116,6 @@ def test_the_evaluation_is_the_federations(tmp_path: Path) -> None:
 
 def test_views_that_differ_cannot_be_pooled(tmp_path: Path) -> None:
     """Oracle: the message, and no file."""
-    with pytest.raises(BadInput, match=r"--algorithm = Centralized: cannot pool .* as with Permuted"):
+    with pytest.raises(BadInput, match=r"algorithm = Centralized: cannot pool .* as with Permuted"):
         run(tmp_path / "run.h5", Centralized(), partition=Permuted())
     assert not (tmp_path / "run.h5").exists()
