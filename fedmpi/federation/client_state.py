@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmpi.mpi.world import World
+from fedmpi.training.block import Block
 from fedmpi.training.layout import aligned_rows
-
-if TYPE_CHECKING:
-    from fedmpi.training.block import Block
 
 # 64 MiB, which the C library does not carve out of its heap, where rows that are made between other vectors leave as
 # much unused as they use. Of such a piece only the pages that were written take memory.

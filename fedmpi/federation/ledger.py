@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,9 +17,7 @@ from fedmpi.federation.evaluation import Evaluation
 from fedmpi.federation.placement import OBSERVED
 from fedmpi.mpi.world import World
 from fedmpi.policies import RoundPlan
-
-if TYPE_CHECKING:
-    from fedmpi.training.block import Block, Work
+from fedmpi.training.block import Block, Work
 
 # What is recorded of every participation (an algorithm may add to it), and which of it are whole numbers, -1 where
 # nothing was recorded; what is no whole number is NaN there.

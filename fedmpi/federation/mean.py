@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,12 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmpi.errors import REMEDY, Diverged
+from fedmpi.federation.uplink import Uplink
 from fedmpi.mpi.shared_mean import FixedPoint
 from fedmpi.mpi.world import World
-
-if TYPE_CHECKING:
-    from fedmpi.federation.uplink import Uplink
-    from fedmpi.training.block import Block
+from fedmpi.training.block import Block
 
 PARAMETER_KIND, BUFFER_KIND = FixedPoint(2.0**-43), FixedPoint(2.0**-29)
 # Of numbers that are too large for these, each class reaches 2^16 times as far as the one before: its numbers are

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,13 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmpi.federation.mean import WeightedMean
+from fedmpi.federation.uplink import Uplink
 from fedmpi.mpi.rows import Rows
 from fedmpi.mpi.world import World
+from fedmpi.policies import Cohort
 from fedmpi.training.block import Block
-
-if TYPE_CHECKING:
-    from fedmpi.federation.uplink import Uplink
-    from fedmpi.policies import Cohort
 
 
 class Stack:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,12 +13,10 @@ from torch import Tensor
 
 from fedmpi import randomness
 from fedmpi.federation.adversary import Adversary
+from fedmpi.federation.client_state import ClientState
 from fedmpi.policies.compression import Compression, Dense
 from fedmpi.policies.privacy import NoPrivacy, Privacy, clipped
-
-if TYPE_CHECKING:
-    from fedmpi.federation.client_state import ClientState
-    from fedmpi.training.block import Block
+from fedmpi.training.block import Block
 
 NONE = NoPrivacy()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,13 +19,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedmpi.errors import BadInput
+from fedmpi.federation.federation import Federation
+from fedmpi.models.generators import Generator
+from fedmpi.policies import Cohort
 from fedmpi.training.flat import Net
 from fedmpi.training.optimizers import SGD, Adam
-
-if TYPE_CHECKING:
-    from fedmpi.federation.federation import Federation
-    from fedmpi.models.generators import Generator
-    from fedmpi.policies import Cohort
 
 Mode = Literal["train", "eval"]
 
