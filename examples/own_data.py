@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.data import Arrays, Dataset, Partition, Progress
+from fedmpi.options import with_options
+from fedmpi.ranges import Probability
 
 
 class Cells(Dataset):
@@ -30,6 +32,7 @@ class Cells(Dataset):
         return Arrays(x[~is_test], y[~is_test], x[is_test], y[is_test])
 
 
+@with_options
 class ByClass(Partition):
     """Equally many samples per client, sorted by class, but for a random share.
 
@@ -37,8 +40,7 @@ class ByClass(Partition):
         mixed: share of the samples that are spread at random; 1 is IID.
     """
 
-    def __init__(self, mixed: float = 0.3) -> None:
-        self.mixed = mixed
+    mixed: Probability = 0.3
 
     def split(self, labels: NDArray[np.int64], clients: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
         """For each client, the numbers of its training samples."""

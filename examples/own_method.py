@@ -7,20 +7,15 @@ Run it from the folder in which `examples` lies, or put that folder on PYTHONPAT
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from fedmpi.algorithms.fedavg import FedAvg
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fedmpi.federation.federation import Federation
-    from fedmpi.policies import Cohort
-    from fedmpi.training.block import Block
+from fedmpi.options import with_options
+from fedmpi.ranges import NonNegativeFloat
+from fedmpi.typing import Block, Cohort, Federation, Tensor
 
 
+@with_options
 class Steady(FedAvg):
     """FedAvg whose clients lean towards the change that they made when they took part last.
 
@@ -28,8 +23,7 @@ class Steady(FedAvg):
         pull: weight of the last change; 0 is FedAvg.
     """
 
-    def __init__(self, pull: float = 0.1) -> None:
-        self.pull = pull
+    pull: NonNegativeFloat = 0.1
 
     def setup(self, fed: Federation) -> None:
         """Give every client a vector [d] of zeros, as long as the trained parameters."""

@@ -7,14 +7,17 @@ Run it from the folder in which `examples` lies, or put that folder on PYTHONPAT
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Annotated
+
+from torch import nn
+from torchvision.models import squeezenet1_1
 
 from fedmpi.models import Backbone, Model
+from fedmpi.options import with_options
+from fedmpi.ranges import interval
 
-if TYPE_CHECKING:
-    from torch import nn
 
-
+@with_options
 class SqueezeNet(Model):
     """SqueezeNet 1.1 (Iandola et al., 2016) for images of any size.
 
@@ -22,14 +25,10 @@ class SqueezeNet(Model):
         dropout: probability in front of the classifier.
     """
 
-    def __init__(self, dropout: float = 0.5) -> None:
-        self.dropout = dropout
+    dropout: Annotated[float, interval("[0, 1)")] = 0.5
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """The network, for images [C, H, W] of this shape."""
-        from torch import nn
-        from torchvision.models import squeezenet1_1
-
         features = squeezenet1_1(weights=None).features
         features[0] = nn.Conv2d(shape[0], 64, kernel_size=3, padding=1)  # small images are not halved
         extractor = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(self.dropout))
