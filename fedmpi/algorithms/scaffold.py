@@ -68,8 +68,7 @@ class SCAFFOLD(Algorithm):
             changes.add(change, block)
             self.controls[block] = own.add_(change, alpha=1 / unit)
         self.server_step(fed, models.reduce(empty=self.weights))
-        change = changes.reduce()
-        self.control = self.control + fed.fraction_heard(changes) / unit * change
+        self.control = self.control + changes.reduce() * (fed.fraction_heard(changes) / unit)
 
     def direction(self, gradient: Tensor, weights: Tensor, start: Tensor, block: Block) -> Tensor:
         return gradient.add_(block["correction"])
