@@ -28,7 +28,7 @@ TRAIN = len(DIGITS.train_y)
 
 @pytest.mark.parametrize("vectorize", ["off", 2])
 def test_one_client_is_alone_pooled_and_federated_alike(vectorize: Any, tmp_path: Path) -> None:
-    """L1. Oracle: LocalOnly's model, Centralized and FedAvg, bit for bit, with statistics and memory of their own."""
+    """Oracle: LocalOnly's model, Centralized and FedAvg, bit for bit, with statistics and memory of their own."""
     local = LocalTraining(epochs=2, momentum=0.9, weight_decay=1e-3, batch_size=50, vectorize=vectorize)
     settings: dict[str, Any] = {"clients": 1, "model": LeNet(), "dataset": Few(220), "rounds": 2, "local": local}
     alone = LocalOnly()
@@ -102,7 +102,7 @@ def test_part_of_the_samples_is_so_many_steps(tmp_path: Path) -> None:
 
 
 def test_the_evaluation_is_the_federations(tmp_path: Path) -> None:
-    """EV1. Oracle: FedAvg's split; whole numbers of correct samples on its clients' shards, which add up."""
+    """Oracle: FedAvg's split; whole numbers of correct samples on its clients' shards, which add up."""
     settings: dict[str, Any] = {"partition": Dirichlet(0.3), "clients": 7, "local": LocalTraining(batch_size=50)}
     fedavg, pooled = (run(tmp_path / f"{type(a).__name__}.h5", a, **settings) for a in (FedAvg(), Centralized()))
     for column, values in fedavg.partition.items():

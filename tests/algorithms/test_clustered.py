@@ -1,4 +1,4 @@
-"""C1-C5, FS1-2, U4: FeSEM, FLHC, FedGroup and CFL beside FedAvg, and the clusters that there are to find."""
+"""FeSEM, FLHC, FedGroup and CFL beside FedAvg, and the clusters that there are to find."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def one(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.parametrize("method", ONE)
 def test_one_cluster_is_fedavg(method: str, one: dict[str, Any], tmp_path: Path) -> None:
-    """C1. Oracle: FedAvg, bit for bit, from the state after the method's own first training; with BatchNorm."""
+    """Oracle: FedAvg, bit for bit, from the state after the method's own first training; with BatchNorm."""
     make, oracle = ONE[method]
     made, plain = run(tmp_path / "made.h5", make(), **one["settings"]), one[oracle]
     assert made.weights_sha256 == plain.weights_sha256
@@ -142,7 +142,7 @@ def test_random_clusters_are_equally_large(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("finder", FINDERS)
 def test_groups_are_found(finder: str, plain: dict[str, results.Run], tmp_path: Path) -> None:
-    """C3. Oracle: the groups of the partition, by scikit-learn's index; and FedAvg's accuracy by far."""
+    """Oracle: the groups of the partition, by scikit-learn's index; and FedAvg's accuracy by far."""
     turned = len(finder) % 2 == 0 and "shared" not in finder
     partition = Rotated(angles=(0, 180)) if turned else SwappedLabels()
     settings = apart(partition, **({"model": LeNet(), "rounds": 2} if "shared" in finder else {"rounds": 3}))
@@ -163,7 +163,7 @@ def test_groups_are_found(finder: str, plain: dict[str, results.Run], tmp_path: 
 
 
 def test_names_of_clusters_do_not_matter(tmp_path: Path) -> None:
-    """C2. Oracle: the same clusters under other names: models, sizes and accuracies."""
+    """Oracle: the same clusters under other names: models, sizes and accuracies."""
     settings = apart(Rotated(angles=(0, 90, 180)), rounds=2)
     some, others = (run(tmp_path / f"{cls.__name__}.h5", cls(3, warmup=0), **settings) for cls in (FLHC, Renamed))
     order = np.array([2, 0, 1])
@@ -179,7 +179,7 @@ def test_names_of_clusters_do_not_matter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [lambda: FLHC(2, warmup=0), lambda: FedGroup(2), lambda: FedGrouProx(2, mu=0.1)])
 def test_clusters_are_federations_of_their_own(make: Callable[[], Algorithm], tmp_path: Path) -> None:
-    """C4, U4. Oracle: FedAvg (FedProx's pull) among the members alone, from the cluster's first model.
+    """Oracle: FedAvg (FedProx's pull) among the members alone, from the cluster's first model.
 
     To a rounding of float32, and of six terms to their unit, which are shares of another whole.
     """
@@ -202,7 +202,7 @@ def test_clusters_are_federations_of_their_own(make: Callable[[], Algorithm], tm
 
 
 def test_a_cluster_that_nobody_trains_keeps_its_model(tmp_path: Path) -> None:
-    """C5. Oracle: its bits after the round before; the other's change."""
+    """Oracle: its bits after the round before; the other's change."""
     partition = SwappedLabels()
     members = np.flatnonzero(groups_of(partition) == groups_of(partition)[0]).tolist()
     everyone = list(range(CLIENTS))
@@ -234,7 +234,7 @@ def test_clusters_of_one_client(tmp_path: Path) -> None:
 
 
 def test_nearest() -> None:
-    """FS2. Oracle: centers planted with a little noise; distances in float64, which plain products would not give."""
+    """Oracle: centers planted with a little noise; distances in float64, which plain products would not give."""
     rng = np.random.default_rng(0)
     common = 50 * rng.standard_normal(3000)
     centers = (common + 0.02 * rng.standard_normal((5, 3000))).astype(np.float32)
@@ -250,7 +250,7 @@ def test_nearest() -> None:
 
 @pytest.mark.parametrize("part", ["all", "head"])
 def test_the_sum_of_squares_falls(part: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FS1. Oracle: float64 sums over the trained models: less with every E step, and again with every M step."""
+    """Oracle: float64 sums over the trained models: less with every E step, and again with every M step."""
     spy, watched = Spy(monkeypatch), Watched(3, part=part)
     settings = apart(Rotated(angles=(0, 90, 180)), model=LeNet(), rounds=3)
     run(tmp_path / "made.h5", watched, **{**settings, "local": LocalTraining(epochs=1, lr=0.1)})

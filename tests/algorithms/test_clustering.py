@@ -1,4 +1,4 @@
-"""H1-2, U1-3: clusterings from inner products, beside those of the vectors themselves by NumPy, SciPy and loops."""
+"""Clusterings from inner products, beside those of the vectors themselves by NumPy, SciPy and loops."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def updates(count: int = 24, groups: int = 3, size: int = 400) -> tuple[NDArray[
     [("euclidean", "ward"), ("euclidean", "complete"), ("cosine", "average"), ("cosine", "single")],
 )
 def test_hierarchical_clustering_of_inner_products(metric: str, linkage: Linkage) -> None:
-    """H1, H2. Oracle: SciPy's, of the vectors themselves; and the groups that there are."""
+    """Oracle: SciPy's, of the vectors themselves; and the groups that there are."""
     vectors, group = updates()
     products = vectors @ vectors.T
     apart = clustering.distances(products) if metric == "euclidean" else 1 - clustering.cosines(products)
@@ -63,7 +63,7 @@ def test_points() -> None:
 
 
 def test_decomposed_cosines() -> None:
-    """U1. Oracle: NumPy's singular vectors of the updates, and the cosines with them, up to their signs."""
+    """Oracle: NumPy's singular vectors of the updates, and the cosines with them, up to their signs."""
     vectors, group = updates()
     made = clustering.decomposed_cosines(vectors @ vectors.T, 3)
     directions = np.linalg.svd(vectors.T, full_matrices=False)[0][:, :3]
@@ -74,7 +74,7 @@ def test_decomposed_cosines() -> None:
 
 
 def test_mean_differences() -> None:
-    """U2. Oracle: a triple loop; and of two families, collinear within and orthogonal across: 0 and 1."""
+    """Oracle: a triple loop; and of two families, collinear within and orthogonal across: 0 and 1."""
     vectors, _ = updates(9)
     cosines = clustering.cosines(vectors @ vectors.T)
     made = clustering.mean_differences(cosines)
@@ -90,7 +90,7 @@ def test_mean_differences() -> None:
 
 
 def test_lengths_do_not_matter_to_directions() -> None:
-    """U3. Oracle: the same updates, as long as one another; and one of zeros, which has no direction."""
+    """Oracle: the same updates, as long as one another; and one of zeros, which has no direction."""
     vectors, _ = updates()
     scaled = RNG(2).uniform(0.1, 10, (24, 1)) * vectors
     for some, others in ((vectors, scaled), (vectors[:5], scaled[:5])):

@@ -44,7 +44,7 @@ from tests.support.experiments import CPU, network, normalised, plain_partly_sha
     ],
 )
 def test_the_global_model_is_fedavgs(model: Model, local: dict[str, Any], vectorize: Any, tmp_path: Path) -> None:
-    """T1. Oracle: FedAvg, bit for bit, in weights, accuracies and bytes."""
+    """Oracle: FedAvg, bit for bit, in weights, accuracies and bytes."""
     settings: dict[str, Any] = {
         "model": model,
         "dataset": Few(120),
@@ -64,7 +64,7 @@ def test_the_global_model_is_fedavgs(model: Model, local: dict[str, Any], vector
 @pytest.mark.parametrize("model", [MLP((33,)), LeNet()])
 @pytest.mark.parametrize("pull", [0.0, 0.5])
 def test_personal_models_in_plain_pytorch(model: Model, pull: float, vectorize: Any, tmp_path: Path) -> None:
-    """T2. Oracle: torch.optim.SGD with the pull in its loss, an optimizer and batches of its own; without it, alone.
+    """Oracle: torch.optim.SGD with the pull in its loss, an optimizer and batches of its own; without it, alone.
 
     Over three rounds of two clients; to 1e-4 of the way.
     """
@@ -119,7 +119,7 @@ def squares(path: Path, pull: float, lr: float) -> tuple[NDArray[np.float64], ND
 
 @pytest.mark.parametrize(("pull", "lr"), [(0.5, 0.3), (5.0, 0.15)])
 def test_closed_form(pull: float, lr: float, tmp_path: Path) -> None:
-    """T3. Oracle: (A + pull I) v = A'b + pull w of each client, with w the model that it received in round 2."""
+    """Oracle: (A + pull I) v = A'b + pull w of each client, with w the model that it received in round 2."""
     samples = read(Regression()).train_x.astype(np.float64).reshape(CLIENTS, EACH, DIMENSION + 1)
     personal, received = squares(tmp_path, pull, lr)
     for equations, found in zip(samples, personal, strict=True):
@@ -130,7 +130,7 @@ def test_closed_form(pull: float, lr: float, tmp_path: Path) -> None:
 
 
 def test_a_strong_pull_leaves_the_global_model(tmp_path: Path) -> None:
-    """T4. Oracle: the model received in round 2: the stronger the pull, the nearer, as pull / (pull + A) has it."""
+    """Oracle: the model received in round 2: the stronger the pull, the nearer, as pull / (pull + A) has it."""
     apart = []
     for pull in (0.0, 1.0, 4.0, 15.0):
         (tmp_path / f"{pull}").mkdir()

@@ -38,7 +38,7 @@ class Nobody(Sampler):
 
 @pytest.mark.parametrize("model", [MLP(hidden=(33,)), LeNet()])
 def test_one_client_is_plain_training(model: Model, tmp_path: Path) -> None:
-    """A1. Oracle: torch.optim.SGD over the same batches, a new optimizer each round; to 1e-5 of the way."""
+    """Oracle: torch.optim.SGD over the same batches, a new optimizer each round; to 1e-5 of the way."""
     settings = LocalTraining(epochs=2, batch_size=16, lr=0.05, momentum=0.9, weight_decay=1e-3)
     made = run(tmp_path / "run.h5", dataset=Few(60), model=model, clients=1, rounds=3, local=settings)
     plain = network(model, SHAPE, 10)
@@ -52,7 +52,7 @@ def test_one_client_is_plain_training(model: Model, tmp_path: Path) -> None:
 
 
 def test_one_client_is_passed_through(tmp_path: Path) -> None:
-    """A1. Oracle: local training without any federation, bit for bit, round after round."""
+    """Oracle: local training without any federation, bit for bit, round after round."""
     local = LocalTraining(epochs=2, batch_size=16, momentum=0.9)
     made = run(tmp_path / "run.h5", dataset=Few(60), model=LeNet(), clients=1, rounds=3, local=local)
     client = Client(network(LeNet(), SHAPE, 10), DIGITS.train_x[:60], DIGITS.train_y[:60], local, Digits())
@@ -64,7 +64,7 @@ def test_one_client_is_passed_through(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", [LogisticRegression(), MLP(hidden=(33,))])
 def test_full_batches_are_a_step_of_gradient_descent(model: Model, tmp_path: Path) -> None:
-    """A2. Oracle: the gradient over all samples of all clients, in float64; the step agrees to 1e-6."""
+    """Oracle: the gradient over all samples of all clients, in float64; the step agrees to 1e-6."""
     settings = LocalTraining(epochs=1, batch_size=10_000, lr=0.5)
     made = run(tmp_path / "run.h5", model=model, partition=Dirichlet(0.3), clients=7, local=settings)
     assert len(set(made.partition["samples"])) == 7
@@ -95,7 +95,7 @@ def test_uniform_weighting_is_another_step(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", [MLP(hidden=(33,)), LeNet()])
 def test_equal_clients_are_any_one_of_them(model: Model, tmp_path: Path) -> None:
-    """A3. Oracle: one client with the same 30 samples, in full batches, whose order does not matter; to 1e-5."""
+    """Oracle: one client with the same 30 samples, in full batches, whose order does not matter; to 1e-5."""
     settings: dict[str, Any] = {
         "model": model,
         "partition": InOrder(),
@@ -111,7 +111,7 @@ def test_equal_clients_are_any_one_of_them(model: Model, tmp_path: Path) -> None
 
 
 def test_equal_samples_give_equal_clients(tmp_path: Path) -> None:
-    """A3. Oracle: one client, to the unit of the sum, 2^-43: three clients hold one sample eight times each."""
+    """Oracle: one client, to the unit of the sum, 2^-43: three clients hold one sample eight times each."""
     settings: dict[str, Any] = {
         "model": MLP(hidden=(33,)),
         "partition": InOrder(),
@@ -140,7 +140,7 @@ def test_bytes(tmp_path: Path) -> None:
 
 
 def test_client_accuracies_make_the_accuracy(tmp_path: Path) -> None:
-    """EV1. Oracle: whole numbers of correct samples: the clients' add up to the model's, exactly."""
+    """Oracle: whole numbers of correct samples: the clients' add up to the model's, exactly."""
     made = run(tmp_path / "run.h5", partition=Dirichlet(0.3), clients=7, rounds=4, model=LeNet())
     shards = [len(shard) for shard in make_split(Dirichlet(0.3), DIGITS.train_y, DIGITS.test_y, 10, 7, SEED).test]
     assert sum(shards) == len(DIGITS.test_y) == 355

@@ -49,7 +49,7 @@ def normalisations(module: nn.Module) -> set[str]:
 @pytest.mark.parametrize("vectorize", ["off", 4])
 @pytest.mark.parametrize("model", [LogisticRegression(), LeNet(norm="none")])
 def test_without_normalisation_it_is_fedavg(model: Model, vectorize: Any, tmp_path: Path) -> None:
-    """B1. Oracle: FedAvg, bit for bit; the models measured are then the same, too."""
+    """Oracle: FedAvg, bit for bit; the models measured are then the same, too."""
     made, plain = beside_fedavg(tmp_path, FedBN(), model, vectorize)
     np.testing.assert_array_equal(made.rounds["test_accuracy"], plain.rounds["test_accuracy"])
     np.testing.assert_allclose(made.rounds["test_loss"], plain.rounds["test_loss"], rtol=1e-5)
@@ -58,7 +58,7 @@ def test_without_normalisation_it_is_fedavg(model: Model, vectorize: Any, tmp_pa
 @pytest.mark.parametrize("vectorize", ["off", 3])
 @pytest.mark.parametrize("model", [LeNet(), MLP((16,), norm="batch"), LeNet(norm="group"), Residual()])
 def test_plain_pytorch(model: Model, vectorize: Any, tmp_path: Path) -> None:
-    """B2. Oracle: three networks in PyTorch that keep their normalisation and share the rest; to 1e-4 of the way.
+    """Oracle: three networks in PyTorch that keep their normalisation and share the rest; to 1e-4 of the way.
 
     The server's normalisation stays as it was, bit for bit, that of shortcuts included.
     """

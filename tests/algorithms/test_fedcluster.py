@@ -28,13 +28,13 @@ SHAPE = (1, 8, 8)
 
 @pytest.mark.parametrize("vectorize", ["off", 3])
 def test_one_cluster_is_fedavg(vectorize: Any, tmp_path: Path) -> None:
-    """Y1. Oracle: FedAvg, bit for bit."""
+    """Oracle: FedAvg, bit for bit."""
     made, _ = beside_fedavg(tmp_path, FedCluster(1), LeNet(), vectorize)
     assert made.rounds["server_updates"].tolist() == [1, 1, 1]
 
 
 def test_a_client_a_cluster(tmp_path: Path) -> None:
-    """Y2. Oracle: incremental gradient descent in PyTorch: a full-batch step of one client after the other."""
+    """Oracle: incremental gradient descent in PyTorch: a full-batch step of one client after the other."""
     clients, lr = 4, 0.2
     dataset = Few(30 * clients)
     local = LocalTraining(epochs=1, batch_size=30, lr=lr)
@@ -71,7 +71,7 @@ def test_a_client_a_cluster(tmp_path: Path) -> None:
 
 
 def test_clients_that_are_all_alike(tmp_path: Path) -> None:
-    """Y3. Oracle: as many rounds of FedAvg as there are clusters, whole batches: a round is all of them."""
+    """Oracle: as many rounds of FedAvg as there are clusters, whole batches: a round is all of them."""
     local = LocalTraining(epochs=2, batch_size=30)
     settings: dict[str, Any] = {
         "dataset": Few(30, copies=6),

@@ -40,7 +40,7 @@ class Unlabelled(Dataset):
 
 @pytest.mark.parametrize("options", [FEW, {"proxy": Digits()}])
 def test_without_steps_it_is_fedavg(options: dict[str, Any], tmp_path: Path) -> None:
-    """F2. Oracle: FedAvg, bit for bit."""
+    """Oracle: FedAvg, bit for bit."""
     beside_fedavg(tmp_path, FedDF(**{**options, "generator_steps": 0, "student_steps": 0}), NORMALISED, "off")
 
 
@@ -48,7 +48,7 @@ def test_without_steps_it_is_fedavg(options: dict[str, Any], tmp_path: Path) -> 
 def test_teachers_on_their_ranks_and_in_one_place(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """F3. Oracle: plain PyTorch, over two rounds: generator and student, to 1 % of their ways."""
+    """Oracle: plain PyTorch, over two rounds: generator and student, to 1 % of their ways."""
     algorithm = FedDF(decay=0.5, generator_lr=1e-3, **FEW)
     _, phases = watched_run(monkeypatch, tmp_path / "run.h5", algorithm, model)
     for phase in phases:
@@ -85,7 +85,7 @@ def test_proxy_data(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_student_becomes_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """F4. Oracle: after many steps the probabilities of the ensemble, which a linear model can have.
+    """Oracle: after many steps the probabilities of the ensemble, which a linear model can have.
 
     It starts from another mean, for one client has ten times the other's samples.
     """
@@ -107,7 +107,7 @@ def test_the_student_becomes_its_teacher(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_teacher_that_is_the_student(
     options: dict[str, Any], model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """F1. Oracle: one client's model is the mean, so nothing is to be learned: the gradient is below 1e-6.
+    """Oracle: one client's model is the mean, so nothing is to be learned: the gradient is below 1e-6.
 
     Adam would take a step of the learning rate on any gradient, so that is small with proxy data.
     """

@@ -102,7 +102,7 @@ def test_it_is_the_papers(vectorize: Literal["off", 4], alpha: float, tmp_path: 
     ids=["nearly solved", "5 steps", "two of five"],
 )
 def test_the_exact_optimum(steps: int, rounds: int, sampling: dict[str, Any], tmp_path: Path) -> None:
-    """D1. Oracle: the closed form, from which FedAvg stays away; there, h is 0 and g_k the client's gradient."""
+    """Oracle: the closed form, from which FedAvg stays away; there, h is 0 and g_k the client's gradient."""
     algorithm = SquaresFedDyn(1.0)
     made = squares(tmp_path / "run.h5", algorithm, rounds, LocalTraining(epochs=steps, lr=0.2), **sampling)
     assert np.linalg.norm(limit((steps,) * CLIENTS, 0.2) - OPTIMUM) > 0.1
@@ -113,7 +113,7 @@ def test_the_exact_optimum(steps: int, rounds: int, sampling: dict[str, Any], tm
 
 
 def test_the_servers_is_the_mean_of_all(tmp_path: Path) -> None:
-    """D2. Oracle: the mean of g_k over all clients after every round, to rounding errors of 40 float32 additions."""
+    """Oracle: the mean of g_k over all clients after every round, to rounding errors of 40 float32 additions."""
     algorithm = Watched(0.5)
     squares(tmp_path / "run.h5", algorithm, 40, LocalTraining(epochs=3), **PARTIAL)
     assert np.abs(algorithm.seen[0][0]).max() > 0.1
@@ -122,7 +122,7 @@ def test_the_servers_is_the_mean_of_all(tmp_path: Path) -> None:
 
 
 def test_at_the_optimum_nothing_moves(tmp_path: Path) -> None:
-    """D3. Oracle: the optimum, from which 10 rounds of 5 steps lead no further than float32 can tell."""
+    """Oracle: the optimum, from which 10 rounds of 5 steps lead no further than float32 can tell."""
     algorithm = AtOptimum(1.0)
     made = squares(tmp_path / "run.h5", algorithm, 10, LocalTraining(epochs=5, lr=0.1))
     np.testing.assert_allclose(made.weights, OPTIMUM, rtol=0, atol=2e-6)
@@ -132,7 +132,7 @@ def test_at_the_optimum_nothing_moves(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("vectorize", ["off", 4])
 def test_the_first_round_is_fedavgs(vectorize: Literal["off", 4], tmp_path: Path) -> None:
-    """D4. Oracle: FedAvg, bit for bit for statistics; parameters go on by its way times the cohort's share of all.
+    """Oracle: FedAvg, bit for bit for statistics; parameters go on by its way times the cohort's share of all.
 
     (With g_k = 0 and a tiny alpha local training is FedAvg's, and h / alpha is that part of its way.)
     """

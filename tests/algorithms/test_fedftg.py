@@ -60,7 +60,7 @@ def discrepancy(plain: Plain, noise: Tensor, y: Tensor, generating: bool) -> flo
 def test_teachers_on_their_ranks_and_in_one_place(
     variant: Any, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """F3. Oracle: plain PyTorch with all paths of a loss in one graph: the first gradient, and all of two phases.
+    """Oracle: plain PyTorch with all paths of a loss in one graph: the first gradient, and all of two phases.
 
     It tells a path that is cut, a mean in the wrong place, a mode, and a schedule from another.
     """
@@ -184,7 +184,7 @@ def test_what_stays_as_it_is(variant: Any, tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("model", [PLAIN, NORMALISED])
 def test_a_teacher_that_is_the_student(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """F1. Oracle: one client's model is the mean, so nothing is to be learned: no step, in mode eval."""
+    """Oracle: one client's model is the mean, so nothing is to be learned: no step, in mode eval."""
     algorithm = FedFTG(FedAvg(), weight_decay=0.0, student_mode="eval", **FEW)
     settings: dict[str, Any] = {"partition": Cut(SAMPLES), "clients": 1}
     _, phases = watched_run(monkeypatch, tmp_path / "run.h5", algorithm, model, **settings)

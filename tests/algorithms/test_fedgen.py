@@ -44,7 +44,7 @@ __all__ = ["double"]  # a fixture
     ids=["no weights", "no weights, side by side", "a generator that diverges"],
 )
 def test_without_its_terms_it_is_fedavg(algorithm: FedGen, vectorize: Any, tmp_path: Path) -> None:
-    """G1. Oracle: FedAvg, bit for bit; also if the generator is lost in every round, which is counted."""
+    """Oracle: FedAvg, bit for bit; also if the generator is lost in every round, which is counted."""
     settings: dict[str, Any] = {
         "model": LeNet(),
         "dataset": Few(150),
@@ -89,7 +89,7 @@ def test_the_ensemble_by_hand() -> None:
 
 
 def test_one_client_is_its_own_teacher() -> None:
-    """G3. Oracle: PyTorch's cross entropy of its head, with and without a bias."""
+    """Oracle: PyTorch's cross entropy of its head, with and without a bias."""
     (weight, bias), (features, labels) = heads(1), asked()
     for one in (bias, bias[:, :0]):
         logits = features @ weight[0].T + (one[0] if one.numel() else 0)
@@ -98,7 +98,7 @@ def test_one_client_is_its_own_teacher() -> None:
 
 
 def test_a_client_twice_is_the_client_once() -> None:
-    """G5. Oracle: the same objective with each client's share cut in two equal ones."""
+    """Oracle: the same objective with each client's share cut in two equal ones."""
     (weight, bias), (features, labels) = heads(3), asked()
     shares = torch.tensor([[0.2, 1.0, 0.0], [0.3, 0.0, 0.5], [0.5, 0.0, 0.5]])
     once = ensemble_losses(features, labels, weight, bias, shares)
@@ -107,7 +107,7 @@ def test_a_client_twice_is_the_client_once() -> None:
 
 
 def test_the_generator_learns_what_the_heads_want(tmp_path: Path) -> None:
-    """G4. Oracle: the mean cross entropy of a client's head on its features, far below log C, and at first above.
+    """Oracle: the mean cross entropy of a client's head on its features, far below log C, and at first above.
 
     The clients lack a class: the generator is not asked for it, and nothing is divided by zero.
     """

@@ -1,4 +1,4 @@
-"""M3 and the course of a round: FedMA beside FedAvg, and beside a plain computation."""
+"""The course of a round: FedMA beside FedAvg, and beside a plain computation."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def shares(classes: int = 10) -> Tensor:
 @pytest.mark.parametrize("vectorize", ["off", 2])
 @pytest.mark.parametrize("model", [MLP((9, 6)), LeNet(), LeNet(norm="group")])
 def test_orders_of_the_clients_do_not_matter(tmp_path: Path, model: Any, vectorize: Any) -> None:
-    """M1 in a federation. Oracle: the bits without shuffling; FedAvg of shuffled models is another model."""
+    """Shuffled units in a federation. Oracle: the bits without shuffling; FedAvg of shuffled models is another model."""
     made = [
         run(tmp_path / f"{number}.h5", method, model=model, rounds=2, **settings(vectorize=vectorize))
         for number, method in enumerate((FedMA(retrain=False), Shuffled(retrain=False)))
@@ -67,7 +67,7 @@ def test_orders_of_the_clients_do_not_matter(tmp_path: Path, model: Any, vectori
 
 @pytest.mark.parametrize("model", [MLP((9, 6)), LeNet()])
 def test_aligned_clients_give_fedavg(tmp_path: Path, model: Any) -> None:
-    """M3. Oracle: FedAvg, bit for bit, but for the last layer; and there the clients' own, class by class.
+    """Oracle: FedAvg, bit for bit, but for the last layer; and there the clients' own, class by class.
 
     After few small steps each unit is still the nearest to what it was.
     """

@@ -129,7 +129,7 @@ def test_unequal_samples_and_steps(make: type[SquaresFedNova], tmp_path: Path) -
 
 
 def test_uneven_work(tmp_path: Path) -> None:
-    """V2. Oracles: the closed forms of both limits; FedNova's is near the optimum, FedAvg's is far from it."""
+    """Oracles: the closed forms of both limits; FedNova's is near the optimum, FedAvg's is far from it."""
     lr = 0.1
     local = LocalTraining(steps=16, lr=lr)
     ways = {}
@@ -156,7 +156,7 @@ def test_uneven_work(tmp_path: Path) -> None:
 def test_equal_work_is_the_plain_mean(
     make: type[Algorithm], mu: float, local: dict[str, Any], tmp_path: Path
 ) -> None:
-    """V1. Oracle: FedAvg, or FedProx, to 1e-6 of the weights; clients of different sizes in 8 steps each."""
+    """Oracle: FedAvg, or FedProx, to 1e-6 of the weights; clients of different sizes in 8 steps each."""
     settings: dict[str, Any] = {
         "model": LeNet(),
         "partition": Dirichlet(0.3),
@@ -191,7 +191,7 @@ def test_statistics_are_averaged_plainly(tmp_path: Path) -> None:
 
 
 def test_one_client_is_sgd(tmp_path: Path) -> None:
-    """V3. Oracle: FedAvg of one client, that is plain SGD, to 1e-6 of the weights after 3 rounds."""
+    """Oracle: FedAvg of one client, that is plain SGD, to 1e-6 of the weights after 3 rounds."""
     settings: dict[str, Any] = {"model": LeNet(), "clients": 1, "rounds": 3}
     settings["local"] = LocalTraining(epochs=1, batch_size=200, momentum=0.5)
     nova, plain = run(tmp_path / "nova.h5", FedNova(), **settings), run(tmp_path / "plain.h5", **settings)

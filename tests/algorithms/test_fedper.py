@@ -55,12 +55,12 @@ def heads(module: nn.Module) -> set[str]:
 @pytest.mark.parametrize("vectorize", ["off", 4])
 @pytest.mark.parametrize("model", [LogisticRegression(), LeNet()])
 def test_without_a_head_it_is_fedavg(model: Model, vectorize: Any, tmp_path: Path) -> None:
-    """P1. Oracle: FedAvg, bit for bit."""
+    """Oracle: FedAvg, bit for bit."""
     beside_fedavg(tmp_path, NoHead(), model, vectorize)
 
 
 def test_one_client_is_plain_training(tmp_path: Path) -> None:
-    """P3. Oracle: FedAvg with one client, which is plain SGD (A1), bit for bit: its head and the server's body."""
+    """Oracle: FedAvg with one client, which is plain SGD (A1), bit for bit: its head and the server's body."""
     settings: dict[str, Any] = {
         "model": LeNet(),
         "dataset": Few(60),
@@ -128,7 +128,7 @@ def test_plain_pytorch(method: type[PartlyShared], model: Model, vectorize: Any,
 def test_a_phase_leaves_the_other_part(
     model: Model, vectorize: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """P2. Oracle: bits, of the body (with its statistics) in the head's phase, and of the head in the body's."""
+    """Oracle: bits, of the body (with its statistics) in the head's phase, and of the head in the body's."""
     seen: list[str] = []
     train = Federation.train
 

@@ -55,7 +55,7 @@ def closed_form(mu: float, rounds: int = 2) -> NDArray[np.float64]:
 
 
 def test_without_pull_it_is_fedavg(tmp_path: Path) -> None:
-    """X1. Oracle: FedAvg, bit for bit, with momentum, decay and clipping; and with a pull something else."""
+    """Oracle: FedAvg, bit for bit, with momentum, decay and clipping; and with a pull something else."""
     local = LocalTraining(epochs=2, momentum=0.9, weight_decay=1e-3, clip_norm=5.0, lr=0.02)
     runs = [
         run(tmp_path / f"{name}.h5", algorithm, model=LeNet(), dataset=Few(200), rounds=2, local=local)
@@ -69,13 +69,13 @@ def test_without_pull_it_is_fedavg(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mu", MUS)
 def test_closed_form(mu: float, tmp_path: Path) -> None:
-    """X2. Oracle: the closed form of the converged local solutions, over two rounds."""
+    """Oracle: the closed form of the converged local solutions, over two rounds."""
     made = squares(tmp_path / "run.h5", mu, epochs=400, lr=min(0.3, 0.9 / (1 + mu)))
     np.testing.assert_allclose(made.weights, closed_form(mu), rtol=2e-5)
 
 
 def test_the_stronger_the_pull_the_shorter_the_way(tmp_path: Path) -> None:
-    """X3. Oracle: monotonic, over converged solutions; one step alone does not feel the pull, two do."""
+    """Oracle: monotonic, over converged solutions; one step alone does not feel the pull, two do."""
     ways = [float(np.linalg.norm(closed_form(mu, 1) - START)) for mu in MUS]
     assert all(near < far for far, near in pairwise(ways)), "so it is for the closed form"
     runs = [squares(tmp_path / f"{mu}.h5", mu, epochs=100, lr=0.05) for mu in MUS]

@@ -92,7 +92,7 @@ def clusters(made: results.Run) -> NDArray[np.int64]:
     ],
 )
 def test_one_model_is_fedavg(model: Model, local: LocalTraining, tmp_path: Path) -> None:
-    """C1. Oracle: FedAvg, bit for bit: measuring losses disturbs neither statistics, dropout nor augmentation."""
+    """Oracle: FedAvg, bit for bit: measuring losses disturbs neither statistics, dropout nor augmentation."""
     settings: dict[str, Any] = {
         "model": model,
         "local": local,
@@ -110,7 +110,7 @@ def test_one_model_is_fedavg(model: Model, local: LocalTraining, tmp_path: Path)
 
 
 def test_accuracies_of_one_model(tmp_path: Path) -> None:
-    """C1. Oracle: FedAvg's, once every client has been asked: matched by clients and globally are then the same."""
+    """Oracle: FedAvg's, once every client has been asked: matched by clients and globally are then the same."""
     settings: dict[str, Any] = {"sampler": RoundRobin(), "cohort": 2, "clients": 4, "rounds": 3}
     one, plain = run(tmp_path / "one.h5", IFCA(1), **settings), run(tmp_path / "plain.h5", **settings)
     assert one.rounds["cluster_size_0"].tolist() == [2, 4, 4]
@@ -125,7 +125,7 @@ def test_accuracies_of_one_model(tmp_path: Path) -> None:
 
 
 def test_the_order_of_the_models_does_not_matter(tmp_path: Path) -> None:
-    """C2. Oracle: the same models in another order, bit for bit, and the clusters renamed likewise."""
+    """Oracle: the same models in another order, bit for bit, and the clusters renamed likewise."""
     order = (2, 0, 1)
     some, others = (
         run(tmp_path / f"{name}.h5", Reordered(given), rounds=3, seed=0, **TWO_GROUPS)
@@ -140,7 +140,7 @@ def test_the_order_of_the_models_does_not_matter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_groups_are_found(seed: int, tmp_path: Path) -> None:
-    """C3. Oracle: the two groups that permute pixels differently: adjusted Rand index 1; FedAvg's accuracy by far."""
+    """Oracle: the two groups that permute pixels differently: adjusted Rand index 1; FedAvg's accuracy by far."""
     from sklearn.metrics import adjusted_rand_score
 
     made = run(tmp_path / "ifca.h5", IFCA(2), rounds=4, seed=seed, **TWO_GROUPS)
@@ -156,7 +156,7 @@ def test_groups_are_found(seed: int, tmp_path: Path) -> None:
 
 
 def test_planted_optima_are_chosen(optima: tuple[Path, NDArray[np.float32]], tmp_path: Path) -> None:
-    """I1, C5. Oracle: each group's own optimum in the first round; the model that nobody chose keeps its bits."""
+    """Oracle: each group's own optimum in the first round; the model that nobody chose keeps its bits."""
     path, models = optima
     made = run(tmp_path / "run.h5", Planted(path), rounds=2, seed=0, **TWO_GROUPS)
     for found in clusters(made):
@@ -198,7 +198,7 @@ def test_choice_and_accuracies_are_those_of_the_written_models(
 
 
 def test_equal_models_never_part(tmp_path: Path) -> None:
-    """I2. Oracle: everyone takes the first of equal models, which becomes FedAvg's; the others keep their bits."""
+    """Oracle: everyone takes the first of equal models, which becomes FedAvg's; the others keep their bits."""
     made = run(tmp_path / "run.h5", Alike(3), rounds=3)
     plain = run(tmp_path / "plain.h5", rounds=3)
     assert not made.clients["cluster"].any()
@@ -237,7 +237,7 @@ def test_no_models() -> None:
 
 
 def test_what_all_losses_have_in_common_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """I3. Oracle: the same choices and bits where every loss is larger by 3."""
+    """Oracle: the same choices and bits where every loss is larger by 3."""
     plain = run(tmp_path / "plain.h5", IFCA(3), rounds=2, **TWO_GROUPS)
     losses = Local.losses
     monkeypatch.setattr(Local, "losses", lambda *arguments: losses(*arguments) + 3)

@@ -41,7 +41,7 @@ __all__ = ["double"]  # a fixture
     ],
 )
 def test_without_its_term_it_is_fedavg(model: Model, local: dict[str, Any], vectorize: Any, tmp_path: Path) -> None:
-    """O1. Oracle: FedAvg, bit for bit; with a term too small to matter, to 1e-4 of what a real one changes.
+    """Oracle: FedAvg, bit for bit; with a term too small to matter, to 1e-4 of what a real one changes.
 
     So the networks that run beside the trained one leave dropout, augmentation and statistics alone.
     """
@@ -97,7 +97,7 @@ def at_angle(degrees: float) -> Tensor:
 
 
 def test_orthogonal_features() -> None:
-    """O3. Oracle: mu log(1 + e^(-1/tau)), whatever the lengths; mu and tau are not each other."""
+    """Oracle: mu log(1 + e^(-1/tau)), whatever the lengths; mu and tau are not each other."""
     z = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     orthogonal = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     orthogonal -= (orthogonal * z).sum(1, keepdim=True) / z.square().sum(1, keepdim=True) * z
@@ -107,7 +107,7 @@ def test_orthogonal_features() -> None:
 
 
 def test_equal_models_give_no_gradient() -> None:
-    """O2. Oracle: log 2 and a gradient of zero, where the two other networks' features are the same."""
+    """Oracle: log 2 and a gradient of zero, where the two other networks' features are the same."""
     z, other = torch.randn(2, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     z.requires_grad_()
     value = term(1.0, 0.5, z, other, other)
@@ -117,7 +117,7 @@ def test_equal_models_give_no_gradient() -> None:
 
 
 def test_nearer_is_less() -> None:
-    """O4. Oracle: the term falls as the cosine with the received model's features grows; differences for slopes."""
+    """Oracle: the term falls as the cosine with the received model's features grows; differences for slopes."""
     previous = at_angle(-60)
     values = [term(1.0, 0.5, at_angle(0), at_angle(angle), previous).item() for angle in (170, 120, 70, 30, 10, 0)]
     assert all(further > nearer for further, nearer in pairwise(values))
@@ -209,7 +209,7 @@ def test_it_is_the_papers_algorithm(model: Model, vectorize: Any, tmp_path: Path
 
 
 def test_a_client_alone_is_its_own_previous_model(tmp_path: Path) -> None:
-    """O2. Oracle: FedAvg's weights to 1e-4 of the way, and mu log 2 more loss: both others are the same network."""
+    """Oracle: FedAvg's weights to 1e-4 of the way, and mu log 2 more loss: both others are the same network."""
     settings: dict[str, Any] = {"dataset": Few(40), "model": LeNet(), "clients": 1, "rounds": 3}
     made, plain = run(tmp_path / "moon.h5", MOON(2.0), **settings), run(tmp_path / "plain.h5", **settings)
     start = FlatModel(network(LeNet(), SHAPE, 10), CPU)

@@ -1,4 +1,4 @@
-"""R1-R5: the median, the trimmed mean and Krum, beside NumPy, SciPy and a double loop; and runs with them."""
+"""The median, the trimmed mean and Krum, beside NumPy, SciPy and a double loop; and runs with them."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_krums_scores(count: int, faulty: int) -> None:
 
 
 def test_outliers_have_the_worst_scores() -> None:
-    """R1. Oracle: by hand: of nine, two are at +50."""
+    """Oracle: by hand: of nine, two are at +50."""
     values = models(9)
     values[[2, 6]] += 50
     stack = stacked(values)
@@ -126,7 +126,7 @@ def test_outliers_have_the_worst_scores() -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_how_far_off_an_outlier_is_does_not_matter(rule: str) -> None:
-    """R2. Oracle: the range of the honest models; and 1e30 gives what 1e31 does. (A mean goes along.)"""
+    """Oracle: the range of the honest models; and 1e30 gives what 1e31 does. (A mean goes along.)"""
     made = []
     for far in (1e30, 1e31):
         values = models(9)
@@ -141,7 +141,7 @@ def test_how_far_off_an_outlier_is_does_not_matter(rule: str) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_rejected(bad: float) -> None:
-    """R2. Oracle: the same models without it."""
+    """Oracle: the same models without it."""
     values = models(9)
     values[4, -1] = bad
     stack, without = stacked(values), stacked(np.delete(values, 4, axis=0))
@@ -153,14 +153,14 @@ def test_what_is_not_finite_is_rejected(bad: float) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_models_that_are_all_alike(rule: str) -> None:
-    """R4. Oracle: that model."""
+    """Oracle: that model."""
     values = np.repeat(models(1), 9, axis=0)
     np.testing.assert_array_equal(RULES[rule](stacked(values)).numpy(), values[0])
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_order_of_the_clients_does_not_matter(rule: str) -> None:
-    """R5. Oracle: the models in another order."""
+    """Oracle: the models in another order."""
     values = models(9)
     order = np.random.default_rng(0).permutation(9)
     made, permuted = (RULES[rule](stacked(some)).numpy() for some in (values, values[order]))
@@ -187,7 +187,7 @@ class Sends(Attack):
 
 
 def test_nothing_trimmed_is_fedavg(tmp_path: Path) -> None:
-    """R3. Oracle: FedAvg of clients that count alike, to a rounding of float32, and of seven terms to their unit."""
+    """Oracle: FedAvg of clients that count alike, to a rounding of float32, and of seven terms to their unit."""
     made = run(tmp_path / "made.h5", TrimmedMean(0.0), **SETTINGS)
     plain = run(tmp_path / "plain.h5", weighting="uniform", **SETTINGS)
     for columns, unit in ((slice(PARAMETERS), 2.0**-43), (slice(PARAMETERS, None), 2.0**-29)):
@@ -195,7 +195,7 @@ def test_nothing_trimmed_is_fedavg(tmp_path: Path) -> None:
 
 
 def test_all_selected_is_fedavg(tmp_path: Path) -> None:
-    """R3. Oracle: FedAvg of clients that count alike, bit for bit."""
+    """Oracle: FedAvg of clients that count alike, bit for bit."""
     made = run(tmp_path / "made.h5", Krum(2, select=7), rounds=2, **SETTINGS)
     plain = run(tmp_path / "plain.h5", rounds=2, weighting="uniform", **SETTINGS)
     assert made.weights_sha256 == plain.weights_sha256

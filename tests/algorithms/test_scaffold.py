@@ -106,7 +106,7 @@ def test_it_is_the_papers(
 
 @pytest.mark.parametrize("sampling", [{}, PARTIAL], ids=["all", "two of five"])
 def test_the_exact_optimum(sampling: dict[str, Any], tmp_path: Path) -> None:
-    """S3, S5. Oracle: the closed form, from which FedAvg stays away; there, c is 0 and c_k the client's gradient."""
+    """Oracle: the closed form, from which FedAvg stays away; there, c is 0 and c_k the client's gradient."""
     algorithm = SquaresSCAFFOLD()
     made = squares(tmp_path / "run.h5", algorithm, 80, LocalTraining(epochs=5, lr=0.1), **sampling)
     assert np.linalg.norm(limit((5,) * CLIENTS, 0.1) - OPTIMUM) > 0.1
@@ -119,7 +119,7 @@ def test_the_exact_optimum(sampling: dict[str, Any], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", ["I", "II"])
 def test_the_servers_is_the_mean_of_all(option: Literal["I", "II"], tmp_path: Path) -> None:
-    """S4. Oracle: the mean over all clients after every round, to the rounding errors of 40 float32 additions."""
+    """Oracle: the mean over all clients after every round, to the rounding errors of 40 float32 additions."""
     algorithm = Watched(option)
     squares(tmp_path / "run.h5", algorithm, 40, LocalTraining(epochs=3), **PARTIAL)
     assert len(algorithm.seen) == 40
@@ -129,7 +129,7 @@ def test_the_servers_is_the_mean_of_all(option: Literal["I", "II"], tmp_path: Pa
 
 
 def test_one_client_is_sgd(tmp_path: Path) -> None:
-    """S1. Oracle: FedAvg of one client, that is plain SGD: bit for bit after a round, to 1e-6 of the way after 4."""
+    """Oracle: FedAvg of one client, that is plain SGD: bit for bit after a round, to 1e-6 of the way after 4."""
     settings: dict[str, Any] = {"model": LeNet(), "clients": 1, "local": LocalTraining(epochs=1, batch_size=100)}
     for rounds, tolerance in ((1, 0.0), (4, 1e-6)):
         one = run(tmp_path / "one.h5", SCAFFOLD(), rounds=rounds, overwrite=True, **settings)
@@ -142,7 +142,7 @@ def test_one_client_is_sgd(tmp_path: Path) -> None:
 def test_without_control_it_is_fedavg(
     option: Literal["I", "II"], vectorize: Literal["off", 4], tmp_path: Path
 ) -> None:
-    """S2. Oracle: FedAvg, uniformly weighted, bit for bit; and with control variates something else."""
+    """Oracle: FedAvg, uniformly weighted, bit for bit; and with control variates something else."""
     settings: dict[str, Any] = {
         "model": LeNet(),
         "rounds": 2,

@@ -1,4 +1,4 @@
-"""A4, W4: the same seed gives the same bits, whatever the number of ranks: weights, metrics, client records."""
+"""The same seed gives the same bits, whatever the number of ranks: weights, metrics, client records."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def models(norm: Norm) -> list[tuple[Model, tuple[int, ...]]]:
 
 @pytest.mark.parametrize("norm", WITHOUT_BATCH)
 def test_no_buffers_and_as_many_parameters_as_with_batch_norm(norm: Norm) -> None:
-    """N1."""
+    """Oracle: the shapes of the same network with batch normalisation."""
     with torch.device("meta"):
         for (model, shape), (batch, _) in zip(models(norm), models("batch"), strict=True):
             network = model.build(shape, 10)
@@ -46,7 +46,7 @@ def test_no_buffers_and_as_many_parameters_as_with_batch_norm(norm: Norm) -> Non
 
 @pytest.mark.parametrize("norm", WITHOUT_BATCH)
 def test_a_sample_gives_the_same_alone_in_any_batch_and_in_either_mode(norm: Norm) -> None:
-    """N2."""
+    """Oracle: the network on one sample at a time."""
     torch.manual_seed(0)
     for model, shape in models(norm):
         network = model.build(shape, 10)
@@ -61,7 +61,7 @@ def test_a_sample_gives_the_same_alone_in_any_batch_and_in_either_mode(norm: Nor
 
 @pytest.mark.parametrize("layer", [norm_layer("group", 6, groups=1), norm_layer("layer", 6, groups=2)])
 def test_one_group_is_layer_norm_with_an_affine_map_a_channel(layer: nn.GroupNorm) -> None:
-    """N3."""
+    """Oracle: PyTorch's layer_norm, with a weight per channel."""
     x = torch.randn(3, 6, 4, 5)
     nn.init.normal_(layer.weight)
     nn.init.normal_(layer.bias)

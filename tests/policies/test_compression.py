@@ -111,7 +111,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
 
 @pytest.mark.parametrize("method", METHODS.values())
 def test_all_of_a_change_is_the_change(method: type[Algorithm], tmp_path: Path) -> None:
-    """Q1. Oracle: no compression, bit for bit, under all that averages; twice the bytes of parameters."""
+    """Oracle: no compression, bit for bit, under all that averages; twice the bytes of parameters."""
     settings: dict[str, Any] = {
         "model": LeNet(),
         "dataset": Few(120),
@@ -133,7 +133,7 @@ def test_all_of_a_change_is_the_change(method: type[Algorithm], tmp_path: Path) 
 
 @pytest.mark.parametrize("fine", [QSGD(2**15 - 1, 16), Int8(4)])
 def test_fine_levels_are_nearly_the_change(fine: Compression, tmp_path: Path) -> None:
-    """Q1. Oracle: FedAvg, to a thousandth of its way (a two-hundredth of a byte's 127 levels); but not its bits."""
+    """Oracle: FedAvg, to a thousandth of its way (a two-hundredth of a byte's 127 levels); but not its bits."""
     one = run(tmp_path / "fine.h5", compression=fine, rounds=2, local=SHORT)
     plain = run(tmp_path / "plain.h5", rounds=2, local=SHORT)
     start = FlatModel(network(LogisticRegression(), (1, 8, 8), 10), CPU).weights[0].numpy()
@@ -170,7 +170,7 @@ def test_the_largest_are_those_of_a_sort() -> None:
 
 @pytest.mark.parametrize("method", [FedAvg, IFCA, SCAFFOLD])
 def test_nothing_is_lost_for_good(method: type[Algorithm], sent: Sent, tmp_path: Path) -> None:
-    """Q2. Oracle: what a client sent and what it keeps add up to its changes, of each vector, in float64.
+    """Oracle: what a client sent and what it keeps add up to its changes, of each vector, in float64.
 
     Each of 8 rounds may be off by half a unit in the last place of weights below 1, and of sums of changes.
     """
@@ -241,7 +241,7 @@ def test_feedback_by_hand() -> None:
     ("by", "bucket", "levels"), [(QSGD(4, 64), 64, 4), (QSGD(5, 48), 48, 5), (Int8(64), 64, 127)]
 )
 def test_mean_and_variance(by: Compression, bucket: int, levels: int) -> None:
-    """Q3. Oracles: the change, to 5 standard errors; the variance sum u^2 f (1 - f), to 2 %; the paper's bound.
+    """Oracles: the change, to 5 standard errors; the variance sum u^2 f (1 - f), to 2 %; the paper's bound.
 
     u is the unit of a number, f its fraction beyond a multiple of it.
     """
@@ -265,7 +265,7 @@ def test_mean_and_variance(by: Compression, bucket: int, levels: int) -> None:
     ("by", "bucket", "levels"), [(QSGD(3, 100), 100, 3), (QSGD(1, 7), 7, 1), (Int8(100), 100, 127)]
 )
 def test_what_arrives_are_multiples_of_the_unit(by: Compression, bucket: int, levels: int) -> None:
-    """Q4. Oracle: the unit in float64; less than one off, never beyond the levels; the last bucket may be short."""
+    """Oracle: the unit in float64; less than one off, never beyond the levels; the last bucket may be short."""
     changes = drawn(40, 250) * torch.logspace(-12, 3, 40)[:, None]
     changes[:, 240:] = 0
     changes[0, 0], changes[1, 100:200] = 1e5, 0.1

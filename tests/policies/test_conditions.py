@@ -63,7 +63,7 @@ def told(made: results.Run) -> list[tuple[float, ...]]:
 def test_the_clock(
     conditions: Heterogeneous, cohort: int, seconds: float, clients: list[int], tmp_path: Path
 ) -> None:
-    """W3. Oracles: times computed by hand; and a run with the same clients under ideal conditions, bit for bit."""
+    """Oracles: times computed by hand; and a run with the same clients under ideal conditions, bit for bit."""
     made = three(tmp_path / "run.h5", conditions, cohort=cohort, sampler=Uniform())
     assert told(made) == [(seconds, 3, 0, 3 - len(clients), 0)]
     assert made.clients["client"].tolist() == clients
@@ -93,7 +93,7 @@ def test_the_clock(
     ],
 )
 def test_nobody_arrives(conditions: Heterogeneous, expected: tuple[float, ...], tmp_path: Path) -> None:
-    """W2. Oracle: the measurement of the initial model, bit for bit; no client took part, but all got the model."""
+    """Oracle: the measurement of the initial model, bit for bit; no client took part, but all got the model."""
     made = three(tmp_path / "run.h5", conditions, rounds=2)
     assert told(made) == [expected] * 2
     assert made.rounds["test_loss"].tolist() == [made.initial["test_loss"]] * 2
@@ -105,7 +105,7 @@ def test_nobody_arrives(conditions: Heterogeneous, expected: tuple[float, ...], 
 
 @pytest.mark.parametrize("algorithm", [FedAvg(), Remembering()])
 def test_where_nothing_is_lost_only_the_clock_is_new(algorithm: FedAvg, tmp_path: Path) -> None:
-    """W1. Oracle: the same run under ideal conditions, bit for bit."""
+    """Oracle: the same run under ideal conditions, bit for bit."""
     few = partial(run, algorithm=algorithm, clients=6, cohort=3, sampler=Uniform(), rounds=3, model=LeNet())
     local = LocalTraining(epochs=1, momentum=0.9)
     ideal = few(tmp_path / "ideal.h5", local=local)

@@ -47,7 +47,7 @@ def start_of(model: LeNet | MLP) -> np.ndarray:
 
 
 def test_without_bound_and_noise_it_is_fedavg(tmp_path: Path) -> None:
-    """E1. Oracle: the plain method with the same cohorts, bit for bit; with others, another divisor."""
+    """Oracle: the plain method with the same cohorts, bit for bit; with others, another divisor."""
     free = CentralDP(clip=math.inf, noise_multiplier=0)
     for algorithm in (None, FedProx(0.1)):
         name = type(algorithm).__name__
@@ -60,7 +60,7 @@ def test_without_bound_and_noise_it_is_fedavg(tmp_path: Path) -> None:
 
 
 def test_nothing_is_longer_than_allowed() -> None:
-    """E2. Oracle: NumPy's norms; short changes stay bit for bit, long ones keep their direction, alone or not."""
+    """Oracle: NumPy's norms; short changes stay bit for bit, long ones keep their direction, alone or not."""
     changes = torch.randn(5, 1003, generator=torch.Generator().manual_seed(0))
     changes *= torch.tensor([0.001, 0.05, 1.0, 30.0, 0.0])[:, None]
     allowed = clipped(changes, 2.0)
@@ -91,7 +91,7 @@ def test_the_mean_of_whoever_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_noise(tmp_path: Path) -> None:
-    """E3. Oracle: z C / (q N), of the changes of clients that hardly learn; anew in every round, for every seed."""
+    """Oracle: z C / (q N), of the changes of clients that hardly learn; anew in every round, for every seed."""
     still = LocalTraining(epochs=1, lr=1e-12)
     settings = {**SETTINGS, "model": MLP((200,)), "local": still, "sampler": Bernoulli()}
     noises = []
@@ -129,7 +129,7 @@ def test_attackers_are_cut_short(tmp_path: Path) -> None:
     ],
 )
 def test_cost_of_plain_noise(noise: float, accountant: Any, rounds: int, expected: float, tolerance: float) -> None:
-    """E4. Oracle: the exact curve of the Gaussian mechanism (Balle and Wang, 2018); Renyi's bound is near."""
+    """Oracle: the exact curve of the Gaussian mechanism (Balle and Wang, 2018); Renyi's bound is near."""
     privacy = CentralDP(noise_multiplier=noise, accountant=accountant)
     assert privacy.epsilon(rounds, All(), 10, 100) == pytest.approx(expected, abs=tolerance)
 
@@ -144,7 +144,7 @@ def test_cost_of_plain_noise(noise: float, accountant: Any, rounds: int, expecte
     ],
 )
 def test_cost_of_drawn_clients(clients: int, cohort: int, noise: float, rounds: int, expected: float) -> None:
-    """E5, E6. Oracle: published settings of DP-SGD, and one of the size of a federation, by Renyi divergences."""
+    """Oracle: published settings of DP-SGD, and one of the size of a federation, by Renyi divergences."""
     privacy = CentralDP(noise_multiplier=noise)
     assert privacy.epsilon(rounds, Bernoulli(), cohort, clients) == pytest.approx(expected, rel=0.005)
 

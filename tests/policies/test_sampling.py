@@ -60,7 +60,7 @@ def frequency(drawn: list[Cohort]) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("make", [Uniform, Bernoulli, All, RoundRobin, Weighted, Stratified, PowerOfChoice])
 def test_every_rank_draws_the_same(make: type[Sampler]) -> None:
-    """J1. Oracle: another instance, in another order of rounds, after other uses of NumPy's generators."""
+    """Oracle: another instance, in another order of rounds, after other uses of NumPy's generators."""
     forwards = [cohort(make(), round) for round in range(1, 20)]
     np.random.default_rng().random(3)
     other = make()
@@ -78,7 +78,7 @@ def test_rounds_and_seeds_differ(make: type[Sampler]) -> None:
 
 
 def test_uniform() -> None:
-    """J2. Oracle: 7 different clients; each in 7/30 of 10,000 rounds, each pair in 7/30 * 6/29, 4 and 5 sigma."""
+    """Oracle: 7 different clients; each in 7/30 of 10,000 rounds, each pair in 7/30 * 6/29, 4 and 5 sigma."""
     drawn = cohorts(Uniform)
     assert all(len(one) == SIZE for one in drawn)
     chance = SIZE / CLIENTS
@@ -92,7 +92,7 @@ def test_uniform() -> None:
 
 
 def test_bernoulli() -> None:
-    """J2. Oracle: the binomial distribution of the cohort's size (mean and variance within 4 sigma)."""
+    """Oracle: the binomial distribution of the cohort's size (mean and variance within 4 sigma)."""
     drawn = cohorts(Bernoulli)
     chance = SIZE / CLIENTS
     assert np.abs(frequency(drawn) - chance).max() < 4 * np.sqrt(chance * (1 - chance) / ROUNDS)
@@ -103,7 +103,7 @@ def test_bernoulli() -> None:
 
 
 def test_bernoulli_is_never_empty() -> None:
-    """J4. Oracle: one of 30 expected, so 36 % of the rounds would be empty; the others keep their chances."""
+    """Oracle: one of 30 expected, so 36 % of the rounds would be empty; the others keep their chances."""
     drawn = [Bernoulli().cohort(round, 1, pool(), "samples", 0) for round in range(1, ROUNDS + 1)]
     assert min(len(one) for one in drawn) == 1
     chance = 1 / CLIENTS / (1 - (1 - 1 / CLIENTS) ** CLIENTS)
@@ -131,7 +131,7 @@ def test_round_robin() -> None:
 
 @pytest.mark.parametrize("weighting", ["samples", "uniform"])
 def test_weighted_is_unbiased(weighting: Weighting) -> None:
-    """J3. Oracle: the mean over all clients weighted by samples, by Monte Carlo within 4 sigma."""
+    """Oracle: the mean over all clients weighted by samples, by Monte Carlo within 4 sigma."""
     values = np.random.default_rng(1).standard_normal(CLIENTS) + SAMPLES / 50
     target = values @ SAMPLES / SAMPLES.sum()
     aggregates = np.array([values[one.clients] @ one.weights for one in cohorts(Weighted, weighting)])
@@ -187,7 +187,7 @@ def test_nobody_and_some() -> None:
 
 
 def test_stratified() -> None:
-    """J2. Oracle: each client in 7/30 of 10,000 rounds, 4 sigma; strata of 4, 11 and 15 of 30 in shares of 7."""
+    """Oracle: each client in 7/30 of 10,000 rounds, 4 sigma; strata of 4, 11 and 15 of 30 in shares of 7."""
     drawn = cohorts(Stratified)
     assert all(len(one) == SIZE for one in drawn)
     chance = SIZE / CLIENTS
@@ -201,7 +201,7 @@ def test_stratified() -> None:
 
 @pytest.mark.parametrize("make", [Uniform, Bernoulli, Stratified])
 def test_horvitz_thompson_is_unbiased(make: type[Sampler]) -> None:
-    """J3. Oracle: the mean over all clients weighted by samples, by Monte Carlo within 4 sigma; shares of it are not.
+    """Oracle: the mean over all clients weighted by samples, by Monte Carlo within 4 sigma; shares of it are not.
 
     Values and samples are correlated, so that the mean over those drawn, weighted by samples, is biased.
     """
@@ -249,7 +249,7 @@ def test_round_robin_passes_over_who_is_away() -> None:
 
 
 def test_candidates_are_drawn_by_samples() -> None:
-    """J2. Oracle: one candidate is drawn in proportion to the samples, 4 sigma; of several, none twice."""
+    """Oracle: one candidate is drawn in proportion to the samples, 4 sigma; of several, none twice."""
     drawn = [PowerOfChoice(1).cohort(round, 1, pool(), "samples", 0) for round in range(1, ROUNDS + 1)]
     chance = SAMPLES / SAMPLES.sum()
     assert (np.abs(frequency(drawn) - chance) < 4 * np.sqrt(chance * (1 - chance) / ROUNDS)).all()

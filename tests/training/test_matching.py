@@ -1,4 +1,4 @@
-"""M1, M2: units of permuted copies, exact and noisy, find back to their places."""
+"""Units of permuted copies, exact and noisy, find back to their places."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CASES = [*((name, True) for name in sorted(MODELS.keys() - LARGE)), ("lenet", Fa
 
 @pytest.mark.parametrize(("name", "layer_by_layer"), CASES)
 def test_permuted_copies_are_aligned_exactly(name: str, layer_by_layer: bool) -> None:
-    """M1. Oracle: the original, bit for bit, layer by layer; its plain mean with a copy is far off."""
+    """Oracle: the original, bit for bit, layer by layer; its plain mean with a copy is far off."""
     model, shape, _ = MODELS[name]
     made, groups = flat(model, shape)
     matching, rng = Matching(made.layout, groups, layer_by_layer), np.random.default_rng(0)
@@ -41,7 +41,7 @@ def test_permuted_copies_are_aligned_exactly(name: str, layer_by_layer: bool) ->
 
 @pytest.mark.parametrize("name", ["mlp", "lenet"])
 def test_noisy_copies_are_aligned(name: str) -> None:
-    """M2. Oracle: the noise, which is all that is left of the difference between the mean of copies and the original.
+    """Oracle: the noise, which is all that is left of the difference between the mean of copies and the original.
 
     Noise of 0.05 hides the units of a wide layer whose weights are not larger, so there the copies have less.
     """

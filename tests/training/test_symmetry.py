@@ -1,4 +1,4 @@
-"""M4: units that change places as their groups say leave a network's outputs as they are."""
+"""Units that change places as their groups say leave a network's outputs as they are."""
 
 from __future__ import annotations
 
