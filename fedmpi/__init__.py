@@ -8,7 +8,7 @@ is, the files beside the rooms. `lint-imports` checks this, by the contracts in 
 import os
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["Experiment"]
 

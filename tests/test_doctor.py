@@ -12,7 +12,7 @@ from fedmpi import doctor
 from fedmpi.doctor import Rank
 from tests.support.mpi import mpirun
 
-VERSIONS = {"fedmpi": "0.1.0", "torch": "2.9.0"}
+VERSIONS = {"fedmpi": "0.2.0", "torch": "2.9.0"}
 CPU = Rank(0, "a", True, list(range(8)), [], "cpu", "", "", 1 << 30, 1 << 30, VERSIONS)
 SERVER = replace(CPU, trains=False)
 HEALTHY = [SERVER, *[CPU] * 4]

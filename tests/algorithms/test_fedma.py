@@ -57,7 +57,7 @@ def shares(classes: int = 10) -> Tensor:
 @pytest.mark.parametrize("vectorize", ["off", 2])
 @pytest.mark.parametrize("model", [MLP((9, 6)), LeNet(), LeNet(norm="group")])
 def test_orders_of_the_clients_do_not_matter(tmp_path: Path, model: Any, vectorize: Any) -> None:
-    """Shuffled units in a federation. Oracle: the bits without shuffling; FedAvg of shuffled models is another model."""
+    """Oracle: the bits of models whose units are not shuffled; FedAvg of shuffled models is another model."""
     made = [
         run(tmp_path / f"{number}.h5", method, model=model, rounds=2, **settings(vectorize=vectorize))
         for number, method in enumerate((FedMA(retrain=False), Shuffled(retrain=False)))
