@@ -556,7 +556,7 @@ class Flat(Dataset):
         ),
         (
             {"partition": SwappedLabels(), "algorithm": Centralized()},
-            "--algorithm = Centralized: cannot pool what each client sees in a way of its own, as with SwappedLabels",
+            "algorithm = Centralized: cannot pool what each client sees in a way of its own, as with SwappedLabels",
         ),
     ],
 )
