@@ -24,6 +24,7 @@ from fedmpi.results.pictures.figure import SUFFIXES
 from fedmpi.results.reader import Run, open, whole
 from fedmpi.results.rounds import tabulate_rounds
 from fedmpi.results.schema import PERCENT, SCHEMA, Direction, described, document
+from fedmpi.results.slim import slim
 from fedmpi.results.summary import summarize
 from fedmpi.results.table import FIGURES, cross, tabulate
 from fedmpi.results.watch import watch
@@ -185,6 +186,23 @@ def _check(options: argparse.Namespace) -> int:
     return max(status, int(any(lines for _, lines in found)))
 
 
+def _slim(options: argparse.Namespace) -> int:
+    *sources, target = options.files
+    if not sources:
+        raise BadInput(f"{target}: alone; slim needs files, and where their copies go")
+    if len(sources) > 1 and not target.is_dir():
+        raise BadInput(f"{target}: is no folder, for copies of {len(sources)} files")
+
+    def copy(path: Path) -> str:
+        before, after = slim(path, target / path.name if target.is_dir() else target, options.overwrite)
+        return f"{path}: {before / 1e6:.2f} MB, without weights and images {after / 1e6:.2f} MB"
+
+    lines, status = _each(sources, copy)
+    for line in lines:
+        print(line)
+    return status
+
+
 def _status(options: argparse.Namespace) -> int:
     """0 only of a run that has finished: job scripts ask, for a launcher may end well although a rank has not."""
     try:
@@ -258,6 +276,7 @@ def _parser() -> argparse.ArgumentParser:
     watched = command("watch", _watch, "a live view of running jobs")
     export = command("export", _export, "CSV, or TensorBoard's event files")
     check = command("check", _check, "whether files are as the schema says")
+    slimmed = command("slim", _slim, "copies without weights and images, for a repository")
     status = command(
         "status",
         _status,
@@ -306,6 +325,10 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("-o", "--output", type=Path, required=True, help="NAME.csv, or a new folder for TensorBoard")
     export.add_argument("--table", choices=Run.TABLES, default="rounds", help="what goes into the CSV")
 
+    slimmed.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="the last is where copies go: a file or folder"
+    )
+    slimmed.add_argument("--overwrite", action="store_true", help="replace copies that are there")
     status.add_argument("file", metavar="FILE", help="as --output says it: $NAME and ~ are replaced")
     for one in (summary, table, rounds, compare, plot, watched, export, check):
         one.add_argument("files", nargs="+", type=Path, metavar="FILE")

@@ -1,0 +1,55 @@
+"""A results file without what is large: tables and figures are made from it as from the whole one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+
+from fedmpi.errors import BadInput
+from fedmpi.results.files import opened
+from fedmpi.results.paths import kind, replacing
+from fedmpi.results.storage import Storage, image
+
+#: The groups whose arrays are left out. What describes them stays, such as the SHA-256 of the weights.
+LARGE = ("model", "networks", "synthetic")
+
+
+def slim(source: Path, target: Path, overwrite: bool = False) -> tuple[int, int]:
+    """Copy a results file without weights and images; all tables stay.
+
+    Args:
+        source: the file.
+        target: the copy, compressed.
+        overwrite: whether the copy may replace a file.
+
+    Returns:
+        The sizes of both in bytes.
+
+    Raises:
+        BadInput: `target` is there already, is the file itself, or cannot be written.
+    """
+    if other := kind(target):
+        raise BadInput(f"{target}: is {other}")
+    if target.exists() and (not overwrite or target.samefile(source)):
+        raise BadInput(f"{target}: is there already{'' if target.samefile(source) else '; give --overwrite'}")
+    with opened(source) as file:
+        content = image(lambda storage: _copy(file, storage.file, storage))
+    try:
+        with replacing(target, target) as copy:
+            copy.write(content)
+    except OSError as error:
+        raise BadInput(f"{target}: {error.strerror}") from None
+    return source.stat().st_size, len(content)
+
+
+def _copy(group: h5py.Group, into: h5py.Group, storage: Storage) -> None:
+    storage.set_attributes(into, {name: value for name, value in group.attrs.items() if name != "texts_crc32"})
+    is_large = group.name.strip("/").split("/")[0] in LARGE
+    for name, item in group.items():
+        if isinstance(item, h5py.Group):
+            _copy(item, into.create_group(name), storage)
+        elif not is_large and h5py.check_string_dtype(item.dtype):
+            storage.add_texts(into, name, item.asstr()[()].tolist())
+        elif not is_large:
+            storage.add(into, name, item[()], compression="gzip")
