@@ -36,7 +36,10 @@ def end_job(
         world.failures.report_silence(note, unanswered=report if world.stands_in else "")
     if not world.is_server:
         world.failures.report(report)
-    world.failures.announce_end()
+    if is_silent:
+        report = world.failures.who_is_late(note)
+    else:
+        world.failures.announce_end()
     kept = ""
     try:
         if recorder and recorder.is_open:
@@ -46,7 +49,7 @@ def end_job(
         kept = f"\nThe results could not be written: {problem}"
     if lock:
         lock.release()
-    report = (world.failures.who_is_late(note) if is_silent else report) + kept
+    report += kept
     if is_alone:
         streams.say(report, "stderr")
         raise error

@@ -57,6 +57,7 @@ class Failures:
         self._hosts = hosts
         self._guard = guard
         self._notes: dict[int, bytes] = {}
+        self._heard: set[int] = set()
 
     def raise_any(self) -> None:
         """Raise what this rank has heard of while it waits.
@@ -76,9 +77,14 @@ class Failures:
             raise RemoteFailure(text)
 
     def announce_end(self) -> None:
-        """Rank 0 tells all others that it is ending the job: once before it writes what may be large, once after."""
-        for rank in range(1, self._size) if self._may_talk else ():
-            self._comm.Isend(b"", dest=rank, tag=REPORT)
+        """Rank 0 tells the others that it is ending the job: once before it writes what may be large, once after.
+
+        When the deadline has passed, it tells only those of whom it has heard: some MPI libraries end a process that
+        sends to a rank which is gone.
+        """
+        ranks = self._heard if self._guard.exceeded else range(1, self._size)
+        for rank in ranks if self._may_talk else ():
+            self._tell(rank)
 
     def report(self, report: str) -> NoReturn:
         """Hand a worker's report to rank 0, which prints it and ends the job; if it does not, do so here."""
@@ -105,13 +111,14 @@ class Failures:
     def who_is_late(self, note: str) -> str:
         """At rank 0, when the deadline has passed: which ranks did not come, and what those do instead that answer.
 
-        A rank whose own report of an error arrives now has caused the silence: its report is returned instead.
+        A rank whose own report of an error arrives now has caused the silence: its report is returned instead. Each
+        rank that answers is told that rank 0 is ending the job.
 
         Args:
             note: rank 0's own.
         """
         self._notes[0] = note.encode()
-        began = time.monotonic()
+        began, told = time.monotonic(), set[int]()
         while self._may_talk and len(self._notes) < self._size and time.monotonic() - began < COLLECTING_SECONDS:
             if self._comm.Iprobe():
                 tag, text = self._hear()
@@ -119,6 +126,9 @@ class Failures:
                     return text
             else:
                 time.sleep(LOOK_SECONDS)
+            for rank in self._heard - told:
+                self._tell(rank)
+            told |= self._heard
         notes = {rank: json.loads(its) for rank, its in self._notes.items()}
         lines = [
             f"fedmpi: failed on rank 0 of {self._size}: {notes[0]['where']}: not all ranks came within the deadline "
@@ -152,6 +162,10 @@ class Failures:
         is_main = threading.current_thread() is threading.main_thread()
         return is_main or MPI.Query_thread() == MPI.THREAD_MULTIPLE
 
+    def _tell(self, rank: int) -> None:
+        """Tell a rank once more that rank 0 is ending the job."""
+        self._comm.Isend(b"", dest=rank, tag=REPORT)
+
     def _hear(self) -> tuple[int, str]:
         """The tag and the text of the next message, which has come. Notes are remembered."""
         status = MPI.Status()
@@ -159,6 +173,7 @@ class Failures:
         text = bytearray(status.Get_count(MPI.BYTE))
         tag, source = status.Get_tag(), status.Get_source()
         self._comm.Recv(text, source=source, tag=tag)
+        self._heard.add(source)
         if tag == NOTE:
             self._notes[source] = bytes(text)
         return tag, text.decode(errors="replace")
