@@ -100,8 +100,12 @@ def _without_value(option: str, arguments: list[str]) -> str:
 
 
 def unknown_class(option: str, name: str) -> str:
-    """Of an option that takes a class: there is none of this name."""
+    """Of an option that takes a class: there is none of this name, or it lacks methods that such classes need."""
     base = base_of(option)
+    for cls in subclasses(base):
+        if f"{cls.__module__}.{cls.__qualname__}" == name and inspect.isabstract(cls):
+            lacks = ", ".join(sorted(vars(cls)["__abstractmethods__"]))
+            return f"--{option} = {name}: lacks {lacks}, which each {base.__name__} must have"
     known = [cls.__name__ for cls in public(base)]
     nearest = _nearest(name.rpartition(".")[2], known)
     return f"--{option} = {_shown(name)}: no such name{nearest}; known are {', '.join(known)}"

@@ -46,6 +46,11 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "Expected an instantiatable class, but is abstract",
         "--model = Model: no such name; known are ",
     ),
+    "a class of one's own that lacks a method": (
+        "--model tests.jobs.networks.Unfinished",
+        "Expected an instantiatable class, but is abstract",
+        "--model = tests.jobs.networks.Unfinished: lacks build, which each Model must have",
+    ),
     "no such class inside another": (
         "--partition Permuted --partition.over Dirichlett",
         "Expected a dot import path string: Dirichlett",

@@ -189,3 +189,7 @@ class Bag(Model):
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         vectors = nn.EmbeddingBag(self.text(shape), self.width, mode="mean", sparse=self.sparse)
         return nn.Sequential(vectors, nn.Linear(self.width, classes))
+
+
+class Unfinished(Model):
+    """Has no `build`."""
