@@ -55,9 +55,9 @@ class Algorithm(metaclass=Configured):
     takes_compression: bool = True
     #: Whether all that leaves a client in a round is one vector of changes, for one mean: what `--privacy` bounds.
     takes_privacy: bool = False
-    #: What a client counts in a mean by the method's paper; the experiment may say otherwise.
+    #: Default of `--weighting`: what the paper uses.
     weighting: Weighting = "samples"
-    #: Whether none may count twice a round, as where the server keeps a mean over all clients' states.
+    #: True if a client may count at most once per round; excludes samplers with replacement.
     counts_clients_once: bool = False
     #: Whether the server looks at single clients' models, beside the means.
     looks_at_models: bool = False
@@ -79,7 +79,7 @@ class Algorithm(metaclass=Configured):
 
     @property
     def networks(self) -> Mapping[str, Layout]:
-        """Of each state that is the vector of another network than the model, how that one lies in it."""
+        """Layout of each extra server network, by the name of its state."""
         return {}
 
     @property

@@ -30,7 +30,7 @@ from fedmpi.mpi.world import World
 SIGNALS = {signal.SIGUSR1: REQUEUE, signal.SIGTERM: REQUEUE, signal.SIGINT: BY_HAND}
 #: Seconds that a job takes to end.
 MARGIN = 20.0
-#: Of how many rounds the longest stands for the next one, at least.
+#: The longest of at least this many recent rounds estimates the next one.
 REMEMBERED = 20
 #: What a deadline is by itself: so many seconds at least, and as many of the longest rounds.
 LEAST_DEADLINE, LONGEST_ROUNDS = 600.0, 20

@@ -54,8 +54,8 @@ class WeightedMean:
         total_mass: of the cohort; every vector is scaled by its client's mass / total_mass before it is summed.
         groups: how many means are formed side by side; None for one mean without a leading dimension.
         device: where the vectors are summed.
-        expected_mass: by which a mean of parameters is divided in place of the mass that was added; what is missing,
-            or too much, is made up for by `empty` in `reduce`. None: the mass that was added.
+        expected_mass: divide the parameters by this mass (Horvitz-Thompson); `empty` in `reduce` fills the
+            difference. None: divide by the mass that was added.
         uplink: through which the vectors come; None: they arrive as they are.
         name_at: the name of the tensor that an element of a vector belongs to.
 

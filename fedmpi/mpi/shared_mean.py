@@ -64,7 +64,7 @@ class SharedMean:
     Attributes:
         formed: [rows, columns] float32 each, where means were formed.
         rows: [rows, columns] int64, this rank's sums of bit patterns as in `FixedPoint`; undefined while nothing has
-            been added. Of a row of a single term in all, which needs no rounding: the pattern of the term itself.
+            been added. If a row has a single term in total, its float64 bits are stored unrounded.
         masses: [rows] int64, this rank's; what each row has been added in all, zeros at first.
         terms: [rows] int64, this rank's; how many terms each row has been added, a single one in all not counted.
         larger: class -> [rows, columns] float64, this rank's sums of terms that are too large for `rows`; those of a

@@ -74,10 +74,10 @@ class LocalTraining(metaclass=Configured):
         return self.lr
 
     def normaliser(self, steps: NDArray[np.int64], pull: float = 0.0) -> NDArray[np.float64]:
-        """[K] what the gradients of so many steps count together in w_0 - w_steps, in units of lr.
+        """[K] FedNova's |a_k|_1 (Wang et al., 2020): the summed coefficients of the gradients in (w_0 - w_end) / lr.
 
-        The steps themselves, if there is no momentum (|a_k|_1 in FedNova: Wang et al., 2020); 1 for no steps at all,
-        so that one may divide by it. Of sgd, whose clipping and weight decay are not accounted for.
+        Equals the number of steps without momentum. It is 1 for no steps at all, so that one may divide by it. For
+        sgd; clipping and weight decay are not accounted for.
 
         Args:
             pull: how much of the way each step takes back: of a proximal term mu, it is lr mu.
