@@ -105,7 +105,7 @@ class ClusteredOnce(Clustered):
         return np.asarray(is_late.long().cpu().numpy())
 
     def compare(self, changes: Stack) -> NDArray[np.float64]:
-        """[k, k], what is said of all pairs of those present; a collective."""
+        """[k, k] pairwise similarity matrix of the clients' changes, of those present; a collective."""
         from fedmpi.federation.stack import inner_products
 
         return changes.pairwise(inner_products)
