@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ if [[ $1 == --mpi=list ]]; then
     printf '%s\n' none PROTOCOLS
     exit
 fi
-echo "srun $*" >&2
+echo "srun $* $SLURM_PMI2_PMI_JOBID" >&2
 while [[ $1 == --* ]]; do shift; done
 exec mpirun -n "$SLURM_NTASKS" "$@"
 """
@@ -145,6 +146,8 @@ def test_slurm(tmp_path: Path, protocols: str, launched: str) -> None:
     granted = {"SLURM_NTASKS": "2", "SLURM_CPUS_PER_TASK": "2", "SLURM_JOB_ID": "4711"}
     said = run("slurm.sbatch", DIGITS, "--rounds", "1", "--output", output, path=tmp_path, folder=None, **granted)
     assert ("srun --mpi=" in said) == bool(launched)
+    assert (" --wait=10 " in said) == bool(launched), "else srun waits for ever for ranks that outlive one"
+    assert (" 4711.0\n" in said) == bool(launched), "else MPICH may find what a killed run has left"
     ran_on = results.open(output).environment
     assert (ran_on["ranks"], ran_on["threads"], ran_on["slurm_job_id"]) == (2, 2, "4711")
 
@@ -186,7 +189,7 @@ LEAVING = """#!/usr/bin/env bash
 [[ $LEFT ]] && cp "$LEFT" "$FILE"
 exit "$ENDS"
 """
-SCONTROL = '#!/bin/sh\n[ "$1" = show ] && echo JobState=RUNNING || echo "requeued"\n'
+SCONTROL = '#!/bin/sh\n[ "$1" = show ] && echo "JobId=$3 JobState=${STATE-RUNNING}" || echo "requeued $2"\n'
 
 
 def test_the_file_says_how_a_run_ended(tmp_path: Path) -> None:
@@ -237,6 +240,21 @@ def test_a_file_from_before_is_no_result(tmp_path: Path) -> None:
     assert ended("local.sh", DIGITS, "--resume", "--output", old, path=tmp_path, folder=None, **how).returncode == 0
 
 
+def test_which_file_is_looked_at(tmp_path: Path) -> None:
+    """The one that the settings name, where no option does; and none where nothing was to be run."""
+    (tmp_path / "mpirun").write_text(LEAVING)
+    (tmp_path / "mpirun").chmod(0o755)
+    file, config = tmp_path / "run.h5", tmp_path / "config.yaml"
+    config.write_text(f"output: {file}\n")
+    good = str(finished(tmp_path / "finished.h5", rounds=1))
+    for left, status in {good: 0, "": 1}.items():
+        result = ended("local.sh", config, path=tmp_path, folder=tmp_path, LEFT=left, FILE=str(file), ENDS="0")
+        assert (result.returncode, f"{file}: missing, although mpirun" in result.stdout) == (status, bool(status))
+        file.unlink(missing_ok=True)
+    for asks in ("--help", "-h", "--algorithm.help=FedProx", "--print_config"):
+        assert run("local.sh", config, asks, path=tmp_path, folder=tmp_path, LEFT="", ENDS="0") == ""
+
+
 def test_a_rank_that_leaves(tmp_path: Path) -> None:
     """It ends with 0, and so does mpirun as often as not; the script never."""
     fault = "--algorithm faulty.Faulty --algorithm.kind leave --algorithm.phase constructor --algorithm.ranks [2]"
@@ -250,10 +268,19 @@ def test_a_rank_that_leaves(tmp_path: Path) -> None:
 # A launcher that tells which signals it hears, until the second.
 LISTENING = """#!/usr/bin/env bash
 [[ $1 == --version ]] && echo HYDRA && exit
-for name in INT TERM USR1; do trap "echo heard $name; ((++count == 2)) && exit 85" $name; done
+[[ $1 == --mpi=list ]] && echo pmi2 pmix && exit
+for name in INT TERM USR1; do trap "echo heard $name; ((++count == 2)) && exit ${ENDS-85}" $name; done
 echo ready
 while :; do sleep 0.05; done
 """
+
+
+def await_traps(script: subprocess.Popen[str]) -> None:
+    """Wait until a script hears signals: its launcher may be ready before."""
+    about, awaited = Path(f"/proc/{script.pid}/status"), 1 << signal.SIGUSR1 - 1 | 1 << signal.SIGTERM - 1
+    while int(re.findall(r"SigCgt:\s+(\w+)", about.read_text())[0], 16) & awaited != awaited:
+        assert script.poll() is None
+        time.sleep(0.01)
 
 
 def test_signals_reach_the_run(tmp_path: Path) -> None:
@@ -267,10 +294,47 @@ def test_signals_reach_the_run(tmp_path: Path) -> None:
         ) as script:
             assert script.stdout
             assert script.stdout.readline() == "ready\n"
+            await_traps(script)
             for number in sent:
                 os.killpg(script.pid, number)
                 assert script.stdout.readline() == f"heard {number.name.removeprefix('SIG')}\n"
             assert script.wait(30) == 85
+
+
+ARRAY = {"SLURM_ARRAY_JOB_ID": "4700", "SLURM_ARRAY_TASK_ID": "3"}
+
+
+@pytest.mark.parametrize(
+    ("state", "array", "requeued"),
+    [
+        ("RUNNING", {}, "requeued 4711\n"),
+        ("RUNNING", ARRAY, "requeued 4700_3\n"),
+        ("CANCELLED", {}, ""),
+        ("COMPLETING", {}, ""),
+    ],
+    ids=["job", "task", "cancelled", "over"],
+)
+def test_the_way_back_into_the_queue(tmp_path: Path, state: str, array: dict[str, str], requeued: str) -> None:
+    """Of an interrupted job, and of a task alone, not of its array; not of a job that was cancelled.
+
+    Also where a signal came before Python could hear it, so that the launcher ends with another status than 85.
+    """
+    for name, text in {"srun": LISTENING, "scontrol": SCONTROL}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    command = ["bash", str(JOBS / "slurm.sbatch"), str(DIGITS), "--output", str(tmp_path / "run.h5")]
+    granted = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "4711", "SLURM_JOB_END_TIME": "1", "STATE": state, **array}
+    for ends in (85, 143):
+        how = environment(tmp_path, ENDS=str(ends), **granted)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=how) as script:
+            assert script.stdout
+            assert script.stdout.readline() == "ready\n"
+            await_traps(script)
+            for number in (signal.SIGUSR1, signal.SIGTERM):
+                script.send_signal(number)
+                assert script.stdout.readline() == f"heard {number.name.removeprefix('SIG')}\n"
+            assert script.stdout.read() == requeued
+        assert script.returncode == (0 if requeued else ends)
 
 
 def test_slurm_array(tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ def test_races(tries: int, left: Path) -> None:
         (Owner.parse("[1]"), SILENCE, True),
         (Owner.parse('{"pid": 1, "more": 2}'), SILENCE - 1, False),
         (Owner.parse(replace(GONE, pid=2**31).text), SILENCE - 1, False),
+        (Owner.parse(replace(GONE, pid=-GONE.pid).text), SILENCE - 1, False),
         (Owner.parse(GONE.text.replace(f"{GONE.pid}", '"1"', 1)), SILENCE - 1, False),
     ],
 )

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from fedmpi.algorithms.ditto import Ditto
+from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedopt import FedAvgM
 from fedmpi.data import Digits, Dirichlet
 from fedmpi.errors import BadInput
 from fedmpi.experiment.command_line import parse
-from fedmpi.models import LeNet
+from fedmpi.models import LeNet, LogisticRegression
 from fedmpi.policies import Uniform
 from fedmpi.results.summary import summarize
 from fedmpi.training.flat import FlatModel
@@ -78,6 +80,16 @@ def test_the_cohorts_mean_is_fedavgs_model(spy: Spy, tmp_path: Path) -> None:
     for column in plain.rounds.keys() - {name for name in plain.rounds if "seconds" in name}:
         np.testing.assert_array_equal(made.rounds[column], plain.rounds[column])
     assert made.rounds.keys() - plain.rounds.keys() == {"cohort_mean_accuracy"}
+
+
+def test_a_second_training_is_no_part_in_the_round(tmp_path: Path) -> None:
+    """Oracle: FedAvg, whose part Ditto's clients play before they train personal models, which are named phases."""
+    chosen = {**SETTINGS, "model": LogisticRegression(), "evaluate_means": "both", "evaluate_local": True}
+    plain, made = (run(tmp_path / f"{type(m).__name__}.h5", m, **chosen) for m in (FedAvg(), Ditto()))
+    np.testing.assert_array_equal(made.rounds["global_accuracy"], plain.rounds["test_accuracy"])
+    assert (made.rounds["test_accuracy"] != plain.rounds["test_accuracy"]).all(), "else nothing is tested"
+    for column in ("cohort_mean_accuracy", "clients_mean_accuracy", "local_accuracy"):
+        np.testing.assert_array_equal(made.rounds[column], plain.rounds[column], err_msg=column)
 
 
 def test_summary(tmp_path: Path) -> None:

@@ -17,9 +17,12 @@ from fedmpi import doctor
 from fedmpi.mpi import leftovers
 
 SIZE = 4096
-# A job that has mapped a file and keeps a list of it, until it is told to end, or killed.
+#: A user who is not root.
+SOMEBODY = 12345
+# A job that has mapped a file, and closed it as MPI libraries do, and keeps a list of it, until it is told to end, or
+# killed.
 JOB = """
-import mmap, sys
+import mmap, os, sys
 from pathlib import Path
 from fedmpi.mpi import leftovers
 leftovers.MEMORY = Path(sys.argv[1])
@@ -27,6 +30,9 @@ path = leftovers.MEMORY / sys.argv[2]
 path.write_bytes(bytes(4096))
 with path.open("r+b") as file:
     memory = mmap.mmap(file.fileno(), 0)
+for number in map(int, os.listdir("/proc/self/fd")):  # mmap keeps one of its own
+    if number > 2 and os.path.exists(f"/proc/self/fd/{number}") and os.path.samefile(f"/proc/self/fd/{number}", path):
+        os.close(number)
 leftovers.keep_list(leftovers.mine() if sys.argv[3] == "listed" else [])
 print("ready", flush=True)
 sys.stdin.read()
@@ -92,9 +98,17 @@ def test_lists_that_somebody_has_made_up(memory: Path, tmp_path_factory: pytest.
     (memory / "link").symlink_to(elsewhere)
     (memory / f"{prefix}c").write_text(f"{about.st_dev} {about.st_ino} link\n")
     os.mkfifo(memory / f"{prefix}d")
+    (memory / "mine").touch()
+    about = (memory / "mine").stat()
+    kept = {"link", "mine", f"{prefix}b", f"{prefix}d"}
+    if os.getuid() == 0:  # who may give files away, and whom nothing but this keeps from removing those of others
+        (memory / f"{prefix}e").write_text(f"{about.st_dev} {about.st_ino} mine\n")
+        os.chown(memory / f"{prefix}e", SOMEBODY, SOMEBODY)
+        kept.add(f"{prefix}e")
     assert leftovers.remove_listed() == 0
     assert elsewhere.read_text() == "precious"
     assert (memory / "link").is_symlink()
+    assert {path.name for path in memory.iterdir()} == kept
 
 
 def test_what_nobody_has_listed(
@@ -107,19 +121,35 @@ def test_what_nobody_has_listed(
         "ucx_shm_posix_30d150f3",
         "vader_segment.vm.0.51ec0001.2",
     ]
-    for name in [*names, "mpich_vci_1_0", "sm_segment.n.0.1.0", "somebody's", "mpich_shm_"]:
+    for name in [*names, "mpich_vci_1_0", "sm_segment.n.0.1.0", "somebody's", "mpich_shm_", "mpich_shm_1_0.kept"]:
         (memory / name).write_bytes(bytes(SIZE))
+    theirs = set()
+    if os.getuid() == 0:
+        theirs.add("mpich_shm_5_0")
+        (memory / "mpich_shm_5_0").write_bytes(bytes(SIZE))
+        os.chown(memory / "mpich_shm_5_0", SOMEBODY, SOMEBODY)
     with (memory / "mpich_vci_1_0").open("r+b") as file:
         mapped = mmap.mmap(file.fileno(), 0)
     with job(memory, "mpich_shm_a_0", "unlisted") as living, (memory / "sm_segment.n.0.1.0").open():
         monkeypatch.setattr(leftovers, "ALL_PROCESSES", 0)
+        with job(memory, "of the dead, and listed") as dead:
+            dead.send_signal(signal.SIGKILL)
         assert doctor.clean() == 1
+        assert not (memory / "of the dead, and listed").exists(), "of which there is no doubt"
         assert "this is a container" in capsys.readouterr().out
         assert all((memory / name).exists() for name in names)
         monkeypatch.setattr(leftovers, "ALL_PROCESSES", os.stat("/proc/self/ns/pid").st_ino)
         assert doctor.clean() == 0
         assert f"removed {len(names) * SIZE >> 10} KiB from /dev/shm" in capsys.readouterr().out
         left = {path.name for path in memory.iterdir() if not path.name.startswith("fedmpi-job-")}
-        assert left == {"mpich_vci_1_0", "sm_segment.n.0.1.0", "somebody's", "mpich_shm_", "mpich_shm_a_0"}
+        mine = {
+            "mpich_vci_1_0",
+            "sm_segment.n.0.1.0",
+            "somebody's",
+            "mpich_shm_",
+            "mpich_shm_a_0",
+            "mpich_shm_1_0.kept",
+        }
+        assert left == mine | theirs
         living.terminate()
     mapped.close()

@@ -250,3 +250,12 @@ def test_bad_options(arguments: str, message: str) -> None:
     with pytest.raises(BadInput) as error:
         parse(["--attack", *arguments.split()])
     assert str(error.value) == message
+
+
+def test_who_is_malicious_is_recorded(tmp_path: Path) -> None:
+    """Oracle: what the attack says of the clients that took part, who are some of all."""
+    attack = Gaussian(0.4)
+    made = run(tmp_path / "run.h5", attack=attack, clients=7, cohort=3, rounds=4, sampler=Uniform())
+    recorded, everyone = made.clients["malicious"], attack.malicious(7, SEED)
+    np.testing.assert_array_equal(recorded, everyone[made.clients["client"]])
+    assert (recorded.reshape(4, 3) != everyone[:3]).any(), "else the first clients' would do"

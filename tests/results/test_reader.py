@@ -162,6 +162,7 @@ def test_what_is_no_results_file_is_named_in_one_line(tmp_path: Path) -> None:
     reasons = {
         tmp_path / "missing.h5": "No such file or directory",
         tmp_path: "Is a directory",
+        Path(os.devnull): "not a regular file",
         text: "not an HDF5 file, or a damaged one",
         cut: "not an HDF5 file, or a damaged one",
         foreign: "not a results file of fedmpi",

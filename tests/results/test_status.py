@@ -25,14 +25,15 @@ def test_one_word(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
         started(path).finish(status)
     killed = tmp_path / "killed.h5"
     started(killed).write()
-    with h5py.File(killed, "r+") as file:
-        file.attrs["owner"] = replace(Owner.here(), pid=2**31 - 1).text  # no process can have it
+    finished(tmp_path / "finished.h5", rounds=1)
+    for path in (killed, files["interrupted"], files["failed"], tmp_path / "finished.h5"):
+        with h5py.File(path, "r+") as file:
+            file.attrs["owner"] = replace(Owner.here(), pid=2**31 - 1).text  # no process can have it
     (tmp_path / "empty.h5").touch()
     damaged = finished(tmp_path / "damaged.h5", rounds=1)
     with h5py.File(damaged, "r+") as file:
         del file["rounds"]
     monkeypatch.setenv("FOLDER", str(tmp_path))
-    finished(tmp_path / "finished.h5", rounds=1)
     reasons = {
         "finished.h5": ("finished", ""),
         "running.h5": ("running", ""),
