@@ -271,7 +271,7 @@ LISTENING = """#!/usr/bin/env bash
 [[ $1 == --mpi=list ]] && echo pmi2 pmix && exit
 for name in INT TERM USR1; do trap "echo heard $name; ((++count == 2)) && exit ${ENDS-85}" $name; done
 echo ready
-while :; do sleep 0.05; done
+for ((left = 1200; left; left--)); do sleep 0.05; done # if a signal does not come, the test fails, and does not hang
 """
 
 
