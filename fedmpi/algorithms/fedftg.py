@@ -23,7 +23,8 @@ from fedmpi.typing import Cohort, Federation, Layout, Net, Order, Student, Tenso
 
 @with_options
 class FedFTG(Distilled):
-    """Any averaging method, after which the server fine-tunes its model on hard generated samples (Zhang et al., 2022).
+    """Any averaging method, after which the server fine-tunes its model on hard generated samples (Zhang et al.,
+    2022).
 
     The generator is trained to make samples that the clients' models recognise, but on which the global model
     disagrees with them. Labels are drawn from the cohort's label distribution. The weight of a client's model for a
@@ -32,8 +33,8 @@ class FedFTG(Distilled):
     Variant "paper" takes one step of the generator on the sum over the clients, with the Kullback-Leibler divergence
     as disagreement. Variant "repo" follows the authors' code. It takes one step for each client in turn. Its
     disagreement is the mean absolute difference of logits, whose gradient reaches the sample through the global model
-    alone. Class weights are applied after the means over the batch, and the loss of the global model is divided by the
-    number of classes.
+    alone. Class weights are applied after the means over the batch, and the loss of the global model is divided by
+    the number of classes.
 
     Args:
         base: the method that is extended; null: SCAFFOLD, as in the paper's tables.

@@ -23,10 +23,10 @@ class FedMA(Algorithm):
     """Layer-by-layer averaging of matched hidden units, at a fixed width (Wang et al., 2020).
 
     After local training, the units of a layer are permuted to match those of the global model. The assignment
-    minimises the squared distance between their incoming weights. The layer is then averaged and frozen, and the
-    clients train the remaining layers before the next layer is matched. In the last layer, the weights of a class are
-    averaged by the clients' numbers of samples of that class (with Horvitz-Thompson weights, divided by the expected
-    number).
+    minimises the squared distance between the parameters that produce them. The layer is then averaged and frozen,
+    and the clients train the remaining layers before the next layer is matched. In the last layer, the weights of a
+    class are averaged by the clients' numbers of samples of that class (with Horvitz-Thompson weights, divided by the
+    expected number).
 
     Differences from the paper: layers do not grow, so the assignment is a plain one instead of that of a
     nonparametric Bayesian model. Normalised, residual, densely connected and recurrent networks can be matched, too.

@@ -68,8 +68,8 @@ class TopK(Compression):
     Aji, Heafield: Sparse Communication for Distributed Gradient Descent. EMNLP 2017. https://arxiv.org/abs/1704.05021
     Stich, Cordonnier, Jaggi: Sparsified SGD with Memory. NeurIPS 2018. https://arxiv.org/abs/1809.07599
 
-    Among values of the same magnitude, the first are sent. Each takes 8 bytes, for value and index. A client keeps the
-    unsent rest of each vector that its method sends, for the whole experiment.
+    Among values of the same magnitude, the first are sent. Each takes 8 bytes, for value and index. A client keeps
+    the unsent rest of each vector that its method sends, for the whole experiment.
 
     Args:
         share: share of the values that is sent; at least one value.

@@ -116,10 +116,11 @@ class Heterogeneous(Conditions):
     """Clients of different speed on a virtual clock; some drop out, come late, or do only a part of their work.
 
     A client takes bytes down / download + work seconds_per_step + bytes up / upload virtual seconds. Each client has
-    its own three rates for the whole experiment, drawn from lognormal distributions around the values given here. Work
-    is the number of optimizer steps in all trainings of the client in the round. Other computation of a method counts
-    as additional steps; a forward pass counts as a third of a step. A round takes as long as the slowest update that
-    is used. If fewer updates come than were waited for, and there is a deadline, the round ends at the deadline.
+    its own three rates for the whole experiment, drawn from lognormal distributions around the values given here.
+    Work is the number of optimizer steps in all trainings of the client in the round. Other computation of a method
+    counts as additional steps; a forward pass counts as a third of a step. A round takes as long as the slowest
+    update that is used. If fewer updates come than were waited for, and there is a deadline, the round ends at the
+    deadline.
 
     Args:
         seconds_per_step: virtual seconds per step of plain training, for the median client.
