@@ -34,8 +34,8 @@ class ImageFolder(Dataset):
 
     The folders may also be named training, testing, val, valid and validation, in upper or lower case. If there are
     both a test folder and a validation folder, the latter is not used. Classes are numbered in the order of their
-    sorted names. If there is no test folder, test images are taken from each class, sorted by name: for a share of 0.2
-    every fifth image, whatever the seed.
+    sorted names. If there is no test folder, test images are taken from each class, sorted by name: for a share of
+    0.2 every fifth image, whatever the seed.
 
     Images are converted to RGB, and their largest centred square is resized (bilinear). They are normalised by
     ImageNet's mean and standard deviation. EXIF orientation is applied, transparent pixels become white, and 16 bits

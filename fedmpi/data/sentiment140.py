@@ -32,8 +32,8 @@ _ROWS_A_LINE = 400_000
 class Sentiment140(Published):
     """1,600,000 tweets, negative (0) or positive (1) by their smileys, and 359 labelled by hand (Go et al., 2009).
 
-    Tweets are put in lower case and cut into words and punctuation marks. Each address, and each user spoken to, is one
-    token. Tokens are numbered by their frequency in the training tweets, and equally frequent ones by their first
+    Tweets are put in lower case and cut into words and punctuation marks. Each address, and each user spoken to, is
+    one token. Tokens are numbered by their frequency in the training tweets, and equally frequent ones by their first
     occurrence. 0 is padding, and 1 is any other token. The test tweets of label 2 (neutral) are left out. Users are
     the authors of training tweets.
 

@@ -16,8 +16,8 @@ class Projected(Model):
     """Another network with a projection below its last layer, as in MOON (Li et al., 2021).
 
     The input of the other network's last fully connected layer has f values. Two layers (f hidden units with ReLU)
-    project them to `size` values, which a new last layer classifies. Features: [B, size]. For LeNet on 1x28x28 and 10 classes:
-    129,330 parameters.
+    project them to `size` values, which a new last layer classifies. Features: [B, size]. For LeNet on 1x28x28 and 10
+    classes: 129,330 parameters.
 
     Args:
         over: the network that is wrapped; null: LeNet.
