@@ -297,12 +297,12 @@ def clean() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fedmpi.doctor", description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs", "run.h5"), help="the results file to be")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads a rank will have (default: 1)")
+    parser.add_argument("--output", type=Path, default=Path("runs", "run.h5"), help="results file of the experiment")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads per rank of the experiment (default: 1)")
     parser.add_argument(
         "--clean",
         action="store_true",
-        help="only remove what this user's killed jobs have left in /dev/shm; once on each node",
+        help="only remove files of this user's killed jobs from /dev/shm; run it once per node",
     )
     options = parser.parse_args()
     if options.clean:

@@ -6,12 +6,12 @@ from fedmpi.algorithms.fedavg import FedAvg
 class Centralized(FedAvg):
     """Ordinary training on the pooled samples of all clients.
 
-    It is FedAvg with a single client, who holds everybody's samples and trains with the same --local options: batch
-    size, learning rate and its schedule by rounds, an optimizer that starts afresh in every round. A round goes over
-    as many samples as the clients of its cohort would (with --local.steps: does as many steps as they together), in a
-    new random order: with 10 of 100 equal clients and 5 epochs, over half of all samples. So a curve over rounds
-    compares with those of the federated methods at equal work. One rank trains, the others help to evaluate; on CPUs
-    start few ranks and give them --threads.
+    It is FedAvg with a single client, which holds all samples and trains with the same --local options: batch size,
+    learning rate and its schedule over rounds, and an optimizer whose state is reset every round. A round processes
+    as many samples as the cohort of a federated run would (with --local.steps: as many steps as the cohort together),
+    in a new random order. With 10 of 100 equal clients and 5 epochs, that is half of all samples. So curves over
+    rounds compare with those of federated methods at equal work. One rank trains, and the others help to evaluate. On
+    CPUs, start few ranks and give them --threads.
     """
 
     averages_models = takes_compression = takes_privacy = False  # there is one model, in one place

@@ -21,18 +21,20 @@ from fedmpi.typing import Cohort, Federation
 
 @with_options
 class CFL(Clustered):
-    """FedAvg in clusters that are split in two where it has come to rest and clients have not (Sattler et al., 2021).
+    """FedAvg in clusters; a cluster is split when its mean has converged but its clients have not (Sattler et al.,
+    2021).
 
-    At first all clients are one cluster. A cluster is split if the mean of its clients' changes is short and the
-    longest of them is not: by complete linkage of the cosines between them, as in the released code, and only in a
-    round in which all of its clients take part, as with `--sampler All`. What is short depends on network, learning
-    rate and amount of training: the columns mean_change_0 and largest_change_0 of /rounds, and so on, tell.
+    At first all clients are one cluster. A cluster is split if the mean of its clients' updates is short and the
+    longest update is not. It is split by complete linkage of the cosines between updates, as in the released code,
+    and only in a round in which all of its clients take part, as with `--sampler All`. Suitable thresholds depend on
+    the network, the learning rate and the amount of training. The columns mean_change_N and largest_change_N of
+    /rounds help to choose them.
 
     Args:
-        mean_below: a cluster is split if the mean change is shorter than this;
-        largest_above: and if a client's change is longer than this.
-        warmup: rounds in which no cluster is split.
-        min_size: a cluster of no more clients is not split.
+        mean_below: a cluster is split only if the L2 norm of its mean update is below this value.
+        largest_above: a cluster is split only if the L2 norm of a client's update is above this value.
+        warmup: number of first rounds in which no cluster is split.
+        min_size: clusters with this many clients or fewer are not split.
     """
 
     mean_below: Annotated[float, interval("[0, inf]")] = 0.4

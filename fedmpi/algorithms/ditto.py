@@ -15,16 +15,16 @@ from fedmpi.typing import Block, Cohort, Federation, Tensor
 
 @with_options
 class Ditto(FedAvg):
-    """FedAvg, and a personal model of each client that is pulled towards the global one (Li et al., 2021).
+    """FedAvg plus a personal model per client that is pulled towards the global model (Li et al., 2021).
 
-    Beside its part in FedAvg, which goes on as if nothing else did, a client of the round trains its personal model v
-    on F_k(v) + pull/2 |v - w|^2, the second term over the trained parameters only; w is the global model that it
-    received. Personal models start as the initial one. They are what is measured; the column global_accuracy is the
-    global model's.
+    In addition to plain FedAvg, a client of the round trains its personal model v on F_k(v) + pull/2 |v - w|^2. Here
+    w is the global model that it received, and the second term covers the trained parameters only. Personal models
+    start as the initial model. The personal models are evaluated; the column global_accuracy has the accuracy of the
+    global model.
 
     Args:
-        pull: strength of the pull, the paper's lambda; 0 trains the personal models alone.
-        epochs: passes over a client's samples by its personal model; null: as the global one.
+        pull: strength of the pull, lambda in the paper; with 0 the personal models are trained without a pull.
+        epochs: local epochs of the personal model; null: as many as for the global model.
     """
 
     pull: NonNegativeFloat = 1.0

@@ -26,22 +26,22 @@ class FeatureFusion(FedAvg):
     """FedAvg whose clients fuse their extractor's features with those of the frozen global one (Yao et al., 2019).
 
     A client's model is C(F(E(x), E_g(x))): the extractor E, the classifier C and the fusion operator F are trained,
-    sent and averaged; E_g is the extractor as received, in evaluation mode. What E_g makes of the client's samples is
-    computed once a round, unless these are augmented or it takes too much memory. On the virtual clock that is a
-    forward pass over the samples, or one in every step.
+    sent and averaged; E_g is the extractor as received, in evaluation mode. The features E_g(x) of the client's
+    samples are computed once per round, unless samples are augmented or the features take too much memory. On the
+    virtual clock this costs one forward pass over the samples, or one forward pass in every step.
 
     Args:
-        operator: F. conv: a 1x1 convolution of both extractors' channels; multi: a learned share of E_g in each
-            channel; single: one share in all of them.
-        smoothing: of the shares at the server, which become (1 - smoothing) times the clients' mean plus smoothing
-            times what they were; null: 0.9. Not of conv.
-        start: weights of conv at first: default, as PyTorch draws them; or average, the mean of both extractors.
-            Shares are zero at first, so that training starts as FedAvg's.
-        evaluated_with: E_g when the global model is measured: previous, the extractor that the last round's clients
-            received, as in the authors' code; or self, its own, with which shares have no effect. The accuracies with
-            either are columns.
-        cache_mb: memory of a rank for features of E_g, in 10^6 bytes; if the clients trained together on a rank
-            could need more, all compute them anew in every step. What is done is the column cached_features.
+        operator: the fusion operator F. conv: a 1x1 convolution over both extractors' channels. multi: a learned
+            share of E_g per channel. single: one learned share for all channels.
+        smoothing: smoothing of the shares at the server: they become (1 - smoothing) times the clients' mean plus
+            smoothing times their old values; null: 0.9. Not for conv.
+        start: initial weights of conv: default, as PyTorch draws them; or average, the mean of both extractors.
+            Shares start at zero, so training starts as in FedAvg.
+        evaluated_with: E_g in evaluations of the global model. previous: the extractor that the last round's clients
+            received, as in the authors' code. self: the model's own extractor, with which shares have no effect. Both
+            accuracies are columns.
+        cache_mb: memory per rank for features of E_g, in 10^6 bytes. If the clients that are trained together on a
+            rank could need more, features are computed in every step. The column cached_features says what was done.
     """
 
     operator: Literal["conv", "multi", "single"] = "multi"

@@ -13,8 +13,8 @@ from fedmpi.typing import Layout
 class FedBN(PartlyShared):
     """FedAvg on all but the normalisation layers, which stay with each client (Li et al., 2021).
 
-    Their scales, shifts and running statistics are the client's own; layers of every kind of normalisation count.
-    Without such layers it is FedAvg.
+    Each client keeps its own scales, shifts and running statistics of all normalisation layers, of whatever kind. For
+    a network without normalisation layers it is FedAvg.
     """
 
     def split(self, layout: Layout) -> tuple[slice, slice]:

@@ -18,15 +18,15 @@ from fedmpi.typing import Cohort, Federation
 
 @with_options
 class FedCluster(Algorithm):
-    """One model that goes from cluster to cluster, and is FedAvg's of its clients in each (Chen et al., 2020).
+    """One model that is trained by FedAvg in one cluster of clients after another (Chen et al., 2020).
 
-    The clients are divided at random into clusters of equal size, once. A round has as many cycles as clusters, in
-    random order: each starts from the mean of the one before. So it has as many updates of the model as clusters that
-    somebody of the cohort is in (column server_updates), for the traffic of one round of FedAvg. The cohort is drawn
-    out of all clients, not in each cluster. (FL+HC, which some tables call FedCluster, is `FLHC`.)
+    The clients are divided once, at random, into clusters of equal size. A round has one cycle per cluster, in random
+    order, and each cycle starts from the mean of the previous one. So a round updates the model once per cluster that
+    has a client in the cohort (column server_updates), with the traffic of one round of FedAvg. The cohort is drawn
+    from all clients, not per cluster. (FL+HC, which some tables call FedCluster, is `FLHC`.)
 
     Args:
-        clusters: how many.
+        clusters: number of clusters.
     """
 
     clusters: PositiveInt = 5

@@ -27,25 +27,26 @@ from fedmpi.typing import Cohort, Federation, Layout, Net, Student, Tensor
 
 @with_options
 class FedDF(Distilled):
-    """FedAvg whose server then teaches its model what the clients' models say together (Lin et al., 2020).
+    """FedAvg whose server then distils the ensemble of the clients' models into the global model (Lin et al., 2020).
 
-    With proxy data, as in the paper: the softmax of the mean of their logits on samples without labels; the student
-    learns by Adam, its learning rate falling as a cosine within the round. Without, as in FedFTG's comparison (Zhang
-    et al., 2022): the mean of their probabilities on samples of a generator, which learns that they recognise its
-    samples, and that these differ; the student learns by SGD.
+    The global model is the student, and the clients' models are the teachers. With proxy data, as in the paper, the
+    target is the softmax of the teachers' mean logits on unlabelled samples; the student uses Adam, with a learning
+    rate that falls as a cosine within the round. Without proxy data, as in FedFTG's comparison (Zhang et al., 2022),
+    the target is the mean of the teachers' probabilities on generated samples; the student uses SGD. The generator is
+    trained so that the teachers recognise its samples and the samples differ from each other.
 
     Args:
-        proxy: data set whose training samples the server has, without their labels; null: a generator makes samples.
-        generator: what makes them; null: ImageGenerator.
-        generator_steps: steps of the generator a round.
-        student_steps: steps of the global model a round; null: 20, with proxy data 500.
-        batch_size: samples of a step; null: 50, with proxy data 128.
-        generator_lr: learning rate of the generator in the first round, by Adam.
-        student_lr: learning rate of the global model there; null: 0.1, with proxy data 0.001.
-        decay: factor a round of both learning rates.
-        weight_decay: in the steps of generator and global model; null: 0.001, with proxy data 0.
-        student_mode: of batch normalisation in the global model's steps; train lets its running statistics follow
-            the samples.
+        proxy: data set whose training samples the server has, without labels; null: a generator makes samples.
+        generator: network that makes samples; null: ImageGenerator.
+        generator_steps: steps of the generator per round.
+        student_steps: steps of the global model per round; null: 20, with proxy data 500.
+        batch_size: samples per step; null: 50, with proxy data 128.
+        generator_lr: learning rate of the generator (Adam) in the first round.
+        student_lr: learning rate of the global model in the first round; null: 0.1, with proxy data 0.001.
+        decay: factor per round of both learning rates.
+        weight_decay: weight decay for generator and global model; null: 0.001, with proxy data 0.
+        student_mode: mode of batch normalisation in the global model's steps; with train, its running statistics
+            follow the samples.
     """
 
     proxy: Dataset | None = None

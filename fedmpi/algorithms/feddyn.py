@@ -14,13 +14,13 @@ from fedmpi.typing import Block, Cohort, Federation, Tensor
 
 @with_options
 class FedDyn(Algorithm):
-    """Local losses regularised so that their minima come to agree (Acar et al., 2021).
+    """Local losses with dynamic regularisation, so that local and global minima agree (Acar et al., 2021).
 
-    Each client minimises F_k(w) - <g_k, w> + alpha/2 |w - w_t|^2 and renews g_k, which tends to the gradient of F_k
-    at the minimum of all. With `--weighting samples` a client of n samples is n clients of the paper's.
+    Each client minimises F_k(w) - <g_k, w> + alpha/2 |w - w_t|^2 and then updates g_k, which tends to the gradient of
+    F_k at the global minimum. With `--weighting samples`, a client with n samples counts as n clients of the paper.
 
     Args:
-        alpha: strength of the pull.
+        alpha: strength of the regularisation.
     """
 
     alpha: PositiveFloat = 0.01

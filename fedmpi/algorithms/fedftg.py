@@ -23,33 +23,36 @@ from fedmpi.typing import Cohort, Federation, Layout, Net, Order, Student, Tenso
 
 @with_options
 class FedFTG(Distilled):
-    """Another method whose server fine-tunes its model on hard samples of a generator (Zhang et al., 2022).
+    """Any averaging method, after which the server fine-tunes its model on hard generated samples (Zhang et al.,
+    2022).
 
-    The samples are those on which the global model and the clients' models disagree, and that the latter recognise.
-    Labels are drawn as the cohort has them, and a client's model counts for a class by its part of the class's
-    samples. Variants: "paper" takes one step of the generator on the sum over the clients, with the Kullback-Leibler
-    divergence for disagreement; "repo", as the authors' code, one for each client in turn, with the mean absolute
-    difference of logits, of which the gradient reaches the sample through the global model alone, class weights
-    after the means over the batch, and a loss of the global model that is divided by the number of classes. Learning
-    rates fall by `decay` a round.
+    The generator is trained to make samples that the clients' models recognise, but on which the global model
+    disagrees with them. Labels are drawn from the cohort's label distribution. The weight of a client's model for a
+    class is the client's share of that class's samples. Learning rates fall by `decay` per round.
+
+    Variant "paper" takes one step of the generator on the sum over the clients, with the Kullback-Leibler divergence
+    as disagreement. Variant "repo" follows the authors' code. It takes one step for each client in turn. Its
+    disagreement is the mean absolute difference of logits, whose gradient reaches the sample through the global model
+    alone. Class weights are applied after the means over the batch, and the loss of the global model is divided by
+    the number of classes.
 
     Args:
-        base: the method whose rounds come first; null: SCAFFOLD, as in the paper's tables.
-        variant: paper or repo.
-        generator: what makes the samples; null: ImageGenerator.
-        iterations: batches a round; 0 is the base method.
+        base: the method that is extended; null: SCAFFOLD, as in the paper's tables.
+        variant: paper or repo (see above).
+        generator: network that makes the samples; null: ImageGenerator.
+        iterations: batches per round; 0 is the base method.
         generator_steps: passes of the generator over each batch.
         student_steps: steps of the global model on each batch.
-        batch_size: samples of a batch.
-        generator_lr: learning rate of the generator in the first round, by Adam.
-        student_lr: learning rate of the global model there, by SGD; null: 0.01, in variant repo 0.1, as that loss is
-            smaller by the number of classes.
-        decay: factor a round of both.
-        weight_decay: in the global model's steps.
-        class_weight: of the class loss in the generator's.
-        diversity_weight: of the diversity loss in the generator's.
-        student_mode: of batch normalisation in the global model's steps; train lets its running statistics follow
-            the samples.
+        batch_size: samples per batch.
+        generator_lr: learning rate of the generator (Adam) in the first round.
+        student_lr: learning rate of the global model (SGD) in the first round; null: 0.01, in variant repo 0.1,
+            because that loss is smaller by the number of classes.
+        decay: factor per round of both learning rates.
+        weight_decay: weight decay of the global model's steps.
+        class_weight: weight of the class loss in the generator's loss.
+        diversity_weight: weight of the diversity loss in the generator's loss.
+        student_mode: mode of batch normalisation in the global model's steps; with train, its running statistics
+            follow the samples.
     """
 
     base: Algorithm = null_for(SCAFFOLD)

@@ -32,30 +32,30 @@ MADE, DRAWS = 50, 1000
 class FedGen(FedAvg):
     """FedAvg whose clients also learn from features that a generator at the server makes (Zhu et al., 2021).
 
-    Features are what the last fully connected layer takes, the head. After each round the server trains the generator
-    G so that the heads of the clients take its features for the class that was asked for: by Adam, on the sum
-    over clients of a_k(y) CE(head_k(z), y), where z = G(e, y), e is standard normal noise, y any class of the cohort,
-    and a_k(y) the client's share of the cohort's samples of it; plus a term for features as diverse as the noise.
+    Features are the input of the head, the last fully connected layer. After each round the server trains the
+    generator G so that the clients' heads classify its features as the requested class. It uses Adam on the sum over
+    clients of a_k(y) CE(head_k(z), y), where z = G(e, y), e is standard normal noise, y any class of the cohort, and
+    a_k(y) the client's share of the cohort's samples of y; plus a term for features as diverse as the noise.
 
-    To the loss of each sample (x, y) a client adds alpha CE(head(G(e', y')), y'), y' any class, and beta times the
-    divergence of the network's prediction for x from the head's for G(e, y). Both weights fall from round to round,
-    to 1e-4 at the least. Only classes count that the generator has been trained on, so there is no such term in the
-    first round. In a round the generator stays as it is, so each client has 50 feature vectors of each class made at
-    its start, and for each of its samples draws one for either term.
+    A client adds two terms to the loss of each sample (x, y): alpha CE(head(G(e', y')), y'), with y' any class, and
+    beta times the divergence of the network's prediction for x from the head's prediction for G(e, y). Both weights
+    fall from round to round, to no less than 1e-4. Only classes that the generator has been trained on are used, so
+    the first round does not have these terms. The generator does not change during a round, so each client generates
+    50 feature vectors per class at its start. For each of its samples and terms it draws one of them.
 
-    A generator that is no longer finite starts anew; the column generator_resets counts it.
+    A generator with non-finite weights is re-initialised; the column generator_resets counts this.
 
     Args:
         generator: the network that makes features; null: FeatureGenerator.
         alpha: weight of the term for generated features of any class in the first round.
         beta: weight of the term for generated features of the sample's class. The authors' 10 for both goes with a
-            learning rate of 0.01; at 0.1 most networks do not survive it.
-        decay: factor a round of both.
-        steps: Adam's steps a round.
-        batch_size: generated features a step.
+            learning rate of 0.01; at 0.1 most networks diverge.
+        decay: factor per round of alpha and beta.
+        steps: steps of the generator (Adam) per round.
+        batch_size: generated features per step.
         lr: learning rate of the generator in the first round.
-        lr_decay: factor a round of it.
-        weight_decay: added to the generator's gradient as weight_decay times its weights.
+        lr_decay: factor per round of the generator's learning rate.
+        weight_decay: weight_decay times the weights is added to the generator's gradient.
     """
 
     generator: Generator = null_for(FeatureGenerator)

@@ -24,21 +24,21 @@ from fedmpi.typing import Federation, Tensor
 
 @with_options
 class FedGroup(ClusteredOnce):
-    """Groups of clients whose first updates point the same way, and FedAvg in each of them (Duan et al., 2021).
+    """FedAvg in groups of clients whose first updates have similar directions (Duan et al., 2021).
 
     In the first round, the group cold start, some clients train the initial model and are clustered by the directions
-    of their updates. A client that comes later does the same, and joins the group whose update points most like its
-    own. The cold start takes whole passes over a client's samples, where the released code takes 50 steps.
+    of their updates. A client that comes later also trains the initial model first, and joins the group whose update
+    has the most similar direction. The cold start uses whole local epochs, where the released code uses 50 steps.
 
     Args:
         models: number of groups.
-        measure: of how different two directions are: edc, the Euclidean distance of their cosines with the first
-            singular vectors of all, for k-means; or madc, the mean difference of their cosines with all others, for
-            hierarchical clustering with complete linkage.
-        pretrained: clients in the cold start for each group; all if there are fewer.
-        pretrain_epochs: passes over a client's samples in the cold start; null: as many as in the local training.
-        intergroup: rate of the aggregation between groups, which pulls every group's model towards the directions of
-            the others'; 0: none.
+        measure: dissimilarity of two directions. edc: Euclidean distance of their cosines with the first singular
+            vectors of all directions, with k-means. madc: mean difference of their cosines with all others, with
+            hierarchical clustering and complete linkage.
+        pretrained: clients per group in the cold start; all clients if there are fewer.
+        pretrain_epochs: local epochs in the cold start; null: as many as in the local training.
+        intergroup: rate of the aggregation between groups, which pulls each group's model towards the directions of
+            the other groups' models; 0: none.
     """
 
     models: PositiveInt = 3

@@ -20,22 +20,24 @@ from fedmpi.typing import Block, Cohort, Federation, Layout, Tensor, Vectors
 
 @with_options
 class FedMA(Algorithm):
-    """Averaging layer by layer, of hidden units that were matched before (Wang et al., 2020), at a fixed width.
+    """Layer-by-layer averaging of matched hidden units, at a fixed width (Wang et al., 2020).
 
-    After local training, each layer's units are brought into the order of the global model's by the assignment of
-    least squared distance between what makes them; the layer is averaged and frozen, and the clients train what
-    remains before the next layer's turn. Of the last layer, the weights of a class are averaged by the clients'
-    numbers of its samples (with Horvitz-Thompson weights, divided by the expected number). Differs from the paper:
-    layers do not grow, so that the assignment is a plain one instead of a nonparametric Bayesian model's, and
-    normalised, residual, densely connected and recurrent networks can be matched, too. Clients put their own units
-    in order, so that neither models nor costs are gathered. Units on either side of a frozen layer stay as they are,
-    and are averaged with the last layer.
+    After local training, the units of a layer are permuted to match those of the global model. The assignment
+    minimises the squared distance between the parameters that produce them. The layer is then averaged and frozen,
+    and the clients train the remaining layers before the next layer is matched. In the last layer, the weights of a
+    class are averaged by the clients' numbers of samples of that class (with Horvitz-Thompson weights, divided by the
+    expected number).
+
+    Differences from the paper: layers do not grow, so the assignment is a plain one instead of that of a
+    nonparametric Bayesian model. Normalised, residual, densely connected and recurrent networks can be matched, too.
+    Each client permutes its own units, so neither models nor costs are gathered. Units on either side of a frozen
+    layer keep their order, and are averaged with the last layer.
 
     Args:
-        retrain: whether clients train again after each layer. If not, all layers are matched and averaged at once,
-            for the price of FedAvg: a cheap variant that is not FedMA proper.
-        retrain_epochs: passes over a client's samples each time; null: as many as in the local training.
-        sweeps: how often the units of a layer are matched again, to those of its mean.
+        retrain: whether clients train again after each layer. If not, all layers are matched and averaged at once.
+            That is a variant that costs as much as FedAvg, and is not FedMA proper.
+        retrain_epochs: local epochs after each layer; null: as many as in the local training.
+        sweeps: how often the units of a layer are matched again, to the units of their mean.
     """
 
     retrain: bool = True

@@ -20,11 +20,12 @@ from fedmpi.typing import Cohort, Federation
 
 @with_options
 class FedNova(Proximal, FedAvg):
-    """FedAvg of clients that do different numbers of steps, each counted by its mean step (Wang et al., 2020).
+    """FedAvg with normalised updates, for clients that do different numbers of steps (Wang et al., 2020).
 
-    w += tau sum_k p_k (w_k - w) / a_k, where a_k is what the gradients count in the client's way, the number of its
-    steps unless there is momentum or a pull, and tau = sum_k p_k a_k. So equal work is FedAvg's, or FedProx's. Of
-    weight decay and clipping a_k takes no account.
+    w += tau sum_k p_k (w_k - w) / a_k, with tau = sum_k p_k a_k. The normalising constant a_k is the sum of the
+    coefficients with which the gradients enter the client's update; without momentum and proximal term it is the
+    number of steps. If all clients do equal work, this is FedAvg, or FedProx. a_k does not account for weight decay
+    and clipping.
 
     Args:
         mu: strength of a proximal pull towards the global model, as in FedProx.

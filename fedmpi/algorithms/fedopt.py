@@ -17,9 +17,9 @@ class FedAvgM(FedAvg):
 
     Args:
         lr: learning rate of the server.
-        momentum: how much of the past is kept.
-        dampening: how much of the new is left out.
-        nesterov: look ahead.
+        momentum: momentum factor.
+        dampening: the mean update enters the momentum with factor 1 - dampening.
+        nesterov: whether to use Nesterov momentum.
     """
 
     takes_server_optimizer = False  # it has one
@@ -36,7 +36,7 @@ class FedAdagrad(FedAvg):
     Args:
         lr: learning rate of the server.
         beta1: decay of the first moment.
-        tau: how far the rule adapts.
+        tau: degree of adaptivity, added to the root of the second moment.
     """
 
     takes_server_optimizer = False  # it has one
@@ -52,7 +52,7 @@ class FedAdam(FedAvg):
         lr: learning rate of the server.
         beta1: decay of the first moment.
         beta2: decay of the second moment.
-        tau: how far the rule adapts.
+        tau: degree of adaptivity, added to the root of the second moment.
     """
 
     takes_server_optimizer = False  # it has one
@@ -68,7 +68,7 @@ class FedYogi(FedAvg):
         lr: learning rate of the server.
         beta1: decay of the first moment.
         beta2: decay of the second moment.
-        tau: how far the rule adapts.
+        tau: degree of adaptivity, added to the root of the second moment.
     """
 
     takes_server_optimizer = False  # it has one

@@ -29,12 +29,12 @@ class FedPer(PartlyShared):
 
 @with_options
 class FedRep(FedPer):
-    """FedPer whose clients train the head first, under a frozen body, and then the body alone (Collins et al., 2021).
+    """FedPer whose clients first train the head with a frozen body, and then the body alone (Collins et al., 2021).
 
     The body is trained as `--local` says.
 
     Args:
-        head_epochs: passes over a client's samples in which its head is trained.
+        head_epochs: local epochs in which the head is trained.
     """
 
     head_epochs: PositiveInt = 10

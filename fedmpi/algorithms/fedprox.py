@@ -21,8 +21,8 @@ class FedProx(Proximal, FedAvg):
 
     Args:
         mu: strength of the pull; 0 is FedAvg.
-        anchor: where to: the global model w_t; or zero, as in the code released with FedFTG (Zhang et al., 2022),
-            which is no more than mu added to the weight decay.
+        anchor: target of the pull: the global model w_t; or zero, as in the code released with FedFTG (Zhang et al.,
+            2022), which only adds mu to the weight decay.
     """
 
     mu: NonNegativeFloat = 0.01

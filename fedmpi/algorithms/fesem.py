@@ -23,17 +23,16 @@ from fedmpi.typing import Federation, Stack, Tensor
 class FeSEM(ClusteredOnce):
     """k-means of the clients' models, with local training in between (Xie et al., 2020).
 
-    A client trains the model of its cluster, and then belongs to the cluster whose model is nearest to what it has
-    made of that (E step); the mean of those that belong to a cluster is its next model (M step). In the first round
-    all clients are asked, and train one model, so that what tells them from one another is their data and not the
-    models they started from. Running statistics take no part in distances.
+    A client trains the model of its cluster. It is then assigned to the cluster whose model is nearest to its trained
+    model (E step). The mean of a cluster's members is the cluster's next model (M step). In the first round all
+    clients are asked and train the same model, so that they differ by their data and not by their initial models.
+    Distances do not include running statistics.
 
     Args:
         models: number of clusters.
-        start: how the first clusters are found: by k-means, started by k-means++; or at random, as in the code
-            released with the paper, so that models which are nearly equal have to part.
-        part: of the models that is compared: all parameters, or those of the last fully connected layer, as in that
-            code.
+        start: how the first clusters are formed: by k-means, initialised by k-means++; or at random, as in the code
+            released with the paper, where clusters start with nearly equal models.
+        part: parameters that are compared: all, or those of the last fully connected layer, as in the released code.
     """
 
     models: PositiveInt = 3

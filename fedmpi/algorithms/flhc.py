@@ -24,19 +24,18 @@ NORMS = {"l1": 1, "l2": 2}
 
 @with_options
 class FLHC(ClusteredOnce):
-    """FedAvg, then hierarchical clustering of clients by their updates, then FedAvg in each (Briggs et al., 2020).
+    """FedAvg, then hierarchical clustering of clients by updates, then FedAvg per cluster (Briggs et al., 2020).
 
-    Known as FL+HC. In the round of the clustering all clients are asked. The first models of the clusters are the
-    means of what their members trained in it, where the paper's start from the common model again: the same traffic,
-    and a round is won.
+    Known as FL+HC. In the round of the clustering all clients are asked. The first model of a cluster is the mean of
+    the models that its members trained in that round. In the paper, clusters start from the common model again. The
+    traffic is the same, and one round is saved.
 
     Args:
         models: number of clusters.
-        threshold: distance above which clusters are not joined, in place of their number; null: as many as `models`.
-        warmup: rounds of FedAvg before the clustering; null: a fifth of all rounds, of which there can be no more
-            later.
-        metric: distance of two updates: the sum of the absolute differences, Euclidean, or 1 - cosine.
-        linkage: distance of two clusters.
+        threshold: distance above which clusters are not merged, used instead of `models`; null: `models` clusters.
+        warmup: rounds of FedAvg before the clustering; null: a fifth of all rounds, so no rounds can be added later.
+        metric: distance between updates: sum of absolute differences, Euclidean, or 1 - cosine.
+        linkage: distance between clusters.
     """
 
     models: PositiveInt = 3

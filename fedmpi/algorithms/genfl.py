@@ -34,35 +34,39 @@ from fedmpi.typing import Batch, Cohort, Federation, Layout, Net, Tensor, Vector
 class GenFL(FedAvg):
     """FedAvg from a model that the server has pre-trained on images of a federated generator (Cho et al.).
 
-    1. The clients train a conditional generator by FedAvg. 2. The server samples labelled images from it, and
-    3. pre-trains the model on them. 4. The rounds are FedAvg from there. 5. The generator's classification accuracy
-    score (CAS; Ravuri and Vinyals, 2019) is the accuracy, on all real images, of a fresh model that has only seen
-    synthetic ones: column cas of /rounds, the same in all rows; cas_test is on the test set alone. The ranks that
-    train share the sampling and the measurements; 3 and 5 run at the same time, on two of them.
+    1. The clients train a conditional generator by FedAvg. 2. The server samples labelled images from it. 3. The
+    server pre-trains the model on these images. 4. The rounds are FedAvg, starting from the pre-trained model. 5. The
+    generator's classification accuracy score (CAS; Ravuri and Vinyals, 2019) is the accuracy on all real images of a
+    new model that was trained on synthetic images only. Column cas of /rounds has it, the same in all rows; cas_test
+    is the accuracy on the test set alone. The ranks that train share the sampling and the evaluations. Stages 3 and 5
+    run at the same time, on two of these ranks.
 
-    Column weighted_client_accuracy is the paper's metric: the mean over clients, weighted by their training samples,
-    of the model's accuracy on each one's test samples, none of which is trained on.
+    Column weighted_client_accuracy is the paper's metric: the model's accuracy on each client's local test set, as a
+    mean over clients weighted by their training samples. No test sample is trained on.
 
     Args:
-        generator: what the clients train first; null: CVAE.
-        generator_rounds: of its federation, in which everything else is as in the rounds.
-        generator_epochs: of a client in one of these rounds, in batches of 32 by Adam at a rate of 1e-3.
-        synthetic: how many images the server makes.
-        stratified: whether there are equally many of each class; else their labels are drawn uniformly.
-        pretrain: whether the model is pre-trained; without, and with cas_epochs 0, no generator is trained, either.
-        pretrain_epochs: over the synthetic images, in batches of 32 by Adam at a rate of 1e-3.
-        cas_epochs: likewise of the model that is measured for the CAS; 0: it is not.
-        earlier: results file of another run, perhaps on another partition, whose outcome replaces stages of this one.
-            What that run has spent of its clients' privacy is not counted here.
-        take: what is taken from it. generator: the trained one, for stage 1; synthetic: its images, for 1 and 2;
-            pretrained: the pre-trained model, for 1 to 3, and its images if there is to be a CAS.
-        stop_at_skew: from which label skew of the clients on they do not train at all, so that the model stays as
-            it was pre-trained. The skew is the mean, weighted by samples, of the total variation distances between
-            the clients' label shares and those of all: 0 if all are alike, 0.9 if each of ten has one of ten equal
-            classes. null: they always train. It looks at the clients' labels, so it does not go with --privacy.
-        paper_compat: as in the authors' code: in each round the clients train on nine tenths of their samples, drawn
-            anew, and are tested on nine tenths, most of them the same (column leaky_client_accuracy); and the CAS,
-            column cas_compat, is the mean over all epochs of a model in evaluation mode from the second on.
+        generator: the generator that the clients train first; null: CVAE.
+        generator_rounds: rounds of the generator's training. All else is as in the rounds of the model.
+        generator_epochs: local epochs of the generator per round, in batches of 32 by Adam at a rate of 1e-3.
+        synthetic: number of images that the server makes.
+        stratified: whether all classes have equally many images; else labels are drawn uniformly.
+        pretrain: whether the model is pre-trained. If not, and cas_epochs is 0, no generator is trained.
+        pretrain_epochs: epochs over the synthetic images, in batches of 32 by Adam at a rate of 1e-3.
+        cas_epochs: epochs over the synthetic images of the model for the CAS, trained likewise; 0: no CAS.
+        earlier: results file of another run, perhaps on another partition, whose outcome replaces stages of this run.
+            The privacy budget that the other run has spent is not counted here.
+        take: what is taken from the other run. generator: its trained generator, for stage 1. synthetic: its images,
+            for stages 1 and 2. pretrained: its pre-trained model, for stages 1 to 3, and its images if there is a
+            CAS.
+        stop_at_skew: label skew of the clients from which on they do not train, so that the model stays as it was
+            pre-trained. The skew is the mean, weighted by samples, of the total variation distances between the
+            clients' label distributions and that of all samples: 0 if all are equal, 0.9 if each of ten clients has
+            one of ten equal classes. null: they always train. It uses the clients' labels, so it cannot be combined
+            with --privacy.
+        paper_compat: whether to follow the authors' code. In each round the clients train on nine tenths of their
+            samples, drawn again in each round, and are tested on nine tenths, most of which are the same (column
+            leaky_client_accuracy). The CAS, column cas_compat, is the mean over all epochs of a model that is in
+            evaluation mode from the second epoch on.
     """
 
     generator: Generator = null_for(CVAE)

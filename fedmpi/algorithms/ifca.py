@@ -21,19 +21,19 @@ DRAWS = 50
 
 @with_options
 class IFCA(Clustered):
-    """Several global models; each client trains the one with the least loss on its training samples.
+    """Several global models; each client trains the model with the lowest loss on its training samples.
 
-    Model averaging variant of Ghosh et al. (2020). The models start from different random weights: equal ones would
-    never part. A model that no client chose stays as it is. On the virtual clock a client's look at the losses is a
-    forward pass for each model; the draws of `balance` cost nothing there.
+    The model averaging variant of Ghosh et al. (2020). The models start from different random weights, because equal
+    models would stay equal. A model that no client chooses does not change. On the virtual clock, computing the
+    losses costs one forward pass per model; the draws of `balance` cost nothing.
 
     Args:
-        models: how many models there are.
-        balance: share of the first round's clients that each of the first models has to be chosen by; all are drawn
-            anew until this is so, at most 50 times, and then the most balanced ones are taken. The released code asks
-            for 0.35 of two models and 0.1 of four; 0: they are taken as they are drawn.
-        share_body: whether the models differ in the last fully connected layer only, and the mean of all others is
-            over all clients (weight sharing).
+        models: number of models.
+        balance: minimum share of the first round's clients that must choose each initial model. All models are drawn
+            again until this holds, at most 50 times; then the most balanced draw is used. The released code uses 0.35
+            for two models and 0.1 for four. 0: the first draw is used.
+        share_body: whether the models differ in the last fully connected layer only. All other layers are then
+            averaged over all clients (weight sharing).
     """
 
     models: PositiveInt = 3

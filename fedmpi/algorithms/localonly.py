@@ -11,11 +11,11 @@ from fedmpi.typing import Block, Cohort, Federation, Layout, Tensor, Vectors
 class LocalOnly(Algorithm):
     """Every client trains a model of its own on its own samples; nothing is ever sent.
 
-    A client trains in the rounds in which it is chosen, as under any other method; with --sampler All all of them do
-    in every round. Measured is each client's own model on the client's own shard of the test set, and after the last
-    round on all of it as well: global_matched_accuracy weights the clients by their training samples,
-    global_matched_accuracy_std is the spread over the clients. There is no global model: what the results file calls
-    so are the weights that everyone started from.
+    A client trains in the rounds in which it is chosen, as with any other method. With --sampler All, all clients
+    train in every round. Each client's model is evaluated on the client's local test set. After the last round it is
+    also evaluated on the whole test set: global_matched_accuracy is the mean weighted by the clients' training
+    samples, and global_matched_accuracy_std is the standard deviation over clients. There is no global model; in its
+    place, the results file has the initial weights.
     """
 
     takes_compression = False  # nothing is sent

@@ -17,18 +17,19 @@ from fedmpi.typing import Batch, Cohort, Federation, Net, Tensor
 
 @with_options
 class MOON(FedAvg):
-    """FedAvg with features near the global model's and far from the client's last one's (Li et al., 2021).
+    """FedAvg with a contrastive loss: features near the global model's, far from the last local's (Li et al., 2021).
 
-    To the loss of each sample is added mu l, where l = -log(e^(s/tau) / (e^(s/tau) + e^(s'/tau))), s and s' are the
-    cosines of the sample's features with those of the received model and of the client's last local model. Both of
-    these run in evaluation mode and get no gradient. Before a client's first round its last model is the initial one,
-    as in the authors' code.
+    The loss of each sample gets an additional term mu l, with l = -log(e^(s/tau) / (e^(s/tau) + e^(s'/tau))). Here s
+    and s' are the cosines of the sample's features with those of the received model and with those of the client's
+    last local model. Both models run in evaluation mode and get no gradient. Before a client's first round, its last
+    model is the initial model, as in the authors' code.
 
-    Features are what the model's classifier takes, as one vector. The paper's networks have a projection before their
-    classifier: `--model Projected`. On the virtual clock a step costs 5/3, for its two other forward passes.
+    Features are the input of the model's classifier, as one vector. The paper's networks have a projection head
+    before the classifier: `--model Projected`. On the virtual clock, a step costs 5/3 because of the two additional
+    forward passes.
 
     Args:
-        mu: weight of the term; 0 is FedAvg.
+        mu: weight of the contrastive term; 0 is FedAvg.
         tau: temperature.
     """
 

@@ -64,7 +64,7 @@ class Robust(Algorithm):
 class Median(Robust):
     """The median of the clients' models, coordinate by coordinate (Yin et al., 2018).
 
-    Of an even number of models, the mean of the middle two.
+    With an even number of models it is the mean of the middle two values.
     """
 
     def aggregate(self, fed: Federation, cohort: Cohort, models: Stack) -> Tensor | None:
@@ -76,7 +76,8 @@ class TrimmedMean(Robust):
     """The mean of the clients' models without the extremes, coordinate by coordinate (Yin et al., 2018).
 
     Args:
-        trim: share of the models, rounded down, that is left out at each end; at least that of the faulty clients.
+        trim: share of the models that is left out at each end, rounded down. It should be at least the share of
+            faulty clients.
     """
 
     trim: Annotated[float, interval("[0, 0.5)")] = 0.2
@@ -88,16 +89,16 @@ class TrimmedMean(Robust):
 
 @with_options
 class Krum(Robust):
-    """The model, or the mean of some, nearest to its nearest others (Blanchard et al., 2017).
+    """The client model (or the mean of several) that is closest to its nearest neighbours (Blanchard et al., 2017).
 
-    A model's score is the sum of its squared distances to the m - f - 2 nearest of the other m - 1, and those with
-    the least are selected; distances are over the parameters, not over running statistics. m must be at least
-    2 f + 3. Vectors that are rejected count among the f; in a round in which fewer of the others arrive than then are
-    needed, none is selected, and the model stays as it is.
+    The score of a model is the sum of its squared distances to the m - f - 2 nearest of the other m - 1 models. The
+    models with the lowest scores are selected. Distances are over the parameters, not over running statistics. m must
+    be at least 2 f + 3. Rejected vectors count among the f. If too few other models arrive in a round, none is
+    selected, and the global model does not change.
 
     Args:
-        faulty: f, how many of a round's clients may be.
-        select: how many models are selected; more than one is multi-Krum.
+        faulty: f, the largest number of faulty clients in a round.
+        select: number of selected models; more than one is multi-Krum.
     """
 
     faulty: NonNegativeInt = 2

@@ -17,17 +17,18 @@ from fedmpi.typing import Block, Cohort, Federation, Layout, Tensor, Vectors
 
 @with_options
 class SCAFFOLD(Algorithm):
-    """Local steps corrected by control variates, from the client's gradient to everyone's (Karimireddy et al., 2020).
+    """Local steps corrected by control variates, which reduce client drift (Karimireddy et al., 2020).
 
-    Algorithm 1 of the paper; the server's learning rate is `--server_optimizer Momentum --server_optimizer.lr ETA
-    --server_optimizer.momentum 0`. With `--weighting samples` a client of n samples is n clients of the paper's. With
-    local momentum, option II divides by what the gradients count in the client's way, which without is the number of
-    steps; under `--local.clip_norm` it is an approximation.
+    Algorithm 1 of the paper. The server's learning rate is
+    `--server_optimizer Momentum --server_optimizer.lr ETA --server_optimizer.momentum 0`. With `--weighting samples`,
+    a client with n samples counts as n clients of the paper. Option II divides by the sum of the coefficients with
+    which the gradients enter the client's update; without local momentum that is the number of steps. With
+    `--local.clip_norm` it is an approximation.
 
     Args:
-        option: of the client's new control variate: I, the gradient of its whole training loss at the received
-            model, for another pass over its samples, whose batches count as steps; or II, the mean gradient of its
-            local steps.
+        option: how the client's new control variate is computed. I: the gradient of the whole training loss at the
+            received model, which takes another pass over the samples, whose batches count as steps. II: the mean
+            gradient of the local steps.
     """
 
     option: Literal["I", "II"] = "II"

@@ -30,25 +30,25 @@ QUIET_SECONDS = 10.0
 
 @with_options
 class ImageFolder(Dataset):
-    """Photographs of your own: a folder per class, as ROOT/train/CLASS/* and ROOT/test/CLASS/*, or as ROOT/CLASS/*.
+    """Your own images: a folder per class, as ROOT/train/CLASS/* and ROOT/test/CLASS/*, or as ROOT/CLASS/*.
 
-    The folders may also be named training, testing, val, valid and validation, in upper or lower case. Where there
-    are both a folder for tests and one for validation, the latter is not used. Classes count in the order of their
-    sorted names. Where there is no folder for tests, the images of each class, sorted by name, give them: of a share
-    of 0.2 every fifth one, whatever the seed.
+    The folders may also be named training, testing, val, valid and validation, in upper or lower case. If there are
+    both a test folder and a validation folder, the latter is not used. Classes are numbered in the order of their
+    sorted names. If there is no test folder, test images are taken from each class, sorted by name: for a share of
+    0.2 every fifth image, whatever the seed.
 
-    Images become RGB: their largest centred square, resized (bilinear). They are normalised by ImageNet's mean and
-    standard deviation. EXIF orientation is applied, transparent pixels become white, 16 bits are scaled to 8; of an
-    animation the first frame counts; colour profiles are not applied.
+    Images are converted to RGB, and their largest centred square is resized (bilinear). They are normalised by
+    ImageNet's mean and standard deviation. EXIF orientation is applied, transparent pixels become white, and 16 bits
+    are scaled to 8. Of an animation the first frame is used. Colour profiles are not applied.
 
-    Images in folders within a class folder are found as well. Files that are no images are not used, and it is said
-    how many they are; damaged images are refused. Added and removed files are noticed, and the arrays prepared anew;
-    not so a file whose content has changed.
+    Images in subfolders of a class folder are found as well. Files that are not images are not used, and their number
+    is reported. Damaged images are refused. Added and removed files are noticed, and the arrays are prepared again. A
+    file whose content has changed is not noticed.
 
     Args:
         root: the folder of class folders, or of train and test.
-        size: height and width to which images are brought.
-        test_share: share of test images in each class, where there is no folder for them.
+        size: height and width to which images are resized.
+        test_share: share of test images in each class, if there is no test folder.
     """
 
     root: Path = Path("data/images")

@@ -90,7 +90,7 @@ class LogNormal(Partition):
 
     Args:
         sigma: spread of the sizes; 0 makes them equal.
-        min_samples: the least that a client gets, taken from the largest clients where needed.
+        min_samples: fewest samples of a client; missing ones are taken from the largest clients.
     """
 
     sigma: Annotated[float, interval("[0, 10]", "between 0 and 10")] = 1.0
@@ -117,8 +117,8 @@ class Dirichlet(Partition):
     client's size, and without drawing again until every client has enough. Sizes and label shares both vary.
 
     Args:
-        alpha: concentration: towards 0 a class has one owner, large values come near to IID.
-        min_samples: the least that a client gets, taken from the largest clients where needed.
+        alpha: concentration; towards 0 each class belongs to one client, large values come near to IID.
+        min_samples: fewest samples of a client; missing ones are taken from the largest clients.
     """
 
     alpha: Concentration = 0.5
@@ -149,7 +149,7 @@ class DirichletPrior(Partition):
     beyond the equal sizes stay unused.
 
     Args:
-        alpha: concentration: towards 0 a client has one class, large values come near to IID.
+        alpha: concentration; towards 0 each client has one class, large values come near to IID.
     """
 
     alpha: Concentration = 0.5
@@ -173,8 +173,8 @@ class Shards(Partition):
     """Sorted by label, the samples are cut into equal shards; every client gets a few (McMahan et al., 2017).
 
     Args:
-        shards_per_client: shards that a client gets, and so about the most classes it can have.
-        total: shards that are cut; None: as many as are dealt. The rest stays unused.
+        shards_per_client: shards per client, which is about the largest number of classes of a client.
+        total: number of shards that are cut; None: as many as the clients get. Other shards stay unused.
     """
 
     shards_per_client: PositiveInt = 2
@@ -197,12 +197,12 @@ class Shards(Partition):
 
 @with_options
 class ClassesPerClient(Partition):
-    """Every client has samples of exactly so many classes, and every class about equally many owners.
+    """Every client has samples of exactly `classes` classes, and every class has about equally many clients.
 
-    The owners of a class divide its samples equally. All classes are used if there are enough clients.
+    The clients of a class divide its samples equally. All classes are used if there are enough clients.
 
     Args:
-        classes: number of classes of a client.
+        classes: number of classes per client.
     """
 
     classes: PositiveInt = 2
@@ -239,11 +239,11 @@ class ClassesPerClient(Partition):
 class Users(Partition):
     """Every client is one of the people (or devices) that a data set's samples come from, as in LEAF.
 
-    They are drawn at random. Sentiment140, FEMNIST and Shakespeare know their users. A client's test samples are its
-    user's, where those of the test samples are known, too.
+    The users are drawn at random. Sentiment140, FEMNIST and Shakespeare record their users. A client's test samples
+    are those of its user, if the users of the test samples are known.
 
     Args:
-        min_samples: training samples that a user must have to be a client.
+        min_samples: fewest training samples with which a user can be a client.
     """
 
     min_samples: PositiveInt = 1
@@ -295,13 +295,13 @@ class SeenDifferently(Partition):
 
 @with_options
 class Permuted(SeenDifferently):
-    """Every client, or every group of clients, sees its samples with its own fixed permutation of the pixels.
+    """Feature shift: every client, or group of clients, has its own fixed permutation of the pixels.
 
     The user-specific partition of FeatureFusion (Yao et al., 2019), known as permuted MNIST.
 
     Args:
         over: how the samples are split; None: IID.
-        permutations: number of different permutations, given to equally many clients each; 0: one a client.
+        permutations: number of different permutations, each for equally many clients; 0: one per client.
     """
 
     permutations: NonNegativeInt = 0
@@ -325,11 +325,11 @@ Turns = Annotated[tuple[int, ...], Allowed(_are_turns, "one or more different mu
 
 @with_options
 class Rotated(SeenDifferently):
-    """Every group of clients sees its images turned by an angle of its own, as in IFCA (Ghosh et al., 2020).
+    """Feature shift: every group of clients has its own rotation of images, as in IFCA (Ghosh et al., 2020).
 
     Args:
         over: how the samples are split; None: IID.
-        angles: of each group, in degrees: multiples of 90.
+        angles: rotation of each group in degrees, multiples of 90.
     """
 
     angles: Turns = (0, 90, 180, 270)
@@ -348,14 +348,14 @@ class Rotated(SeenDifferently):
 
 @with_options
 class SwappedLabels(SeenDifferently):
-    """Every group of clients but the first takes some labels for one another, as in CFL (Sattler et al., 2019).
+    """Label shift: every group of clients but the first has swapped labels, as in CFL (Sattler et al., 2019).
 
-    Pairs of classes change places, drawn at random, and no class in two of the groups.
+    In each group, random pairs of classes are swapped. No class is swapped in two groups.
 
     Args:
         over: how the samples are split; None: IID.
         tasks: number of groups.
-        swaps: how many pairs of classes change places in a group; null: as many as there are for each.
+        swaps: number of swapped pairs of classes per group; null: as many as possible.
     """
 
     tasks: Annotated[int, interval("[2, inf)")] = 2

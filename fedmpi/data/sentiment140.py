@@ -32,10 +32,10 @@ _ROWS_A_LINE = 400_000
 class Sentiment140(Published):
     """1,600,000 tweets, negative (0) or positive (1) by their smileys, and 359 labelled by hand (Go et al., 2009).
 
-    In lower case, cut into words and punctuation marks; each address, and each user spoken to, is one token. Tokens
-    count by their frequency in the training tweets, and of equally frequent ones the first to occur comes first; 0 is
-    padding, 1 any other token. The test tweets of label 2 (neutral) are left out. Users are the authors of training
-    tweets.
+    Tweets are put in lower case and cut into words and punctuation marks. Each address, and each user spoken to, is
+    one token. Tokens are numbered by their frequency in the training tweets, and equally frequent ones by their first
+    occurrence. 0 is padding, and 1 is any other token. The test tweets of label 2 (neutral) are left out. Users are
+    the authors of training tweets.
 
     The files may have been saved again by pandas or a spreadsheet: with a first line of column names, with quotes
     only where they are needed, and in UTF-8. What is valid UTF-8 from start to end is read as that, all else as
@@ -43,8 +43,8 @@ class Sentiment140(Published):
 
     Args:
         root: folder that holds sentiment140, with the two published CSV files.
-        vocabulary: number of different tokens, padding and the unknown one included.
-        length: tokens of a tweet: longer ones are cut, shorter ones padded at the end.
+        vocabulary: number of different tokens, including padding and the token for unknown words.
+        length: tokens per tweet; longer tweets are cut, shorter ones are padded at the end.
     """
 
     vocabulary: Annotated[int, interval("[3, inf)")] = 20_000

@@ -16,10 +16,10 @@ from fedmpi.ranges import PositiveInt
 
 @with_options
 class Subset(Dataset):
-    """Some samples of another data set, drawn at random, but the same ones whatever the seed.
+    """A random part of another data set; the same samples are drawn whatever the seed.
 
     Args:
-        over: the other data set; null: Digits.
+        over: the data set that samples are drawn from; null: Digits.
         samples: number of training samples; null: all.
         test_samples: number of test samples; null: all.
     """

@@ -95,8 +95,8 @@ def make_parser() -> jsonargparse.ArgumentParser:
     parser = _Parser(
         prog="python -m fedmpi",
         usage="mpirun -n RANKS python -m fedmpi [--config FILE] [--OPTION VALUE ...]",
-        description="Run one federated learning experiment as one MPI job. Later options win; a class is named"
-        " before its options.",
+        description="Run one federated learning experiment as one MPI job. Later options override earlier ones."
+        " Name a class before its options.",
         exit_on_error=False,
         allow_abbrev=False,
         parser_mode=PARSER_MODE,

@@ -63,7 +63,8 @@ def check(run: Run, config: str) -> None:
     for name, version in environment.libraries().items():
         before = run.environment.get(name, version)
         if before != version:
-            say(f"warning: {name} was {before} when {run.path} began and is {version}: bits may differ")
+            said = f"{name} was {before} when {run.path} began and is {version}"
+            say(f"warning: {said}: results may not be bit-identical")
 
 
 def check_data(run: Run, checksums: Mapping[str, str]) -> None:

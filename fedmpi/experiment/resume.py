@@ -62,7 +62,7 @@ def find(output: Path, rounds: int, config: str, checkpoints: Checkpoints) -> Pl
         reason = f"{output} is not there, but {kept[0]} is; --overwrite in place of --resume starts anew"
         raise BadInput(f"--resume: {reason}")
     if not output.exists():
-        say(f"{output}: is not there yet, the run starts anew")
+        say(f"{output}: does not exist, starting a new run")
         return None
     try:
         run = results.open(output)
@@ -72,7 +72,7 @@ def find(output: Path, rounds: int, config: str, checkpoints: Checkpoints) -> Pl
     _check_settings(run, config)
     done, is_over = len(run.rounds.get("round", ())), run.status == "finished"
     if not (kept or is_over):
-        say(f"{output}: has no checkpoint yet, the run starts anew")
+        say(f"{output}: has no checkpoint yet, starting a new run")
         return None
     inputs.check(run, config)
     if is_over and rounds <= done:
@@ -81,14 +81,14 @@ def find(output: Path, rounds: int, config: str, checkpoints: Checkpoints) -> Pl
     _check_rounds(run, rounds)
     if not kept:
         place = _after_the_end(run, done, rounds)
-        say(f"{output}: goes on after {place}, from the model in it")
+        say(f"{output}: resuming after {place}, from the model in it")
         return place
     archive = checkpoints.open()
     about = archive.about
     if (about["started"], about["version"]) != (run.attributes["started"], __version__):
         raise BadInput(f"--resume: {archive.path} is of another run than {output}, or of fedmpi {about['version']}")
     place = Place(about["started"], about["round"], about["stage"])
-    say(f"{output}: goes on after {place}")
+    say(f"{output}: resuming after {place}")
     return place
 
 

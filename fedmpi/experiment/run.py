@@ -51,7 +51,7 @@ def outcomes(
         latest.exit_status = end.status
         if world.is_server:
             going_on = continuation(experiment, world.size)
-            say(f"interrupted (exit status {end.status}); to go on: {going_on}")
+            say(f"interrupted (exit status {end.status}); continue with: {going_on}")
         if world.size > 1 and not course.interruptions.is_set_up:
             course.lock.release()
             world.failures.abort(status=end.status)  # the others may wait for this rank

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from fedmpi.algorithms import Algorithm, FedAvg
 from fedmpi.data import Dataset, Digits, Dirichlet, Partition
 from fedmpi.described import as_yaml, settings_of
-from fedmpi.errors import require
+from fedmpi.errors import BadInput, require
 from fedmpi.experiment import compatibility
 from fedmpi.models import LeNet, Model
 from fedmpi.options import Configured
@@ -37,14 +37,14 @@ REQUEUE, BY_HAND = 85, 130
 
 @dataclass(frozen=True)
 class Checkpointing(metaclass=Configured):
-    """When a run writes down all that it needs to go on (`--resume`): at times, and when it is interrupted.
+    """When a run writes a checkpoint, from which `--resume` continues. An interrupted run always writes one.
 
     Args:
-        every_minutes: from the end of one checkpoint to the next; null: none by time.
-        every_rounds: from one checkpoint to the next; null: none by rounds.
-        keep: whether the last one stays when the run has finished, so that it can be resumed with more rounds also
-            where more is remembered from round to round than the global model.
-        copies: how many of the last ones are kept, in case that the last one is damaged.
+        every_minutes: minutes from the end of one checkpoint to the next; null: no checkpoints by time.
+        every_rounds: rounds from one checkpoint to the next; null: no checkpoints by rounds.
+        keep: whether the last checkpoint is kept when the run has finished. Methods that keep more between rounds
+            than the global model need it if rounds are added later.
+        copies: number of checkpoints that are kept, in case the last one is damaged.
     """
 
     every_minutes: float | None = 10.0
@@ -73,60 +73,61 @@ class Latest:
 
 
 class Settings(metaclass=Configured):
-    """One federated experiment: its settings, which do not change once it is made.
+    """One federated experiment. Its settings do not change once it is made.
 
-    Every argument may be left out, as on the command line; a component that is null is the default one. A component
-    may be given to several experiments.
+    Every argument may be left out, as on the command line. Where a component is null, the default is used. A
+    component may be given to several experiments.
 
     Args:
         algorithm: the federated method.
-        dataset: the samples.
-        partition: how the training samples are spread over the clients.
+        dataset: the data set.
+        partition: how the training samples are divided among the clients.
         model: the network that is trained.
-        sampler: how the clients of a round, its cohort, are chosen.
-        server_optimizer: how the server moves its model towards the mean of the clients'.
-        privacy: how long the changes may be that clients send, and what noise the server adds to their mean.
-        compression: how clients compress what they send.
-        attack: what malicious clients send, or train on, and how many of the clients are malicious.
+        sampler: how the cohort (the clients of a round) is chosen.
+        server_optimizer: how the server updates the global model with the mean of the clients' models.
+        privacy: clipping of client updates, and noise that the server adds to their mean.
+        compression: how clients compress their updates.
+        attack: what malicious clients send or train on, and what share of the clients is malicious.
         availability: which clients can be reached in a round.
-        conditions: how long the clients take in virtual time, and whose updates arrive.
+        conditions: how long clients take on the virtual clock, and whose updates arrive.
         clients: number of clients.
-        cohort: clients a round; null: 10, or all if there are fewer.
+        cohort: clients per round; null: 10, or all clients if there are fewer.
         rounds: number of communication rounds.
-        weighting: what a client counts in a mean: its number of samples, or one. horvitz_thompson: its share of all
-            samples, divided by the chance that it is drawn and that its update is used; what is missing in a round is
-            made up for by the global model as it was, so that the expected mean is that over all clients that can be
-            reached in the round. null: what a client counts in the method's paper, which is its number of samples
-            unless the method says uniform.
-        local: training at a client.
-        evaluate_every: rounds from one evaluation to the next; the first and the last state are evaluated, too.
+        weighting: weight of a client in a mean. samples: its number of training samples. uniform: 1.
+            horvitz_thompson: its share of all samples, divided by the probability that it is drawn and that its
+            update is used. The old global model fills up the weight that is missing in a round, so the expected mean
+            is the mean over all clients that can be reached in the round. null: as in the method's paper, which is
+            samples unless the method says uniform.
+        local: local training at a client.
+        evaluate_every: rounds from one evaluation to the next. The initial and the last model are always evaluated.
             0: no evaluation.
-        evaluate_means: whose models' mean is measured beside the server's model: that of the round's cohort (column
-            cohort_mean_accuracy), that of all clients' last models (clients_mean_accuracy; takes the memory of a
-            model a client), or both.
-        evaluate_local: whether each model that a client has trained is measured on the client's own test samples
-            before anything is averaged: columns local_accuracy of /clients and, the mean over the cohort, of /rounds.
-        newcomers: clients beyond `clients`, with samples of their own, that take part in no round. After the last one
-            each starts from the global model and trains by itself; /newcomers has what becomes of it.
-        newcomer_epochs: passes of a newcomer over its samples.
-        device: what clients are trained on; auto takes GPUs where a rank sees any.
-        threads: CPU threads a rank, whatever OMP_NUM_THREADS says. More than one rarely pays: start more ranks.
-        seed: of everything random. The same seed gives the same results on any number of ranks.
-        output: the results file; null: a name under runs/ made of method, data set, seed and time, which no other
-            run has.
+        evaluate_means: which means of client models are evaluated in addition to the server's model. cohort: the mean
+            over the round's cohort (column cohort_mean_accuracy). clients: the mean over all clients' last models
+            (column clients_mean_accuracy; needs memory for one model per client).
+        evaluate_local: whether each client's model is evaluated on the client's own test samples after local training
+            and before aggregation. Columns: local_accuracy of /clients, and its mean over the cohort in /rounds.
+        newcomers: number of held-out clients. They are added to `clients`, have their own samples, and take part in
+            no round. After the last round each of them fine-tunes the global model alone; the accuracies are in
+            /newcomers.
+        newcomer_epochs: epochs of a held-out client's fine-tuning.
+        device: where clients are trained; auto uses a GPU if the rank sees one, else the CPU.
+        threads: CPU threads per rank. OMP_NUM_THREADS is ignored. More than one is rarely faster: start more ranks.
+        seed: seed of all random numbers. The same seed gives bit-identical results on any number of ranks.
+        output: the results file; null: a new file under runs/, named by method, data set, seed and time.
         overwrite: replace the results file if it exists.
-        resume: go on from the checkpoint beside the results file, to the same bits as if nothing had come between, on
-            any number of ranks. Where there is none the run starts anew; where it has finished nothing is done.
-        checkpoint: when that is written, beside when the run is interrupted.
-        deadline: seconds that a rank waits for the others at most, wherever that is; then it says which ranks did not
-            come, and the job ends. auto: 20 times the longest round so far, at least 10 minutes; 30 minutes before
-            the first round.
+        resume: continue from the checkpoint next to the results file, on any number of ranks. The results are
+            bit-identical to those of a run without an interruption. Without a checkpoint a new run starts. If the run
+            has finished, nothing is done.
+        checkpoint: when checkpoints are written, in addition to those of interrupted runs.
+        deadline: longest time in seconds that a rank waits for other ranks. Then the missing ranks are named and the
+            job ends. auto: 20 times the longest round so far, but at least 10 minutes; 30 minutes before the first
+            round has ended.
 
     Attributes:
-        names_output: whether `output` is a name that was made up here.
-        exit_status: of the program when the run is over: 0; 85 if it was interrupted by SIGUSR1 or SIGTERM, or by
-            itself, shortly before Slurm's time limit; 130 if by SIGINT.
-        arguments: of the command line that the experiment is of; None: it is from Python.
+        names_output: whether the name of `output` was made here.
+        exit_status: exit status of the program after the run: 0; 85 if the run was interrupted by SIGUSR1 or SIGTERM,
+            or by itself shortly before Slurm's time limit; 130 if it was interrupted by SIGINT.
+        arguments: the command line's arguments; None: the experiment was made in Python.
     """
 
     arguments: list[str] | None = None
@@ -216,7 +217,8 @@ class Settings(metaclass=Configured):
         require(seed >= 0, "seed", seed, "at least 0")
         require(seed < 2**63, "seed", seed, "below 2^63")
         require(output is not None or not resume, "output", "null", "given with resume")
-        require(not (overwrite and resume), "overwrite", "true", "false with resume")
+        if overwrite and resume:
+            raise BadInput("and --resume cannot be combined", "overwrite")
         require(deadline == "auto" or deadline >= 1, "deadline", deadline, "auto, or at least 1 (second)")
         sampler.check(clients, self.cohort)
         availability.check(clients)

@@ -19,11 +19,11 @@ class BiLSTM(Model):
     in buffers.
 
     Args:
-        embedding: number of values that stand for a token.
-        hidden: number of values in each LSTM's state.
+        embedding: size of a token's embedding.
+        hidden: size of each LSTM's state.
         norm: normalisation of the features (layer: group norm with one group).
         groups: number of groups of group norm.
-        dropout: probability between the features and the linear layer.
+        dropout: dropout probability between the features and the linear layer.
     """
 
     embedding: PositiveInt = 100

@@ -20,8 +20,8 @@ class McMahanCNN(Model):
     and [B, 64, 4, 4].
 
     Args:
-        padding: of the convolutions; same has the paper's parameter count, valid needs at least 16x16.
-        dropout: probability after the hidden units; McMahan et al. have none, Yao et al. do not state theirs.
+        padding: padding of the convolutions; same has the paper's parameter count, valid needs at least 16x16.
+        dropout: dropout probability after the hidden units; McMahan et al. have none, Yao et al. do not state theirs.
         norm: normalisation after each convolution (layer: group norm with one group).
         groups: number of groups of group norm.
     """
@@ -70,7 +70,7 @@ class CifarCNN(Model):
     code. On 3x32x32 and 10 classes: 1,756,426 parameters, features [B, 64, 8, 8].
 
     Args:
-        dropout: probability after each layer of hidden units.
+        dropout: dropout probability after each layer of hidden units.
         norm: normalisation after each convolution (layer: group norm with one group).
         groups: number of groups of group norm.
     """

@@ -24,7 +24,7 @@ class ExquisiteNetV1(Model):
     of 2,136 channels.
 
     Args:
-        dropout: probability before the last layer.
+        dropout: dropout probability before the last layer.
         norm: normalisation after the 1x1 convolutions but the last (layer: group norm with one group).
         groups: number of groups of group norm.
     """

@@ -15,13 +15,13 @@ from fedmpi.typing import Backbone
 class Projected(Model):
     """Another network with a projection below its last layer, as in MOON (Li et al., 2021).
 
-    Of f values that the other network's last fully connected layer takes, two layers (f hidden units with ReLU) make
-    `size` values, from which a new last layer classifies. Features: [B, size]. For LeNet on 1x28x28 and 10 classes:
-    129,330 parameters.
+    The input of the other network's last fully connected layer has f values. Two layers (f hidden units with ReLU)
+    project them to `size` values, which a new last layer classifies. Features: [B, size]. For LeNet on 1x28x28 and 10
+    classes: 129,330 parameters.
 
     Args:
-        over: the other network; null: LeNet.
-        size: values of the projection.
+        over: the network that is wrapped; null: LeNet.
+        size: output size of the projection.
     """
 
     over: Model = null_for(LeNet)

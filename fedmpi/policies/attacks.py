@@ -62,11 +62,11 @@ class NoAttack(Attack):
 
 @with_options
 class SignFlip(Attack):
-    """The opposite of the change is sent, as in Li et al. (RSA, AAAI 2019, https://arxiv.org/abs/1811.03761).
+    """Malicious clients send the negated update (Li et al., RSA, AAAI 2019, https://arxiv.org/abs/1811.03761).
 
     Args:
-        share: of all clients that are malicious.
-        scale: how many times the opposite.
+        share: share of all clients that is malicious.
+        scale: factor of the negated update.
     """
 
     share: Share = 0.2
@@ -78,11 +78,11 @@ class SignFlip(Attack):
 
 @with_options
 class Gaussian(Attack):
-    """Noise is sent in place of the change, as in Blanchard et al. (NeurIPS 2017).
+    """Malicious clients send noise instead of their update, as in Blanchard et al. (NeurIPS 2017).
 
     Args:
-        share: of all clients that are malicious.
-        std: standard deviation of every number.
+        share: share of all clients that is malicious.
+        std: standard deviation of the noise.
     """
 
     share: Share = 0.2
@@ -95,12 +95,12 @@ class Gaussian(Attack):
 
 @with_options
 class LabelFlip(Attack):
-    """Label y of C classes is taken for C - 1 - y in training, as in Fang et al. (USENIX Security 2020).
+    """Malicious clients train with label C - 1 - y in place of y, of C classes (Fang et al., USENIX Security 2020).
 
-    The clients then do as they should. Test samples keep their labels, and so do the counts in the results.
+    They follow the method otherwise. Test samples keep their labels, and so do the label counts in the results.
 
     Args:
-        share: of all clients that are malicious.
+        share: share of all clients that is malicious.
     """
 
     share: Share = 0.2
@@ -130,8 +130,9 @@ class ALIE(Collusion):
     https://arxiv.org/abs/1902.06156
 
     Args:
-        share: of all clients that are malicious.
-        z: how far off; null: by the paper's formula, from how many clients of the round are malicious.
+        share: share of all clients that is malicious.
+        z: number of standard deviations; null: by the paper's formula, from the number of malicious clients in the
+            round.
     """
 
     share: Share = 0.2

@@ -33,7 +33,7 @@ class Always(Availability):
 
 @with_options
 class Independent(Availability):
-    """Each client with the same probability, in every round anew.
+    """Each client can be reached with the same probability, independently in every round.
 
     Args:
         share: the probability.
@@ -47,14 +47,14 @@ class Independent(Availability):
 
 @with_options
 class Markov(Availability):
-    """A chain of two states for each client, in equilibrium from the first round on.
+    """A two-state Markov chain per client, in equilibrium from the first round on.
 
-    With probability 1 / (share absence) a round, a client's state is drawn anew, present with probability `share`;
-    else it stays.
+    In each round, with probability 1 / (share absence), a client's state is drawn again, and is then present with
+    probability `share`. Otherwise its state does not change.
 
     Args:
-        share: of the rounds that a client is present for, in the long run; above 0.
-        absence: rounds that one takes on average; at least 1 / share, when rounds are independent.
+        share: share of the rounds in which a client is present, in the long run; above 0.
+        absence: mean length of an absence in rounds; at least 1 / share, where rounds are independent.
     """
 
     share: UpToOne = 0.8
@@ -78,13 +78,13 @@ class Markov(Availability):
 
 @with_options
 class Diurnal(Availability):
-    """Day and night: the probability is a sine of the round, shifted by each client's own time zone.
+    """Day and night: the probability is a sine of the round, shifted by the client's time zone.
 
-    It swings around `share` as far as probabilities can: by the smaller of share and 1 - share.
+    The mean is `share`, and the amplitude is the smaller of share and 1 - share.
 
     Args:
         share: the mean probability.
-        period: rounds a day.
+        period: rounds per day.
     """
 
     share: Probability = 0.5
@@ -98,10 +98,10 @@ class Diurnal(Availability):
 
 @with_options
 class Trace(Availability):
-    """The clients that a file names, round by round; from its start again at its end.
+    """The clients that a file names for each round; at its end the file starts again.
 
     Args:
-        file: text with a line a round, the numbers of the clients that can be reached; # begins a remark.
+        file: text file with one line per round: the numbers of the clients that can be reached; # begins a comment.
     """
 
     file: Path

@@ -52,7 +52,7 @@ class Compression(metaclass=Configured):
 
 
 class Dense(Compression):
-    """Nothing is compressed: four bytes a number."""
+    """Nothing is compressed: four bytes per value."""
 
     def bytes(self, count: int) -> int:
         return 4 * count
@@ -63,19 +63,19 @@ class Dense(Compression):
 
 @with_options
 class TopK(Compression):
-    """The largest numbers of a change, with their places; what is left out is added to the client's next change.
+    """The largest values of an update, with their indices; the rest is added to the client's next update.
 
     Aji, Heafield: Sparse Communication for Distributed Gradient Descent. EMNLP 2017. https://arxiv.org/abs/1704.05021
     Stich, Cordonnier, Jaggi: Sparsified SGD with Memory. NeurIPS 2018. https://arxiv.org/abs/1809.07599
 
-    Of numbers of the same magnitude the first are sent. Takes 8 bytes for each, value and place. A client keeps what
-    it left out of each vector that its method sends, for the whole experiment.
+    Among values of the same magnitude, the first are sent. Each takes 8 bytes, for value and index. A client keeps
+    the unsent rest of each vector that its method sends, for the whole experiment.
 
     Args:
-        share: of the numbers, which is sent; one at least.
-        feedback: whether what is left out is added to the client's next change; else it is lost.
-        forget_after: rounds since a client's last part, beyond which what it left out then is too old to be added;
-            null: it never is.
+        share: share of the values that is sent; at least one value.
+        feedback: error feedback: whether the unsent rest is added to the client's next update; else it is lost.
+        forget_after: the rest is dropped if the client last took part more than this many rounds ago; null: it is
+            never dropped.
     """
 
     share: UpToOne = 0.01
@@ -151,18 +151,18 @@ class Rounding(Compression):
 
 @with_options
 class QSGD(Rounding):
-    """Multiples of the norm of a bucket of numbers, divided by the levels; rounded at random.
+    """Values rounded at random to multiples of a unit: the norm of a bucket of values, divided by the levels.
 
     Alistarh, Grubic, Li, Tomioka, Vojnovic: QSGD: Communication-Efficient SGD via Gradient Quantization and Encoding.
     NeurIPS 2017. https://arxiv.org/abs/1610.02132
 
-    Takes for each number as many bits as 2 levels + 1 values need, without the paper's code for frequent values, and
-    4 bytes a bucket. Without bias; the variance is at most min(d / levels^2, sqrt(d) / levels) |v|^2 in a bucket v of
-    d numbers.
+    Each value takes as many bits as 2 levels + 1 different values need, and each bucket takes 4 bytes more. The
+    paper's code for frequent values is not used. The rounding is unbiased; its variance is at most
+    min(d / levels^2, sqrt(d) / levels) |v|^2 in a bucket v of d values.
 
     Args:
-        levels: multiples between zero and the norm.
-        bucket: how many numbers share a norm.
+        levels: number of multiples between zero and the norm.
+        bucket: number of values that share a norm.
     """
 
     levels: Annotated[int, interval("[1, 32768)", "at least 1 and below 2^15")] = 7
@@ -179,14 +179,14 @@ class QSGD(Rounding):
 
 @with_options
 class Int8(Rounding):
-    """A byte a number, in units of the largest magnitude of a chunk of numbers / 127; rounded at random.
+    """One byte per value, rounded at random; the unit is the largest magnitude of a chunk of values / 127.
 
     Suresh, Yu, Kumar, McMahan: Distributed Mean Estimation with Limited Communication. ICML 2017.
-    https://arxiv.org/abs/1611.00429 (stochastic k-level quantisation, with levels around zero). Takes 4 bytes a chunk
-    for its unit.
+    https://arxiv.org/abs/1611.00429 (stochastic k-level quantisation, with levels around zero). Each chunk takes 4
+    bytes for its unit.
 
     Args:
-        chunk: how many numbers share a unit.
+        chunk: number of values that share a unit.
     """
 
     chunk: PositiveInt = 1024

@@ -89,7 +89,7 @@ class Conditions(metaclass=Configured):
 
 
 class Ideal(Conditions):
-    """Every update arrives, and nobody looks at the clock."""
+    """Every update arrives, and there is no virtual clock."""
 
     def arrival(self, asked: int, accepts_partial_work: bool) -> float:
         return 1.0
@@ -113,26 +113,28 @@ Spread = Annotated[float, interval("[0, 10]", "between 0 and 10")]
 
 @with_options
 class Heterogeneous(Conditions):
-    """Clients of different speed, with a virtual clock; some lose the connection, come late or do not get done.
+    """Clients of different speed on a virtual clock; some drop out, come late, or do only a part of their work.
 
-    A client takes bytes down / download + work seconds_per_step + bytes up / upload virtual seconds. These three
-    are its own for the whole experiment, each lognormal around the value given here. Work is the optimizer steps of
-    all trainings of the client in the round; what a method computes beside them counts as so many steps more, a
-    forward pass a third of one. A round takes as long as the slowest update that is used; where fewer come than were
-    waited for, and there is a deadline, until then.
+    A client takes bytes down / download + work seconds_per_step + bytes up / upload virtual seconds. Each client has
+    its own three rates for the whole experiment, drawn from lognormal distributions around the values given here.
+    Work is the number of optimizer steps in all trainings of the client in the round. Other computation of a method
+    counts as additional steps; a forward pass counts as a third of a step. A round takes as long as the slowest
+    update that is used. If fewer updates come than were waited for, and there is a deadline, the round ends at the
+    deadline.
 
     Args:
-        seconds_per_step: virtual seconds of a step of plain training; the median client's.
-        speed_spread: standard deviation of the logarithm of that; 0: all clients alike.
-        download: bytes a virtual second that the median client receives.
-        upload: bytes a virtual second that the median client sends.
-        bandwidth_spread: standard deviation of the logarithm of either.
-        dropout: probability that a client is lost between receiving the model and sending its update.
-        deadline: virtual seconds of a round, after which updates are not used; null: wait for all.
-        over_select: ask for so many times the cohort, and use the first updates that make up a cohort.
-        stragglers: share of those asked that get only a part of their epochs done (of --local.steps, if given): a
-            random number, but one at least. Methods that accept partial work use what they did, others nothing
-            (Li et al.: FedProx, 2020).
+        seconds_per_step: virtual seconds per step of plain training, for the median client.
+        speed_spread: standard deviation of the logarithm of seconds_per_step over clients; 0: all clients are equal.
+        download: bytes per virtual second that the median client receives.
+        upload: bytes per virtual second that the median client sends.
+        bandwidth_spread: standard deviation over clients of the logarithms of download and upload.
+        dropout: probability that a client drops out between receiving the model and sending its update.
+        deadline: virtual seconds per round after which updates are not used; null: wait for all.
+        over_select: factor by which more clients than the cohort are asked. The first updates that make up a cohort
+            are used.
+        stragglers: share of the asked clients that do only a part of their epochs (of --local.steps, if given): a
+            random number, at least one. Methods that accept partial work use it, others drop it (Li et al.: FedProx,
+            2020).
     """
 
     seconds_per_step: PositiveFloat = 0.05

@@ -71,20 +71,22 @@ class NoPrivacy(Privacy):
 
 @with_options
 class CentralDP(Privacy):
-    """Clipped changes and Gaussian noise at a trusted server (DP-FedAvg; McMahan et al., 2018).
+    """Clipped updates and Gaussian noise at a trusted server (DP-FedAvg; McMahan et al., 2018).
 
-    The sum of the clients' changes, none longer than `clip`, gets noise of standard deviation noise_multiplier * clip
-    in every coordinate, and is divided by the expected number of clients, whoever came. So it goes with
-    `--weighting uniform`, and with networks without running statistics (`--model.norm group`). The column epsilon has
-    what has been spent so far: with `--sampler Bernoulli`, or All, for adding or removing a client; with Uniform,
-    whose number of clients is known, for replacing one. That takes a library: pip install 'fedmpi[privacy]'.
+    Each client's update is clipped to the L2 norm `clip`. The server adds noise of standard deviation
+    noise_multiplier * clip to every coordinate of the sum, and divides by the expected number of clients. Therefore
+    it needs `--weighting uniform` and a network without running statistics (`--model.norm group`). The column epsilon
+    has the privacy budget spent so far. With `--sampler Bernoulli` or All, neighbouring data sets differ by adding or
+    removing a client; with Uniform, whose number of clients is fixed, by replacing a client. Computing epsilon needs
+    a
+    library: pip install 'fedmpi[privacy]'.
 
     Args:
-        clip: longest change of a client (L2 norm over all that it sends).
-        noise_multiplier: standard deviation of the noise in units of `clip`; 0 promises nothing.
-        delta: probability with which the promise may fail; below 1 / clients to mean anything.
-        accountant: rdp, Renyi divergences; or pld, privacy loss distributions, which is tighter and takes longer, and
-            not for Uniform.
+        clip: maximum L2 norm of a client's update, over all that it sends.
+        noise_multiplier: standard deviation of the noise in units of `clip`; 0 gives no privacy.
+        delta: probability with which the guarantee may fail; should be below 1 / clients.
+        accountant: rdp: Renyi divergences. pld: privacy loss distributions, which is tighter, takes longer, and is
+            not available with Uniform.
     """
 
     clip: Annotated[float, interval("(0, inf]")] = 1.0

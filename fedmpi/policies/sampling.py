@@ -206,7 +206,7 @@ class Uniform(Sampler):
 class Bernoulli(Sampler):
     """Every client with probability cohort / clients, independently.
 
-    If nobody comes, the cohort is drawn again; with `--privacy` it stays empty, and the round adds noise alone.
+    An empty cohort is drawn again. With `--privacy` it stays empty, and the round only adds noise.
     """
 
     def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -231,7 +231,7 @@ class All(Sampler):
 
 
 class RoundRobin(Sampler):
-    """The clients in turn, by number; whoever cannot be reached is passed over."""
+    """The clients in turn, by number; clients that cannot be reached are skipped."""
 
     def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
         first = np.searchsorted(pool.available, (round - 1) * size % len(pool.samples))
@@ -239,10 +239,10 @@ class RoundRobin(Sampler):
 
 
 class Weighted(Sampler):
-    """With replacement, in proportion to the clients' samples, for a plain mean.
+    """Drawn with replacement, in proportion to the clients' samples; updates are averaged with equal weights.
 
-    The expected mean is that over all clients weighted by samples (Li et al., 2020, scheme I). A client drawn twice
-    trains once and counts twice.
+    The expected mean is the mean over all clients weighted by samples (Li et al., 2020, scheme I). A client that is
+    drawn twice trains once and counts twice.
     """
 
     weighting = "uniform"
@@ -255,10 +255,11 @@ class Weighted(Sampler):
 
 
 class Stratified(Sampler):
-    """A fixed number of clients, as many of each stratum as is its share of the clients, rounded up or down.
+    """A fixed number of clients; each stratum gets a number in proportion to its size, rounded up or down.
 
-    A stratum are the clients with the same most frequent label. Every client has the same chance, cohort / clients:
-    out of a list of the strata, shuffled within each, every (clients / cohort)th is taken from a random place on.
+    A stratum is the set of clients with the same most frequent label. Every client has the same probability, cohort /
+    clients: the strata are listed one after another, shuffled within each, and every (clients / cohort)th client of
+    the list is taken, from a random start.
     """
 
     def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -274,14 +275,14 @@ class Stratified(Sampler):
 
 @with_options
 class PowerOfChoice(Sampler):
-    """Of some candidates, those on whose samples the global model does worst, for a plain mean.
+    """The candidates with the highest loss of the global model; updates are averaged with equal weights.
 
     Cho, Wang, Joshi: Towards Understanding Biased Client Selection in Federated Learning. AISTATS 2022.
     https://arxiv.org/abs/2010.01243 (pi_pow-d). Candidates are drawn without replacement, in proportion to their
-    samples, and all of them receive the model. Looking at the losses costs no virtual time.
+    samples, and all of them receive the model. Computing their losses costs no virtual time.
 
     Args:
-        candidates: how many; null: twice the cohort.
+        candidates: number of candidates; null: twice the cohort.
     """
 
     candidates: PositiveInt | None = None
@@ -306,10 +307,10 @@ class PowerOfChoice(Sampler):
 
 @with_options
 class FixedList(Sampler):
-    """The clients that a file names, round by round, however large the cohort; from its start again at its end.
+    """The clients that a file names for each round, whatever `--cohort` is; at its end the file starts again.
 
     Args:
-        file: text with a line a round, the numbers of its clients; # begins a remark.
+        file: text file with one line per round: the numbers of its clients; # begins a comment.
     """
 
     file: Path

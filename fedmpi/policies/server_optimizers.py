@@ -65,9 +65,9 @@ class Momentum(ServerOptimizer):
 
     Args:
         lr: learning rate of the server.
-        momentum: how much of the past is kept.
-        dampening: how much of the new is left out.
-        nesterov: w += lr (delta + momentum m) instead.
+        momentum: momentum factor.
+        dampening: the mean update delta enters the momentum with factor 1 - dampening.
+        nesterov: whether to use w += lr (delta + momentum m) instead.
     """
 
     lr: PositiveFloat = 1.0
@@ -115,7 +115,7 @@ class Adagrad(Adaptive):
     Args:
         lr: learning rate of the server.
         beta1: decay of the first moment.
-        tau: how far the rule adapts; v starts at its square.
+        tau: degree of adaptivity, added to sqrt(v); v starts at its square.
     """
 
     lr: PositiveFloat = 0.1
@@ -134,7 +134,7 @@ class Adam(Adaptive):
         lr: learning rate of the server.
         beta1: decay of the first moment.
         beta2: decay of the second moment.
-        tau: how far the rule adapts; v starts at its square.
+        tau: degree of adaptivity, added to sqrt(v); v starts at its square.
     """
 
     lr: PositiveFloat = 0.1
@@ -153,7 +153,7 @@ class Yogi(Adam):
         lr: learning rate of the server.
         beta1: decay of the first moment.
         beta2: decay of the second moment.
-        tau: how far the rule adapts; v starts at its square.
+        tau: degree of adaptivity, added to sqrt(v); v starts at its square.
     """
 
     def move(self, second: Tensor, square: Tensor) -> None:

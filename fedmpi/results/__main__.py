@@ -180,9 +180,7 @@ def _export(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     found, status = _each(options.files, lambda path: (path, problems(path)))
     for path, lines in found:
-        print(
-            "\n".join(f"{path}: {line}" for line in lines) or f"{path}: schema {SCHEMA}, nothing to find fault with"
-        )
+        print("\n".join(f"{path}: {line}" for line in lines) or f"{path}: valid (schema {SCHEMA})")
     return max(status, int(any(lines for _, lines in found)))
 
 
@@ -228,7 +226,7 @@ def _with_column(options: argparse.Namespace) -> tuple[list[Run], int]:
     def read(path: Path) -> Run:
         run = _checked(partial(curves.curve, column=options.column, x="round"))(path)
         if run.status != "finished":
-            print(f"{path}: {run.status}, counted as far as it is", file=sys.stderr)
+            print(f"{path}: {run.status}, included up to its last round", file=sys.stderr)
         return run
 
     return _each(options.files, read)
@@ -260,7 +258,7 @@ def _attempt(path: Path, read: Callable[[Path], T]) -> T | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m fedmpi.results", allow_abbrev=False, description="Look at results files.")
+    parser = _Parser(prog="python -m fedmpi.results", allow_abbrev=False, description="Tables and plots of results.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, does: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
@@ -268,37 +266,37 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=does)
         return added
 
-    summary = command("summary", _summary, "what a run did, on one screen")
-    table = command("table", _table, "a line for each setting, over its seeds")
-    rounds = command("rounds", _rounds, "rounds to target accuracies, beside a reference")
-    compare = command("compare", _compare, "differences paired over seeds, and whether runs are the same bits")
-    plot = command("plot", _plot, "curves with seed bands, and other pictures")
-    watched = command("watch", _watch, "a live view of running jobs")
-    export = command("export", _export, "CSV, or TensorBoard's event files")
-    check = command("check", _check, "whether files are as the schema says")
-    slimmed = command("slim", _slim, "copies without weights and images, for a repository")
+    summary = command("summary", _summary, "settings and results of a run, on one screen")
+    table = command("table", _table, "one row per setting: mean and standard deviation over seeds")
+    rounds = command("rounds", _rounds, "rounds to target values, compared with a reference method")
+    compare = command("compare", _compare, "differences paired over seeds, and whether runs are bit-identical")
+    plot = command("plot", _plot, "curves with bands over seeds, and other figures")
+    watched = command("watch", _watch, "live view of running jobs")
+    export = command("export", _export, "write CSV or TensorBoard event files")
+    check = command("check", _check, "compare files with the schema")
+    slimmed = command("slim", _slim, "small copies without weights and images, for a repository")
     status = command(
         "status",
         _status,
         "one word: finished (exit status 0), or (1) running, interrupted, failed, killed, missing or unreadable",
     )
-    command("schema", _schema, "what is in a results file, as Markdown")
+    command("schema", _schema, "describe the contents of a results file, as Markdown")
 
     for one in (table, rounds, compare, plot):
-        one.add_argument("--column", default="test_accuracy", help="of /rounds (default: %(default)s)")
+        one.add_argument("--column", default="test_accuracy", help="a column of /rounds (default: %(default)s)")
     for one in (table, rounds, compare):
-        one.add_argument("--format", choices=list(FORMATS), default="text", help="what the table is made for")
+        one.add_argument("--format", choices=list(FORMATS), default="text", help="output format")
     table.add_argument(
         "--figure",
         choices=list(FIGURES),
-        help="methods x settings: this figure alone, with a column for each setting",
+        help="methods x settings, with this statistic (last, best or mean of the last 10 values) in each cell",
     )
-    table.add_argument("--standard_error", action="store_true", help="after ±, in place of the standard deviation")
+    table.add_argument("--standard_error", action="store_true", help="± standard error of the mean")
     for one in (table, rounds, compare):
         one.add_argument(
             "--direction",
             choices=get_args(Direction),
-            help="which values of the column are better (default: what is known of it)",
+            help="which values of the column are better (default: as the schema says)",
         )
     rounds.add_argument(
         "--targets",
@@ -308,28 +306,37 @@ def _parser() -> argparse.ArgumentParser:
         metavar="VALUE",
         help="values of the column as they are stored: accuracies such as 0.7 0.8, or losses",
     )
-    rounds.add_argument("--reference", metavar="METHOD", help="to whose rounds those of the others are compared")
-    compare.add_argument("--figure", choices=list(FIGURES), default="last", help="(default: %(default)s)")
-    compare.add_argument("--reference", metavar="METHOD", help="to compare with (default: the first run's)")
+    rounds.add_argument("--reference", metavar="METHOD", help="method to compare with")
+    compare.add_argument(
+        "--figure",
+        choices=list(FIGURES),
+        default="last",
+        help="statistic to compare (default: %(default)s)",
+    )
+    compare.add_argument(
+        "--reference",
+        metavar="METHOD",
+        help="method to compare with (default: the first run's)",
+    )
 
     plot.add_argument("-o", "--output", type=_picture, default=Path("out.png"), help="PNG, PDF or SVG file")
-    plot.add_argument("--x", choices=list(curves.X_LABELS), default="round", help="the horizontal axis of curves")
+    plot.add_argument("--x", choices=list(curves.X_LABELS), default="round", help="horizontal axis of curves")
     kinds = plot.add_mutually_exclusive_group()
-    kinds.add_argument("--partition", type=_count, metavar="CLIENTS", help="the first clients' samples by class")
-    kinds.add_argument("--clients", action="store_true", help="how the clients' accuracies are spread")
-    kinds.add_argument("--classes", action="store_true", help="the accuracy of each class, round by round")
-    kinds.add_argument("--confusion", action="store_true", help="which classes are taken for which, at the end")
-    kinds.add_argument("--timeline", action="store_true", help="what each rank did when, busy or waiting")
+    kinds.add_argument("--partition", type=_count, metavar="CLIENTS", help="samples per class of the first clients")
+    kinds.add_argument("--clients", action="store_true", help="distribution of the clients' accuracies")
+    kinds.add_argument("--classes", action="store_true", help="accuracy per class over rounds")
+    kinds.add_argument("--confusion", action="store_true", help="confusion matrix of the last evaluation")
+    kinds.add_argument("--timeline", action="store_true", help="busy and idle time of each rank")
 
-    watched.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="between two looks")
+    watched.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="time between two updates")
     export.add_argument("-o", "--output", type=Path, required=True, help="NAME.csv, or a new folder for TensorBoard")
-    export.add_argument("--table", choices=Run.TABLES, default="rounds", help="what goes into the CSV")
+    export.add_argument("--table", choices=Run.TABLES, default="rounds", help="the table that is written to the CSV")
 
     slimmed.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="the last is where copies go: a file or folder"
+        "files", nargs="+", type=Path, metavar="FILE", help="files to copy, then the target: a file or folder"
     )
-    slimmed.add_argument("--overwrite", action="store_true", help="replace copies that are there")
-    status.add_argument("file", metavar="FILE", help="as --output says it: $NAME and ~ are replaced")
+    slimmed.add_argument("--overwrite", action="store_true", help="replace existing copies")
+    status.add_argument("file", metavar="FILE", help="as given to --output; $NAME and ~ are replaced")
     for one in (summary, table, rounds, compare, plot, watched, export, check):
         one.add_argument("files", nargs="+", type=Path, metavar="FILE")
     return parser

@@ -1,4 +1,4 @@
-"""What is in a results file, schema 1, as data: one HDF5 file a run, for h5py, h5dump, MATLAB and all else.
+"""The contents of a results file, schema 1, as data: one HDF5 file per run, for h5py, h5dump, MATLAB and others.
 
 The validator (`python -m fedmpi.results check`), the axis labels of pictures and the document
 (`python -m fedmpi.results schema`, which is docs/results_file.md) all come from here.
@@ -14,7 +14,7 @@ from typing import Literal
 
 SCHEMA = 1
 
-# A newcomer has settled where the next epochs gain less than this.
+# A newcomer (held-out client) has settled where the next epochs gain less than this.
 SETTLED_EPOCHS, SETTLED_GAIN = 3, 0.001
 
 Status = Literal["running", "finished", "interrupted", "failed"]
@@ -98,29 +98,31 @@ _ROUND = {
     "round": _always("number of the round, from 1", kinds="i"),
     "seconds": _always("wall time at rank 0", "Time of a round", unit="s", better="lower"),
     "train_loss": _always(
-        "mean loss of the cohort's local training, by its weights; without clients that did not train or diverged, "
-        "and NaN if none is left",
+        "weighted mean training loss of the cohort, without clients that did not train or diverged; NaN if none is "
+        "left",
         "Training loss",
         better="lower",
     ),
     "train_seconds": _always(
-        "training, a mean over the ranks that train", "Training in a round", unit="s", better="lower"
+        "training time, mean over the ranks that train", "Training in a round", unit="s", better="lower"
     ),
-    "communication_seconds": _always("transfers, likewise", "Communication in a round", unit="s", better="lower"),
+    "communication_seconds": _always(
+        "transfer time, mean over the ranks that train", "Communication in a round", unit="s", better="lower"
+    ),
     "evaluation_seconds": _always(
-        "evaluation, likewise; what the three leave of `seconds` is waiting",
+        "evaluation time, mean over the ranks that train; the remainder of `seconds` is waiting",
         "Evaluation in a round",
         unit="s",
         better="lower",
     ),
     "bytes_up": _always(
-        "what the round's clients send by the method's definition, whatever MPI moves",
+        "bytes that the round's clients send by the method's definition; not actual MPI traffic",
         "Upload of a round",
         unit="bytes",
         better="lower",
     ),
     "bytes_down": _always(
-        "what they receive; those whose updates are lost or not used have received theirs",
+        "bytes that the round's clients receive, including clients whose updates are lost or not used",
         "Download of a round",
         unit="bytes",
         better="lower",
@@ -134,9 +136,9 @@ _NETWORK = {
         ("P",),
         "f",
     ),
-    "names": _always("of the tensors", "", ("T",), "O"),
-    "shapes": _always("of the tensors; one of fewer than D dimensions ends with -1", "", ("T", "D"), "i"),
-    "offsets": _always("where they begin in `weights`, counted in values", "", ("T",), "i"),
+    "names": _always("names of the tensors", "", ("T",), "O"),
+    "shapes": _always("shapes of the tensors, padded with -1 to D dimensions", "", ("T", "D"), "i"),
+    "offsets": _always("index in `weights` at which each tensor begins", "", ("T",), "i"),
 }
 
 #: A column that a method adds, of which no more is known.
@@ -147,138 +149,165 @@ GROUPS: dict[str, Group] = {
         "The run.",
         attributes={
             "schema": f"{SCHEMA}",
-            "fedmpi_version": "the version that wrote the file",
+            "fedmpi_version": "the version of fedmpi that wrote the file",
             "config": "all settings, as YAML",
-            "algorithm": "name of the class",
-            "dataset": "likewise",
-            "model": "likewise",
+            "algorithm": "name of the method's class",
+            "dataset": "name of the data set's class",
+            "model": "name of the model's class",
             "seed": "whole number",
-            "started": "ISO 8601, UTC",
-            "last_write": "likewise",
-            "write_interval": "seconds: the longest time between two writes so far, but at least one minute, and six "
-            "minutes before the first round has ended",
-            "status": "running, finished, interrupted (can be resumed) or failed. A killed run cannot change it, so "
-            "readers call a running file killed when its process is gone (same host) or its last write is older than "
-            "ten times `write_interval` (another host, or another container)",
-            "host": "rank 0's",
-            "pid": "rank 0's process",
+            "started": "start time, ISO 8601, UTC",
+            "last_write": "time of the last write, ISO 8601, UTC",
+            "write_interval": "the longest time between two writes so far, in seconds. It is at least one minute, "
+            "and six minutes until the first round has ended",
+            "status": "running, finished, interrupted (can be resumed) or failed. A killed run cannot change its "
+            "status. Readers therefore report `running` as killed if the process no longer exists (same host), or if "
+            "the last write is older than ten times `write_interval` (another host, or another container)",
+            "host": "host of rank 0",
+            "pid": "process number of rank 0",
         },
         more={
-            "owner": "that process as a JSON object, with what tells it from a later one that has the same number",
-            "data_sha256": "of the data set's arrays (`Arrays.checksum`): names, types, shapes and bytes",
-            "proxy_sha256": "likewise of the proxy data set's, where the method has one",
-            "resumed": "a line for each time that the run was resumed: when, and after which round",
+            "owner": "the process of rank 0 as a JSON object, with what distinguishes it from a later process that "
+            "has the same number",
+            "data_sha256": "SHA-256 of the data set's arrays (`Arrays.checksum`): names, types, shapes and bytes",
+            "proxy_sha256": "SHA-256 of the proxy data set's arrays, if the method has one",
+            "resumed": "one line each time that the run was resumed: when, and after which round",
             "user_code": "a JSON object: the SHA-256 of each file of the user's own classes, and of what they import",
-            "input_files": "likewise of files that are read, such as `--sampler.file`",
-            "missing": "a line for each thing that more rounds would need and that is only in a checkpoint",
-            "depends_on_rounds": "the settings that make the number of rounds matter: there can be no more later",
+            "input_files": "a JSON object: the SHA-256 of each file that settings name, such as `--sampler.file`",
+            "missing": "what further rounds would need and only a checkpoint has, one item per line",
+            "depends_on_rounds": "the settings by which results depend on the number of rounds; if there are any, no "
+            "rounds can be added later",
             "texts_crc32": "checksum of all texts in the file: attributes and names of tensors",
         },
         optional=False,
     ),
     "environment": Group(
         "What the job ran on, as attributes: hosts, devices, ranks, threads, versions. A list is one text with one "
-        "line per entry. `clients_at_once` is how many clients each rank trains side by side at the most, and "
+        "line per entry. `clients_at_once` is the largest number of clients that a rank trains in one batched call, "
+        "and "
         "`clients_at_once_reason` says why.",
         optional=False,
     ),
     "rounds": Group(
-        "Row r is the state after round r.",
+        "Metrics of each round. Row r is the state after round r.",
         {
             **_ROUND,
             "test_loss": Array(
-                "of the model on the test set; NaN in rounds that are not evaluated",
+                "loss of the model on the test set; NaN in rounds that are not evaluated",
                 label="Test loss",
                 better="lower",
             ),
             "test_accuracy": _accuracy(
-                "likewise, in [0, 1]; of methods with several models, of each client's on its own test samples"
+                "accuracy of the model on the test set, in [0, 1]; with several models, accuracy of each client's "
+                "model on its own test samples"
             ),
             "client_accuracy_mean": _accuracy("mean over clients of the accuracies on their own test samples"),
-            "client_accuracy_std": _accuracy("their standard deviation", better="lower"),
-            "client_accuracy_p10": _accuracy("their 10th percentile"),
-            "client_accuracy_p50": _accuracy("their median"),
-            "client_accuracy_p90": _accuracy("their 90th percentile"),
-            "weighted_client_accuracy": _accuracy("their mean, weighted by the clients' training samples"),
-            "leaky_client_accuracy": _accuracy("likewise, on nine tenths of their training samples"),
+            "client_accuracy_std": _accuracy("standard deviation of these accuracies over clients", better="lower"),
+            "client_accuracy_p10": _accuracy("10th percentile of these accuracies over clients"),
+            "client_accuracy_p50": _accuracy("median of these accuracies over clients"),
+            "client_accuracy_p90": _accuracy("90th percentile of these accuracies over clients"),
+            "weighted_client_accuracy": _accuracy(
+                "mean of these accuracies, weighted by the clients' training samples"
+            ),
+            "leaky_client_accuracy": _accuracy(
+                "mean weighted likewise, of accuracies on nine tenths of the clients' training samples"
+            ),
             "local_accuracy": _accuracy(
-                "mean of what the round's clients trained, on their own test samples, unaveraged"
+                "mean over the cohort of the local models' accuracies on their own test samples, before aggregation"
             ),
-            "clients_trained": Array("how many clients have had a turn so far"),
-            "cohort_mean_accuracy": _accuracy("of the mean of the round's local models, on the test set"),
-            "clients_mean_accuracy": _accuracy("of the mean of all clients' last models, on the test set"),
-            "global_accuracy": _accuracy("of the global model beside personal ones, on the test set"),
-            "global_matched_accuracy": _accuracy("of each client's model on all test samples, by training samples"),
-            "global_matched_accuracy_std": _accuracy("its standard deviation over clients", better="lower"),
-            "with_previous_extractor_accuracy": _accuracy("feature fusion: with the extractor of the round before"),
-            "with_self_extractor_accuracy": _accuracy("feature fusion: with the model's own extractor twice"),
+            "clients_trained": Array("number of distinct clients trained so far"),
+            "cohort_mean_accuracy": _accuracy("accuracy of the mean of the round's local models, on the test set"),
+            "clients_mean_accuracy": _accuracy("accuracy of the mean of all clients' last models, on the test set"),
+            "global_accuracy": _accuracy(
+                "accuracy of the global model on the test set, for methods with personal models"
+            ),
+            "global_matched_accuracy": _accuracy(
+                "mean accuracy of the clients' models on all test samples, weighted by training samples"
+            ),
+            "global_matched_accuracy_std": _accuracy(
+                "standard deviation over clients of the accuracies on all test samples", better="lower"
+            ),
+            "with_previous_extractor_accuracy": _accuracy(
+                "feature fusion: accuracy with the extractor of the previous round"
+            ),
+            "with_self_extractor_accuracy": _accuracy(
+                "feature fusion: accuracy with the model's own extractor in both places"
+            ),
             "cached_features": Array(
-                "feature fusion: 1 if the frozen extractor's features are computed once a round"
+                "feature fusion: 1 if the frozen extractor's features are computed once per round"
             ),
-            "cluster_size_N": Array("how many clients have model N"),
+            "cluster_size_N": Array("number of clients that have model N"),
             "adjusted_rand_index": Array(
-                "how well the clusters agree with the partition's groups, of the clients that have a model",
+                "agreement of the clusters with the partition's groups, over the clients that have a model",
                 label="Adjusted Rand index",
                 better="higher",
             ),
-            "mean_change_N": Array("CFL: length of the mean change of cluster N"),
-            "largest_change_N": Array("CFL: length of its longest change"),
-            "components_alive": Array("distribution fusion: how many virtual components have clients"),
+            "mean_change_N": Array("CFL: L2 norm of the mean update of cluster N"),
+            "largest_change_N": Array("CFL: largest L2 norm of an update in cluster N"),
+            "components_alive": Array("distribution fusion: number of virtual components that have clients"),
             "effective_clients": Array("distribution fusion: 1 over the sum of the clients' squared weights"),
-            "weights_l1": Array("distribution fusion: how far the weights are from those of FedAvg, summed"),
-            "between_components": Array("distribution fusion: the share of their variance between components"),
-            "left_out": Array("distribution fusion: clients whose statistics were not finite"),
-            "twin_correlation": Array("distribution fusion: of the weights with those of a second inference"),
+            "weights_l1": Array("distribution fusion: L1 distance of the weights from those of FedAvg"),
+            "between_components": Array(
+                "distribution fusion: share of the weights' variance that lies between components"
+            ),
+            "left_out": Array("distribution fusion: number of clients whose statistics were not finite"),
+            "twin_correlation": Array(
+                "distribution fusion: correlation of the weights with those of a second inference"
+            ),
             "draws": Array("IFCA: how often the first models were drawn"),
             "server_updates": Array("FedCluster: how often the model was averaged"),
             "cas": _accuracy(
-                "classification accuracy score of a generator: on all real samples, of a model trained on its "
-                "images alone; the same in all rounds"
+                "classification accuracy score of a generator: accuracy on all real samples of a model that was "
+                "trained on generated images only; the same in all rounds"
             ),
-            "cas_test": _accuracy("likewise, on the test set"),
-            "cas_compat": _accuracy("likewise, a mean over epochs"),
-            "teacher_seconds": _seconds("what the ranks spent on answers as teachers, a mean", "Teachers"),
-            "server_seconds": _seconds("what rank 0 spent on learning from them", "Server's learning"),
-            "generator_resets": Array("how often a generator that had diverged was drawn anew"),
-            "skipped_steps": Array("steps of the server's model that were not finite"),
-            "rejected": Array("vectors that were not finite and were left out by a robust rule or a clustering"),
+            "cas_test": _accuracy("classification accuracy score, on the test set"),
+            "cas_compat": _accuracy("classification accuracy score, mean over epochs"),
+            "teacher_seconds": _seconds(
+                "time to evaluate the clients' models as teachers, mean over the ranks", "Teachers"
+            ),
+            "server_seconds": _seconds("training time of the server (rank 0)", "Server's learning"),
+            "generator_resets": Array("how often a diverged generator was re-initialised"),
+            "skipped_steps": Array("steps of the server's model that were skipped because they were not finite"),
+            "rejected": Array("number of vectors that a robust rule or a clustering left out as not finite"),
             "epsilon": Array(
                 "privacy spent so far, at the chosen delta; NaN without dp-accounting", label="ε", better="lower"
             ),
             "diverged_clients": Array(
-                "whose training ended in numbers that are not finite: nothing of them is used",
+                "number of clients whose weights were not finite after training; their updates are not used",
                 label="Clients whose training diverged",
                 better="lower",
             ),
-            "virtual_seconds": _seconds("duration by the virtual clock", "Virtual time of a round"),
-            "selected": Array("how many clients were asked"),
-            "dropped": Array("how many of them lost the connection"),
+            "virtual_seconds": _seconds("duration on the virtual clock", "Virtual time of a round"),
+            "selected": Array("number of clients that were asked"),
+            "dropped": Array("number of asked clients that lost the connection"),
             "late": Array(
-                "updates after the deadline, after enough others, or partial where a method does not accept that"
+                "number of updates that were not used: they came after the deadline or after enough others, or were "
+                "partial and the method does not accept partial work"
             ),
-            "stragglers": Array("how many got only a part of their training done"),
-            "unavailable": Array("how many clients could not be reached"),
+            "stragglers": Array("number of clients that did only a part of their training"),
+            "unavailable": Array("number of clients that could not be reached"),
         },
         optional=False,
         is_open=True,
         row="a round",
     ),
     "clients": Group(
-        "Who took part when. A client of the cohort that was not trained has -1 in columns of whole numbers, NaN in "
-        "others.",
+        "Which clients took part in which round. A client of the cohort that was not trained has -1 in columns of "
+        "whole numbers, and NaN in other columns.",
         {
             "round": _always("number of the round", kinds="i"),
             "client": _always("number of the client, from 0", kinds="i"),
-            "rank": Array("that trained it; -1: none did", kinds="i"),
-            "samples": Array("it trains on", kinds="i"),
-            "steps": Array("it did, in all its trainings, and batches of passes for a gradient", kinds="i"),
-            "seconds": Array("they took"),
-            "loss": Array("mean over its samples"),
-            "local_accuracy": Array("of what it trained, on its own test samples"),
-            "virtual_seconds": Array("from the start of the round to the arrival of its update"),
-            "diverged": Array("1 for a client whose training did, else 0"),
+            "rank": Array("rank that trained the client; -1: none", kinds="i"),
+            "samples": Array("training samples of the client", kinds="i"),
+            "steps": Array(
+                "optimizer steps in all trainings of the client, and batches of passes for a gradient", kinds="i"
+            ),
+            "seconds": Array("training time in seconds"),
+            "loss": Array("mean training loss over the client's samples"),
+            "local_accuracy": Array("accuracy of the client's model on its own test samples, before aggregation"),
+            "virtual_seconds": Array("virtual time from the start of the round to the arrival of the update"),
+            "diverged": Array("1 for a client whose training diverged, else 0"),
             "malicious": Array("1 for clients that attack, 0 for the others"),
-            "selected": Array("Krum: 1 for those whose models became the new one"),
+            "selected": Array("Krum: 1 for clients whose models were selected"),
             "cluster": Array("number of the client's model after the round"),
             "component": Array("distribution fusion: the client's virtual component; -1: none"),
             "omega": Array("distribution fusion: the client's weight"),
@@ -288,101 +317,119 @@ GROUPS: dict[str, Group] = {
         row="a participation (round, client)",
     ),
     "ranks": Group(
-        "What every rank did.",
+        "Time and work of each rank.",
         {
             "round": _always("number of the round", kinds="i"),
             "rank": _always("number of the rank", kinds="i"),
-            "busy_seconds": Array("training, evaluation, answers as a teacher, the server's own learning"),
-            "wait_seconds": Array("for others"),
-            "clients": Array("that it trained", kinds="i"),
-            "client_seconds": Array("all it did with its clients"),
-            "predicted_seconds": Array("what was expected of that by what the rounds before had taught"),
-            "speed": Array("as learnt; the mean is 1; NaN before the first round was over"),
-            "fixed_seconds": Array("for a client, as learnt; of clients side by side, for a step of all"),
-            "step_seconds": Array("for a step of a client, as learnt"),
+            "busy_seconds": Array("time for training, evaluation, evaluating teachers, and the server's training"),
+            "wait_seconds": Array("time waiting for other ranks"),
+            "clients": Array("number of clients that the rank trained", kinds="i"),
+            "client_seconds": Array("time for all work with the rank's clients"),
+            "predicted_seconds": Array("`client_seconds` as predicted from the previous rounds"),
+            "speed": Array("estimated speed of the rank; the mean over ranks is 1; NaN until a round has ended"),
+            "fixed_seconds": Array(
+                "estimated fixed time per client; with clients in one batched call, per step of all of them"
+            ),
+            "step_seconds": Array("estimated time per step of a client"),
         },
         optional=False,
         row="a (round, rank)",
     ),
     "evaluation": Group(
-        "What was measured class by class and client by client.",
+        "Accuracies per class and per client.",
         {
             "round": Array("number of the round", kinds="i"),
-            "per_class_accuracy": Array("in [0, 1]", ("rows", "classes"), "f"),
+            "per_class_accuracy": Array("accuracy on each class, in [0, 1]", ("rows", "classes"), "f"),
             "client_accuracy": Array(
-                "on the client's own test samples; NaN for one that has none", ("rows", "clients"), "f"
+                "accuracy on each client's own test samples; NaN for a client that has none", ("rows", "clients"), "f"
             ),
         },
-        more={"test_loss": "of the initial model, if it was evaluated", "test_accuracy": "likewise"},
+        more={
+            "test_loss": "test loss of the initial model, if it was evaluated",
+            "test_accuracy": "test accuracy of the initial model, if it was evaluated",
+        },
         optional=False,
         row="an evaluation",
     ),
     "confusion": Group(
-        "Of the last evaluation: which classes the test samples were taken for.",
+        "Confusion matrix of the last evaluation.",
         {
             "round": _always("number of the round", "", ("1",), "i"),
-            "counts": _always("samples of each class, by the predicted one", "", ("classes", "classes"), "i"),
+            "counts": _always(
+                "number of test samples; rows are true classes, columns predicted classes",
+                "",
+                ("classes", "classes"),
+                "i",
+            ),
         },
     ),
     "partition": Group(
-        "What the clients hold.",
+        "Training samples of the clients.",
         {
-            "label_counts": _always("training samples of each class", "", ("clients", "classes"), "i"),
-            "samples": _always("training samples", "", ("clients",), "i"),
+            "label_counts": _always("training samples per client and class", "", ("clients", "classes"), "i"),
+            "samples": _always("training samples per client", "", ("clients",), "i"),
         },
         optional=False,
         row="a client",
     ),
     "clusters": Group(
-        "Of methods with several models.",
+        "Clusters of clients, for methods with several models.",
         {
             "round": _always("number of the round", kinds="i"),
             "cluster": _always("number of each client's model; -1 before it has one", "", ("rows", "clients"), "i"),
         },
-        row="a round from that on in which there are clusters",
+        row="a round, from the first round with clusters on",
     ),
     "newcomers": Group(
-        "Clients that took part in no round, and train the final model alone.",
+        "Held-out clients (newcomers): they took part in no round, and fine-tune the final model alone.",
         {
             "accuracy": _always(
-                "on its own test samples: of the global model, and after each epoch", "", ("rows", "epochs + 1"), "f"
+                "accuracy on the client's own test samples: of the global model, then after each epoch",
+                "",
+                ("rows", "epochs + 1"),
+                "f",
             ),
-            "epochs": _always("after which it has settled; NaN: it has not"),
+            "epochs": _always(
+                f"epochs until convergence: the next {SETTLED_EPOCHS} epochs gain less than {100 * SETTLED_GAIN:g} "
+                "points; NaN: not converged"
+            ),
         },
-        row="a newcomer",
+        row="a held-out client",
     ),
-    "stages": Group("What a method trained with the same clients before the rounds; a group each."),
-    "stages/*": Group("As /rounds.", {**_ROUND}, is_open=True, row="a round"),
+    "stages": Group("Trainings with the same clients before the rounds, such as a generator's. One group per stage."),
+    "stages/*": Group("Like /rounds.", {**_ROUND}, is_open=True, row="a round"),
     "synthetic": Group(
-        "Images that a generator at the server made, compressed.",
+        "Images that a generator at the server made. They are stored compressed.",
         {
             "images": _always("pixels", "", ("n", "C", "H", "W"), "u"),
-            "labels": _always("their classes", "", ("n",), "i"),
+            "labels": _always("classes of the images", "", ("n",), "i"),
         },
     ),
     "model": Group(
         "The last global model.",
         {
             **_NETWORK,
-            "*": Array("further models of the method, laid out like `weights`", ("M", "P"), "f"),
+            "*": Array("further models of the method, with the layout of `weights`", ("M", "P"), "f"),
         },
-        {"sha256": "of the bytes of `weights`"},
+        {"sha256": "SHA-256 of the bytes of `weights`"},
         {
-            "inputs": "what the data set's arrays hold: images (uint8), features (float32) or tokens (int64)",
-            "shape": "of one of them; images: channels, height, width",
-            "classes": "how many",
-            "mean": "per channel, on the scale 0..1, subtracted from images; absent: 0",
-            "std": "per channel, by which they are divided then; absent: 1",
-            "vocabulary": "how many tokens there are; absent: no text",
+            "inputs": "kind of samples: images (uint8), features (float32) or tokens (int64)",
+            "shape": "shape of a sample; images: channels, height, width",
+            "classes": "number of classes",
+            "mean": "mean per channel, on the scale 0..1, which is subtracted from images; absent: 0",
+            "std": "standard deviation per channel, by which images are then divided; absent: 1",
+            "vocabulary": "number of tokens; absent: no text",
         },
     ),
     "model/frozen": Group(
-        "Tensors of the model that training does not change, by their names: frozen parameters, constant buffers."
-        " All models of the run share them, and nobody sends them. `weights` does not have them.",
+        "Tensors of the model that training does not change, by name: frozen parameters and constant buffers."
+        " All models of the run share them, and they are never sent. They are not part of `weights`.",
         {"*": Array("row-major in its PyTorch shape", ("...",), "fiub")},
     ),
-    "networks": Group("What else a method has at the server, such as a generator; a group each."),
-    "networks/*": Group("As /model, `frozen` included.", _NETWORK, {"sha256": "of the bytes of `weights`"}),
+    "networks": Group("Further networks at the server, such as a generator. One group per network."),
+    "networks/*": Group(
+        "Like /model, including `frozen`.", _NETWORK, {"sha256": "SHA-256 of the bytes of `weights`"}
+    ),
 }
 
 #: Attributes that are numbers, wherever they are, with NumPy's letters for what these may be; those of them that are
@@ -435,16 +482,16 @@ def document() -> str:
         may_lack = " Not in every file." if group.optional else ""
         lines.append(f"{group.about}{row}{may_lack}\n")
         if group.attributes or group.more:
-            lines += ["| attribute | |", "| --- | --- |"]
+            lines += ["| attribute | meaning |", "| --- | --- |"]
             lines += [f"| `{key}` * | {about} |" for key, about in group.attributes.items()]
             lines += [f"| `{key}` | {about} |" for key, about in group.more.items()]
             lines.append("")
         if group.arrays:
-            lines += ["| dataset | shape | numbers | |", "| --- | --- | --- | --- |"]
+            lines += ["| dataset | shape | type | meaning |", "| --- | --- | --- | --- |"]
             lines += [_line(key, array) for key, array in group.arrays.items()]
             lines.append("")
         if group.is_open:
-            lines.append("A method may add columns of its own here, of one number a row.\n")
+            lines.append("A method may add its own columns here, with one number per row.\n")
     return "\n".join(lines).rstrip()
 
 
@@ -455,19 +502,20 @@ _INTRODUCTION = f"""\
 This is schema {SCHEMA}, as `python -m fedmpi.results schema` prints it. `python -m fedmpi.results check FILE...`
 compares files with it.
 
-Rank 0 writes a new file beside the old one and renames it over that, so any program that reads HDF5 can open a file
-at any moment, also while the run goes on: it sees a complete earlier state. Each dataset of a table is one column;
-one that has no value in some row is float64, with NaN there. What is marked with a star is in every file, columns
-from the first round on; all else is there where it applies. N stands for a number.
+Rank 0 writes a new file next to the old one, and then renames it to the old one's name. So any program that reads
+HDF5 can open the file at any time, also during the run. It sees a complete earlier state.
 
-Files are in the format of HDF5 1.10 (2016), with checksums: HDF5 refuses to read a dataset that is damaged, and the
-check names it. Only texts have none of HDF5's own; the check compares them with `texts_crc32`.
+Each dataset of a table is one column. Missing values are NaN (the column is then float64). A star (\\*) marks what is
+always present, columns from the first round on. Everything else is present where it applies. N stands for a number.
 
-Commands show a column in the unit that is named here, and know which of its values are better; of a column of a
-method of your own they know neither (`--direction higher`).
+Files use the format of HDF5 1.10 (2016), with checksums. HDF5 refuses to read a damaged dataset, and the check names
+it. Texts have no checksums in HDF5, so the check compares them with `texts_crc32`.
 
-A group, a column or an attribute may be added without a new schema; what is here keeps its name and meaning. A
-reader of schema {SCHEMA} refuses files of another one.
+Commands show a column in the unit that is named here, and use the direction (which values are better) that is named
+here. For a column of your own method they know neither; give `--direction higher` or `lower`.
+
+Groups, columns and attributes may be added without a new schema. Those described here keep their names and meanings.
+A reader of schema {SCHEMA} refuses files of another schema.
 """
 
 

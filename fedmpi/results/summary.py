@@ -47,10 +47,10 @@ def _entries(run: Run) -> Iterator[tuple[str, str]]:
         yield "training", way_of_training(int(run.environment["clients_at_once"]), reason)
     if run.frozen:
         frozen = sum(tensor.size for tensor in run.frozen.values())
-        yield "model", f"{len(run.weights):,} numbers that are trained and sent, {frozen:,} frozen"
+        yield "model", f"{len(run.weights):,} values trained and sent, {frozen:,} frozen"
     yield "rounds", _rounds(run)
     yield (
-        "initially",
+        "untrained",
         f"accuracy {percent(run.accuracy().initial)}, loss {loss(run.initial.get('test_loss'))}",
     )
     if _rounds_done(run):
@@ -63,7 +63,7 @@ def _entries(run: Run) -> Iterator[tuple[str, str]]:
             yield "generator", ", ".join(f"{name} {percent(run.accuracy(name).last)}" for name in scores)
         yield "loss", f"test {loss(_last(run, 'test_loss'))}, training {loss(_last(run, 'train_loss'))}"
         if diverged := _total(run, "diverged_clients"):
-            yield "diverged", f"{diverged:.0f} times the training of a client, which is left out"
+            yield "diverged", f"{diverged:.0f} local trainings; their updates were excluded"
         yield "time", _time_split(run)
         yield "speed", _speed(run)
         if "virtual_seconds" in run.rounds:
@@ -77,14 +77,14 @@ def _entries(run: Run) -> Iterator[tuple[str, str]]:
 def _status(run: Run) -> str:
     ended_early = run.status not in ("running", "finished")
     goes_on = ended_early and checkpoints_beside(run.path)
-    return f"{run.status}; goes on with --resume" if goes_on else run.status
+    return f"{run.status}; continue with --resume" if goes_on else run.status
 
 
 def _clients(settings: dict[str, Any]) -> str:
     cohort, partition = settings.get("cohort"), settings.get("partition")
     parts = [str(settings["clients"])]
     if cohort:
-        parts.append(f"{cohort} a round")
+        parts.append(f"{cohort} per round")
     if partition:
         parts.append(describe(partition))
     return ", ".join(parts)
@@ -119,13 +119,13 @@ def _time_split(run: Run) -> str:
     for name, column in (("teachers", "teacher_seconds"), ("server", "server_seconds")):
         if column in run.rounds:
             shares[name] = _total(run, column) / wall
-    shares["waiting"] = 1 - sum(shares.values())
+    shares["idle"] = 1 - sum(shares.values())
     return ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
 
 
 def _speed(run: Run) -> str:
     wall = _total(run, "seconds") or math.nan
-    parts = [f"{wall / _rounds_done(run):.3g} s a round"]
+    parts = [f"{wall / _rounds_done(run):.3g} s per round"]
     if "clients" in run.ranks:
         parts.insert(0, f"{run.ranks['clients'].sum() / wall:.3g} clients/s")
     if "ranks" in run.environment:
@@ -142,7 +142,7 @@ def _virtual(run: Run) -> str:
 
 def _traffic(run: Run) -> str:
     up, down = _total(run, "bytes_up"), _total(run, "bytes_down")
-    return f"clients sent {_bytes(up)}, received {_bytes(down)} (simulated, not MPI's)"
+    return f"{_bytes(up)} up, {_bytes(down)} down (of the simulated clients, not MPI)"
 
 
 def _total(run: Run, column: str) -> float:

@@ -21,26 +21,29 @@ class LocalTraining(metaclass=Configured):
 
     Args:
         epochs: passes over the client's samples.
-        steps: optimizer steps instead of epochs; a client with few samples goes over them again.
-        batch_size: samples a step; the last, smaller batch of a pass is kept.
+        steps: number of optimizer steps, used instead of epochs. A client with few samples repeats them.
+        batch_size: samples per step. The last, smaller batch of an epoch is kept.
         lr: learning rate of the first round.
-        optimizer: sgd or adam; starts afresh in every round.
-        momentum: of sgd.
-        weight_decay: added to the gradient as weight_decay times the weights.
-        schedule: how the learning rate changes from round to round; within a round it is constant. cosine ends near 0
-            in the last round, so that there can be no more rounds later.
-        decay: factor a round of the exponential schedule.
-        clip_norm: longest gradient of a step (L2 norm, after an algorithm's correction, before weight decay).
-        augmentation: of each training batch of images: mirrored at random, or also cropped at random out of a frame
-            of 4 zero pixels.
-        vectorize: how many clients a rank trains side by side, as one computation; off is one after another. auto
-            goes by a fixed rule: several on a GPU; many of a small network without convolutions, if the cohort has
-            32 or more; else one. Before the first round two clients are trained both ways: what PyTorch cannot run
-            for several clients, or what gives other results then, is trained one after another (auto) or refused.
-        precision: bf16 runs networks forward and backward in bfloat16 where PyTorch's autocast holds that safe, which
-            is matrix products and convolutions above all. Weights, losses, gradients as methods see them, optimizers,
-            means and all evaluation stay float32. For the bits' sake clients side by side are then trained in full
-            blocks, filled up with copies: let vectorize be no more than a rank's share of the cohort.
+        optimizer: sgd or adam. Its state is reset every round.
+        momentum: momentum of sgd.
+        weight_decay: L2 regularisation; weight_decay times the weights is added to the gradient.
+        schedule: how the learning rate changes from round to round. It is constant within a round. cosine ends near 0
+            in the last round, so no rounds can be added later.
+        decay: factor per round of the exponential schedule.
+        clip_norm: maximum L2 norm of the gradient of a step. The gradient is clipped after a method's correction and
+            before weight decay. null: no clipping.
+        augmentation: augmentation of training images. flip: random mirroring. crop_flip: also random crops after
+            padding with 4 zero pixels.
+        vectorize: how many clients a rank trains in one batched call (torch.vmap); off trains one client after
+            another. auto uses a fixed rule: several clients on a GPU; many clients if the network is small and has no
+            convolutions and the cohort has 32 clients or more; else one. Before the first round two clients are
+            trained both ways. If PyTorch cannot run the network for several clients, or gives other results then,
+            auto trains one after another, and a number is refused.
+        precision: bf16 uses bfloat16 in the forward and backward pass where PyTorch's autocast considers it safe,
+            mainly matrix products and convolutions. Weights, losses, gradients as methods see them, optimizers, means
+            and all evaluation stay float32. To keep results bit-identical, clients in one batched call are then
+            trained in full blocks, filled up with copies, so vectorize should not exceed a rank's share of the
+            cohort.
     """
 
     epochs: PositiveInt = 5

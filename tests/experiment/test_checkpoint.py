@@ -258,10 +258,10 @@ def test_nothing_to_go_on_with(interrupted: Path, capfd: pytest.CaptureFixture[s
     """Then the run starts anew and says so, so that a job script can always say --resume."""
     new = interrupted.with_name("new.h5")
     assert go(SOME, new, "--resume") == 0
-    assert f"{new}: is not there yet, the run starts anew\n" in capfd.readouterr().out
+    assert f"{new}: does not exist, starting a new run\n" in capfd.readouterr().out
     checkpoint_beside(interrupted).unlink()
     assert go(SOME, interrupted, "--resume") == 0
-    assert f"{interrupted}: has no checkpoint yet, the run starts anew\n" in capfd.readouterr().out
+    assert f"{interrupted}: has no checkpoint yet, starting a new run\n" in capfd.readouterr().out
     assert_same_bits(results.open(interrupted), results.open(new))
     written = interrupted.stat().st_mtime_ns
     assert go(SOME, interrupted, "--resume") == 0
@@ -288,7 +288,7 @@ def test_overwriting(interrupted: Path) -> None:
     assert go(SOME, interrupted, "--overwrite") == 0
     assert not checkpoint_beside(interrupted).exists()
     for options, said in {
-        f"--output {interrupted} --resume --overwrite": "--overwrite = true: must be false with resume",
+        f"--output {interrupted} --resume --overwrite": "--overwrite and --resume cannot be combined",
         "--resume": "--output = null: must be given with resume",
         "--checkpoint.every_minutes 0": "--checkpoint.every_minutes = 0.0: must be above 0",
         "--checkpoint.every_rounds 0": "--checkpoint.every_rounds = 0: must be at least 1",

@@ -134,7 +134,7 @@ def test_damage_to_every_part_of_a_checkpoint(broken: Path, left: Path, capfd: p
         capfd.readouterr()
         assert after(left) == 2
         assert capfd.readouterr().out == (
-            f"{newest} is damaged ({said}): {before} is used\n{left}: goes on after round 2\n"
+            f"{newest} is damaged ({said}): {before} is used\n{left}: resuming after round 2\n"
         )
         newest.write_bytes(good)
         count += 1

@@ -171,7 +171,7 @@ def test_libraries(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.
     assert capfd.readouterr().out == ""
     monkeypatch.setattr(environment, "libraries", lambda: now | {"numpy": "9.9"})
     inputs.check(run, run.config)
-    said = f"warning: numpy was {now['numpy']} when {path} began and is 9.9: bits may differ\n"
+    said = f"warning: numpy was {now['numpy']} when {path} began and is 9.9: results may not be bit-identical\n"
     assert capfd.readouterr().out == said
 
 

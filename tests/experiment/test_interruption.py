@@ -67,7 +67,7 @@ class Job:
             line = self.process.stdout.readline()
             if not line:
                 return False
-            if found := re.search(r"goes on after round (\d+)( of the generator)?", line):
+            if found := re.search(r"resuming after round (\d+)( of the generator)?", line):
                 self.after = int(found[1]) + (0 if found[2] else self._stage)
             if found := re.match(r"(generator )?round +(\d+)/", line):
                 self.shown = int(found[2]) + (0 if found[1] else self._stage)
@@ -152,7 +152,7 @@ def test_signals(tmp_path: Path) -> None:
         assert job.end() == status
         run = results.open(path)
         assert run.status == "interrupted"
-        assert summarize(run).startswith("status      interrupted; goes on with --resume")
+        assert summarize(run).startswith("status      interrupted; continue with --resume")
         assert len(run.rounds["round"]) >= done + 2
         done = len(run.rounds["round"])
     assert len(run.attributes["resumed"].splitlines()) == 2
@@ -257,7 +257,7 @@ def test_setting_up(number: int, status: int, tmp_path: Path, capfd: pytest.Capt
         signal_at(patch, Digits, "read", number=number)
         assert go(options, path) == status
     assert not list(tmp_path.iterdir())
-    assert f"interrupted (exit status {status}); to go on: python -m fedmpi " in capfd.readouterr().out
+    assert f"interrupted (exit status {status}); continue with: python -m fedmpi " in capfd.readouterr().out
     interrupt(options, tmp_path / "whole.h5", tmp_path.parent)
     broken = tmp_path.parent / "whole.h5"
     left = broken.read_bytes(), checkpoint_beside(broken).read_bytes()
@@ -353,12 +353,12 @@ def test_newcomers_on_several_ranks(tmp_path: Path) -> None:
     *known, waiting = left()
     assert known == ["interrupted", [1]]
     assert waiting >= 1
-    (goes_on,) = re.findall(r"^interrupted \(exit status 85\); to go on: (.*)$", said, re.MULTILINE)
+    (goes_on,) = re.findall(r"^interrupted \(exit status 85\); continue with: (.*)$", said, re.MULTILINE)
     assert goes_on.startswith("mpirun -n 3 python -m fedmpi --clients 8")
     again = shell(goes_on, SLURM_JOB_END_TIME=str(time.time() + MARGIN))
     said, _ = again.communicate(timeout=240)
     assert again.returncode == REQUEUE
-    assert ": goes on after round 1\n" in said
+    assert ": resuming after round 1\n" in said
     assert left() == ("interrupted", [1], max(waiting - 2, 0))
 
 

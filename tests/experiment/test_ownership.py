@@ -312,7 +312,7 @@ def test_a_living_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
         patch.setenv("SLURM_JOB_END_TIME", str(time.time() + 20))
         assert go(options, path, "--resume") == REQUEUE
     said = capfd.readouterr().out
-    assert re.match(rf"{path}: was in use by process {pid} on .*; it is gone, this run takes over\n", said)
+    assert re.match(rf"{path}: was in use by process {pid} on .*; it no longer exists, this run takes over\n", said)
     assert results.open(path).rounds["round"].tolist()[:5] == [1, 2, 3, 4, 5]
     assert {one.name for one in tmp_path.iterdir()} == {"run.h5", "run.h5.checkpoint", "run.h5.checkpoint.1"}
 

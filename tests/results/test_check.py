@@ -80,9 +80,7 @@ def test_what_the_check_says(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         del file["partition/samples"]
     (tmp_path / "text.h5").write_text("no HDF5")
     assert main(["check", str(good), str(young)]) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        f"{path}: schema 1, nothing to find fault with" for path in (good, young)
-    ]
+    assert capsys.readouterr().out.splitlines() == [f"{path}: valid (schema 1)" for path in (good, young)]
     assert main(["check", str(bad)]) == 1
     assert capsys.readouterr().out == f"{bad}: /partition/samples: is missing\n"
     assert main(["check", str(tmp_path / "text.h5"), str(good)]) == 1

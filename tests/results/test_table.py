@@ -94,7 +94,7 @@ def test_files_that_do_not_serve_are_named(tmp_path: Path, capsys: pytest.Captur
         "FedProx (mu 3.0)",
     ]
     going_line, young_line, text_line = output.err.splitlines()
-    assert going_line == f"{going}: running, counted as far as it is"
+    assert going_line == f"{going}: running, included up to its last round"
     assert young_line == f"{young}: no column 'test_accuracy' in its rounds (no rounds yet)"
     assert text_line.startswith(f"{tmp_path / 'text.h5'}: ")
 

@@ -183,7 +183,7 @@ def test_after_scancel(site: Site, jobs: dict[str, Job], sha256: str | None) -> 
     done = len(results.open(file).rounds["round"])
     again = site.submit("--", "config.yaml", *OPTIONS.split(), "--output", str(file), file=file.name)
     assert again.await_end().weights_sha256 == sha256
-    assert f"goes on after round {done}" in (site.folder / f"fedmpi-{again.number}.log").read_text()
+    assert f"resuming after round {done}" in (site.folder / f"fedmpi-{again.number}.log").read_text()
 
 
 def test_array(site: Site, jobs: dict[str, Job], sha256: str | None) -> None:

@@ -160,7 +160,7 @@ def test_the_file(tmp_path: Path) -> None:
     """Oracle: the schema; the sizes by hand; the network that takes it all back."""
     made = made_by(tmp_path / "made.h5")
     assert problems(made.path) == []
-    assert "model       958 numbers that are trained and sent, 2,178 frozen" in summarize(made)
+    assert "model       958 values trained and sent, 2,178 frozen" in summarize(made)
     assert made.rounds["bytes_up"].tolist() == [7 * 4 * 958] * 2
     module = network(HalfFrozen(floor=True), SHAPE, 10, number=1)
     given = {name: torch.from_numpy(tensor) for name, tensor in made.state_dict().items()}

@@ -21,14 +21,14 @@ _LEAST_STD = 1e-6
 class CVAE(LearningGenerator):
     """A variational autoencoder (Kingma and Welling, 2014) whose decoder is told the class; its encoder is not.
 
-    Fully connected: the encoder gives the mean and, through softplus, the standard deviation of a Gaussian, the
-    decoder takes a draw from it beside the label. For 1x28x28, 10 classes and a noise of 3: 1,072,150 parameters.
+    Fully connected: the encoder gives the mean and, through softplus, the standard deviation of a Gaussian. The
+    decoder takes a draw from it and the label. For 1x28x28, 10 classes and a noise of 3: 1,072,150 parameters.
 
     Args:
         noise: length of the noise vector, the latent dimensions.
         hidden: widths of the encoder's hidden layers; the decoder has them in reverse.
-        binary: whether images are rounded to 0 and 1, as in the paper, those that are learnt from and those made. The
-            latter are first divided by their largest value. If not, grey and colours stay.
+        binary: whether training images and generated images are rounded to 0 and 1, as in the paper. Generated images
+            are first divided by their largest value. If not, grey values and colours are kept.
     """
 
     noise: PositiveInt = 3

@@ -13,8 +13,8 @@ from fedmpi.ranges import PositiveInt, Widths
 class FeatureGenerator(Generator):
     """Fully connected layers that make feature vectors out of noise and a label, for FedGen (Zhu et al., 2021).
 
-    Noise and label (0 and 1 for each class) are put side by side; hidden layers with batch normalisation and
-    LeakyReLU follow. The default is about the authors' own: 143,104 parameters for 512 features of 10 classes.
+    The input is the noise and the one-hot label, concatenated. Hidden layers with batch normalisation and LeakyReLU
+    follow. The default is about the authors' network: 143,104 parameters for 512 features of 10 classes.
 
     FedFTG (Zhang et al., 2022) first brings noise and label to a common width, each by a layer of its own, and
     normalises them. Its Table 1(b) is noise 100 (for CIFAR-100: 256), branch 4096, hidden [8192]: 71,803,392
@@ -23,7 +23,7 @@ class FeatureGenerator(Generator):
 
     Args:
         noise: length of the noise vector.
-        branch: width of the layer that the noise, and of the one that the label goes through; null: neither has one.
+        branch: width of the two separate first layers, one for the noise and one for the label; null: none.
         hidden: widths of the hidden layers.
     """
 

@@ -21,10 +21,10 @@ class ImageGenerator(Generator):
 
     Args:
         noise: length of the noise vector.
-        final_norm: whether images are normalised over the batch in the end, as in the authors' code, so that they
-            are of the scale of normalised data; if not, they lie between -1 and 1, as in the paper's table.
-        order: of a convolution and its doubling; paper: convolution first; repo: doubling first, as in the authors'
-            code, for four times the work.
+        final_norm: whether the output is batch-normalised, as in the authors' code, so that images have the scale of
+            normalised data. If not, they are between -1 and 1, as in the paper's table.
+        order: order of a convolution and its upsampling. paper: convolution first. repo: upsampling first, as in the
+            authors' code, which takes four times the work.
     """
 
     noise: PositiveInt = 100
@@ -51,7 +51,7 @@ class DeepImageGenerator(Generator):
 
     Args:
         noise: length of the noise vector.
-        final_norm: as that of ImageGenerator.
+        final_norm: whether the output is batch-normalised, as in the authors' code; else between -1 and 1.
     """
 
     noise: PositiveInt = 256
