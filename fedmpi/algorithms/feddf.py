@@ -45,7 +45,7 @@ class FedDF(Distilled):
         decay: factor a round of both learning rates.
         weight_decay: in the steps of generator and global model; null: 0.001, with proxy data 0.
         student_mode: of batch normalisation in the global model's steps; train lets its running statistics follow
-            the samples.
+            the samples, restored is the same but puts those of the clients' mean back in the end.
     """
 
     proxy: Dataset | None = None
@@ -57,7 +57,7 @@ class FedDF(Distilled):
     student_lr: PositiveFloat = null_for()
     decay: UpToOne = 0.998
     weight_decay: NonNegativeFloat = null_for()
-    student_mode: Literal["train", "eval"] = "train"
+    student_mode: Literal["restored", "train", "eval"] = "train"
 
     def __post_init__(self) -> None:
         self.base = FedAvg()

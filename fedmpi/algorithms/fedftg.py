@@ -49,7 +49,7 @@ class FedFTG(Distilled):
         class_weight: of the class loss in the generator's.
         diversity_weight: of the diversity loss in the generator's.
         student_mode: of batch normalisation in the global model's steps; train lets its running statistics follow
-            the samples.
+            the samples, restored is the same but puts those of the clients' mean back in the end.
     """
 
     base: Algorithm = null_for(SCAFFOLD)
@@ -65,7 +65,7 @@ class FedFTG(Distilled):
     weight_decay: NonNegativeFloat = 1e-3
     class_weight: NonNegativeFloat = 1.0
     diversity_weight: NonNegativeFloat = 1.0
-    student_mode: Literal["train", "eval"] = "train"
+    student_mode: Literal["restored", "train", "eval"] = "train"
 
     server_state = ("generator_weights",)
 
