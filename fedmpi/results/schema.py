@@ -227,6 +227,11 @@ GROUPS: dict[str, Group] = {
             "effective_clients": Array("distribution fusion: 1 over the sum of the clients' squared weights"),
             "weights_l1": Array("distribution fusion: how far the weights are from those of FedAvg, summed"),
             "between_components": Array("distribution fusion: the share of their variance between components"),
+            "label_l1": Array(
+                "distribution fusion: how far the label mix of the round's clients, each with its weight, is from "
+                "that of all clients: the sum of the absolute differences, from 0 to 2",
+                better="lower",
+            ),
             "left_out": Array("distribution fusion: clients whose statistics were not finite"),
             "twin_correlation": Array("distribution fusion: of the weights with those of a second inference"),
             "draws": Array("IFCA: how often the first models were drawn"),
