@@ -5,7 +5,7 @@ for one pass in batches of 10 at a learning rate of 0.05. Settings: five groups 
 its own; five such groups of 40, 30, 15, 10 and 5 clients; shards of two classes; Dirichlet(0.1).
 
 A cell is a setting, a method and a seed, such as groups/fedavg/0; `--cells 'groups/*'` chooses some. Those that are
-there are not trained again, and the table is of those that are there: accuracy over the second half of the rounds,
+finished are not trained again, and the table is of these: accuracy over the second half of the rounds,
 its difference from FedAvg's with the same seed, how far it jumps from one round to the next, and what was inferred;
 means ± standard deviations over seeds.
 """
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from fedmpi import results
 from fedmpi.results.formats import FORMATS
-from studies.runs import train_all
+from studies.runs import is_done, train_all
 
 PROTOCOL = (
     "--dataset Subset --dataset.over FashionMNIST --dataset.samples 4000 --dataset.test_samples 2000 --model LeNet"
@@ -68,13 +68,13 @@ def main() -> None:
         for cell, options in cells.items()
         if any(fnmatch(cell, pattern) for pattern in chosen.cells)
     }
-    is_done = train_all(wanted, chosen.rounds)
+    went_well = train_all(wanted, chosen.rounds)
     for setting in SETTINGS:
         paths = {m: [chosen.folder / f"{setting}-{m}-{seed}.h5" for seed in range(chosen.seeds)] for m in METHODS}
-        there = {method: [path for path in some if path.exists()] for method, some in paths.items()}
+        there = {method: [path for path in some if is_done(path, chosen.rounds)] for method, some in paths.items()}
         if any(there.values()):
             print(f"\n{setting}\n\n{FORMATS[chosen.format](table(there))}")
-    sys.exit(not is_done)
+    sys.exit(not went_well)
 
 
 def table(paths: dict[str, list[Path]]) -> list[list[str]]:
