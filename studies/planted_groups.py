@@ -20,10 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedmpi.algorithms.distribution_fusion import standardised
 from fedmpi.algorithms.toolbox import allocation
 from fedmpi.algorithms.toolbox.allocation import Autoencoder, fit, log_probabilities
-from fedmpi.algorithms.toolbox.fusion import between_components, fuse, responsibilities
+from fedmpi.algorithms.toolbox.fusion import between_components, fuse, responsibilities, scaled
 from fedmpi.federation.evaluation import adjusted_rand_index
 from fedmpi.training.flat import FlatModel
 
@@ -49,7 +48,8 @@ def planted(sizes: tuple[int, ...], noise: float, seed: int) -> tuple[NDArray[np
     rng = np.random.default_rng(seed)
     group = np.repeat(np.arange(len(sizes)), sizes)
     centers = rng.standard_normal((len(sizes), INPUTS))
-    return standardised(centers[group] + noise * rng.standard_normal((len(group), INPUTS))), group
+    x = centers[group] + noise * rng.standard_normal((len(group), INPUTS))
+    return scaled(x, x.mean(0)), group
 
 
 def log_q_of(

@@ -37,7 +37,7 @@ def train_all(experiments: Mapping[Path, str], rounds: int) -> bool:
 
 def _train(path: Path, options: str, rounds: int) -> str:
     """Run one experiment unless it is there; what it printed if it failed."""
-    if _done(path, rounds):
+    if is_done(path, rounds):
         return ""
     path.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "fedmpi", *shlex.split(options), "--rounds", str(rounds)]
@@ -46,7 +46,8 @@ def _train(path: Path, options: str, rounds: int) -> str:
     return f"{path}: {found.stderr.strip()}" if found.returncode else ""
 
 
-def _done(path: Path, rounds: int) -> bool:
+def is_done(path: Path, rounds: int) -> bool:
+    """Whether the file of a run of so many rounds is there, and the run has finished."""
     try:
         run = results.open(path)
     except BadInput:

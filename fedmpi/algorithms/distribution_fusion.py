@@ -5,36 +5,50 @@ Duan, Li, Zou, Li, Lu: Federated Learning with Data-Agnostic Distribution Fusion
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmpi.algorithms.base import Algorithm
+from fedmpi.algorithms.inferred_components import InferredComponents
 from fedmpi.algorithms.toolbox.fusion import (
-    Allotment,
+    Floats,
     Fusion,
-    Statistics,
     between_components,
+    component_shares,
     correlation,
     fuse,
-    responsibilities,
+    label_distance,
+    represented,
+    weighted_by,
 )
-from fedmpi.errors import BadInput
+from fedmpi.errors import require
 from fedmpi.lazy import torch
-from fedmpi.options import with_options
-from fedmpi.ranges import NonNegativeInt, PositiveInt, interval
-from fedmpi.typing import Cohort, Federation, FlatModel, Layout, Tensor, Vectors
+from fedmpi.options import null_for, with_options
+from fedmpi.ranges import interval
+from fedmpi.typing import Cohort, Federation, Layout, Tensor, Vectors
 
-#: Weights become whole numbers, of which means are exact, in units of 2^-48.
-UNIT = 2.0**-48
+
+@dataclass(frozen=True)
+class Inferred:
+    """What the server has inferred of the m clients of a round; the other ranks only have `told`, on the meta device.
+
+    Attributes:
+        told: [m] float32, a number for each client. Without memory it is omega, what its model counts. With memory it
+            is which of the components of this round it belongs to, counted from 0, and -1 if it is left out.
+        component: [m] int64, the number of its component; -1 if it has none.
+        shares: [M], what each component counts in the next model, those without a client in this round, too; None:
+            no component is known.
+    """
+
+    told: Tensor
+    component: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    shares: Floats | None = None
 
 
 @with_options
-class DistributionFusion(Algorithm):
+class DistributionFusion(InferredComponents):
     """One mean of models, weighted by groups that are inferred from normalisation layers (Duan et al., 2023).
 
     After local training the clients send what their normalisation layers have learnt, a small part of a model. From
@@ -43,48 +57,61 @@ class DistributionFusion(Algorithm):
     (`fedmpi.algorithms.toolbox.fusion`); then the rest of the models is averaged, where it is. A rank keeps the
     models of all its clients of the round until then.
 
-    Paper and released code leave open how weights come from components. With components weighted by their mass it
-    would be FedAvg, whatever is inferred; here rare ones count more, by `pi_power`. Differs from the paper, too: one
-    component is drawn for a client, not each by itself, without which groups are not found
-    (`fedmpi.algorithms.toolbox.allocation`).
+    Paper and released code leave open how weights come from components. Components are of the population: what the
+    clients have sent is kept, all that were seen are judged anew in each round, and a component counts its part of
+    their samples, however many of its clients are in the cohort. One that has no client in the cohort counts with its
+    last change (memory). With all clients in every round this is FedAvg, whatever is inferred. The other reading has
+    components of the cohort alone; counted by their mass they would be FedAvg, so there rare ones count more, by
+    `pi_power`. Differs from the paper, too: one component is drawn for a client, not each by itself, without which
+    groups are not found (`fedmpi.algorithms.toolbox.allocation`).
 
     Columns of /rounds: components_alive, those with clients of this round; effective_clients, 1 / sum_k omega_k^2;
     weights_l1, how far the weights omega are from FedAvg's, in [0, 2]; between_components, the share of their
-    variance, as multiples of FedAvg's, that lies between components; left_out, clients whose statistics are not
+    variance, as multiples of FedAvg's, that lies between components; label_l1, how far the label mix of the round's
+    clients, weighted by omega, is from that of all clients, in [0, 2]; left_out, clients whose statistics are not
     finite; server_seconds, what it takes; and, in rounds with a fit, twin_correlation.
 
     Args:
         components: M, at most so many groups.
+        mixture: whose mixture the components are: of all clients that were seen, each as it was when it was seen
+            last; or of the clients of the round alone.
         statistics: the normalisation layers that groups are inferred from: the first and the last, or all.
-        pi_power: a component counts its samples to this power. 1 is FedAvg; 0: all components alike.
         allocation: whether a client belongs to its likeliest component, or softly to several.
-        cap: how many times FedAvg's weight a weight may be, at the most; null: any.
-        bn_merge: of running variances. moments: that of all the clients' activations together, which counts how far
-            their means are apart; linear: the mean of the variances.
         fit_every: rounds from one fit of the autoencoder to the next.
         first_steps: of the first fit.
         steps: of the others.
         twin: whether at each fit another autoencoder is drawn and fitted, for the correlation of its weights, as
             multiples of FedAvg's, with those used: the column twin_correlation.
+        memory: whether a component without clients in the round counts with its last change, for M models of memory
+            at the server; null: with the population's mixture and the hard allotment, which it needs.
+        pi_power: a component counts its samples to this power. 1: as many as they are; 0: all components alike;
+            null: 1, with the cohort's mixture, where 1 is FedAvg, 0.5.
+        cap: how many times FedAvg's weight a weight may be, at the most; null: any.
+        bn_merge: of running variances. moments: that of all the clients' activations together, which counts how far
+            their means are apart; linear: the mean of the variances.
     """
 
-    components: PositiveInt = 15
-    statistics: Literal["first_last", "all"] = "first_last"
-    pi_power: Annotated[float, interval("[0, 1]", "at least 0 and at most 1, FedAvg")] = 0.5
-    allocation: Allotment = "hard"
+    memory: bool = null_for()
+    pi_power: Annotated[float, interval("[0, 1]")] = null_for()
     cap: Annotated[float, interval("[1, inf)", "at least 1, FedAvg")] | None = 4.0
     bn_merge: Literal["moments", "linear"] = "moments"
-    fit_every: PositiveInt = 10
-    first_steps: PositiveInt = 250
-    steps: NonNegativeInt = 30
-    twin: bool = True
 
-    server_state = ("weights", "vae_weights", "vae_moments", "vae_steps", "responsibilities")
     takes_server_optimizer = True
     averages_models = looks_at_models = True
     client_metrics = ("component", "omega")
 
     is_alone = False  # which `check` tells
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        can_remember = self.is_pooled and self.allocation == "hard"
+        self.memory = can_remember if self.memory is None else self.memory
+        allowed = "false, but with mixture population and allocation hard"
+        require(can_remember or not self.memory, "memory", "true", allowed)
+        if self.pi_power is None:
+            self.pi_power = 1.0 if self.is_pooled else 0.5
+        if self.memory:
+            self.server_state = (*self.server_state, "changes", "learnt")
 
     @property
     def welcomes_newcomers(self) -> bool:
@@ -95,27 +122,11 @@ class DistributionFusion(Algorithm):
 
     def setup(self, fed: Federation) -> None:
         super().setup(fed)
-        self.read = Statistics(fed.layout, self.statistics)
-        if not self.read.extent[0]:
-            raise BadInput("--model: DistributionFusion needs one with normalisation layers (--model.norm batch)")
-        self.network = self.draw_network(fed, "distribution fusion")
-        self.vae_weights = self.network.weights[0].cpu().clone()
-        self.vae_moments = torch.zeros(2, self.network.layout.parameters)  # Adam's
-        self.vae_steps = torch.zeros(1)  # Adam's so far
-        self.responsibilities = torch.full((fed.clients, self.components), math.nan)  # when last seen
+        if self.memory:  # from what a component's clients received to their mean, when it was last there
+            self.changes = torch.zeros(self.components, fed.layout.parameters)
+            self.learnt = torch.zeros(self.components, self.read.size)  # of what normalisation layers learn
         if self.is_alone:
             fed.say("a cohort of one: its model counts 1, and nothing is inferred")
-
-    def draw_network(self, fed: Federation, purpose: str) -> FlatModel:
-        """An autoencoder that has learnt nothing."""
-        from fedmpi.algorithms.toolbox.allocation import Autoencoder
-
-        inputs, outputs = self.read.extent
-        return fed.at_server.build(lambda: Autoencoder(inputs, outputs, self.components), purpose)
-
-    @property
-    def networks(self) -> Mapping[str, Layout]:
-        return {"vae_weights": self.network.layout}
 
     def payload(self, layout: Layout) -> tuple[Vectors, Vectors]:
         told = slice(layout.segments["norm"].start, layout.size)
@@ -135,15 +146,25 @@ class DistributionFusion(Algorithm):
         }
         rows = fed.gather(cohort, mine, self.read.size)
         with fed.at_server.serving():
-            omega = self.infer(fed, cohort, rows)
-        weighted = weighted_by(cohort, fed.broadcast(omega, received=len(cohort)))
+            found = self.infer(fed, cohort, rows)
+        told = fed.broadcast(found.told, received=len(cohort)).cpu().numpy()
+        groups, group = None, np.zeros(len(cohort), dtype=np.int64)
+        if self.memory:
+            counted = replace(cohort, mass=np.where(told >= 0, cohort.mass, 0))
+            group = told.astype(np.int64).clip(min=0)
+            groups = int(group.max(initial=0)) + 1
+        else:
+            counted = weighted_by(cohort, told)
         trained = slice(0, fed.layout.parameters)
-        mean = fed.weighted_mean(weighted, start[trained], columns=trained)
+        mean = fed.weighted_mean(counted, start[trained], groups, columns=trained)
         for block, weights in models:
-            mass = weighted.mass[np.searchsorted(cohort.clients, block.clients)]
-            mean.add(weights[:, trained], replace(block, mass=mass))
-        parameters = mean.reduce(empty=self.weights[trained])
-        self.server_step(fed, torch.cat([parameters, self.merged(fed, weighted, rows)]))
+            places = np.searchsorted(counted.clients, block.clients)
+            mean.add(weights[:, trained], replace(block, mass=counted.mass[places]), group[places])
+        means = mean.reduce(empty=self.weights[trained])
+        if self.memory:
+            self.server_step(fed, self.remember(fed, found, counted, means, rows))
+        else:
+            self.server_step(fed, torch.cat([means, self.merged(fed, counted, rows)]))
 
     def merged(self, fed: Federation, cohort: Cohort, rows: Tensor) -> Tensor:
         """The running statistics of the mean, from rows [m, n] of what normalisation layers have learnt."""
@@ -153,78 +174,98 @@ class DistributionFusion(Algorithm):
         counted = np.flatnonzero(cohort.mass)
         if not len(counted):
             return self.weights[buffers]
-        learnt = rows.double().numpy()[counted]
-        merged = self.read.merge(learnt, cohort.weights[counted], self.bn_merge == "moments")
-        return torch.from_numpy(merged[buffers.start - self.read.columns.start :]).float()
+        return self.statistics_of(fed, rows.double().numpy()[counted], cohort.weights[counted])
 
-    def infer(self, fed: Federation, cohort: Cohort, rows: Tensor) -> Tensor:
-        """[m] float32 at the server, on the meta device elsewhere: what each client's model counts.
+    def statistics_of(self, fed: Federation, learnt: Floats, weights: Floats) -> Tensor:
+        """The running statistics of the mean with weights [k] of what normalisation layers have learnt, [k, n]."""
+        merged = self.read.merge(learnt, weights, self.bn_merge == "moments")
+        return torch.from_numpy(merged[fed.layout.parameters - self.read.columns.start :]).float()
+
+    def remember(self, fed: Federation, found: Inferred, cohort: Cohort, means: Tensor, rows: Tensor) -> Tensor:
+        """[P], the next model: each component counts with its last change, which for those of this round is renewed.
+
+        Args:
+            cohort: in which those who are left out count nothing.
+            means: [groups, parameters], of the components of this round.
+            rows: [m, n], what the clients' normalisation layers have learnt.
+        """
+        if not fed.is_server or found.shares is None:
+            return torch.cat([means[0], self.merged(fed, cohort, rows)])
+        before, now = self.weights[: fed.layout.parameters], self.weights[self.read.columns]
+        for number, component in enumerate(np.unique(found.component[cohort.mass > 0])):
+            self.changes[component] = means[number] - before
+            members = np.flatnonzero((found.component == component) & (cohort.mass > 0))
+            own = cohort.mass[members] / cohort.mass[members].sum()
+            merged = self.read.merge(rows[members].double().numpy(), own, self.bn_merge == "moments")
+            self.learnt[component] = torch.from_numpy(merged).float() - now
+        parameters, counted = before.clone(), np.flatnonzero(found.shares)
+        for component in counted:
+            parameters.add_(self.changes[component], alpha=found.shares[component])
+        learnt = (now + self.learnt[counted]).double().numpy()
+        learnt[:, self.read.variances] = learnt[:, self.read.variances].clip(min=0)
+        return torch.cat([parameters, self.statistics_of(fed, learnt, found.shares[counted])])
+
+    def infer(self, fed: Federation, cohort: Cohort, rows: Tensor) -> Inferred:
+        """What each client's model counts.
 
         Args:
             rows: [m, n], what their normalisation layers have learnt.
         """
         if not fed.is_server:
-            return torch.empty(len(cohort), device="meta")
+            return Inferred(torch.empty(len(cohort), device="meta"))
         x = self.read.features(rows.double().numpy())
         is_finite = rows.isfinite().all(1).numpy() & np.isfinite(x).all(1)
         present = np.flatnonzero(is_finite & (cohort.mass > 0))
-        omega, component = np.zeros(len(cohort)), np.full(len(cohort), -1)
+        omega, component, shares = np.zeros(len(cohort)), np.full(len(cohort), -1), None
+        group = np.full(len(cohort), -1)
         if len(present):
-            mass = cohort.mass[present]
-            fusion, component[present] = self.fused(fed, cohort.clients[present], mass, x[present])
+            clients, mass = cohort.clients[present], cohort.mass[present]
+            fusion, component[present], shares = self.fused(fed, clients, mass, x[present])
             omega[present] = fusion.weights
+            group[present] = np.unique(component[present], return_inverse=True)[1]
             share = mass / mass.sum()
             fed.log(
                 components_alive=len(fusion.components),
                 effective_clients=1 / float((fusion.weights**2).sum()),
                 weights_l1=float(np.abs(fusion.weights - share).sum()),
                 between_components=between_components(fusion.weights, mass, component[present]),
+                label_l1=label_distance(fusion.weights, fed.label_counts[clients], fed.masses, fed.label_counts),
             )
         fed.log(left_out=int((~is_finite & (cohort.mass > 0)).sum()))
         everyone = cohort.block(np.arange(len(cohort)))
         fed.record(everyone, component=torch.from_numpy(component), omega=torch.from_numpy(omega))
         known = torch.where(self.responsibilities[:, 0].isnan(), -1, self.responsibilities.argmax(1))
         fed.report_clusters(known, self.components)
-        return torch.from_numpy(omega).float()
+        return Inferred(torch.from_numpy(group if self.memory else omega).float(), component, shares)
 
     def fused(
-        self, fed: Federation, clients: NDArray[np.int64], mass: NDArray[np.int64], x: NDArray[np.float64]
-    ) -> tuple[Fusion, NDArray[np.int64]]:
-        """The weights of these clients with masses [k] and features [k, d], and the component of each; -1: none."""
-        from fedmpi.algorithms.toolbox.allocation import fit, log_probabilities
+        self, fed: Federation, clients: NDArray[np.int64], mass: NDArray[np.int64], x: Floats
+    ) -> tuple[Fusion, NDArray[np.int64], Floats | None]:
+        """The weights of these clients with masses [k] and features [k, d].
 
-        if len(x) == 1:  # there is nothing to tell it from
-            return fuse(np.ones((1, 1)), mass, self.pi_power, self.cap), np.full(1, -1)
-        seen, done = torch.from_numpy(standardised(x)).float().to(fed.device), int(self.vae_steps)
-        fits = not done or (fed.round - 1) % self.fit_every == 0
-        self.network.load(self.vae_weights)
-        if fits:
-            steps = self.steps if done else self.first_steps
-            rng = fed.stream("distribution fusion")
-            self.vae_moments = fit(self.network, self.vae_moments, done, seen, steps, rng)
-            self.vae_weights = self.network.weights[0].cpu().clone()
-            self.vae_steps = self.vae_steps + steps
-        log_q = log_probabilities(self.network, seen)
-        r, alive = responsibilities(log_q, mass, self.allocation)
-        fusion, component = fuse(r, mass, self.pi_power, self.cap), alive[r.argmax(1)]
-        self.responsibilities[clients] = 0
-        self.responsibilities[np.ix_(clients, alive)] = torch.from_numpy(r).float()
-        if fits and self.twin:
-            twin, rng = self.draw_network(fed, "distribution fusion twin"), fed.stream("distribution fusion twin")
-            fit(twin, torch.zeros_like(self.vae_moments), 0, seen, self.first_steps, rng)
-            r, _ = responsibilities(log_probabilities(twin, seen), mass, self.allocation)
-            other = fuse(r, mass, self.pi_power, self.cap)
+        Returns:
+            And the component of each, and what each of all M counts in the next model; -1 and None where there is
+            nothing to tell a single client from.
+        """
+        judged = self.judge(fed, clients, mass, x)
+        if judged is None:
+            return fuse(np.ones((1, 1)), mass, self.pi_power, self.cap), np.full(1, -1), None
+        here = np.searchsorted(judged.clients, clients) if self.is_pooled else slice(None)
+        alive = judged.alive
+        r, masses = judged.r[here], judged.masses @ judged.r
+        fusion, which = self.weigh(r, mass, masses)
+        shares = np.zeros(self.components)
+        shares[alive] = component_shares(masses, self.pi_power)
+        # Those of this round together count what they did before the cap.
+        shares[alive[which]] = shares[alive[which]].sum() * (fusion.weights @ r[:, which])
+        if judged.twin is not None:
+            other, _ = self.weigh(judged.twin[here], mass, judged.masses @ judged.twin)
             fed.log(twin_correlation=correlation(fusion.weights / mass, other.weights / mass))
-        return fusion, component
+        return fusion, alive[r.argmax(1)], shares
 
-
-def standardised(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[k, d], each column less its mean, over its standard deviation, but at least 0.001."""
-    return np.asarray((x - x.mean(0)) / np.maximum(x.std(0), 1e-3))
-
-
-def weighted_by(cohort: Cohort, omega: Tensor) -> Cohort:
-    """The cohort in whose mean each client counts omega [m], if not none does."""
-    mass = np.rint(omega.cpu().double().numpy() / UNIT).astype(np.int64)
-    expected = cohort.expected_mass and cohort.expected_mass / cohort.total_mass * int(mass.sum())
-    return replace(cohort, mass=mass, expected_mass=expected)
+    def weigh(self, r: Floats, mass: NDArray[np.int64], masses: Floats) -> tuple[Fusion, NDArray[np.int64]]:
+        """Weights of clients with responsibilities [k, A], and which components of masses [A] are among them."""
+        if not self.is_pooled:
+            return fuse(r, mass, self.pi_power, self.cap), np.arange(len(masses))
+        which = represented(r)
+        return fuse(r[:, which], mass, self.pi_power, self.cap, masses[which]), which

@@ -46,7 +46,7 @@ class FedDF(Distilled):
         decay: factor per round of both learning rates.
         weight_decay: weight decay for generator and global model; null: 0.001, with proxy data 0.
         student_mode: mode of batch normalisation in the global model's steps; with train, its running statistics
-            follow the samples.
+            follow the samples; with restored, those of the clients' mean are put back in the end.
     """
 
     proxy: Dataset | None = None
@@ -58,7 +58,7 @@ class FedDF(Distilled):
     student_lr: PositiveFloat = null_for()
     decay: UpToOne = 0.998
     weight_decay: NonNegativeFloat = null_for()
-    student_mode: Literal["train", "eval"] = "train"
+    student_mode: Literal["restored", "train", "eval"] = "train"
 
     def __post_init__(self) -> None:
         self.base = FedAvg()

@@ -52,7 +52,7 @@ class FedFTG(Distilled):
         class_weight: weight of the class loss in the generator's loss.
         diversity_weight: weight of the diversity loss in the generator's loss.
         student_mode: mode of batch normalisation in the global model's steps; with train, its running statistics
-            follow the samples.
+            follow the samples; with restored, those of the clients' mean are put back in the end.
     """
 
     base: Algorithm = null_for(SCAFFOLD)
@@ -68,7 +68,7 @@ class FedFTG(Distilled):
     weight_decay: NonNegativeFloat = 1e-3
     class_weight: NonNegativeFloat = 1.0
     diversity_weight: NonNegativeFloat = 1.0
-    student_mode: Literal["train", "eval"] = "train"
+    student_mode: Literal["restored", "train", "eval"] = "train"
 
     server_state = ("generator_weights",)
 

@@ -171,7 +171,7 @@ class _Shared:
             train=train,
             build=networks,
             rounds=rounds,
-            total_mass=int(masses(self.split.samples, experiment.weighting).sum()),
+            masses=masses(self.split.samples, experiment.weighting),
             adversary=self.adversary,
             privacy=experiment.privacy,
             released=self.released,

@@ -81,7 +81,7 @@ class Context:
         train: the training samples of all clients.
         build: number -> a network with freshly drawn weights, the same on every rank.
         rounds: how many there will be.
-        total_mass: what all clients count together in a mean.
+        masses: [clients] what each counts in a mean.
         adversary: what malicious clients do to what they send; None: all are honest.
         privacy: what the server does for the clients'.
         released: what it has cost so far.
@@ -107,7 +107,7 @@ class Context:
     train: Samples
     build: Callable[[int], FlatModel]
     rounds: int
-    total_mass: int
+    masses: NDArray[np.int64]
     adversary: Adversary | None
     privacy: Privacy
     released: Released

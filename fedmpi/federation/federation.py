@@ -40,6 +40,7 @@ class Federation:
     Attributes:
         clients: how many there are.
         samples: [clients] training samples of each.
+        masses: [clients] what each counts in a mean, if it is drawn once.
         label_counts: [clients, classes] training labels of each.
         shards: for each client, int64 numbers of its training samples.
         classes: how many there are.
@@ -66,6 +67,7 @@ class Federation:
         split, train = context.split, context.train
         self.clients = context.clients
         self.samples = split.samples
+        self.masses = context.masses
         self.label_counts = split.label_counts
         self.shards = split.train
         self.classes = split.label_counts.shape[1]
@@ -204,7 +206,7 @@ class Federation:
 
     def fraction_heard(self, mean: WeightedMean) -> float:
         """Fraction of all clients' total weight that this mean contains: m / N if they count alike."""
-        return mean.mass / self.context.total_mass
+        return mean.mass / int(self.masses.sum())
 
     def stack(self, cohort: Cohort, start: Tensor, group: NDArray[np.int64] | None = None) -> Stack:
         """An empty stack for the models [P] that the clients of `cohort` send.

@@ -249,6 +249,11 @@ GROUPS: dict[str, Group] = {
             "between_components": Array(
                 "distribution fusion: share of the weights' variance that lies between components"
             ),
+            "label_l1": Array(
+                "distribution fusion: L1 distance between the label mix of the round's clients, weighted as their "
+                "models are, and that of all clients; from 0 to 2",
+                better="lower",
+            ),
             "left_out": Array("distribution fusion: number of clients whose statistics were not finite"),
             "twin_correlation": Array(
                 "distribution fusion: correlation of the weights with those of a second inference"

@@ -1,4 +1,4 @@
-"""DistributionFusion in a federation, beside FedAvg and a plain computation."""
+"""DistributionFusion of the cohort's mixture in a federation, beside FedAvg and a plain computation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def fused(path: Path, method: Algorithm | None = None, **settings: Any) -> resul
 
 
 def short(**options: Any) -> DistributionFusion:
-    return DistributionFusion(**{"first_steps": 120, "steps": 5, "fit_every": 2, "twin": False, **options})
+    chosen: dict[str, Any] = {"mixture": "cohort", "first_steps": 120, "steps": 5, "fit_every": 2, "twin": False}
+    return DistributionFusion(**chosen | options)
 
 
 def trained(model: Model) -> list[dict[str, Tensor]]:
@@ -84,10 +85,12 @@ def test_tau_1_is_fedavg(tmp_path: Path) -> None:
         assert np.allclose(made.clients["omega"], expected, rtol=1e-7) == (tau == 1)
 
 
-def test_traffic(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mixture", ["cohort", "population"])
+def test_traffic(mixture: str, tmp_path: Path) -> None:
     """Oracle: the model both ways, scales and shifts of normalisation layers up twice, and a number down."""
     made, plain = (
-        fused(tmp_path / f"{number}.h5", method, rounds=2) for number, method in enumerate((short(), FedAvg()))
+        fused(tmp_path / f"{number}.h5", method, rounds=2)
+        for number, method in enumerate((short(mixture=mixture), FedAvg()))
     )
     twice = 4 * len(SIZES) * 2 * (16 + 32)
     np.testing.assert_array_equal(made.rounds["bytes_up"], plain.rounds["bytes_up"] + twice)
@@ -107,11 +110,12 @@ class Ill(DistributionFusion):
         return made
 
 
-def test_clients_that_are_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mixture", ["cohort", "population"])
+def test_clients_that_are_left_out(mixture: Any, tmp_path: Path) -> None:
     """Oracles: weights of the others as without them; without any, the initial model."""
 
     def with_ill(*ill: int) -> results.Run:
-        method = Ill(first_steps=30, twin=False)
+        method = Ill(mixture=mixture, first_steps=30, twin=False)
         method.ill = ill
         return fused(tmp_path / f"{len(ill)}.h5", method)
 
@@ -130,11 +134,13 @@ def test_clients_that_are_left_out(tmp_path: Path) -> None:
         assert torch.equal(tensor, state(network(LeNet(), SHAPE, 10))[name]), name
 
 
-def test_a_cohort_of_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("mixture", ["cohort", "population"])
+def test_a_cohort_of_one(mixture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Oracle: FedAvg, bit for bit; and it is said."""
     alone = {"partition": Cut(30), "clients": 1, "rounds": 2}
     made, plain = (
-        fused(tmp_path / f"{number}.h5", method, **alone) for number, method in enumerate((short(), FedAvg()))
+        fused(tmp_path / f"{number}.h5", method, **alone)
+        for number, method in enumerate((short(mixture=mixture), FedAvg()))
     )
     assert made.weights_sha256 == plain.weights_sha256
     assert made.clients["omega"].tolist() == [1, 1]
@@ -154,7 +160,7 @@ class Forgetful(DistributionFusion):
 
 def test_the_state_is_all_there_is(tmp_path: Path) -> None:
     """Oracle: the bits of a run that was never interrupted, over fits and rounds without one."""
-    options: dict[str, Any] = {"first_steps": 20, "steps": 5, "fit_every": 2}
+    options: dict[str, Any] = {"mixture": "cohort", "first_steps": 20, "steps": 5, "fit_every": 2}
     made, other = (
         fused(tmp_path / f"{number}.h5", method, rounds=4)
         for number, method in enumerate((DistributionFusion(**options), Forgetful(**options)))

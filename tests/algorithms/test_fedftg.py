@@ -168,10 +168,10 @@ def given(algorithm: FedFTG, model: Model, phase: ServerPhase) -> tuple[Plain, T
     return plain, plain.noise(rng), labels
 
 
-@pytest.mark.parametrize("variant", ["paper", "repo"])
-def test_what_stays_as_it_is(variant: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Oracle: the same bits of the teachers before and after; of the student's statistics in mode eval."""
-    algorithm = FedFTG(FedAvg(), variant, student_mode="eval", **FEW)
+@pytest.mark.parametrize(("variant", "mode"), [("paper", "eval"), ("repo", "eval"), ("paper", "restored")])
+def test_what_stays_as_it_is(variant: Any, mode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the same bits of the teachers before and after; of the student's statistics in these modes."""
+    algorithm = FedFTG(FedAvg(), variant, student_mode=mode, **FEW)
     _, phases = watched_run(monkeypatch, tmp_path / "run.h5", algorithm, NORMALISED)
     statistics = FlatModel(network(NORMALISED, SHAPE, 10), CPU).layout.segments["statistics"]
     for phase in phases:
@@ -180,6 +180,18 @@ def test_what_stays_as_it_is(variant: Any, tmp_path: Path, monkeypatch: pytest.M
         assert not torch.equal(phase.start, phase.end)
         assert torch.equal(phase.start[statistics], phase.end[statistics])
     assert statistics.stop > statistics.start
+
+
+def test_restored_statistics_are_all_that_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the bits of the parameters in mode train, and of no other mode, after the first round."""
+    parameters, ends = FlatModel(network(NORMALISED, SHAPE, 10), CPU).layout.parameters, {}
+    for mode in ("restored", "train", "eval"):
+        algorithm = FedFTG(FedAvg(), student_mode=mode, **FEW)
+        _, phases = watched_run(monkeypatch, tmp_path / f"{mode}.h5", algorithm, NORMALISED)
+        ends[mode] = phases[0].end
+    assert torch.equal(ends["restored"][:parameters], ends["train"][:parameters])
+    assert not torch.equal(ends["restored"][parameters:], ends["train"][parameters:])
+    assert not torch.equal(ends["restored"][:parameters], ends["eval"][:parameters])
 
 
 @pytest.mark.parametrize("model", [PLAIN, NORMALISED])

@@ -12,7 +12,11 @@ from fedmpi.algorithms.toolbox.fusion import (
     capped,
     correlation,
     fuse,
+    label_distance,
+    represented,
     responsibilities,
+    scaled,
+    stratified,
 )
 from fedmpi.models import BiLSTM, DenseNet121, LeNet, LeNet5, Model, ResNet18
 from fedmpi.training.layout import Layout
@@ -56,6 +60,46 @@ def test_three_groups() -> None:
     r = np.repeat(np.eye(3), (6, 3, 1), axis=0)
     omega = fuse(r, np.full(10, 7), 0.5, None).weights
     np.testing.assert_allclose([omega[:6].sum(), omega[6:9].sum(), omega[9]], [0.473, 0.334, 0.193], atol=5e-4)
+
+
+def test_components_count_what_they_do_in_the_population() -> None:
+    """Oracle, by hand: a third and two thirds, of which each client of the first has a half, whoever was drawn."""
+    mass, r = np.array([10, 10, 10]), np.repeat(np.eye(2), (2, 1), axis=0)
+    population = np.array([100.0, 200.0])
+    np.testing.assert_allclose(fuse(r, mass, 1.0, None, population).weights, [1 / 6, 1 / 6, 2 / 3])
+    np.testing.assert_allclose(fuse(r, mass, 1.0, 1.5, population).weights, [1 / 4, 1 / 4, 1 / 2])
+    np.testing.assert_allclose(fuse(r, mass, 1.0, None).weights, [1 / 3] * 3)
+
+
+def test_a_mean_over_a_cohort_as_one_over_the_population() -> None:
+    """Two clients of one component, one of another, and a stranger. Oracle, by hand: the stranger has its quarter."""
+    r = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [np.nan] * 3])
+    weights = stratified(r, np.full(4, 10), np.array([100.0, 300.0, 50.0]))
+    np.testing.assert_allclose(weights, [0.75 * 0.125, 0.75 * 0.125, 0.75 * 0.75, 0.25])
+    np.testing.assert_allclose(stratified(r[3:], np.array([7]), np.zeros(3)), 1)
+    np.testing.assert_allclose(stratified(np.full((2, 3), np.nan), np.array([1, 3]), np.zeros(3)), [0.25, 0.75])
+
+
+def test_which_components_are_represented() -> None:
+    """Oracle, by hand: those that a client belongs to by a thousandth; of very many, those it belongs to most."""
+    assert represented(np.array([[1, 0, 0.0], [0, 0, 1.0]])).tolist() == [0, 2]
+    assert represented(np.array([[0.9989, 0.0009, 0.0002, 0.001]])).tolist() == [0, 3]
+    assert len(represented(np.full((1, 5000), 1 / 5000))) == 5000
+
+
+def test_scaling() -> None:
+    """Oracle, by hand: a standard deviation of 2; one of less than 0.001 counts as that."""
+    x = np.array([[1.0, 0.0001], [5.0, 0.0001]])
+    np.testing.assert_allclose(scaled(x), [[0.5, 0.1], [2.5, 0.1]])
+    np.testing.assert_allclose(scaled(x, x.mean(0)), [[-1, 0], [1, 0]])
+
+
+def test_distance_of_label_mixes() -> None:
+    """Oracle, by hand: half of each label among the weighted, three quarters and one quarter among all."""
+    everyone = np.array([[4, 0], [2, 0], [0, 2], [0, 0]])
+    mass = np.array([4, 2, 2, 0])
+    assert label_distance(np.array([0.5, 0.5]), everyone[[1, 2]], mass, everyone) == pytest.approx(0.5)
+    assert label_distance(np.array([3.0, 1.0]), everyone[[1, 2]], mass, everyone) == pytest.approx(0)
 
 
 def test_two_groups_count_alike_at_tau_0() -> None:

@@ -128,6 +128,13 @@ CASES = {
     " --algorithm.fit_every 2 --algorithm.steps 5",
     "side_by_side_distribution_fusion": f"{SIDE_BY_SIDE} --algorithm DistributionFusion --algorithm.statistics all"
     " --algorithm.allocation soft --algorithm.first_steps 60 --model.norm layer --server_optimizer Momentum",
+    # Some of the components have no client in the cohort.
+    "absent_components": f"{SMALL} --algorithm DistributionFusion --model LeNet --partition Shards --cohort 4"
+    " --rounds 5 --algorithm.fit_every 2 --algorithm.twin false",
+    "side_by_side_absent_components": f"{SIDE_BY_SIDE} --algorithm DistributionFusion --algorithm.twin false"
+    " --model.norm batch --partition Shards --rounds 5 --server_optimizer Momentum",
+    "mixture_of_the_cohort": f"{SMALL} --algorithm DistributionFusion --algorithm.mixture cohort"
+    " --algorithm.first_steps 60 --model LeNet --algorithm.fit_every 2 --algorithm.steps 5",
     "frozen": f"{BRIEF} --model networks.FrozenConvolution --algorithm MOON",
     "side_by_side_frozen": f"{BRIEF} --model networks.HalfFrozen --model.floor true --local.vectorize 9"
     " --algorithm MOON --local.batch_size 2 --cohort 9",

@@ -57,6 +57,10 @@ CASES |= {
     "forgets": f"{SMALL} --compression TopK --compression.forget_after 1 --newcomers 1 --newcomer_epochs 1",
     "private": f"{SMALL} --model.norm none --weighting uniform --privacy CentralDP --server_optimizer Momentum",
     "drawn": f"{SMALL} --rounds 3 --cohort 2 --algorithm Ditto --sampler PowerOfChoice --evaluate_every 2",
+    "mixture_of_the_cohort": f"{SMALL} --algorithm DistributionFusion --algorithm.mixture cohort",
+    # From the second round on some of the components have no client in the cohort.
+    "absent_components": f"{SMALL} --rounds 4 --sampler RoundRobin --clients 7 --cohort 3 --partition Shards"
+    " --algorithm DistributionFusion --algorithm.fit_every 2",
     "held_up": f"{SMALL} --algorithm FedProx --availability Markov --conditions Heterogeneous --attack ALIE"
     " --attack.share 0.5",
 }

@@ -31,7 +31,8 @@ def test_label_shares(tmp_path: Path) -> None:
     """Oracle: FedAvg's weights give the classes of the round's samples, as they are; ours give others."""
     settings = {"dataset": Few(150), "partition": Dirichlet(0.3), "clients": 5, "model": LeNet()}
     settings |= {"local": LocalTraining(epochs=1), "sampler": Uniform(), "cohort": 3, "rounds": 2}
-    made = run(tmp_path / "made.h5", DistributionFusion(first_steps=120, pi_power=0.0, twin=False), **settings)
+    method = DistributionFusion(mixture="cohort", first_steps=120, pi_power=0.0, twin=False)
+    made = run(tmp_path / "made.h5", method, **settings)
     true, fused, plain = label_shares(made)
     counts, clients = made.partition["label_counts"], made.clients["client"].reshape(2, 3)
     np.testing.assert_allclose(true, counts.sum(0) / counts.sum())

@@ -25,7 +25,7 @@ from fedmpi.policies import Cohort
 from fedmpi.training.flat import Net
 from fedmpi.training.optimizers import SGD, Adam
 
-Mode = Literal["train", "eval"]
+Mode = Literal["restored", "train", "eval"]
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,8 @@ class Student:
         weights: [P] from which it starts.
         optimizer: sgd or adam.
         weight_decay: as of `torch.optim`.
-        mode: of batch normalisation and dropout, in its steps.
+        mode: of batch normalisation and dropout, in its steps; restored: train, and its running statistics are in the
+            end what they were, of real samples.
 
     Attributes:
         skipped: how many steps were not taken, because their gradient was not finite.
@@ -155,6 +156,7 @@ class Student:
         self._classes = fed.classes
         self._meta = torch.empty(weights.shape, device="meta")
         self._mode = mode
+        self._received = weights
         self._model = fed.at_server.model(weights)
         shape = torch.Size((1, fed.layout.parameters))
         self._optimizer = (
@@ -166,7 +168,12 @@ class Student:
     @property
     def weights(self) -> Tensor:
         """[P], a copy; on the meta device where it does not exist."""
-        return self._meta if self._model is None else self._model.weights[0].to("cpu", copy=True)
+        if self._model is None:
+            return self._meta
+        learnt, statistics = self._model.weights[0].to("cpu", copy=True), slice(self._model.layout.parameters, None)
+        if self._mode == "restored":
+            learnt[statistics] = self._received[statistics]
+        return learnt
 
     def logits(self, x: Tensor) -> Tensor:
         """[B, classes] in evaluation mode; a gradient flows to `x` alone."""
@@ -183,7 +190,7 @@ class Student:
             return
         model, parameters = self._model, self._model.layout.parameters
         statistics = model.weights[:, parameters:].clone()
-        model.module.train(self._mode == "train")
+        model.module.train(self._mode != "eval")
         model.backward(-(target * functional.log_softmax(Net(model)(x), 1)).sum(1))
         if model.gradient.isfinite().all():
             with torch.no_grad():

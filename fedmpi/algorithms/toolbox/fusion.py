@@ -6,25 +6,29 @@ Client k belongs to component m by the responsibility r_km, of which each client
 the mean of the clients' with b_km = n_k r_km / R_m, where R_m = sum_k n_k r_km is its mass, and the global model is
 the mean of the components' with pi_m, so that a client's model counts omega_k = sum_m pi_m b_km.
 
-With pi_m = R_m / N this is n_k / N, FedAvg's weight, whatever the responsibilities are. What makes a difference is
-pi_m proportional to R_m^tau with tau < 1, which favours rare components: a preference that is chosen, not inferred.
+With pi_m = R_m / N of the same clients this is n_k / N, FedAvg's weight, whatever the responsibilities are. Two
+things make a difference. With R_m of all clients that are known, in place of the cohort's, a component counts what it
+does in the population, however many of its clients were drawn: post-stratification. With pi_m proportional to
+R_m^tau, tau < 1, rare components count more: a preference that is chosen, not inferred.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmpi.typing import Layout
+from fedmpi.typing import Cohort, Layout
 
 Floats = NDArray[np.float64]
 Allotment = Literal["hard", "soft"]
 
 #: Below this share of all mass a component is left out.
 LEAST_SHARE = 1e-3
+#: Weights become whole numbers, of which means are exact, in units of 2^-48.
+UNIT = 2.0**-48
 #: Of the soft allotment; plain probabilities would be nearly the same for all clients.
 TEMPERATURE = 0.3
 
@@ -120,21 +124,58 @@ def _allotted(log_q: Floats, how: Allotment) -> Floats:
     return np.asarray(powers / powers.sum(1, keepdims=True))
 
 
-def fuse(r: Floats, mass: NDArray, power: float, cap: float | None) -> Fusion:
+def represented(r: Floats) -> NDArray[np.int64]:
+    """Which of A components some client of responsibilities [k, A] belongs to, by a thousandth at least."""
+    largest = r.max(0)
+    return np.flatnonzero(largest >= min(LEAST_SHARE, largest.max()))
+
+
+def fuse(r: Floats, mass: NDArray, power: float, cap: float | None, masses: Floats | None = None) -> Fusion:
     """The weights of clients with responsibilities [k, A] and masses [k], of which no component is empty.
 
     Args:
-        power: tau. 1: FedAvg; 0: components count alike.
+        power: tau. 1: components count their masses; 0: alike.
         cap: how many times n_k / N a weight may be; what is cut off goes to the others, as far as they may have it.
             None: as large as it is.
+        masses: [A] of the components in the population; None: those of these clients, of which tau = 1 makes FedAvg.
     """
-    masses = mass @ r
-    shares = (masses / masses.sum()) ** power
-    shares /= shares.sum()
-    allocation = mass[:, None] * r / masses
+    own = mass @ r
+    shares = component_shares(own if masses is None else masses, power)
+    allocation = mass[:, None] * r / own
     weights = allocation @ shares
     weights /= weights.sum()
     return Fusion(weights if cap is None else capped(weights, cap * mass / mass.sum()), allocation, shares)
+
+
+def component_shares(masses: Floats, power: float) -> Floats:
+    """[A] pi, of components with masses [A]."""
+    shares = (masses / masses.sum()) ** power
+    shares /= shares.sum()
+    return np.asarray(shares)
+
+
+def stratified(r: Floats, mass: NDArray, masses: Floats) -> Floats:
+    """[k] weights that sum to 1, by which a mean over a cohort is one over the population, as far as that is known.
+
+    A component of which clients are known counts among these what it does in the population.
+
+    Args:
+        r: [k, M] responsibilities, NaN of a client that is not known.
+        mass: [k] n_k.
+        masses: [M] of the components in the population.
+    """
+    weights = mass / mass.sum()
+    known = ~np.isnan(r[:, 0])
+    if known.any():
+        which = represented(r[known])
+        fusion = fuse(r[known][:, which], mass[known], 1.0, None, masses[which])
+        weights[known] = weights[known].sum() * fusion.weights
+    return np.asarray(weights)
+
+
+def scaled(x: Floats, center: Floats | float = 0.0) -> Floats:
+    """[k, d] less the center [d], each column over its standard deviation, but at least 0.001."""
+    return np.asarray((x - center) / np.maximum(x.std(0), 1e-3))
 
 
 def capped(weights: Floats, largest: Floats) -> Floats:
@@ -149,6 +190,16 @@ def capped(weights: Floats, largest: Floats) -> Floats:
         weights[cut] = largest[cut]
         weights[~cut] *= (1 - largest[cut].sum()) / weights[~cut].sum()
     return weights
+
+
+def label_distance(weights: Floats, labels: NDArray, mass: NDArray, everyone: NDArray) -> float:
+    """The l1 distance of the label mix of clients with weights [k] from that of all clients with masses [n].
+
+    Args:
+        labels, everyone: [k, classes] and [n, classes], how many labels of each class these clients have.
+    """
+    some, all_of_them = (counts / np.maximum(counts.sum(1, keepdims=True), 1) for counts in (labels, everyone))
+    return float(np.abs(weights @ some / weights.sum() - mass @ all_of_them / mass.sum()).sum())
 
 
 def between_components(weights: Floats, mass: NDArray, component: NDArray[np.int64]) -> float:
@@ -169,3 +220,10 @@ def correlation(some: Floats, others: Floats) -> float:
     """Of [k] and [k]; NaN where one of them hardly varies."""
     varies = min(np.ptp(some) / abs(some).max(), np.ptp(others) / abs(others).max()) > 1e-6
     return float(np.corrcoef(some, others)[0, 1]) if varies else np.nan
+
+
+def weighted_by(cohort: Cohort, omega: NDArray[np.float32]) -> Cohort:
+    """The cohort in whose mean each client counts omega [m], if not none does."""
+    mass = np.rint(omega.astype(np.float64) / UNIT).astype(np.int64)
+    expected = cohort.expected_mass and cohort.expected_mass / cohort.total_mass * int(mass.sum())
+    return replace(cohort, mass=mass, expected_mass=expected)
