@@ -63,7 +63,8 @@ def _entries(run: Run) -> Iterator[tuple[str, str]]:
             yield "generator", ", ".join(f"{name} {percent(run.accuracy(name).last)}" for name in scores)
         yield "loss", f"test {loss(_last(run, 'test_loss'))}, training {loss(_last(run, 'train_loss'))}"
         if diverged := _total(run, "diverged_clients"):
-            yield "diverged", f"{diverged:.0f} local trainings; their updates were excluded"
+            some = "local training; its update was" if diverged == 1 else "local trainings; their updates were"
+            yield "diverged", f"{diverged:.0f} {some} excluded"
         yield "time", _time_split(run)
         yield "speed", _speed(run)
         if "virtual_seconds" in run.rounds:

@@ -75,7 +75,7 @@ def is_counted(made: results.Run) -> None:
     assert [(made.clients["round"][row], made.clients["client"][row]) for row in lost] == [(ROUND, CLIENT)]
     assert np.isfinite(made.weights).all()
     assert np.isfinite(made.rounds["train_loss"]).all()
-    assert "diverged    1 time" in summarize(made)
+    assert "diverged    1 local training; its update was excluded" in summarize(made)
 
 
 # A client that is rejected counts among Krum's faulty ones, one that is not asked does not.
