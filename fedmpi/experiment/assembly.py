@@ -64,7 +64,7 @@ def assemble(experiment: Settings, world: World) -> Assembled:
     """
     torch.set_num_threads(experiment.threads)
     _connect(experiment)
-    _remove_leftovers(world)
+    removed = _remove_leftovers(world)
     device = pick_device(world, experiment.device, experiment.algorithm.trains_at_server)
     arrays = load_shared(world, experiment.dataset)
     proxy = load_shared(world, experiment.algorithm.proxy) if experiment.algorithm.proxy else None
@@ -93,6 +93,8 @@ def assemble(experiment: Settings, world: World) -> Assembled:
     newcomers = Cohort(strangers, everyone.samples[strangers], np.ones_like(strangers))
     read = {"data_sha256": arrays, "proxy_sha256": proxy}
     checksums = {name: data.checksum for name, data in read.items() if data} if world.is_server else {}
+    if removed and world.is_server:
+        say(f"removed what killed jobs had left in /dev/shm: {', '.join(removed)}")
     return Assembled(engine, newcomers, choice, checksums)
 
 
@@ -196,16 +198,18 @@ def _connect(experiment: Settings) -> None:
         experiment.algorithm.server_optimizer = experiment.server_optimizer
 
 
-def _remove_leftovers(world: World) -> None:
-    """Remove what killed jobs have left in the nodes' shared memory, and say so; a collective."""
+def _remove_leftovers(world: World) -> list[str]:
+    """Remove what killed jobs have left in the nodes' shared memory; a collective.
+
+    Returns:
+        How much that was on which node.
+    """
     removed = leftovers.remove_listed() if world.leads and world.size > 1 else 0
-    told = [
+    return [
         f"{int(text) >> 10} KiB on {host}"
         for host, text in zip(world.hosts, world.gather_text(str(removed)), strict=True)
         if int(text)
     ]
-    if told and world.is_server:
-        say(f"removed what killed jobs had left in /dev/shm: {', '.join(told)}")
 
 
 def _loaded(experiment: Settings, arrays: Arrays, proxy: Arrays | None, model: FlatModel) -> compatibility.Loaded:
