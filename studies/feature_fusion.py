@@ -29,7 +29,7 @@ COMMON = (
 )
 EXPERIMENTS = {
     "permuted": "--dataset.over MNIST --dataset.samples 16000 --dataset.test_samples 4000 --partition Permuted"
-    " --clients 3 --newcomers 1 --newcomer_epochs 12 --local.epochs 1 --local.lr 2e-3 --local.decay 0.99",
+    " --clients 3 --held_out 1 --held_out_epochs 12 --local.epochs 1 --local.lr 2e-3 --local.decay 0.99",
     "classes": "--dataset.over FashionMNIST --dataset.samples 3000 --dataset.test_samples 2000"
     " --partition ClassesPerClient --clients 10 --cohort 3 --local.epochs 5 --local.lr 3e-3 --local.decay 0.985",
 }

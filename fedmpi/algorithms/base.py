@@ -119,7 +119,7 @@ class Algorithm(metaclass=Configured):
         return type(self).stages is not Algorithm.stages
 
     @property
-    def welcomes_newcomers(self) -> bool:
+    def takes_held_out(self) -> bool:
         """Whether a client that has never taken part can go on from the global model, by `train`."""
         return False
 

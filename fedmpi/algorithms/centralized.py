@@ -21,5 +21,5 @@ class Centralized(FedAvg):
         return True
 
     @property
-    def welcomes_newcomers(self) -> bool:
+    def takes_held_out(self) -> bool:
         return False

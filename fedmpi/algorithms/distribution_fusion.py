@@ -114,7 +114,7 @@ class DistributionFusion(InferredComponents):
             self.server_state = (*self.server_state, "changes", "learnt")
 
     @property
-    def welcomes_newcomers(self) -> bool:
+    def takes_held_out(self) -> bool:
         return True
 
     def check(self, cohort: int) -> None:

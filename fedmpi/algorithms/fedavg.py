@@ -17,7 +17,7 @@ class FedAvg(Algorithm):
     averages_models = takes_privacy = True
 
     @property
-    def welcomes_newcomers(self) -> bool:
+    def takes_held_out(self) -> bool:
         # A loss or direction of its own may need what only the round of the method gives.
         return type(self).loss is FedAvg.loss and not self.changes_direction
 

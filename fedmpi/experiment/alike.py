@@ -42,7 +42,7 @@ def check_set_up(
     Args:
         network: with its first weights, as the method extends it.
         data: option -> data set and its samples.
-        split: of all clients, newcomers too.
+        split: of all clients, held-out clients included.
         pixels: how many a sample has.
         labels: of training and test samples, as honest clients see them.
         poisoned: of training samples, as all clients see them.

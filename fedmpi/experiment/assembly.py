@@ -45,13 +45,13 @@ class Assembled:
 
     Attributes:
         engine: of the federation.
-        newcomers: clients beyond those of the federation, who take part in no round.
+        held_out: clients beyond those of the federation, who take part in no round.
         choice: how many clients a rank trains side by side, and why.
         checksums: of the data, as the results file has them (data_sha256, proxy_sha256); on rank 0.
     """
 
     engine: Engine
-    newcomers: Cohort
+    held_out: Cohort
     choice: Choice
     checksums: Mapping[str, str]
 
@@ -90,12 +90,12 @@ def assemble(experiment: Settings, world: World) -> Assembled:
         engine.observe_everyone(Cohort(np.arange(fed.clients), fed.samples, counted))
     _check_room(experiment, world, fed)
     strangers = np.arange(experiment.clients, len(everyone.train))
-    newcomers = Cohort(strangers, everyone.samples[strangers], np.ones_like(strangers))
+    held_out = Cohort(strangers, everyone.samples[strangers], np.ones_like(strangers))
     read = {"data_sha256": arrays, "proxy_sha256": proxy}
     checksums = {name: data.checksum for name, data in read.items() if data} if world.is_server else {}
     if removed and world.is_server:
         say(f"removed what killed jobs had left in /dev/shm: {', '.join(removed)}")
-    return Assembled(engine, newcomers, choice, checksums)
+    return Assembled(engine, held_out, choice, checksums)
 
 
 def set_up(algorithm: Algorithm, engine: Engine) -> None:
@@ -122,7 +122,7 @@ class _Shared:
     """What all federations of an experiment share: the ranks, the clients and their samples.
 
     Attributes:
-        everyone: who has what, newcomers too.
+        everyone: who has what, held-out clients included.
         split: the same of the clients that take part in rounds.
         shards: for each client the numbers of the training samples that it is trained on.
         owners: [test samples] whose each of them is.
@@ -235,14 +235,14 @@ def _kind(arrays: Arrays, dataset: Dataset) -> str:
 
 
 def _split(experiment: Settings, arrays: Arrays, world: World) -> Split:
-    """Who has what, newcomers too."""
+    """Who has what, held-out clients included."""
     with option_of("partition"):
         everyone = make_split(
             experiment.partition,
             arrays.train_y,
             arrays.test_y,
             experiment.dataset.classes,
-            experiment.clients + experiment.newcomers,
+            experiment.clients + experiment.held_out,
             experiment.seed,
             arrays.train_users,
             arrays.test_users,

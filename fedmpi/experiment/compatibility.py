@@ -43,7 +43,7 @@ class Choices(Protocol):
     weighting: Weighting
     local: LocalTraining
     evaluate_means: Any
-    newcomers: int
+    held_out: int
 
 
 @dataclass(frozen=True)
@@ -138,13 +138,13 @@ def _has_no_mean(algorithm: Algorithm) -> bool:
     return algorithm.pools_clients or not any("weights" in part.server_state for part in algorithm.parts)
 
 
-NEWCOMERS: Sequence[Rule[Choices]] = (
+HELD_OUT: Sequence[Rule[Choices]] = (
     Rule(
-        "newcomers",
+        "held_out",
         "above 0",
         "must be 0 with {algorithm}, whose clients have more than the global model",
-        lambda chosen: chosen.newcomers > 0,
-        lambda algorithm: not algorithm.welcomes_newcomers,
+        lambda chosen: chosen.held_out > 0,
+        lambda algorithm: not algorithm.takes_held_out,
     ),
 )
 #: The chance with which a client's update is used must be known, and not zero.
@@ -350,7 +350,7 @@ DATA: Sequence[Rule[Loaded]] = (
 )
 #: In the order in which they are checked.
 SECTIONS: dict[str, Sequence[Rule[Any]]] = {
-    "Newcomers": NEWCOMERS,
+    "Held-out clients": HELD_OUT,
     "Weighting by chances": CHANCES,
     "Privacy": PRIVATE,
     "Methods": METHODS,

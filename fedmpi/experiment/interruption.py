@@ -76,7 +76,7 @@ class Interruptions:
         self.recorder = Recorder()
         self._world = world
         self._heard = 0
-        self._follows = experiment.newcomers > 0  # something long after the last round
+        self._follows = experiment.held_out > 0  # something long after the last round
         self._limit = job_end(os.environ, tells=world.is_server) or math.inf
         self._deadline = experiment.deadline
         self._longest = 0.0

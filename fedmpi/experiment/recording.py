@@ -36,13 +36,13 @@ class Recorder:
         is_open: whether anything is recorded.
         path: the results file.
         started: when the run began, before whatever interrupted it.
-        newcomers: [newcomers, epochs + 1] accuracies that are known so far; None: none.
+        held_out: [held_out, epochs + 1] accuracies that are known so far; None: none.
     """
 
     is_open = False
     path = Path()
     started = ""
-    newcomers: NDArray[np.float64] | None = None
+    held_out: NDArray[np.float64] | None = None
 
     def begin_stage(self, name: str, rounds: int, done: int) -> None:
         """A stage begins, or goes on after so many rounds."""
@@ -62,8 +62,8 @@ class Recorder:
     def set_initial(self, loss: float, accuracy: float) -> None:
         """What the model is on the test samples before the first round."""
 
-    def set_newcomers(self, accuracy: NDArray[np.float64]) -> None:
-        """What is known of the newcomers so far."""
+    def set_held_out(self, accuracy: NDArray[np.float64]) -> None:
+        """What is known of the held-out clients so far."""
 
     def keep(self, name: str, arrays: Mapping[str, NDArray]) -> None:
         """Arrays become a group of the results, as they are."""
@@ -95,7 +95,7 @@ class ResultsRecorder(Recorder):
         self._progress: Progress
         self.path = results.path
         self.started = results.started
-        self.newcomers = results.newcomers
+        self.held_out = results.held_out
 
     def begin_stage(self, name: str, rounds: int, done: int) -> None:
         self._results.begin_stage(name, done)
@@ -127,8 +127,8 @@ class ResultsRecorder(Recorder):
     def set_initial(self, loss: float, accuracy: float) -> None:
         self._results.set_initial(loss, accuracy)
 
-    def set_newcomers(self, accuracy: NDArray[np.float64]) -> None:
-        self._results.set_newcomers(accuracy)
+    def set_held_out(self, accuracy: NDArray[np.float64]) -> None:
+        self._results.set_held_out(accuracy)
         self._results.write_if_due()
 
     def keep(self, name: str, arrays: Mapping[str, NDArray]) -> None:

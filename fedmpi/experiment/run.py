@@ -15,8 +15,8 @@ from fedmpi.experiment import inputs
 from fedmpi.experiment.assembly import Assembled, assemble, set_up
 from fedmpi.experiment.checkpoint import Checkpoints, Place, SavedFederation
 from fedmpi.experiment.failure import end_job
+from fedmpi.experiment.held_out import train_held_out
 from fedmpi.experiment.interruption import Interrupted, Interruptions
-from fedmpi.experiment.newcomers import train_newcomers
 from fedmpi.experiment.ownership import Lock, claim
 from fedmpi.experiment.recording import Recorder, open_recorder
 from fedmpi.experiment.resume import continuation, find, restore_weights
@@ -84,7 +84,7 @@ def results_of(experiment: Settings, world: World) -> Run:
 
 
 class _Course:
-    """What a run goes through: its settings, output, place, federation, stages, rounds and newcomers.
+    """What a run goes through: its settings, output, place, federation, stages, rounds and held-out clients.
 
     Attributes:
         lock: of the output.
@@ -141,8 +141,8 @@ class _Course:
             self.recorder.add_round(outcome)
             yield outcome
             interruptions.act_on(outcome, experiment.rounds)
-        if experiment.newcomers:
-            self._train_newcomers(assembled)
+        if experiment.held_out:
+            self._train_held_out(assembled)
         if experiment.checkpoint.keep:
             interruptions.save(experiment.rounds)
         self.recorder.finish("finished")
@@ -248,19 +248,19 @@ class _Course:
             if evaluation:
                 self.recorder.set_initial(evaluation.loss, evaluation.accuracy)
 
-    def _train_newcomers(self, assembled: Assembled) -> None:
+    def _train_held_out(self, assembled: Assembled) -> None:
         experiment, interruptions = self._experiment, self.interruptions
-        known = self._world.from_server(self.recorder.newcomers)
+        known = self._world.from_server(self.recorder.held_out)
         interruptions.begin_round()
-        for accuracy in train_newcomers(
+        for accuracy in train_held_out(
             assembled.engine,
             experiment.algorithm,
-            assembled.newcomers,
+            assembled.held_out,
             experiment.rounds,
-            experiment.newcomer_epochs,
+            experiment.held_out_epochs,
             known,
         ):
-            self.recorder.set_newcomers(accuracy)
+            self.recorder.set_held_out(accuracy)
             interruptions.pause()
 
     def _remove(self, checkpoints: Checkpoints) -> None:

@@ -106,10 +106,10 @@ class Settings(metaclass=Configured):
             (column clients_mean_accuracy; needs memory for one model per client).
         evaluate_local: whether each client's model is evaluated on the client's own test samples after local training
             and before aggregation. Columns: local_accuracy of /clients, and its mean over the cohort in /rounds.
-        newcomers: number of held-out clients. They are added to `clients`, have their own samples, and take part in
+        held_out: number of held-out clients. They are added to `clients`, have their own samples, and take part in
             no round. After the last round each of them fine-tunes the global model alone; the accuracies are in
-            /newcomers.
-        newcomer_epochs: epochs of a held-out client's fine-tuning.
+            /held_out.
+        held_out_epochs: epochs of a held-out client's fine-tuning.
         device: where clients are trained; auto uses a GPU if the rank sees one, else the CPU.
         threads: CPU threads per rank. OMP_NUM_THREADS is ignored. More than one is rarely faster: start more ranks.
         seed: seed of all random numbers. The same seed gives bit-identical results on any number of ranks.
@@ -153,8 +153,8 @@ class Settings(metaclass=Configured):
         evaluate_every: int = 1,
         evaluate_means: Literal["none", "cohort", "clients", "both"] = "none",
         evaluate_local: bool = False,
-        newcomers: int = 0,
-        newcomer_epochs: int = 20,
+        held_out: int = 0,
+        held_out_epochs: int = 20,
         device: Literal["auto", "cpu", "cuda"] = "auto",
         threads: int = 1,
         seed: int = 0,
@@ -194,8 +194,8 @@ class Settings(metaclass=Configured):
         self.evaluate_every = evaluate_every
         self.evaluate_means: Literal["none", "cohort", "clients", "both"] = evaluate_means
         self.evaluate_local = evaluate_local
-        self.newcomers = newcomers
-        self.newcomer_epochs = newcomer_epochs
+        self.held_out = held_out
+        self.held_out_epochs = held_out_epochs
         self.device: Literal["auto", "cpu", "cuda"] = device
         self.threads = threads
         self.seed = seed
@@ -210,9 +210,9 @@ class Settings(metaclass=Configured):
         require(cohort is None or cohort <= clients, "cohort", cohort, f"at most the number of clients, {clients}")
         require(rounds >= 1, "rounds", rounds, "at least 1")
         require(evaluate_every >= 0, "evaluate_every", evaluate_every, "at least 0")
-        require(newcomers >= 0, "newcomers", newcomers, "at least 0")
-        require(newcomer_epochs >= 1, "newcomer_epochs", newcomer_epochs, "at least 1")
-        compatibility.check(compatibility.NEWCOMERS, self)
+        require(held_out >= 0, "held_out", held_out, "at least 0")
+        require(held_out_epochs >= 1, "held_out_epochs", held_out_epochs, "at least 1")
+        compatibility.check(compatibility.HELD_OUT, self)
         require(threads >= 1, "threads", threads, "at least 1")
         require(seed >= 0, "seed", seed, "at least 0")
         require(seed < 2**63, "seed", seed, "below 2^63")

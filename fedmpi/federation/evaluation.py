@@ -117,7 +117,7 @@ class Evaluator:
         owners: [n] int64, the client to whose shard each test sample belongs.
         classes: how many there are.
         pixels: client -> the order in which it sees the pixels of its images, or None.
-        clients: how many of those who own test samples take part; those of newcomers do not count.
+        clients: how many of those who own test samples take part; those of held-out clients do not count.
     """
 
     def __init__(

@@ -220,7 +220,7 @@ def _schema(options: argparse.Namespace) -> int:
 def _with_column(options: argparse.Namespace) -> tuple[list[Run], int]:
     """The runs that have a column, the others being named; runs that have not finished are named, too."""
 
-    if options.column == curves.NEWCOMERS:
+    if options.column == curves.HELD_OUT:
         raise BadInput(f"--column = {options.column}: is for plot; of the others, table shows them by itself")
 
     def read(path: Path) -> Run:

@@ -22,7 +22,7 @@ def to_csv(runs: Sequence[Run], output: Path, table: str = "rounds") -> None:
     A value that is not known is empty; numbers have all digits.
 
     Args:
-        table: rounds, clients, ranks, evaluation, clusters, partition or newcomers.
+        table: rounds, clients, ranks, evaluation, clusters, partition or held_out.
 
     Raises:
         BadInput: `output` cannot be written.

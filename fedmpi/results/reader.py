@@ -64,7 +64,7 @@ class Run:
     """
 
     #: Names of the tables that `table` and `to_pandas` know.
-    TABLES = ("rounds", "clients", "ranks", "evaluation", "clusters", "partition", "newcomers")
+    TABLES = ("rounds", "clients", "ranks", "evaluation", "clusters", "partition", "held_out")
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -131,9 +131,9 @@ class Run:
         return self._read("partition")
 
     @cached_property
-    def newcomers(self) -> Table:
-        """accuracy [newcomers, epochs + 1] and epochs [newcomers]; empty if there were none."""
-        return self._read("newcomers")
+    def held_out(self) -> Table:
+        """accuracy [held_out, epochs + 1] and epochs [held_out]; empty if there were none."""
+        return self._read("held_out")
 
     @cached_property
     def synthetic(self) -> Table:

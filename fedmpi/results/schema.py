@@ -14,7 +14,7 @@ from typing import Literal
 
 SCHEMA = 1
 
-# A newcomer (held-out client) has settled where the next epochs gain less than this.
+# A held-out client has settled where the next epochs gain less than this.
 SETTLED_EPOCHS, SETTLED_GAIN = 3, 0.001
 
 Status = Literal["running", "finished", "interrupted", "failed"]
@@ -385,8 +385,8 @@ GROUPS: dict[str, Group] = {
         },
         row="a round, from the first round with clusters on",
     ),
-    "newcomers": Group(
-        "Held-out clients (newcomers): they took part in no round, and fine-tune the final model alone.",
+    "held_out": Group(
+        "Held-out clients: they took part in no round, and fine-tune the final model alone.",
         {
             "accuracy": _always(
                 "accuracy on the client's own test samples: of the global model, then after each epoch",

@@ -34,7 +34,7 @@ def tabulate(
     - whose it is: of the server's model, or of each client's own on the client's own test samples;
     - where there are runs with several models: the last accuracy of each client's model on all test samples, and how
       well the clusters agree with the groups of the partition (adjusted Rand index);
-    - if there were newcomers, the median of the epochs after which they settled, and how many did;
+    - if there were held-out clients, the median of the epochs after which they settled, and how many did;
     - traffic of the clients, both ways by the method's definition, and seconds, of the whole run.
 
     Args:
@@ -124,7 +124,7 @@ def _circumstances(group: Group, column: str, of_some: Sequence[str], of_mean: b
     return {
         "whose": "client's" if personal else "server's",
         **{title: _last(group, _OF_SOME[title], of_mean) for title in of_some},
-        **_newcomers(group),
+        **_held_out(group),
         "GB": short(float(np.mean([traffic(run).sum() for run in group]))),
         "seconds": short(float(np.mean([run.rounds["seconds"].sum() for run in group]))),
     }
@@ -136,13 +136,13 @@ def _last(group: Group, column: str, of_mean: bool) -> str:
     return spread(known, of_mean, decimals(column))
 
 
-def _newcomers(group: Group) -> dict[str, str]:
-    """The median of the epochs that newcomers took, and how many have settled if not all have."""
-    epochs = np.concatenate([run.newcomers.get("epochs", np.empty(0)) for run in group])
+def _held_out(group: Group) -> dict[str, str]:
+    """The median of the epochs that held-out clients took, and how many have settled if not all have."""
+    epochs = np.concatenate([run.held_out.get("epochs", np.empty(0)) for run in group])
     if not len(epochs):
         return {}
     done = epochs[~np.isnan(epochs)]
     if not len(done):
-        return {"newcomers' epochs": "-"}
+        return {"epochs of held-out clients": "-"}
     some = f" ({len(done)} of {len(epochs)})" if len(done) < len(epochs) else ""
-    return {"newcomers' epochs": f"{np.median(done):g}{some}"}
+    return {"epochs of held-out clients": f"{np.median(done):g}{some}"}

@@ -32,7 +32,7 @@ from fedmpi.results.storage import Packed, Storage, image
 
 _TABLES = ("rounds", "clients", "ranks", "evaluation", "partition")
 # What else a file may have; all other groups are arrays that were kept.
-_OTHERS = {"environment", "clusters", "newcomers", "stages", "model", "networks"}
+_OTHERS = {"environment", "clusters", "held_out", "stages", "model", "networks"}
 _FIRST_ROUND = 360.0  # seconds between two writes that readers should expect before a round has ended
 
 Weights = Callable[[], NDArray[np.float32]]
@@ -95,9 +95,9 @@ class Results:
         return str(self._attributes["started"])
 
     @property
-    def newcomers(self) -> NDArray[np.float64] | None:
-        """What `set_newcomers` was given last, perhaps before the run was interrupted; None: nothing."""
-        table = self._tables.get("newcomers")
+    def held_out(self) -> NDArray[np.float64] | None:
+        """What `set_held_out` was given last, perhaps before the run was interrupted; None: nothing."""
+        table = self._tables.get("held_out")
         return None if table is None else np.array(dict(table.items())["accuracy"])
 
     def resume(
@@ -123,7 +123,7 @@ class Results:
             for name in ("rounds", "clients", "ranks", "evaluation", "clusters"):
                 if name in file:
                     self._tables[name] = _table(file[name], round)
-            after = ["newcomers"] if is_over and "newcomers" in file else []
+            after = ["held_out"] if is_over and "held_out" in file else []
             self._tables |= {name: _table(file[name]) for name in [*stages, *after]}
             for name in set(file) - {*_TABLES, *_OTHERS}:
                 self.keep(name, {array: values[()] for array, values in file[name].items()})
@@ -207,10 +207,10 @@ class Results:
         partition.add({"label_counts": label_counts, "samples": samples})
         self._lacks = True
 
-    def set_newcomers(self, accuracy: NDArray[np.float64]) -> None:
-        """[newcomers, epochs + 1] the accuracy of each on its own test samples, before and after each epoch."""
-        newcomers = self._tables["newcomers"] = Columns()
-        newcomers.add({"accuracy": accuracy, "epochs": [settled(one) for one in accuracy]})
+    def set_held_out(self, accuracy: NDArray[np.float64]) -> None:
+        """[held_out, epochs + 1] the accuracy of each on its own test samples, before and after each epoch."""
+        held_out = self._tables["held_out"] = Columns()
+        held_out.add({"accuracy": accuracy, "epochs": [settled(one) for one in accuracy]})
         self._lacks = True
 
     def set_model(

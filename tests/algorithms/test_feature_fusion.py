@@ -1,4 +1,4 @@
-"""FeatureFusion: the operators, the paper's algorithm in plain PyTorch, the cache, newcomers, and what cannot be."""
+"""FeatureFusion: operators, the algorithm in plain PyTorch, the cache, held-out clients, and what is refused."""
 
 from __future__ import annotations
 
@@ -341,7 +341,7 @@ def test_what_was_trained_is_measured(tmp_path: Path, monkeypatch: pytest.Monkey
     assert np.ptp(measured) > 0
 
 
-def test_newcomers(tmp_path: Path) -> None:
+def test_held_out(tmp_path: Path) -> None:
     """Oracle: PyTorch, from the global model on, epoch by epoch, with a frozen extractor; on its own permutation.
 
     They take part in no round, and nobody is measured on their samples.
@@ -349,7 +349,7 @@ def test_newcomers(tmp_path: Path) -> None:
     partition, local = Permuted(), LocalTraining(epochs=1, batch_size=10, lr=0.1)
     settings: dict[str, Any] = {"model": LeNet(), "dataset": Few(500), "partition": partition, "local": local}
     made = run(
-        tmp_path / "made.h5", FeatureFusion("multi"), clients=3, newcomers=2, newcomer_epochs=6, rounds=3, **settings
+        tmp_path / "made.h5", FeatureFusion("multi"), clients=3, held_out=2, held_out_epochs=6, rounds=3, **settings
     )
     assert set(made.clients["client"]) == {0, 1, 2}
     split = make_split(partition, DIGITS.train_y[:500], DIGITS.test_y, 10, 5, SEED)
@@ -369,7 +369,7 @@ def test_newcomers(tmp_path: Path) -> None:
         for epoch in range(7):
             if epoch:
                 for chosen in plain_batches(
-                    order(0, 3, client, len(shard), phase=f"newcomer {epoch} "), local.batch_size, True
+                    order(0, 3, client, len(shard), phase=f"held-out {epoch} "), local.batch_size, True
                 ):
                     logits = module.classifier(
                         module.fusion(frozen.extractor(x[chosen]), module.extractor(x[chosen]))
@@ -386,11 +386,11 @@ def test_newcomers(tmp_path: Path) -> None:
                 logits = module.classifier(module.fusion(frozen.extractor(images), module.extractor(images)))
                 module.train()
             accuracy.append((logits.argmax(1).numpy() == labels).mean())
-        np.testing.assert_allclose(made.newcomers["accuracy"][k], accuracy, atol=0.02)
+        np.testing.assert_allclose(made.held_out["accuracy"][k], accuracy, atol=0.02)
         assert accuracy[-1] > accuracy[0] + 0.2
 
 
-def test_when_a_newcomer_has_settled() -> None:
+def test_when_a_held_out_client_has_settled() -> None:
     """Oracle: by hand. The next three epochs must gain less than a tenth of a point."""
     assert settled(np.array([0.1, 0.5, 0.7, 0.7005, 0.7, 0.6, 0.9])) == 2
     assert settled(np.array([0.1, 0.5, 0.7, 0.701, 0.702, 0.703])) != settled(np.array([0.5, 0.5, 0.5, 0.5]))
@@ -439,7 +439,7 @@ def test_models_without_features(model: Model, message: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("algorithm", [FedProx(), MOON(), Centralized()])
-def test_newcomers_need_no_more_than_the_model(algorithm: FedAvg, tmp_path: Path) -> None:
+def test_held_out_clients_need_no_more_than_the_model(algorithm: FedAvg, tmp_path: Path) -> None:
     with pytest.raises(BadInput) as error:
-        run(tmp_path / "never.h5", algorithm, newcomers=1)
-    assert str(error.value).startswith(f"newcomers = 1: must be 0 with {type(algorithm).__name__}")
+        run(tmp_path / "never.h5", algorithm, held_out=1)
+    assert str(error.value).startswith(f"held_out = 1: must be 0 with {type(algorithm).__name__}")

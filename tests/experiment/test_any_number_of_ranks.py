@@ -84,8 +84,8 @@ CASES = {
     "fedma": f"{SMALL} --algorithm FedMA --algorithm.sweeps 1 --model LeNet",
     "private": f"{SMALL} --model LeNet --model.norm group --weighting uniform --sampler Bernoulli"
     " --privacy CentralDP --privacy.clip 0.5 --privacy.noise_multiplier 0.02 --cohort 1 --rounds 6",
-    "feature_fusion": f"{SMALL} --algorithm FeatureFusion --model LeNet --partition Permuted --newcomers 3"
-    " --newcomer_epochs 2 --evaluate_local true",
+    "feature_fusion": f"{SMALL} --algorithm FeatureFusion --model LeNet --partition Permuted --held_out 3"
+    " --held_out_epochs 2 --evaluate_local true",
     "side_by_side_feature_fusion": f"{SMALL} --algorithm FeatureFusion --algorithm.operator conv --model LeNet"
     " --local.vectorize 2",
     "fedgen": f"{SMALL} --algorithm FedGen --model LeNet",
@@ -146,7 +146,7 @@ CASES = {
     # What is drawn from the generators of random, numpy.random and torch, in a user's code of every kind.
     "drawn": f"{SMALL} --algorithm drawn.Method --model drawn.Network --dataset drawn.Half --partition drawn.Split"
     " --sampler drawn.Drawn --availability drawn.Some --conditions drawn.Lossy --attack drawn.Noise"
-    " --compression drawn.Rounded --server_optimizer drawn.Rule --newcomers 2 --newcomer_epochs 1"
+    " --compression drawn.Rounded --server_optimizer drawn.Rule --held_out 2 --held_out_epochs 1"
     " --evaluate_local true",
     "rarely_evaluated": f"{SMALL} --evaluate_every 2 --model LogisticRegression",
 }
@@ -279,7 +279,7 @@ def _compare(alone: dict[str, results.Run], many: dict[str, results.Run], ranks:
             np.testing.assert_array_equal(run.clients[column], one.clients[column], err_msg=f"{name} {column}")
         for column in run.evaluation:
             np.testing.assert_array_equal(run.evaluation[column], one.evaluation[column], err_msg=f"{name} {column}")
-        np.testing.assert_equal(run.newcomers, one.newcomers)
+        np.testing.assert_equal(run.held_out, one.held_out)
         np.testing.assert_equal(run.clusters, one.clusters)
         np.testing.assert_equal(run.model, one.model)
         np.testing.assert_equal(run.synthetic, one.synthetic)

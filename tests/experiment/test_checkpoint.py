@@ -34,7 +34,7 @@ SMALL = "--clients 5 --sampler All --rounds 2 --local.steps 2 --model MLP --mode
 SOME = "--clients 4 --rounds 3 --local.epochs 1 --model LogisticRegression --algorithm SCAFFOLD"
 #: Layers whose tensors files and vectors order differently; evaluated now and then.
 LAYERS = (
-    "--clients 4 --cohort 2 --model.norm batch --local.steps 2 --evaluate_every 2 --newcomers 2 --newcomer_epochs 1"
+    "--clients 4 --cohort 2 --model.norm batch --local.steps 2 --evaluate_every 2 --held_out 2 --held_out_epochs 1"
 )
 GENFL = (
     "--algorithm.generator CVAE --algorithm.generator.hidden '[9]' --algorithm.generator_rounds 2"
@@ -54,7 +54,7 @@ METHODS = [cls.__name__ for cls in subclasses(Algorithm) if cls.__module__.start
 CASES = {name: f"{SMALL} --algorithm {name} {OPTIONS.get(name, '')}" for name in METHODS}
 CASES |= {
     "compressed": f"{SMALL} --algorithm SCAFFOLD --compression TopK --server_optimizer Yogi --evaluate_means both",
-    "forgets": f"{SMALL} --compression TopK --compression.forget_after 1 --newcomers 1 --newcomer_epochs 1",
+    "forgets": f"{SMALL} --compression TopK --compression.forget_after 1 --held_out 1 --held_out_epochs 1",
     "private": f"{SMALL} --model.norm none --weighting uniform --privacy CentralDP --server_optimizer Momentum",
     "drawn": f"{SMALL} --rounds 3 --cohort 2 --algorithm Ditto --sampler PowerOfChoice --evaluate_every 2",
     "mixture_of_the_cohort": f"{SMALL} --algorithm DistributionFusion --algorithm.mixture cohort",
@@ -218,8 +218,8 @@ def test_more_rounds_without_a_checkpoint(tmp_path: Path) -> None:
         assert made.evaluation["round"].tolist() == evaluated
     both = ~np.isnan(whole.rounds["test_loss"])
     np.testing.assert_array_equal(run.rounds["test_loss"][both], whole.rounds["test_loss"][both])
-    assert not np.isnan(run.newcomers["accuracy"]).any()
-    np.testing.assert_array_equal(run.newcomers["accuracy"], whole.newcomers["accuracy"])
+    assert not np.isnan(run.held_out["accuracy"]).any()
+    np.testing.assert_array_equal(run.held_out["accuracy"], whole.held_out["accuracy"])
 
 
 def test_what_is_missing_without_a_checkpoint(unbroken: Path) -> None:

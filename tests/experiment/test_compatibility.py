@@ -14,7 +14,7 @@ from fedmpi.algorithms import Centralized, FedAvg, FedBN, FedDF, FedDyn, FedPer,
 from fedmpi.data import Digits, Permuted, Rotated
 from fedmpi.errors import BadInput
 from fedmpi.experiment import compatibility
-from fedmpi.experiment.compatibility import CHANCES, DATA, METHODS, NEWCOMERS, PRIVATE, SECTIONS, Loaded, Rule
+from fedmpi.experiment.compatibility import CHANCES, DATA, HELD_OUT, METHODS, PRIVATE, SECTIONS, Loaded, Rule
 from fedmpi.policies import Bernoulli, Heterogeneous, Independent, PowerOfChoice, Weighted
 from fedmpi.policies.attacks import SignFlip
 from fedmpi.policies.compression import TopK
@@ -29,9 +29,9 @@ DP: dict[str, Any] = {"privacy": CentralDP(), "weighting": "uniform", "sampler":
 #: For each rule in the order of the table: settings that break it, and no rule before, and what is said.
 REFUSED: list[tuple[Rule[Any], dict[str, Any], str]] = [
     (
-        NEWCOMERS[0],
-        {"algorithm": FedBN(), "newcomers": 3},
-        "newcomers = 3: must be 0 with FedBN, whose clients have more than the global model",
+        HELD_OUT[0],
+        {"algorithm": FedBN(), "held_out": 3},
+        "held_out = 3: must be 0 with FedBN, whose clients have more than the global model",
     ),
     (
         CHANCES[0],
@@ -202,7 +202,7 @@ def test_what_is_refused_when_the_data_are_there(settings: dict[str, Any], known
 
 
 def test_every_rule_is_here() -> None:
-    rules = [rule for section in (NEWCOMERS, CHANCES, PRIVATE, METHODS) for rule in section]
+    rules = [rule for section in (HELD_OUT, CHANCES, PRIVATE, METHODS) for rule in section]
     assert [rule for rule, _, _ in REFUSED] == rules
     assert len(LOADED) == len(DATA)
     assert len(rules) + len(DATA) == sum(map(len, SECTIONS.values()))

@@ -302,31 +302,31 @@ def test_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.Monke
     assert_same_bits(results.open(path), unbroken(options, tmp_path))
 
 
-NEWCOMERS = f"{SMALL} --rounds 1 --newcomers 5 --newcomer_epochs 4"
+HELD_OUT = f"{SMALL} --rounds 1 --held_out 5 --held_out_epochs 4"
 
 
-def test_newcomers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal while the third of them is trained: three are done, and two are trained when the run goes on."""
     path, turns = tmp_path / "run.h5", []
     with monkeypatch.context() as patch:
         signal_at(patch, Evaluator, "client_accuracy", call=12)
-        assert go(NEWCOMERS, path) == REQUEUE
+        assert go(HELD_OUT, path) == REQUEUE
     run, measure = results.open(path), Evaluator.client_accuracy
     assert run.status == "interrupted"
-    assert np.isnan(run.newcomers["accuracy"]).any(1).tolist() == [False] * 3 + [True] * 2
+    assert np.isnan(run.held_out["accuracy"]).any(1).tolist() == [False] * 3 + [True] * 2
 
     def counted(*arguments: Any) -> float:
         turns.append(arguments)
         return measure(*arguments)
 
     monkeypatch.setattr(Evaluator, "client_accuracy", counted)
-    assert go(NEWCOMERS, path, "--resume") == 0
+    assert go(HELD_OUT, path, "--resume") == 0
     assert len(turns) == 2 * 5
-    assert_same_bits(results.open(path), unbroken(NEWCOMERS, tmp_path))
+    assert_same_bits(results.open(path), unbroken(HELD_OUT, tmp_path))
     assert not checkpoint_beside(path).exists()
 
 
-def test_newcomers_on_several_ranks(tmp_path: Path) -> None:
+def test_held_out_clients_on_several_ranks(tmp_path: Path) -> None:
     """A signal to the launcher while they are trained; the line that is then printed, given to a shell, goes on."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY)}
@@ -340,10 +340,10 @@ def test_newcomers_on_several_ranks(tmp_path: Path) -> None:
     def left() -> tuple[str, list[int], int]:
         (file,) = (tmp_path / "runs").glob("*.h5")
         run = results.open(file)
-        known = run.newcomers.get("accuracy", np.full((5, 1), np.nan))
+        known = run.held_out.get("accuracy", np.full((5, 1), np.nan))
         return run.status, run.rounds["round"].tolist(), int(np.isnan(known[:, 0]).sum())
 
-    job = shell(f"mpirun -n 3 python -m fedmpi --overwrite {NEWCOMERS} --newcomer_epochs 200")
+    job = shell(f"mpirun -n 3 python -m fedmpi --overwrite {HELD_OUT} --held_out_epochs 200")
     assert job.stdout
     while not job.stdout.readline().startswith("round"):
         pass
@@ -362,17 +362,17 @@ def test_newcomers_on_several_ranks(tmp_path: Path) -> None:
     assert left() == ("interrupted", [1], max(waiting - 2, 0))
 
 
-def test_limit_of_a_job_among_newcomers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limit_of_a_job_among_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every job gets on by one of them, at least."""
     path = tmp_path / "run.h5"
     for done in range(5):
         monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + MARGIN))
-        assert go(NEWCOMERS, path, "--resume") == REQUEUE
-        known = results.open(path).newcomers.get("accuracy", np.full((5, 5), np.nan))
+        assert go(HELD_OUT, path, "--resume") == REQUEUE
+        known = results.open(path).held_out.get("accuracy", np.full((5, 5), np.nan))
         assert np.count_nonzero(~np.isnan(known[:, 0])) == done
     monkeypatch.delenv("SLURM_JOB_END_TIME")
-    assert go(NEWCOMERS, path, "--resume") == 0
-    assert_same_bits(results.open(path), unbroken(NEWCOMERS, tmp_path))
+    assert go(HELD_OUT, path, "--resume") == 0
+    assert_same_bits(results.open(path), unbroken(HELD_OUT, tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ class Method(FedAvg):
     """Draws wherever a method may."""
 
     @property
-    def welcomes_newcomers(self) -> bool:
+    def takes_held_out(self) -> bool:
         return True
 
     def setup(self, fed: Federation) -> None:

@@ -132,7 +132,7 @@ def test_rounds_are_named_only_where_rows_are_rounds(tmp_path: Path, capsys: pyt
         with h5py.File(path, "r+") as file:
             file.attrs["user_code"] = json.dumps({"mine.py": path.name, "same.py": "1"})
             file["clusters/round"], file["clusters/cluster"] = np.arange(3, 7), np.zeros((4, 20), np.int64)
-            file["newcomers/accuracy"], file["newcomers/epochs"] = np.zeros((9, 3)), np.zeros(9)
+            file["held_out/accuracy"], file["held_out/epochs"] = np.zeros((9, 3)), np.zeros(9)
             file["stages/generator/round"], file["stages/generator/train_loss"] = np.arange(1, 9), np.zeros(8)
             file["synthetic/images"], file["synthetic/labels"] = np.zeros((30, 1, 2, 2), np.uint8), np.zeros(30, int)
             file["rounds/whole"] = np.ones(6, dtype=np.int64)
@@ -143,7 +143,7 @@ def test_rounds_are_named_only_where_rows_are_rounds(tmp_path: Path, capsys: pyt
         file["evaluation/per_class_accuracy"][-1, -1] = 0.77
         file["evaluation"].attrs["test_loss"] = 77.0
         file["clusters/cluster"][-1, 5] = 7
-        file["newcomers/accuracy"][-1, 1] = 0.77
+        file["held_out/accuracy"][-1, 1] = 0.77
         file["stages/generator/train_loss"][-1] = 77
         file["synthetic/labels"][-1] = 7
         file["model/weights"][-1] = 77
@@ -155,7 +155,7 @@ def test_rounds_are_named_only_where_rows_are_rounds(tmp_path: Path, capsys: pyt
         "confusion (counts)",
         "evaluation from round 6 (initial test_loss, per_class_accuracy)",
         "model (weights)",
-        "newcomers (accuracy)",
+        "held_out (accuracy)",
         "partition (samples)",
         "rounds from round 6 (whole)",
         "stages/generator from round 8 (train_loss)",

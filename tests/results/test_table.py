@@ -122,26 +122,26 @@ def test_methods_by_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == "method,best (%)\nFedProx,20.00 ± 5.66\n"
 
 
-def test_newcomers_have_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_held_out_clients_have_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Oracle: by hand: one has settled after the first epoch, one after the third, one has not."""
     results = started(tmp_path / "new.h5", mu=3.0)
     add_round(results, 1)
     add_round(results, 2)
     grown = [[0.1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5], [0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4]]
-    results.set_newcomers(np.array([*grown, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]]))
+    results.set_held_out(np.array([*grown, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]]))
     results.finish("finished")
     other = finished(tmp_path / "none.h5", rounds=2)
     with_them, without = rows(capsys, str(tmp_path / "new.h5"), str(other))
-    assert with_them["newcomers' epochs"] == "2 (2 of 3)"
-    assert without["newcomers' epochs"] == "-"
-    picture = tmp_path / "newcomers.png"
-    assert main(["plot", str(tmp_path / "new.h5"), "--column", "newcomers", "-o", str(picture)]) == 0
+    assert with_them["epochs of held-out clients"] == "2 (2 of 3)"
+    assert without["epochs of held-out clients"] == "-"
+    picture = tmp_path / "held_out.png"
+    assert main(["plot", str(tmp_path / "new.h5"), "--column", "held_out", "-o", str(picture)]) == 0
     assert picture.stat().st_size > 1000
     run = open_run(tmp_path / "new.h5")
     means = np.mean([*grown, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]], 0)
-    np.testing.assert_allclose(curve(run, "newcomers", "round"), [range(7), 100 * means])
-    assert main(["plot", str(other), "--column", "newcomers", "-o", str(tmp_path / "never.png")]) == 2
-    assert capsys.readouterr().err == f"{other}: no newcomers\n"
+    np.testing.assert_allclose(curve(run, "held_out", "round"), [range(7), 100 * means])
+    assert main(["plot", str(other), "--column", "held_out", "-o", str(tmp_path / "never.png")]) == 2
+    assert capsys.readouterr().err == f"{other}: no held-out clients\n"
 
 
 def test_what_only_some_methods_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,6 +259,6 @@ def test_what_was_not_measured_is_no_number(tmp_path: Path, capsys: pytest.Captu
             file.attrs["config"] = ""
     (line,) = rows(capsys, nothing, other)
     assert (line["method"], line["runs"]) == ("FedProx", "2")
-    assert main(["table", other, "--column", "newcomers"]) == 2
-    assert main(["rounds", other, "--column", "newcomers", "--targets", "0.1", "--direction", "higher"]) == 2
+    assert main(["table", other, "--column", "held_out"]) == 2
+    assert main(["rounds", other, "--column", "held_out", "--targets", "0.1", "--direction", "higher"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 2

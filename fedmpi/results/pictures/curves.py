@@ -21,8 +21,8 @@ X_LABELS = {
     "bytes": "Clients' traffic, both ways (GB)",
     "virtual_seconds": "Virtual time (s)",
 }
-#: In place of a column of /rounds: what newcomers make of the model, epoch by epoch.
-NEWCOMERS = "newcomers"
+#: In place of a column of /rounds: the accuracy of held-out clients while they fine-tune the final model.
+HELD_OUT = "held_out"
 
 _WIDTH = 5.0  # inches
 _MARKED = 25  # points of a curve that are marked
@@ -33,15 +33,15 @@ Points = NDArray[np.float64]
 def curve(run: Run, column: str, x: str) -> tuple[Points, Points]:
     """The points [n] of a column of /rounds: the initial model at x = 0, then the rounds that have a value.
 
-    Of newcomers, their mean accuracy after each local epoch, whatever x is.
+    Of held-out clients, their mean accuracy after each local epoch, whatever x is.
 
     Raises:
-        BadInput: the run has no such column, or no value in it yet; or no newcomers.
+        BadInput: the run has no such column, or no value in it yet; or no held-out clients.
     """
-    if column == NEWCOMERS:
-        if not run.newcomers:
-            raise BadInput(f"{run.path}: no newcomers")
-        accuracy = run.newcomers["accuracy"].mean(axis=0)
+    if column == HELD_OUT:
+        if not run.held_out:
+            raise BadInput(f"{run.path}: no held-out clients")
+        accuracy = run.held_out["accuracy"].mean(axis=0)
         return np.arange(len(accuracy), dtype=np.float64), 100 * accuracy
     for needed in (column, *({x} & {"virtual_seconds"})):
         if needed not in run.rounds:
@@ -96,9 +96,9 @@ def draw(runs: Sequence[Run], output: Path, column: str, x: str) -> None:
             axes.plot(xs, means, dash, color=colour, marker=marker, markersize=3, linewidth=1.4, label=title)
             if len(group) > 1:
                 axes.fill_between(xs, means - deviations, means + deviations, color=colour, alpha=0.18, linewidth=0)
-        of_newcomers = column == NEWCOMERS
-        axes.set_xlabel("Local epochs of a newcomer" if of_newcomers else X_LABELS[x])
-        axes.set_ylabel("Newcomers' accuracy (%)" if of_newcomers else label(column))
+        is_held_out = column == HELD_OUT
+        axes.set_xlabel("Local epochs of a held-out client" if is_held_out else X_LABELS[x])
+        axes.set_ylabel("Held-out clients' accuracy (%)" if is_held_out else label(column))
         axes.grid(alpha=0.3, linewidth=0.6)
         axes.margins(x=0.02)
         if len(groups) > 1:

@@ -15,42 +15,42 @@ from fedmpi.policies import Cohort, RoundPlan
 from fedmpi.training.block import Phase
 
 
-def train_newcomers(
+def train_held_out(
     engine: Engine,
     algorithm: Algorithm,
-    newcomers: Cohort,
+    held_out: Cohort,
     rounds: int,
     epochs: int,
     known: NDArray[np.float64] | None,
 ) -> Iterator[NDArray[np.float64]]:
-    """[newcomers, epochs + 1]: each one's accuracy on its own test samples, before training and after each epoch.
+    """[held_out, epochs + 1]: each one's accuracy on its own test samples, before training and after each epoch.
 
     Training starts from the global model, at the learning rate of the last round and with a fresh optimizer in
     every epoch. Whenever each rank that trains has trained one of them, all that is known is given, and NaN for
     what is not.
 
     Args:
-        newcomers: clients beyond those of the federation.
+        held_out: clients beyond those of the federation.
         rounds: the number of the last round.
-        epochs: passes over a newcomer's samples.
+        epochs: passes over the samples of a held-out client.
         known: what was given before the run was interrupted; None: nothing.
     """
     fed, context = engine.federation, engine.federation.context
     engine.begin(rounds)
-    engine.invite(RoundPlan(newcomers))
+    engine.invite(RoundPlan(held_out))
     received = context.distribute(algorithm.weights if fed.is_server else torch.empty(fed.layout.size))
-    accuracy = np.full((len(newcomers), epochs + 1), np.nan) if known is None else known
+    accuracy = np.full((len(held_out), epochs + 1), np.nan) if known is None else known
     waiting, workers = np.flatnonzero(np.isnan(accuracy[:, 0])), list(context.world.workers)
     for first in range(0, len(waiting), len(workers)):
         turn = waiting[first : first + len(workers)]
         found = np.zeros((len(turn), epochs + 1))
         for k in np.flatnonzero(np.array(workers[: len(turn)]) == context.world.rank):
-            block = newcomers.block(turn[k : k + 1])
+            block = held_out.block(turn[k : k + 1])
             client, weights = int(block.clients[0]), received
             context.turn_to(client)
             for epoch in range(epochs + 1):
                 if epoch:
-                    phase = Phase(f"newcomer {epoch} ", epochs=1)
+                    phase = Phase(f"held-out {epoch} ", epochs=1)
                     trained = algorithm.train(fed, block, weights, received, phase).weights
                     weights = trained[0].clone()
                 predict = predict_with(algorithm.predict, {"received": received})
