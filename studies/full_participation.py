@@ -1,8 +1,8 @@
 """The table of the distribution-fusion paper in its authors' setting, where all clients take part in each round.
 
 LeNet with batch normalisation on 4,000 images, shards of two classes over 50 clients, all of them in each of 50
-rounds of one local epoch in batches of 25 at a learning rate of 0.05. FedAvg's weights n_k / N are right here by definition,
-so DistributionFusion with its defaults is FedAvg; with the cohort's mixture it prefers rare components.
+rounds of one local epoch in batches of 25 at a learning rate of 0.05. FedAvg's weights n_k / N are right here by
+definition, so DistributionFusion with its defaults is FedAvg; with the cohort's mixture it prefers rare components.
 
 A cell is DATA/METHOD/SEED, such as fashion_mnist/fedma/0.
 """
