@@ -76,14 +76,14 @@ class Study:
         cells: name -> options of the experiment, without the root of its data sets and its output.
         tables: name -> what prints it.
         root: the option that is given the folder of the data sets.
-        unused: tables of results files that no table of the study reads; the kept files lack them.
+        unused: tables of results files that no table of the study reads; they have no rows in the kept files.
     """
 
     module: str
     cells: Mapping[str, str]
     tables: Mapping[str, Callable[[Files], None]]
     root: str = "--dataset.over.root"
-    unused: Sequence[str] = ("evaluation", "ranks")
+    unused: Sequence[str] = ("evaluation",)
 
     @property
     def name(self) -> str:

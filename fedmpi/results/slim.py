@@ -23,7 +23,7 @@ def slim(source: Path, target: Path, overwrite: bool = False, without: Collectio
         source: the file.
         target: the copy, compressed.
         overwrite: whether the copy may replace a file.
-        without: tables that are left out, too, such as evaluation.
+        without: tables that keep no row, such as evaluation.
 
     Returns:
         The sizes of both in bytes.
@@ -47,13 +47,12 @@ def slim(source: Path, target: Path, overwrite: bool = False, without: Collectio
 
 def _copy(group: h5py.Group, into: h5py.Group, storage: Storage, without: Collection[str] = ()) -> None:
     storage.set_attributes(into, {name: value for name, value in group.attrs.items() if name != "texts_crc32"})
-    is_large = group.name.strip("/").split("/")[0] in LARGE
+    top = group.name.strip("/").split("/")[0]
+    is_large = top in LARGE
     for name, item in group.items():
-        if name in without:
-            continue
         if isinstance(item, h5py.Group):
-            _copy(item, into.create_group(name), storage)
+            _copy(item, into.create_group(name), storage, without)
         elif not is_large and h5py.check_string_dtype(item.dtype):
             storage.add_texts(into, name, item.asstr()[()].tolist())
         elif not is_large:
-            storage.add(into, name, item[()], compression="gzip")
+            storage.add(into, name, item[:0] if top in without else item[()], compression="gzip")
