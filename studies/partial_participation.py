@@ -113,8 +113,8 @@ def show(place: str, methods: Sequence[str], files: Files) -> None:
 
 def accuracy(path: Path) -> NDArray[np.float64]:
     """Accuracy on the whole test set in the second half of the rounds, of one model or on average over clients."""
-    has_several = "global_accuracy" in results.open(path).rounds
-    return late(path, "global_accuracy" if has_several else "test_accuracy")
+    has_several = "global_matched_accuracy" in results.open(path).rounds
+    return late(path, "global_matched_accuracy" if has_several else "test_accuracy")
 
 
 def late(path: Path, column: str) -> NDArray[np.float64]:
