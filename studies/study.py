@@ -41,11 +41,13 @@ class Files:
 
     Args:
         folder: that they are in.
+        runs: the folder of the whole files, with weights, as far as they are there.
         cells: all names of the study, in its order.
         format: in which tables are printed.
     """
 
     folder: Path
+    runs: Path
     cells: Sequence[str]
     format: Format
 
@@ -53,6 +55,11 @@ class Files:
         """The files of the cells that match a pattern such as groups/*, pattern by pattern in the study's order."""
         names = [name for pattern in patterns for name in self.cells if fnmatch(name, pattern)]
         return [path for name in names if (path := path_of(self.folder, name)).exists()]
+
+    def whole(self, pattern: str) -> list[Path]:
+        """The whole files of the cells that match a pattern, of those that are there."""
+        names = [name for name in self.cells if fnmatch(name, pattern)]
+        return [path for name in names if (path := path_of(self.runs, name)).exists()]
 
     def show(self, rows: Sequence[Sequence[str]]) -> None:
         """Print a table whose first row is its head."""
@@ -73,9 +80,11 @@ class Study:
 
     Args:
         module: whose program it is; its last part is the name of the study's folders.
-        cells: name -> options of the experiment, without the root of its data sets and its output.
+        cells: name -> options of the experiment, without the root of its data sets and its output; `{runs}` stands
+            for the folder of the whole files, and such a cell is trained after those that do not need them.
         tables: name -> what prints it.
         root: the option that is given the folder of the data sets.
+        draw: what draws the study's figures into a folder.
         unused: tables of results files that no table of the study reads; they have no rows in the kept files.
     """
 
@@ -83,6 +92,7 @@ class Study:
     cells: Mapping[str, str]
     tables: Mapping[str, Callable[[Files], None]]
     root: str = "--dataset.over.root"
+    draw: Callable[[Files, Path], None] | None = None
     unused: Sequence[str] = ("evaluation",)
 
     @property
@@ -102,13 +112,19 @@ class Study:
         chosen = parser.parse_args(words)
         if unknown := [name for name in chosen.tables if name not in self.tables]:
             parser.error(f"no table {unknown[0]}: there are {', '.join(self.tables)}")
+        if chosen.options and chosen.results == KEPT / self.name:
+            parser.error("--options needs --results: the files that are kept are of the study's own options")
         if chosen.cells and not any(fnmatch(name, pattern) for name in self.cells for pattern in chosen.cells):
             parser.error(f"no cell matches {' '.join(chosen.cells)}: they are like {next(iter(self.cells))}")
         went_well = True
         if chosen.cells is not None:
             wanted = [name for name in self.cells if any(fnmatch(name, pattern) for pattern in chosen.cells)]
-            went_well = self._train(wanted, chosen.runs, chosen.results, chosen.data)
-        files = Files(chosen.results, list(self.cells), chosen.format)
+            always = f"{self.root} {shlex.quote(str(chosen.data))} {chosen.options}"
+            went_well = self._train(wanted, chosen.runs, chosen.results, always)
+        files = Files(chosen.results, chosen.runs, list(self.cells), chosen.format)
+        if self.draw and chosen.draw:
+            chosen.draw.mkdir(parents=True, exist_ok=True)
+            self.draw(files, chosen.draw)
         tables = chosen.tables or list(self.tables)
         for name in tables:
             if len(tables) > 1:
@@ -124,22 +140,27 @@ class Study:
         add("--data", type=Path, default=Path("data"), help="root of the data sets (default: %(default)s)")
         add("--runs", type=Path, default=Path("runs") / self.name, help="for whole files (default: %(default)s)")
         add("--results", type=Path, default=KEPT / self.name, help="for files without weights (default: those kept)")
+        add("--options", default="", help="further options of every experiment, as one text")
+        if self.draw:
+            add("--draw", type=Path, metavar="FOLDER", help="draw the figures of the study into this folder")
         add("--format", choices=list(FORMATS), default="text", help="of the tables (default: %(default)s)")
         return parser
 
-    def _train(self, names: Sequence[str], runs: Path, kept: Path, data: Path) -> bool:
+    def _train(self, names: Sequence[str], runs: Path, kept: Path, options: str) -> bool:
         """Train cells; whether all went well. What those that failed printed, is printed."""
 
         def train(name: str) -> str:
-            return _train(
-                f"{self.cells[name]} {self.root} {shlex.quote(str(data))}",
-                path_of(runs, name),
-                path_of(kept, name),
-                self.unused,
-            )
+            own = self.cells[name].replace("{runs}", shlex.quote(str(runs)))
+            return _train(f"{own} {options}", path_of(runs, name), path_of(kept, name), self.unused)
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            found = list(tqdm(pool.map(train, names), total=len(names), unit="run"))
+        found: list[str] = []
+        with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(names), unit="run") as progress:
+            for is_later in (False, True):
+                for problem in pool.map(
+                    train, [name for name in names if ("{runs}" in self.cells[name]) == is_later]
+                ):
+                    found.append(problem)
+                    progress.update()
         for problem in filter(None, found):
             print(problem, file=sys.stderr)
         return not any(found)

@@ -18,7 +18,12 @@ from studies.__main__ import main as print_again
 from studies.__main__ import renewed
 from studies.study import KEPT, Files, Study
 
-STUDIES = sorted(path.name for path in KEPT.glob("*"))
+STUDIES = {
+    study.name: study
+    for path in sorted(Path(__file__).parents[2].glob("studies/*.py"))
+    if path.stem != "__main__" and (study := getattr(importlib.import_module(f"studies.{path.stem}"), "STUDY", None))
+}
+KEPT_OF = [name for name in STUDIES if any((KEPT / name).glob("*.h5"))]
 SMALL = "--clients 4 --cohort 2 --model LogisticRegression --rounds 2 --local.epochs 1"
 
 
@@ -53,21 +58,40 @@ def test_cells_are_trained_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("name", STUDIES)
+def test_options_of_cells_are_known(name: str) -> None:
+    """Oracle: the command line accepts every option of the study; its tables can be printed from what is kept."""
+    study = STUDIES[name]
+    seen: set[str] = set()
+    for options in study.cells.values():
+        words = {pair.strip() for pair in f" {options}".split(" --")}
+        if words - seen:
+            seen |= words | {f"seed {seed}" for seed in range(9)}
+            parse(shlex.split(f"{options} {study.root} data --output x.h5"))
+    assert len(seen) > 9
+    assert study.main([]) == 0
+
+
+@pytest.mark.parametrize("name", KEPT_OF)
 def test_kept_files_are_of_the_study_as_it_is(name: str) -> None:
     """Oracle: the settings that the study's options amount to today."""
-    study: Study = importlib.import_module(f"studies.{name}").STUDY
+    study = STUDIES[name]
     names = {cell.replace("/", "-"): cell for cell in study.cells}
+    expected: dict[str, Mapping[str, Any]] = {}
     for path in (KEPT / name).iterdir():
         run = results.open(path)
         assert run.status == "finished"
-        _, config = parse(shlex.split(f"{study.cells[names[path.stem]]} {study.root} data --output x.h5"))
-        assert settings(config) == settings(run.attributes["config"]), path
+        options, seed = study.cells[names[path.stem]].split(" --seed "), run.attributes["seed"]
+        assert options[1].split()[0] == str(seed)
+        plain = options[0] + options[1].removeprefix(str(seed))
+        if plain not in expected:
+            expected[plain] = settings(parse(shlex.split(f"{plain} {study.root} data --output x.h5"))[1])
+        assert settings(run.attributes["config"]) == expected[plain], path
 
 
 def settings(config: str) -> Mapping[str, Any]:
-    """Those that results depend on."""
+    """Those that results depend on, without the seed."""
     found = yaml.safe_load(config)
-    return {name: value for name, value in found.items() if name not in ("output", "overwrite", "resume")}
+    return {name: value for name, value in found.items() if name not in ("output", "overwrite", "resume", "seed")}
 
 
 def test_the_documentation_has_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
