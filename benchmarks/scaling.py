@@ -1,5 +1,6 @@
-"""python -m benchmarks.scaling: measure a machine's constants, check the model of `benchmarks.round_time` with them,
-and work out rounds on up to 1024 ranks with up to a million clients; prints tables in Markdown and draws a figure.
+"""python -m benchmarks.scaling: measure the constants of a machine, check the model of `benchmarks.round_time` with
+them, and predict rounds on up to 1024 ranks with up to a million clients. Prints tables in Markdown and draws a
+figure.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
-    parser.add_argument("--measured", type=Path, help="use the figures of this file instead of measuring")
+    parser.add_argument("--measured", type=Path, help="use the measurements of this file instead of measuring")
     parser.add_argument(
-        "--output", type=Path, default=Path("scaling.json"), help="the figures (default: scaling.json)"
+        "--output", type=Path, default=Path("scaling.json"), help="measurements (default: scaling.json)"
     )
-    parser.add_argument("--plot", type=Path, default=Path("scaling.png"), help="the figure (default: scaling.png)")
-    parser.add_argument("--cores", type=int, default=64, help="of a node on paper (default: 64)")
+    parser.add_argument("--plot", type=Path, default=Path("scaling.png"), help="file for the figure (default:
+    scaling.png)") parser.add_argument("--cores", type=int, default=64, help="of a node on paper (default: 64)")
     parser.add_argument("--ranks_a_node", type=int, default=64, help="on paper (default: 64)")
     parser.add_argument("--memory", type=float, default=200, help="GB/s of a node (default: 200)")
     parser.add_argument(
@@ -66,7 +67,7 @@ def main() -> None:
     print(f"{measured['machine']}\n")
     for title, rows in (
         ("Constants", constants_table(machine, trainings)),
-        ("Meetings", meetings_table(machine, measured)),
+        ("Barriers", meetings_table(machine, measured)),
         ("Check", check_table(machine, trainings, measured)),
         ("Rounds on paper", paper_table(machine, trainings, clusters)),
         ("Bookkeeping", books_table(measured)),
@@ -141,7 +142,7 @@ def constants_table(machine: Machine, trainings: dict[str, Training]) -> Iterato
         ("meeting", "of two ranks"),
         ("poll", "a look at one rank"),
         ("turn", "a meeting, for each rank more a core"),
-        ("a_round", "the engine, a round"),
+        ("a_round", "the engine, per round"),
         ("a_block", "the engine, a block of clients"),
         ("a_member", "bookkeeping, a client of the cohort"),
         ("a_client", "bookkeeping, any client"),
@@ -163,7 +164,7 @@ def meetings_table(machine: Machine, measured: dict[str, Any]) -> Iterator[list[
 
 
 def check_table(machine: Machine, trainings: dict[str, Training], measured: dict[str, Any]) -> Iterator[list[str]]:
-    yield ["workload", "ranks", "a round", "measured", "fastest", "error", "cores' time", "measured", "error"]
+    yield ["workload", "ranks", "s per round", "measured", "fastest", "error", "cores' time", "measured", "error"]
     for name in CHECKED:
         for check in measured["checks"]:
             seconds, busy = predicted(machine, trainings[name], check, name)
@@ -208,7 +209,7 @@ def steps_of(cohort: int, sigma: float) -> NDArray[np.int64]:
 def paper_table(
     machine: Machine, trainings: dict[str, Training], clusters: dict[str, Cluster]
 ) -> Iterator[list[str]]:
-    yield ["workload", "ranks", "network", "a round", "speed-up", *PARTS]
+    yield ["workload", "ranks", "network", "s per round", "speed-up", *PARTS]
     for title, name, cohort, sigma in CASES:
         steps, training = steps_of(cohort, sigma), trainings[name]
         for ranks in (1, 17, 64, 256, 1024):
@@ -284,7 +285,7 @@ def draw_check(axes: Any, machine: Machine, trainings: dict[str, Training], meas
         axes.errorbar(
             ranks, middle, [below, 0 * below], fmt=marker, color=colour, capsize=3, label=f"{name}: measured"
         )
-    axes.set(xscale="log", yscale="log", xlabel="Ranks", ylabel="Seconds a round")
+    axes.set(xscale="log", yscale="log", xlabel="Ranks", ylabel="Seconds per round")
     axes.set_title(f"Check on {machine.cores} cores (median, down to the fastest round)", fontsize=9)
     axes.set_xticks(CHECKED_RANKS, list(map(str, CHECKED_RANKS)))
     axes.minorticks_off()
@@ -325,7 +326,7 @@ def draw_growth(axes: Any, measured: dict[str, Any]) -> None:
         rows = [row for row in books if row["cohort"] == cohort]
         spent = [row["draw"] + row["place"] + row["states"] + row["ledger"] for row in rows]
         axes.plot(
-            [row["clients"] for row in rows], spent, marker=marker, color=colour, label=f"a round of {cohort:,}"
+            [row["clients"] for row in rows], spent, marker=marker, color=colour, label=f"cohort {cohort:,}"
         )
     seconds = [row["split"] for row in start]
     axes.plot([row["clients"] for row in start], seconds, "k--", marker="D", label="at the start: make_split")
