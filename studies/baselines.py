@@ -66,9 +66,9 @@ def main() -> None:
     went_well = train_all(experiments, chosen.rounds)
     by_method = sorted(experiments, key=lambda path: (path.name.split("-")[1], list(experiments).index(path)))
     files = [str(path) for path in by_method]
-    status = show(["table", *files])
+    status = show(["table", *files, "--costs"])
     print()
-    sys.exit(max(status, show(["rounds", *files, "--targets", *TARGETS]), not went_well))
+    sys.exit(max(status, show(["rounds", *files, "--costs", "--targets", *TARGETS]), not went_well))
 
 
 if __name__ == "__main__":

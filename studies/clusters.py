@@ -105,7 +105,7 @@ def main() -> None:
     for protocol, methods in METHODS.items():
         paths = [chosen.folder / f"{protocol}-{m}-{seed}.h5" for m in methods for seed in range(chosen.seeds)]
         print(f"\n{protocol}\n")
-        statuses.append(show(["table", *map(str, paths)]))
+        statuses.append(show(["table", *map(str, paths), "--costs"]))
     sys.exit(max(statuses))
 
 

@@ -60,9 +60,9 @@ def main() -> None:
     if chosen.picture:
         draw([path for path in experiments if path.name.startswith("fedftg")], chosen.picture)
     files = [str(path) for path in experiments]
-    status = show(["table", *files])
+    status = show(["table", *files, "--costs"])
     print()
-    rounds = show(["rounds", *files, "--targets", *TARGETS, "--reference", "FedAvg"])
+    rounds = show(["rounds", *files, "--costs", "--targets", *TARGETS, "--reference", "FedAvg"])
     sys.exit(max(status, rounds, not went_well))
 
 

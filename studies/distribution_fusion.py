@@ -130,7 +130,7 @@ def main() -> None:
                 for name, seed in product(names, range(chosen.seeds))
             ]
             print(f"\n{part}: {dataset}, {partition}\n")
-            statuses.append(show(["table", *map(str, paths), "--format", chosen.format]))
+            statuses.append(show(["table", *map(str, paths), "--format", chosen.format, "--costs"]))
             print(f"\n{FORMATS[chosen.format](weights_of(paths))}")
     sys.exit(max(statuses))
 

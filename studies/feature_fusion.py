@@ -63,9 +63,10 @@ def main() -> None:
     by_method = sorted(map(str, experiments), key=lambda name: list(METHODS).index(name.split("-")[-2]))
     for column in ("local_accuracy", "client_accuracy_mean"):
         print(f"\n{column}")
-        went_well = not show(["table", *by_method, "--column", column]) and went_well
+        went_well = not show(["table", *by_method, "--column", column, "--costs"]) and went_well
     print("\nlocal_accuracy")
-    rounds = ["rounds", *by_method, "--column", "local_accuracy", "--reference", "FedAvg", "--targets", *TARGETS]
+    rounds = ["rounds", *by_method, "--costs", "--column", "local_accuracy", "--reference", "FedAvg"]
+    rounds += ["--targets", *TARGETS]
     went_well = not show(rounds) and went_well
     sys.exit(not went_well)
 

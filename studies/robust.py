@@ -53,7 +53,7 @@ def main() -> None:
         for attack, method, seed in product(chosen.attacks, chosen.methods, range(chosen.seeds))
     }
     went_well = train_all(experiments, chosen.rounds)
-    sys.exit(max(show(["table", *map(str, experiments)]), not went_well))
+    sys.exit(max(show(["table", *map(str, experiments), "--costs"]), not went_well))
 
 
 if __name__ == "__main__":
