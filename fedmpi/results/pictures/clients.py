@@ -53,7 +53,7 @@ def draw(runs: Sequence[Run], sheet: Sheet) -> None:
             showfliers=False,
             medianprops={"color": COLOURS[1], "linewidth": 1.6},
         )
-        axes.set_yticks(places, [wrapped(title, 0.4 * width) for title in titles])
+        axes.set_yticks(places, [wrapped(title, 0.4 * width, "ytick.labelsize") for title in titles])
         axes.invert_yaxis()
-        axes.set_xlabel("Accuracy on the client's local test set (%)")
+        axes.set_xlabel("Accuracy per client (%)")
         axes.grid(axis="x")

@@ -45,7 +45,7 @@ def draw(runs: Sequence[Run], sheet: Sheet) -> None:
                 axis.set_major_locator(MaxNLocator(integer=True))
             axes.set(xlabel="Predicted class", ylabel="True class")
             if len(shares) <= NUMBERED:
-                size = min(6, 72 * inches(axes) / len(shares) / 2)  # three digits are two high
+                size = min(6, 72 * inches(axes)[0] / len(shares) / 2)  # three digits are two high
                 for (row, column), share in np.ndenumerate(shares):
                     colour = "black" if share > 50 else "white"
                     axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=size, color=colour)

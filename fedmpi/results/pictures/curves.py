@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedmpi.errors import BadInput
 from fedmpi.results.groups import Group, grouped, names
-from fedmpi.results.pictures.figure import COLOURS, Sheet, picture, wrapped
+from fedmpi.results.pictures.figure import COLOURS, Sheet, inches, picture, wrapped
 from fedmpi.results.pictures.legend import add_legend
 from fedmpi.results.reader import Run, traffic
 from fedmpi.results.schema import label, scale
@@ -31,7 +31,7 @@ _WIDTH, _ASPECT = 5.0, 0.6  # inches, and height over width
 # As many of each as have no common divisor with the number of colours, or go with these: 28 curves all differ.
 _DASHES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_MARKED = 8  # points of a curve that have a marker, about
+_MARKED, _FEWEST = 8, 3  # points of a curve that have a marker, about; and at least, where curves take turns
 _BAND = 0.13  # opacity: where three lie on one another, each can still be seen
 
 Points = NDArray[np.float64]
@@ -109,19 +109,22 @@ def draw(runs: Sequence[Run], sheet: Sheet, column: str, x: str) -> None:
                 marker=_MARKERS[k % len(_MARKERS)],
                 markevery=_marked(len(xs), k, len(groups)),
                 zorder=2 + k % len(_DASHES) / len(_DASHES),
-                label=wrapped(title, 0.8 * width),
+                label=wrapped(title, 0.8 * width, "legend.fontsize"),
             )
             ends[line] = float(means[-1])
             if len(group) > 1:
                 shade = axes.fill_between(xs, means - deviations, means + deviations, color=line.get_color())
                 shade.set(alpha=_BAND, linewidth=0.4, zorder=1)
         is_held_out = column == HELD_OUT
-        axes.set_xlabel("Local epochs of a held-out client" if is_held_out else X_LABELS[x])
-        axes.set_ylabel("Held-out clients' accuracy (%)" if is_held_out else label(column))
         if is_held_out or x == "round":
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(True)
         axes.margins(x=0.02)
+        x_label = "Local epochs of a held-out client" if is_held_out else X_LABELS[x]
+        y_label = "Held-out clients' accuracy (%)" if is_held_out else label(column)
+        axes.set_xlabel(wrapped(x_label, 0.75 * width, "axes.labelsize"))
+        figure.draw_without_rendering()  # for `inches`
+        axes.set_ylabel(wrapped(y_label, inches(axes)[1], "axes.labelsize"))
         if len(groups) > 1:
             highest_first = sorted(ends, key=ends.__getitem__, reverse=True)
             add_legend(figure, axes, highest_first, grows=not sheet.height)
@@ -129,5 +132,5 @@ def draw(runs: Sequence[Run], sheet: Sheet, column: str, x: str) -> None:
 
 def _marked(points: int, number: int, count: int) -> tuple[int, int]:
     """The first point of a curve that has a marker, and the step to the next; curves have theirs at other points."""
-    step = max(points // _MARKED, 1)
+    step = max(points // _MARKED, min(count, points // _FEWEST), 1)
     return number * step // count, step

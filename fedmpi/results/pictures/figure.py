@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedmpi.errors import BadInput, require
-from fedmpi.options import shown
+from fedmpi.options import printable, shown
 from fedmpi.results.reader import Run
 from fedmpi.results.settings import names
 
@@ -54,6 +54,9 @@ _STYLE: dict[Any, Any] = {
 _LETTERS = 144  # that fit into an inch, times the size of the font
 _MARGIN = 0.6  # inches that panels leave to what they share
 _NARROWEST = 0.6  # of a panel, as a share of the width that it would like to have
+
+
+Size = Literal["axes.labelsize", "axes.titlesize", "legend.fontsize", "ytick.labelsize"]
 
 
 @dataclass(frozen=True)
@@ -124,10 +127,10 @@ def panels(sheet: Sheet, titles: Sequence[str], width: float, height: float) -> 
     with picture(sheet, total, _MARGIN + scale * height * down) as figure:
         axes = list(figure.subplots(down, across, squeeze=False).ravel())
         for panel, title in zip(axes, titles, strict=False):
-            panel.set_title(wrapped(title, scale * width) if len(titles) > 1 else "")
+            panel.set_title(wrapped(title, scale * width, "axes.titlesize") if len(titles) > 1 else "")
         for panel in axes[len(titles) :]:
             panel.remove()
-        figure.draw_without_rendering()  # for those who ask how wide they are
+        figure.draw_without_rendering()  # for `inches`
         yield axes[: len(titles)]
 
 
@@ -140,16 +143,18 @@ def run_names(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def wrapped(title: str, width: float) -> str:
-    """A title, in lines that fit into so many inches."""
+def wrapped(text: str, width: float, size: Size) -> str:
+    """A text in lines that fit into so many inches, where it is as large as that parameter of matplotlib says."""
     from matplotlib import rcParams
+    from matplotlib.font_manager import FontProperties
 
-    return fill(title, max(int(_LETTERS * width / rcParams["font.size"]), 8))
+    points = FontProperties(size=rcParams[size]).get_size_in_points()
+    return fill(text, max(int(_LETTERS * width / points), 8))
 
 
-def inches(axes: Axes) -> float:
-    """How wide a panel's axes are, as it was handed out."""
-    return float(axes.bbox.width / axes.figure.dpi)
+def inches(axes: Axes) -> tuple[float, float]:
+    """Width and height of axes, as they were when the figure was last laid out."""
+    return axes.bbox.width / axes.figure.dpi, axes.bbox.height / axes.figure.dpi
 
 
 def _apply(sheet: Sheet) -> None:
@@ -159,7 +164,7 @@ def _apply(sheet: Sheet) -> None:
         BadInput: style or font is not known.
     """
     from matplotlib import rcParams, style
-    from matplotlib.font_manager import fontManager
+    from matplotlib.font_manager import FontProperties, findfont, fontManager
 
     if sheet.style:
         known = [name for name in style.available if not name.startswith("_")]
@@ -171,10 +176,13 @@ def _apply(sheet: Sheet) -> None:
         rcParams["font.size"] = sheet.font_size
     if sheet.font:
         installed = fontManager.get_font_names()
-        near = ", ".join(get_close_matches(sheet.font, installed, 3, 0))
-        allowed = f"{', '.join(_FAMILIES)}, or an installed font such as {near}"
+        near = ", ".join(get_close_matches(sheet.font, installed)) or "STIXGeneral, which is like Times"
+        allowed = f"{', '.join(_FAMILIES)} or the name of an installed font, such as {near}"
         require(sheet.font in (*_FAMILIES, *installed), "--font", sheet.font, allowed)
         rcParams["font.family"] = [sheet.font, "DejaVu Sans"]  # the second has what the first may lack, such as ±
+    if sheet.style:
+        with _refusing(f"{sheet.style} without --font"):
+            findfont(FontProperties(), fallback_to_default=False)
     rcParams["savefig.bbox"] = None  # a style may crop the picture, which then has another width
 
 
@@ -191,6 +199,6 @@ def _refusing(style: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        raise BadInput(f"--style = {style}: cannot be used: {shown(error)}") from None
+        raise BadInput(f"--style = {style}: cannot be used: {printable(str(error))}") from None
     finally:
         logger.removeHandler(handler)

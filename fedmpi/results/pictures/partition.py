@@ -40,7 +40,7 @@ def draw(runs: Sequence[Run], sheet: Sheet, clients: int) -> None:
     with panels(sheet, run_names(runs), 2.6, 2.4) as drawn:
         from matplotlib.ticker import MaxNLocator
 
-        largest = _LARGEST_BUBBLE * inches(drawn[0]) / max(max(each.shape) for each in counts)
+        largest = _LARGEST_BUBBLE * inches(drawn[0])[0] / max(max(each.shape) for each in counts)
         scale = largest**2 / most
         for axes, each in zip(drawn, counts, strict=True):
             client, of_class = np.nonzero(each)

@@ -73,7 +73,7 @@ def draw(runs: Sequence[Run], sheet: Sheet) -> None:
                 axes.vlines(ends, -0.5, count - 0.5, color="black", linewidth=0.3)
             axes.set(ylabel="Rank", ylim=(count - 0.5, -0.5), xlim=(0, ends[-1]))
             axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-            axes.set_title(wrapped(title, width) if len(runs) > 1 else "")
+            axes.set_title(wrapped(title, width, "axes.titlesize") if len(runs) > 1 else "")
         drawn[-1].set_xlabel("Wall-clock time (s)")
         handles, labels = drawn[0].get_legend_handles_labels()  # of all ranks: the first are enough
         figure.legend(handles[: len(_KINDS)], labels[: len(_KINDS)], loc="outside upper right", ncols=2)
