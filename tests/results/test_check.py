@@ -49,7 +49,7 @@ def test_faults_are_found(tmp_path: Path) -> None:
         "/partition: is missing": lost("partition"),
         "/extra: is not in the schema": lambda file: file.create_group("extra"),
         "/rounds/seconds: is missing": lost("rounds/seconds"),
-        "/rounds/note: holds |S1": with_text,
+        "/rounds/note: has the type |S1": with_text,
         "/rounds/test_loss: has 19 rows, others have 20": shorter,
         "/rounds/round: does not count 1, 2, 3, ...": lambda file: file["rounds/round"].write_direct(np.arange(20)),
         "/partition/label_counts: has 20 clients, others have 19": fewer_clients,  # /evaluation comes first
