@@ -18,12 +18,13 @@ from fedmpi.results.command_line import parser
 from fedmpi.results.compare import paired, remarks, repeats, sameness
 from fedmpi.results.export import to_csv, to_tensorboard
 from fedmpi.results.formats import FORMATS, Rows, latex
-from fedmpi.results.groups import columns, grouped
+from fedmpi.results.groups import grouped
 from fedmpi.results.pictures import classes, clients, confusion, curves, partition, timeline
 from fedmpi.results.pictures.figure import Sheet
 from fedmpi.results.reader import Run, open, whole
 from fedmpi.results.rounds import tabulate_rounds
 from fedmpi.results.schema import PERCENT, SCHEMA, described, document
+from fedmpi.results.settings import of_method
 from fedmpi.results.slim import slim
 from fedmpi.results.summary import summarize
 from fedmpi.results.table import cross, tabulate
@@ -116,7 +117,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _formatted(options: argparse.Namespace, rows: Rows, runs: Sequence[Run]) -> str:
     if options.format == "latex":
-        return latex(rows, options.caption or "", options.label or "", columns(grouped(runs)))
+        return latex(rows, options.caption or "", options.label or "", of_method([run.identity for run in runs]))
     return FORMATS[options.format](rows)
 
 

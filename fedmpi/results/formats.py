@@ -42,23 +42,23 @@ def short(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def latex(rows: Rows, caption: str = "", label: str = "", settings: Collection[str] = ()) -> str:
+def latex(rows: Rows, caption: str = "", label: str = "", of_method: Collection[str] = ()) -> str:
     """A tabular for the package booktabs; with a caption, a whole table environment.
 
     Comments before it say what the marks mean, and what was left out, for the caption or the text of the paper:
-    columns of `CIRCUMSTANCES` that have one value, and settings of which each method has one value.
+    columns of `CIRCUMSTANCES` that have one value, and settings of the method of which each method has one value.
 
     Args:
         caption: in LaTeX, but for %, & and #, which are escaped.
         label: for \\ref; only with a caption.
-        settings: the columns that are settings.
+        of_method: the columns that are settings of the method.
     """
     methods, *_ = columns = list(zip(*rows, strict=True))
     same = [column for column in columns if column[0] in CIRCUMSTANCES and len(set(column[1:])) == 1]
     decided = [
         column
         for column in columns[1:]
-        if column[0] in settings and len({*zip(methods, column, strict=True)}) == len({*methods})
+        if column[0] in of_method and len({*zip(methods, column, strict=True)}) == len({*methods})
     ]
     kept = list(zip(*(column for column in columns if column not in same + decided), strict=True))
     comments = [r"% needs \usepackage{booktabs}"]

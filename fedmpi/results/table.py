@@ -11,6 +11,7 @@ from fedmpi.results.formats import short
 from fedmpi.results.groups import Group, columns, grouped
 from fedmpi.results.reader import Run, traffic
 from fedmpi.results.schema import Direction, described, scale, with_unit
+from fedmpi.results.settings import task
 from fedmpi.results.spread import emphasized, spread
 
 Statistic = Literal["last", "best", "last10"]
@@ -81,7 +82,7 @@ def cross(
     """
     groups = grouped(runs)
     settings = columns(groups, (EVALUATED,))
-    across = _conditions(settings)
+    across = _varied(settings)
     kinds = comparable(groups, column)
     models = [evaluated_model(group, column) for group in groups]
     if len(set(models)) > 1:
@@ -120,15 +121,16 @@ def evaluated_model(group: Group, column: str) -> str:
 
 
 def comparable(groups: Sequence[Group], column: str) -> list[str]:
-    """Of each group, under which conditions its values were measured: only those under the same can be compared.
+    """A text for each group, equal for those that can be compared.
 
-    These are what most methods were run with several values of, if there are several methods, and which model was
-    evaluated.
+    They have the same task, the same value of what most methods were run with several values of, if there are several
+    methods, and the same kind of evaluated model.
     """
     settings = columns(groups)
-    conditions = _conditions(settings) if len({*settings["method"]}) > 1 else []
+    conditions = _varied(settings) if len({*settings["method"]}) > 1 else []
+    tasks = [task(group[0].identity) for group in groups]
     return [
-        ", ".join([evaluated_model(group, column), *(settings[name][k] for name in conditions)])
+        " ".join([evaluated_model(group, column), f"{tasks.index(tasks[k])}", *(settings[n][k] for n in conditions)])
         for k, group in enumerate(groups)
     ]
 
@@ -147,7 +149,7 @@ def _cells(
     return emphasized(texts, found, direction or described(column).better, of_mean, kinds)
 
 
-def _conditions(settings: dict[str, list[str]]) -> list[str]:
+def _varied(settings: dict[str, list[str]]) -> list[str]:
     """The settings of which most methods have several values."""
     methods = settings["method"]
 

@@ -17,8 +17,8 @@ OTHER = {"alpha: 0.3": "alpha: 0.7"}
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[str]:
-    """Two methods and two alphas; FedAvg with another cohort, and at 0.7 with one run less."""
-    changes = {"cohort: 4": "cohort: 5"}
+    """Two methods and two alphas; FedAvg with another learning rate, and at 0.7 with one run less."""
+    changes = {"lr: 1.0e-05": "lr: 0.1"}
     made = [
         finished(tmp_path / "a1.h5", rounds=4, seed=1),
         finished(tmp_path / "a2.h5", rounds=6, seed=2),
@@ -39,7 +39,7 @@ def test_a_table_for_a_paper(files: list[str], capsys: pytest.CaptureFixture[str
     assert main(["table", *files, *options, "--label", "tab:a_1"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         r"% needs \usepackage{booktabs}",
-        "% cohort: FedProx 4, Fed_Avg 5",
+        "% lr: FedProx 1e-05, Fed_Avg 0.1",
         "% bold: best mean under the same conditions; underlined: mean ± spread overlaps with that of the best",
         r"\begin{table}",
         r"\centering",
@@ -57,8 +57,8 @@ def test_a_table_for_a_paper(files: list[str], capsys: pytest.CaptureFixture[str
     ]
     assert main(["table", *files, *options[:2], "--format", "markdown"]) == 0
     assert capsys.readouterr().out.splitlines()[2:] == [
-        "| FedProx | 4 | <ins>20.00 ± 5.66</ins> | **44.00 ± 5.66** |",
-        "| Fed_Avg | 5 | **28.00 ± 5.66** | 16.00 |",
+        "| FedProx | 1e-05 | <ins>20.00 ± 5.66</ins> | **44.00 ± 5.66** |",
+        "| Fed_Avg | 0.1 | **28.00 ± 5.66** | 16.00 |",
     ]
 
 
@@ -76,10 +76,21 @@ def test_rows_of_other_conditions_are_not_compared(files: list[str], capsys: pyt
     assert len(lines[0]) == 6, "no evaluated model, which is the same everywhere, and no costs"
 
 
-def test_a_single_method_is_compared_with_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = [str(finished(tmp_path / "a.h5", rounds=4)), str(finished(tmp_path / "b.h5", rounds=6, changes=OTHER))]
+def test_settings_of_one_method_are_compared_on_one_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: by hand: of two learning rates one is better; neither is better than another cohort, which is shown."""
+    lr, cohort = {"lr: 1.0e-05": "lr: 0.1"}, {"cohort: 4": "cohort: 5"}
+    files = [str(finished(tmp_path / "a.h5", rounds=4)), str(finished(tmp_path / "b.h5", rounds=6, changes=lr))]
     assert main(["table", *files, "--format", "latex"]) == 0
-    assert r"FedProx & 0.7 & \textbf{24.00} &" in capsys.readouterr().out
+    assert r"FedProx & 0.1 & \textbf{24.00} &" in capsys.readouterr().out
+    other = as_method(finished(tmp_path / "c.h5", rounds=8, changes={**lr, **cohort}), "FedAvg")
+    assert main(["table", *files, other, "--statistic", "last", "--format", "latex"]) == 0
+    lines = [line.split(" & ") for line in capsys.readouterr().out.splitlines() if " & " in line]
+    assert lines == [
+        ["method", "cohort", "lr", r"last (\%) \\"],
+        ["FedProx", "4", "1e-05", r"16.00 \\"],
+        ["FedProx", "4", "0.1", r"\textbf{24.00} \\"],
+        ["FedAvg", "5", "0.1", r"32.00 \\"],
+    ]
 
 
 def test_global_and_personal_models_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

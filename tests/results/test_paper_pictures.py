@@ -142,7 +142,7 @@ def test_the_legend_covers_no_data(tmp_path: Path, drawn: list[Any]) -> None:
         with_values(tmp_path / f"full{mu}.h5", np.resize([0.0, 1.0], 60), mu)
         for mu in (1, 2, "a setting with a long name", "another one that is longer still, and has more words")
     ]
-    for width in ("5", "3.25"):
+    for width in ("5", "3.25", "2"):
         plot(tmp_path, full, "--width", width)
         (axes,) = drawn[-1]
         assert axes.get_legend() is None

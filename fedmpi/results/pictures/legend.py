@@ -21,6 +21,7 @@ def add_legend(figure: Figure, axes: Axes, lines: Sequence[Line2D], grows: bool)
         grows: whether the figure may become higher by a legend below the axes.
     """
     inside = axes.legend(handles=lines, loc="best")
+    inside.set_in_layout(False)  # it may be larger than the axes
     figure.draw_without_rendering()  # only now is it known where things are
     if not _covers(inside, axes):
         return
