@@ -30,7 +30,7 @@ _GREEK = "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|kappa|lambda|mu|nu|xi|pi
 
 
 class Best(str):
-    """The best value of its column: bold in LaTeX and Markdown."""
+    """The best of those values of its column that can be compared: bold in LaTeX and Markdown."""
 
 
 class Near(str):

@@ -83,7 +83,6 @@ def cross(
     groups = grouped(runs)
     settings = columns(groups, (EVALUATED,))
     across = _varied(settings)
-    kinds = comparable(groups, column)
     models = [evaluated_model(group, column) for group in groups]
     if len(set(models)) > 1:
         settings[EVALUATED] = models
@@ -93,12 +92,9 @@ def cross(
         for k in range(len(groups))
     ]
     keys = [tuple(settings[name][k] for name in beside) for k in range(len(groups))]
-    cells: dict[tuple[tuple[str, ...], str], str] = {}
-    for head in dict.fromkeys(heads):
-        here = [k for k, other in enumerate(heads) if other == head]
-        places = [(keys[k], head) for k in here]
-        shown = [groups[k] for k in here], column, statistic, of_mean, direction, [kinds[k] for k in here]
-        cells.update(zip(places, _cells(*shown), strict=True))
+    kinds = [f"{head}: {kind}" for head, kind in zip(heads, comparable(groups, column), strict=True)]
+    shown = _cells(groups, column, statistic, of_mean, direction, kinds)
+    cells = dict(zip(zip(keys, heads, strict=True), shown, strict=True))
     rows = [[*key, *(cells.get((key, head), "-") for head in dict.fromkeys(heads))] for key in dict.fromkeys(keys)]
     return [[*beside, *dict.fromkeys(heads)], *rows]
 

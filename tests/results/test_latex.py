@@ -82,6 +82,8 @@ def test_settings_of_one_method_are_compared_on_one_task(tmp_path: Path, capsys:
     files = [str(finished(tmp_path / "a.h5", rounds=4)), str(finished(tmp_path / "b.h5", rounds=6, changes=lr))]
     assert main(["table", *files, "--format", "latex"]) == 0
     assert r"FedProx & 0.1 & \textbf{24.00} &" in capsys.readouterr().out
+    assert main(["table", *files, "--statistic", "last", "--format", "latex"]) == 0
+    assert r"FedProx & 16.00 & 24.00 \\" in capsys.readouterr().out, "a column has one value here"
     other = as_method(finished(tmp_path / "c.h5", rounds=8, changes={**lr, **cohort}), "FedAvg")
     assert main(["table", *files, other, "--statistic", "last", "--format", "latex"]) == 0
     lines = [line.split(" & ") for line in capsys.readouterr().out.splitlines() if " & " in line]

@@ -55,7 +55,6 @@ _LETTERS = 144  # that fit into an inch, times the size of the font
 _MARGIN = 0.6  # inches that panels leave to what they share
 _NARROWEST = 0.6  # of a panel, as a share of the width that it would like to have
 
-
 Size = Literal["axes.labelsize", "axes.titlesize", "legend.fontsize", "ytick.labelsize"]
 
 
