@@ -45,8 +45,8 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("scaling.json"), help="measurements (default: scaling.json)"
     )
-    parser.add_argument("--plot", type=Path, default=Path("scaling.png"), help="file for the figure (default:
-    scaling.png)") parser.add_argument("--cores", type=int, default=64, help="of a node on paper (default: 64)")
+    parser.add_argument("--plot", type=Path, default=Path("scaling.png"), help="picture (default: scaling.png)")
+    parser.add_argument("--cores", type=int, default=64, help="cores per node on paper (default: 64)")
     parser.add_argument("--ranks_a_node", type=int, default=64, help="on paper (default: 64)")
     parser.add_argument("--memory", type=float, default=200, help="GB/s of a node (default: 200)")
     parser.add_argument(
