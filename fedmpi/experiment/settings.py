@@ -7,7 +7,7 @@ import inspect
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fedmpi.algorithms import Algorithm, FedAvg
 from fedmpi.data import Dataset, Digits, Dirichlet, Partition
@@ -15,7 +15,7 @@ from fedmpi.described import as_yaml, settings_of
 from fedmpi.errors import BadInput, require
 from fedmpi.experiment import compatibility
 from fedmpi.models import LeNet, Model
-from fedmpi.options import Configured
+from fedmpi.options import Configured, with_ranges
 from fedmpi.policies import (
     Always,
     Availability,
@@ -29,12 +29,14 @@ from fedmpi.policies.attacks import Attack, NoAttack
 from fedmpi.policies.compression import Compression, Dense
 from fedmpi.policies.privacy import NoPrivacy, Privacy
 from fedmpi.policies.server_optimizers import Replace, ServerOptimizer
+from fedmpi.ranges import NonNegativeInt, PositiveInt, interval
 from fedmpi.training.settings import LocalTraining
 
 #: Exit statuses of a run that `--resume` continues: the job is to be queued again, or somebody wanted it to end.
 REQUEUE, BY_HAND = 85, 130
 
 
+@with_ranges
 @dataclass(frozen=True)
 class Checkpointing(metaclass=Configured):
     """When a run writes a checkpoint, from which `--resume` continues. An interrupted run always writes one.
@@ -47,16 +49,10 @@ class Checkpointing(metaclass=Configured):
         copies: number of checkpoints that are kept, in case the last one is damaged.
     """
 
-    every_minutes: float | None = 10.0
-    every_rounds: int | None = None
+    every_minutes: Annotated[float, interval("(0, inf]")] | None = 10.0
+    every_rounds: PositiveInt | None = None
     keep: bool = False
-    copies: int = 2
-
-    def __post_init__(self) -> None:
-        minutes, rounds = self.every_minutes, self.every_rounds
-        require(minutes is None or minutes > 0, "every_minutes", minutes, "above 0")
-        require(rounds is None or rounds >= 1, "every_rounds", rounds, "at least 1")
-        require(1 <= self.copies <= 100, "copies", self.copies, "from 1 to 100")
+    copies: Annotated[int, interval("[1, 100]", "from 1 to 100")] = 2
 
 
 @dataclass
@@ -145,24 +141,24 @@ class Settings(metaclass=Configured):
         attack: Attack | None = None,
         availability: Availability | None = None,
         conditions: Conditions | None = None,
-        clients: int = 100,
-        cohort: int | None = None,
-        rounds: int = 50,
+        clients: PositiveInt = 100,
+        cohort: PositiveInt | None = None,
+        rounds: PositiveInt = 50,
         weighting: Weighting | None = None,
         local: LocalTraining = LocalTraining(),  # noqa: B008 (frozen)
-        evaluate_every: int = 1,
+        evaluate_every: NonNegativeInt = 1,
         evaluate_means: Literal["none", "cohort", "clients", "both"] = "none",
         evaluate_local: bool = False,
-        held_out: int = 0,
-        held_out_epochs: int = 20,
+        held_out: NonNegativeInt = 0,
+        held_out_epochs: PositiveInt = 20,
         device: Literal["auto", "cpu", "cuda"] = "auto",
-        threads: int = 1,
-        seed: int = 0,
+        threads: PositiveInt = 1,
+        seed: Annotated[int, interval(f"[0, {2**63})", "at least 0 and below 2^63")] = 0,
         output: Path | str | None = None,
         overwrite: bool = False,
         resume: bool = False,
         checkpoint: Checkpointing = Checkpointing(),
-        deadline: float | Literal["auto"] = "auto",
+        deadline: Annotated[float, interval("[1, inf]", "auto, or at least 1 (second)")] | Literal["auto"] = "auto",
     ) -> None:
         algorithm = FedAvg() if algorithm is None else algorithm
         dataset = Digits() if dataset is None else dataset
@@ -205,21 +201,11 @@ class Settings(metaclass=Configured):
         self.resume = resume
         self.checkpoint = checkpoint
         self.deadline: float | Literal["auto"] = deadline
-        require(clients >= 1, "clients", clients, "at least 1")
-        require(cohort is None or cohort >= 1, "cohort", cohort, "at least 1")
         require(cohort is None or cohort <= clients, "cohort", cohort, f"at most the number of clients, {clients}")
-        require(rounds >= 1, "rounds", rounds, "at least 1")
-        require(evaluate_every >= 0, "evaluate_every", evaluate_every, "at least 0")
-        require(held_out >= 0, "held_out", held_out, "at least 0")
-        require(held_out_epochs >= 1, "held_out_epochs", held_out_epochs, "at least 1")
         compatibility.check(compatibility.HELD_OUT, self)
-        require(threads >= 1, "threads", threads, "at least 1")
-        require(seed >= 0, "seed", seed, "at least 0")
-        require(seed < 2**63, "seed", seed, "below 2^63")
         require(output is not None or not resume, "output", "null", "given with resume")
         if overwrite and resume:
             raise BadInput("and --resume cannot be combined", "overwrite")
-        require(deadline == "auto" or deadline >= 1, "deadline", deadline, "auto, or at least 1 (second)")
         sampler.check(clients, self.cohort)
         availability.check(clients)
         conditions.check(local)
