@@ -305,6 +305,16 @@ def printable(text: str) -> str:
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def kinds(cls: type) -> dict[str, tuple[str, str]]:
+    """Type and range of each option of a class, in words; the range is empty where any value of the type will do."""
+    return {name: (_words(hint), _range(hint)) for name, hint in _hints(_constructor(cls)).items()}
+
+
+def _range(hint: Any) -> str:
+    ranged = [part for part in (hint, *get_args(hint)) if get_origin(part) is Annotated]
+    return "; ".join(each.words for part in ranged for each in get_args(part)[1:] if isinstance(each, Allowed))
+
+
 def _words(hint: Any) -> str:
     """How a type is called in a message."""
     parts = get_args(hint)

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import textwrap
-from collections.abc import Iterator
-
-from docstring_parser import parse as parse_docstring
 
 from fedmpi.algorithms import Algorithm
 from fedmpi.components import subclasses
@@ -72,23 +68,3 @@ def own_class(name: str, base: type) -> type | None:
     """
     short = short_name(name)
     return next((cls for cls in public(base) if cls.__name__ == short), None)
-
-
-def catalogue() -> Iterator[str]:
-    """What can be named on the command line, with all options and their defaults."""
-    yield "what can be named, and its options; or the import path of a class of your own:"
-    for option, base in [*COMPONENTS.items(), *NESTED.items()]:
-        for cls in public(base):
-            described = parse_docstring(cls.__doc__ or "")
-            yield ""
-            yield from _wrapped(f"--{option} {cls.__name__}", described.short_description or "", 2)
-            for parameter in list(inspect.signature(cls).parameters.values()):
-                texts = [p.description for p in described.params if p.arg_name == parameter.name]
-                default = "null" if parameter.default is None else parameter.default
-                needed = "needed" if default is parameter.empty else f"default: {default}"
-                about = f"{texts[0] if texts else ''} ({needed})"
-                yield from _wrapped(f"--{option}.{parameter.name}", about, 6)
-
-
-def _wrapped(head: str, text: str, indent: int) -> list[str]:
-    return textwrap.wrap(f"{head}  {text}", 80, initial_indent=" " * indent, subsequent_indent=" " * (indent + 4))

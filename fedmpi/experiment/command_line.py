@@ -22,8 +22,9 @@ import yaml
 from fedmpi import small_yaml
 from fedmpi.described import as_yaml, import_path, short_name
 from fedmpi.errors import BadInput
-from fedmpi.experiment.catalogue import COMPONENTS, GROUPS, bases, catalogue, own_class
+from fedmpi.experiment.catalogue import COMPONENTS, GROUPS, bases, own_class
 from fedmpi.experiment.experiment import Experiment
+from fedmpi.experiment.help import Help
 from fedmpi.experiment.messages import failed_import, flat, in_one_line, unknown_class
 from fedmpi.options import Configured, expanded
 from fedmpi.randomness import globals_kept, key, seed_globals
@@ -94,13 +95,12 @@ def make_parser() -> jsonargparse.ArgumentParser:
     """The parser of an experiment's settings."""
     parser = _Parser(
         prog="python -m fedmpi",
-        usage="mpirun -n RANKS python -m fedmpi [--config FILE] [--OPTION VALUE ...]",
-        description="Run one federated learning experiment as one MPI job. Later options override earlier ones."
-        " Name a class before its options.",
+        add_help=False,
         exit_on_error=False,
         allow_abbrev=False,
         parser_mode=PARSER_MODE,
     )
+    parser.add_argument("-h", "--help", action=Help)
     parser.add_argument("--config", action="config", help="YAML file of settings, as --print_config prints them.")
     parser.add_class_arguments(Experiment, fail_untyped=True)
     default = Experiment()
@@ -255,10 +255,6 @@ class _Parser(jsonargparse.ArgumentParser):
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         raise _Exit
-
-    def format_help(self, *args: Any, **options: Any) -> str:
-        text: str = super().format_help(*args, **options)
-        return text + "\n" + "\n".join(catalogue()) + "\n" if self.prog == "python -m fedmpi" else text
 
 
 class _Refused(BaseException):

@@ -357,10 +357,10 @@ SECTIONS: dict[str, Sequence[Rule[Any]]] = {
     "Data and networks": DATA,
 }
 ABOUT = (
-    "These combinations are refused, as `python -m fedmpi.experiment` prints them; all else goes together. A refusal"
-    " comes before anything is trained, in one line that names the option and the reason, and of several it is the"
-    " first one here. The methods are listed as they are by default: one that is a layer over another"
-    " (`--algorithm.base`) may take more, or less, over another base."
+    "These combinations are refused; all others work. `python -m fedmpi.experiment compatibility` prints this page."
+    " A combination is refused before anything is trained, in one line that names the option and the reason. If"
+    " several rules apply, the first one on this page is named. Methods are listed with their default options. A"
+    " method that extends another one (`--algorithm.base`) may accept more or less with another base."
 )
 #: The components that a reason may name.
 NAMED = ("algorithm", "dataset", "partition", "sampler", "privacy", "conditions")

@@ -77,15 +77,15 @@ class Settings(metaclass=Configured):
     Args:
         algorithm: the federated method.
         dataset: the data set.
-        partition: how the training samples are divided among the clients.
+        partition: how the samples are divided among the clients.
         model: the network that is trained.
         sampler: how the cohort (the clients of a round) is chosen.
-        server_optimizer: how the server updates the global model with the mean of the clients' models.
-        privacy: clipping of client updates, and noise that the server adds to their mean.
+        server_optimizer: how the server updates the model with the clients' mean.
+        privacy: differential privacy. Client updates are clipped, and the server adds noise to their mean.
         compression: how clients compress their updates.
-        attack: what malicious clients send or train on, and what share of the clients is malicious.
+        attack: what malicious clients do. The classes have an option for the share of malicious clients.
         availability: which clients can be reached in a round.
-        conditions: how long clients take on the virtual clock, and whose updates arrive.
+        conditions: simulated speed of the clients (on a virtual clock), and lost updates.
         clients: number of clients.
         cohort: clients per round; null: 10, or all clients if there are fewer.
         rounds: number of communication rounds.
@@ -97,23 +97,23 @@ class Settings(metaclass=Configured):
         local: local training at a client.
         evaluate_every: rounds from one evaluation to the next. The initial and the last model are always evaluated.
             0: no evaluation.
-        evaluate_means: which means of client models are evaluated in addition to the server's model. cohort: the mean
-            over the round's cohort (column cohort_mean_accuracy). clients: the mean over all clients' last models
-            (column clients_mean_accuracy; needs memory for one model per client).
-        evaluate_local: whether each client's model is evaluated on the client's own test samples after local training
-            and before aggregation. Columns: local_accuracy of /clients, and its mean over the cohort in /rounds.
-        held_out: number of held-out clients. They are added to `clients`, have their own samples, and take part in
-            no round. After the last round each of them fine-tunes the global model alone; the accuracies are in
-            /held_out.
+        evaluate_means: also evaluate means of client models. cohort: the mean over the round's cohort (column
+            cohort_mean_accuracy). clients: the mean over all clients' last models (column clients_mean_accuracy;
+            needs memory for one model per client).
+        evaluate_local: also evaluate client models before aggregation. After local training, each client's model is
+            evaluated on the client's own test samples. Columns: local_accuracy of /clients, and its mean over the
+            cohort in /rounds.
+        held_out: number of additional clients that take part in no round. They have their own samples. After the last
+            round each of them fine-tunes the global model alone; the accuracies are in /held_out.
         held_out_epochs: epochs of a held-out client's fine-tuning.
-        device: where clients are trained; auto uses a GPU if the rank sees one, else the CPU.
+        device: where clients are trained. auto uses a GPU if the rank sees one, else the CPU.
         threads: CPU threads per rank. OMP_NUM_THREADS is ignored. More than one is rarely faster: start more ranks.
         seed: seed of all random numbers. The same seed gives bit-identical results on any number of ranks.
         output: the results file; null: a new file under runs/, named by method, data set, seed and time.
         overwrite: replace the results file if it exists.
-        resume: continue from the checkpoint next to the results file, on any number of ranks. The results are
-            bit-identical to those of a run without an interruption. Without a checkpoint a new run starts. If the run
-            has finished, nothing is done.
+        resume: continue an interrupted run from the checkpoint next to its results file. The number of ranks may be
+            another one. The results are bit-identical to those of a run without an interruption. If there is no
+            checkpoint, a new run starts. If the run has finished, nothing is done.
         checkpoint: when checkpoints are written, in addition to those of interrupted runs.
         deadline: longest time in seconds that a rank waits for other ranks. Then the missing ranks are named and the
             job ends. auto: 20 times the longest round so far, but at least 10 minutes; 30 minutes before the first

@@ -26,7 +26,7 @@ class LocalTraining(metaclass=Configured):
         lr: learning rate of the first round.
         optimizer: sgd or adam. Its state is reset every round.
         momentum: momentum of sgd.
-        weight_decay: L2 regularisation; weight_decay times the weights is added to the gradient.
+        weight_decay: L2 regularisation. weight_decay times the weights is added to the gradient.
         schedule: how the learning rate changes from round to round. It is constant within a round. cosine ends near 0
             in the last round, so no rounds can be added later.
         decay: factor per round of the exponential schedule.
