@@ -15,6 +15,7 @@ import jsonargparse
 
 from fedmpi.components import subclasses
 from fedmpi.experiment.catalogue import COMPONENTS, NESTED, base_of, public
+from fedmpi.experiment.documented import subjects
 from fedmpi.options import shown
 
 
@@ -118,39 +119,63 @@ def _unknown_option(option: str, name: str, owner: list[str], parser: jsonargpar
     if name == "class_path":
         return f"--{option}: options of a class go under init_args, not beside class_path"
     base, short = base_of(option), owner[0].rpartition(".")[2]
-    has = [list(inspect.signature(cls).parameters) for cls in subclasses(base) if cls.__name__ == short]
-    return f"--{option}.{name}: {short} has no such option" + (f", it has {', '.join(has[0])}" if any(has) else "")
+    known = {cls.__name__: list(inspect.signature(cls).parameters) for cls in subclasses(base)}
+    has, others = known.get(short), [cls for cls, options in known.items() if name in options]
+    facts = [f"{short} has no such option", f"it has {', '.join(has)}" if has else ""]
+    facts.append(f"it is an option of {_few(others)}" if others else "")
+    return f"--{option}.{name}: {', '.join(filter(None, facts))}"
 
 
 def _similar_options(name: str, parser: jsonargparse.ArgumentParser) -> str:
-    """Options of the same name, wherever they are; else those with a similar one."""
-    *place, last = name.lstrip("-").replace("-", "_").lower().split(".")
+    """Options of the same name, wherever they are; else of a similar one; else those that its words describe."""
     owners = _owners(parser)
-    ends = {option: option.rpartition(".")[2].lower() for option in owners}
-    found = [option for option, end in ends.items() if end == last]
-    if not found:
-        beside = {o: end for o, end in ends.items() if o.split(".")[:-1] == place} if place else ends
-        close = difflib.get_close_matches(last, sorted(set(beside.values())), n=2, cutoff=0.7)
-        found = [option for word in close for option, end in beside.items() if end == word]
-    texts = [f"--{option}{_in_brackets(owners[option])}" for option in found[:4]]
-    return f", did you mean {' or '.join(texts)}?" if texts else ""
+    found = _same_name(name, list(owners)) or _similar_name(name, list(owners)) or _described_by(name)
+    texts = [f"--{option}{f' ({_few(owners[option])})' if owners[option] else ''}" for option in found[:4]]
+    return f", did you mean {' or '.join(texts)}?" if texts else ", see --help" if name.startswith("-") else ""
+
+
+def _same_name(name: str, options: list[str]) -> list[str]:
+    """Those of the same whole name but for dashes, dots and capitals; else those of the same last part."""
+    whole, last = _flat_name(name), _flat_name(name.rpartition(".")[2])
+    same = [option for option in options if _flat_name(option) == whole]
+    return same or [option for option in options if _flat_name(option.rpartition(".")[2]) == last]
+
+
+def _similar_name(name: str, options: list[str]) -> list[str]:
+    """Those with a similar last part, or with its words in it; of the same place if the name has one."""
+    place, _, last = name.lstrip("-").rpartition(".")
+    last = _flat_name(last)
+    ends = {option: option.rpartition(".")[2] for option in options if not place or option.startswith(f"{place}.")}
+    close = difflib.get_close_matches(last, sorted(set(ends.values())), n=2, cutoff=0.7)
+    close = close or [end for end in ends.values() if set(last.split("_")) <= set(end.split("_"))]
+    return [option for word in dict.fromkeys(close) for option, end in ends.items() if end == word]
+
+
+def _described_by(name: str) -> list[str]:
+    """The experiment's own options with the words of the name in their description: --learning-rate is --local.lr."""
+    words = set(_flat_name(name.rpartition(".")[2]).split("_"))
+    known = [option for _, options in subjects() for option in options]
+    return [option.name for option in known if words <= set(re.findall(r"\w+", option.text.lower()))][:2]
+
+
+def _flat_name(name: str) -> str:
+    return re.sub(r"\W", "_", name.lstrip("-")).lower()
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _owners(parser: jsonargparse.ArgumentParser) -> dict[str, list[str]]:
     """The dotted names of all options, but for those that print; of a class's options, which classes have them."""
     shown = [action for action in parser._actions if action.help != SUPPRESS]
     names = [string.lstrip("-") for action in shown for string in action.option_strings]
-    owners: dict[str, list[str]] = {n: [] for n in names if n != "h" and not n.endswith(("help", "print_config"))}
+    owners: dict[str, list[str]] = {n: [] for n in names if not n.endswith(("help", "print_config"))}
     for option, base in [*COMPONENTS.items(), *NESTED.items()]:
         for cls in public(base):
             for name in inspect.signature(cls).parameters:
                 owners.setdefault(f"{option}.{name}", []).append(cls.__name__)
     return owners
-
-
-def _in_brackets(classes: list[str]) -> str:
-    more = ", ..." if len(classes) > 3 else ""
-    return f" ({', '.join(classes[:3])}{more})" if classes else ""
 
 
 def _nearest(name: str, known: list[str]) -> str:

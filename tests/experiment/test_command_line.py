@@ -299,16 +299,30 @@ REFUSED = {
     "--epoch 3": "--epoch: no such option, did you mean --local.epochs or --algorithm.epochs (Ditto)?",
     "--batch-size 3": "--batch-size: no such option, did you mean --local.batch_size or --algorithm.batch_size"
     " (FedDF, FedFTG, FedGen)?",
+    "--momentum 3": "--momentum: no such option, did you mean --local.momentum or --algorithm.momentum (FedAvgM) or"
+    " --server_optimizer.momentum (Momentum)?",
+    "--local.batch-size 3": "--local.batch-size: no such option, did you mean --local.batch_size?",
+    "--local-epochs 3": "--local-epochs: no such option, did you mean --local.epochs?",
+    "--server-optimizer.lr 3": "--server-optimizer.lr: no such option, did you mean --server_optimizer.lr (Adagrad,"
+    " Adam, Momentum, ...)?",
+    "--output-dir x": "--output-dir: no such option, did you mean --output?",
+    "--cohrt 3": "--cohrt: no such option, did you mean --cohort?",
+    "--learning-rate 3": "--learning-rate: no such option, did you mean --local.lr or --local.schedule?",
+    "--method FedProx": "--method: no such option, did you mean --algorithm or --local.clip_norm?",
+    "--checkpoint.every 3": "--checkpoint.every: no such option, did you mean --checkpoint.every_minutes or"
+    " --checkpoint.every_rounds?",
     "--Seed=3": "--Seed: no such option, did you mean --seed?",
-    "--completely_different 3": "--completely_different: no such option",
+    "--completely_different 3": "--completely_different: no such option, see --help",
     "--local.lrr 3": "--local.lrr: no such option, did you mean --local.lr?",
     "--algorithm FedProx --algorithm.nu 1": "--algorithm.nu: FedProx has no such option, it has mu, anchor",
-    "--algorithm.mu 1": "--algorithm.mu: FedAvg has no such option",
-    "--algorithm.mu 1 --algorithm FedProx": "--algorithm.mu: FedAvg has no such option",
+    "--algorithm.mu 1": "--algorithm.mu: FedAvg has no such option, it is an option of FedGrouProx, FedNova,"
+    " FedProx, ...",
+    "--algorithm.mu 1 --algorithm FedProx": "--algorithm.mu: FedAvg has no such option, it is an option of"
+    " FedGrouProx, FedNova, FedProx, ...",
     "--partition Permuted --partition.over Dirichlet --partition.over.beta 1": "--partition.over.beta: Dirichlet"
     " has no such option, it has alpha, min_samples",
     "--algorithm FedFTG --algorithm.base SCAFFOLD --algorithm.base.mu 1": "--algorithm.base.mu: SCAFFOLD has no such"
-    " option, it has option",
+    " option, it has option, it is an option of FedGrouProx, FedNova, FedProx, ...",
     "--algorithm FedFTG --algorithm.generator ImageGenerator --algorithm.generator.noises 1": ""
     "--algorithm.generator.noises: ImageGenerator has no such option, it has noise, final_norm, order",
     "clients 3": "clients: belongs to no option, did you mean --clients?",
@@ -316,7 +330,7 @@ REFUSED = {
     "--overwrite maybe": "maybe: belongs to no option",
     # abbreviations
     "--client 3": "--client: no such option, did you mean --clients?",
-    "--hel": "--hel: no such option",
+    "--hel": "--hel: no such option, see --help",
     "--conf x.yaml": "--conf: no such option, did you mean --config?",
     "--partition.alph 0.2": "--partition.alph: Dirichlet has no such option, it has alpha, min_samples",
     # types
@@ -544,7 +558,8 @@ def test_words_of_yaml(write: Callable[[str, str], str]) -> None:
     )
     allowed = "must be a whole number or one of auto, off"
     assert problem("--config", write("bad.yaml", "local: {vectorize: on}")) == f"--local.vectorize = on: {allowed}"
-    assert experiment(f"--config {write('default.yaml', 'algorithm: null')}").config == experiment("").config
+    nothing_set = experiment(f"--config {write('default.yaml', 'algorithm: null')} --output x.h5")
+    assert nothing_set.config == experiment("--output x.h5").config
 
 
 def test_settings_are_utf_8_whatever_the_locale(tmp_path: Path) -> None:
@@ -587,6 +602,10 @@ YAML = {
     "empty": ("", "--config = FILE: must hold settings, as in `clients: 100`"),
     "comment": ("# nothing\n", "--config = FILE: must hold settings, as in `clients: 100`"),
     "unknown key": ("clientz: 3\n", "--clientz: no such option, did you mean --clients?"),
+    "key in the wrong group": (
+        "batch-size: 3\n",
+        "--batch-size: no such option, did you mean --local.batch_size or --algorithm.batch_size",
+    ),
     "unknown key of local": ("local: {lrr: 3}\n", "--local.lrr: no such option, did you mean --local.lr?"),
     "unknown key of a class": (
         "algorithm: {class_path: FedProx, init_args: {nu: 3}}\n",
