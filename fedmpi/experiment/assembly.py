@@ -94,7 +94,7 @@ def assemble(experiment: Settings, world: World) -> Assembled:
     read = {"data_sha256": arrays, "proxy_sha256": proxy}
     checksums = {name: data.checksum for name, data in read.items() if data} if world.is_server else {}
     if removed and world.is_server:
-        say(f"removed what killed jobs had left in /dev/shm: {', '.join(removed)}")
+        say(f"removed files that killed jobs had left in /dev/shm: {', '.join(removed)}")
     return Assembled(engine, held_out, choice, checksums)
 
 
@@ -248,7 +248,8 @@ def _split(experiment: Settings, arrays: Arrays, world: World) -> Split:
             arrays.test_users,
         )
     if experiment.partition.moved and world.is_server:
-        say(f"{experiment.partition.moved} samples moved to clients that would have had too few")
+        moved = f"{experiment.partition.moved:,} sample{'s' * (experiment.partition.moved > 1)}"
+        say(f"partition: {moved} moved from the largest clients to clients with too few samples")
     return everyone
 
 

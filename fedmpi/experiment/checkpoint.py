@@ -123,9 +123,9 @@ class Checkpoints:
                 self._damaged.append(path)
                 continue
             if damaged:
-                say(f"{', '.join(damaged)}: {path} is used")
+                say(f"{', '.join(damaged)}; resuming from {path}")
             return self._archive
-        raise BadInput(f"--resume: {', '.join(damaged)}; --overwrite in place of --resume starts anew")
+        raise BadInput(f"--resume: {', '.join(damaged)}; --overwrite instead of --resume starts again")
 
     @property
     def rows(self) -> dict[str, NDArray]:

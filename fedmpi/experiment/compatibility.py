@@ -1,7 +1,6 @@
-"""What goes with what, and why: one table, which refuses experiments, and of which docs/compatibility.md is made.
+"""Which options cannot be combined, and why: one table, from which docs/compatibility.md is made.
 
-What a component says of its own options (`Sampler.check` and the like), and what a single value must be, is no part
-of it.
+Checks of a single option, and of the options of one component (`Sampler.check`), are in their classes.
 """
 
 from __future__ import annotations
@@ -142,7 +141,7 @@ HELD_OUT: Sequence[Rule[Choices]] = (
     Rule(
         "held_out",
         "above 0",
-        "must be 0 with {algorithm}, whose clients have more than the global model",
+        "must be 0 with {algorithm}, because its clients keep more than the global model",
         lambda chosen: chosen.held_out > 0,
         lambda algorithm: not algorithm.takes_held_out,
     ),
@@ -151,20 +150,20 @@ HELD_OUT: Sequence[Rule[Choices]] = (
 CHANCES: Sequence[Rule[Choices]] = (
     Rule(
         "weighting",
-        "horvitz_thompson, where the chance to be drawn is not known",
-        "must be another with {sampler}",
+        "horvitz_thompson, if the probability of being drawn is not known",
+        "cannot be combined with {sampler}, because the probability that a client is drawn is not known",
         lambda chosen: _is_by_chance(chosen) and chosen.sampler.chance(chosen.cohort, chosen.clients) is None,
     ),
     Rule(
         "weighting",
         "horvitz_thompson, with a deadline or with more clients asked than are used",
-        "must be another with {conditions}, when the chance of an update to be used depends on the client's speed",
+        "cannot be combined with {conditions} if the probability that an update is used depends on speed",
         lambda chosen: _is_by_chance(chosen) and _arrival(chosen) is None,
     ),
     Rule(
         "weighting",
-        "horvitz_thompson, where all clients of a small round may be dropped",
-        "must be another with {conditions}, when a round that asks {fewest} of the clients uses no update",
+        "horvitz_thompson, if all clients of a small round may be dropped",
+        "cannot be combined with {conditions} if a round of {fewest} clients may use no update",
         lambda chosen: _is_by_chance(chosen) and _arrival(chosen) == 0,
     ),
 )
@@ -173,31 +172,31 @@ PRIVATE: Sequence[Rule[Choices]] = (
     Rule(
         "algorithm",
         "these methods, with any privacy",
-        "must be a method that sees one mean of models and no more of clients, with {privacy}",
+        "must be a method whose server sees only one mean of models, with {privacy}",
         _is_private,
         lambda algorithm: not algorithm.takes_privacy,
     ),
     Rule(
         "weighting",
-        "another than uniform, with any privacy",
-        "must be uniform with {privacy}",
+        "other than uniform, with any privacy",
+        "must be uniform with {privacy} (add --weighting uniform)",
         lambda chosen: _is_private(chosen) and chosen.weighting != "uniform",
     ),
     Rule(
         "compression",
-        "another than Dense, with any privacy",
+        "other than Dense, with any privacy",
         "must be Dense with {privacy}",
         lambda chosen: _is_private(chosen) and _is_compressed(chosen),
     ),
     Rule(
         "availability",
-        "another than Always, with any privacy",
+        "other than Always, with any privacy",
         "must be Always with {privacy}",
         lambda chosen: _is_private(chosen) and not isinstance(chosen.availability, Always),
     ),
     Rule(
         "conditions",
-        "others than Ideal, with any privacy",
+        "other than Ideal, with any privacy",
         "must be Ideal with {privacy}",
         lambda chosen: _is_private(chosen) and _is_held_up(chosen),
     ),
@@ -206,70 +205,70 @@ METHODS: Sequence[Rule[Choices]] = (
     Rule(
         "sampler",
         "one that chooses by the model's losses (PowerOfChoice)",
-        "{algorithm} also trains a network that has no such losses",
+        "{algorithm} also trains a network for which this sampler has no losses",
         lambda chosen: type(chosen.sampler).choose is not Sampler.choose,
         lambda algorithm: algorithm.has_stages,
     ),
     Rule(
         "server_optimizer",
-        "another than Replace",
-        "{algorithm} has a rule of its own",
+        "other than Replace",
+        "must be Replace with {algorithm}, which has its own server update",
         lambda chosen: not isinstance(chosen.server_optimizer, Replace),
         lambda algorithm: not algorithm.takes_server_optimizer,
     ),
     Rule(
         "compression",
-        "another than Dense",
-        "does not go with {algorithm}",
+        "other than Dense",
+        "cannot be combined with {algorithm}",
         _is_compressed,
         lambda algorithm: not algorithm.takes_compression,
     ),
     Rule(
         "attack",
-        "another than NoAttack",
-        "{algorithm} has no clients that could be malicious",
+        "other than NoAttack",
+        "{algorithm} has no separate clients",
         _is_attacked,
         _pools_clients,
     ),
     Rule(
         "attack",
-        "another than NoAttack",
-        "{algorithm}'s server looks at single clients' models",
+        "other than NoAttack",
+        "{algorithm}'s server uses the models of single clients",
         _is_attacked,
         _looks_at_models,
     ),
     Rule(
         "compression",
-        "another than Dense",
-        "{algorithm}'s server looks at single clients' models",
+        "other than Dense",
+        "{algorithm}'s server uses the models of single clients",
         _is_compressed,
         _looks_at_models,
     ),
     Rule(
         "weighting",
-        "another than uniform",
-        "{algorithm} counts all clients alike",
+        "other than uniform",
+        "must be uniform with {algorithm}, which gives all clients the same weight",
         lambda chosen: chosen.weighting not in ("uniform", chosen.algorithm.weighting),
         lambda algorithm: algorithm.counts_clients_alike,
     ),
     Rule(
         "sampler",
-        "one with a weighting of its own (Weighted)",
-        "says itself what clients count, which does not go with {algorithm}",
+        "one that sets the clients' weights itself (Weighted)",
+        "sets the clients' weights itself, which cannot be combined with {algorithm}",
         lambda chosen: bool(chosen.sampler.weighting),
         lambda algorithm: algorithm.counts_clients_once,
     ),
     Rule(
         "weighting",
         "horvitz_thompson",
-        "{algorithm}'s server keeps a mean of its own over all clients",
+        "{algorithm}'s server keeps its own mean over all clients",
         _is_by_chance,
         lambda algorithm: algorithm.counts_clients_once,
     ),
     Rule(
         "conditions",
-        "others than Ideal",
-        "{algorithm} has no clients that work apart",
+        "other than Ideal",
+        "{algorithm} has no separate clients",
         _is_held_up,
         _pools_clients,
     ),
@@ -282,15 +281,15 @@ METHODS: Sequence[Rule[Choices]] = (
     ),
     Rule(
         "evaluate_means",
-        "another than none",
+        "other than none",
         "{algorithm} does not average its clients' models",
         lambda chosen: chosen.evaluate_means != "none",
         lambda algorithm: not algorithm.averages_models,
     ),
     Rule(
         "algorithm",
-        "where each client sees pixels or labels in a way of its own (Permuted, Rotated, SwappedLabels)",
-        "cannot pool what each client sees in a way of its own, as with {partition}",
+        "if each client sees pixels or labels differently (Permuted, Rotated, SwappedLabels)",
+        "cannot pool the samples if each client sees them differently, as with {partition}",
         lambda chosen: chosen.partition.permutes_pixels or chosen.partition.relabels,
         _pools_clients,
     ),
@@ -325,7 +324,7 @@ DATA: Sequence[Rule[Loaded]] = (
     ),
     Rule(
         "local.augmentation",
-        "another than none, for samples that are no images",
+        "other than none, for samples that are no images",
         "must be none, for {dataset} has no images",
         lambda loaded: loaded.chosen.local.augmentation != "none" and len(loaded.shape) != 3,
     ),
@@ -351,7 +350,7 @@ DATA: Sequence[Rule[Loaded]] = (
 #: In the order in which they are checked.
 SECTIONS: dict[str, Sequence[Rule[Any]]] = {
     "Held-out clients": HELD_OUT,
-    "Weighting by chances": CHANCES,
+    "Horvitz-Thompson weights": CHANCES,
     "Privacy": PRIVATE,
     "Methods": METHODS,
     "Data and networks": DATA,
@@ -372,7 +371,7 @@ IN_GENERAL = {
     "sampler": "such a sampler",
     "privacy": "privacy",
     "conditions": "such conditions",
-    "fewest": "so few",
+    "fewest": "few",
     "samples": "another",
     "proxy_samples": "one kind",
 }

@@ -58,13 +58,13 @@ def check(run: Run, config: str) -> None:
             continue
         for name in dict.fromkeys([*now, *before]):
             if now.get(name) != before.get(name):
-                reason = f"is not what it was when {run.path} began; --overwrite in place of --resume starts anew"
+                reason = f"has changed since {run.path} was begun; --overwrite instead of --resume starts again"
                 raise BadInput(f"--resume: {name} {reason}")
     for name, version in environment.libraries().items():
         before = run.environment.get(name, version)
         if before != version:
-            said = f"{name} was {before} when {run.path} began and is {version}"
-            say(f"warning: {said}: results may not be bit-identical")
+            said = f"{name} was {before} when {run.path} was begun, and is now {version}"
+            say(f"warning: {said}; results may not be bit-identical")
 
 
 def check_data(run: Run, checksums: Mapping[str, str]) -> None:
@@ -81,7 +81,7 @@ def check_data(run: Run, checksums: Mapping[str, str]) -> None:
         if run.attributes.get(name, checksums.get(name)) != checksums.get(name):
             named = run.settings.get("dataset", {}) if option == "dataset" else {}
             kind = named.get("class_path", "").rpartition(".")[2]
-            reason = f"has other samples than when {run.path} began; --overwrite in place of --resume starts anew"
+            reason = f"has other samples than when {run.path} was begun; --overwrite instead of --resume starts again"
             raise BadInput(f"= {kind}: {reason}" if kind else reason, f"--{option}")
 
 

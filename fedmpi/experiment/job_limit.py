@@ -24,6 +24,6 @@ def job_end(environment: Mapping[str, str], tells: bool = False) -> float | None
     if end > time.time():
         return end
     if text and tells:
-        reason = "is no time" if math.isnan(end) else "is over, and not this job's limit"
-        say(f"SLURM_JOB_END_TIME = {text} {reason}: it is ignored")
+        reason = "is not a number" if math.isnan(end) else "has passed, so it is not the limit of this job"
+        say(f"ignoring SLURM_JOB_END_TIME = {text}: it {reason}")
     return None

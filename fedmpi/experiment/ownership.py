@@ -161,7 +161,7 @@ def claim(given: Path, lock: Lock, is_made_up: bool = False, replaces: bool = Fa
         there = [path for path in (output, *checkpoints_beside(output)) if path.exists()]
         if replaces or not there:
             if gone:
-                say(f"{output}: was in use by {gone}; it no longer exists, this run takes over")
+                say(f"{output}: was in use by {gone}, which no longer exists; this run takes over")
             return output
         lock.release()
         if not is_made_up:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.algorithms import Algorithm
+from fedmpi.described import settings_of
 from fedmpi.errors import BadInput
 from fedmpi.experiment import inputs
 from fedmpi.experiment.assembly import Assembled
@@ -24,6 +25,7 @@ from fedmpi.mpi.world import World
 from fedmpi.policies.privacy import NoPrivacy
 from fedmpi.results import Results
 from fedmpi.results.schema import Status
+from fedmpi.results.settings import describe as setting
 from fedmpi.results.summary import way_of_training
 from fedmpi.streams import say
 from fedmpi.training.layout import Layout
@@ -187,9 +189,21 @@ def open_recorder(
             except OSError as error:
                 reason = f"cannot be written ({error.strerror or error})"
                 raise BadInput(f"= {experiment.output}: {reason}", "--output") from None
-            say(f"clients are trained {way_of_training(choice.at_once, choice.reason)}")
+            _say_what_is_trained(experiment, assembled, world)
             recorder = ResultsRecorder(results)
     return recorder
+
+
+def _say_what_is_trained(experiment: Settings, assembled: Assembled, world: World) -> None:
+    fed, choice = assembled.engine.federation, assembled.choice
+    data, size = setting(settings_of(experiment.dataset, "dataset")), fed.samples
+    tested = sum(map(len, fed.context.split.test))
+    say(f"data: {data}, {size.sum():,} training samples, {tested:,} test samples")
+    each = f"{size.min():,} to {size.max():,}" if size.min() < size.max() else f"{size.min():,}"
+    say(f"clients: {fed.clients}, {experiment.cohort} per round, with {each} training samples each")
+    working = f"{world.size - 1} of {world.size} ranks" if world.size > 1 else "1 rank"
+    way = way_of_training(choice.at_once, choice.reason)
+    say(f"training: {working} on {'CPU' if fed.device.type == 'cpu' else 'GPU'}, {way}")
 
 
 def _begun(

@@ -59,7 +59,9 @@ def find(output: Path, rounds: int, config: str, checkpoints: Checkpoints) -> Pl
     """
     kept = checkpoints_beside(output)
     if kept and not output.exists():
-        reason = f"{output} is not there, but {kept[0]} is; --overwrite in place of --resume starts anew"
+        reason = (
+            f"{output} is missing, but its checkpoint {kept[0]} exists; --overwrite instead of --resume starts again"
+        )
         raise BadInput(f"--resume: {reason}")
     if not output.exists():
         say(f"{output}: does not exist, starting a new run")
@@ -76,12 +78,12 @@ def find(output: Path, rounds: int, config: str, checkpoints: Checkpoints) -> Pl
         return None
     inputs.check(run, config)
     if is_over and rounds <= done:
-        say(f"{output}: is finished")
+        say(f"{output}: the run has finished, nothing to do (--rounds adds rounds)")
         return Place(run.attributes["started"], done, is_end=True)
     _check_rounds(run, rounds)
     if not kept:
         place = _after_the_end(run, done, rounds)
-        say(f"{output}: resuming after {place}, from the model in it")
+        say(f"{output}: resuming after {place}, from the model in this file")
         return place
     archive = checkpoints.open()
     about = archive.about

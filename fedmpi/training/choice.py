@@ -1,4 +1,4 @@
-"""Which way clients are trained: by a rule, for a timing would make the bits of a run depend on luck."""
+"""How many clients a rank trains at once: by a fixed rule, because timings would change the bits of a run."""
 
 from __future__ import annotations
 
@@ -50,20 +50,23 @@ def choose(world: World, task: Task, cohort: int, hooks: Hooks) -> Choice:
 def rule(model: FlatModel, settings: LocalTraining, cohort: int) -> Choice:
     """How many clients should be trained side by side, as far as size and device tell."""
     if settings.vectorize == "off":
-        return Choice(1, "as --local.vectorize off says")
+        return Choice(1, "--local.vectorize off")
     if settings.vectorize != "auto":
-        return Choice(settings.vectorize, f"as --local.vectorize {settings.vectorize} says")
+        return Choice(settings.vectorize, f"--local.vectorize {settings.vectorize}")
     if cohort == 1:
         return Choice(1, "a round has one client")
     if model.device.type != "cpu":
-        return Choice(AT_ONCE_ON_GPU, "on a GPU")
+        return Choice(AT_ONCE_ON_GPU, "clients are trained on a GPU")
     if any(isinstance(layer, nn.modules.conv._ConvNd) for layer in model.module.modules()):
-        return Choice(1, "the network has convolutions, on a CPU")
+        return Choice(1, "the network has convolutions and runs on a CPU")
     if model.layout.parameters > SMALL_ON_CPU:
-        return Choice(1, f"the network has more than {SMALL_ON_CPU:,} parameters, on a CPU")
+        return Choice(1, f"the network has more than {SMALL_ON_CPU:,} parameters and runs on a CPU")
     if cohort < WORTH_IT_ON_CPU:
-        return Choice(1, f"a round has fewer than {WORTH_IT_ON_CPU} clients, on a CPU")
-    return Choice(AT_ONCE_IF_FILLED if settings.precision == "bf16" else AT_ONCE_ON_CPU, "a small network on a CPU")
+        return Choice(1, f"a round has fewer than {WORTH_IT_ON_CPU} clients, and they run on a CPU")
+    return Choice(
+        AT_ONCE_IF_FILLED if settings.precision == "bf16" else AT_ONCE_ON_CPU,
+        "the network is small and runs on a CPU",
+    )
 
 
 def make_trainer(task: Task, at_once: int) -> Trainer:

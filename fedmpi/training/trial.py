@@ -30,7 +30,7 @@ BATCH, SIZES = 4, (7, 3)
 LONGEST_STEP, TOLERANCE = 0.05, 1e-5
 # What PyTorch says where it cannot train clients side by side, and what that means. (It also asks to report it.)
 _MEANINGS = {
-    r"called random operation": "it draws random numbers in a way that cannot be told apart by client",
+    r"called random operation": "it draws random numbers that cannot be separated by client",
     r"\.item\(\)|data-dependent|boolean value": "its forward pass depends on the values of tensors",
     r"in-?place|doesn't match the broadcast shape": "it changes a tensor in place",
     r"Batching rule not implemented for ([\w:]+)": r"PyTorch cannot run \1 for several clients at once",
@@ -111,18 +111,18 @@ def _difference(
         trainer = SideBySideTrainer(_small(task, lr), len(SIZES))
         work = trainer.train(_block(*range(len(SIZES))), start.expand(len(SIZES), -1), hooks, 0, 1)
     except Exception as error:
-        return f"{whose} cannot be run for several clients at once: {_meaning(error)}"
+        return f"{whose} cannot run for several clients in one batched call: {_meaning(error)}"
     entries = task.model.layout.entries
     for k, (weights, loss) in enumerate(one_by_one):
         for entry in entries:
             expected, found = entry.view(weights), entry.view(work.weights[k])
             apart = (found - expected).abs().max().item() if entry.size else 0.0
             if not apart <= TOLERANCE * max(1.0, expected.abs().max().item() if entry.size else 0.0):
-                return (
-                    f"{whose} gives other results side by side than one by one ({entry.name} differs by {apart:.1g})"
-                )
+                differs = f"{entry.name} differs by {apart:.1g}"
+                return f"{whose} gives other results in a batched call than for one client ({differs})"
         if not abs(work.loss[k] - loss) <= TOLERANCE * max(1.0, abs(loss)):
-            return f"{whose} gives another loss side by side than one by one ({work.loss[k]:.6g}, not {loss:.6g})"
+            differs = f"{work.loss[k]:.6g}, not {loss:.6g}"
+            return f"{whose} gives another loss in a batched call than for one client ({differs})"
     return None
 
 

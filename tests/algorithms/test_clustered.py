@@ -427,9 +427,12 @@ def test_with_compression_and_attacks(tmp_path: Path) -> None:
             "--algorithm.linkage = ward: must be complete, average or single with metric cosine",
         ),
         ("FedCluster --algorithm.clusters 0", "--algorithm.clusters = 0: must be at least 1"),
-        ("FeSEM --compression Int8", "--compression = Int8: does not go with FeSEM"),
-        ("FedCluster --compression TopK", "--compression = TopK: does not go with FedCluster"),
-        ("FLHC --server_optimizer Momentum", "--server_optimizer = Momentum: FLHC has a rule of its own"),
+        ("FeSEM --compression Int8", "--compression = Int8: cannot be combined with FeSEM"),
+        ("FedCluster --compression TopK", "--compression = TopK: cannot be combined with FedCluster"),
+        (
+            "FLHC --server_optimizer Momentum",
+            "--server_optimizer = Momentum: must be Replace with FLHC, which has its own server update",
+        ),
         (
             "FedGroup --weighting horvitz_thompson",
             "--weighting = horvitz_thompson: FedGroup does not form one mean of all its clients' models",

@@ -299,8 +299,8 @@ class Flat(Dataset):
             {"dataset": Words(), "model": Reader(embedding=4, hidden=4)},
             "--algorithm.generator = ImageGenerator: makes no text, of which the data set is",
         ),
-        (FedFTG(), {"compression": Int8()}, "compression = Int8: FedFTG's server looks at single clients' models"),
-        (FedFTG(), {"attack": LabelFlip()}, "attack = LabelFlip: FedFTG's server looks at single clients' models"),
+        (FedFTG(), {"compression": Int8()}, "compression = Int8: FedFTG's server uses the models of single clients"),
+        (FedFTG(), {"attack": LabelFlip()}, "attack = LabelFlip: FedFTG's server uses the models of single clients"),
         (FedFTG(FedDyn()), {"server_optimizer": Momentum()}, "server_optimizer = Momentum: FedFTG has a rule of its"),
         (
             FedFTG(MOON()),

@@ -556,7 +556,8 @@ class Flat(Dataset):
         ),
         (
             {"partition": SwappedLabels(), "algorithm": Centralized()},
-            "algorithm = Centralized: cannot pool what each client sees in a way of its own, as with SwappedLabels",
+            "algorithm = Centralized: cannot pool the samples if each client sees them differently,"
+            " as with SwappedLabels",
         ),
     ],
 )

@@ -269,7 +269,7 @@ def test_nothing_to_go_on_with(interrupted: Path, capfd: pytest.CaptureFixture[s
     assert_same_bits(results.open(interrupted), results.open(new))
     written = interrupted.stat().st_mtime_ns
     assert go(SOME, interrupted, "--resume") == 0
-    assert capfd.readouterr().out == f"{interrupted}: is finished\n"
+    assert capfd.readouterr().out == f"{interrupted}: the run has finished, nothing to do (--rounds adds rounds)\n"
     assert interrupted.stat().st_mtime_ns == written
 
 
@@ -277,8 +277,8 @@ def test_checkpoints_that_do_not_fit(interrupted: Path, tmp_path: Path) -> None:
     beside = checkpoint_beside(interrupted)
     good = beside.read_bytes()
     beside.write_bytes(good[: len(good) // 2])
-    said = f"--resume: {beside} is damaged (it is no archive, or ends early); --overwrite in place of --resume "
-    assert refusal(SOME, interrupted) == f"{said}starts anew"
+    said = f"--resume: {beside} is damaged (it is no archive, or ends early); --overwrite instead of --resume "
+    assert refusal(SOME, interrupted) == f"{said}starts again"
     beside.write_bytes(good)
     assert go(SOME, tmp_path / "other.h5") == 0
     shutil.copy(beside, checkpoint_beside(tmp_path / "other.h5"))

@@ -346,8 +346,8 @@ REFUSED = {
     "--local.lr inf": "--local.lr = inf: must be a number",
     "--local.clip_norm x": "--local.clip_norm = x: must be a number or null",
     "--local.optimizer lion": "--local.optimizer = lion: must be one of sgd, adam",
-    "--algorithm SCAFFOLD --weighting horvitz_thompson": "--weighting = horvitz_thompson: SCAFFOLD's server keeps a"
-    " mean of its own over all clients",
+    "--algorithm SCAFFOLD --weighting horvitz_thompson": "--weighting = horvitz_thompson: SCAFFOLD's server keeps its"
+    " own mean over all clients",
     "--algorithm IFCA --weighting horvitz_thompson": "--weighting = horvitz_thompson: IFCA does not form one mean of"
     " all its clients' models",
     "--weighting equal": "--weighting = equal: must be one of samples, uniform, horvitz_thompson or null",
@@ -418,8 +418,9 @@ REFUSED = {
     "--algorithm.generator.noise = 0: must be at least 1",
     "--algorithm FedDF --algorithm.proxy MNIST --algorithm.generator ImageGenerator": "--algorithm.generator"
     " = ImageGenerator: has nothing to do where there is proxy data",
-    "--algorithm FedFTG --compression TopK": "--compression = TopK: FedFTG's server looks at single clients' models",
-    "--algorithm FedFTG --attack SignFlip": "--attack = SignFlip: FedFTG's server looks at single clients' models",
+    "--algorithm FedFTG --compression TopK": "--compression = TopK: FedFTG's server uses the models"
+    " of single clients",
+    "--algorithm FedFTG --attack SignFlip": "--attack = SignFlip: FedFTG's server uses the models of single clients",
     "--model MLP --model.hidden []": "--model.hidden = []: must be one or more widths of at least 1",
     "--weighting horvitz_thompson --sampler Weighted": "--weighting = horvitz_thompson: must be"
     " another with Weighted",

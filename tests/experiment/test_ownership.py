@@ -312,7 +312,9 @@ def test_a_living_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
         patch.setenv("SLURM_JOB_END_TIME", str(time.time() + 20))
         assert go(options, path, "--resume") == REQUEUE
     said = capfd.readouterr().out
-    assert re.match(rf"{path}: was in use by process {pid} on .*; it no longer exists, this run takes over\n", said)
+    assert re.match(
+        rf"{path}: was in use by process {pid} on .*, which no longer exists; this run takes over\n", said
+    )
     assert results.open(path).rounds["round"].tolist()[:5] == [1, 2, 3, 4, 5]
     assert {one.name for one in tmp_path.iterdir()} == {"run.h5", "run.h5.checkpoint", "run.h5.checkpoint.1"}
 
@@ -355,7 +357,8 @@ def test_a_checkpoint_without_its_results_file(left: Path) -> None:
     left.unlink()
     beside = checkpoint_beside(left)
     before = beside.read_bytes()
-    anew = f"--resume: {left} is not there, but {beside} is; --overwrite in place of --resume starts anew"
+    missing = f"--resume: {left} is missing, but its checkpoint {beside} exists"
+    anew = f"{missing}; --overwrite instead of --resume starts again"
     there = f"--output = {beside}: exists already without its results file; give --overwrite to replace it"
     for how, said in {"--resume=true": anew, "--resume=false": there}.items():
         with pytest.raises(BadInput) as caught:
