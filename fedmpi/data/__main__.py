@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
 def _run(command: str, name: str, options: list[str]) -> None:
     dataset = _dataset(name, options)
     if dataset.folder() is None:
-        raise BadInput(f"{name} needs no files of its own: there is nothing to {command}")
+        raise BadInput(f"{name} needs no files: there is nothing to {command}")
     if command == "fetch":
         dataset.fetch()
     if command == "check":

@@ -1,4 +1,4 @@
-"""Steps of which partitions are made: an array `owner` [n] says which client each sample belongs to."""
+"""Building blocks of partitions. An array `owner` [n] holds the client of each sample."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def apportion(weights: NDArray, total: int, rng: np.random.Generator) -> Integer
 
 
 def draw_classes(priors: NDArray[np.float64], turns: Integers, left: Integers, rng: np.random.Generator) -> Integers:
-    """[turns] the class that each turn takes, drawn from its client's prior over the classes that are left.
+    """[turns] the class drawn in each turn, from the client's prior over the classes that have samples left.
 
     Args:
         priors: [clients, C] class shares.
         turns: [turns] the client whose turn it is.
-        left: [C] samples of each class, together at least as many as turns.
+        left: [C] samples of each class; in total at least as many as there are turns.
     """
     taken = np.empty(len(turns), np.int64)
     left = left.copy()
@@ -51,7 +51,7 @@ def draw_classes(priors: NDArray[np.float64], turns: Integers, left: Integers, r
 
 
 def top_up(owner: Integers, clients: int, least: int, rng: np.random.Generator) -> Integers:
-    """Move random samples from the largest clients, cut to one level, to those with fewer than `least`."""
+    """Move random samples from the largest clients, all cut to the same size, to clients with fewer than `least`."""
     sizes = np.bincount(owner, minlength=clients)
     missing = np.maximum(least - sizes, 0)
     if not missing.any():

@@ -1,4 +1,4 @@
-"""Networks to train: each class is a model that `--model` knows by its name.
+"""Networks to train (`--model`).
 
 May import from training, data, results and mpi; federation, algorithms and experiment may import from here.
 """
@@ -50,7 +50,7 @@ import_all(sys.modules[__name__])  # a new file in this folder needs no line abo
 
 
 def __getattr__(name: str) -> type:
-    """`Backbone` on first use: it needs torch, which the command line's --help does not wait for."""
+    """Import `Backbone` on first use, because it needs torch, which --help should not wait for."""
     if name == "Backbone":
         from fedmpi.models._layers import Backbone
 

@@ -158,7 +158,7 @@ def one_class(root: Path) -> None:
     [
         (
             lambda root: write(root / "holdout" / "a", 1),
-            "holdout is neither for training nor for tests, though train",
+            "holdout is neither for training nor for tests, but train",
         ),
         (lambda root: write(root / "Training" / "a", 1), "and .* are both for training: move one of them away"),
         (lambda root: write(root / "TESTING" / "a", 1), "and .* are both for tests: move one of them away"),
@@ -167,8 +167,8 @@ def one_class(root: Path) -> None:
             r"has test, but no folder for training \(train or training\): add it; if test is a class, give it",
         ),
         (unlabelled, "test has no class folders: move it away if its images have no labels"),
-        (within_classes, "a/test lies in a class folder: it must be the other way round, as train/CLASS"),
-        (one_class, "has one class folder alone, archive: set --dataset.root to the folder of several"),
+        (within_classes, "a/test is in a class folder: the order must be train/CLASS"),
+        (one_class, "has only one class folder, archive: set --dataset.root to a folder of several"),
         (lambda root: write(root / "train/c", 1), "test has no class folder c, as the training images have"),
         (lambda root: write(root / "test/C", 1), "test/C is a class folder that the training images do not have"),
     ],
@@ -200,7 +200,7 @@ def test_arrays_of_earlier_versions(tmp_path: Path) -> None:
     manifest.write_text(json.dumps(content))
     for label in "ab":
         shutil.rmtree(tmp_path / label)
-    with pytest.raises(BadInput, match=r"another version of fedmpi, .* decoded from is gone: put that back"):
+    with pytest.raises(BadInput, match=r"another version of fedmpi, .* decoded from are missing: restore them"):
         load(tmp_path)
 
 

@@ -417,7 +417,7 @@ class Idle(Halves):
 
 def test_a_partition_of_ones_own() -> None:
     assert split(Halves()).samples.sum() == 1000
-    with pytest.raises(BadInput, match="partition Greedy: it gives a sample to two clients"):
+    with pytest.raises(BadInput, match="partition Greedy: it gives the same sample to two clients"):
         split(Greedy())
     with pytest.raises(BadInput, match="partition Idle: it must give samples to each of the 20 clients"):
         split(Idle())

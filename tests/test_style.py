@@ -1,0 +1,53 @@
+"""The prose of documentation, docstrings and messages: constructions that readers had to read twice are not used."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.mpi import REPOSITORY
+
+UNITS = "round|client|node|rank|class|setting|step|seed|epoch|run|column|line|row|second|minute|entry|block|block's"
+#: What is not written -> what is written instead.
+PATTERNS = {
+    rf"\b(one|a|an|\d+) (?!per\b)\w+ an? ({UNITS})\b(?! that| of)": "'one message per round'",
+    r"\bbeside\b": "'next to', 'in addition to' or 'compared with'",
+    r"\banew\b": "'again'",
+    r"\bnewcomers?\b": "'held-out clients'",
+    r"\bthe books\b": "'the counts' or 'the measurements'",
+    r"\b(is|are) not there\b": "'does not exist' or 'is missing'",
+    r"\bgo(es)? on\b": "'continue'",
+    r"\bat the (most|least)\b": "'at most', 'at least'",
+    r"\b(is|are) told\b": "'prints' or 'is given'",
+    r"\bwhoever\b": "the one who is meant",
+}
+#: Not yet in plain words.
+UNCONVERTED = ("docs/methods/", "docs/tables.md", "fedmpi/results/")
+
+
+def _pages() -> Iterator[tuple[str, str]]:
+    for path in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")]:
+        if path.name != "CHANGELOG.md":  # what was released stays as it was written
+            yield str(path.relative_to(REPOSITORY)), re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+
+
+def _strings() -> Iterator[tuple[str, str]]:
+    """The docstrings and messages of the package, by file and line."""
+    for path in REPOSITORY.glob("fedmpi/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield f"{path.relative_to(REPOSITORY)}:{node.lineno}", node.value
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_prose(pattern: str) -> None:
+    found = [
+        f"{place}: {' '.join(text[max(match.start() - 40, 0) : match.end() + 20].split())}"
+        for place, text in [*_pages(), *_strings()]
+        if not place.startswith(UNCONVERTED)
+        for match in re.finditer(pattern.replace(" ", r"\s+"), text, re.IGNORECASE)
+    ]
+    assert not found, "\n".join([f"write {PATTERNS[pattern]}:", *found])
