@@ -1,6 +1,7 @@
-"""One file a method. A class in this folder that derives from `Algorithm` is known by its name at once.
+"""The federated methods, one file per method. A class in this folder that derives from `Algorithm` can be named at
+once.
 
-May import from federation and all rooms below it; experiment imports from here.
+May import from federation and all packages below it; experiment imports from here.
 """
 
 import sys

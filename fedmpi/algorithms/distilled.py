@@ -1,4 +1,5 @@
-"""What methods have in common in which, after the round of another, the clients' models teach the server's."""
+"""Base of the methods that extend another method by distillation: after its round, the clients' models teach the
+server's model."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from fedmpi.typing import Cohort, Federation, Tensor
 
 
 class _AsBase:
-    """An attribute of a method that is the base method's."""
+    """An attribute that is forwarded to the base method."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -24,18 +25,19 @@ class _AsBase:
 
 
 def as_base() -> Any:
-    """An attribute that is the base method's: one cannot tell it from the base method's own."""
+    """An attribute that is read from, and written to, the base method."""
     return _AsBase()
 
 
 class Distilled(Algorithm):
-    """A method whose server trains its model on what the clients' models of the round say to some samples.
+    """A method whose server trains its model on the predictions of the round's client models for some samples.
 
-    All else is as with the base method: what is sent, what clients keep, who counts what. The clients' numbers of
-    samples of each class travel once, before the first round, and are not among the bytes of the rounds.
+    Everything else is as in the base method: what is sent, what clients keep, and the weights of clients. The clients
+        send their numbers of samples per class once, before the first round. These bytes are not counted in the
+        rounds.
 
     Attributes:
-        base: the method whose rounds come first; a subclass has it before `__post_init__` of this class.
+        base: the method that is extended; a subclass sets it before `__post_init__` of this class.
     """
 
     base: Algorithm
@@ -85,4 +87,4 @@ class Distilled(Algorithm):
 
     @abstractmethod
     def distill(self, fed: Federation, cohort: Cohort, weights: Tensor) -> Tensor:
-        """[P], what the server's model of `weights` [P] learns from those of the cohort; runs on every rank."""
+        """[P], the server's model `weights` [P] after learning from the cohort's models; runs on every rank."""

@@ -35,9 +35,9 @@ class FedMA(Algorithm):
 
     Args:
         retrain: whether clients train again after each layer. If not, all layers are matched and averaged at once.
-            That is a variant that costs as much as FedAvg, and is not FedMA proper.
+            This variant costs as much as FedAvg, and is not the method of the paper.
         retrain_epochs: local epochs after each layer; null: as many as in the local training.
-        sweeps: how often the units of a layer are matched again, to the units of their mean.
+        sweeps: number of times that the units of a layer are matched again, to the units of their mean.
     """
 
     retrain: bool = True
@@ -98,13 +98,14 @@ class FedMA(Algorithm):
         self.server_step(fed, result)
 
     def local_models(self, fed: Federation, cohort: Cohort, start: Tensor) -> list[tuple[Block, Tensor]]:
-        """This rank's blocks and what local training made of them, [K, P] each."""
+        """This rank's blocks of clients, and their locally trained models [K, P]."""
         return [(block, fed.train(block, start, self).weights.clone()) for block in fed.my_clients(cohort)]
 
     def mean_of_outputs(
         self, fed: Federation, cohort: Cohort, models: list[tuple[Block, Tensor]], start: Tensor
     ) -> Tensor:
-        """[n] of what is in no layer the mean; that of the last layer class by class, by the samples of the class."""
+        """[n], the mean of values outside of layers; the last layer is averaged per class, by the samples of the
+        class."""
         columns, inclusion = self.matching.outputs, cohort.inclusion
         counted = cohort.mass[:, None] * fed.label_counts[cohort.clients] / np.maximum(cohort.samples, 1)[:, None]
         counted = np.column_stack([counted, cohort.mass])

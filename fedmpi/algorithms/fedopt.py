@@ -5,7 +5,7 @@ https://arxiv.org/abs/1909.06335
 Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan: Adaptive Federated Optimization. ICLR 2021.
 https://arxiv.org/abs/2003.00295
 
-The same optimizers serve under other methods by `--server_optimizer`.
+`--server_optimizer` combines the same optimizers with other methods.
 """
 
 from fedmpi.algorithms.fedavg import FedAvg

@@ -1,4 +1,4 @@
-"""A shared body under a head of each client's own.
+"""A shared body with one head per client.
 
 Arivazhagan, Aggarwal, Singh, Choudhary: Federated Learning with Personalization Layers. 2019.
 https://arxiv.org/abs/1912.00818
