@@ -24,7 +24,7 @@ from fedmpi.training.settings import LocalTraining
 
 
 class Choices(Protocol):
-    """Of an experiment's settings those that rules look at, as `Experiment` completes them."""
+    """The settings of an experiment that rules look at."""
 
     algorithm: Algorithm
     dataset: Dataset
@@ -47,14 +47,14 @@ class Choices(Protocol):
 
 @dataclass(frozen=True)
 class Loaded:
-    """What is known of an experiment once its data and its network are there.
+    """Facts about an experiment that are known when its data are loaded and its network is built.
 
     Attributes:
         shape: of a sample, as the network takes it.
-        samples, proxy_samples: of what kind they are, in words; of the proxy's None: there are none.
+        samples, proxy_samples: the kinds of samples, in words; None: there are no proxy samples.
         has_embedding: whether the network takes tokens.
-        has_statistics: whether it keeps running statistics, which are no parameters.
-        normalises_batches: whether what it gives of a sample depends on the others of the batch.
+        has_statistics: whether it has running statistics.
+        normalises_batches: whether its output for a sample depends on the other samples of the batch.
         lacks_bf16: whether it has layers for which PyTorch has no bfloat16 code on this processor.
     """
 
@@ -78,14 +78,14 @@ Facts = TypeVar("Facts")
 
 @dataclass(frozen=True)
 class Rule(Generic[Facts]):
-    """A value of an option that is refused beside others.
+    """A value of an option that cannot be combined with others.
 
     Attributes:
-        option: its dotted name.
-        values: which of them, in words.
-        why: what is said behind the value. {algorithm} is the name of the method's class, and so on.
+        option: dotted name of the option.
+        values: the refused values, in words.
+        why: the reason in the message. {algorithm} is the name of the method's class, and so on.
         is_broken: whether the option has such a value.
-        methods: with which methods; None: with all.
+        methods: the methods that the rule is for; None: all.
     """
 
     option: str
@@ -116,7 +116,7 @@ def _is_attacked(chosen: Choices) -> bool:
 
 
 def _fewest(chosen: Choices) -> int:
-    """How many clients are asked at least: of fewer at a time, fewer can be left when stragglers are dropped."""
+    """The smallest number of clients that is asked in a round."""
     is_full = isinstance(chosen.availability, Always) and not isinstance(chosen.sampler, Bernoulli)
     return chosen.cohort if is_full else 1
 
@@ -146,7 +146,7 @@ HELD_OUT: Sequence[Rule[Choices]] = (
         lambda algorithm: not algorithm.takes_held_out,
     ),
 )
-#: The chance with which a client's update is used must be known, and not zero.
+#: The probability that a client's update is used must be known, and not zero.
 CHANCES: Sequence[Rule[Choices]] = (
     Rule(
         "weighting",
@@ -167,7 +167,7 @@ CHANCES: Sequence[Rule[Choices]] = (
         lambda chosen: _is_by_chance(chosen) and _arrival(chosen) == 0,
     ),
 )
-#: The server must learn no more of clients than a mean whose noise is accounted for.
+#: The server must learn nothing but a mean whose noise is accounted for.
 PRIVATE: Sequence[Rule[Choices]] = (
     Rule(
         "algorithm",
@@ -294,7 +294,7 @@ METHODS: Sequence[Rule[Choices]] = (
         _pools_clients,
     ),
 )
-#: Known only when the data and the network are there.
+#: Known only after the data are loaded and the network is built.
 DATA: Sequence[Rule[Loaded]] = (
     Rule(
         "model",
@@ -363,7 +363,7 @@ ABOUT = (
 )
 #: The components that a reason may name.
 NAMED = ("algorithm", "dataset", "partition", "sampler", "privacy", "conditions")
-#: What the page calls what a rule has by name.
+#: How the page calls what a message names.
 IN_GENERAL = {
     "algorithm": "the method",
     "dataset": "the data set",
@@ -402,7 +402,7 @@ def page(methods: Sequence[Algorithm]) -> Iterator[str]:
     """The lines of docs/compatibility.md.
 
     Args:
-        methods: which may be listed, each with its default options.
+        methods: the methods that may be listed, with default options.
     """
     yield "# What goes with what"
     yield ""

@@ -1,4 +1,4 @@
-"""What the signatures and docstrings of classes say of their options, for --help and docs/command_line.md."""
+"""The options of classes, from their signatures and docstrings, for --help and docs/command_line.md."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""jsonargparse's messages, which are trees of several lines, as one line that names the option and what it must be.
+"""Turns jsonargparse's messages of several lines into one line: the option, its value, and what it must be.
 
-Each reader below knows one kind of message.
+Each case below handles one kind of message.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fedmpi.options import shown
 
 
 def failed_import(error: BaseException | None) -> str | None:
-    """File, line and message of the exception that an import ended with, if that is behind `error`."""
+    """File, line and message of the exception in an import, if that is the cause of `error`."""
     while error is not None:
         text = f"{type(error).__name__}: {flat(str(error.args[0] if error.args else ''))}"
         if isinstance(error, SyntaxError):
@@ -33,13 +33,13 @@ def failed_import(error: BaseException | None) -> str | None:
 
 
 def in_one_line(message: str, parser: jsonargparse.ArgumentParser, arguments: list[str]) -> str:
-    """What jsonargparse says of the arguments, in one line: the option, its value, and what it must be."""
+    """jsonargparse's message in one line: the option, its value, and what it must be."""
     keys = re.findall(r'[Kk]ey "([^"]+)"', message) or re.findall(r"^--(\w+)\.help:", message)
     option = ".".join(keys)
     owner = re.findall(r"class_path '([^']*)'", message)[-1:]
     values = re.findall(r"Got value: (.*)", message)[-1:] or re.findall(r"Given value: (.*)", message) or [""]
     given = _shown(re.sub(r"^NestedArg\(.*val='(.*)'\)$", r"\1", values[0]))
-    # Of an option that takes one of several types, what the innermost one that failed takes.
+    # For an option with several types, the types of the innermost value that failed.
     takes = re.findall(r"Subtypes: \[(.*)\]", message)[-1:]
     is_innermost = "class_path" not in message.rpartition("Subtypes:")[2]
     if found := re.search(r"unrecognized arguments: (\S+)", message):
@@ -92,7 +92,7 @@ def _shown(value: str) -> str:
 
 
 def _without_value(option: str, arguments: list[str]) -> str:
-    """The argument without a value: `option`, as argparse says, or one of the class that it names."""
+    """The argument without a value: `option`, as argparse says, or an option of the class that it names."""
     for position, argument in enumerate(arguments):
         is_last = position + 1 == len(arguments) or arguments[position + 1].startswith("--")
         if is_last and argument.split(".")[0] == option and "=" not in argument:
@@ -101,7 +101,7 @@ def _without_value(option: str, arguments: list[str]) -> str:
 
 
 def unknown_class(option: str, name: str) -> str:
-    """Of an option that takes a class: there is none of this name, or it lacks methods that such classes need."""
+    """The message for an unknown class, or a class that lacks required methods."""
     base = base_of(option)
     for cls in subclasses(base):
         if f"{cls.__module__}.{cls.__qualname__}" == name and inspect.isabstract(cls):
@@ -117,7 +117,7 @@ def _unknown_option(option: str, name: str, owner: list[str], parser: jsonargpar
         full = f"--{option}.{name}" if option else f"--{name}"
         return f"{full}: no such option{_similar_options(full, parser)}"
     if name == "class_path":
-        return f"--{option}: options of a class go under init_args, not beside class_path"
+        return f"--{option}: options of a class must be under init_args, not next to class_path"
     base, short = base_of(option), owner[0].rpartition(".")[2]
     known = {cls.__name__: list(inspect.signature(cls).parameters) for cls in subclasses(base)}
     has, others = known.get(short), [cls for cls, options in known.items() if name in options]
@@ -127,7 +127,8 @@ def _unknown_option(option: str, name: str, owner: list[str], parser: jsonargpar
 
 
 def _similar_options(name: str, parser: jsonargparse.ArgumentParser) -> str:
-    """Options of the same name, wherever they are; else of a similar one; else those that its words describe."""
+    """Options with the same name in any place; else with a similar name; else those whose description has its
+    words."""
     owners = _owners(parser)
     found = _same_name(name, list(owners)) or _similar_name(name, list(owners)) or _described_by(name)
     texts = [f"--{option}{f' ({_few(owners[option])})' if owners[option] else ''}" for option in found[:4]]
@@ -135,14 +136,14 @@ def _similar_options(name: str, parser: jsonargparse.ArgumentParser) -> str:
 
 
 def _same_name(name: str, options: list[str]) -> list[str]:
-    """Those of the same whole name but for dashes, dots and capitals; else those of the same last part."""
+    """Options with the same whole name, ignoring dashes, dots and capitals; else with the same last part."""
     whole, last = _flat_name(name), _flat_name(name.rpartition(".")[2])
     same = [option for option in options if _flat_name(option) == whole]
     return same or [option for option in options if _flat_name(option.rpartition(".")[2]) == last]
 
 
 def _similar_name(name: str, options: list[str]) -> list[str]:
-    """Those with a similar last part, or with its words in it; of the same place if the name has one."""
+    """Options with a similar last part, or that contain its words; in the same place if the name has one."""
     place, _, last = name.lstrip("-").rpartition(".")
     last = _flat_name(last)
     ends = {option: option.rpartition(".")[2] for option in options if not place or option.startswith(f"{place}.")}
@@ -152,7 +153,8 @@ def _similar_name(name: str, options: list[str]) -> list[str]:
 
 
 def _described_by(name: str) -> list[str]:
-    """The experiment's own options with the words of the name in their description: --learning-rate is --local.lr."""
+    """The experiment's own options whose description contains the words of the name: --learning-rate is
+    --local.lr."""
     words = set(_flat_name(name.rpartition(".")[2]).split("_"))
     known = [option for _, options in subjects() for option in options]
     return [option.name for option in known if words <= set(re.findall(r"\w+", option.text.lower()))][:2]
@@ -167,7 +169,7 @@ def _few(names: list[str]) -> str:
 
 
 def _owners(parser: jsonargparse.ArgumentParser) -> dict[str, list[str]]:
-    """The dotted names of all options, but for those that print; of a class's options, which classes have them."""
+    """The dotted names of all options except those that print; for options of classes, the classes that have them."""
     shown = [action for action in parser._actions if action.help != SUPPRESS]
     names = [string.lstrip("-") for action in shown for string in action.option_strings]
     owners: dict[str, list[str]] = {n: [] for n in names if not n.endswith(("help", "print_config"))}

@@ -1,4 +1,4 @@
-"""What becomes of a run: rows in its results file, and lines on the terminal. Rank 0 records, other ranks do not."""
+"""Records a run: rows in its results file, and lines on the terminal. Only rank 0 records."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from fedmpi.training.layout import Layout
 
 
 class Recorder:
-    """Records nothing: what ranks other than rank 0 have, and rank 0 until the results are open.
+    """A recorder that does nothing: for ranks other than rank 0, and for rank 0 until the results are open.
 
     Attributes:
         is_open: whether anything is recorded.
         path: the results file.
-        started: when the run began, before whatever interrupted it.
-        held_out: [held_out, epochs + 1] accuracies that are known so far; None: none.
+        started: when the run first began.
+        held_out: [held_out, epochs + 1] accuracies so far; None: none.
     """
 
     is_open = False
@@ -47,31 +47,31 @@ class Recorder:
     held_out: NDArray[np.float64] | None = None
 
     def begin_stage(self, name: str, rounds: int, done: int) -> None:
-        """A stage begins, or goes on after so many rounds."""
+        """Called when a stage begins, or continues after `done` rounds."""
 
     def add_stage_round(self, name: str, outcome: Outcome) -> None:
-        """A round of a stage is over."""
+        """Called at the end of a round of a stage."""
 
     def begin_rounds(self, rounds: int, done: int) -> None:
-        """The rounds begin, or go on after so many."""
+        """Called when the rounds begin, or continue after `done` rounds."""
 
     def add_round(self, outcome: Outcome) -> None:
-        """A round is over."""
+        """Called at the end of a round."""
 
     def end_rounds(self) -> None:
-        """The rounds of a stage are over."""
+        """Called at the end of a stage's rounds."""
 
     def set_initial(self, loss: float, accuracy: float) -> None:
-        """What the model is on the test samples before the first round."""
+        """Set the evaluation of the initial model."""
 
     def set_held_out(self, accuracy: NDArray[np.float64]) -> None:
-        """What is known of the held-out clients so far."""
+        """Set the results of held-out clients so far."""
 
     def keep(self, name: str, arrays: Mapping[str, NDArray]) -> None:
-        """Arrays become a group of the results, as they are."""
+        """Store arrays as a group of the results."""
 
     def write_if_due(self) -> None:
-        """Write the file if that was not done for long."""
+        """Write the file if the last time was long ago."""
 
     def write(self) -> None:
         """Write the file."""
@@ -80,15 +80,15 @@ class Recorder:
         """Write the file, with this status."""
 
     def sum_up(self) -> None:
-        """Tell on one screen what a run has come to that is finished."""
+        """Print the summary of a finished run."""
 
     def beyond_file(self) -> dict[str, NDArray]:
-        """The rows that the file does not have, for a checkpoint, see `Results.beyond_file`."""
+        """The rows that the file does not have yet, for a checkpoint, see `Results.beyond_file`."""
         return {}
 
 
 class ResultsRecorder(Recorder):
-    """Rank 0's: rows go into the results file, and a line or a bar to the terminal."""
+    """The recorder of rank 0: writes rows to the results file, and lines or a bar to the terminal."""
 
     is_open = True
 
@@ -161,13 +161,13 @@ def open_recorder(
     checkpoints: Checkpoints,
     place: Place | None,
 ) -> Recorder:
-    """What records the run on this rank; rank 0 has written the results for the first time.
+    """The recorder of this rank. Rank 0 has then written the results file for the first time.
 
     Args:
-        config: the settings, as the results file keeps them.
+        config: the settings, as YAML for the results file.
         lock: of the results file.
-        checkpoints: of the run; those of another one, which is replaced, are removed.
-        place: where the run goes on that has left a file; None: it begins.
+        checkpoints: of the run. Those of a replaced run are removed.
+        place: where the run continues; None: it begins.
 
     Raises:
         BadInput: the file cannot be written, or lacks rows; on every rank alike.

@@ -1,6 +1,6 @@
-"""The tree of an experiment's settings, which are checked when it is made, and do not change.
+"""The settings of an experiment. They are checked when it is made, and do not change.
 
-Importing this module is cheap (no torch), because the command line is read from the constructor's signature.
+Importing this module is fast (no torch), because the command line reads the constructor's signature.
 """
 
 import inspect
@@ -32,7 +32,7 @@ from fedmpi.policies.server_optimizers import Replace, ServerOptimizer
 from fedmpi.ranges import NonNegativeInt, PositiveInt, interval
 from fedmpi.training.settings import LocalTraining
 
-#: Exit statuses of a run that `--resume` continues: the job is to be queued again, or somebody wanted it to end.
+#: Exit statuses of a run that `--resume` continues: the job should be queued again, or the user has interrupted it.
 REQUEUE, BY_HAND = 85, 130
 
 
@@ -57,7 +57,7 @@ class Checkpointing(metaclass=Configured):
 
 @dataclass
 class Latest:
-    """What the latest run of an experiment has come to; all that a run changes.
+    """State of the latest run of an experiment: the only part that a run changes.
 
     Attributes:
         output: the results file.
@@ -91,9 +91,9 @@ class Settings(metaclass=Configured):
         rounds: number of communication rounds.
         weighting: weight of a client in a mean. samples: its number of training samples. uniform: 1.
             horvitz_thompson: its share of all samples, divided by the probability that it is drawn and that its
-            update is used. The old global model fills up the weight that is missing in a round, so the expected mean
-            is the mean over all clients that can be reached in the round. null: as in the method's paper, which is
-            samples unless the method says uniform.
+            update is used. The old global model gets the weight that is missing in a round, so the expected mean is
+            the mean over all clients that can be reached in the round. null: as in the method's paper (usually
+            samples).
         local: local training at a client.
         evaluate_every: rounds from one evaluation to the next. The initial and the last model are always evaluated.
             0: no evaluation.
@@ -120,7 +120,7 @@ class Settings(metaclass=Configured):
             round has ended.
 
     Attributes:
-        names_output: whether the name of `output` was made here.
+        names_output: whether `output` was named automatically.
         exit_status: exit status of the program after the run: 0; 85 if the run was interrupted by SIGUSR1 or SIGTERM,
             or by itself shortly before Slurm's time limit; 130 if it was interrupted by SIGINT.
         arguments: the command line's arguments; None: the experiment was made in Python.
@@ -214,7 +214,7 @@ class Settings(metaclass=Configured):
         privacy.check(sampler)
         compatibility.check(compatibility.PRIVATE, self)
         compatibility.check(compatibility.METHODS, self)
-        _ = self.settings  # what cannot be written down is said before anything runs
+        _ = self.settings  # settings that YAML cannot hold are refused before anything runs
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in vars(self):
@@ -223,22 +223,22 @@ class Settings(metaclass=Configured):
 
     @property
     def output(self) -> Path:
-        """The results file; once the experiment runs, the one that this run has made its own."""
+        """The results file; when the experiment runs, the file that the run has locked."""
         return self._latest.output
 
     @property
     def exit_status(self) -> int:
-        """Of the program when the run is over, see `Experiment`."""
+        """Exit status of the program after the run, see `Experiment`."""
         return self._latest.exit_status
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that the constructor takes, as it was completed: what YAML can hold, but for paths."""
+        """All arguments of the constructor, with defaults filled in, as values for YAML (and paths)."""
         return {name: settings_of(getattr(self, name), name) for name in inspect.signature(Settings).parameters}
 
     @property
     def config(self) -> str:
-        """The settings as YAML: what the results file keeps, and what --config reads."""
+        """The settings as YAML, for the results file and --config."""
         return as_yaml(self.settings)
 
 
