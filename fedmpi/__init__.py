@@ -1,8 +1,8 @@
 """Federated learning experiments as MPI jobs: one job, one experiment, one HDF5 file.
 
-Each folder is a room, whose `__init__` says what lives there. Rooms import downwards only: programs (`__main__` and
-`doctor`) > experiment > algorithms > federation > policies, models > training > data, results, mpi > the ground, that
-is, the files beside the rooms. `lint-imports` checks this, by the contracts in pyproject.toml.
+Each folder is a package whose `__init__` describes it. Packages import only from packages below them: programs
+(`__main__` and `doctor`) > experiment > algorithms > federation > policies, models > training > data, results, mpi >
+the small files in this folder. `lint-imports` checks this, by the contracts in pyproject.toml.
 """
 
 import os
@@ -21,7 +21,8 @@ os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 def __getattr__(name: str) -> type:
-    """`Experiment` on first use: it needs NumPy and more, which the other programs of this package do without."""
+    """Import `Experiment` on first use, because it needs NumPy and more, which other programs of this package do
+    not."""
     if name == "Experiment":
         from fedmpi.experiment.experiment import Experiment
 

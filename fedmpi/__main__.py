@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Run the experiment that the command line describes, on every rank, and exit; rank 0 speaks for all."""
+    """Run the experiment that the command line describes, on every rank, and exit. Rank 0 prints for all."""
     outlast()
-    # Nothing of what is imported is ever garbage, and looking through it again and again delays the start.
+    # Imported objects are never garbage, and the garbage collector's repeated search through them delays the start.
     gc.disable()
     status, world = run()
     if world:
@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def run() -> tuple[int, World | None]:
-    """The exit status of the program, when all is done and said, and the ranks; None: there is no MPI."""
+    """Run the program; returns the exit status and the ranks (None: there is no MPI)."""
     world: World | None = None
     try:
         from fedmpi.mpi import whole_job
@@ -48,7 +48,7 @@ def run() -> tuple[int, World | None]:
 
 
 def _run(world: World) -> int:
-    """Read the command line and run; the exit status."""
+    """Read the command line and run; returns the exit status."""
     from fedmpi.experiment.command_line import HelpPrinted, parse
 
     experiment = None

@@ -1,4 +1,4 @@
-"""How a rank waits for others: it sleeps, so that they have the core, and hears of failures in between."""
+"""Waiting for other ranks: a waiting rank sleeps, so that others can use its core, and checks for failures."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Waiting:
 
     Args:
         bell: of this node.
-        failures: raises what is heard of while this rank waits.
-        guard: is told when the others were there.
-        crowd: ranks that share a core, at least 1: they must not keep it from those they wait for by looking too
-            often.
+        failures: raises failures that are reported while this rank waits.
+        guard: is informed when ranks have met.
+        crowd: number of ranks per core, at least 1. If ranks share a core, they check less often, to leave it to the
+            ranks they wait for.
 
     Attributes:
-        seconds: for how long this rank has waited so far.
+        seconds: total time that this rank has waited.
     """
 
     def __init__(self, bell: Bell, failures: Failures, guard: Guard, crowd: float) -> None:
@@ -45,11 +45,13 @@ class Waiting:
         self._busy_until = 0.0
 
     def expect(self, seconds: float) -> None:
-        """Other ranks are busy for about so long: until then, one that waits for them need not look often."""
+        """Announce that other ranks are busy for about this time, so that this rank need not check often until
+        then."""
         self._busy_until = time.perf_counter() + CERTAIN * seconds
 
     def poll(self, is_over: Callable[[], bool]) -> None:
-        """Spin for microseconds, then sleep, ever longer up to 5 ms. For what MPI alone can tell."""
+        """Spin for microseconds, then sleep for increasing times up to 5 ms; for conditions that only MPI can
+        check."""
         with self._counted() as elapsed:
             while not is_over():
                 if elapsed() > SPIN_SECONDS:
@@ -57,7 +59,8 @@ class Waiting:
                     self._nap(elapsed())
 
     def meet(self, is_over: Callable[[], bool], ring: int) -> None:
-        """Sleep until ranks of this node have made something true; whoever has, wakes the others by `ring`."""
+        """Sleep until ranks of this node have made a condition true; the rank that does so wakes the others by
+        `ring`."""
         if is_over():
             self._bell.ring(ring)
             self._guard.passed()
@@ -75,14 +78,14 @@ class Waiting:
                         self._bell.sleep(last, LONGEST_DEAFNESS)
 
     def _nap(self, elapsed: float) -> None:
-        """The longer it has been, the longer; but no look is worthwhile while others are busy for certain."""
+        """The time to sleep: longer after longer waiting, and at least until the others are expected."""
         over = time.perf_counter() - self._busy_until
         nap = -over if over < 0 else max(min(elapsed, over) / 20, self._shortest_sleep)
         time.sleep(min(nap, LONGEST_SLEEP))
 
     @contextmanager
     def _counted(self) -> Iterator[Callable[[], float]]:
-        """Count the time as waiting; gives what tells the seconds since."""
+        """Count the time as waiting; yields a function that returns the seconds so far."""
         started = time.perf_counter()
         yield lambda: time.perf_counter() - started
         self.seconds += time.perf_counter() - started
