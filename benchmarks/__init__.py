@@ -1,1 +1,1 @@
-"""How fast fedmpi is, beside a bare loop that does the same arithmetic: python -m benchmarks --help."""
+"""Speed of fedmpi compared with a bare loop that does the same arithmetic: python -m benchmarks --help."""

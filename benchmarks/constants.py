@@ -204,7 +204,7 @@ def clients(world: World) -> dict[str, Any]:
 def books(world: World, states: StateKeeper, samples: NDArray[np.int64], size: int) -> dict[str, float]:
     """Seconds of drawing, placing, moving states (there are none) and keeping the ledger of a cohort.
 
-    And, beside drawing uniformly, of drawing otherwise.
+    And of other samplers, in addition to uniform drawing.
     """
 
     pool = Pool(samples, samples[:, None], np.arange(len(samples)))

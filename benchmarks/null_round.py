@@ -1,6 +1,6 @@
 """A round in which nothing is trained: mpirun -n 4 python -m benchmarks.null_round.
 
-For each size of a model: broadcast and mean as fedmpi does them, beside plain MPI_Bcast and MPI_Reduce of float32
+For each size of a model: broadcast and mean as fedmpi does them, compared with MPI_Bcast and MPI_Reduce of float32
 vectors of that size, which is less (fedmpi's sums are of 64 bits and exact). Prints one line a size: parameters,
 milliseconds of both. `Idle` is for what the engine does besides.
 """

@@ -135,22 +135,26 @@ def constants_table(machine: Machine, trainings: dict[str, Training]) -> Iterato
         ("total", "add a rank's sum to the node's"),
         ("form", "turn the sum into a mean"),
     ):
-        yield [f"`{name}`: {what}, ns a parameter", *(f"{1e9 * value:.2f}" for value in getattr(machine, name))]
+        yield [f"`{name}`: {what}, ns per parameter", *(f"{1e9 * value:.2f}" for value in getattr(machine, name))]
     blanks = [""] * (len(machine.sizes) - 1)
     for name, what in (
         ("meeting", "of two ranks"),
-        ("poll", "a look at one rank"),
-        ("turn", "a meeting, for each rank more a core"),
-        ("a_round", "the engine, a round"),
-        ("a_block", "the engine, a block of clients"),
-        ("a_member", "bookkeeping, a client of the cohort"),
-        ("a_client", "bookkeeping, any client"),
-        ("a_number", "summing the books, a number and a rank"),
+        ("poll", "checking one rank"),
+        ("turn", "a barrier, for each additional rank per core"),
+        ("a_round", "the engine, per round"),
+        ("a_block", "the engine, per block of clients"),
+        ("a_member", "bookkeeping, per client of the cohort"),
+        ("a_client", "bookkeeping, per client"),
+        ("a_number", "summing the records, per number and rank"),
     ):
         yield [f"`{name}`: {what}", f"{1e6 * getattr(machine, name):.3g} us", *blanks]
-    yield ["`naps`: a meeting, where ranks share cores", f"{machine.naps:.2f} naps", *blanks]
+    yield ["`naps`: a barrier, if ranks share cores", f"{machine.naps:.2f} naps", *blanks]
     for name, training in trainings.items():
-        costs = {"a block": training.a_block, "a step": training.a_step, "a client's step": training.a_clients_step}
+        costs = {
+            "per block": training.a_block,
+            "per step": training.a_step,
+            "per client's step": training.a_clients_step,
+        }
         shown = ", ".join(f"{1e3 * cost:.3g} ms {of}" for of, cost in costs.items() if cost)
         yield [f"training: {SCALING[name].title}, {training.at_once} at once", shown, *blanks]
 
@@ -163,7 +167,7 @@ def meetings_table(machine: Machine, measured: dict[str, Any]) -> Iterator[list[
 
 
 def check_table(machine: Machine, trainings: dict[str, Training], measured: dict[str, Any]) -> Iterator[list[str]]:
-    yield ["workload", "ranks", "a round", "measured", "fastest", "error", "cores' time", "measured", "error"]
+    yield ["workload", "ranks", "predicted", "measured", "fastest", "error", "cores' time", "measured", "error"]
     for name in CHECKED:
         for check in measured["checks"]:
             seconds, busy = predicted(machine, trainings[name], check, name)
@@ -186,7 +190,7 @@ def predicted(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Seconds of the rounds that were measured, and those of all cores together: what one core alone would take.
 
-    Waiting ranks leave their core to others, so meetings are not among the latter.
+    Waiting ranks leave their core to others, so barriers are not among the latter.
     """
     rounds = [
         [
@@ -196,7 +200,7 @@ def predicted(
         for steps in check["rounds"][name]["steps"]
     ]
     seconds = np.array([sum(here.values()) for here, _ in rounds])
-    return seconds, np.array([sum(alone.values()) - alone["meetings"] for _, alone in rounds])
+    return seconds, np.array([sum(alone.values()) - alone["barriers"] for _, alone in rounds])
 
 
 def steps_of(cohort: int, sigma: float) -> NDArray[np.int64]:
@@ -208,7 +212,7 @@ def steps_of(cohort: int, sigma: float) -> NDArray[np.int64]:
 def paper_table(
     machine: Machine, trainings: dict[str, Training], clusters: dict[str, Cluster]
 ) -> Iterator[list[str]]:
-    yield ["workload", "ranks", "network", "a round", "speed-up", *PARTS]
+    yield ["workload", "ranks", "network", "seconds per round", "speed-up", *PARTS]
     for title, name, cohort, sigma in CASES:
         steps, training = steps_of(cohort, sigma), trainings[name]
         for ranks in (1, 17, 64, 256, 1024):
@@ -239,7 +243,7 @@ def books_table(measured: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def start_table(measured: dict[str, Any]) -> Iterator[list[str]]:
-    yield ["clients", "`make_split`", "memory a rank", "of it label counts"]
+    yield ["clients", "`make_split`", "memory per rank", "label counts"]
     for row in measured["clients"]["start"]:
         yield [
             f"{row['clients']:,}",

@@ -10,19 +10,24 @@ import pytest
 
 from tests.support.mpi import REPOSITORY
 
-UNITS = "round|client|node|rank|class|setting|step|seed|epoch|run|column|line|row|second|minute|entry|block|block's"
+UNITS = (
+    "round|client|node|rank|class|setting|step|seed|epoch|run|column|line|row|second|minute|block|method|parameter"
+)
+#: Words between "one" and "a round" that are no unit of a rate: "1 for a client" is not "1 message a client".
+SMALL = "per|for|in|of|if|to|at|with|on|by|from|and|or|as|is|not"
 #: What is not written -> what is written instead.
 PATTERNS = {
-    rf"\b(one|a|an|\d+) (?!per\b)\w+ an? ({UNITS})\b(?! that| of)": "'one message per round'",
+    rf"\b(one|a|an|\d+|fewer|more|many) (?!({SMALL})\b)\w+ an? ({UNITS})\b(?! that| of)": "'one message per round'",
     r"\bbeside\b": "'next to', 'in addition to' or 'compared with'",
     r"\banew\b": "'again'",
     r"\bnewcomers?\b": "'held-out clients'",
-    r"\bthe books\b": "'the counts' or 'the measurements'",
+    r"\bthe books\b": "'bookkeeping' or 'the measurements'",
     r"\b(is|are) not there\b": "'does not exist' or 'is missing'",
     r"\bgo(es)? on\b": "'continue'",
     r"\bat the (most|least)\b": "'at most', 'at least'",
-    r"\b(is|are) told\b": "'prints' or 'is given'",
-    r"\bwhoever\b": "the one who is meant",
+    r"\b(is|are) told\b": "'prints' or 'gets'",
+    r"\bwhoever\b": "the rank or client that is meant",
+    r"\bin vain\b": "'wasted'",
 }
 #: Not yet in plain words.
 UNCONVERTED = ("docs/methods/", "docs/tables.md", "fedmpi/results/")
@@ -38,7 +43,7 @@ def _strings() -> Iterator[tuple[str, str]]:
     """The docstrings and messages of the package, by file and line."""
     for path in REPOSITORY.glob("fedmpi/**/*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value.strip():
                 yield f"{path.relative_to(REPOSITORY)}:{node.lineno}", node.value
 
 

@@ -27,7 +27,7 @@ def load_shared(world: World, dataset: Dataset) -> Arrays:
         with world.agreed():
             arrays = arrays or prepared.open_prepared(dataset)
             if arrays is None:
-                reason = "is not there, or not the same as on rank 0's node"
+                reason = "does not exist, or differs from that on rank 0's node"
                 raise BadInput(f"{dataset.folder()} on {world.host} {reason}: copy it, or share it between nodes")
         return arrays
 

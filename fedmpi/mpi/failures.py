@@ -80,7 +80,7 @@ class Failures:
         """Tell the other ranks that rank 0 is ending the job; called before and after it writes results, which may
         take long.
 
-        After the deadline, only ranks that have answered are told, because some MPI libraries end a process that
+        After the deadline, only ranks that have answered get it, because some MPI libraries end a process that
         sends to a rank that no longer exists.
         """
         ranks = self._heard if self._guard.exceeded else range(1, self._size)

@@ -164,7 +164,7 @@ class Ranks:
 
         Raises:
             RanksDiffer: a checksum differs between ranks. It is raised at the next meeting, on at least one rank; the
-                others wait, and are told about its failure.
+                others wait, and learn of its failure.
         """
         assert len(claims) <= CLAIMS
         if self.size == 1:
