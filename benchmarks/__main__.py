@@ -99,7 +99,7 @@ def training(rung: str, repeats: int) -> Iterator[Row]:
 
 
 def balance(rung: str, repeats: int, folder: Path, rounds: int = 10) -> Iterator[Row]:
-    """The longest rank of the rounds after the third, compared with a bound that no placement on equal ranks is below."""
+    """The longest rank of the rounds after the third, compared with a lower bound of any placement on equal ranks."""
     pairs = []
     for _ in range(repeats):
         run = fedmpi(3, f"{TRAINING[rung].options} --rounds {rounds} --evaluate_every 0", folder)

@@ -96,7 +96,7 @@ def test_code(folder: Path) -> None:
     assert go(options, path, "--resume") == 0
     assert_same_bits(results.open(path), results.open(folder / "run.h5"))
     (folder / "late.py").write_text("LATE = False\n")
-    assert "late.py is not what it was" in refusal(options, path), "of a finished run, too"
+    assert "late.py has changed" in refusal(options, path), "of a finished run, too"
     assert go(options, path, "--overwrite") == 0
     known["late.py"] = sha256(folder / "late.py")
     assert json.loads(results.open(path).attributes["user_code"]) == known

@@ -36,13 +36,13 @@ def test_a_summary_tells_virtual_time(tmp_path: Path) -> None:
     """Oracle: 20 rounds of 2.5 virtual seconds, with 7 clients asked, 1 dropped out, 2 late."""
     text = summarize(fedmpi.results.open(finished(tmp_path / "run.h5", clock=True)))
     assert "virtual     50 s; of 140 asked clients 20 dropped out, 40 were late\n" in text
-    assert len(text.splitlines()) < 16
+    assert len(text.splitlines()) < 20
 
 
 def test_a_summary_fits_on_a_screen(tmp_path: Path) -> None:
     text = summarize(fedmpi.results.open(finished(tmp_path / "run.h5")))
     *lines, _ = text.splitlines()
-    assert len(lines) < 16
+    assert len(lines) < 20
     assert max(map(len, lines)) <= 80
 
 
