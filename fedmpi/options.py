@@ -284,11 +284,9 @@ def check_length(path: Path, room: int = 0) -> None:
     for part in path.parts:
         limit = longest if part == path.name else 255
         if (size := len(os.fsencode(part))) > limit:
-            raise BadInput(f"= {shown(path)}: a name of {size} bytes, which must be at most {limit}")
+            raise BadInput(f"= {shown(path)}: a name has {size} bytes, at most {limit} are allowed")
     if whole > LONGEST_PATH:
-        raise BadInput(
-            f"= {shown(path)}: a path of {whole - room} bytes, which must be at most {LONGEST_PATH - room}"
-        )
+        raise BadInput(f"= {shown(path)}: a path has {whole - room} bytes, at most {LONGEST_PATH - room} are allowed")
 
 
 def shown(value: object) -> str:

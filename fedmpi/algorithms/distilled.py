@@ -66,7 +66,7 @@ class Distilled(Algorithm):
     def __post_init__(self) -> None:
         base, name = self.base, type(self.base).__name__
         if not base.averages_models or base.looks_at_models or base.has_stages:
-            raise BadInput(f"= {name}: must be a method that averages its clients' models, and looks at none", "base")
+            raise BadInput(f"= {name}: must be a method whose server only averages its clients' models", "base")
 
     @property
     def trains_at_server(self) -> bool:

@@ -111,7 +111,7 @@ class DistributionFusion(InferredComponents):
         super().__post_init__()
         can_remember = self.is_pooled and self.allocation == "hard"
         self.memory = can_remember if self.memory is None else self.memory
-        allowed = "false, but with mixture population and allocation hard"
+        allowed = "false, except with mixture population and allocation hard"
         require(can_remember or not self.memory, "memory", "true", allowed)
         if self.pi_power is None:
             self.pi_power = 1.0 if self.is_pooled else 0.5

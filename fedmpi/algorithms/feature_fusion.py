@@ -93,7 +93,7 @@ class FeatureFusion(FedAvg):
         augments = fed.local.augmentation != "none"
         self.caches = not augments and needed <= self.cache_mb
         if not self.caches:
-            reason = "samples are augmented" if augments else f"all would take up to {needed:.0f} MB a rank"
+            reason = "samples are augmented" if augments else f"they would take up to {needed:.0f} MB per rank"
             fed.say(f"features of the global extractor are computed in every step, because {reason}")
 
     def train(self, fed: Federation, block: Block, start: Tensor, received: Tensor, phase: Phase = WHOLE) -> Trained:

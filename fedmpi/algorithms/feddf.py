@@ -66,7 +66,7 @@ class FedDF(Distilled):
         super().__post_init__()
         if self.proxy and self.generator:
             kind = type(self.generator).__name__
-            raise BadInput(f"= {kind}: has nothing to do where there is proxy data", "generator")
+            raise BadInput(f"= {kind}: cannot be combined with proxy data", "generator")
         steps, size, lr, weakening = (500, 128, 0.001, 0.0) if self.proxy else (20, 50, 0.1, 0.001)
         self.generator = None if self.proxy else self.generator or ImageGenerator()
         self.student_steps = steps if self.student_steps is None else self.student_steps

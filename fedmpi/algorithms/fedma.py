@@ -53,7 +53,7 @@ class FedMA(Algorithm):
         super().setup(fed)
         groups = fed.at_clients.unit_groups()
         if not groups:
-            raise BadInput("--model: FedMA needs one with hidden units, between layers of which none is frozen")
+            raise BadInput("--model: FedMA needs one with hidden units between layers that are not frozen")
         self.matching = Matching(fed.layout, groups, layer_by_layer=self.retrain)
         classes = fed.label_counts.shape[1]
         # The class that each number of the outputs speaks for; one more than there are: none.

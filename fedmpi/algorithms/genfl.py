@@ -85,7 +85,7 @@ class GenFL(FedAvg):
     def __post_init__(self) -> None:
         if not isinstance(self.generator, LearningGenerator):
             kind = type(self.generator).__name__
-            raise BadInput(f"= {kind}: must be one that learns from samples, such as CVAE", "generator")
+            raise BadInput(f"= {kind}: must be a generator that learns from samples, such as CVAE", "generator")
         require(
             self.pretrain or self.stop_at_skew is None, "stop_at_skew", self.stop_at_skew, "null without pretrain"
         )

@@ -41,7 +41,7 @@ class IFCA(Clustered):
     share_body: bool = False
 
     def __post_init__(self) -> None:
-        allowed = f"at least 0 and at most 1 / {self.models}, a fair share"
+        allowed = f"at least 0 and at most 1 / {self.models}"
         require(0 <= self.balance <= 1 / self.models, "balance", self.balance, allowed)
 
     @property
@@ -52,7 +52,7 @@ class IFCA(Clustered):
         """The columns that each model has separately, and the columns that all models share."""
         own = layout.segments["head"] if self.share_body else slice(0, layout.size)
         if self.share_body and not 0 < own.stop < layout.parameters:
-            raise BadInput("--model: IFCA needs one with a fully connected layer, and others to share")
+            raise BadInput("--model: IFCA needs one with a fully connected layer, and other layers to share")
         return own, slice(own.stop, layout.size)
 
     def payload(self, layout: Layout) -> tuple[Vectors, Vectors]:

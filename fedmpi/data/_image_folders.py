@@ -132,13 +132,13 @@ def tell(
         which = f"{len(train) + len(test):,} images of {parts.training}, {len(test):,} of them for tests"
     progress(f"ImageFolder: {which}, in {len(names):,} classes: {_first(names)}")
     if deeper := sum(path.parent.parent not in parts.used for path, _ in (*train, *test)):
-        progress(f"ImageFolder: {deeper:,} of the images lie in folders within their class folder")
+        progress(f"ImageFolder: {deeper:,} of the images are in subfolders of their class folder")
     if parts.unused:
-        progress(f"ImageFolder: {parts.unused} is not used, for {parts.test} has the test images")
+        progress(f"ImageFolder: {parts.unused} is not used, because {parts.test} has the test images")
     if passed:
         shown = _first([str(path) for path in passed])
         progress(
-            f"ImageFolder: {len(passed):,} files that are no images, or in no class folder, are not used: {shown}"
+            f"ImageFolder: {len(passed):,} files that are not images, or not in a class folder, are not used: {shown}"
         )
 
 

@@ -136,7 +136,7 @@ def _problems(dataset: Dataset, arrays: Arrays) -> Iterator[str]:
             if not isinstance(array, np.ndarray):
                 yield f"{name} is a {type(array).__name__}: it must be a NumPy array"
         if x.ndim < 2 or len(x) == 0:
-            yield f"{part}_x has shape {x.shape}: it must be [samples, ...], with one sample at least"
+            yield f"{part}_x has shape {x.shape}: it must be [samples, ...], with at least one sample"
         if x.dtype not in (np.uint8, np.float32, np.int32, np.int64):
             yield f"{part}_x is {x.dtype}: images are uint8, features float32, tokens int32 or int64"
         if x.dtype == np.uint8 and x.ndim != 4:

@@ -199,7 +199,7 @@ def _decode(
         for done in pool.map(fill, range(0, len(files), PIECE)):
             if monotonic() - said > QUIET_SECONDS:
                 said = monotonic()
-                progress(f"{done:,} of {len(files):,} images are decoded")
+                progress(f"{done:,} of {len(files):,} images decoded")
     return images.transpose(0, 3, 1, 2), np.array([label for _, label in files], np.int64)
 
 

@@ -65,7 +65,8 @@ class _Leaf(Dataset):
                 f" with the files that LEAF's data/{self.part}/preprocess.sh makes"
             )
         if others := len(visible(self.folder() / part)) - len(files):
-            progress(f"{type(self).__name__}: {self.folder() / part} has {others} more, not named .json: not used")
+            unused = "files (not named .json) are not used" if others > 1 else "file (not named .json) is not used"
+            progress(f"{type(self).__name__}: {self.folder() / part}: {others} other {unused}")
         pieces = []
         for path in files:
             progress(f"{type(self).__name__}: decoding {path}")

@@ -92,7 +92,7 @@ def load(dataset: Dataset, progress: Progress) -> Arrays:
         except UnreadableArrays as error:
             if not _has_sources(dataset):
                 raise
-            progress(f"{error}; until then the arrays are decoded into memory, for this job alone")
+            progress(f"{error}; until then the arrays are decoded into memory, for this job only")
             return Arrays.of_stored(_decode(dataset, progress))
         return _prepare(dataset, progress)
 
@@ -142,7 +142,7 @@ def folders_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     """
     real = os.path.realpath(folder)
     if real in above:
-        raise BadInput(f"{folder} leads back to {real}, which it lies in: remove the link")
+        raise BadInput(f"{folder} is a link to {real}, which contains it: remove the link")
     yield folder
     for entry in visible(folder):
         if entry.is_dir():
@@ -287,7 +287,7 @@ def _prepare(dataset: Dataset, progress: Progress) -> Arrays:
         _write(dataset, folder, stored, sources)
     except (OSError, UnreadableArrays) as error:
         reason = (error.strerror if isinstance(error, OSError) else "") or error
-        progress(f"{folder} cannot be written ({reason}): the arrays stay in memory, for this job alone")
+        progress(f"{folder} cannot be written ({reason}): the arrays stay in memory, for this job only")
         return arrays
     progress(f"{type(dataset).__name__}: prepared arrays are in {folder / FOLDER}")
     return open_prepared(dataset) or arrays

@@ -130,7 +130,7 @@ def _rows(path: Path, progress: Progress, labels: dict[str, int] = _LABELS) -> I
                     reason = f"line {reader.line_num} has {len(row)} columns, not {_COLUMNS}, separated by commas"
                     raise damaged(path, reason)
                 if reader.line_num == 1 and _is_header(row):
-                    progress(f"Sentiment140: the first line of {path} names columns, and is no tweet")
+                    progress(f"Sentiment140: the first line of {path} holds names of columns, and is skipped")
                     continue
                 if row[0] not in labels:
                     raise damaged(path, f"line {reader.line_num} has label {row[0][:20]}, not {' or '.join(labels)}")
@@ -143,7 +143,7 @@ def _rows(path: Path, progress: Progress, labels: dict[str, int] = _LABELS) -> I
     if number == 0:
         raise damaged(path, "it is empty")
     if is_cut:
-        raise damaged(path, "its last line is cut")
+        raise damaged(path, "its last line is incomplete")
 
 
 def _form(path: Path) -> tuple[str, bool]:

@@ -107,7 +107,7 @@ class Lock:
         try:
             os.utime(self._record)
         except FileNotFoundError:
-            reason = "is gone: another run has taken the results file over, or somebody has removed the lock"
+            reason = "does not exist any more: another run has taken the results file over, or the lock was removed"
             raise LockLost(f"{self._record.parent}: {reason}") from None
 
     def release(self) -> None:
@@ -145,7 +145,7 @@ def claim(given: Path, lock: Lock, is_made_up: bool = False, replaces: bool = Fa
             check_writable(output, overwrite=True)
             checkpoint = checkpoint_beside(output)
             if other := kind(checkpoint):
-                raise BadInput(f"{output}: {checkpoint}, where its checkpoint belongs, is {other}")
+                raise BadInput(f"{output}: {checkpoint}, the place of its checkpoint, is {other}")
             gone = lock.take(output)
         except InUse as error:
             if is_made_up:
@@ -196,7 +196,7 @@ def _put(made: Path, lock: Path, name: str, output: Path) -> Owner | None:
         if found is None:
             time.sleep(PAUSE)
         gone = found or gone
-    raise InUse(f"{output}: is in use by other runs, one after the other")
+    raise InUse(f"{output}: is in use by other runs")
 
 
 def _evict(lock: Path, mine: Path, output: Path) -> Owner | None:
@@ -225,7 +225,7 @@ def _evict(lock: Path, mine: Path, output: Path) -> Owner | None:
         silence = mine.stat().st_mtime - beat
         owner = Owner.parse(text)
         if not owner.is_gone(silence):
-            heard = f", last heard of {max(silence, 0):.0f} s ago (gone after {SILENCE:.0f} s)"
+            heard = f", last sign of life {max(silence, 0):.0f} s ago (taken over after {SILENCE:.0f} s)"
             raise InUse(f"{output}: is in use by {owner}{'' if owner.is_near else heard}; its lock is {lock}")
         record.unlink(missing_ok=True)
         gone = owner

@@ -25,7 +25,7 @@ def rebuild(run: Run, which: int | str | None) -> Network:
     """See `Run.network`."""
     about = run.inputs
     if "shape" not in about:
-        raise BadInput(f"{run.path}: does not say what its network takes (a run of an earlier version, perhaps)")
+        raise BadInput(f"{run.path}: has no information about its network's inputs (perhaps from an earlier version)")
     weights = _weights(run, which)
     try:
         network = _build(run, about)
@@ -88,7 +88,7 @@ def _fill(network: nn.Module, tensors: Mapping[str, NDArray[Any]]) -> None:
             there = tuple(own[name].shape) if name in own else "not there"
             raise ValueError(f"{name} is {there}, and was {values.shape}: its class has changed since the run")
     if missing := [name for name in parameters if name not in tensors]:
-        raise ValueError(f"{', '.join(missing[:3])} was not there: its class has changed since the run")
+        raise ValueError(f"{', '.join(missing[:3])} did not exist: its class has changed since the run")
     with torch.no_grad():
         for name, values in tensors.items():
             own[name].copy_(torch.tensor(values))

@@ -227,7 +227,7 @@ def _after_more_rounds(experiment: Settings, assembled: Assembled) -> dict[str, 
     engine, algorithm, local = assembled.engine, experiment.algorithm, experiment.local
 
     def missing() -> str:
-        spent = [] if isinstance(experiment.privacy, NoPrivacy) else ["what was spent of privacy"]
+        spent = [] if isinstance(experiment.privacy, NoPrivacy) else ["the privacy budget spent so far"]
         return "\n".join([*missing_in_results(SavedFederation("rounds", engine, algorithm)), *spent])
 
     def depends_on_rounds() -> str | None:

@@ -34,7 +34,7 @@ def missing_in_results(saved: SavedFederation) -> list[str]:
         owner = type(part.server_optimizer if optimizer else part).__name__
         if name != "server/0/weights":
             missing.append(f"the server's {attribute.replace('_', ' ')} ({owner})")
-    missing += [f"what clients keep as {name} ({type(algorithm).__name__})" for name in engine.states.states]
+    missing += [f"the clients' {name} ({type(algorithm).__name__})" for name in engine.states.states]
     return missing
 
 
@@ -90,7 +90,9 @@ def find(output: Path, rounds: int, config: str, checkpoints: Checkpoints) -> Pl
     archive = checkpoints.open()
     about = archive.about
     if (about["started"], about["version"]) != (run.attributes["started"], __version__):
-        raise BadInput(f"--resume: {archive.path} is of another run than {output}, or of fedmpi {about['version']}")
+        raise BadInput(
+            f"--resume: {archive.path} belongs to another run than {output}, or to fedmpi {about['version']}"
+        )
     place = Place(about["started"], about["round"], about["stage"])
     say(f"{output}: resuming after {place}")
     return place
@@ -113,7 +115,9 @@ def _check_rounds(run: Run, rounds: int) -> None:
     """Raise BadInput if rounds are added to a run that depends on their number."""
     planned, reasons = run.settings.get("rounds", rounds), str(run.attributes.get("depends_on_rounds", ""))
     if rounds > planned and reasons:
-        raise BadInput(f"= {rounds}: must be {planned}, on which the run depends ({reasons})", "--rounds")
+        raise BadInput(
+            f"= {rounds}: must be {planned}, because the run depends on the number of rounds ({reasons})", "--rounds"
+        )
 
 
 def _after_the_end(run: Run, done: int, rounds: int) -> Place:

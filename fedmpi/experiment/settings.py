@@ -218,7 +218,7 @@ class Settings(metaclass=Configured):
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in vars(self):
-            raise AttributeError(f"{name} is set already: an experiment does not change, make another one")
+            raise AttributeError(f"{name} cannot be changed: make another experiment")
         super().__setattr__(name, value)
 
     @property

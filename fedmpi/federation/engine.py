@@ -118,7 +118,9 @@ class Engine:
                 and value.device.type == "cpu"
                 and context.world.lent(value.detach().numpy())
             ):
-                raise RuntimeError(f"{name} is kept beyond the round in which it was broadcast: keep its clone()")
+                raise RuntimeError(
+                    f"{name} is a broadcast vector, which is valid only in its round: keep its clone()"
+                )
         with context.doing("ending the round"):
             context.be_idle()
             round.ledger.ask(status, checkpoint)

@@ -296,7 +296,7 @@ class Ledger:
             name, client = self._columns[len(RECORDED) + column], self.cohort.clients[row]
             raise RuntimeError(
                 f"{name} of client {client} was recorded on several ranks: record it where the client is trained,"
-                " or at the server alone (fed.is_server)"
+                " or only at the server (fed.is_server)"
             )
 
     def _check_left(self) -> None:

@@ -94,7 +94,7 @@ def remove_unlisted() -> int:
     if not candidates:
         return 0
     if os.stat("/proc/self/ns/pid").st_ino != ALL_PROCESSES:
-        raise CannotTell("this is a container, from which not all processes are to be seen that may use them")
+        raise CannotTell("in this container not all processes that may use them are visible")
     used: set[tuple[int, int]] = set()
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile

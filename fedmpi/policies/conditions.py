@@ -151,7 +151,7 @@ class Heterogeneous(Conditions):
     def check(self, local: LocalTraining) -> None:
         parts = local.steps or local.epochs
         option = "local.steps" if local.steps else "local.epochs"
-        require(not self.stragglers or parts >= 2, option, parts, "at least 2 where there are stragglers")
+        require(not self.stragglers or parts >= 2, option, parts, "at least 2 with stragglers")
 
     def asked(self, cohort: int) -> int:
         return math.ceil(self.over_select * cohort - 1e-9)  # 1.1 times 10 is a bit more than 11

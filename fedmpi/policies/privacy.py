@@ -95,7 +95,7 @@ class CentralDP(Privacy):
 
     def __post_init__(self) -> None:
         is_right = self.clip < inf or not self.noise_multiplier
-        require(is_right, "clip", self.clip, "finite, for noise in proportion to it")
+        require(is_right, "clip", self.clip, "finite, because the noise is proportional to it")
 
     def noise(self, size: int, cohort: int, seed: int, round: int, number: int) -> NDArray[np.float32] | None:
         if not self.noise_multiplier:

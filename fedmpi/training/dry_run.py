@@ -31,7 +31,7 @@ def materialise(network: nn.Module, example: Tensor) -> None:
                 network.eval()(example)
         except Exception as error:  # whatever the network raises
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise BadInput(f"has lazy layers, and cannot be run to learn their shapes ({reason})") from error
+            raise BadInput(f"has lazy layers, whose shapes cannot be found by running it ({reason})") from error
         network.train()
 
 

@@ -192,7 +192,7 @@ class _Tracer(TorchFunctionMode):
         if name in _TIE:
             if any(x.numel() > 1 and id(x) not in self._units for x in given):
                 raise BadInput(
-                    f"--model: the network uses {name} with a tensor of its own, which gives units a place"
+                    f"--model: the network uses {name} with a constant tensor, so units cannot be permuted"
                 )
             for other in taken[1:]:
                 self._tie(units, self._of(other, name))
@@ -310,7 +310,7 @@ class _Tracer(TorchFunctionMode):
         """Selection of samples, as packed sequences are sorted by length."""
         if id(x) in self._units:
             if dim % x.dim() == _feature_dim(x):
-                raise BadInput("--model: the network selects some of its features by their number")
+                raise BadInput("--model: the network selects features by index")
             self.follow(result, self._units[id(x)])
 
     def _after_unbind(self, result: Sequence[Tensor], x: Tensor, dim: int = 0) -> None:

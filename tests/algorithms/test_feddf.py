@@ -166,5 +166,5 @@ def test_texts_have_proxies_too(tmp_path: Path) -> None:
 
 def test_both_at_once() -> None:
     """Oracle: the message."""
-    with pytest.raises(BadInput, match="generator = ImageGenerator: has nothing to do where there is proxy data"):
+    with pytest.raises(BadInput, match="generator = ImageGenerator: cannot be combined with proxy data"):
         FedDF(Digits(), ImageGenerator())

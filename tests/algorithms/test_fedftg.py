@@ -297,7 +297,7 @@ class Flat(Dataset):
         (
             FedFTG(),
             {"dataset": Words(), "model": Reader(embedding=4, hidden=4)},
-            "--algorithm.generator = ImageGenerator: makes no text, of which the data set is",
+            "--algorithm.generator = ImageGenerator: cannot make text, and the data set is text",
         ),
         (FedFTG(), {"compression": Int8()}, "compression = Int8: FedFTG's server uses the models of single clients"),
         (FedFTG(), {"attack": LabelFlip()}, "attack = LabelFlip: FedFTG's server uses the models of single clients"),

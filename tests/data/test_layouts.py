@@ -103,8 +103,8 @@ def test_strays_and_deeper_folders(tmp_path: Path) -> None:
     assert again.checksum == clean.checksum
     assert lines[1:-1] == [
         f"ImageFolder: 20 images of {tmp_path}, 4 of them for tests, in 2 classes: a, b",
-        "ImageFolder: 2 of the images lie in folders within their class folder",
-        "ImageFolder: 4 files that are no images, or in no class folder, are not used: "
+        "ImageFolder: 2 of the images are in subfolders of their class folder",
+        "ImageFolder: 4 files that are not images, or not in a class folder, are not used: "
         + ", ".join(str(tmp_path / name) for name in ("README.txt", "of no class.png", "a/labels.csv"))
         + f", {deeper / 'notes'}",
     ]
@@ -123,7 +123,7 @@ def test_links(tmp_path: Path) -> None:
         (root / label).symlink_to(tmp_path / "elsewhere" / label)
     assert len(load(root).train_y) == 8
     (tmp_path / "elsewhere" / "a" / "round").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(BadInput, match=r"round/a leads back to .*elsewhere/a, which it lies in: remove the link"):
+    with pytest.raises(BadInput, match=r"round/a is a link to .*elsewhere/a, which contains it: remove the link"):
         load(root)
 
 

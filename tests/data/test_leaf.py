@@ -124,7 +124,7 @@ def test_strays_beside_the_files(root: Path) -> None:
     assert len(said) == 3
     (root / "femnist/train/all_data_2_train_9.json.gz").write_text("x")
     assert FEMNIST(root).read(said.append).checksum == clean
-    assert said[3] == f"FEMNIST: {root / 'femnist/train'} has 1 more, not named .json: not used"
+    assert said[3] == f"FEMNIST: {root / 'femnist/train'}: 1 other file (not named .json) is not used"
 
 
 def test_what_leaf_makes_is_not_fetched(tmp_path: Path) -> None:

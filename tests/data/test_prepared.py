@@ -326,7 +326,7 @@ def test_arrays_that_may_not_be_read(toy: Toy, lines: list[str]) -> None:
         owner = folder.owner()
         assert notice == (
             f"{blocked} cannot be read (Permission denied): have {owner} allow it (chmod -R a+rX {folder});"
-            " until then the arrays are decoded into memory, for this job alone"
+            " until then the arrays are decoded into memory, for this job only"
         )
         assert decoding == "decoding"
         assert found == f"False {made.checksum}"
@@ -341,7 +341,7 @@ def test_arrays_that_may_not_be_read(toy: Toy, lines: list[str]) -> None:
         undo()
     shutil.rmtree(toy.folder())
     decoding, notice, found = unprivileged("-c", LOAD, toy.root, "Overtaken").splitlines()
-    assert notice.endswith("the arrays stay in memory, for this job alone")
+    assert notice.endswith("the arrays stay in memory, for this job only")
     assert found == f"False {made.checksum}"
     assert [path.name for path in folder.iterdir()] == ["manifest.json"], "what is another's is left alone"
 

@@ -412,12 +412,12 @@ REFUSED = {
     "--partition.over.permutations = -1: must be at least 0",
     "--algorithm FedFTG --algorithm.base FedProx --algorithm.base.mu -1": "--algorithm.base.mu = -1.0: must be at"
     " least 0",
-    "--algorithm FedFTG --algorithm.base IFCA": "--algorithm.base = IFCA: must be a method that averages its clients'"
-    " models, and looks at none",
+    "--algorithm FedFTG --algorithm.base IFCA": "--algorithm.base = IFCA: must be a method whose server only averages"
+    " its clients' models",
     "--algorithm FedFTG --algorithm.generator ImageGenerator --algorithm.generator.noise 0": ""
     "--algorithm.generator.noise = 0: must be at least 1",
     "--algorithm FedDF --algorithm.proxy MNIST --algorithm.generator ImageGenerator": "--algorithm.generator"
-    " = ImageGenerator: has nothing to do where there is proxy data",
+    " = ImageGenerator: cannot be combined with proxy data",
     "--algorithm FedFTG --compression TopK": "--compression = TopK: FedFTG's server uses the models"
     " of single clients",
     "--algorithm FedFTG --attack SignFlip": "--attack = SignFlip: FedFTG's server uses the models of single clients",
@@ -444,9 +444,9 @@ REFUSED = {
     "--conditions Heterogeneous --conditions.speed_spread -1": "--conditions.speed_spread = -1.0: must be between 0"
     " and 10",
     "--conditions Heterogeneous --conditions.stragglers 0.5 --local.epochs 1": "--local.epochs = 1: must be at least"
-    " 2 where there are stragglers",
+    " 2 with stragglers",
     "--conditions Heterogeneous --conditions.stragglers 0.5 --local.steps 1": "--local.steps = 1: must be at least 2"
-    " where there are stragglers",
+    " with stragglers",
     # files
     "--sampler FixedList": "--sampler.file: needs a value, fedmpi.policies.FixedList has no default",
     "--sampler FixedList --sampler.file no.txt": "--sampler.file = no.txt: No such file or directory",

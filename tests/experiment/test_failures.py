@@ -246,4 +246,4 @@ def test_keeping_a_broadcast_vector(tmp_path: Path) -> None:
     options = f"--algorithm methods.Keeping --model LogisticRegression --rounds 2 --output {tmp_path / 'run.h5'}"
     result = fedmpi(2, *options.split(), PYTHONPATH=f"{REPOSITORY}:{PROGRAMS}")
     assert result.returncode == 1
-    assert "previous is kept beyond the round in which it was broadcast: keep its clone()" in result.stderr
+    assert "previous is a broadcast vector, which is valid only in its round: keep its clone()" in result.stderr

@@ -144,7 +144,7 @@ def test_silence_is_by_the_file_systems_clock(ahead: float, tmp_path: Path, monk
     """Whatever that of this node says."""
     touch, record = os.utime, leave(tmp_path / "run.h5", replace(ELSEWHERE, job="12"), SILENCE - 10 - ahead)
     monkeypatch.setattr(ownership.os, "utime", lambda path: touch(path, times=(time.time() + ahead,) * 2))
-    said = rf"run.h5: is in use by process {ME.pid} on another \(Slurm job 12\) since .*, last heard of 590 s ago"
+    said = rf"run.h5: is in use by process {ME.pid} on another \(Slurm job 12\) since .*, last sign of life 590 s ago"
     with pytest.raises(InUse, match=said):
         take(tmp_path / "run.h5")
     touch(record, times=(time.time() + ahead - SILENCE - 1,) * 2)
@@ -268,7 +268,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
                     go(OPTIONS, path, how)
                 assert str(caught.value) == f"--output = {path}: {said}"
     pipe.rename(checkpoint_beside(tmp_path / "run.h5"))
-    with pytest.raises(BadInput, match=r"run.h5.checkpoint, where its checkpoint belongs, is a pipe$"):
+    with pytest.raises(BadInput, match=r"run.h5.checkpoint, the place of its checkpoint, is a pipe$"):
         go(OPTIONS, tmp_path / "run.h5")
     left = {path.name for path in tmp_path.iterdir() if path != device}
     assert left == {"run.h5.checkpoint", "loop", "to_pipe", "socket"}

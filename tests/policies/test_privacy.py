@@ -210,7 +210,7 @@ def test_the_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("options", "message"),
     [
         ("--privacy.clip 0", "--privacy.clip = 0.0: must be above 0"),
-        ("--privacy.clip .inf", "--privacy.clip = inf: must be finite, for noise in proportion to it"),
+        ("--privacy.clip .inf", "--privacy.clip = inf: must be finite, because the noise is proportional to it"),
         ("--privacy.noise_multiplier -1", "--privacy.noise_multiplier = -1.0: must be at least 0"),
         ("--privacy.delta 1", "--privacy.delta = 1.0: must be above 0 and below 1"),
         ("--weighting samples", "--weighting = samples: must be uniform with CentralDP (add --weighting uniform)"),

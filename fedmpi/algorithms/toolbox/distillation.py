@@ -62,7 +62,7 @@ class Synthesizer:
     def __init__(self, fed: Federation, generator: Generator, weight_decay: float = 0.0) -> None:
         name = type(generator).__name__
         if fed.is_text:
-            raise BadInput(f"= {name}: makes no text, of which the data set is", "generator")
+            raise BadInput(f"= {name}: cannot make text, and the data set is text", "generator")
         self._fed = fed
         self._make = partial(generator.build, fed.shape, fed.classes)
         network = fed.at_server.build(self._make, "generator")

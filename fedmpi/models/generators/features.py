@@ -34,7 +34,7 @@ class FeatureGenerator(Generator):
         from fedmpi.models.generators._conditioned import Conditioned
 
         if len(shape) != 1:
-            raise BadInput(f"= {type(self).__name__}: makes no samples of shape {shape}, but features", "generator")
+            raise BadInput(f"= {type(self).__name__}: makes features, not samples of shape {shape}", "generator")
         of_noise: nn.Module = nn.Identity()
         of_label: nn.Module = nn.Identity()
         width = self.noise + classes
