@@ -15,14 +15,13 @@ __all__ = ["Experiment"]
 if TYPE_CHECKING:
     from fedmpi.experiment.experiment import Experiment
 
-# Intel's matrix library otherwise chooses code by the alignment of its operands, so that a client's last bits would
-# depend on where in memory it was trained. Read when PyTorch computes for the first time, hence set here.
+# Otherwise Intel's matrix library chooses code by the alignment of its operands, so a client's last bits would depend
+# on its place in memory. The variable is read at PyTorch's first computation, so it is set here.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 def __getattr__(name: str) -> type:
-    """Import `Experiment` on first use, because it needs NumPy and more, which other programs of this package do
-    not."""
+    """Import `Experiment` on first use, because it needs NumPy and more, unlike other programs here."""
     if name == "Experiment":
         from fedmpi.experiment.experiment import Experiment
 

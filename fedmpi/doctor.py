@@ -30,14 +30,14 @@ from fedmpi.streams import outlast
 if TYPE_CHECKING:
     from fedmpi.mpi.world import World
 
-#: Of the model that is sent to and fro.
+#: Parameters of the model that is exchanged.
 PARAMETERS = 1_000_000
 REPETITIONS = 5
-#: What MPI libraries take of /dev/shm for a rank; with less MPICH crashes.
+#: Memory in /dev/shm that MPI libraries need per rank. With less, MPICH crashes.
 SHARED_MEMORY_A_RANK = 8 << 20
-#: Before the time limit and on the disk: with less not even a small experiment gets anywhere.
+#: Minimum time before the time limit, and free space on the disk, for a small experiment.
 LEAST_SECONDS, LEAST_DISK = 600, 100 << 20
-#: How launchers tell a process how many they have started, and its number.
+#: Environment variables of launchers: number of processes, and number of this process.
 LAUNCHERS = (
     ("PMI_SIZE", "PMI_RANK"),
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
@@ -186,7 +186,7 @@ def _problems_of_node(name: str, ranks: Sequence[Rank], threads: int) -> Iterato
     trainers = [rank for rank in ranks if rank.trains]
     on_cpu = [rank for rank in trainers if rank.device == "cpu"]
     for cores in sorted({tuple(rank.cores) for rank in on_cpu}, key=len):
-        # A rank that may run on no other cores than these.
+        # A rank that may only use these cores.
         crowd = sum(set(rank.cores) <= set(cores) for rank in on_cpu)
         if crowd * threads > len(cores):
             yield (

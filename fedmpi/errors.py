@@ -51,8 +51,7 @@ def named(component: object) -> str:
 
 @contextmanager
 def option_of(place: str) -> Iterator[None]:
-    """Complete the option's name in bad input: within `option_of("partition")`, `classes` becomes
-    --partition.classes."""
+    """Complete options in bad input: within `option_of("partition")`, `classes` becomes --partition.classes."""
     try:
         yield
     except BadInput as error:

@@ -303,8 +303,10 @@ def printable(text: str) -> str:
 
 
 def kinds(cls: type) -> dict[str, tuple[str, str]]:
-    """Type and range of each option of a class, in words. The range is empty if all values of the type are
-    allowed."""
+    """Type and range of each option of a class, in words.
+
+    The range is empty if all values of the type are allowed.
+    """
     return {name: (_words(hint), _range(hint)) for name, hint in _hints(_constructor(cls)).items()}
 
 

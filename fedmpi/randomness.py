@@ -121,8 +121,7 @@ def globals_kept() -> Iterator[None]:
 
 
 def apart(steps: Generator[T, None, None]) -> Iterator[T]:
-    """Iterate over a generator, which runs with `globals_kept`: the caller's random state is restored after each
-    step."""
+    """Iterate over a generator under `globals_kept`: the caller's random state is restored after each step."""
     with closing(steps):
         while True:
             with globals_kept():

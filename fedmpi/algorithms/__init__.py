@@ -1,5 +1,6 @@
-"""The federated methods, one file per method. A class in this folder that derives from `Algorithm` can be named at
-once.
+"""The federated methods, one file per method.
+
+A class in this folder that derives from `Algorithm` can be named at once.
 
 May import from federation and all packages below it; experiment imports from here.
 """
@@ -72,4 +73,4 @@ __all__ = [
     "TrimmedMean",
 ]
 
-import_all(sys.modules[__name__])  # a new file in this folder needs no line above to be known by name
+import_all(sys.modules[__name__])  # a new file in this folder can be named without a line above

@@ -46,27 +46,27 @@ class Algorithm(metaclass=Configured):
 
     #: Names of the attributes that hold the server's state.
     server_state: tuple[str, ...] = ("weights",)
-    #: Whether `direction` treats each parameter by itself, so that it may be asked for some of them at a time, with
-    #: the block's rows of length d cut alike. It then runs while the gradient is still in the processor's cache.
+    #: Whether `direction` is elementwise. It is then called for parts of the parameters (with the block's rows of
+    #: length d cut in the same way), while the gradient is still in the processor's cache.
     direction_is_elementwise: bool = False
-    #: Whether the global model is moved by `server_step`, and so by any `--server_optimizer`.
+    #: Whether the global model is updated by `server_step`, so that `--server_optimizer` applies.
     takes_server_optimizer: bool = False
-    #: Whether clients send changes of a common model to means, so that any `--compression` applies to them.
+    #: Whether clients send changes of a common model to means, so that `--compression` applies.
     takes_compression: bool = True
-    #: Whether all that leaves a client in a round is one vector of changes, for one mean: what `--privacy` bounds.
+    #: Whether a client sends only one vector of changes per round, for one mean, so that `--privacy` can bound it.
     takes_privacy: bool = False
-    #: Default of `--weighting`: what the paper uses.
+    #: Default of `--weighting`, as in the paper.
     weighting: Weighting = "samples"
-    #: True if a client may count at most once per round; excludes samplers with replacement.
+    #: Whether a client may count only once per round, which excludes samplers with replacement.
     counts_clients_once: bool = False
     #: Whether the server uses the models of single clients, in addition to means.
     looks_at_models: bool = False
-    #: Whether a client's part in a round is one model, that of its one `Federation.train` (not counting those in a
-    #: `Phase` with a name), so that `--evaluate_means` can average these models.
+    #: Whether a client trains one model per round, by one call of `Federation.train` (not counting a `Phase` with a
+    #: name), so that `--evaluate_means` can average these models.
     averages_models: bool = False
-    #: Whether the method makes sense of an update that is only a part of the local training; else it is dropped.
+    #: Whether the method uses updates from a part of the local training; else they are dropped.
     accepts_partial_work: bool = False
-    #: Numbers a client that the method records with `Federation.record`; columns of /clients.
+    #: Names of the values per client that the method records with `Federation.record`; columns of /clients.
     client_metrics: tuple[str, ...] = ()
 
     weights: Tensor

@@ -14,7 +14,7 @@ class Centralized(FedAvg):
     CPUs, start few ranks and give them --threads.
     """
 
-    averages_models = takes_compression = takes_privacy = False  # there is one model, in one place
+    averages_models = takes_compression = takes_privacy = False  # there is only one model
 
     @property
     def pools_clients(self) -> bool:

@@ -68,8 +68,7 @@ class CFL(Clustered):
         fed.report_clusters(self.assignment, models)
 
     def split(self, fed: Federation, clients: NDArray[np.int64], mass: NDArray[np.int64], products: NDArray) -> None:
-        """Split the clusters that meet the conditions, by the inner products [k, k] of the updates of these clients
-        [k]."""
+        """Split clusters that meet the conditions, by the inner products [k, k] of these clients' updates [k]."""
         assignment = self.assignment.numpy()
         models = len(self.centers)
         for number in range(len(self.centers)):

@@ -46,8 +46,7 @@ class Clustered(Algorithm):
         fed.report_clusters(self.assignment, len(self.centers))
 
     def evaluate(self, fed: Federation) -> None:
-        """Each client's model on the client's test samples (client-matched), and on the whole test set
-        (global-matched)."""
+        """Evaluate each client's model on its test samples (client-matched) and the whole test set (global-matched)."""
         fed.reports.report_matched([fed.evaluate(center) for center in self.centers], self.assignment)
 
 
@@ -68,7 +67,7 @@ class ClusteredOnce(Clustered):
 
     server_state = (*Clustered.server_state, "origin", "prototypes")
 
-    #: Whether clients count alike in the first models of the clusters, however many samples they have.
+    #: Whether clients have equal weights in the first models of the clusters.
     alike_at_first: bool = False
 
     first_round = 1
@@ -185,7 +184,7 @@ class ClusteredOnce(Clustered):
         from dataclasses import replace
 
         trained = slice(0, fed.layout.parameters)
-        # In a phase of its own, whose batches are other ones than those of the training that follows.
+        # In a separate phase, with other batches than the training that follows.
         own = fed.train(block, origin, self, replace(self.phase, name="newcomers ")).weights
         return self.nearest((own - origin)[:, trained], (prototypes - origin)[:, trained])
 

@@ -1,5 +1,4 @@
-"""Base of the methods that extend another method by distillation: after its round, the clients' models teach the
-server's model."""
+"""Base of the methods that extend another one by distillation from the clients' models to the server's."""
 
 from __future__ import annotations
 

@@ -32,8 +32,9 @@ from fedmpi.typing import Cohort, Federation, Layout, Tensor, Vectors
 
 @dataclass(frozen=True)
 class Inferred:
-    """What the server has inferred about the m clients of a round. The other ranks only have `told`, on the meta
-    device.
+    """What the server has inferred about the m clients of a round.
+
+    The other ranks only have `told`, on the meta device.
 
     Attributes:
         told: [m] float32, a number per client. Without memory it is omega, the weight of the client's model. With
@@ -127,9 +128,9 @@ class DistributionFusion(InferredComponents):
 
     def setup(self, fed: Federation) -> None:
         super().setup(fed)
-        if self.memory:  # from what a component's clients received to their mean, when it was last there
+        if self.memory:  # last change of each component: mean of its clients' models minus the received model
             self.changes = torch.zeros(self.components, fed.layout.parameters)
-            self.learnt = torch.zeros(self.components, self.read.size)  # of what normalisation layers learn
+            self.learnt = torch.zeros(self.components, self.read.size)  # of the normalisation layers
         if self.is_alone:
             fed.say("the cohort is one client: its model has weight 1, and nothing is inferred")
 
@@ -187,8 +188,9 @@ class DistributionFusion(InferredComponents):
         return torch.from_numpy(merged[fed.layout.parameters - self.read.columns.start :]).float()
 
     def remember(self, fed: Federation, found: Inferred, cohort: Cohort, means: Tensor, rows: Tensor) -> Tensor:
-        """[P], the next model. Each component enters with its last update, which is new for the components of this
-        round.
+        """[P], the next model.
+
+        Each component enters with its last update, which is new for the components of this round.
 
         Args:
             cohort: the clients of the round; those that are left out have weight 0.
@@ -261,7 +263,7 @@ class DistributionFusion(InferredComponents):
         fusion, which = self.weigh(r, mass, masses)
         shares = np.zeros(self.components)
         shares[alive] = component_shares(masses, self.pi_power)
-        # Those of this round together count what they did before the cap.
+        # Together the components of this round keep the weight that they had before the cap.
         shares[alive[which]] = shares[alive[which]].sum() * (fusion.weights @ r[:, which])
         if judged.twin is not None:
             other, _ = self.weigh(judged.twin[here], mass, judged.masses @ judged.twin)

@@ -18,7 +18,7 @@ from fedmpi.ranges import BelowOne, NonNegativeInt
 from fedmpi.training.block import WHOLE, Phase
 from fedmpi.typing import Batch, Block, Federation, Net, Tensor, Trained
 
-SMOOTHING = 0.9  # of the authors' code; the paper does not state it
+SMOOTHING = 0.9  # from the authors' code; the paper does not state it
 
 
 @with_options
@@ -112,15 +112,14 @@ class FeatureFusion(FedAvg):
         smoothed = mean.clone()
         for columns in self.shares:
             assert self.smoothing is not None
-            # What they were is zero in the first round, as the average of the authors' code is.
+            # The old values are zero in the first round, as in the authors' code.
             smoothed[columns] = (1 - self.smoothing) * mean[columns] + self.smoothing * self.weights[columns]
         self.previous = self.weights
         super().server_step(fed, smoothed)
         fed.log(cached_features=self.caches)
 
     def evaluate(self, fed: Federation) -> None:
-        """Evaluate the global model on the test set, with E_g from the previous round, and with its own extractor as
-        E_g."""
+        """Evaluate the global model on the test set, with E_g from the previous round and with its own extractor."""
         measured = {
             "previous": fed.evaluate(self.weights, self.predict, received=self.previous),
             "self": fed.evaluate(self.weights),

@@ -32,7 +32,7 @@ class FedCluster(Algorithm):
     clusters: PositiveInt = 5
 
     takes_server_optimizer = True
-    takes_compression = False  # for feedback would be kept by the place of a cluster in the round
+    takes_compression = False  # because error feedback would depend on the place of a cluster in the round
     averages_models = True
     client_metrics = ("cluster",)
 

@@ -127,8 +127,7 @@ class FedFTG(Distilled):
             self.synthesizer.descend(loss + self.diversity_weight * diversity_loss(x, order.noise))
 
     def judge(self, order: Order, teacher: Net, client: int, x: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        """For one client: the gradient of its terms [B, ...] with respect to the samples, and its part of the mixture
-        [B, classes]."""
+        """For one client: gradient of its terms in the samples [B, ...], and its part of the mixture [B, classes]."""
         from fedmpi.algorithms.toolbox.distillation import divergence
 
         part, log_p = order.parts[client], functional.log_softmax(teacher(x.requires_grad_()), 1)
@@ -154,8 +153,7 @@ class FedFTG(Distilled):
     def judge_logits(
         self, order: Order, teacher: Net, client: int, x: Tensor, logits: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """For one client: gradients of its terms with respect to the samples [B, ...] and the student's logits [B,
-        classes]."""
+        """For one client: gradients of its terms in the samples [B, ...] and in the student's logits [B, classes]."""
         part, own = order.parts[client], teacher(x.requires_grad_())
         (slope,) = torch.autograd.grad(
             self.class_weight * part.mean() * functional.cross_entropy(own, order.labels), x

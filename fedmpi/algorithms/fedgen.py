@@ -22,7 +22,7 @@ from fedmpi.options import null_for, with_options
 from fedmpi.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, UpToOne, interval
 from fedmpi.typing import Batch, Block, Cohort, Federation, FlatModel, Layout, Net, Tensor, Vectors
 
-#: The least that the weights of the clients' two terms fall to, as in the authors' code.
+#: Minimum of the weights of the clients' two terms, as in the authors' code.
 LEAST = 1e-4
 #: Feature vectors per class that a client generates in a round, and the number of draws from them.
 MADE, DRAWS = 50, 1000
@@ -93,7 +93,7 @@ class FedGen(FedAvg):
         self.generator_weights = drawn.weights[0].cpu().clone()
         self.moments = torch.zeros(2, self.network.layout.parameters)  # Adam's
         self.moves = torch.zeros(1)  # Adam's steps so far
-        self.known = torch.zeros(self.classes)  # 1 for classes that it has been trained on
+        self.known = torch.zeros(self.classes)  # 1 for classes that the generator was trained on
 
     @property
     def networks(self) -> Mapping[str, Layout]:
@@ -161,7 +161,7 @@ class FedGen(FedAvg):
         from fedmpi.training.losses import cross_entropy
 
         features, (alpha, beta) = client["features"], client["strength"]
-        # By the sample's number, so that the draws of a client depend on nobody else; in each round there are others.
+        # By the sample's number, so that a client's draws do not depend on other clients. They differ between rounds.
         label, any_class, own_class = client["draws"][batch.index % DRAWS].unbind(-1)
         logits = self.predict(net, batch, client)
         of_any, of_own = (

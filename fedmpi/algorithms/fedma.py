@@ -56,7 +56,7 @@ class FedMA(Algorithm):
             raise BadInput("--model: FedMA needs one with hidden units between layers that are not frozen")
         self.matching = Matching(fed.layout, groups, layer_by_layer=self.retrain)
         classes = fed.label_counts.shape[1]
-        # The class that each number of the outputs speaks for; one more than there are: none.
+        # The class of each value of the outputs; the number of classes: none.
         self.class_of = np.full(len(self.matching.outputs), classes)
         for entry in fed.layout.entries:
             if entry.segment == "head" and entry.shape[0] == classes:
@@ -104,16 +104,20 @@ class FedMA(Algorithm):
     def mean_of_outputs(
         self, fed: Federation, cohort: Cohort, models: list[tuple[Block, Tensor]], start: Tensor
     ) -> Tensor:
-        """[n], the mean of values outside of layers; the last layer is averaged per class, by the samples of the
-        class."""
+        """[n], the mean of values outside of layers.
+
+        The last layer is averaged per class, by the samples of the class.
+        """
         columns, inclusion = self.matching.outputs, cohort.inclusion
         counted = cohort.mass[:, None] * fed.label_counts[cohort.clients] / np.maximum(cohort.samples, 1)[:, None]
         counted = np.column_stack([counted, cohort.mass])
         totals = counted.sum(0)
         if inclusion:
             totals = inclusion.expected(np.column_stack([fed.label_counts, fed.samples]))
-        shares = counted / np.maximum(totals, 1e-300)  # none of a class that nobody has, which stays as it is
-        # The shares are in the changes already, so all count alike; times their number that is the sum.
+        shares = counted / np.maximum(
+            totals, 1e-300
+        )  # 0 for a class without samples in the cohort, which does not change
+        # The changes are already weighted, so this is a plain mean; times the number of clients it is the sum.
         alike = replace(cohort, mass=np.minimum(cohort.mass, 1), expected_mass=None, inclusion=None)
         mean = fed.weighted_mean(alike, columns=columns)
         for block, weights in models:

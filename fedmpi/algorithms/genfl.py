@@ -91,7 +91,7 @@ class GenFL(FedAvg):
         )
         require(self.earlier is not None or self.take == "synthetic", "take", self.take, "synthetic without earlier")
         self.learner = self.generator
-        self.stops = False  # until the clients' labels are known
+        self.stops = False  # known after the clients' labels are compared
         self.learns = self.pretrain and not (self.earlier and self.take == "pretrained")
         self.wants_images = self.learns or self.cas_epochs > 0
         self.samples_generator = self.wants_images and (self.earlier is None or self.take == "generator")
@@ -112,7 +112,7 @@ class GenFL(FedAvg):
 
     def setup(self, fed: Federation) -> None:
         super().setup(fed)
-        # The CAS, on all real images and on the test set alone.
+        # The CAS on all real images, and on the test set.
         self.scores = torch.full((2,), math.nan, dtype=torch.float64)
         if self.pretrain:
             self.pretrained = self.weights
@@ -235,7 +235,7 @@ class _Learning(FedAvg):
 
     def round(self, fed: Federation, cohort: Cohort) -> None:
         super().round(fed, cohort)
-        self.whole.generator_weights = self.weights  # which the file has from now on
+        self.whole.generator_weights = self.weights  # the results file now has it
 
     def loss(self, net: Net, batch: Batch, start: Tensor, client: Mapping[str, Tensor]) -> Tensor:
         return self.whole.learner.loss(net, batch.x, batch.y)
@@ -293,8 +293,7 @@ class _Earlier:
 
 
 def by_adam(fed: Federation, epochs: int = 1) -> LocalTraining:
-    """Training as in the paper, with the same number of clients per batched call and the same precision as in the
-    rounds."""
+    """Training as in the paper, with clients per batched call and precision as in the rounds."""
     local = fed.local
     return LocalTraining(epochs, None, 32, 1e-3, "adam", vectorize=local.vectorize, precision=local.precision)
 

@@ -15,7 +15,7 @@ from fedmpi.options import with_options
 from fedmpi.ranges import PositiveInt
 from fedmpi.typing import Cohort, Federation, Layout, Tensor, Vectors
 
-#: How often the first models are drawn at the most.
+#: Maximum number of draws of the initial models.
 DRAWS = 50
 
 
@@ -94,9 +94,11 @@ class IFCA(Clustered):
         self.note(fed, cohort)
 
     def draw_balanced(self, fed: Federation, cohort: Cohort) -> None:
-        """Draw initial models until each is chosen by enough clients. Clients draw the same models from a common
-        seed."""
-        least: list[float] = []  # share of the clients that choose a model, of each attempt
+        """Draw initial models until each is chosen by enough clients.
+
+        Clients draw the same models from a common seed.
+        """
+        least: list[float] = []  # for each attempt, the smallest share of clients that choose a model
         while len(least) < DRAWS and max(least, default=-1) < self.balance:
             chosen = fed.at_clients.losses_of_all(cohort.clients, self.draw(fed, len(least)).to(fed.device)).argmin(1)
             least.append(float(np.bincount(chosen, minlength=self.models).min() / len(cohort)))

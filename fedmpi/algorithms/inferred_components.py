@@ -101,8 +101,9 @@ class InferredComponents(Algorithm):
         return fed.at_server.build(lambda: Autoencoder(inputs, outputs, self.components), purpose)
 
     def judge(self, fed: Federation, clients: NDArray[np.int64], mass: NDArray[np.int64], x: Floats) -> Judged | None:
-        """Infer the components of clients with weights [k] and features [k, d], and of all clients seen before; at
-        the server.
+        """Infer the components of clients with weights [k] and features [k, d], and of all clients seen before.
+
+        At the server.
 
         None: there is only one client and none was seen before, so nothing can be inferred.
         """
@@ -146,8 +147,10 @@ class InferredComponents(Algorithm):
         return (known, scaled(self.features[known].double().numpy())) if is_known else None
 
     def log_q(self, fed: Federation, clients: NDArray[np.int64], seen: Tensor, fits: bool) -> Floats:
-        """[K, M], log-probabilities of the components for clients with vectors [K, d]; the autoencoder may be fitted
-        first."""
+        """[K, M], log-probabilities of the components for clients with vectors [K, d].
+
+        The autoencoder may be fitted first.
+        """
         from fedmpi.algorithms.toolbox.allocation import fit, log_probabilities
 
         done = int(self.vae_steps)

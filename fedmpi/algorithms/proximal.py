@@ -24,7 +24,7 @@ class Proximal(Algorithm):
         super().setup(fed)
         local = fed.local
         if local.optimizer == "sgd":
-            # Beyond it, steps along the pull alone lead further and further away (with momentum: Polyak, 1964).
+            # Above this limit, steps along the pull alone diverge (with momentum: Polyak, 1964).
             limit = 2 * (1 + local.momentum) / local.lr
             require(self.mu < limit, "mu", self.mu, f"below {limit:g}, for steps of --local.lr = {local.lr:g}")
 

@@ -139,6 +139,6 @@ def trimmed_mean(values: NDArray[np.float32], cut: int) -> NDArray[np.float64]:
 def krum_scores(distances: NDArray[np.float64], faulty: int) -> NDArray[np.float64]:
     """[k], from squared distances [k, k]; the smallest is the best."""
     others = distances.copy()
-    np.fill_diagonal(others, np.inf)  # not the nearest: a copy of it is as near
+    np.fill_diagonal(others, np.inf)  # not the nearest model, because a copy of it would be as near
     nearest = np.sort(others, axis=1)[:, : len(others) - faulty - 2]
     return np.asarray(nearest.sum(axis=1))

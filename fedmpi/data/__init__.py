@@ -60,4 +60,4 @@ __all__ = [
     "make_split",
 ]
 
-import_all(sys.modules[__name__])  # a new file in this folder needs no line above to be known by name
+import_all(sys.modules[__name__])  # a new file in this folder can be named without a line above

@@ -17,7 +17,7 @@ def apportion(weights: NDArray, total: int, rng: np.random.Generator) -> Integer
     missing = total - parts.sum()
     rest, tie = parts - exact, rng.random(len(parts))
     if missing:
-        # Of very many clients a few get one more: only those that may be among them are sorted.
+        # With very many clients only those that may get one more sample are sorted.
         near = np.flatnonzero(rest <= np.partition(rest, missing - 1)[missing - 1])
         best_first = near[np.lexsort((tie[near], rest[near]))]
         parts[best_first[:missing]] += 1
@@ -35,9 +35,9 @@ def draw_classes(priors: NDArray[np.float64], turns: Integers, left: Integers, r
     taken = np.empty(len(turns), np.int64)
     left = left.copy()
     done = 0
-    while done < len(turns):  # a pass completes its chunk of turns, or uses up a class
+    while done < len(turns):  # each pass completes its chunk of turns, or uses up a class
         chunk = turns[done : done + 4096]
-        # The small term serves a client whose prior is used up altogether: it takes any class that is left.
+        # The small term is for a client whose prior has no class left: it takes any class that is left.
         shares = np.cumsum((priors[chunk] + 1e-30) * (left > 0), axis=1)
         point = rng.random(len(chunk)) * shares[:, -1]
         drawn = np.minimum((shares <= point[:, None]).sum(axis=1), np.flatnonzero(left)[-1])

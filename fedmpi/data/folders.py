@@ -61,8 +61,10 @@ class ImageFolder(Dataset):
 
     @cached_property
     def classes(self) -> int:  # type: ignore[override]
-        """The number of class folders. It is read from the prepared arrays, because the images may have been
-        deleted."""
+        """The number of class folders.
+
+        It is read from the prepared arrays, because the images may have been deleted.
+        """
         arrays = None
         with suppress(UnreadableArrays):
             arrays = open_prepared(self)

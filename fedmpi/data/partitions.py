@@ -131,7 +131,8 @@ class Dirichlet(Partition):
         for label in np.unique(labels):
             samples = rng.permutation(np.flatnonzero(labels == label))
             shares = rng.dirichlet(np.full(clients, self.alpha))
-            # Rounding leaves the same positions short in every class: the clients take them in another order.
+            # Rounding gives the same positions fewer samples in every class, so clients take them in another order
+            # per class.
             order = rng.permutation(clients)
             ends = np.floor(np.cumsum(shares) * len(samples)).astype(np.int64)
             ends[-1] = len(samples)
@@ -229,7 +230,7 @@ class ClassesPerClient(Partition):
         """[clients, classes] dealt from shuffled decks of all classes. No client gets a class twice."""
         dealt: list[int] = []
         while len(dealt) < clients * self.classes:
-            begun = dealt[len(dealt) - len(dealt) % self.classes :]  # the hand that this deck has to complete
+            begun = dealt[len(dealt) - len(dealt) % self.classes :]  # the client whose classes this deck completes
             deck = rng.permutation(known)
             again = np.isin(deck, begun)
             dealt.extend([*deck[~again], *deck[again]])

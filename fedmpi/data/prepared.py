@@ -33,7 +33,7 @@ from fedmpi.randomness import globals_kept, key, seed_globals
 OURS = "fedmpi-"  # beginning of the names of everything that is kept next to published files
 FOLDER = f"{OURS}1"  # the number of the format
 _MANIFEST = "manifest.json"
-#: What systems and programs leave in folders, in lower case; names that begin with a dot are hidden anyway.
+#: Files that systems and programs leave in folders, in lower case. Names that begin with a dot are hidden anyway.
 _STRAYS = {
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found"),
     *("$recycle.bin", "system volume information"),
@@ -208,7 +208,7 @@ def _owner(path: Path) -> str:
     """The owner of a file, in words."""
     try:
         return path.owner()
-    except (OSError, KeyError):  # out of reach, or a user whom this machine does not know
+    except (OSError, KeyError):  # the file is out of reach, or its owner is unknown on this machine
         return "its owner"
 
 
@@ -295,7 +295,7 @@ def _prepare(dataset: Dataset, progress: Progress) -> Arrays:
 
 def _decode(dataset: Dataset, progress: Progress) -> dict[str, NDArray]:
     try:
-        with globals_kept():  # the same samples whatever the experiment's seed, for they may be kept
+        with globals_kept():  # the same samples for every seed, because they may be kept
             seed_globals(key(0, f"samples of {named(dataset)}"))
             decoded = dataset.read(progress)
     except OSError as error:

@@ -123,8 +123,10 @@ def _check(partition: Partition, train: list[Integers], clients: int) -> None:
 
 
 def _deal_out(owner: Integers, label_counts: Integers, test_y: Integers, rng: np.random.Generator) -> Integers:
-    """Divide the test samples without owner of each class like its training samples; if it has none, like all
-    samples."""
+    """Divide the test samples without owner of each class like its training samples.
+
+    If it has none, like all samples.
+    """
     clients, classes = label_counts.shape
     everyone = np.arange(clients)
     dealt = owner.copy()

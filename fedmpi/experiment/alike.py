@@ -128,8 +128,10 @@ def _pixel_orders(split: Split, pixels: int) -> list[NDArray[np.int64]]:
 
 
 def _first_apart(world: World, mine: Mapping[str, NDArray[Any]]) -> str | None:
-    """The value that differs between ranks by more than rounding; "": the names differ; None: all are equal. A
-    collective."""
+    """The value that differs between ranks by more than rounding; "": the names differ; None: all are equal.
+
+    A collective.
+    """
     names = world.from_server(list(mine))
     apart = None if names == list(mine) else ""
     for name in names:

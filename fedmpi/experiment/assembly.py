@@ -184,8 +184,10 @@ class _Shared:
         return Federation(context), choice
 
     def sibling(self, make: Callable[[], nn.Module], local: LocalTraining, rounds: int, name: str) -> Federation:
-        """A federation of the same clients for another network, which sees images on the scale 0..1; see
-        `Algorithm.stages`."""
+        """A federation of the same clients for another network, which sees images on the scale 0..1.
+
+        See `Algorithm.stages`.
+        """
         seed = randomness.key(self.experiment.seed, name)
         what = f"--algorithm = {named(self.experiment.algorithm)}: its {name}"
         networks = Networks(make, seed, self.device)

@@ -38,9 +38,9 @@ from fedmpi.mpi.world import World
 from fedmpi.results.paths import checkpoint_beside, checkpoints_beside, replacing
 from fedmpi.streams import say
 
-#: What rank 0 holds of the clients' vectors at a time, 64 MiB; one of them at least.
+#: Size of the clients' vectors that rank 0 holds at a time (64 MiB, at least one vector).
 PIECE_ELEMENTS = 1 << 24
-#: Of an archive, where the rows lie that the results file did not have.
+#: The place in an archive of rows that the results file did not have.
 ROWS = "results/"
 
 
@@ -241,7 +241,7 @@ class Checkpoints:
         if archive:
             names = [name.removeprefix(f"{saved.name}/") for name in archive.names]
             inside = [name for name in names if name.startswith("server/")]
-            # Copies, because what PyTorch makes lies where its libraries want it.
+            # Copies, because PyTorch's memory is aligned as its libraries need it.
             server = {name: torch.from_numpy(read(name)).clone() for name in inside}
             kinds = {name: (tensor.shape, tensor.dtype) for name, tensor in server.items()}
             estimates = {name: read(f"estimates/{name}") for name in engine.estimates}

@@ -285,8 +285,7 @@ def _make(settings: Mapping[str, Any], cls: type, *args: Any, **options: Any) ->
 
 
 def _place(settings: Mapping[str, Any], cls: type, option: str | None, options: Mapping[str, Any]) -> str:
-    """The place where the settings name this class with this value of the option: a prefix such as
-    `partition.over.`"""
+    """The place of this class with this value of the option in the settings: a prefix such as `partition.over.`"""
     places = dict(_places(settings, cls))
     for place, given in places.items():
         if option is None or repr(given.get(option)) == repr(options.get(option)):

@@ -76,7 +76,7 @@ class Interruptions:
         self.recorder = Recorder()
         self._world = world
         self._heard = 0
-        self._follows = experiment.held_out > 0  # something long after the last round
+        self._follows = experiment.held_out > 0  # long work after the last round
         self._limit = job_end(os.environ, tells=world.is_server) or math.inf
         self._deadline = experiment.deadline
         self._longest = 0.0
@@ -86,7 +86,7 @@ class Interruptions:
 
     def __enter__(self) -> Interruptions:
         self._world.guard.limit = self.deadline
-        if threading.current_thread() is threading.main_thread():  # no other one may listen
+        if threading.current_thread() is threading.main_thread():  # signals can only be handled in the main thread
             self._replaced = {number: signal.signal(number, self._hear) for number in SIGNALS}
         return self
 
@@ -95,8 +95,10 @@ class Interruptions:
             signal.signal(number, handler)
 
     def begin_round(self) -> None:
-        """Called at the beginning of a round, or of a part of other long work. The time since the last call counts
-        for the last part."""
+        """Called at the beginning of a round, or of a part of other long work.
+
+        The time since the last call counts for the last part.
+        """
         now = time.time()
         if self._began is not None:
             self._took.append(now - self._began)

@@ -127,8 +127,10 @@ def _unknown_option(option: str, name: str, owner: list[str], parser: jsonargpar
 
 
 def _similar_options(name: str, parser: jsonargparse.ArgumentParser) -> str:
-    """Options with the same name in any place; else with a similar name; else those whose description has its
-    words."""
+    """Options with the same name in any place.
+
+    Else with a similar name; else those whose description has its words.
+    """
     owners = _owners(parser)
     found = _same_name(name, list(owners)) or _similar_name(name, list(owners)) or _described_by(name)
     texts = [f"--{option}{f' ({_few(owners[option])})' if owners[option] else ''}" for option in found[:4]]
@@ -153,8 +155,7 @@ def _similar_name(name: str, options: list[str]) -> list[str]:
 
 
 def _described_by(name: str) -> list[str]:
-    """The experiment's own options whose description contains the words of the name: --learning-rate is
-    --local.lr."""
+    """The experiment's own options whose description has the words of the name: --learning-rate is --local.lr."""
     words = set(_flat_name(name.rpartition(".")[2]).split("_"))
     known = [option for _, options in subjects() for option in options]
     return [option.name for option in known if words <= set(re.findall(r"\w+", option.text.lower()))][:2]

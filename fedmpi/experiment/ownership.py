@@ -40,7 +40,7 @@ from fedmpi.results.paths import (
 from fedmpi.results.writer import check_writable
 from fedmpi.streams import say
 
-#: How often, and after how many seconds, to try again where a lock is just being given back.
+#: Number of attempts, and seconds between them, while a lock is being released.
 TRIES, PAUSE = 100, 0.05
 
 
@@ -77,7 +77,7 @@ class Lock:
         """
         lock, made = lock_beside(output), temporary_beside(output)
         self._folders = [folder for folder in lock.parents if not folder.exists()]
-        self._record = lock / secrets.token_hex(8)  # now, so that nothing is left of it whatever comes between
+        self._record = lock / secrets.token_hex(8)  # now, so that it is removed in any case
         try:
             _make(made)
             (made / self._record.name).write_text(Owner.here().text)
@@ -219,7 +219,7 @@ def _evict(lock: Path, mine: Path, output: Path) -> Owner | None:
         try:
             with record.open() as file:
                 text, beat = file.read(), os.fstat(file.fileno()).st_mtime
-        except FileNotFoundError:  # it has just been given back
+        except FileNotFoundError:  # it has just been released
             continue
         os.utime(mine)
         silence = mine.stat().st_mtime - beat

@@ -36,7 +36,7 @@ def play(
     engine.invite(plan, algorithm.client_metrics, predict)
     if is_evaluated and experiment.evaluate_means in ("cohort", "both"):
         engine.observe_cohort(cohort)
-    if cohort.total_mass or _is_private(experiment):  # else there is nothing to learn from, nor to hide
+    if cohort.total_mass or _is_private(experiment):  # otherwise there is no information to protect
         algorithm.round(fed, cohort)
     if is_evaluated:
         with fed.context.doing("evaluation"):
@@ -81,7 +81,7 @@ def plan_round(experiment: Settings, engine: Engine, algorithm: Algorithm, round
 
     asked = experiment.sampler.choose(drawn, size, losses)
     if is_private:
-        # Whoever came: a mean over them would tell how many they are.
+        # The expected number of clients, because a mean over those that came would reveal their number.
         takes_all = isinstance(experiment.sampler, All)
         asked = replace(asked, expected_mass=experiment.clients if takes_all else experiment.cohort)
     plan = experiment.conditions.plan(asked, wanted, MethodWorkload(engine, algorithm), seed)

@@ -165,8 +165,9 @@ class Context:
     # What is drawn
 
     def reseed(self, purpose: str | None = None) -> None:
-        """Seed the generators of `random`, `numpy.random` and `torch`. To be called on all ranks, which then draw the
-        same.
+        """Seed the generators of `random`, `numpy.random` and `torch`.
+
+        To be called on all ranks, which then draw the same.
 
         Called before a method's code runs, and after work that differs between ranks.
 
@@ -242,8 +243,10 @@ class Context:
     # Clients
 
     def at_home(self) -> NDArray[np.int64]:
-        """The clients whose states are on this rank. Clients without a state are distributed over the ranks that
-        train."""
+        """The clients whose states are on this rank.
+
+        Clients without a state are distributed over the ranks that train.
+        """
         workers = np.array(self.world.workers)
         home = np.where(self.states.home < 0, workers[np.arange(self.clients) % len(workers)], self.states.home)
         return np.flatnonzero(home == self.world.rank)

@@ -1,5 +1,4 @@
-"""The federation as the round loop sees it: it begins and ends rounds, and makes measurements that no method asks
-for."""
+"""The federation as the round loop sees it: beginning and end of rounds, and general measurements."""
 
 from __future__ import annotations
 

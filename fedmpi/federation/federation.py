@@ -159,8 +159,10 @@ class Federation:
             return self.context.round.ledger.gather()
 
     def undiverged(self, cohort: Cohort) -> Cohort:
-        """The clients of the round's cohort whose training has not diverged. A collective; call it after all
-        training."""
+        """The clients of the round's cohort whose training has not diverged.
+
+        A collective; call it after all training.
+        """
         return cohort.subset(np.flatnonzero(self.gather_records()["diverged"] != 1))
 
     # Models

@@ -290,8 +290,7 @@ class Ledger:
         return _weighted(records["loss"], cohort.weights)
 
     def _check_records(self) -> None:
-        """Raise RuntimeError if the method has recorded the same value on several ranks, because the values were
-        added up."""
+        """Raise RuntimeError if the method has recorded the same value on several ranks: they were added up."""
         for row, column in np.argwhere(self._known[:, len(RECORDED) :] > 1):
             name, client = self._columns[len(RECORDED) + column], self.cohort.clients[row]
             raise RuntimeError(

@@ -229,8 +229,7 @@ def total(world: World, terms: Sequence[Sequence[Tensor]], shapes: Sequence[tupl
 
 
 def _tiles(rows: int, begin: int, end: int) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns (from `begin` to `end`) of blocks that are as wide as possible, and then as high as
-    possible."""
+    """Rows and columns (from `begin` to `end`) of blocks, as wide as possible and then as high as possible."""
     width = min(end - begin, BLOCK_ELEMENTS)
     for first in range(begin, end, max(width, 1)):
         for top in range(0, rows, BLOCK_ELEMENTS // width):

@@ -128,8 +128,7 @@ class CostModel:
         return placement, finish
 
     def observation(self, rank: int, steps: NDArray[np.int64], seconds: float) -> dict[str, float]:
-        """The values that a block of clients with these `steps` [K], in descending order, adds to its rank's
-        measurements."""
+        """The measurements of a block of clients with these `steps` [K], in descending order."""
         fixed, total = 1 if self._at_once == 1 else int(steps[0]), int(steps.sum())
         if not total:
             return {}

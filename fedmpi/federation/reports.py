@@ -76,8 +76,7 @@ class Reports:
         return found
 
     def training_hits(self, weights: Tensor, shards: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
-        """[clients]: number of these training samples of each client that the model `weights` [P] classifies
-        correctly.
+        """[clients]: number of each client's training samples that the model `weights` [P] classifies correctly.
 
         On every rank; the work is distributed over the ranks that train.
         """

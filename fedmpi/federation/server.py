@@ -98,8 +98,10 @@ class Server:
         return model
 
     def batch(self, index: NDArray[np.int64]) -> Tensor:
-        """[B, ...] the server's samples with these numbers, as networks take them; on every rank, without
-        communication."""
+        """[B, ...] the server's samples with these numbers, as networks take them.
+
+        On every rank, without communication.
+        """
         assert self._context.proxy is not None
         return self._context.proxy.batch(index).x
 

@@ -107,8 +107,7 @@ class Stack:
     def means(
         self, group: NDArray[np.int64], mass: NDArray[np.int64], groups: int, empty: Tensor | None = None
     ) -> Tensor:
-        """[groups, P] at the server (a meta tensor on other ranks): the mean of each group's clients that are
-        present.
+        """[groups, P] at the server (a meta tensor on other ranks): each group's mean over clients that are present.
 
         Args:
             group: [m] group of each client of the cohort; -1: none.

@@ -21,8 +21,8 @@ from fedmpi.models.projected import Projected
 from fedmpi.models.resnet import ResNet18, ResNet34
 from fedmpi.models.vgg import VGG11
 
-# The models' own files write `models.Backbone` and have no TYPE_CHECKING block: jsonargparse runs such blocks
-# in every file whose options it reads, so that --help would import torch.
+# The files of models write `models.Backbone` and have no TYPE_CHECKING block, because jsonargparse runs such blocks
+# in every file with options, and --help would import torch.
 if TYPE_CHECKING:
     from fedmpi.models._layers import Backbone
 
@@ -46,7 +46,7 @@ __all__ = [
     "ResNet34",
 ]
 
-import_all(sys.modules[__name__])  # a new file in this folder needs no line above to be known by name
+import_all(sys.modules[__name__])  # a new file in this folder can be named without a line above
 
 
 def __getattr__(name: str) -> type:

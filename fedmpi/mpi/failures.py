@@ -19,16 +19,16 @@ from mpi4py import MPI
 from fedmpi import streams
 from fedmpi.mpi.guard import Guard, end_soon
 
-# How long a rank that failed waits for rank 0 to answer, and then for it to end the job.
+# Seconds that a failed rank waits for an answer of rank 0, and then for the end of the job.
 PATIENCE_SECONDS = 3.0
 ENDING_SECONDS = 600.0
-# How long rank 0 collects what the other ranks say when the deadline has passed.
+# Seconds in which rank 0 collects the other ranks' messages after the deadline.
 COLLECTING_SECONDS = 2.0
-# How long the launcher has to pass on what was printed, before the end of the job closes its pipes.
+# Seconds for the launcher to forward printed text before the end of the job closes its pipes.
 FORWARDING_SECONDS = 0.5
-# How often a rank that has nothing else to do looks for messages.
+# Seconds between two looks for messages of a waiting rank.
 LOOK_SECONDS = 5e-3
-# Kinds of messages: the report of an error; what a rank says of itself when the deadline has passed.
+# Kinds of messages: the report of an error; a rank's note after the deadline.
 REPORT, NOTE = 0, 1
 
 
@@ -68,7 +68,7 @@ class Failures:
         """
         if self._guard.exceeded:
             raise Silence
-        # Asked on every rank: it also lets MPI get on with what other ranks want of this one.
+        # Called on every rank, because it also lets MPI make progress with messages of other ranks.
         if self._comm.Iprobe() and self._rank == 0:
             tag, text = self._hear()
             if tag == NOTE:
@@ -77,8 +77,9 @@ class Failures:
             raise RemoteFailure(text)
 
     def announce_end(self) -> None:
-        """Tell the other ranks that rank 0 is ending the job; called before and after it writes results, which may
-        take long.
+        """Tell the other ranks that rank 0 is ending the job.
+
+        Called before and after it writes results, which may take long.
 
         After the deadline, only ranks that have answered get it, because some MPI libraries end a process that
         sends to a rank that no longer exists.

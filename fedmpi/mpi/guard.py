@@ -21,19 +21,19 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-#: Seconds that a rank waits for others at most, before anything is known about how long rounds take.
+#: Longest waiting time in seconds before the length of rounds is known.
 FIRST_DEADLINE = 30 * 60.0
 #: Seconds from one look of the guard to the next.
 TICK = 0.5
-#: What one look adds to the time that counts at most: while a job is suspended, nobody keeps anybody waiting.
+#: The most that one look adds to the counted time, so that the time of a suspended job does not count.
 LONGEST_TICK = 5.0
 #: Seconds that the main thread has to notice that the deadline has passed, before the guard acts in its place.
 REACTION = 1.5
-#: Seconds that the last words of a process and MPI_Abort may take together.
+#: Seconds for the report of a process and MPI_Abort together.
 ENDING = 5.0
-#: A second signal counts so many seconds after the first: launchers may pass one signal on twice.
+#: A second signal counts only this number of seconds after the first, because launchers may forward a signal twice.
 REPEATED = 0.5
-#: So many calls of the main thread are shown.
+#: Number of calls of the main thread that are shown.
 INNERMOST = 5
 #: Signals that end the process when they come again.
 INSISTENT = (signal.SIGTERM, signal.SIGINT)
@@ -84,8 +84,7 @@ class Guard:
         self.exceeded = self.exceeded or self.limit
 
     def begin_end(self) -> None:
-        """Called by the thread that ends the process (the main thread or the guard), so that the other one does not
-        interfere."""
+        """Called by the thread that ends the process, so that the other one (main thread or guard) does not interfere."""
         if not self.is_alone and not self._ends.acquire(blocking=False):
             threading.Event().wait()
         self._noticed.set()

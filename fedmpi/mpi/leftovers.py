@@ -47,8 +47,10 @@ def mine() -> list[File]:
 
 
 def keep_list(files: Iterable[File]) -> None:
-    """Write the list of files of this node's ranks, and keep it locked until this process ends; skipped if not
-    possible."""
+    """Write the list of files of this node's ranks, and keep it locked until this process ends.
+
+    Skipped if not possible.
+    """
     with suppress(OSError):
         # Locked before it has the name that `remove` looks for.
         path = MEMORY / f"{_PREFIX}-{os.getuid()}-{os.getpid()}-{os.urandom(4).hex()}"

@@ -29,9 +29,9 @@ from fedmpi.mpi.waiting import Waiting
 
 # How long ranks may take to leave MPI together.
 LEAVING_SECONDS = 15.0
-# How much the first rank of a node can say at a meeting.
+# Number of words that the first rank of a node can pass on at a meeting.
 WORDS = 3
-# How many claims ranks can vouch for at a time, and with how many bits each: together they are one word.
+# Number of checksums that ranks can compare at a time, and bits of each: together they are one word.
 CLAIMS, CLAIM_BITS = 3, 21
 
 T = TypeVar("T")
@@ -92,9 +92,9 @@ class Ranks:
         self.nodes: int = self.node.bcast(self.leaders.Get_size() if self.leaders else 0)
         self.meetings = 0
         self._looks = 0
-        # Of each rank: the last meeting it came to. The first rank's: the last that all nodes came to, the bell, and
-        # what it says at this meeting and at the next (nobody is further ahead). Each rank's: what it vouches for at
-        # either of these.
+        # For each rank: the last meeting that it reached. For the first rank: the last meeting that all nodes
+        # reached, the bell, and its words for this meeting and the next (no rank is further ahead). For each rank:
+        # its checksums for these two meetings.
         problem: BadInput | None = None
         try:
             self._arrivals = Segments(self.node, 3 + 2 * (WORDS + 1), np.int64)
@@ -122,8 +122,9 @@ class Ranks:
     # Meeting
 
     def meet(self, *words: int) -> tuple[int, ...]:
-        """A barrier: sleep until every rank has arrived. What a rank wrote into shared memory before is then visible
-        to the others.
+        """A barrier: sleep until every rank has arrived.
+
+        What a rank wrote into shared memory before is then visible to the others.
 
         Returns: The (at most three) `words` of the first rank of this node. Their number must be the same on all
             ranks.
@@ -189,7 +190,7 @@ class Ranks:
 
     def _await_node(self, is_over: Callable[[], bool]) -> None:
         """Sleep until ranks of this node have made a condition true; the rank that does so wakes the others."""
-        self._arrivals.publish()  # else two ranks that come at once may each miss the other
+        self._arrivals.publish()  # otherwise two ranks that arrive at once may miss each other
         self._looks += 1
         self.waiting.meet(is_over, ring=self._looks * self.size + self.rank)
 
@@ -197,8 +198,10 @@ class Ranks:
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
-        """Run a block that may raise bad input on some ranks only. Afterwards either every rank raises it, or
-        none."""
+        """Run a block that may raise bad input on some ranks only.
+
+        Afterwards either every rank raises it, or none.
+        """
         problem: BadInput | None = None
         try:
             yield
@@ -267,8 +270,9 @@ class Ranks:
             buffer[...] = arrays[0]
 
     def tell(self, vector: NDArray) -> NDArray:
-        """Rank 0's contiguous `vector` on every rank; the others pass one of the same shape and type. For small
-        vectors.
+        """Rank 0's contiguous `vector` on every rank; the others pass one of the same shape and type.
+
+        For small vectors.
 
         Returns: The vector, in memory that is soon reused by later calls of this or of `sum`: copy it at once.
         """
@@ -304,7 +308,7 @@ class Ranks:
         self.transferred += time.perf_counter() - started - (self.waiting.seconds - waited)
 
     def _next_scratch(self, size: int) -> list[NDArray[np.uint8]]:
-        # Two in turn: a rank may fill one for the next sum while another still reads the last.
+        # Two alternating buffers: a rank may fill one for the next sum while another rank still reads the last.
         self._scratch.reverse()
         if not self._scratch[0] or len(self._scratch[0][0]) < size:
             self._scratch[0] = self.allocate(size, np.uint8)

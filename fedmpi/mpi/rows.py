@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedmpi.mpi.world import World
 
-# What a rank holds of others' vectors at a time, 4 MiB; as many columns at most, and at least.
+# Size of other ranks' vectors that a rank holds at a time (4 MiB); largest and smallest number of columns.
 BLOCK_ELEMENTS, MOST_COLUMNS, FEWEST_COLUMNS = 1 << 20, 1 << 16, 1 << 10
 
 
@@ -40,7 +40,7 @@ class Rows:
         self._size = size
         self._positions = {client: position for position, client in enumerate(clients.tolist())}
         self._mine: dict[int, NDArray[np.float32]] = {}
-        # Who holds it, as rank + 1; -1: it came, but is not finite; 0: none came.
+        # The rank that holds a vector, plus 1; -1: the vector is not finite; 0: there is none.
         self._holders = np.zeros(len(clients))
 
     def put(self, client: int, vector: NDArray[np.float32]) -> None:

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from fedmpi.mpi.meeting import Ranks
 from fedmpi.mpi.segments import Segments
 
-# So many 8-byte values stay in a core's cache while all ranks' contributions are added to them; and so many make up
-# for the calls it takes.
+# Number of 8-byte values that stay in a core's cache while all ranks' contributions are added, and that make up for
+# the overhead of calls.
 MOST_ELEMENTS, FEWEST_ELEMENTS = 1 << 16, 1 << 13
-# Terms that are too large for fixed point are summed in so many classes of size, and so many columns at a time.
+# Number of size classes for terms that are too large for fixed point, and number of columns at a time.
 CLASSES, TOGETHER = 8, 1 << 17
 
 
@@ -120,7 +120,7 @@ class SharedMean:
         """
         (number, *_) = self._ranks.meet(self._unused())
         if number == len(self.formed):
-            # Of this node only: rank 0 keeps means for longer than others, so that its node may need one more.
+            # For this node only: rank 0 keeps means longer than others, so its node may need one more.
             segment = Segments(self._ranks.node, self.rows.size, np.float32, number=1).arrays[0]
             self.formed.append(segment.reshape(self.rows.shape))
             self._in_use.append(ref(segment))
@@ -137,7 +137,7 @@ class SharedMean:
             self._ranks.meet()
             (masses, terms), marks = self._all_counts[0].copy(), self._all_marks[0].copy()
         larger = self._sum_of_larger(marks) if marks.any() else None
-        # Exactly 1 where the whole cohort was added; masses are integers, so their sum is exact.
+        # Exactly 1 if the whole cohort was added, because weights are integers, whose sum is exact.
         scale = total_mass / np.maximum(masses, 1)
         for row, part, kind in self._blocks:
             summed = self._all_rows[0][row, part] if self._ranks.nodes > 1 else self._sum_of(row, part)

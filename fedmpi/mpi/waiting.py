@@ -13,12 +13,12 @@ from fedmpi.mpi.guard import Guard
 SPIN_SECONDS = 50e-6
 SHORTEST_SLEEP = 20e-6
 LONGEST_SLEEP = 5e-3
-# A rank that is woken tends to be put on the core of the one that wakes it, which then does nothing else for a while:
-# for short waits naps are better.
+# A woken rank tends to run on the core of the rank that wakes it, which then has to wait. So short sleeps are better
+# for short waits.
 NAPS_SECONDS = 20e-3
-# How much of the time that ranks are expected to be busy they will be for certain.
+# The part of the expected busy time of ranks that is certain.
 CERTAIN = 0.9
-# How soon a rank that waits for others of its node hears of a failure.
+# The time after which a rank that waits for others of its node notices a failure.
 LONGEST_DEAFNESS = 50e-3
 
 
@@ -45,13 +45,14 @@ class Waiting:
         self._busy_until = 0.0
 
     def expect(self, seconds: float) -> None:
-        """Announce that other ranks are busy for about this time, so that this rank need not check often until
-        then."""
+        """Announce that other ranks are busy for about this time, so that this rank checks less often."""
         self._busy_until = time.perf_counter() + CERTAIN * seconds
 
     def poll(self, is_over: Callable[[], bool]) -> None:
-        """Spin for microseconds, then sleep for increasing times up to 5 ms; for conditions that only MPI can
-        check."""
+        """Spin for microseconds, then sleep for increasing times up to 5 ms.
+
+        For conditions that only MPI can check.
+        """
         with self._counted() as elapsed:
             while not is_over():
                 if elapsed() > SPIN_SECONDS:
@@ -59,8 +60,10 @@ class Waiting:
                     self._nap(elapsed())
 
     def meet(self, is_over: Callable[[], bool], ring: int) -> None:
-        """Sleep until ranks of this node have made a condition true; the rank that does so wakes the others by
-        `ring`."""
+        """Sleep until ranks of this node have made a condition true.
+
+        The rank that does so wakes the others by `ring`.
+        """
         if is_over():
             self._bell.ring(ring)
             self._guard.passed()

@@ -14,7 +14,7 @@ from fedmpi.mpi.meeting import Ranks
 from fedmpi.mpi.segments import TooLittleMemory, room
 from fedmpi.mpi.shared_mean import FixedPoint, SharedMean
 
-# How many results of a sum lie in memory: the one that rank 0 still has, and the next.
+# Number of results of a sum in memory: the one that rank 0 still uses, and the next.
 RESULTS = 2
 # Bytes of shared memory that MPI libraries take for each rank once they move large vectors.
 MPI_FOR_A_RANK = 3 << 20
@@ -51,7 +51,7 @@ class World(Ranks):
             return vector
         with self.transferring():
             region = reshaped_like(self._next_region(vector.nbytes), vector)
-            # A mean that was formed in the node's memory is read where it lies.
+            # A mean that was formed in the node's memory is not copied.
             where = self._place_of(vector) if self.is_server else None
             if self.is_server and where is None:
                 region[...] = vector
@@ -62,7 +62,7 @@ class World(Ranks):
                     self.leaders.Bcast(part, root=0)
             mean, formed, offset = self.meet(*(where or (NOWHERE, 0, 0)))
             if where is not None:
-                return vector  # which keeps that memory from being used again
+                return vector  # a reference, which keeps that memory from being reused
             if mean == NOWHERE:
                 return region
             memory = self._means[mean].formed[formed].reshape(-1).view(np.uint8)
@@ -88,8 +88,10 @@ class World(Ranks):
                 return mean
 
     def exchange(self, outgoing: Sequence[tuple[int, NDArray]], incoming: Sequence[tuple[int, NDArray]]) -> None:
-        """Send each (rank, contiguous array), and receive into each (rank, contiguous array). The order matters per
-        pair."""
+        """Send each (rank, contiguous array), and receive into each (rank, contiguous array).
+
+        The order matters per pair.
+        """
         self.settle()
         with self.transferring():
             requests = [self.comm.Irecv(part, source) for source, array in incoming for part in chunks(array)]

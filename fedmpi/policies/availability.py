@@ -65,7 +65,7 @@ class Markov(Availability):
         require(least <= self.absence < float("inf"), "absence", self.absence, f"at least 1 / share, {least:g}")
 
     def present(self, round: int, clients: int, seed: int) -> NDArray[np.bool_]:
-        # Backwards to the last round in which the state was drawn, so that nothing has to be kept between rounds.
+        # Search backwards for the last round in which the state was drawn, so that no state is kept between rounds.
         state, unknown = np.zeros(clients, dtype=bool), np.arange(clients)
         while len(unknown):
             drawn = randomness.uniform(seed, "availability", round, unknown) < self.share

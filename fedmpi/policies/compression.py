@@ -21,7 +21,7 @@ from fedmpi.randomness import hashed_bits
 from fedmpi.ranges import PositiveInt, UpToOne, interval
 from fedmpi.typing import Tensor
 
-# What is rounded at once: large enough that the cost of calls does not count, small enough for a cache.
+# Elements that are rounded at once: many enough for low overhead, few enough for a cache.
 PIECE_ELEMENTS = 1 << 16
 
 
@@ -42,8 +42,9 @@ class Compression(metaclass=Configured):
 
     @abstractmethod
     def compress(self, change: Tensor, kept: Tensor, keys: NDArray[np.uint64], round: int) -> Tensor:
-        """The changes [K, d] of K clients as the server decodes them. The result for a client does not depend on the
-        others.
+        """The changes [K, d] of K clients as the server decodes them.
+
+        The result for a client does not depend on the others.
 
         Args:
             change: must not be modified.
@@ -96,7 +97,7 @@ class TopK(Compression):
         return 8 * self.count(count)
 
     def kept(self, count: int) -> int:
-        # The round of the client's last part travels with what it left out then.
+        # The kept vector also holds the round in which the client last took part.
         return (count + (self.forget_after is not None)) if self.feedback else 0
 
     def compress(self, change: Tensor, kept: Tensor, keys: NDArray[np.uint64], round: int) -> Tensor:
@@ -114,8 +115,7 @@ class TopK(Compression):
 
 
 class Rounding(Compression):
-    """Base of the quantisers: values are sent as multiples of a unit, from -levels to levels, with one unit per
-    bucket.
+    """Base of the quantisers: values are multiples of a unit, from -levels to levels, with one unit per bucket.
 
     A number is rounded up or down at random, so that its expected value is the number itself.
 
@@ -143,10 +143,10 @@ class Rounding(Compression):
             unit = self.unit(buckets)
             multiple = buckets / torch.where(unit == 0, 1, unit)
             whole = multiple.floor()
-            # An integer has no chance to move, whatever its size, as it would have under floor(multiple + chance).
+            # An integer is never changed; with floor(multiple + chance) rounding could change large ones.
             chance = _uniform(keys[rows], columns, like=part).view(buckets.shape)
             whole += chance < multiple.sub_(whole)
-            # A unit is rounded, and so its largest multiple may be a little larger.
+            # The unit is rounded, so its largest multiple may be a little larger than the value.
             sent[rows, columns] = whole.clamp_(-self.levels, self.levels).mul_(unit).flatten(1)
         return sent
 
@@ -204,11 +204,13 @@ class Int8(Rounding):
 
 
 def _largest(vectors: Tensor, count: int) -> Tensor:
-    """`vectors` [K, d] with all but the `count` largest values (by magnitude) of each row set to zero. Of equal
-    values the first are kept."""
+    """`vectors` [K, d] with all but the `count` largest values (by magnitude) of each row set to zero.
+
+    Of equal values the first are kept.
+    """
     size = vectors.abs()
     least = size.kthvalue(vectors.shape[1] - count + 1, dim=1, keepdim=True).values
-    chosen = ~(size < least)  # NaN, too, so that the server learns of clients that diverged
+    chosen = ~(size < least)  # also NaN, so that the server notices diverged clients
     tied = chosen.sum(1) > count
     if tied.any():
         equal = size[tied] == least[tied]

@@ -158,7 +158,7 @@ class Heterogeneous(Conditions):
 
     def arrival(self, asked: int, accepts_partial_work: bool) -> float | None:
         if self.deadline is not None or self.over_select > 1:
-            return None  # fast clients have a better chance
+            return None  # fast clients are used more often
         dropped = 0 if accepts_partial_work else self._count_stragglers(asked)
         return (1 - self.dropout) * (1 - dropped / max(asked, 1))
 

@@ -9,8 +9,9 @@ from fedmpi.errors import BadInput, require
 
 
 def read_lists(file: Path) -> list[NDArray[np.int64]]:
-    """The numbers on each line of a text file, separated by blanks. # begins a comment; an empty line names no
-    client.
+    """The numbers on each line of a text file, separated by blanks.
+
+    # begins a comment; an empty line names no client.
 
     Raises:
         BadInput: it cannot be read, has no lines, or holds something else.

@@ -25,7 +25,8 @@ from fedmpi.randomness import stream
 from fedmpi.ranges import NonNegativeFloat, interval
 from fedmpi.typing import Sampler, Tensor
 
-# Of Renyi divergences: more of them change nothing that one would notice, and take seconds without replacement.
+# Orders of the Renyi divergences. More orders hardly change epsilon, and take seconds for sampling without
+# replacement.
 ORDERS = (*range(2, 33), 36, 40, 48, 56, 64, 80, 96, 128, 192, 256, 512)
 
 
@@ -39,7 +40,7 @@ class Released:
 class Privacy(metaclass=Configured):
     """Base of the privacy mechanisms at the server."""
 
-    #: Longest change of a client (L2 norm); none is longer when it arrives.
+    #: Maximum L2 norm of a client's change on arrival; None: no maximum.
     clip: float = inf
 
     @abstractmethod
@@ -125,7 +126,7 @@ class CentralDP(Privacy):
         replaces = kind == "Uniform" and cohort < clients
         relation = NeighboringRelation.REPLACE_ONE if replaces else NeighboringRelation.ADD_OR_REMOVE_ONE
         accountant = PLDAccountant(relation) if self.accountant == "pld" else RdpAccountant(ORDERS, relation)
-        if replaces:  # moves the sum by twice a change
+        if replaces:  # replacing a client changes the sum by up to twice the clipping norm
             event = SampledWithoutReplacementDpEvent(clients, cohort, GaussianDpEvent(self.noise_multiplier / 2))
         elif kind == "Bernoulli":
             event = PoissonSampledDpEvent(cohort / clients, GaussianDpEvent(self.noise_multiplier))
@@ -136,6 +137,6 @@ class CentralDP(Privacy):
 
 def clipped(changes: Tensor, limit: float) -> Tensor:
     """The changes [K, d], clipped to the norm `limit`. Shorter ones stay bit-identical."""
-    # One after another and in float64: a client's bits must not depend on the company.
+    # One after another and in float64, because a client's bits must not depend on the other clients.
     norms = torch.stack([change.double().norm() for change in changes]) if len(changes) else changes.new_empty(0)
     return changes * (limit / norms).clamp(max=1).to(changes.dtype)[:, None]

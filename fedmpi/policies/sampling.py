@@ -143,7 +143,8 @@ class Pool:
 class Sampler(metaclass=Configured):
     """Base of the samplers."""
 
-    #: Set by a rule that draws clients in proportion to their samples: a weighted mean would count them twice.
+    #: Set by samplers that draw clients in proportion to their samples, because a weighted mean would count samples
+    #: twice.
     weighting: Weighting | None = None
 
     def check(self, clients: int, cohort: int) -> None:
@@ -215,7 +216,7 @@ class Bernoulli(Sampler):
 
     def chance(self, size: int, of: int) -> float | None:
         share = size / of
-        return share / (1 - (1 - share) ** of)  # given that somebody comes
+        return share / (1 - (1 - share) ** of)  # given that the cohort is not empty
 
 
 class All(Sampler):

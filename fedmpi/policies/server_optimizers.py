@@ -76,7 +76,7 @@ class Momentum(ServerOptimizer):
     nesterov: bool = False
 
     def step(self, weights: Tensor, mean: Tensor, parameters: int) -> Tensor:
-        # Then it is FedAvg to the last bit, which weights + (mean - weights) is not.
+        # This is bit-identical to FedAvg, unlike weights + (mean - weights).
         is_plain = self.lr == 1 and not self.momentum and not self.dampening
         return mean if is_plain else super().step(weights, mean, parameters)
 

@@ -20,8 +20,8 @@ from torch.overrides import TorchFunctionMode
 
 from fedmpi.training.draws import COMPOSED, RANDOM, Draws, body_of, in_whole_vectors
 
-# On a CPU, the last elements of a tensor, too few for a vector register, pass through other code in these functions
-# than those before, and get other bits. (Tanh, exp, erf, hardswish and others make no difference.)
+# On a CPU, these functions use other code for the last elements of a tensor, which do not fill a vector register, and
+# give other bits. (Tanh, exp, erf, hardswish and others do not.)
 _NAMES = ("sigmoid", "exp2", "atanh", "arctanh", "pow", "float_power", "atan2", "arctan2", "logaddexp", "logaddexp2")
 _UNEVEN = {
     *(getattr(place, name) for place in (torch, Tensor) for name in _NAMES),
@@ -39,8 +39,8 @@ _UNEVEN_IN_PLACE: dict[Callable[..., Any], Callable[..., Tensor]] = {
     torch.celu_: torch.celu,
     torch.selu_: torch.selu,
 }
-# These give [B, K, C, ...], where the sum over a batch takes all clients' channels for one row of vectors: the order
-# in which it adds changes towards the end of the row.
+# These return [B, K, C, ...]. A sum over the batch treats all clients' channels as one row, and the order of
+# additions changes towards the end of the row.
 _CONVOLUTIONS = {functional.conv1d, functional.conv2d, functional.conv3d}
 # A tensor made by one of these may be filled with random numbers, which takes memory for each client.
 _UNFILLED = {torch.empty, torch.empty_like, Tensor.new_empty}
@@ -214,4 +214,4 @@ def _convolved_by_client(func: Callable[..., Tensor], input: Tensor, *args: Any,
 
 
 def _by_client(x: Tensor) -> Tensor:
-    return x.flatten().view(x.shape)  # to flatten it under vmap, each client's elements are put in one piece
+    return x.flatten().view(x.shape)  # each client's elements are made contiguous, to flatten them under vmap

@@ -21,7 +21,7 @@ from torch.nn import functional
 # Of MurmurHash3's 32-bit finaliser (Appleby, 2011), and the golden ratio, which spreads the counter.
 _FACTORS = (0x85EBCA6B, 0xC2B2AE35)
 _GOLDEN = 0x9E3779B9
-# What a self-normalising network's unit goes to when it is switched off (Klambauer et al., 2017).
+# Value of a switched-off unit in a self-normalising network (Klambauer et al., 2017).
 _ALPHA = 1.7580993408473766
 _VECTOR = 64  # elements: two registers of 512 bits, of bfloat16
 

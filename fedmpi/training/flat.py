@@ -75,8 +75,8 @@ class FlatModel:
         in_vector = {entry.name for entry in self.layout.entries}
         self._buffers = [(*_place(module, name), tensor) for name, tensor in buffers.items()]
         self._constants = [(n, buffers[n], buffers[n]._version) for n in self.layout.frozen if n in buffers]
-        # BatchNorm's batch counters, and whatever else is neither in the vector nor constant, start afresh with every
-        # client.
+        # BatchNorm's batch counters, and other buffers that are neither in the vector nor constant, are reset for
+        # every client.
         others = [buffer for name, buffer in buffers.items() if name not in {*in_vector, *self.layout.frozen}]
         self._counters = [(tensor, tensor.clone()) for tensor in others]
         self._copy = self._copied()
@@ -134,13 +134,18 @@ class FlatModel:
             for _, parameter in self._parameters:
                 parameter.grad = None
         for entry, parameter in self._parameters:
-            if parameter.requires_grad and entry.name not in self._hooked:  # there is no hooking to one without
+            if (
+                parameter.requires_grad and entry.name not in self._hooked
+            ):  # a tensor without gradient cannot have a hook
                 self._hooked.add(entry.name)
                 parameter.register_post_accumulate_grad_hook(partial(self._pass_on, entry))
         self._update = update
         self._updated = set()
         _backward(losses)
-        for entry, parameter in self._parameters:  # the gradient of what the losses do not depend on is zero
+        for (
+            entry,
+            parameter,
+        ) in self._parameters:  # the gradient is zero for parameters that the losses do not depend on
             if parameter.requires_grad and entry.name not in self._updated:
                 update(entry, parameter.data, torch.zeros_like(parameter))
         self._settle()
@@ -152,8 +157,7 @@ class FlatModel:
             self._update(entry, parameter.data, gradient.to_dense() if gradient.is_sparse else gradient)
 
     def _settle(self) -> None:
-        """After a step: copy tensors that the network has assigned to buffers (`self.mean = 0.9 * self.mean +
-        ...`)."""
+        """After a step: copy tensors that the network assigned to buffers (`self.mean = 0.9 * self.mean + ...`)."""
         for owner, name, tensor in self._buffers:
             found = owner._buffers[name]
             if found is not tensor:
@@ -179,8 +183,7 @@ class FlatModel:
         return self._copy
 
     def _copied(self) -> nn.Module | Exception:
-        """Must be called before the network runs, because tensors that it then keeps (old-style weight_norm) cannot
-        be copied.
+        """Copy the network before it runs, because tensors that it keeps (old-style weight_norm) cannot be copied.
 
         Only buffers outside the vector are copied; all other memory is shared.
         """
@@ -207,7 +210,7 @@ def _writes_beyond(layer: nn.Module) -> bool:
 
 
 def _rows_of_one_channel(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    # A copy in any case: of one channel, both orders pass for one another.
+    # Always a copy, because for one channel both memory orders look the same.
     return tuple(x.clone(memory_format=torch.contiguous_format) for x in inputs)
 
 

@@ -37,7 +37,7 @@ from fedmpi.errors import BadInput
 NORMALISATIONS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 SEGMENTS = ("head", "body", "norm", "statistics")
 
-#: Some columns of a model's vector, in rising order.
+#: Some columns of a model's vector, ascending.
 Columns: TypeAlias = slice | NDArray[np.int64]
 
 
@@ -168,7 +168,7 @@ class Layout:
             start = offset
             for owner, name, tensor in tensors:
                 if owner == segment:
-                    # Of a 1x1 kernel both orders are the same, and its strides shall not say otherwise (`flat.py`).
+                    # For a 1x1 kernel both memory orders are the same, and its strides should show that (`flat.py`).
                     channels_last = tensor.dim() == 4 and tensor.shape[2:] != (1, 1)
                     entries.append(Entry(name, tuple(tensor.shape), offset, segment, channels_last))
                     offset += tensor.numel()

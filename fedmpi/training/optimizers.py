@@ -15,8 +15,9 @@ ALL = slice(None)
 
 
 class Optimizer(ABC):
-    """The optimizer of K clients. A step begins with `advance`; then `step` is called for all parameters or parts of
-    them.
+    """The optimizer of K clients.
+
+    A step begins with `advance`; then `step` is called for all parameters or parts of them.
 
     Args:
         weight_decay: factor of the weights that are added to the gradient.

@@ -16,8 +16,8 @@ from fedmpi.errors import BadInput
 from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.samples import Batch, Samples
 
-# How many samples pass through the network in training mode, and in evaluation mode: of three, [B, classes] cannot be
-# taken for [classes, B] where there are two classes, and one lone sample shows a `squeeze` that takes too much away.
+# Numbers of samples in training mode and in evaluation mode. With three samples, [B, classes] cannot be confused with
+# [classes, B] for two classes. One sample shows a `squeeze` that removes too many dimensions.
 TRAINED, MEASURED = 2, (3, 1)
 PACKAGES = tuple(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib"))
 OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))

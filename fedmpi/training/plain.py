@@ -17,9 +17,9 @@ from fedmpi.training.flat import Net
 from fedmpi.training.layout import Entry
 from fedmpi.training.trainer import Trainer, check_losses
 
-# From so many parameters on, updating each tensor within the backward pass is faster than keeping a flat gradient.
+# From this number of parameters on, updating tensors during the backward pass is faster than storing a flat gradient.
 LARGE = 100_000
-# So many elements of a tensor stay in a core's cache from one operation of its update to the next.
+# Number of elements of a tensor that stay in a core's cache between operations of an update.
 CACHED = 1 << 17
 
 

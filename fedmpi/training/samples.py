@@ -97,8 +97,7 @@ class Samples:
 
     @property
     def pixels(self) -> int:
-        """Number of positions in a sample that a client may see in another order: H * W for images, else all
-        features."""
+        """Number of positions that a client may see in another order: H * W for images, else all features."""
         places = self.x.shape[1:-1] if self.images else self.x.shape[1:]
         return places.numel()
 

@@ -58,7 +58,7 @@ class SideBySideTrainer(Trainer):
         self._parameters = [entry for entry in layout.entries if entry.is_parameter]  # those that a phase trains
         self._others: list[Entry] = []
         self._statistics = [entry for entry in layout.entries if not entry.is_parameter]
-        # What all clients share is a row of each all the same where bits of products depend on how many there are.
+        # A shared vector is repeated as one row per client if bits of products depend on the number of rows.
         self._unsent = model.unsent if model.device.type == "cpu" else {}
 
     def deal(self, shards: Sequence[NDArray[np.int64]]) -> None:
@@ -68,7 +68,7 @@ class SideBySideTrainer(Trainer):
         self._cuts = np.array([settings.count_cuts(size, merges) for size in self._sizes.tolist()])
         self._starts = np.minimum(np.cumsum(self._sizes) - self._sizes, self._sizes.sum() - 1)
         self._shards_in_a_row = np.concatenate(shards)
-        # Of every step of every block, for the bits' sake.
+        # The size of every step of every block, to keep bits the same.
         self._width = min(settings.batch_size + int(merges), int(self._sizes.max()))
 
     def train(self, block: Block, start: Tensor, hooks: Hooks, round: int, rounds: int, phase: Phase = WHOLE) -> Work:
@@ -135,8 +135,7 @@ class SideBySideTrainer(Trainer):
     def _losses(
         self, block: Block, step: Step, leaves: list[Tensor], keys: Tensor, start: Tensor, hooks: Hooks
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """[K, B] the loss of every row, [K, B] its weight in its client's mean (0 for padding), and new
-        statistics."""
+        """[K, B] the loss of every row, [K, B] its weight in the client's mean (0: padding), and new statistics."""
         device = self.model.device
         real = torch.from_numpy(np.arange(step.index.shape[1]) < step.counts[:, None]).to(device, start.dtype)
         batch, place = self._batch(block.clients, step), torch.from_numpy(step.place).to(device)
@@ -186,7 +185,7 @@ class SideBySideTrainer(Trainer):
         self, clients: NDArray[np.int64], steps: NDArray[np.int64], round: int, phase: Phase
     ) -> Iterator[Step]:
         """The steps of a block, each for the clients that are not finished and the copies that fill it up."""
-        # Whoever has no samples may still be there for company, with somebody's.
+        # A client without samples may be in the block to fill it up; it then uses another client's samples.
         sizes, cuts = np.maximum(self._sizes[clients], 1), np.maximum(self._cuts[clients], 1)
         size = self.settings.batch_size
         columns = np.arange(self._width)

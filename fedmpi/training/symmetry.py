@@ -95,7 +95,7 @@ class _Tracer(TorchFunctionMode):
         super().__init__()
         self._names = names
         self._parent: list[int] = []
-        # What tells units apart that may not change places: the axes they were born on, and the cells of group norm.
+        # Marks of units that cannot be exchanged: the axes where they first appear, and the cells of group norm.
         self._marks: list[set[object]] = []
         self._births = 0
         self._units: dict[int, Units | list[Units]] = {}
@@ -287,8 +287,7 @@ class _Tracer(TorchFunctionMode):
         self.follow(result, made)
 
     def _after_lstm(self, result: tuple[Tensor, ...], x: Tensor, *args: Any) -> None:
-        """For each direction of one layer: weights of inputs and states, and biases, with the four gates
-        concatenated."""
+        """For each direction of a layer: weights of inputs and states, and biases, with concatenated gates."""
         into = self._of(x, "lstm")
         weights = _tensors(*(arg for arg in args if isinstance(arg, list | tuple) and len(arg) >= 4))
         hidden = []

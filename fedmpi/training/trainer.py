@@ -115,8 +115,7 @@ class Trainer(ABC):
 
     @torch.no_grad()
     def features(self, block: Block, weights: Tensor) -> Tensor:
-        """[K, n, ...]: the extractor's features of the clients' training samples, in evaluation mode, without
-        augmentation.
+        """[K, n, ...]: features of the clients' training samples, in evaluation mode, without augmentation.
 
         The features of a client are in the order of `Batch.place`. n is the largest number of samples; rows beyond a
         client's number are zero.
@@ -202,8 +201,10 @@ class Trainer(ABC):
             yield batch
 
     def seed_others(self, key: int) -> None:
-        """Seed the global generators for other random functions of a network. (torch.manual_seed keeps stack traces
-        if there is no GPU.)"""
+        """Seed the global generators for other random functions of a network.
+
+        (torch.manual_seed keeps stack traces if there is no GPU.)
+        """
         torch.default_generator.manual_seed(key)
         if self.model.device.type == "cuda":
             torch.cuda.manual_seed(key)

@@ -31,9 +31,9 @@ LEAST = 1e-2  # of the Kumaraswamy parameters
 EULER = 0.5772156649015329
 #: Width of a component's embedding, and of the layers of the encoder; the decoder has them in reverse.
 EMBEDDING, HIDDEN = 8, (128, 64)
-#: a of the prior Beta(a, 1) of lambda; and the weight of divergences, which warms up to it in the first fit.
+#: a of the prior Beta(a, 1) of lambda; and the weight of the divergences, reached during the first fit.
 PRIOR, DIVERGENCE = 10.0, 0.1
-#: Of the draw, at the beginning and from the end of the first fit on.
+#: Temperature of the draw, at the beginning and from the end of the first fit on.
 HOT, COLD = 1.0, 0.3
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 3e-3, 1e-4, 5.0
 
@@ -53,7 +53,7 @@ class Posterior:
 
     def logits(self, log_lambda: Tensor) -> tuple[Tensor, Tensor]:
         """[K, M] the logarithms of p, and the logits of q, given those of lambda."""
-        # Below 1 by what float32 can tell, so that 1 - p has a logarithm.
+        # Below 1 in float32, so that 1 - p has a logarithm.
         log_p = log_lambda.cumsum(-1).clamp(max=-1e-6)
         return log_p, self.offset + log_p - log_complement(log_p)
 
@@ -163,8 +163,7 @@ def log_kumaraswamy_mean(a: Tensor, b: Tensor) -> Tensor:
 
 
 def kumaraswamy_divergence(a: Tensor, b: Tensor, alpha: float) -> Tensor:
-    """KL(Kumaraswamy(a, b) || Beta(alpha, 1)), in closed form: the series of the general case vanishes for beta =
-    1."""
+    """KL(Kumaraswamy(a, b) || Beta(alpha, 1)), in closed form: the general case's series vanishes for beta = 1."""
     expected = -EULER - torch.digamma(b) - 1 / b
     return (a - alpha) / a * expected + (a * b).log() - math.log(alpha) - (b - 1) / b
 

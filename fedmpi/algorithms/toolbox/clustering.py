@@ -58,7 +58,7 @@ def mean_differences(cosines: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     from scipy.spatial.distance import cdist
 
-    # Of the differences in all columns, those in their own two are 1 - cosine each.
+    # Subtract the differences in the vectors' own two columns, which are 1 - cosine each.
     over_all = cdist(cosines, cosines, "cityblock")
     return np.maximum(over_all - 2 * (1 - cosines), 0) / max(len(cosines) - 2, 1)
 

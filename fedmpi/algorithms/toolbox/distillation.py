@@ -234,8 +234,7 @@ def draw_orders(fed: Federation, cohort: Cohort, number: int, size: int, noise: 
 
 
 def diversity_loss(x: Tensor, noise: Tensor) -> Tensor:
-    """exp(-mean over all pairs i, j of |x_i - x_j| |z_i - z_j|), in (0, 1]: small if different noise gives different
-    samples.
+    """exp(-mean over pairs i, j of |x_i - x_j| |z_i - z_j|), in (0, 1]: small if samples vary with the noise.
 
     The first distance is the mean absolute difference, the second the mean squared difference.
     """

@@ -26,17 +26,16 @@ from fedmpi.typing import Cohort, Layout
 Floats = NDArray[np.float64]
 Allotment = Literal["hard", "soft"]
 
-#: Below this share of all mass a component is left out.
+#: A component below this share of the total mass is dropped.
 LEAST_SHARE = 1e-3
-#: Weights become whole numbers, of which means are exact, in units of 2^-48.
+#: Weights become whole numbers in units of 2^-48, so that means are exact.
 UNIT = 2.0**-48
-#: Of the soft allotment; plain probabilities would be nearly the same for all clients.
+#: Temperature of the soft allocation; plain probabilities would be nearly equal for all clients.
 TEMPERATURE = 0.3
 
 
 class Statistics:
-    """The positions of normalisation layers' parameters and statistics in a model's vector, and the features from
-    them.
+    """Positions of normalisation layers' parameters and statistics in a model's vector, and features from them.
 
     Args:
         layout: of the model.
@@ -68,7 +67,7 @@ class Statistics:
     def features(self, rows: Floats) -> Floats:
         """[k, d], the features of rows [k, n]: means, logarithms of deviations, shifts and scales."""
         mean, variance, shift, scale = (rows[:, places] for places in self._chosen)
-        with np.errstate(invalid="ignore"):  # of a variance below zero, which no healthy client has
+        with np.errstate(invalid="ignore"):  # for a negative variance, which only a diverged client has
             deviation = np.log(variance + 1e-5) / 2
         return np.concatenate([mean, deviation, shift, scale], 1)
 
@@ -207,8 +206,9 @@ def label_distance(weights: Floats, labels: NDArray, mass: NDArray, everyone: ND
 
 
 def between_components(weights: Floats, mass: NDArray, component: NDArray[np.int64]) -> float:
-    """The share of the variance of omega_k / (n_k / N) that is between components; NaN if there is hardly any
-    variance.
+    """The share of the variance of omega_k / (n_k / N) that is between components.
+
+    NaN if there is hardly any variance.
 
     Args:
         weights, mass, component: [k] omega_k, n_k and the component of each client. The variance is over samples.
