@@ -325,4 +325,4 @@ def _words(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, parts))}"
     name = (get_origin(hint) or hint or NoneType).__name__
-    return PLAIN_NAMES.get(name, f"a {name}")
+    return PLAIN_NAMES.get(name, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")

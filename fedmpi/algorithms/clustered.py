@@ -46,7 +46,7 @@ class Clustered(Algorithm):
         fed.report_clusters(self.assignment, len(self.centers))
 
     def evaluate(self, fed: Federation) -> None:
-        """Evaluate each client's model on its test samples (client-matched) and the whole test set (global-matched)."""
+        """Evaluate each client's model on its test samples (client-matched) and on all (global-matched)."""
         fed.reports.report_matched([fed.evaluate(center) for center in self.centers], self.assignment)
 
 

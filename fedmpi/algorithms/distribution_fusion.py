@@ -99,7 +99,7 @@ class DistributionFusion(InferredComponents):
 
     memory: bool = null_for()
     pi_power: Annotated[float, interval("[0, 1]")] = null_for()
-    cap: Annotated[float, interval("[1, inf)", "at least 1, FedAvg")] | None = 4.0
+    cap: Annotated[float, interval("[1, inf)", "at least 1 (FedAvg)")] | None = 4.0
     bn_merge: Literal["moments", "linear"] = "moments"
 
     takes_server_optimizer = True

@@ -37,7 +37,8 @@ class FedFTG(Distilled):
 
     Args:
         base: the method that is extended; null: SCAFFOLD, as in the paper's tables.
-        variant: paper or repo (see above).
+        variant: paper: one step of the generator per batch, on the sum over all clients. repo: as in the authors'
+            code, one step per client in turn, and other losses.
         generator: network that makes the samples; null: ImageGenerator.
         iterations: batches per round; 0 is the base method.
         generator_steps: passes of the generator over each batch.

@@ -48,8 +48,8 @@ class FedGen(FedAvg):
     Args:
         generator: the network that makes features; null: FeatureGenerator.
         alpha: weight of the term for generated features of any class in the first round.
-        beta: weight of the term for generated features of the sample's class. The authors' 10 for both goes with a
-            learning rate of 0.01; at 0.1 most networks diverge.
+        beta: weight of the term for generated features of the sample's class. The authors use 10 for both, with a
+            learning rate of 0.01; with 0.1 most networks then diverge.
         decay: factor per round of alpha and beta.
         steps: steps of the generator (Adam) per round.
         batch_size: generated features per step.

@@ -84,7 +84,7 @@ class Guard:
         self.exceeded = self.exceeded or self.limit
 
     def begin_end(self) -> None:
-        """Called by the thread that ends the process, so that the other one (main thread or guard) does not interfere."""
+        """Called by the thread that ends the process, so that the other thread does not interfere."""
         if not self.is_alone and not self._ends.acquire(blocking=False):
             threading.Event().wait()
         self._noticed.set()
