@@ -222,7 +222,7 @@ def tell(ranks: Sequence[Rank], rates: Rates | None, library: str, limits: Seque
     yield ", ".join(f"{name} {number}" for name, number in ranks[0].versions.items())
     yield library
     nodes, trainers = _nodes(ranks), sum(rank.trains for rank in ranks)
-    yield f"{_counted(len(ranks), 'rank')} on {_counted(len(nodes), 'node')}, of which {trainers} train clients"
+    yield f"{_counted(len(ranks), 'rank')} on {_counted(len(nodes), 'node')}, {trainers} of them for training"
     yield from limits
     for first in nodes:
         count = sum(rank.node == first.node for rank in ranks)
@@ -232,7 +232,7 @@ def tell(ranks: Sequence[Rank], rates: Rates | None, library: str, limits: Seque
         yield f"node {first.host}: {_counted(count, 'rank')}, {_counted(len(first.gpus), 'GPU')}, {memory}"
     for number, rank in enumerate(ranks):
         gpu = f" ({rank.physical})" if rank.physical else ""
-        role = f"trains on {rank.device}{gpu}" if rank.trains else "serves"
+        role = f"trains on {rank.device}{gpu}" if rank.trains else "server"
         yield f"rank {number} on {rank.host}: {role}, {_counted(len(rank.cores), 'core')} ({_ranges(rank.cores)})"
     if rates:
         speed = 4 * PARAMETERS / max(rates.broadcast, 1e-9) / 1e9
@@ -253,9 +253,9 @@ def _slurm(environment: Mapping[str, str]) -> tuple[list[str], float | None]:
         return [], None
     end = job_end(environment)
     left = None if end is None else end - time.time()
-    limits = {"SLURM_NTASKS": "tasks", "SLURM_CPUS_PER_TASK": "cores a task", "SLURM_MEM_PER_NODE": "MiB a node"}
+    limits = {"SLURM_NTASKS": "tasks", "SLURM_CPUS_PER_TASK": "cores per task", "SLURM_MEM_PER_NODE": "MiB per node"}
     facts = [f"{environment[name]} {what}" for name, what in limits.items() if name in environment]
-    time_left = f"{left / 60:.0f} min left" if left is not None else "time limit not known"
+    time_left = f"{left / 60:.0f} min left" if left is not None else "time limit unknown"
     return [f"Slurm job {environment['SLURM_JOB_ID']}: {', '.join([*facts, time_left])}"], left
 
 

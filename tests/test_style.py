@@ -10,14 +10,13 @@ import pytest
 
 from tests.support.mpi import REPOSITORY
 
-UNITS = (
-    "round|client|node|rank|class|setting|step|seed|epoch|run|column|line|row|second|minute|block|method|parameter"
-)
+UNITS = "round|client|node|rank|class|setting|step|seed|epoch|run|column|line|row|second|minute|block|method|parameter|task"
 #: Words between "one" and "a round" that are no unit of a rate: "1 for a client" is not "1 message a client".
 SMALL = "per|for|in|of|if|to|at|with|on|by|from|and|or|as|is|not"
 #: What is not written -> what is written instead.
 PATTERNS = {
     rf"\b(one|a|an|\d+|fewer) (?!({SMALL})\b)\w+ an? ({UNITS})\b(?! that| of)": "'one message per round'",
+    rf"\b(bytes|cores|MB|MiB|models|ms|ns|seconds|threads|us) an? ({UNITS})\b": "'seconds per round'",
     r"\bbeside\b": "'next to', 'in addition to' or 'compared with'",
     r"\banew\b": "'again'",
     r"\bnewcomers?\b": "'held-out clients'",

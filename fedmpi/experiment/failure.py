@@ -44,7 +44,7 @@ def end_job(
     try:
         if recorder and recorder.is_open:
             recorder.finish("failed")
-            kept = f"\nThe results up to then are in {recorder.path}"
+            kept = f"\nThe results so far are in {recorder.path}"
     except OSError as problem:
         kept = f"\nThe results could not be written: {problem}"
     if lock:

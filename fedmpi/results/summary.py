@@ -15,6 +15,8 @@ from fedmpi.results.reader import Run
 from fedmpi.results.settings import describe
 
 _LABEL_WIDTH = 12
+#: Columns of a generator's classification accuracy score (CAS), and what they are called.
+CAS = {"cas": "CAS on all images", "cas_test": "on test images", "cas_compat": "as in the authors' code"}
 
 
 def summarize(run: Run) -> str:
@@ -57,9 +59,9 @@ def _entries(run: Run) -> Iterator[tuple[str, str]]:
         for label, column in (("cohort mean", "cohort_mean_accuracy"), ("client mean", "clients_mean_accuracy")):
             if column in run.rounds:
                 yield label, _accuracy(run, column)
-        scores = [name for name in ("cas", "cas_test", "cas_compat") if name in run.rounds]
+        scores = [name for name in CAS if name in run.rounds]
         if scores:
-            yield "generator", ", ".join(f"{name} {percent(run.accuracy(name).last)}" for name in scores)
+            yield "generator", ", ".join(f"{CAS[name]} {percent(run.accuracy(name).last)}" for name in scores)
         if run.held_out:
             yield "held-out", _held_out(run)
         yield "loss", f"test {loss(_last(run, 'test_loss'))}, training {loss(_last(run, 'train_loss'))}"

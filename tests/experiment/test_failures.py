@@ -232,7 +232,7 @@ def becomes_killed(path: Path) -> None:
 
 
 def _holds_the_finished_rounds(job: Job, status: str) -> None:
-    assert f"The results up to then are in {job.path}" in job.result.stderr
+    assert f"The results so far are in {job.path}" in job.result.stderr
     with h5py.File(job.path) as file:
         assert file.attrs["status"] == status
         assert file["rounds/round"][:].tolist() == list(range(1, FAILS_IN))
