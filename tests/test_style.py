@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.mpi import REPOSITORY
 
-UNITS = "round|client|node|rank|class|setting|step|seed|epoch|run|column|line|row|second|minute|block|method|parameter|task"
+UNITS = "round|client|node|rank|class|setting|step|seed|epoch|run|column|line|row|second|minute|block|method|task"
 #: Words between "one" and "a round" that are no unit of a rate: "1 for a client" is not "1 message a client".
 SMALL = "per|for|in|of|if|to|at|with|on|by|from|and|or|as|is|not"
 #: What is not written -> what is written instead.
