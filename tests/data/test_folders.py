@@ -95,7 +95,7 @@ def test_every_fifth_image_is_a_test_image(photos: Path, monkeypatch: pytest.Mon
     assert arrays.train_y.tolist() == [0] * 6 + [1] * 9
     assert arrays.test_y.tolist() == [0, 1, 1]
     assert arrays.train_x.transpose(0, 2, 3, 1).flags.c_contiguous
-    assert "10 of 15 images are decoded" in lines
+    assert "10 of 15 images decoded" in lines
     assert ImageFolder(photos, SIZE).classes == 2
 
 

@@ -68,7 +68,7 @@ def test_tests_and_validation(tmp_path: Path) -> None:
             write(tmp_path / part / str(label), colour + label)
     lines: list[str] = []
     assert colours(load(tmp_path, lines).test_x) == [100, 101]
-    assert f"ImageFolder: {tmp_path / 'Val'} is not used, for {tmp_path / 'test'} has the test images" in lines
+    assert f"ImageFolder: {tmp_path / 'Val'} is not used, because {tmp_path / 'test'} has the test images" in lines
     shutil.rmtree(tmp_path / "Val")
     assert prepared.open_prepared(ImageFolder(tmp_path, 4)) is not None, "what is not used does not matter"
     shutil.move(tmp_path / "test", tmp_path / "valid")
@@ -200,7 +200,9 @@ def test_arrays_of_earlier_versions(tmp_path: Path) -> None:
     manifest.write_text(json.dumps(content))
     for label in "ab":
         shutil.rmtree(tmp_path / label)
-    with pytest.raises(BadInput, match=r"another version of fedmpi, .* decoded from are missing: restore them"):
+    with pytest.raises(
+        BadInput, match=r"another version of fedmpi in another way, .* decoded from are missing: restore them"
+    ):
         load(tmp_path)
 
 

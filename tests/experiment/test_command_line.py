@@ -614,7 +614,7 @@ YAML = {
     ),
     "key in the wrong place": (
         "algorithm: {class_path: FedProx, mu: 3}\n",
-        "--algorithm: options of a class go under init_args, not beside class_path",
+        "--algorithm: options of a class must be under init_args, not next to class_path",
     ),
     "unknown name": (
         "algorithm: FedProks\n",

@@ -250,7 +250,7 @@ class FrozenHead(Model):
         (FedPer, FrozenHead(), "FedPer needs a fully connected layer that is trained, and other layers to share"),
         (FedGen, FrozenHead(), "FedGen needs one whose last fully connected layer is trained"),
         (FedMA, FrozenConvolution(), "FedMA needs one with hidden units between layers that are not frozen"),
-        (FedMA, HalfFrozen(floor=True), "uses maximum, through which its units cannot be followed"),
+        (FedMA, HalfFrozen(floor=True), "uses maximum, which is not supported with this method"),
     ],
 )
 def test_what_cannot_be(method: type[Algorithm], model: Model, said: str, tmp_path: Path) -> None:
