@@ -24,7 +24,7 @@ def as_rgb(picture: Any) -> Any:
     picture.load()
     image = ImageOps.exif_transpose(picture)
     if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, of unknown range: save it with 8 or 16 bits")
+        raise ValueError("its pixels are floating-point numbers of unknown range: save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         return Image.fromarray(_scaled(image, picture)).convert("RGB")
     if image.has_transparency_data:

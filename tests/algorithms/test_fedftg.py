@@ -320,7 +320,7 @@ def test_what_does_not_fit(algorithm: FedFTG, settings: dict[str, Any], message:
 @pytest.mark.parametrize("base", [IFCA(), FedFTG()], ids=lambda base: type(base).__name__)
 def test_a_base_that_cannot_carry_it(base: Algorithm) -> None:
     """Oracle: the message."""
-    with pytest.raises(BadInput, match=f"base = {type(base).__name__}: must be a method that averages its clients'"):
+    with pytest.raises(BadInput, match=f"base = {type(base).__name__}: must be a method whose server only averages"):
         FedFTG(base)
 
 

@@ -176,7 +176,9 @@ def test_a_lock_that_is_lost(tmp_path: Path) -> None:
     record.rename(tmp_path / "mine")
     leave(path, ELSEWHERE)
     path.write_text("another's")
-    with pytest.raises(LockLost, match=r"run.h5.lock: is gone: another run has taken the results file over"):
+    with pytest.raises(
+        LockLost, match=r"run.h5.lock: does not exist any more: another run has taken the results file over"
+    ):
         run.write()
     lock.release()
     assert path.read_text() == "another's"
