@@ -59,7 +59,7 @@ def _scaled(image: Any, picture: Any) -> NDArray[np.uint8]:
     white = _white(picture)
     if values.min() < 0 or values.max() > white:
         raise ValueError(
-            f"its pixels are whole numbers from {values.min()} to {values.max()}, whose range is not known:"
+            f"its pixels are whole numbers from {values.min()} to {values.max()} of unknown range:"
             " save it with 8 or 16 bits"
         )
     hidden = values == image.info.get("transparency")
