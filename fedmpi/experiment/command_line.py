@@ -53,7 +53,7 @@ def parse(arguments: list[str], speaks: bool = True) -> tuple[Experiment, str]:
         BadInput: in one line.
         HelpPrinted: after --help or --print_config.
     """
-    if not any(re.match(r"-h$|--help$|--print_config|--[\w.]+\.help(=|$)", argument) for argument in arguments):
+    if not any(re.match(r"-h$|--help(=|$)|--print_config|--[\w.]+\.help(=|$)", argument) for argument in arguments):
         import torch  # noqa: F401 (its first random numbers differ between processes unless they are seeded)
     seed_globals(key(0, "imports"))  # a user's files may draw while they are imported, and the seed is not known yet
     _refuse_long_numbers(arguments)
