@@ -808,6 +808,9 @@ def test_no_mpi_library() -> None:
         assert job.stderr.endswith("load your cluster's MPI module, or pip install 'fedmpi[mpich]'\n")
         assert len(job.stderr.splitlines()) == 1
         assert job.returncode == 2
+        helped = fedmpi(0, "--help", **broken)
+        assert (helped.returncode, helped.stderr) == (0, ""), "help needs no MPI library"
+        assert helped.stdout == fedmpi(0, "--help").stdout != ""
 
 
 @pytest.mark.parametrize(
