@@ -132,9 +132,10 @@ def _similar_options(name: str, parser: jsonargparse.ArgumentParser) -> str:
     Else with a similar name; else those whose description has its words.
     """
     owners = _owners(parser)
-    found = _same_name(name, list(owners)) or _similar_name(name, list(owners)) or _described_by(name)
+    is_option = name.startswith("-")
+    found = _same_name(name, list(owners)) or _similar_name(name, list(owners)) or _described_by(name) * is_option
     texts = [f"--{option}{f' ({_few(owners[option])})' if owners[option] else ''}" for option in found[:4]]
-    return f", did you mean {' or '.join(texts)}?" if texts else ", see --help" if name.startswith("-") else ""
+    return f", did you mean {' or '.join(texts)}?" if texts else ", see --help" if is_option else ""
 
 
 def _same_name(name: str, options: list[str]) -> list[str]:

@@ -422,8 +422,8 @@ REFUSED = {
     " of single clients",
     "--algorithm FedFTG --attack SignFlip": "--attack = SignFlip: FedFTG's server uses the models of single clients",
     "--model MLP --model.hidden []": "--model.hidden = []: must be one or more widths of at least 1",
-    "--weighting horvitz_thompson --sampler Weighted": "--weighting = horvitz_thompson: must be"
-    " another with Weighted",
+    "--weighting horvitz_thompson --sampler Weighted": "--weighting = horvitz_thompson: cannot be"
+    " combined with Weighted, because the probability that a client is drawn is not known",
     "--sampler PowerOfChoice --sampler.candidates 0": "--sampler.candidates = 0: must be at least 1",
     "--sampler PowerOfChoice --sampler.candidates 9": "--sampler.candidates = 9: must be at least the cohort, 10",
     "--sampler PowerOfChoice --sampler.candidates 101": "--sampler.candidates = 101: must be at most the number of"

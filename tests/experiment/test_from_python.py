@@ -362,7 +362,7 @@ def test_an_experiment_does_not_change(tmp_path: Path, monkeypatch: pytest.Monke
     assert runs[0].weights_sha256 == runs[1].weights_sha256
     assert [Path(run.settings["output"]) for run in runs] == [run.path for run in runs]
     assert {**experiment.settings, "output": None} == before
-    with pytest.raises(AttributeError, match="rounds is set already"):
+    with pytest.raises(AttributeError, match="rounds cannot be changed"):
         experiment.rounds = 2
     with pytest.raises(AttributeError):
         experiment.output = Path("x.h5")  # type: ignore[misc]
