@@ -301,7 +301,11 @@ class Flat(Dataset):
         ),
         (FedFTG(), {"compression": Int8()}, "compression = Int8: FedFTG's server uses the models of single clients"),
         (FedFTG(), {"attack": LabelFlip()}, "attack = LabelFlip: FedFTG's server uses the models of single clients"),
-        (FedFTG(FedDyn()), {"server_optimizer": Momentum()}, "server_optimizer = Momentum: FedFTG has a rule of its"),
+        (
+            FedFTG(FedDyn()),
+            {"server_optimizer": Momentum()},
+            "server_optimizer = Momentum: must be Replace with FedFTG",
+        ),
         (
             FedFTG(MOON()),
             {"model": OneVector(), "dataset": Regression()},
