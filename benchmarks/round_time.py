@@ -23,7 +23,7 @@ A_CLIENTS_BOOKS, A_RANKS_BOOKS = 6, 6
 # Bytes that go through memory for a parameter: of a client's vector that is added to the sum (read, and the sum read
 # and written), of a rank's sum that is added up, of a mean that is written and its sum read.
 ADDED, SUMMED, FORMED = 20, 8, 12
-PARTS = ("training", "adding", "broadcast", "mean", "meetings", "books")
+PARTS = ("training", "adding", "broadcast", "mean", "barriers", "bookkeeping")
 
 
 @dataclass(frozen=True)
@@ -199,8 +199,8 @@ def round_time(
         "adding": through_memory(longer - longest, ADDED * into_sums),
         "broadcast": broadcast,
         "mean": mean,
-        "meetings": meetings,
-        "books": crowd * books + gathering,
+        "barriers": meetings,
+        "bookkeeping": crowd * books + gathering,
     }
 
 

@@ -325,9 +325,7 @@ def draw_growth(axes: Any, measured: dict[str, Any]) -> None:
     for colour, marker, cohort in zip(COLOURS, "os^", sorted({row["cohort"] for row in books}), strict=False):
         rows = [row for row in books if row["cohort"] == cohort]
         spent = [row["draw"] + row["place"] + row["states"] + row["ledger"] for row in rows]
-        axes.plot(
-            [row["clients"] for row in rows], spent, marker=marker, color=colour, label=f"cohort {cohort:,}"
-        )
+        axes.plot([row["clients"] for row in rows], spent, marker=marker, color=colour, label=f"cohort {cohort:,}")
     seconds = [row["split"] for row in start]
     axes.plot([row["clients"] for row in start], seconds, "k--", marker="D", label="at the start: make_split")
     axes.set(xscale="log", yscale="log", xlabel="Clients in all", ylabel="Seconds on every rank")

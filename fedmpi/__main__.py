@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from fedmpi.errors import BadInput
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Run the experiment that the command line describes, on every rank, and exit; rank 0 speaks for all."""
+    """Run the experiment that the command line describes, on every rank, and exit. Rank 0 prints for all."""
     outlast()
-    # Nothing of what is imported is ever garbage, and looking through it again and again delays the start.
+    # Imported objects are never garbage, and the garbage collector's repeated search through them delays the start.
     gc.disable()
     status, world = run()
     if world:
@@ -27,12 +27,10 @@ def main() -> None:
 
 
 def run() -> tuple[int, World | None]:
-    """The exit status of the program, when all is done and said, and the ranks; None: there is no MPI."""
+    """Run the program; returns the exit status and the ranks (None: there is no MPI)."""
     world: World | None = None
     try:
-        from fedmpi.mpi import whole_job
-
-        world = whole_job()
+        world = _job()
         return _run(world), world
     except BadInput as error:
         if world is None or world.is_server:
@@ -47,21 +45,32 @@ def run() -> tuple[int, World | None]:
         return 1, world
 
 
-def _run(world: World) -> int:
-    """Read the command line and run; the exit status."""
+def _job() -> World | None:
+    """The ranks of this job; None: there is no MPI library, and help is asked for, which needs none."""
+    from fedmpi.mpi import whole_job
+
+    with suppress(BadInput) if {"-h", "--help"} & set(sys.argv) else nullcontext():
+        return whole_job()
+    return None
+
+
+def _run(world: World | None) -> int:
+    """Read the command line and run; returns the exit status."""
     from fedmpi.experiment.command_line import HelpPrinted, parse
 
     experiment = None
     try:
-        with world.agreed(), suppress(HelpPrinted):
-            experiment, _ = parse(sys.argv[1:], speaks=world.is_server)
+        with world.agreed() if world else nullcontext(), suppress(HelpPrinted):
+            experiment, _ = parse(sys.argv[1:], speaks=not world or world.is_server)
     except BadInput:
         raise
     except BaseException as error:
+        if not world:
+            raise
         from fedmpi.experiment.failure import end_job  # here, because it imports torch, which --help does without
 
         end_job(world, error, "reading the command line")
-    if experiment is None:
+    if experiment is None or not world:
         return 0
     experiment.load()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""A number that tells whether two ranks hold the same."""
+"""Checksums for comparing ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REMEDY = (
 
 
 def checksum(*parts: NDArray[Any] | float | str) -> int:
-    """32 bits of arrays, numbers and texts: of their order, types, shapes and bytes."""
+    """A 32-bit checksum of arrays, numbers and texts: of their order, types, shapes and bytes."""
     total = 0
     for part in parts:
         array = np.asarray(part)

@@ -1,4 +1,4 @@
-"""How a class becomes usable by its name: being a subclass, in a file of the right package, is all it takes."""
+"""How classes become usable by name: a subclass in a file of the right package is found automatically."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import ModuleType
 
 
 def import_all(package: ModuleType) -> None:
-    """Import every module of a package, so that the classes in it are known by name on the command line."""
+    """Import every module of a package, so that its classes can be named on the command line."""
     for module in pkgutil.iter_modules(package.__path__):
         if not module.name.startswith("_"):
             importlib.import_module(f"{package.__name__}.{module.name}")

@@ -1,4 +1,4 @@
-"""The settings of an experiment, as the results file keeps them and `--config` reads them."""
+"""The settings of an experiment as YAML, for the results file and `--config`."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from fedmpi.options import Configured, options_of, shown
 
 
 def settings_of(value: Any, option: str) -> Any:
-    """A value of an option as what YAML can hold, but for paths.
+    """The value of an option as a value for YAML (or a path).
 
-    A component is its class and its options. A class of fedmpi's own is called by its short name, `FedAvg`. An array
-    is its shape, its type and the checksum of its values: enough to tell it from another one.
+    A component becomes its class and its options. A class of fedmpi has its short name, `FedAvg`. An array becomes
+    its shape, type and checksum, by which it can be compared.
 
     Args:
         option: its dotted name.
 
     Raises:
-        BadInput: YAML cannot hold it, such as a function without a name, or an object of some class.
+        BadInput: YAML cannot hold it, for example a function without a name, or an object of another class.
     """
     if isinstance(type(value), Configured):
         options = _written_options(value, option)
@@ -58,7 +58,7 @@ def settings_of(value: Any, option: str) -> Any:
 
 
 def _written_options(component: Any, option: str) -> dict[str, Any]:
-    """Those of a component; once, because the checksum of a large array takes its time."""
+    """The options of a component. They are computed once, because the checksum of a large array takes time."""
     known = vars(component)
     if "_written" not in known:
         given = options_of(component).items()
@@ -68,7 +68,7 @@ def _written_options(component: Any, option: str) -> dict[str, Any]:
 
 
 def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The single settings by their dotted names."""
+    """The single settings with their dotted names."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{name}.")
@@ -81,7 +81,7 @@ def as_yaml(settings: Mapping[str, Any]) -> str:
     import yaml
 
     class Dumper(yaml.SafeDumper):
-        """Writes paths as texts, and nothing by reference."""
+        """Writes paths as texts, and no YAML references."""
 
         def ignore_aliases(self, data: object) -> bool:
             return True
@@ -95,17 +95,17 @@ def as_yaml(settings: Mapping[str, Any]) -> str:
 
 
 def class_name(cls: type) -> str:
-    """What settings call the class of a component: `FedAvg`, or the import path of a user's class."""
+    """The name of a component's class in settings: `FedAvg`, or the import path of a user's class."""
     return short_name(import_path(cls))
 
 
 def short_name(path: str) -> str:
-    """Of a class of fedmpi its name, which is its only one, whatever file it lies in; of others the import path."""
+    """For fedmpi's classes the name alone, because names are unique; for others the import path."""
     return path.rpartition(".")[2] if path.startswith("fedmpi.") else path
 
 
 def import_path(named: Any) -> str:
-    """Where a class or function is imported from, as short as it goes: fedmpi.data.Digits."""
+    """The shortest import path of a class or function: fedmpi.data.Digits."""
     packages, name = named.__module__.split("."), named.__qualname__
     for number in range(1, len(packages)):
         package = ".".join(packages[:number])
@@ -115,7 +115,7 @@ def import_path(named: Any) -> str:
 
 
 def _is_found(named: Any) -> bool:
-    """Whether what its import path leads to is the thing itself."""
+    """Whether its import path leads to the object itself."""
     found: Any = sys.modules.get(named.__module__)
     for name in named.__qualname__.split("."):
         found = getattr(found, name, None)
@@ -123,6 +123,6 @@ def _is_found(named: Any) -> bool:
 
 
 def _is_group(cls: type) -> bool:
-    """Whether it is a group of options, such as `local`, and no class that is chosen by its name."""
+    """Whether it is a group of options, such as `local`, and not a class that is chosen by name."""
     base = [one for one in cls.__mro__ if isinstance(one, Configured)][-1]
     return is_dataclass(base)

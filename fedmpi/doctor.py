@@ -1,8 +1,7 @@
-"""`mpirun -n 16 python -m fedmpi.doctor`: what did this job get, and what is wrong with it?
+"""`mpirun -n 16 python -m fedmpi.doctor`: what does a job get, and what is wrong with it?
 
-Started as the experiment will be, it says in seconds which MPI, nodes, cores, GPUs and shared memory the ranks have
-and how fast they exchange models; and of every problem that it finds, what to do about it. Exit status 1: there are
-problems.
+Start it like the experiment. It prints which MPI, nodes, cores, GPUs and shared memory the ranks have, and how fast
+they exchange models. For every problem it says what to do. Exit status 1: there are problems.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ from fedmpi.streams import outlast
 if TYPE_CHECKING:
     from fedmpi.mpi.world import World
 
-#: Of the model that is sent to and fro.
+#: Parameters of the model that is exchanged.
 PARAMETERS = 1_000_000
 REPETITIONS = 5
-#: What MPI libraries take of /dev/shm for a rank; with less MPICH crashes.
+#: Memory in /dev/shm that MPI libraries need per rank. With less, MPICH crashes.
 SHARED_MEMORY_A_RANK = 8 << 20
-#: Before the time limit and on the disk: with less not even a small experiment gets anywhere.
+#: Minimum time before the time limit, and free space on the disk, for a small experiment.
 LEAST_SECONDS, LEAST_DISK = 600, 100 << 20
-#: How launchers tell a process how many they have started, and its number.
+#: Environment variables of launchers: number of processes, and number of this process.
 LAUNCHERS = (
     ("PMI_SIZE", "PMI_RANK"),
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
@@ -48,18 +47,18 @@ LAUNCHERS = (
 
 @dataclass(frozen=True)
 class Rank:
-    """What a rank knows of itself.
+    """Facts about a rank.
 
     Attributes:
         node: the first rank of its node.
-        host: its node's name.
-        trains: whether it hosts clients.
-        cores: on which it may run.
-        gpus: those that it sees, by name.
-        device: what it trains on.
-        physical: which GPU that is, however the ranks count them; empty: none, or not known.
-        omp_threads: what OMP_NUM_THREADS says; empty: nothing.
-        shared_memory, shared_free: bytes of /dev/shm, in all and free; -1: there is none.
+        host: name of its node.
+        trains: whether it trains clients.
+        cores: cores that it may use.
+        gpus: names of the visible GPUs.
+        device: the device that it trains on.
+        physical: identity of the GPU, independent of the ranks' numbering; empty: none, or unknown.
+        omp_threads: value of OMP_NUM_THREADS; empty: not set.
+        shared_memory, shared_free: total and free bytes of /dev/shm; -1: there is none.
         versions: of the libraries.
     """
 
@@ -78,14 +77,14 @@ class Rank:
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds that it takes to broadcast a model of `PARAMETERS`, and to form the mean of one from each rank."""
+    """Seconds for broadcasting a model of `PARAMETERS`, and for the mean of one model per rank."""
 
     broadcast: float
     mean: float
 
 
 def look(world: World) -> list[Rank]:
-    """What every rank knows of itself; a collective."""
+    """The facts about every rank; a collective."""
     import torch
 
     from fedmpi.mpi.devices import pick_device
@@ -118,7 +117,7 @@ def look(world: World) -> list[Rank]:
 
 
 def measure(world: World) -> Rates:
-    """How fast ranks exchange models, the median of some times; a collective, for nodes that have room."""
+    """How fast ranks exchange models, as the median of several times; a collective, for nodes with enough memory."""
     from fedmpi.mpi.shared_mean import FixedPoint
 
     vector, took = np.zeros(PARAMETERS, dtype=np.float32), []
@@ -137,10 +136,9 @@ def measure(world: World) -> Rates:
 
 
 def lonely(size: int, environment: Mapping[str, str]) -> tuple[int, bool]:
-    """How many processes a launcher has started of whom each thinks that it is alone (0: all is well).
+    """The number of processes of a launcher that each have an MPI size of 1 (0: no problem).
 
-    Returns:
-        That number, and whether this is the first of them, which speaks for all.
+    Returns: The number, and whether this process is the first of them, which prints for all.
     """
     for started, number in LAUNCHERS:
         if size == 1 and int(environment.get(started, 1)) > 1:
@@ -149,12 +147,12 @@ def lonely(size: int, environment: Mapping[str, str]) -> tuple[int, bool]:
 
 
 def problems(ranks: Sequence[Rank], threads: int, output: Path, seconds_left: float | None) -> Iterator[str]:
-    """What is wrong, and what to do about it, a line each.
+    """The problems and what to do about them, one line each.
 
     Args:
-        threads: CPU threads that a rank will have.
+        threads: CPU threads per rank.
         output: the results file that will be written.
-        seconds_left: to the job's time limit; None: there is none.
+        seconds_left: seconds until the job's time limit; None: there is none.
     """
     from fedmpi.results.writer import check_writable
 
@@ -188,7 +186,7 @@ def _problems_of_node(name: str, ranks: Sequence[Rank], threads: int) -> Iterato
     trainers = [rank for rank in ranks if rank.trains]
     on_cpu = [rank for rank in trainers if rank.device == "cpu"]
     for cores in sorted({tuple(rank.cores) for rank in on_cpu}, key=len):
-        # A rank that may run on no other cores than these.
+        # A rank that may only use these cores.
         crowd = sum(set(rank.cores) <= set(cores) for rank in on_cpu)
         if crowd * threads > len(cores):
             yield (
@@ -215,16 +213,16 @@ def _problems_of_node(name: str, ranks: Sequence[Rank], threads: int) -> Iterato
 
 
 def _has_room(ranks: Sequence[Rank]) -> bool:
-    """Whether models can be exchanged in a node's /dev/shm: 8 bytes a number and rank, and some for the results."""
+    """Whether models can be exchanged in a node's /dev/shm: 8 bytes per number and rank, and some for the results."""
     return not 0 <= ranks[0].shared_free < 8 * PARAMETERS * (len(ranks) + 2)
 
 
 def tell(ranks: Sequence[Rank], rates: Rates | None, library: str, limits: Sequence[str]) -> Iterator[str]:
-    """What the job has got, line by line."""
+    """The facts about the job, as lines."""
     yield ", ".join(f"{name} {number}" for name, number in ranks[0].versions.items())
     yield library
     nodes, trainers = _nodes(ranks), sum(rank.trains for rank in ranks)
-    yield f"{_counted(len(ranks), 'rank')} on {_counted(len(nodes), 'node')}, of which {trainers} train clients"
+    yield f"{_counted(len(ranks), 'rank')} on {_counted(len(nodes), 'node')}, {trainers} of them for training"
     yield from limits
     for first in nodes:
         count = sum(rank.node == first.node for rank in ranks)
@@ -234,7 +232,7 @@ def tell(ranks: Sequence[Rank], rates: Rates | None, library: str, limits: Seque
         yield f"node {first.host}: {_counted(count, 'rank')}, {_counted(len(first.gpus), 'GPU')}, {memory}"
     for number, rank in enumerate(ranks):
         gpu = f" ({rank.physical})" if rank.physical else ""
-        role = f"trains on {rank.device}{gpu}" if rank.trains else "serves"
+        role = f"trains on {rank.device}{gpu}" if rank.trains else "server"
         yield f"rank {number} on {rank.host}: {role}, {_counted(len(rank.cores), 'core')} ({_ranges(rank.cores)})"
     if rates:
         speed = 4 * PARAMETERS / max(rates.broadcast, 1e-9) / 1e9
@@ -250,14 +248,14 @@ def _nodes(ranks: Sequence[Rank]) -> list[Rank]:
 
 
 def _slurm(environment: Mapping[str, str]) -> tuple[list[str], float | None]:
-    """A line on the Slurm job, if there is one, and the seconds that are left of it."""
+    """A line about the Slurm job, if there is one, and its remaining seconds."""
     if "SLURM_JOB_ID" not in environment:
         return [], None
     end = job_end(environment)
     left = None if end is None else end - time.time()
-    limits = {"SLURM_NTASKS": "tasks", "SLURM_CPUS_PER_TASK": "cores a task", "SLURM_MEM_PER_NODE": "MiB a node"}
+    limits = {"SLURM_NTASKS": "tasks", "SLURM_CPUS_PER_TASK": "cores per task", "SLURM_MEM_PER_NODE": "MiB per node"}
     facts = [f"{environment[name]} {what}" for name, what in limits.items() if name in environment]
-    time_left = f"{left / 60:.0f} min left" if left is not None else "time limit not known"
+    time_left = f"{left / 60:.0f} min left" if left is not None else "time limit unknown"
     return [f"Slurm job {environment['SLURM_JOB_ID']}: {', '.join([*facts, time_left])}"], left
 
 
@@ -270,7 +268,7 @@ def _listed(what: str, numbers: Sequence[int]) -> str:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """0-3, 8 of 0, 1, 2, 3, 8, which ascend."""
+    """0-3, 8 for the ascending numbers 0, 1, 2, 3, 8."""
     starts = [n for n in numbers if n - 1 not in set(numbers)]
     ends = [n for n in numbers if n + 1 not in set(numbers)]
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
@@ -281,9 +279,9 @@ def _bytes(count: int) -> str:
 
 
 def clean() -> int:
-    """Remove what this user's killed jobs have left in this node's shared memory, and say so; the exit status.
+    """Remove files of this user's killed jobs from this node's shared memory; returns the exit status.
 
-    Without MPI, which may not start before.
+    It does not use MPI, which may not start before.
     """
     removed, host = leftovers.remove_listed(), platform.node()
     try:
@@ -319,7 +317,7 @@ def main() -> None:
             print(
                 f"problem: {started} ranks were started, and each thinks that it is alone. mpi4py uses\n"
                 f"  {mpi_version()}\nwhich is not the library of this mpirun, or does not speak the protocol of this"
-                " srun: start the ranks with the mpirun beside that library, or with srun --mpi=pmi2 (MPICH) or"
+                " srun: start the ranks with the mpirun of that library, or with srun --mpi=pmi2 (MPICH) or"
                 " --mpi=pmix (Open MPI)",
                 flush=True,
             )

@@ -1,31 +1,31 @@
-"""What a user can put right, and how it is said: one line that names the option, its value and what is allowed."""
+"""Errors that a user can correct. They are one line: the option, its value and what is allowed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: What is said where mpi4py finds no MPI library, for this reason.
+#: The message if mpi4py finds no MPI library, with the reason.
 NO_MPI = "no MPI library found ({}): load your cluster's MPI module, or pip install 'fedmpi[mpich]'"
-#: What a user can do where training diverges.
+#: What a user can do if training diverges.
 REMEDY = "lower --local.lr, or set --local.clip_norm"
 
 
 class Diverged(ArithmeticError):
-    """What clients would send is not finite: training has diverged, and a mean would be meaningless."""
+    """Client updates are not finite: training has diverged, and a mean would be meaningless."""
 
 
 class BadInput(ValueError):
-    """Something the user gave cannot be honoured; the command ends with this one line and exit status 2.
+    """The user's input is refused; the command ends with this line and exit status 2.
 
     Args:
         message: what is wrong and what is allowed, without the option's name if `option` is given.
-        option: name of the constructor argument at fault; the command line prefixes the component it belongs
-            to, so that `mu` of an algorithm is shown as `--algorithm.mu`.
+        option: name of the constructor's argument. The command line adds the component, so that `mu` of an algorithm
+            is shown as `--algorithm.mu`.
 
     Attributes:
-        agreed: every rank of the job raises it (`World.agreed`). One that only some ranks raise is a failure of the
-            job like any other error, for the others go on and wait.
+        agreed: whether every rank of the job raises it (`World.agreed`). If only some ranks raise it, it is a failure
+            of the job like any other error.
     """
 
     agreed = False
@@ -44,14 +44,14 @@ def require(condition: bool, option: str, value: object, allowed: str) -> None:
 
 
 def named(component: object) -> str:
-    """How the command line names the class of a component: by its import path, unless it is fedmpi's own."""
+    """The name of a component's class on the command line: its import path, unless it is one of fedmpi's classes."""
     cls = type(component)
     return cls.__name__ if cls.__module__.startswith("fedmpi.") else f"{cls.__module__}.{cls.__qualname__}"
 
 
 @contextmanager
 def option_of(place: str) -> Iterator[None]:
-    """Complete the option that bad input names: within `option_of("partition")`, `classes` is --partition.classes."""
+    """Complete options in bad input: within `option_of("partition")`, `classes` becomes --partition.classes."""
     try:
         yield
     except BadInput as error:

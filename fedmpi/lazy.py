@@ -1,7 +1,7 @@
-"""PyTorch, imported when something of it is first used.
+"""PyTorch, imported on first use.
 
-The command line imports every method, model and policy to know their options; `--help` shall not wait for PyTorch. So
-their files write `from fedmpi.lazy import torch`. Files that only a run imports write `import torch`.
+The command line imports every method, model and policy to know their options, and `--help` should not wait for
+PyTorch. So these files write `from fedmpi.lazy import torch`. Files that only a run imports write `import torch`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 
 class _Lazy(ModuleType):
-    """Stands for a module until something of it is used."""
+    """A placeholder for a module, which is imported when an attribute is used."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name != "__version__":  # asked of every module by `inspect` and the like
+        if name.startswith("__") and name != "__version__":  # requested for every module by `inspect` and others
             raise AttributeError(name)
         found = getattr(importlib.import_module(self.__name__), name)
         setattr(self, name, found)

@@ -1,10 +1,9 @@
-"""What makes the arguments of a constructor options, on the command line, in YAML and in Python alike.
+"""Makes the arguments of constructors options: on the command line, in YAML and in Python.
 
-They are checked against their types and ranges (`fedmpi.ranges`), paths among them are expanded, and they are
-remembered, because the results file says what a run was (`fedmpi.described`).
+Options are checked against their types and ranges (`fedmpi.ranges`), paths are expanded, and the values are stored
+for the results file (`fedmpi.described`).
 
-A class states its options as the attributes that they become (`with_options`); or it has an ordinary constructor,
-whose arguments they are.
+The options of a class are its annotated attributes (`with_options`), or the arguments of its constructor.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from typing_extensions import dataclass_transform
 from fedmpi.errors import BadInput
 from fedmpi.ranges import Allowed
 
-#: How the types of options are called.
+#: The names of types in messages.
 PLAIN_NAMES = {
     "int": "a whole number",
     "float": "a number",
@@ -41,9 +40,9 @@ PLAIN_NAMES = {
     "NoneType": "null",
 }
 NONE: Mapping[str, Any] = MappingProxyType({})
-#: Of YAML 1.1: an option that takes one of these as a word means the word.
+#: Words that YAML 1.1 reads as true or false. For options with such words as values, they are words.
 WORDS = {True: ("on", "yes", "true"), False: ("off", "no", "false")}
-#: What Linux takes of a whole path, without the byte behind it.
+#: Longest path on Linux, without the terminating byte.
 LONGEST_PATH = 4095
 
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f]")
@@ -52,7 +51,7 @@ T = TypeVar("T")
 
 
 class Configured(ABCMeta):
-    """The class of all classes with options."""
+    """The metaclass of all classes with options."""
 
     def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> None:
         super().__init__(name, bases, namespace)
@@ -68,7 +67,7 @@ class Configured(ABCMeta):
 
     @property
     def __signature__(cls) -> inspect.Signature:
-        """That of the constructor, which `inspect.signature` would otherwise take to be that of `__call__`."""
+        """The constructor's signature. Otherwise `inspect.signature` would return that of `__call__`."""
         constructor = _constructor(cls)
         if constructor is object.__init__:
             return inspect.Signature()
@@ -78,10 +77,10 @@ class Configured(ABCMeta):
 
 @dataclass_transform(eq_default=False)
 def with_options(cls: type[T]) -> type[T]:
-    """Make the annotated attributes of a class its options: those of its bases, then its own, in their order.
+    """Make the annotated attributes of a class its options, those of its bases first.
 
-    The class becomes a dataclass, which writes the constructor. Whether options go together, `__post_init__` checks.
-    Attributes that are no options have no annotation, or `ClassVar`.
+    The class becomes a dataclass, which generates the constructor. `__post_init__` checks combinations of options.
+    Attributes that are not options have no annotation, or `ClassVar`.
 
         @with_options
         class FedProx(Proximal, FedAvg):
@@ -98,20 +97,20 @@ def with_options(cls: type[T]) -> type[T]:
 
 
 def null_for(make: Callable[[], Any] | None = None) -> Any:
-    """The default null of an option, which stands for what `make` gives: `over: Model = null_for(LeNet)`.
+    """The default null of an option, which is replaced by the result of `make`: `over: Model = null_for(LeNet)`.
 
-    Without `make`, for what `__post_init__` finds.
+    Without `make`, `__post_init__` replaces it.
     """
     return field(default=None, metadata={"null": make})
 
 
 def with_ranges(cls: Any, nulls: Mapping[str, Callable[[], Any]] = NONE) -> Any:
-    """Have the constructor of a class check its arguments also where that of a subclass calls it.
+    """Let the constructor of a class check its arguments, also if a subclass's constructor calls it.
 
-    Its types then have no ranges any more, for whoever reads them in order to print them.
+    Its signature then has types without ranges, for programs that print them.
 
     Args:
-        nulls: of arguments that may be None, what takes its place.
+        nulls: for arguments that may be None, functions that make the replacement.
     """
     constructor = _constructor(cls)
     signature, known = inspect.signature(constructor), getattr(inspect.unwrap(constructor), "__globals__", {})
@@ -141,7 +140,7 @@ def _constructor(cls: type) -> Callable[..., None]:
 
 
 def options_of(component: object) -> Mapping[str, Any]:
-    """What the constructor of a component was given, and the defaults of the rest."""
+    """The arguments of a component's constructor, including defaults."""
     options: Mapping[str, Any] = vars(component)["_options"]
     return options
 
@@ -149,7 +148,7 @@ def options_of(component: object) -> Mapping[str, Any]:
 def _fitted(
     constructor: Callable[..., None], signature: inspect.Signature, args: Any, options: Any
 ) -> inspect.BoundArguments:
-    """The arguments as the constructor wants them; those of *args and **options each."""
+    """The arguments, converted and checked, including each one of *args and **options."""
     bound, hints = signature.bind(*args, **options), _hints(constructor)
     for name, value in bound.arguments.items():
         parameter, hint = signature.parameters[name], hints.get(name, Any)
@@ -174,7 +173,7 @@ def _by_option(cls: type, bound: inspect.BoundArguments) -> Iterator[tuple[str, 
 
 @cache
 def _hints(constructor: Callable[..., None]) -> Mapping[str, Any]:
-    """The types of a constructor's arguments with their ranges, but for those that only a type checker knows."""
+    """The types of a constructor's arguments with their ranges; Any for types that only a type checker knows."""
     function = inspect.unwrap(constructor)
     known, hints = getattr(function, "__globals__", {}), dict(getattr(function, "__annotations__", {}))
     hints.pop("return", None)
@@ -182,9 +181,9 @@ def _hints(constructor: Callable[..., None]) -> Mapping[str, Any]:
 
 
 def _evaluated(hint: Any, names: dict[str, Any]) -> Any:
-    """What an annotation means; one in quotes that only a type checker knows stays as it is."""
+    """The value of an annotation. A quoted annotation that only a type checker knows stays a text."""
     if isinstance(hint, str):
-        with suppress(Exception):  # it is the user's text, and may raise anything
+        with suppress(Exception):  # it is the user's text, and may raise any exception
             return eval(hint, names)
     return hint
 
@@ -210,11 +209,11 @@ def _fit_option(name: str, value: Any, hint: Any) -> Any:
 
 
 def fit(value: Any, hint: Any) -> Any:
-    """A value as an option of this type has it: 3 as 3.0 for a float, a text as a path. Types not known here fit.
+    """Convert a value to an option's type: 3 to 3.0 for a float, a text to a path. Unknown types accept any value.
 
     Raises:
         TypeError: it is of another type.
-        BadInput: it is out of the type's range, or a path that cannot be one, see `expanded`.
+        BadInput: it is outside of the type's range, or an invalid path, see `expanded`.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -265,10 +264,10 @@ def _fit_literal(value: Any, choices: tuple[Any, ...]) -> Any:
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """A path with `~`, `~user`, `$NAME` and `${NAME}` replaced by what they stand for.
+    """A path with `~`, `~user`, `$NAME` and `${NAME}` expanded.
 
     Raises:
-        BadInput: there is no such user or variable; a part, or the whole, is longer than a file system takes.
+        BadInput: there is no such user or variable, or the path (or a part of it) is too long for a file system.
     """
     text = os.path.expandvars(os.path.expanduser(path))
     if text.startswith("~"):
@@ -280,20 +279,18 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 
 def check_length(path: Path, room: int = 0) -> None:
-    """Raise BadInput if the file system does not take such a name with `room` more bytes, or so long a path."""
+    """Raise BadInput if the name, with `room` more bytes, or the whole path is too long for the file system."""
     longest, whole = 255 - room, len(os.fsencode(path.absolute())) + room
     for part in path.parts:
         limit = longest if part == path.name else 255
         if (size := len(os.fsencode(part))) > limit:
-            raise BadInput(f"= {shown(path)}: a name of {size} bytes, which must be at most {limit}")
+            raise BadInput(f"= {shown(path)}: a name has {size} bytes, at most {limit} are allowed")
     if whole > LONGEST_PATH:
-        raise BadInput(
-            f"= {shown(path)}: a path of {whole - room} bytes, which must be at most {LONGEST_PATH - room}"
-        )
+        raise BadInput(f"= {shown(path)}: a path has {whole - room} bytes, at most {LONGEST_PATH - room} are allowed")
 
 
 def shown(value: object) -> str:
-    """A value in a message: YAML's words for Python's, and no more than a line has room for."""
+    """A value in a message: in YAML's words, and shortened to fit on a line."""
     text = (
         str(value).lower() if isinstance(value, bool) else "null" if value is None else " ".join(str(value).split())
     )
@@ -301,12 +298,25 @@ def shown(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """As it is, but for what would begin a line, or give an order to a terminal: that is spelt out."""
+    """The text with control characters escaped, so that it cannot begin a line or control a terminal."""
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def kinds(cls: type) -> dict[str, tuple[str, str]]:
+    """Type and range of each option of a class, in words.
+
+    The range is empty if all values of the type are allowed.
+    """
+    return {name: (_words(hint), _range(hint)) for name, hint in _hints(_constructor(cls)).items()}
+
+
+def _range(hint: Any) -> str:
+    ranged = [part for part in (hint, *get_args(hint)) if get_origin(part) is Annotated]
+    return "; ".join(each.words for part in ranged for each in get_args(part)[1:] if isinstance(each, Allowed))
+
+
 def _words(hint: Any) -> str:
-    """How a type is called in a message."""
+    """The name of a type in a message."""
     parts = get_args(hint)
     if get_origin(hint) is Annotated:
         return _words(parts[0])
@@ -315,4 +325,4 @@ def _words(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, parts))}"
     name = (get_origin(hint) or hint or NoneType).__name__
-    return PLAIN_NAMES.get(name, f"a {name}")
+    return PLAIN_NAMES.get(name, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")

@@ -1,11 +1,11 @@
 """Random streams keyed by (seed, purpose, round, client): the same numbers on any rank, in any order of use.
 
-A key is 64 bits. `stream` turns one into a NumPy generator (counter-based Philox) for everything that is drawn
-seldom; `hashed_bits` draws from many keys at once, which is what the order of the clients' samples needs: there,
-a generator object a client would cost more than the training of a small model.
+A key has 64 bits. `stream` makes a NumPy generator (counter-based Philox) from a key, for rare draws. `hashed_bits`
+draws from many keys at once, for the order of the clients' samples: one generator object per client would take longer
+than training a small model.
 
-User code may also draw from the generators that Python, NumPy and PyTorch keep for everybody. `seed_globals` sets
-them by a key, alike on every rank, before such code runs.
+User code may also draw from the global generators of Python, NumPy and PyTorch. `seed_globals` seeds them with a key,
+the same on every rank, before such code runs.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def _purpose_bits(seed: int, purpose: str) -> int:
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Scramble 64 bits into 64 bits, one to one."""
+    """A bijective hash of 64 bits."""
     x = (x ^ (x >> np.uint64(_SHIFTS[0]))) * np.uint64(_FACTORS[0])
     x = (x ^ (x >> np.uint64(_SHIFTS[1]))) * np.uint64(_FACTORS[1])
     return x ^ (x >> np.uint64(_SHIFTS[2]))
 
 
 def _mix_one(x: int) -> int:
-    """The same of one number, for which NumPy takes ten times as long as Python."""
+    """The same for one number, because NumPy takes ten times as long as Python."""
     x &= _MASK
     x = (x ^ (x >> _SHIFTS[0])) * _FACTORS[0] & _MASK
     x = (x ^ (x >> _SHIFTS[1])) * _FACTORS[1] & _MASK
@@ -57,7 +57,7 @@ def _key(seed: int, purpose: str, round: int, client: int) -> int:
 
 
 def keys(seed: int, purpose: str, round: int = 0, clients: ArrayLike = 0) -> NDArray[np.uint64]:
-    """One key for each client: an array of the shape of `clients`."""
+    """One key per client: an array of the shape of `clients`."""
     clients = np.asarray(clients)
     if clients.size == 1:
         return np.full(clients.shape, _key(seed, purpose, round, clients.item()), dtype=np.uint64)
@@ -67,22 +67,22 @@ def keys(seed: int, purpose: str, round: int = 0, clients: ArrayLike = 0) -> NDA
 
 
 def key(seed: int, purpose: str, round: int = 0, client: int = 0) -> int:
-    """The key of one client as an int below 2^63, the range that `torch.Generator.manual_seed` takes."""
+    """The key of one client as an int below 2^63, the range of `torch.Generator.manual_seed`."""
     return _key(seed, purpose, round, client) >> 1
 
 
 def stream(seed: int, purpose: str, round: int = 0, client: int = 0) -> np.random.Generator:
-    """A generator of its own for this purpose, round and client."""
+    """A separate generator for this purpose, round and client."""
     return np.random.Generator(np.random.Philox(key=_key(seed, purpose, round, client)))
 
 
 def uniform(seed: int, purpose: str, round: int, clients: ArrayLike) -> NDArray[np.float64]:
-    """One number in [0, 1) for each client: an array of the shape of `clients`."""
+    """One number in [0, 1) per client: an array of the shape of `clients`."""
     return (keys(seed, purpose, round, clients) >> np.uint64(11)) * 2.0**-53
 
 
 def hashed_bits(of: NDArray[np.uint64], count: int, first: int = 0) -> NDArray[np.uint64]:
-    """[K, count] random 64-bit words for K keys, from number `first` on; row k depends on key k alone."""
+    """[K, count] random 64-bit words for K keys, from word `first` on. Row k depends only on key k."""
     with np.errstate(over="ignore"):
         counters = np.uint64(_GOLDEN) * np.arange(first + 1, first + count + 1, dtype=np.uint64)
         return _mix(_mix(of[:, None] + counters) ^ of[:, None])
@@ -104,7 +104,7 @@ def seed_globals(key: int) -> None:
 
 @contextmanager
 def globals_kept() -> Iterator[None]:
-    """Give the generators of `seed_globals` back in the state in which they were; takes 0.2 ms."""
+    """Restore the state of the generators of `seed_globals` afterwards; takes 0.2 ms."""
     torch = sys.modules.get("torch")
     of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     of_torch = torch.get_rng_state() if torch else None
@@ -121,7 +121,7 @@ def globals_kept() -> Iterator[None]:
 
 
 def apart(steps: Generator[T, None, None]) -> Iterator[T]:
-    """What a generator gives, step by step; in between, whoever takes it finds `globals_kept`."""
+    """Iterate over a generator under `globals_kept`: the caller's random state is restored after each step."""
     with closing(steps):
         while True:
             with globals_kept():

@@ -1,7 +1,7 @@
-"""Which values an option may have, beside its type, as a part of that type: `mu: NonNegativeFloat = 0.01`.
+"""Ranges of options, as parts of their types: `mu: NonNegativeFloat = 0.01`.
 
-A type with a range is an `Annotated` one. Those that several classes need have a name here; any other is written
-where it is needed, as in `trim: Annotated[float, interval("[0, 0.5)")] = 0.2`.
+A type with a range is `Annotated`. Types that several classes need have a name here. Others are written where they
+are needed, as in `trim: Annotated[float, interval("[0, 0.5)")] = 0.2`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Annotated, Any
 
 @dataclass(frozen=True)
 class Allowed:
-    """What holds of the values that an option may have, and how a message says it: "must be" and these words."""
+    """A condition on values, and its words in a message, after "must be"."""
 
     holds: Callable[[Any], bool]
     words: str
 
 
 def interval(text: str, words: str = "") -> Allowed:
-    """The numbers of an interval, as mathematicians write it; no interval holds NaN.
+    """The numbers of an interval in mathematical notation. NaN is in no interval.
 
     Args:
-        text: such as "[0, 1)", from 0 to below 1. A round bracket leaves its end out: "(0, inf)" are the finite
-            numbers above 0, and "(0, inf]" those and infinity.
-        words: how a message says it; by default "at least 0 and below 1".
+        text: for example "[0, 1)", from 0 to below 1. A round bracket excludes its end: "(0, inf)" are the finite
+            numbers above 0, and "(0, inf]" includes infinity.
+        words: words in a message; by default made from the interval, as "at least 0 and below 1".
     """
     low, high = map(float, text[1:-1].split(","))
     with_low, with_high = text[0] == "[", text[-1] == "]"
@@ -42,11 +42,11 @@ PositiveInt = Annotated[int, interval("[1, inf)")]
 NonNegativeInt = Annotated[int, interval("[0, inf)")]
 PositiveFloat = Annotated[float, interval("(0, inf)")]
 NonNegativeFloat = Annotated[float, interval("[0, inf)")]
-#: A share of what is kept of the past, of which something has to give way.
+#: A share that is kept of old values; it must be below 1.
 BelowOne = Annotated[float, interval("[0, 1)")]
-#: A share that is not nothing, or a factor by which something falls from round to round.
+#: A share that is not 0, or a factor per round.
 UpToOne = Annotated[float, interval("(0, 1]")]
 Probability = Annotated[float, interval("[0, 1]", "between 0 and 1")]
-#: How wide hidden layers are.
+#: Widths of hidden layers.
 are_widths = Allowed(lambda widths: all(each >= 1 for each in widths), "widths of at least 1")
 Widths = Annotated[tuple[int, ...], are_widths]

@@ -1,4 +1,4 @@
-"""YAML from wherever, read only if it is small: a few lines can stand for billions of values, and be very deep."""
+"""YAML that is read only if it is small: a few lines can stand for billions of values, or be nested very deeply."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ LONG_NUMBER = re.compile(r"[\da-fA-Fxob_:.]{1001,}")
 
 
 class TooLarge(yaml.YAMLError):
-    """A text stands for more than settings are; the message says what it has."""
+    """A text is larger than settings can be; the message says in which way."""
 
 
 def load(text: str) -> Any:
-    """What a text stands for.
+    """The value of a text.
 
     Raises:
-        yaml.YAMLError: it is no YAML, or too large.
+        yaml.YAMLError: it is not YAML, or too large.
     """
     check(text)
     try:
@@ -41,10 +41,10 @@ def load(text: str) -> Any:
 
 
 def check(text: str) -> None:
-    """Make sure that a text is not too large, without making anything of it.
+    """Check that a text is not too large, without loading it.
 
     Raises:
-        yaml.YAMLError: it is, or it is no YAML.
+        yaml.YAMLError: it is too large, or not YAML.
     """
     if len(text) > LONGEST:
         raise TooLarge(f"more than {LONGEST >> 20} MiB")
@@ -74,7 +74,7 @@ def check(text: str) -> None:
 
 
 def reason(error: yaml.YAMLError) -> str:
-    """What is wrong, in a few words."""
+    """The problem in a few words."""
     if isinstance(error, TooLarge):
         return f"has {error}"
     if isinstance(error, yaml.MarkedYAMLError):

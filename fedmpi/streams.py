@@ -1,4 +1,4 @@
-"""Standard output and error: they may be closed or full at any moment, or know little more than ASCII."""
+"""Standard output and standard error, which may be closed, full, or limited to ASCII."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SPELT = {"±": "+-", "ε": "epsilon", **dict(zip("▁▂▃▄▅▆▇█", "_
 
 
 def say(line: str, name: Name = "stdout") -> None:
-    """Show a line at once, where it can be shown."""
+    """Print a line at once, if that is possible."""
     try:
         print(line, file=getattr(sys, name), flush=True)
     except UnicodeEncodeError as error:
@@ -26,7 +26,7 @@ def say(line: str, name: Name = "stdout") -> None:
 
 
 def flush() -> None:
-    """Let what was printed go out."""
+    """Flush printed text."""
     for stream in (sys.stdout, sys.stderr):
         if stream:
             with suppress(OSError, ValueError):
@@ -34,11 +34,11 @@ def flush() -> None:
 
 
 def outlast() -> None:
-    """From now on nothing that this process prints raises an error: what cannot be written is lost.
+    """From now on printing never raises an error: text that cannot be written is lost.
 
-    `... | head` closes a pipe, a disk with a log file on it may be full, a terminal may be gone, and a daemon has
-    none. Standard streams that are closed become the null device, or the next file that is opened would be taken for
-    one of them. A stream that somebody has put in the place of a standard one stays.
+    `... | head` closes a pipe, the disk of a log file may be full, a terminal may be closed, and a daemon has none.
+    Closed standard streams are replaced by the null device, because otherwise the next opened file would get the
+    number of one. A stream that replaces a standard stream is not changed.
     """
     while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:  # it gets the lowest number that is free
         pass
@@ -54,7 +54,7 @@ def take_any_text() -> None:
 
 
 def _lasting(name: Name, number: int) -> TextIO:
-    """Like the standard stream that there is, to the same file."""
+    """A stream like the existing standard stream, to the same file."""
     if getattr(sys, name) is not getattr(sys, f"__{name}__"):
         replaced: TextIO = getattr(sys, name)
         return replaced

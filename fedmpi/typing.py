@@ -1,7 +1,7 @@
-"""Names for annotations, without what it takes to import them.
+"""Names for annotations, without importing their modules.
 
-A type checker sees the classes themselves. While a program runs, these names are placeholders: the command line
-imports every method, model and policy to know their options, and `--help` shall wait neither for PyTorch nor for MPI.
+A type checker sees the classes. At run time the names are placeholders: the command line imports every method, model
+and policy to know their options, and `--help` should not wait for PyTorch or MPI.
 """
 
 from __future__ import annotations

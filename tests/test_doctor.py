@@ -114,7 +114,7 @@ def test_this_machine(tmp_path: Path) -> None:
     job = {"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "2", "SLURM_JOB_END_TIME": "99999999999", "OMP_NUM_THREADS": "1"}
     fine = mpirun(2, "-m", "fedmpi.doctor", "--output", output, **job)
     assert fine.returncode == 0, fine.stdout + fine.stderr
-    assert "2 ranks on 1 node, of which 1 train clients\nSlurm job 4711: 2 tasks, " in fine.stdout
+    assert "2 ranks on 1 node, 1 of them for training\nSlurm job 4711: 2 tasks, " in fine.stdout
     assert fine.stdout.endswith("\nno problem found\n")
     alone = mpirun(0, "-m", "fedmpi.doctor", "--output", output, SLURM_STEP_NUM_TASKS="3", SLURM_PROCID="0")
     assert alone.returncode == 1

@@ -1,6 +1,8 @@
-"""One file a method. A class in this folder that derives from `Algorithm` is known by its name at once.
+"""The federated methods, one file per method.
 
-May import from federation and all rooms below it; experiment imports from here.
+A class in this folder that derives from `Algorithm` can be named at once.
+
+May import from federation and all packages below it; experiment imports from here.
 """
 
 import sys
@@ -71,4 +73,4 @@ __all__ = [
     "TrimmedMean",
 ]
 
-import_all(sys.modules[__name__])  # a new file in this folder needs no line above to be known by name
+import_all(sys.modules[__name__])  # a new file in this folder can be named without a line above

@@ -1,4 +1,4 @@
-"""Training on all samples in one place: the upper reference of a comparison."""
+"""Training on the pooled samples of all clients: the upper baseline of a comparison."""
 
 from fedmpi.algorithms.fedavg import FedAvg
 
@@ -10,11 +10,11 @@ class Centralized(FedAvg):
     learning rate and its schedule over rounds, and an optimizer whose state is reset every round. A round processes
     as many samples as the cohort of a federated run would (with --local.steps: as many steps as the cohort together),
     in a new random order. With 10 of 100 equal clients and 5 epochs, that is half of all samples. So curves over
-    rounds compare with those of federated methods at equal work. One rank trains, and the others help to evaluate. On
+    rounds can be compared with federated methods at equal work. One rank trains, and the others help to evaluate. On
     CPUs, start few ranks and give them --threads.
     """
 
-    averages_models = takes_compression = takes_privacy = False  # there is one model, in one place
+    averages_models = takes_compression = takes_privacy = False  # there is only one model
 
     @property
     def pools_clients(self) -> bool:

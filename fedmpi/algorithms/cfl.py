@@ -21,8 +21,7 @@ from fedmpi.typing import Cohort, Federation
 
 @with_options
 class CFL(Clustered):
-    """FedAvg in clusters; a cluster is split when its mean has converged but its clients have not (Sattler et al.,
-    2021).
+    """FedAvg in clusters that are split when only their mean has converged (Sattler et al., 2021).
 
     At first all clients are one cluster. A cluster is split if the mean of its clients' updates is short and the
     longest update is not. It is split by complete linkage of the cosines between updates, as in the released code,
@@ -69,7 +68,7 @@ class CFL(Clustered):
         fed.report_clusters(self.assignment, models)
 
     def split(self, fed: Federation, clients: NDArray[np.int64], mass: NDArray[np.int64], products: NDArray) -> None:
-        """Split the clusters that are due, by the inner products [k, k] of the changes of these clients [k]."""
+        """Split clusters that meet the conditions, by the inner products [k, k] of these clients' updates [k]."""
         assignment = self.assignment.numpy()
         models = len(self.centers)
         for number in range(len(self.centers)):

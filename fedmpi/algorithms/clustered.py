@@ -1,4 +1,4 @@
-"""What methods have in common that train several models, each with the clients it is for."""
+"""Base of the methods that train one model per cluster of clients."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fedmpi.typing import Block, Cohort, Federation, Stack, Tensor
 
 
 class Clustered(Algorithm):
-    """Several global models, each for a cluster of clients, which train it and are measured with it.
+    """Several global models, one per cluster of clients. Each is trained by, and evaluated on, its cluster.
 
-    A model that nobody has trained in a round stays as it is.
+    A model that no client trained in a round does not change.
 
     Attributes:
         centers: [M, P], the models.
-        assignment: [clients] int64, the number of each client's model; -1 before it has one.
+        assignment: [clients] int64, the number of each client's model; -1: none yet.
     """
 
     server_state: tuple[str, ...] = ("centers", "assignment")
@@ -33,12 +33,12 @@ class Clustered(Algorithm):
 
     @property
     def weights(self) -> Tensor:  # type: ignore[override]
-        """[P], the model that most clients have."""
+        """[P], the model of the most clients."""
         chosen = self.assignment[self.assignment >= 0]
         return self.centers[int(chosen.bincount().argmax()) if len(chosen) else 0]
 
     def note(self, fed: Federation, cohort: Cohort) -> None:
-        """Make what was recorded of the round's clients as `cluster` their assignment, and report it."""
+        """Take the recorded values `cluster` of the round's clients as their assignment, and report it."""
         records = fed.gather_records()
         left = (records["diverged"] == 0) & ~np.isnan(records["cluster"])
         if fed.is_server:
@@ -46,28 +46,28 @@ class Clustered(Algorithm):
         fed.report_clusters(self.assignment, len(self.centers))
 
     def evaluate(self, fed: Federation) -> None:
-        """Each client's model on the client's own test shard (client-matched), and on all of it (global-matched)."""
+        """Evaluate each client's model on its test samples (client-matched) and on all (global-matched)."""
         fed.reports.report_matched([fed.evaluate(center) for center in self.centers], self.assignment)
 
 
 class ClusteredOnce(Clustered):
-    """Base of the methods that cluster the clients once, by how one training moves a common model.
+    """Base of the methods that cluster the clients once, by their updates of a common model.
 
-    Until then everybody trains that model, the origin. The first clusters' models are the means of what their members
-    have made of it. Whoever comes later than that, or could not be reached, trains the origin first as the others
-    did, and joins those whose mean change is nearest to its own: it receives their models at that time and tells a
-    number.
+    Before that, all clients train the common model, called origin. The first model of a cluster is the mean of its
+    members' models. A client that was not available then first trains the origin, as the others did. It joins the
+    cluster whose mean update is nearest to its own: it receives the first models of the clusters, and sends the
+    number of its choice.
 
     Attributes:
-        first_round: in which clients are clustered.
-        models: into how many clusters.
-        origin: [P], what they had received.
+        first_round: the round in which clients are clustered.
+        models: number of clusters.
+        origin: [P], the common model that they received.
         prototypes: [M, P], the first models of the clusters.
     """
 
     server_state = (*Clustered.server_state, "origin", "prototypes")
 
-    #: Whether clients count alike in the first models of the clusters, however many samples they have.
+    #: Whether clients have equal weights in the first models of the clusters.
     alike_at_first: bool = False
 
     first_round = 1
@@ -91,7 +91,7 @@ class ClusteredOnce(Clustered):
         return fed.count_steps(cohort) + self.come_first(assignment, cohort) * fed.count_steps(cohort, self.phase)
 
     def received_beside(self, fed: Federation, cohort: Cohort) -> NDArray[np.int64]:
-        """The origin, and the first models of the clusters, where a client comes for the first time."""
+        """The origin, and the first models of the clusters, for clients that take part for the first time."""
         first = self.come_first(fed.broadcast(self.assignment, received=0), cohort)
         return first * (1 + len(self.prototypes)) * fed.layout.size
 
@@ -100,30 +100,30 @@ class ClusteredOnce(Clustered):
         return fed.round >= self.first_round and not bool((assignment >= 0).any())
 
     def come_first(self, assignment: Tensor, cohort: Cohort) -> NDArray[np.int64]:
-        """[m], 1 for those who were not there when the clients were clustered, nor since; else 0."""
+        """[m], 1 for clients that take part for the first time since the clustering; else 0."""
         is_late = (assignment >= 0).any() & (assignment[cohort.clients] < 0)
         return np.asarray(is_late.long().cpu().numpy())
 
     def compare(self, changes: Stack) -> NDArray[np.float64]:
-        """[k, k] pairwise similarity matrix of the clients' changes, of those present; a collective."""
+        """[k, k] pairwise similarity matrix of the updates of the clients that take part; a collective."""
         from fedmpi.federation.stack import inner_products
 
         return changes.pairwise(inner_products)
 
     @abstractmethod
     def clusters(self, fed: Federation, compared: NDArray[np.float64]) -> NDArray[np.int64]:
-        """[k], the clusters of those of whose pairs this [k, k] is said, numbered from 0; at the server alone."""
+        """[k], the clusters computed from this similarity matrix [k, k], numbered from 0; only at the server."""
 
     @abstractmethod
     def nearest(self, changes: Tensor, prototypes: Tensor) -> Tensor:
-        """[K], which of the changes [M, d] of the first models each of the changes [K, d] is nearest to."""
+        """[K], the number of the change [M, d] of the first models that is nearest to each of the changes [K, d]."""
 
     def again(self, models: Tensor, centers: Tensor, choice: Tensor) -> Tensor:
-        """[K], the clusters of clients that were in the clusters `choice`, and now have trained models [K, P]."""
+        """[K], the new clusters of clients from the clusters `choice` that have trained the models [K, P]."""
         return choice
 
     def merged(self, centers: Tensor, parameters: int) -> Tensor:
-        """[M, P], what becomes of the clusters' models after a round, of whose columns the first are parameters."""
+        """[M, P], the clusters' models after the round. The first columns are parameters."""
         return centers
 
     def round(self, fed: Federation, cohort: Cohort) -> None:
@@ -180,31 +180,32 @@ class ClusteredOnce(Clustered):
         self.centers = self.merged(mean.reduce(empty=self.centers), fed.layout.parameters)
 
     def welcome(self, fed: Federation, block: Block, origin: Tensor, prototypes: Tensor) -> Tensor:
-        """[K], the clusters of clients that come for the first time."""
+        """[K], the clusters of clients that take part for the first time."""
         from dataclasses import replace
 
         trained = slice(0, fed.layout.parameters)
-        # In a phase of its own, whose batches are other ones than those of the training that follows.
+        # In a separate phase, with other batches than the training that follows.
         own = fed.train(block, origin, self, replace(self.phase, name="newcomers ")).weights
         return self.nearest((own - origin)[:, trained], (prototypes - origin)[:, trained])
 
     def evaluate(self, fed: Federation) -> None:
-        """As of any clusters; as long as there are none, all clients have one model."""
+        """As for other clusters. Before the clustering all clients have the same model."""
         evaluations = [fed.evaluate(center) for center in self.centers]
         together = fed.is_server and not bool((self.assignment >= 0).any())
         fed.reports.report_matched(evaluations, torch.zeros_like(self.assignment) if together else self.assignment)
 
 
 def nearest(vectors: Tensor, centers: Tensor, norm: int = 2) -> Tensor:
-    """[K], the number of the nearest center [M, n] to each vector [K, n]; the first of equally near ones.
+    """[K], the number of the center [M, n] that is nearest to each vector [K, n]; of equally near ones the first.
 
-    The distance is of differences in float64: products of weights lose the digits in which models differ.
+    Distances are computed from differences in float64, because products of weights lose the digits in which models
+    differ.
     """
     distances = [torch.linalg.vector_norm((centers - vector).double(), norm, dim=1) for vector in vectors]
     return torch.stack(distances).argmin(1)
 
 
 def best_aligned(vectors: Tensor, directions: Tensor) -> Tensor:
-    """[K], the number of the direction [M, n] with the largest cosine to each vector [K, n]; the first of equals."""
+    """[K], the number of the direction [M, n] with the largest cosine to each vector [K, n]; of equals the first."""
     units = torch.nn.functional.normalize(directions.double(), dim=1)
     return torch.stack([units @ torch.nn.functional.normalize(v.double(), dim=0) for v in vectors]).argmax(1)

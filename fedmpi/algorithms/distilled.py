@@ -1,4 +1,4 @@
-"""What methods have in common in which, after the round of another, the clients' models teach the server's."""
+"""Base of the methods that extend another one by distillation from the clients' models to the server's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedmpi.typing import Cohort, Federation, Tensor
 
 
 class _AsBase:
-    """An attribute of a method that is the base method's."""
+    """An attribute that is forwarded to the base method."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -24,18 +24,19 @@ class _AsBase:
 
 
 def as_base() -> Any:
-    """An attribute that is the base method's: one cannot tell it from the base method's own."""
+    """An attribute that is read from, and written to, the base method."""
     return _AsBase()
 
 
 class Distilled(Algorithm):
-    """A method whose server trains its model on what the clients' models of the round say to some samples.
+    """A method whose server trains its model on the predictions of the round's client models for some samples.
 
-    All else is as with the base method: what is sent, what clients keep, who counts what. The clients' numbers of
-    samples of each class travel once, before the first round, and are not among the bytes of the rounds.
+    Everything else is as in the base method: what is sent, what clients keep, and the weights of clients. The clients
+        send their numbers of samples per class once, before the first round. These bytes are not counted in the
+        rounds.
 
     Attributes:
-        base: the method whose rounds come first; a subclass has it before `__post_init__` of this class.
+        base: the method that is extended; a subclass sets it before `__post_init__` of this class.
     """
 
     base: Algorithm
@@ -64,7 +65,7 @@ class Distilled(Algorithm):
     def __post_init__(self) -> None:
         base, name = self.base, type(self.base).__name__
         if not base.averages_models or base.looks_at_models or base.has_stages:
-            raise BadInput(f"= {name}: must be a method that averages its clients' models, and looks at none", "base")
+            raise BadInput(f"= {name}: must be a method whose server only averages its clients' models", "base")
 
     @property
     def trains_at_server(self) -> bool:
@@ -85,4 +86,4 @@ class Distilled(Algorithm):
 
     @abstractmethod
     def distill(self, fed: Federation, cohort: Cohort, weights: Tensor) -> Tensor:
-        """[P], what the server's model of `weights` [P] learns from those of the cohort; runs on every rank."""
+        """[P], the server's model `weights` [P] after learning from the cohort's models; runs on every rank."""

@@ -32,14 +32,17 @@ from fedmpi.typing import Cohort, Federation, Layout, Tensor, Vectors
 
 @dataclass(frozen=True)
 class Inferred:
-    """What the server has inferred of the m clients of a round; the other ranks only have `told`, on the meta device.
+    """What the server has inferred about the m clients of a round.
+
+    The other ranks only have `told`, on the meta device.
 
     Attributes:
-        told: [m] float32, a number for each client. Without memory it is omega, what its model counts. With memory it
-            is which of the components of this round it belongs to, counted from 0, and -1 if it is left out.
+        told: [m] float32, a number per client. Without memory it is omega, the weight of the client's model. With
+            memory it is the number of the client's component among those of this round, from 0; -1: the client is
+            left out.
         component: [m] int64, the number of its component; -1 if it has none.
-        shares: [M], what each component counts in the next model, those without a client in this round, too; None:
-            no component is known.
+        shares: [M], the weight of each component in the next model, also of components without a client in this
+            round; None: no component is known.
     """
 
     told: Tensor
@@ -51,49 +54,52 @@ class Inferred:
 class DistributionFusion(InferredComponents):
     """One mean of models, weighted by groups that are inferred from normalisation layers (Duan et al., 2023).
 
-    After local training the clients send what their normalisation layers have learnt, a small part of a model. From
-    that a variational autoencoder at the server infers which of M virtual components each client belongs to
-    (`fedmpi.algorithms.toolbox.allocation`), and from that what each client's model counts
-    (`fedmpi.algorithms.toolbox.fusion`); then the rest of the models is averaged, where it is. A rank keeps the
-    models of all its clients of the round until then.
+    After local training the clients send the parameters and statistics of their normalisation layers, a small part of
+    a model. From these a variational autoencoder at the server infers which of M virtual components each client
+    belongs to (`fedmpi.algorithms.toolbox.allocation`), and computes the weights of the clients' models
+    (`fedmpi.algorithms.toolbox.fusion`). Then the models are averaged. Until then a rank keeps the models of all its
+    clients of the round.
 
-    Paper and released code leave open how weights come from components. Components are of the population: what the
-    clients have sent is kept, all that were seen are judged anew in each round, and a component counts its part of
-    their samples, however many of its clients are in the cohort. One that has no client in the cohort counts with its
-    last change (memory). With all clients in every round this is FedAvg, whatever is inferred. The other reading has
-    components of the cohort alone; counted by their mass they would be FedAvg, so there rare ones count more, by
-    `pi_power`. Differs from the paper, too: one component is drawn for a client, not each by itself, without which
-    groups are not found (`fedmpi.algorithms.toolbox.allocation`).
+    Paper and released code do not say how weights follow from components. With `mixture population`, components
+    describe all clients seen so far: what they have sent is kept, the components of all of them are inferred again in
+    each round, and the weight of a component is its share of their samples, however many of its clients are in the
+    cohort. A component without a client in the cohort enters with its last update (`memory`). With all clients in
+    every round this is FedAvg, whatever is inferred. With `mixture cohort`, components describe the cohort alone.
+    Weighted by samples they would give FedAvg, so rare components get more weight, by `pi_power`. Another difference
+    from the paper: one component is drawn per client, instead of each one independently, because otherwise groups are
+    not found (`fedmpi.algorithms.toolbox.allocation`).
 
-    Columns of /rounds: components_alive, those with clients of this round; effective_clients, 1 / sum_k omega_k^2;
-    weights_l1, how far the weights omega are from FedAvg's, in [0, 2]; between_components, the share of their
-    variance, as multiples of FedAvg's, that lies between components; label_l1, how far the label mix of the round's
-    clients, weighted by omega, is from that of all clients, in [0, 2]; left_out, clients whose statistics are not
-    finite; server_seconds, what it takes; and, in rounds with a fit, twin_correlation.
+    Columns of /rounds: components_alive: number of components with clients of this round. effective_clients: 1 /
+    sum_k omega_k^2. weights_l1: L1 distance of the weights omega from FedAvg's, in [0, 2]. between_components: share
+    of the variance of omega (as multiples of FedAvg's weights) that is between components. label_l1: L1 distance of
+    the label distribution of the round's clients, weighted by omega, from that of all clients, in [0, 2]. left_out:
+    clients whose statistics are not finite. server_seconds: time of the inference. twin_correlation: in rounds with a
+    fit.
 
     Args:
-        components: M, at most so many groups.
-        mixture: whose mixture the components are: of all clients that were seen, each as it was when it was seen
-            last; or of the clients of the round alone.
+        components: M, the largest number of groups.
+        mixture: population: components describe all clients seen so far, each with what it sent last. cohort:
+            components describe only the clients of the round.
         statistics: the normalisation layers that groups are inferred from: the first and the last, or all.
-        allocation: whether a client belongs to its likeliest component, or softly to several.
+        allocation: hard: a client belongs to its most probable component. soft: it belongs to several, by their
+            probabilities.
         fit_every: rounds from one fit of the autoencoder to the next.
-        first_steps: of the first fit.
-        steps: of the others.
-        twin: whether at each fit another autoencoder is drawn and fitted, for the correlation of its weights, as
-            multiples of FedAvg's, with those used: the column twin_correlation.
-        memory: whether a component without clients in the round counts with its last change, for M models of memory
-            at the server; null: with the population's mixture and the hard allotment, which it needs.
-        pi_power: a component counts its samples to this power. 1: as many as they are; 0: all components alike;
-            null: 1, with the cohort's mixture, where 1 is FedAvg, 0.5.
-        cap: how many times FedAvg's weight a weight may be, at the most; null: any.
-        bn_merge: of running variances. moments: that of all the clients' activations together, which counts how far
-            their means are apart; linear: the mean of the variances.
+        first_steps: optimizer steps of the first fit.
+        steps: optimizer steps of each later fit.
+        twin: whether each fit is repeated with another autoencoder, as a check. The column twin_correlation is the
+            correlation of both sets of weights, as multiples of FedAvg's.
+        memory: whether a component without clients in the round enters with its last update. This takes memory for M
+            models at the server, and needs mixture population and allocation hard. null: whenever it is possible.
+        pi_power: the weight of a component is its number of samples to this power. 0: all components have equal
+            weights. null: 1; with mixture cohort, where 1 would be FedAvg, 0.5.
+        cap: maximum of a weight, as a multiple of FedAvg's weight; null: no maximum.
+        bn_merge: how running variances are merged. moments: the variance of all clients' activations together, which
+            includes the distances of their means. linear: the mean of the variances.
     """
 
     memory: bool = null_for()
     pi_power: Annotated[float, interval("[0, 1]")] = null_for()
-    cap: Annotated[float, interval("[1, inf)", "at least 1, FedAvg")] | None = 4.0
+    cap: Annotated[float, interval("[1, inf)", "at least 1 (FedAvg)")] | None = 4.0
     bn_merge: Literal["moments", "linear"] = "moments"
 
     takes_server_optimizer = True
@@ -106,7 +112,7 @@ class DistributionFusion(InferredComponents):
         super().__post_init__()
         can_remember = self.is_pooled and self.allocation == "hard"
         self.memory = can_remember if self.memory is None else self.memory
-        allowed = "false, but with mixture population and allocation hard"
+        allowed = "false, except with mixture population and allocation hard"
         require(can_remember or not self.memory, "memory", "true", allowed)
         if self.pi_power is None:
             self.pi_power = 1.0 if self.is_pooled else 0.5
@@ -122,11 +128,11 @@ class DistributionFusion(InferredComponents):
 
     def setup(self, fed: Federation) -> None:
         super().setup(fed)
-        if self.memory:  # from what a component's clients received to their mean, when it was last there
+        if self.memory:  # last change of each component: mean of its clients' models minus the received model
             self.changes = torch.zeros(self.components, fed.layout.parameters)
-            self.learnt = torch.zeros(self.components, self.read.size)  # of what normalisation layers learn
+            self.learnt = torch.zeros(self.components, self.read.size)  # of the normalisation layers
         if self.is_alone:
-            fed.say("a cohort of one: its model counts 1, and nothing is inferred")
+            fed.say("the cohort is one client: its model has weight 1, and nothing is inferred")
 
     def payload(self, layout: Layout) -> tuple[Vectors, Vectors]:
         told = slice(layout.segments["norm"].start, layout.size)
@@ -167,7 +173,7 @@ class DistributionFusion(InferredComponents):
             self.server_step(fed, torch.cat([means, self.merged(fed, counted, rows)]))
 
     def merged(self, fed: Federation, cohort: Cohort, rows: Tensor) -> Tensor:
-        """The running statistics of the mean, from rows [m, n] of what normalisation layers have learnt."""
+        """The merged running statistics, from rows [m, n] of the normalisation layers."""
         buffers = fed.layout.segments["statistics"]
         if not fed.is_server:
             return torch.empty(buffers.stop - buffers.start, device="meta")
@@ -177,17 +183,19 @@ class DistributionFusion(InferredComponents):
         return self.statistics_of(fed, rows.double().numpy()[counted], cohort.weights[counted])
 
     def statistics_of(self, fed: Federation, learnt: Floats, weights: Floats) -> Tensor:
-        """The running statistics of the mean with weights [k] of what normalisation layers have learnt, [k, n]."""
+        """The merged running statistics, with weights [k], from rows [k, n] of the normalisation layers."""
         merged = self.read.merge(learnt, weights, self.bn_merge == "moments")
         return torch.from_numpy(merged[fed.layout.parameters - self.read.columns.start :]).float()
 
     def remember(self, fed: Federation, found: Inferred, cohort: Cohort, means: Tensor, rows: Tensor) -> Tensor:
-        """[P], the next model: each component counts with its last change, which for those of this round is renewed.
+        """[P], the next model.
+
+        Each component enters with its last update, which is new for the components of this round.
 
         Args:
-            cohort: in which those who are left out count nothing.
-            means: [groups, parameters], of the components of this round.
-            rows: [m, n], what the clients' normalisation layers have learnt.
+            cohort: the clients of the round; those that are left out have weight 0.
+            means: [groups, parameters], the means of the components of this round.
+            rows: [m, n], the clients' normalisation layers.
         """
         if not fed.is_server or found.shares is None:
             return torch.cat([means[0], self.merged(fed, cohort, rows)])
@@ -206,10 +214,10 @@ class DistributionFusion(InferredComponents):
         return torch.cat([parameters, self.statistics_of(fed, learnt, found.shares[counted])])
 
     def infer(self, fed: Federation, cohort: Cohort, rows: Tensor) -> Inferred:
-        """What each client's model counts.
+        """Infer the weight of each client's model.
 
         Args:
-            rows: [m, n], what their normalisation layers have learnt.
+            rows: [m, n], the clients' normalisation layers.
         """
         if not fed.is_server:
             return Inferred(torch.empty(len(cohort), device="meta"))
@@ -241,11 +249,10 @@ class DistributionFusion(InferredComponents):
     def fused(
         self, fed: Federation, clients: NDArray[np.int64], mass: NDArray[np.int64], x: Floats
     ) -> tuple[Fusion, NDArray[np.int64], Floats | None]:
-        """The weights of these clients with masses [k] and features [k, d].
+        """The weights of these clients with numbers of samples [k] and features [k, d].
 
-        Returns:
-            And the component of each, and what each of all M counts in the next model; -1 and None where there is
-            nothing to tell a single client from.
+        Returns: The weights, the component of each client, and the weight of each of the M components in the next
+            model; -1 and None if there is only one client, so that nothing can be inferred.
         """
         judged = self.judge(fed, clients, mass, x)
         if judged is None:
@@ -256,7 +263,7 @@ class DistributionFusion(InferredComponents):
         fusion, which = self.weigh(r, mass, masses)
         shares = np.zeros(self.components)
         shares[alive] = component_shares(masses, self.pi_power)
-        # Those of this round together count what they did before the cap.
+        # Together the components of this round keep the weight that they had before the cap.
         shares[alive[which]] = shares[alive[which]].sum() * (fusion.weights @ r[:, which])
         if judged.twin is not None:
             other, _ = self.weigh(judged.twin[here], mass, judged.masses @ judged.twin)
@@ -264,7 +271,7 @@ class DistributionFusion(InferredComponents):
         return fusion, alive[r.argmax(1)], shares
 
     def weigh(self, r: Floats, mass: NDArray[np.int64], masses: Floats) -> tuple[Fusion, NDArray[np.int64]]:
-        """Weights of clients with responsibilities [k, A], and which components of masses [A] are among them."""
+        """Weights of clients with responsibilities [k, A] for components of masses [A]."""
         if not self.is_pooled:
             return fuse(r, mass, self.pi_power, self.cap), np.arange(len(masses))
         which = represented(r)

@@ -1,4 +1,4 @@
-"""A personal model beside the global one.
+"""Ditto: a personal model per client in addition to the global model.
 
 Li, Hu, Beirami, Smith: Ditto: Fair and Robust Federated Learning Through Personalization. ICML 2021.
 https://arxiv.org/abs/2012.04221
@@ -51,13 +51,13 @@ class Ditto(FedAvg):
         self.server_step(fed, mean.reduce(empty=self.weights))
 
     def evaluate(self, fed: Federation) -> None:
-        """Each client's personal model on the client's own test shard, and the global one on the whole test set."""
+        """Each client's personal model on the client's test samples, and the global model on the whole test set."""
         fed.report_personal(fed.evaluate_clients(self.weights, lambda block, weights: self.personal[block]))
         fed.log(global_accuracy=fed.evaluate(self.weights).accuracy)
 
 
 class Pulled:
-    """What training changes for the personal models: the method's own loss, with the pull."""
+    """The hooks for personal models: the method's loss, with the pull."""
 
     direction_is_elementwise = True
 

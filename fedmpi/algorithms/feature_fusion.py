@@ -18,7 +18,7 @@ from fedmpi.ranges import BelowOne, NonNegativeInt
 from fedmpi.training.block import WHOLE, Phase
 from fedmpi.typing import Batch, Block, Federation, Net, Tensor, Trained
 
-SMOOTHING = 0.9  # of the authors' code; the paper does not state it
+SMOOTHING = 0.9  # from the authors' code; the paper does not state it
 
 
 @with_options
@@ -93,8 +93,8 @@ class FeatureFusion(FedAvg):
         augments = fed.local.augmentation != "none"
         self.caches = not augments and needed <= self.cache_mb
         if not self.caches:
-            reason = "samples are augmented" if augments else f"all would take up to {needed:.0f} MB a rank"
-            fed.say(f"features of the global extractor are computed in every step, for {reason}")
+            reason = "samples are augmented" if augments else f"they would take up to {needed:.0f} MB per rank"
+            fed.say(f"features of the global extractor are computed in every step, because {reason}")
 
     def train(self, fed: Federation, block: Block, start: Tensor, received: Tensor, phase: Phase = WHOLE) -> Trained:
         known = {"features": fed.at_clients.features(block, received)} if self.caches else {}
@@ -108,18 +108,18 @@ class FeatureFusion(FedAvg):
         return net.classify(net.run("fusion", theirs, net.features(batch.x)))
 
     def server_step(self, fed: Federation, mean: Tensor) -> None:
-        """As FedAvg's, but shares follow the clients' by an exponential moving average (section 3.2 of the paper)."""
+        """As in FedAvg, but shares are updated by an exponential moving average (section 3.2 of the paper)."""
         smoothed = mean.clone()
         for columns in self.shares:
             assert self.smoothing is not None
-            # What they were is zero in the first round, as the average of the authors' code is.
+            # The old values are zero in the first round, as in the authors' code.
             smoothed[columns] = (1 - self.smoothing) * mean[columns] + self.smoothing * self.weights[columns]
         self.previous = self.weights
         super().server_step(fed, smoothed)
         fed.log(cached_features=self.caches)
 
     def evaluate(self, fed: Federation) -> None:
-        """The global model on the test set, with the previous round's extractor beside its own, and with its own."""
+        """Evaluate the global model on the test set, with E_g from the previous round and with its own extractor."""
         measured = {
             "previous": fed.evaluate(self.weights, self.predict, received=self.previous),
             "self": fed.evaluate(self.weights),

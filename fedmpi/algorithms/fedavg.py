@@ -18,7 +18,7 @@ class FedAvg(Algorithm):
 
     @property
     def takes_held_out(self) -> bool:
-        # A loss or direction of its own may need what only the round of the method gives.
+        # A subclass's loss or direction may need vectors that only its round provides.
         return type(self).loss is FedAvg.loss and not self.changes_direction
 
     def round(self, fed: Federation, cohort: Cohort) -> None:

@@ -32,7 +32,7 @@ class FedCluster(Algorithm):
     clusters: PositiveInt = 5
 
     takes_server_optimizer = True
-    takes_compression = False  # for feedback would be kept by the place of a cluster in the round
+    takes_compression = False  # because error feedback would depend on the place of a cluster in the round
     averages_models = True
     client_metrics = ("cluster",)
 
@@ -53,14 +53,14 @@ class FedCluster(Algorithm):
         fed.log(server_updates=updates)
 
     def members(self, fed: Federation, cohort: Cohort, number: int) -> Cohort:
-        """Those of the cohort that are in this cluster."""
+        """The clients of the cohort that are in this cluster."""
         part = cohort.subset(np.flatnonzero(self.cluster[cohort.clients] == number))
         if cohort.inclusion is None:
             return part
         return part.expecting(cohort.inclusion, np.where(self.cluster == number, fed.samples, 0))
 
     def cycle(self, fed: Federation, part: Cohort) -> None:
-        """A round of FedAvg with these clients."""
+        """One round of FedAvg with these clients."""
         start = fed.broadcast(self.weights, received=len(part) * fed.layout.size)
         mean = fed.weighted_mean(part, start)
         for block in fed.my_clients(part):

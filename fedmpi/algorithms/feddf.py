@@ -45,8 +45,9 @@ class FedDF(Distilled):
         student_lr: learning rate of the global model in the first round; null: 0.1, with proxy data 0.001.
         decay: factor per round of both learning rates.
         weight_decay: weight decay for generator and global model; null: 0.001, with proxy data 0.
-        student_mode: mode of batch normalisation in the global model's steps; with train, its running statistics
-            follow the samples; with restored, those of the clients' mean are put back in the end.
+        student_mode: batch normalisation in the global model's steps. train: running statistics follow the samples.
+            restored: like train, but afterwards the running statistics of the clients' mean are restored. eval: they
+            do not change.
     """
 
     proxy: Dataset | None = None
@@ -65,7 +66,7 @@ class FedDF(Distilled):
         super().__post_init__()
         if self.proxy and self.generator:
             kind = type(self.generator).__name__
-            raise BadInput(f"= {kind}: has nothing to do where there is proxy data", "generator")
+            raise BadInput(f"= {kind}: cannot be combined with proxy data", "generator")
         steps, size, lr, weakening = (500, 128, 0.001, 0.0) if self.proxy else (20, 50, 0.1, 0.001)
         self.generator = None if self.proxy else self.generator or ImageGenerator()
         self.student_steps = steps if self.student_steps is None else self.student_steps
@@ -97,7 +98,7 @@ class FedDF(Distilled):
         return student.weights
 
     def learn_from_generated(self, fed: Federation, cohort: Cohort, student: Student, decay: float) -> None:
-        """First the generator learns from the clients' models, then the student from these on its samples."""
+        """Train the generator on the clients' models, and then the student on its samples."""
         from fedmpi.algorithms.toolbox.distillation import diversity_loss, draw_orders
 
         assert self.generator
@@ -123,7 +124,7 @@ class FedDF(Distilled):
         fed.log(generator_resets=self.synthesizer.resets)
 
     def learn_from_proxies(self, fed: Federation, cohort: Cohort, student: Student, decay: float) -> None:
-        """The student learns from the clients' models on the server's samples, which every rank takes for itself."""
+        """Train the student on the server's samples, which every rank reads from its own copy."""
         steps, size, rng = self.student_steps, self.batch_size, fed.stream("FedDF proxies")
         teachers, passes = int((cohort.mass > 0).sum()), -(-steps * size // fed.at_server.samples)
 

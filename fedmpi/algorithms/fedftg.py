@@ -23,8 +23,7 @@ from fedmpi.typing import Cohort, Federation, Layout, Net, Order, Student, Tenso
 
 @with_options
 class FedFTG(Distilled):
-    """Any averaging method, after which the server fine-tunes its model on hard generated samples (Zhang et al.,
-    2022).
+    """An averaging method whose server then fine-tunes the model on hard generated samples (Zhang et al., 2022).
 
     The generator is trained to make samples that the clients' models recognise, but on which the global model
     disagrees with them. Labels are drawn from the cohort's label distribution. The weight of a client's model for a
@@ -38,7 +37,8 @@ class FedFTG(Distilled):
 
     Args:
         base: the method that is extended; null: SCAFFOLD, as in the paper's tables.
-        variant: paper or repo (see above).
+        variant: paper: one step of the generator per batch, on the sum over all clients. repo: as in the authors'
+            code, one step per client in turn, and other losses.
         generator: network that makes the samples; null: ImageGenerator.
         iterations: batches per round; 0 is the base method.
         generator_steps: passes of the generator over each batch.
@@ -51,8 +51,9 @@ class FedFTG(Distilled):
         weight_decay: weight decay of the global model's steps.
         class_weight: weight of the class loss in the generator's loss.
         diversity_weight: weight of the diversity loss in the generator's loss.
-        student_mode: mode of batch normalisation in the global model's steps; with train, its running statistics
-            follow the samples; with restored, those of the clients' mean are put back in the end.
+        student_mode: batch normalisation in the global model's steps. train: running statistics follow the samples.
+            restored: like train, but afterwards the running statistics of the clients' mean are restored. eval: they
+            do not change.
     """
 
     base: Algorithm = null_for(SCAFFOLD)
@@ -108,14 +109,14 @@ class FedFTG(Distilled):
         return student.weights
 
     def answer(self, order: Order, teacher: Net, client: int, x: Tensor) -> tuple[Tensor]:
-        """[B, classes], a client's part of what the student learns."""
+        """[B, classes], a client's contribution to the target of the student."""
         return (order.parts[client][:, None] * teacher(x).softmax(1),)
 
     def explore(self, fed: Federation, cohort: Cohort, student: Student, order: Order) -> None:
         """One step of the generator: -L_md + class_weight L_cls + diversity_weight L_dis, summed over the clients.
 
-        The clients' models give the slope of their terms in the samples as if the student's answers were constants,
-        and the mixture of their own; with that, the server adds the way through the student.
+        The clients' models compute the gradient of their terms with respect to the samples, with the student's
+        outputs as constants, and the mixture of their predictions. The server adds the gradient through the student.
         """
         from fedmpi.algorithms.toolbox.distillation import diversity_loss
 
@@ -127,7 +128,7 @@ class FedFTG(Distilled):
             self.synthesizer.descend(loss + self.diversity_weight * diversity_loss(x, order.noise))
 
     def judge(self, order: Order, teacher: Net, client: int, x: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        """Of a client: the slope of its terms, [B, ...] in the samples, and its part of the mixture [B, classes]."""
+        """For one client: gradient of its terms in the samples [B, ...], and its part of the mixture [B, classes]."""
         from fedmpi.algorithms.toolbox.distillation import divergence
 
         part, log_p = order.parts[client], functional.log_softmax(teacher(x.requires_grad_()), 1)
@@ -137,7 +138,7 @@ class FedFTG(Distilled):
         return slope, part[:, None] * log_p.detach().exp()
 
     def explore_in_turn(self, fed: Federation, cohort: Cohort, student: Student, order: Order) -> None:
-        """The same in variant "repo": one step for each client after the other."""
+        """The same for variant "repo": one step for each client in turn."""
         from fedmpi.algorithms.toolbox.distillation import diversity_loss
 
         clients, ask = cohort.clients[cohort.mass > 0].tolist(), partial(self.judge_logits, order)
@@ -153,7 +154,7 @@ class FedFTG(Distilled):
     def judge_logits(
         self, order: Order, teacher: Net, client: int, x: Tensor, logits: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Of a client: the slopes of its terms, [B, ...] in the samples and [B, classes] in the student's logits."""
+        """For one client: gradients of its terms in the samples [B, ...] and in the student's logits [B, classes]."""
         part, own = order.parts[client], teacher(x.requires_grad_())
         (slope,) = torch.autograd.grad(
             self.class_weight * part.mean() * functional.cross_entropy(own, order.labels), x

@@ -22,9 +22,9 @@ from fedmpi.options import null_for, with_options
 from fedmpi.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, UpToOne, interval
 from fedmpi.typing import Batch, Block, Cohort, Federation, FlatModel, Layout, Net, Tensor, Vectors
 
-#: The least that the weights of the clients' two terms fall to, as in the authors' code.
+#: Minimum of the weights of the clients' two terms, as in the authors' code.
 LEAST = 1e-4
-#: Feature vectors of each class that a client has made in a round, and how often it draws from them anew.
+#: Feature vectors per class that a client generates in a round, and the number of draws from them.
 MADE, DRAWS = 50, 1000
 
 
@@ -48,8 +48,8 @@ class FedGen(FedAvg):
     Args:
         generator: the network that makes features; null: FeatureGenerator.
         alpha: weight of the term for generated features of any class in the first round.
-        beta: weight of the term for generated features of the sample's class. The authors' 10 for both goes with a
-            learning rate of 0.01; at 0.1 most networks diverge.
+        beta: weight of the term for generated features of the sample's class. The authors use 10 for both, with a
+            learning rate of 0.01; with 0.1 most networks then diverge.
         decay: factor per round of alpha and beta.
         steps: steps of the generator (Adam) per round.
         batch_size: generated features per step.
@@ -85,15 +85,15 @@ class FedGen(FedAvg):
         self.start_generator(self.network)
 
     def draw_network(self, fed: Federation) -> FlatModel:
-        """A generator that has learnt nothing."""
+        """An untrained generator."""
         return fed.at_server.build(partial(self.generator.build, (self.features,), self.classes), "generator")
 
     def start_generator(self, drawn: FlatModel) -> None:
-        """Begin with these weights, which know no class yet."""
+        """Set the generator's initial weights; it has been trained on no class yet."""
         self.generator_weights = drawn.weights[0].cpu().clone()
         self.moments = torch.zeros(2, self.network.layout.parameters)  # Adam's
         self.moves = torch.zeros(1)  # Adam's steps so far
-        self.known = torch.zeros(self.classes)  # 1 for classes that it has been trained on
+        self.known = torch.zeros(self.classes)  # 1 for classes that the generator was trained on
 
     @property
     def networks(self) -> Mapping[str, Layout]:
@@ -124,11 +124,10 @@ class FedGen(FedAvg):
                     self.train_generator(fed, cohort.subset(np.flatnonzero(arrived.numpy())), taught[arrived])
 
     def lessons(self, fed: Federation, block: Block, known: Tensor) -> dict[str, Any]:
-        """What the loss reads of each client; nothing if there is nothing to be learnt.
+        """The vectors that a client's loss reads; none in the first round.
 
-        Returns:
-            features [K, classes, MADE, f]; draws [K, DRAWS, 3], a class that is known and the numbers of two feature
-            vectors; known [classes]; and strength [2], the weights of both terms.
+        Returns: features [K, classes, MADE, f]; draws [K, DRAWS, 3], a trained class and the numbers of two feature
+            vectors; known [classes], whether a class was trained; and strength [2], the weights of both terms.
         """
         classes = np.flatnonzero(known.cpu().numpy())
         strength = [max(w * self.decay ** (fed.round - 1), min(w, LEAST)) for w in (self.alpha, self.beta)]
@@ -151,7 +150,7 @@ class FedGen(FedAvg):
         }
 
     def asked(self, stream: np.random.Generator, labels: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """What the generator takes: noise [B, n] from the stream, and labels [B]."""
+        """The generator's input: noise [B, n] from the stream, and labels [B]."""
         noise = stream.standard_normal((len(labels), self.generator.noise), dtype=np.float32)
         return torch.from_numpy(noise).to(self.network.device), torch.from_numpy(labels).to(self.network.device)
 
@@ -162,7 +161,7 @@ class FedGen(FedAvg):
         from fedmpi.training.losses import cross_entropy
 
         features, (alpha, beta) = client["features"], client["strength"]
-        # By the sample's number, so that the draws of a client depend on nobody else; in each round there are others.
+        # By the sample's number, so that a client's draws do not depend on other clients. They differ between rounds.
         label, any_class, own_class = client["draws"][batch.index % DRAWS].unbind(-1)
         logits = self.predict(net, batch, client)
         of_any, of_own = (
@@ -173,7 +172,7 @@ class FedGen(FedAvg):
         return cross_entropy(logits, batch.y) + alpha * cross_entropy(of_any, label) + beta * divergence
 
     def train_generator(self, fed: Federation, cohort: Cohort, heads: Tensor) -> None:
-        """A round's steps, on the heads [m, n] of its clients."""
+        """The generator's steps of a round, with the heads [m, n] of its clients."""
         from fedmpi.algorithms.toolbox.distillation import class_shares, diversity_loss
         from fedmpi.training.optimizers import Adam
 

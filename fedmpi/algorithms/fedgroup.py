@@ -67,7 +67,7 @@ class FedGroup(ClusteredOnce):
         return best_aligned(changes, prototypes)
 
     def merged(self, centers: Tensor, parameters: int) -> Tensor:
-        """w_m := (w_m + rate sum w_j / |w_j|) / (1 + rate sum 1 / |w_j|), j other than m; not of statistics."""
+        """w_m := (w_m + rate sum w_j / |w_j|) / (1 + rate sum 1 / |w_j|) with j other than m, for parameters only."""
         if not self.intergroup:
             return centers
         lengths = centers[:, :parameters].norm(dim=1, keepdim=True)
@@ -83,12 +83,7 @@ class FedGrouProx(Proximal, FedGroup):
     """FedGroup with a proximal pull towards the group's model in local training (Duan et al., 2021).
 
     Args:
-        models: number of groups.
-        mu: strength of the pull, as in FedProx.
-        measure: as in FedGroup.
-        pretrained: as in FedGroup.
-        pretrain_epochs: as in FedGroup.
-        intergroup: as in FedGroup.
+        mu: strength of the pull, as in FedProx. The other options are those of FedGroup.
     """
 
     def __init__(

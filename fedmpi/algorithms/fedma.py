@@ -35,9 +35,9 @@ class FedMA(Algorithm):
 
     Args:
         retrain: whether clients train again after each layer. If not, all layers are matched and averaged at once.
-            That is a variant that costs as much as FedAvg, and is not FedMA proper.
+            This variant costs as much as FedAvg, and is not the method of the paper.
         retrain_epochs: local epochs after each layer; null: as many as in the local training.
-        sweeps: how often the units of a layer are matched again, to the units of their mean.
+        sweeps: number of times that the units of a layer are matched again, to the units of their mean.
     """
 
     retrain: bool = True
@@ -53,10 +53,10 @@ class FedMA(Algorithm):
         super().setup(fed)
         groups = fed.at_clients.unit_groups()
         if not groups:
-            raise BadInput("--model: FedMA needs one with hidden units, between layers of which none is frozen")
+            raise BadInput("--model: FedMA needs one with hidden units between layers that are not frozen")
         self.matching = Matching(fed.layout, groups, layer_by_layer=self.retrain)
         classes = fed.label_counts.shape[1]
-        # The class that each number of the outputs speaks for; one more than there are: none.
+        # The class of each value of the outputs; the number of classes: none.
         self.class_of = np.full(len(self.matching.outputs), classes)
         for entry in fed.layout.entries:
             if entry.segment == "head" and entry.shape[0] == classes:
@@ -98,21 +98,26 @@ class FedMA(Algorithm):
         self.server_step(fed, result)
 
     def local_models(self, fed: Federation, cohort: Cohort, start: Tensor) -> list[tuple[Block, Tensor]]:
-        """This rank's blocks and what local training made of them, [K, P] each."""
+        """This rank's blocks of clients, and their locally trained models [K, P]."""
         return [(block, fed.train(block, start, self).weights.clone()) for block in fed.my_clients(cohort)]
 
     def mean_of_outputs(
         self, fed: Federation, cohort: Cohort, models: list[tuple[Block, Tensor]], start: Tensor
     ) -> Tensor:
-        """[n] of what is in no layer the mean; that of the last layer class by class, by the samples of the class."""
+        """[n], the mean of values outside of layers.
+
+        The last layer is averaged per class, by the samples of the class.
+        """
         columns, inclusion = self.matching.outputs, cohort.inclusion
         counted = cohort.mass[:, None] * fed.label_counts[cohort.clients] / np.maximum(cohort.samples, 1)[:, None]
         counted = np.column_stack([counted, cohort.mass])
         totals = counted.sum(0)
         if inclusion:
             totals = inclusion.expected(np.column_stack([fed.label_counts, fed.samples]))
-        shares = counted / np.maximum(totals, 1e-300)  # none of a class that nobody has, which stays as it is
-        # The shares are in the changes already, so all count alike; times their number that is the sum.
+        shares = counted / np.maximum(
+            totals, 1e-300
+        )  # 0 for a class without samples in the cohort, which does not change
+        # The changes are already weighted, so this is a plain mean; times the number of clients it is the sum.
         alike = replace(cohort, mass=np.minimum(cohort.mass, 1), expected_mass=None, inclusion=None)
         mean = fed.weighted_mean(alike, columns=columns)
         for block, weights in models:

@@ -5,11 +5,12 @@ https://arxiv.org/abs/1909.06335
 Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan: Adaptive Federated Optimization. ICLR 2021.
 https://arxiv.org/abs/2003.00295
 
-The same optimizers serve under other methods by `--server_optimizer`.
+`--server_optimizer` combines the same optimizers with other methods.
 """
 
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.policies.server_optimizers import Adagrad, Adam, Momentum, Yogi
+from fedmpi.ranges import BelowOne, PositiveFloat
 
 
 class FedAvgM(FedAvg):
@@ -25,7 +26,7 @@ class FedAvgM(FedAvg):
     takes_server_optimizer = False  # it has one
 
     def __init__(
-        self, lr: float = 1.0, momentum: float = 0.9, dampening: float = 0.0, nesterov: bool = False
+        self, lr: PositiveFloat = 1.0, momentum: BelowOne = 0.9, dampening: BelowOne = 0.0, nesterov: bool = False
     ) -> None:
         self.server_optimizer = Momentum(lr, momentum, dampening, nesterov)
 
@@ -41,7 +42,7 @@ class FedAdagrad(FedAvg):
 
     takes_server_optimizer = False  # it has one
 
-    def __init__(self, lr: float = 0.1, beta1: float = 0.0, tau: float = 1e-3) -> None:
+    def __init__(self, lr: PositiveFloat = 0.1, beta1: BelowOne = 0.0, tau: PositiveFloat = 1e-3) -> None:
         self.server_optimizer = Adagrad(lr, beta1, tau)
 
 
@@ -57,7 +58,9 @@ class FedAdam(FedAvg):
 
     takes_server_optimizer = False  # it has one
 
-    def __init__(self, lr: float = 0.1, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3) -> None:
+    def __init__(
+        self, lr: PositiveFloat = 0.1, beta1: BelowOne = 0.9, beta2: BelowOne = 0.99, tau: PositiveFloat = 1e-3
+    ) -> None:
         self.server_optimizer = Adam(lr, beta1, beta2, tau)
 
 
@@ -73,5 +76,7 @@ class FedYogi(FedAvg):
 
     takes_server_optimizer = False  # it has one
 
-    def __init__(self, lr: float = 0.1, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3) -> None:
+    def __init__(
+        self, lr: PositiveFloat = 0.1, beta1: BelowOne = 0.9, beta2: BelowOne = 0.99, tau: PositiveFloat = 1e-3
+    ) -> None:
         self.server_optimizer = Yogi(lr, beta1, beta2, tau)

@@ -1,4 +1,4 @@
-"""A shared body under a head of each client's own.
+"""A shared body with one head per client.
 
 Arivazhagan, Aggarwal, Singh, Choudhary: Federated Learning with Personalization Layers. 2019.
 https://arxiv.org/abs/1912.00818
@@ -22,7 +22,7 @@ class FedPer(PartlyShared):
     def split(self, layout: Layout) -> tuple[slice, slice]:
         head = layout.segments["head"]
         if not 0 < head.stop < layout.parameters:
-            needed = f"{type(self).__name__} needs a fully connected layer that is trained, and others to share"
+            needed = f"{type(self).__name__} needs a fully connected layer that is trained, and other layers to share"
             raise BadInput(f"--model: {needed}; unfreeze some, or use --algorithm LocalOnly")
         return head, slice(head.stop, layout.size)
 

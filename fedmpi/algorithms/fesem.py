@@ -40,7 +40,7 @@ class FeSEM(ClusteredOnce):
     part: Literal["all", "head"] = "all"
 
     weighting = "uniform"
-    takes_compression = False  # which sends the change of the client's last cluster's model, not that of its next
+    takes_compression = False  # clients send the change of the model of their last cluster, not of the next one
 
     def clients_to_ask(self, round: int, cohort: int, clients: int) -> int:
         return clients if round == 1 else cohort

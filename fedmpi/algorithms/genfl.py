@@ -1,4 +1,4 @@
-"""GenFL: pre-training on what a generator has learnt from all clients.
+"""GenFL: pre-training on images of a generator that was trained by all clients.
 
 Cho, Garst, Tax: Enhancing Federated Models with Synthetic Data. Poster, TU Delft.
 https://github.com/FederatedRP2024Delft/GenFL
@@ -46,23 +46,23 @@ class GenFL(FedAvg):
 
     Args:
         generator: the generator that the clients train first; null: CVAE.
-        generator_rounds: rounds of the generator's training. All else is as in the rounds of the model.
+        generator_rounds: rounds of the generator's training. Other settings are as in the rounds of the model.
         generator_epochs: local epochs of the generator per round, in batches of 32 by Adam at a rate of 1e-3.
         synthetic: number of images that the server makes.
         stratified: whether all classes have equally many images; else labels are drawn uniformly.
         pretrain: whether the model is pre-trained. If not, and cas_epochs is 0, no generator is trained.
         pretrain_epochs: epochs over the synthetic images, in batches of 32 by Adam at a rate of 1e-3.
         cas_epochs: epochs over the synthetic images of the model for the CAS, trained likewise; 0: no CAS.
-        earlier: results file of another run, perhaps on another partition, whose outcome replaces stages of this run.
-            The privacy budget that the other run has spent is not counted here.
+        earlier: results file of another run, from which results of stages are taken. It may have another partition.
+            The privacy budget that it has spent is not counted here.
         take: what is taken from the other run. generator: its trained generator, for stage 1. synthetic: its images,
             for stages 1 and 2. pretrained: its pre-trained model, for stages 1 to 3, and its images if there is a
             CAS.
-        stop_at_skew: label skew of the clients from which on they do not train, so that the model stays as it was
-            pre-trained. The skew is the mean, weighted by samples, of the total variation distances between the
-            clients' label distributions and that of all samples: 0 if all are equal, 0.9 if each of ten clients has
-            one of ten equal classes. null: they always train. It uses the clients' labels, so it cannot be combined
-            with --privacy.
+        stop_at_skew: if the label skew of the clients is at least this value, they do not train, and the model stays
+            as it was pre-trained. The skew is the mean, weighted by samples, of the total variation distances between
+            the clients' label distributions and that of all samples: 0 if all are equal, 0.9 if each of ten clients
+            has one of ten equal classes. null: they always train. It uses the clients' labels, so it cannot be
+            combined with --privacy.
         paper_compat: whether to follow the authors' code. In each round the clients train on nine tenths of their
             samples, drawn again in each round, and are tested on nine tenths, most of which are the same (column
             leaky_client_accuracy). The CAS, column cas_compat, is the mean over all epochs of a model that is in
@@ -85,13 +85,13 @@ class GenFL(FedAvg):
     def __post_init__(self) -> None:
         if not isinstance(self.generator, LearningGenerator):
             kind = type(self.generator).__name__
-            raise BadInput(f"= {kind}: must be one that learns from samples, such as CVAE", "generator")
+            raise BadInput(f"= {kind}: must be a generator that learns from samples, such as CVAE", "generator")
         require(
             self.pretrain or self.stop_at_skew is None, "stop_at_skew", self.stop_at_skew, "null without pretrain"
         )
         require(self.earlier is not None or self.take == "synthetic", "take", self.take, "synthetic without earlier")
         self.learner = self.generator
-        self.stops = False  # until the clients' labels are known
+        self.stops = False  # known after the clients' labels are compared
         self.learns = self.pretrain and not (self.earlier and self.take == "pretrained")
         self.wants_images = self.learns or self.cas_epochs > 0
         self.samples_generator = self.wants_images and (self.earlier is None or self.take == "generator")
@@ -112,7 +112,7 @@ class GenFL(FedAvg):
 
     def setup(self, fed: Federation) -> None:
         super().setup(fed)
-        # The CAS, on all real images and on the test set alone.
+        # The CAS on all real images, and on the test set.
         self.scores = torch.full((2,), math.nan, dtype=torch.float64)
         if self.pretrain:
             self.pretrained = self.weights
@@ -136,7 +136,7 @@ class GenFL(FedAvg):
         return ([], []) if self.stops else super().payload(layout)
 
     def take_over(self, fed: Federation, earlier: _Earlier) -> None:
-        """At the server: what the earlier run has, or bad input."""
+        """At the server: read the results of the earlier run."""
         if self.take == "generator" and self.samples_generator:
             self.generator_weights = earlier.generator(self.factory.layout)
         if self.take == "pretrained" and self.pretrain:
@@ -154,17 +154,17 @@ class GenFL(FedAvg):
             fed.keep("synthetic", {"images": images, "labels": labels})
             self.teach(fed, images, labels)
         if self.stops:
-            fed.say("the clients' labels are too different: they do not train")
+            fed.say("the clients do not train: their labels differ too much (--algorithm.stop_at_skew)")
 
     def sample(self, fed: Federation) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """[n, C, H, W] and [n] of the generator, on every rank."""
+        """[n, C, H, W] images and [n] labels from the generator, on every rank."""
         began, stream = time.perf_counter(), fed.stream("synthetic labels")
         labels = stream.integers(fed.classes, size=self.synthetic)
         if self.stratified:
             labels = stream.permutation(np.arange(self.synthetic) % fed.classes)
         made_of = labels, self.learner.noise, self.learner.images
         images = self.factory.at_server.generate(self.generator_weights, *made_of)
-        fed.say(f"{self.synthetic} images sampled, {time.perf_counter() - began:.2f} s")
+        fed.say(f"{self.synthetic:,} synthetic images generated, {time.perf_counter() - began:.2f} s")
         return images, labels
 
     def teach(self, fed: Federation, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
@@ -193,7 +193,7 @@ class GenFL(FedAvg):
             self.scores = found.to(self.weights.device)
 
     def score(self, fed: Federation, weights: Tensor) -> tuple[float, float]:
-        """The accuracy on all real images, for training and for tests, and on the latter."""
+        """The accuracy on all real images, and on the test images."""
         tested = fed.evaluate(weights)
         hits = fed.reports.training_hits(weights, fed.shards).sum() + np.nansum(tested.correct)
         return float(hits / (fed.samples.sum() + len(tested.correct))), tested.accuracy
@@ -205,7 +205,7 @@ class GenFL(FedAvg):
         super().round(fed, cohort)
 
     def deal(self, fed: Federation) -> None:
-        """Give the clients the samples of the coming round; their numbers are the same in all rounds."""
+        """Give the clients the samples of the coming round. How many they are is the same in all rounds."""
         if self.paper_compat:
             fed.at_clients.train_on([order[: len(order) - len(order) // 10] for order in self.shuffled(fed)])
 
@@ -222,12 +222,12 @@ class GenFL(FedAvg):
             fed.log(leaky_client_accuracy=weighted_accuracy(accuracy, fed.samples))
 
     def shuffled(self, fed: Federation) -> list[NDArray[np.int64]]:
-        """The samples of each client, in an order of this round."""
+        """The samples of each client, in a random order for this round."""
         return [fed.stream("slices", client).permutation(shard) for client, shard in enumerate(fed.shards)]
 
 
 class _Learning(FedAvg):
-    """The generator's own federation."""
+    """The federation that trains the generator."""
 
     def __init__(self, whole: GenFL) -> None:
         self.whole = whole
@@ -235,17 +235,17 @@ class _Learning(FedAvg):
 
     def round(self, fed: Federation, cohort: Cohort) -> None:
         super().round(fed, cohort)
-        self.whole.generator_weights = self.weights  # which the file has from now on
+        self.whole.generator_weights = self.weights  # the results file now has it
 
     def loss(self, net: Net, batch: Batch, start: Tensor, client: Mapping[str, Tensor]) -> Tensor:
         return self.whole.learner.loss(net, batch.x, batch.y)
 
 
 class _Earlier:
-    """What another run has left.
+    """The results of another run.
 
     Raises:
-        BadInput: the file cannot be read, does not have what is asked for, or that does not fit.
+        BadInput: the file cannot be read, or what it holds is missing or does not fit.
     """
 
     def __init__(self, path: Path) -> None:
@@ -293,7 +293,7 @@ class _Earlier:
 
 
 def by_adam(fed: Federation, epochs: int = 1) -> LocalTraining:
-    """Training in the paper's way, as many clients at once and as precisely as in the rounds."""
+    """Training as in the paper, with clients per batched call and precision as in the rounds."""
     local = fed.local
     return LocalTraining(epochs, None, 32, 1e-3, "adam", vectorize=local.vectorize, precision=local.precision)
 

@@ -15,7 +15,7 @@ from fedmpi.options import with_options
 from fedmpi.ranges import PositiveInt
 from fedmpi.typing import Cohort, Federation, Layout, Tensor, Vectors
 
-#: How often the first models are drawn at the most.
+#: Maximum number of draws of the initial models.
 DRAWS = 50
 
 
@@ -41,7 +41,7 @@ class IFCA(Clustered):
     share_body: bool = False
 
     def __post_init__(self) -> None:
-        allowed = f"at least 0 and at most 1 / {self.models}, a fair share"
+        allowed = f"at least 0 and at most 1 / {self.models}"
         require(0 <= self.balance <= 1 / self.models, "balance", self.balance, allowed)
 
     @property
@@ -49,10 +49,10 @@ class IFCA(Clustered):
         return self.models
 
     def split(self, layout: Layout) -> tuple[slice, slice]:
-        """The columns of which each model has its own, and those that all share."""
+        """The columns that each model has separately, and the columns that all models share."""
         own = layout.segments["head"] if self.share_body else slice(0, layout.size)
         if self.share_body and not 0 < own.stop < layout.parameters:
-            raise BadInput("--model: IFCA needs one with a fully connected layer, and others to share")
+            raise BadInput("--model: IFCA needs one with a fully connected layer, and other layers to share")
         return own, slice(own.stop, layout.size)
 
     def payload(self, layout: Layout) -> tuple[Vectors, Vectors]:
@@ -66,7 +66,7 @@ class IFCA(Clustered):
         self.centers = self.draw(fed, 0)
 
     def draw(self, fed: Federation, attempt: int) -> Tensor:
-        """[M, P], other first models for each attempt."""
+        """[M, P], the initial models; different for each attempt."""
         first = attempt * self.models
         centers = torch.stack([fed.initial_weights(first + number) for number in range(self.models)])
         centers[1:, self.shared] = centers[0, self.shared]
@@ -94,8 +94,11 @@ class IFCA(Clustered):
         self.note(fed, cohort)
 
     def draw_balanced(self, fed: Federation, cohort: Cohort) -> None:
-        """Draw the first models until each is chosen by enough clients, who draw them from a common seed as well."""
-        least: list[float] = []  # share of the clients that choose a model, of each attempt
+        """Draw initial models until each is chosen by enough clients.
+
+        Clients draw the same models from a common seed.
+        """
+        least: list[float] = []  # for each attempt, the smallest share of clients that choose a model
         while len(least) < DRAWS and max(least, default=-1) < self.balance:
             chosen = fed.at_clients.losses_of_all(cohort.clients, self.draw(fed, len(least)).to(fed.device)).argmin(1)
             least.append(float(np.bincount(chosen, minlength=self.models).min() / len(cohort)))

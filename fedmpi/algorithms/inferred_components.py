@@ -1,6 +1,6 @@
-"""Which virtual component each client belongs to: inferred at the server from what normalisation layers have learnt.
+"""Infers at the server which virtual component each client belongs to, from the clients' normalisation layers.
 
-Of DistributionFusion (Duan et al., CVPR 2023).
+Part of DistributionFusion (Duan et al., CVPR 2023).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Judged:
     """K clients whose components are inferred together.
 
     Attributes:
-        clients: [K], their numbers, ascending.
-        masses: [K], what each counts.
-        r: [K, A], their responsibilities.
-        alive: [A], the numbers of the components that have any.
-        twin: [K, B], their responsibilities by another autoencoder; None: there is none in this round.
+        clients: [K], the clients' numbers, ascending.
+        masses: [K], weights of the clients.
+        r: [K, A], responsibilities of the components for the clients.
+        alive: [A], the numbers of the components that have clients.
+        twin: [K, B], responsibilities by another autoencoder; None: there is none in this round.
     """
 
     clients: NDArray[np.int64]
@@ -43,18 +43,19 @@ class Judged:
 
 @with_options
 class InferredComponents(Algorithm):
-    """Base of a method whose server has a variational autoencoder find components among its clients.
+    """Base of a method whose server infers components of clients with a variational autoencoder.
 
     Args:
-        components: M, at most so many groups.
-        mixture: whose mixture the components are: of all clients that were seen, each as it was when it was seen
-            last; or of the clients of the round alone.
+        components: M, the largest number of groups.
+        mixture: population: components describe all clients seen so far, each with what it sent last. cohort:
+            components describe only the clients of the round.
         statistics: the normalisation layers that groups are inferred from: the first and the last, or all.
-        allocation: whether a client belongs to its likeliest component, or softly to several.
+        allocation: hard: a client belongs to its most probable component. soft: it belongs to several, by their
+            probabilities.
         fit_every: rounds from one fit of the autoencoder to the next.
-        first_steps: of the first fit.
-        steps: of the others.
-        twin: whether at each fit another autoencoder is drawn and fitted, for comparison.
+        first_steps: optimizer steps of the first fit.
+        steps: optimizer steps of each later fit.
+        twin: whether each fit is repeated with another autoencoder, as a check.
     """
 
     components: PositiveInt = 15
@@ -93,16 +94,18 @@ class InferredComponents(Algorithm):
             self.features = torch.full((fed.clients, self.read.extent[0]), math.nan)  # when last seen
 
     def draw_network(self, fed: Federation, purpose: str) -> FlatModel:
-        """An autoencoder that has learnt nothing."""
+        """An untrained autoencoder."""
         from fedmpi.algorithms.toolbox.allocation import Autoencoder
 
         inputs, outputs = self.read.extent
         return fed.at_server.build(lambda: Autoencoder(inputs, outputs, self.components), purpose)
 
     def judge(self, fed: Federation, clients: NDArray[np.int64], mass: NDArray[np.int64], x: Floats) -> Judged | None:
-        """The components of clients with masses [k] and features [k, d], and of others that are known; at the server.
+        """Infer the components of clients with weights [k] and features [k, d], and of all clients seen before.
 
-        None: it is a single client, of whom nothing is known and which there is nothing to tell from.
+        At the server.
+
+        None: there is only one client and none was seen before, so nothing can be inferred.
         """
         from fedmpi.algorithms.toolbox.allocation import fit, log_probabilities
 
@@ -126,11 +129,12 @@ class InferredComponents(Algorithm):
     def keep(
         self, fed: Federation, clients: NDArray[np.int64], mass: NDArray[np.int64], x: Floats
     ) -> tuple[NDArray[np.int64], Floats] | None:
-        """Whom components are inferred from, by their numbers [K], ascending, and [K, d] what the autoencoder sees.
+        """The clients whose components are inferred: their numbers [K], ascending, and the autoencoder's inputs [K,
+        d].
 
-        What all clients have in common drifts from round to round, so it is subtracted. With the population's mixture
-        this is the mean of the cohort in which known components count what they do in the population; the rest is
-        kept, of each client from when it was seen last.
+        The features' common part changes from round to round, so it is subtracted. With `mixture population` it is
+        the mean of the cohort, in which known components have their weight in the population. The remainder is kept
+        for each client until it is seen again.
         """
         if not self.is_pooled:
             return (clients, scaled(x, x.mean(0))) if len(x) > 1 else None
@@ -143,7 +147,10 @@ class InferredComponents(Algorithm):
         return (known, scaled(self.features[known].double().numpy())) if is_known else None
 
     def log_q(self, fed: Federation, clients: NDArray[np.int64], seen: Tensor, fits: bool) -> Floats:
-        """[K, M] of clients with vectors [K, d], by the autoencoder, which may be fitted to them before."""
+        """[K, M], log-probabilities of the components for clients with vectors [K, d].
+
+        The autoencoder may be fitted first.
+        """
         from fedmpi.algorithms.toolbox.allocation import fit, log_probabilities
 
         done = int(self.vae_steps)

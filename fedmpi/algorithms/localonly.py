@@ -1,4 +1,4 @@
-"""Training without any federation: the lower reference of a comparison."""
+"""Training without federation: the lower baseline of a comparison."""
 
 from __future__ import annotations
 

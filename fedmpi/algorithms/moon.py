@@ -64,7 +64,7 @@ class MOON(FedAvg):
         features = net.features(batch.x)
         theirs = (net.at(weights).features(batch.x) for weights in (start, client["previous"]))
         cosines = [functional.cosine_similarity(features.flatten(1), other.flatten(1)) for other in theirs]
-        # As the paper's code has it. A softplus would be shorter, but its last bits depend on where an element lies,
-        # and so, for clients side by side, on the company.
+        # As in the paper's code. A softplus would be shorter, but its last bits depend on the position of an element,
+        # and so on the other clients in a batched call.
         contrast = cross_entropy(torch.stack(cosines, 1) / self.tau, torch.zeros_like(batch.y))
         return cross_entropy(net.classify(features), batch.y) + self.mu * contrast

@@ -1,4 +1,4 @@
-"""What methods have in common whose clients keep a part of the model to themselves."""
+"""Base of the methods whose clients keep a part of the model."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fedmpi.typing import Block, Cohort, Federation, Layout, Tensor, Trained, Ve
 class PartlyShared(Algorithm):
     """Federated averaging of a part of the model; the other part stays with each client.
 
-    What is kept starts as in the initial model, and so it remains in the server's. A client is measured with what it
-    keeps after its own last round and with what the server has now.
+    The kept part starts as in the initial model, and stays so in the server's model. A client is evaluated with the
+    part it kept in its last round, and the current shared part.
 
     Attributes:
         own: the columns of the model's vector that each client keeps: its beginning or its end.
-        shared: the others, which alone are sent.
-        kept: what each client keeps.
+        shared: the other columns; only these are sent.
+        kept: the kept part of each client.
     """
 
     takes_server_optimizer = takes_privacy = True
@@ -51,12 +51,12 @@ class PartlyShared(Algorithm):
         return fed.train(block, start, self)
 
     def personal(self, block: Block, received: Tensor) -> Tensor:
-        """[K, P], the models of a block's clients: what each keeps, with what it received [n]."""
+        """[K, P], the models of a block's clients: the kept part of each, with the received part [n]."""
         kept = self.kept[block]
         models = kept.new_empty(len(block), kept.shape[1] + len(received))
         models[:, self.own], models[:, self.shared] = kept, received
         return models
 
     def evaluate(self, fed: Federation) -> None:
-        """Each client's model on the client's own test shard."""
+        """Each client's model on the client's test samples."""
         fed.report_personal(fed.evaluate_clients(self.weights[self.shared], self.personal))

@@ -1,4 +1,4 @@
-"""What methods have in common whose clients are pulled towards the model that they received."""
+"""Base of the methods with a proximal pull towards the received model."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from fedmpi.typing import Block, Federation, Tensor
 
 
 class Proximal(Algorithm):
-    """What a method with a proximal pull has of its own: each client minimises F_k(w) + mu/2 |w - w_t|^2.
+    """A proximal pull: each client minimises F_k(w) + mu/2 |w - w_t|^2.
 
-    The second term is over the trained parameters only, w_t is the model that the client received.
+    The second term covers the trained parameters only, and w_t is the model that the client received.
 
     Attributes:
-        mu: strength of the pull, an option of each such method.
+        mu: strength of the pull; an option of each subclass.
     """
 
     direction_is_elementwise = True
@@ -24,7 +24,7 @@ class Proximal(Algorithm):
         super().setup(fed)
         local = fed.local
         if local.optimizer == "sgd":
-            # Beyond it, steps along the pull alone lead further and further away (with momentum: Polyak, 1964).
+            # Above this limit, steps along the pull alone diverge (with momentum: Polyak, 1964).
             limit = 2 * (1 + local.momentum) / local.lr
             require(self.mu < limit, "mu", self.mu, f"below {limit:g}, for steps of --local.lr = {local.lr:g}")
 

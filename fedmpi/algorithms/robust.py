@@ -1,13 +1,13 @@
-"""Rules that some clients cannot lead astray, whatever they send.
+"""Aggregation rules that are robust against some faulty or malicious clients.
 
 Yin, Chen, Kannan, Bartlett: Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates. ICML 2018.
 https://arxiv.org/abs/1803.01498
 Blanchard, El Mhamdi, Guerraoui, Stainer: Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent.
 NeurIPS 2017. https://arxiv.org/abs/1703.02757
 
-The papers' rules are for gradients; here they are for the clients' models, which is the same for what clients change:
-all have received one model, and the rules move with it. Running statistics of normalisation layers go through the
-same rule, but Krum does not look at them when it selects models.
+The papers' rules are for gradients. Here they are applied to the clients' models, which is equivalent, because all
+clients received the same model. The rules also apply to running statistics of normalisation layers, but Krum ignores
+these when it selects models.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from fedmpi.typing import Cohort, Federation, Stack, Tensor
 
 
 class Robust(Algorithm):
-    """Base of the rules. All clients count alike, however many samples they say they have.
+    """Base of the robust rules. All clients have equal weights, whatever their reported numbers of samples.
 
-    A vector that is not finite is rejected; the column rejected counts them. Where nothing is left to go by, the
-    model stays as it is.
+    A vector that is not finite is rejected; the column rejected counts them. If no vector is left, the model does not
+    change.
     """
 
     takes_server_optimizer = True
@@ -58,7 +58,7 @@ class Robust(Algorithm):
 
     @abstractmethod
     def aggregate(self, fed: Federation, cohort: Cohort, models: Stack) -> Tensor | None:
-        """[P], what takes the mean's place; None if nothing can."""
+        """[P], the aggregate that replaces the mean; None if there is none."""
 
 
 class Median(Robust):
@@ -89,7 +89,7 @@ class TrimmedMean(Robust):
 
 @with_options
 class Krum(Robust):
-    """The client model (or the mean of several) that is closest to its nearest neighbours (Blanchard et al., 2017).
+    """The client model (or mean of several) that is closest to its nearest neighbours (Blanchard et al., 2017).
 
     The score of a model is the sum of its squared distances to the m - f - 2 nearest of the other m - 1 models. The
     models with the lowest scores are selected. Distances are over the parameters, not over running statistics. m must
@@ -130,15 +130,15 @@ def median(values: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def trimmed_mean(values: NDArray[np.float32], cut: int) -> NDArray[np.float64]:
-    """[c], of [k, c] without the `cut` least and the `cut` largest; they are sorted in place."""
+    """[c], of [k, c] without the `cut` smallest and the `cut` largest; sorted in place."""
     values.sort(axis=0)
     result: NDArray[np.float64] = values[cut : len(values) - cut].mean(axis=0, dtype=np.float64)
     return result
 
 
 def krum_scores(distances: NDArray[np.float64], faulty: int) -> NDArray[np.float64]:
-    """[k], from squared distances [k, k]; the least is the best."""
+    """[k], from squared distances [k, k]; the smallest is the best."""
     others = distances.copy()
-    np.fill_diagonal(others, np.inf)  # not the nearest: a copy of it is as near
+    np.fill_diagonal(others, np.inf)  # not the nearest model, because a copy of it would be as near
     nearest = np.sort(others, axis=1)[:, : len(others) - faulty - 2]
     return np.asarray(nearest.sum(axis=1))

@@ -57,8 +57,8 @@ class SCAFFOLD(Algorithm):
         models, changes = fed.weighted_mean(cohort, start), fed.weighted_mean(cohort, columns=trained)
         for block in fed.my_clients(cohort):
             own = self.controls[block]
-            # change = unit (c_k' - c_k): a step, which is of the size that sums are exact for; the same unit in all
-            # rounds, for under --compression a part of a change may be sent in a later one.
+            # change = unit (c_k' - c_k), scaled to the size of an update, for which sums are exact. The unit is the
+            # same in all rounds, because --compression may send a part of a change in a later round.
             if self.option == "I":
                 change = fed.at_clients.gradients(block, start, self).sub_(own).mul_(unit)
             local = fed.train(block, start, self, correction=control - own)

@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
 def _run(command: str, name: str, options: list[str]) -> None:
     dataset = _dataset(name, options)
     if dataset.folder() is None:
-        raise BadInput(f"{name} needs no files of its own: there is nothing to {command}")
+        raise BadInput(f"{name} needs no files: there is nothing to {command}")
     if command == "fetch":
         dataset.fetch()
     if command == "check":
@@ -51,7 +51,7 @@ def _run(command: str, name: str, options: list[str]) -> None:
 
 
 def _parser() -> ArgumentParser:
-    about = "Data sets on disk. Options of a data set, such as --root: see `python -m fedmpi --help`."
+    about = "Data sets on disk. Options of a data set, such as --root: `python -m fedmpi --dataset.help NAME`."
     parser = _Parser(prog="python -m fedmpi.data", description=about, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     for command, what in (

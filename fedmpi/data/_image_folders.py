@@ -1,4 +1,4 @@
-"""Where the images of a folder lie, by the names of the folders in it; what is passed over is told."""
+"""Finds the training and test images in a folder, by the names of its folders, and reports unused files."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Parts(NamedTuple):
     """The folders that hold the class folders.
 
     Attributes:
-        training: of the training images; without a folder for tests, of all images.
-        test: of the test images; None: there is none.
-        unused: a folder for validation beside one for tests; nobody sees its images.
+        training: the folder of training images; of all images, if there is no test folder.
+        test: the folder of test images; None: there is none.
+        unused: a validation folder in addition to a test folder. Its images are not used.
     """
 
     training: Path
@@ -44,7 +44,7 @@ def parts_of(root: Path) -> Parts:
     """ROOT/train and ROOT/test, in whatever spelling, or ROOT itself.
 
     Raises:
-        BadInput: a folder in ROOT fits into neither.
+        BadInput: a folder in ROOT is neither for training nor for tests.
     """
     folders = subfolders(root)
     found = {purpose: [folder for folder in folders if _purpose(folder) == purpose] for purpose in _NAMES}
@@ -58,7 +58,7 @@ def parts_of(root: Path) -> Parts:
     for folder in folders:
         if _purpose(folder) is None:
             raise BadInput(
-                f"{folder} is neither for training nor for tests, though {named} lies beside it: move it away;"
+                f"{folder} is neither for training nor for tests, but {named} is next to it: move it away;"
                 f" if {named} is a class, give it another name (not {known})"
             )
     training, test, validation = ((some[0] if some else None) for some in found.values())
@@ -78,23 +78,25 @@ def class_names(folder: Path) -> list[str]:
     """
     names = [found.name for found in subfolders(folder)]
     if not names:
-        raise BadInput(f"{folder} has no class folders: set --dataset.root to the folder of them, or of train")
+        raise BadInput(
+            f"{folder} has no class folders: set --dataset.root to the folder of class folders, or of train and test"
+        )
     if len(names) == 1:
         raise BadInput(
-            f"{folder} has one class folder alone, {names[0]}: set --dataset.root to the folder of several"
+            f"{folder} has only one class folder, {names[0]}: set --dataset.root to a folder of several class folders"
         )
     return names
 
 
 def labelled(folder: Path, names: list[str]) -> tuple[Labelled, list[Path]]:
-    """The images in the class folders of a part, and the files there that are passed over.
+    """The images in the class folders of a part, and the files there that are not used.
 
     Args:
         folder: the part.
-        names: of the classes; the number of a class is its place.
+        names: names of the classes; the number of a class is its position.
 
     Raises:
-        BadInput: the class folders are others, or one has no images.
+        BadInput: the class folders have other names, or one has no images.
     """
     found = [below.name for below in subfolders(folder)]
     if not found:
@@ -110,7 +112,7 @@ def labelled(folder: Path, names: list[str]) -> tuple[Labelled, list[Path]]:
     for label, name in enumerate(names):
         top, *deeper = folders_below(folder / name)
         for part in filter(_purpose, deeper):
-            raise BadInput(f"{part} lies in a class folder: it must be the other way round, as train/CLASS")
+            raise BadInput(f"{part} is in a class folder: the order must be train/CLASS")
         inside = sorted(path for below in (top, *deeper) for path in files_in(below))
         pictures = [path for path in inside if is_picture(path)]
         if not pictures:
@@ -123,20 +125,20 @@ def labelled(folder: Path, names: list[str]) -> tuple[Labelled, list[Path]]:
 def tell(
     parts: Parts, names: list[str], train: Labelled, test: Labelled, passed: list[Path], progress: Progress
 ) -> None:
-    """Say which images are used, and what is not used."""
+    """Report which images are used, and which files are not used."""
     if parts.test:
         which = f"{len(train):,} training images of {parts.training} and {len(test):,} test images of {parts.test}"
     else:
         which = f"{len(train) + len(test):,} images of {parts.training}, {len(test):,} of them for tests"
     progress(f"ImageFolder: {which}, in {len(names):,} classes: {_first(names)}")
     if deeper := sum(path.parent.parent not in parts.used for path, _ in (*train, *test)):
-        progress(f"ImageFolder: {deeper:,} of the images lie in folders within their class folder")
+        progress(f"ImageFolder: {deeper:,} of the images are in subfolders of their class folder")
     if parts.unused:
-        progress(f"ImageFolder: {parts.unused} is not used, for {parts.test} has the test images")
+        progress(f"ImageFolder: {parts.unused} is not used, because {parts.test} has the test images")
     if passed:
         shown = _first([str(path) for path in passed])
         progress(
-            f"ImageFolder: {len(passed):,} files that are no images, or in no class folder, are not used: {shown}"
+            f"ImageFolder: {len(passed):,} files that are not images, or not in a class folder, are not used: {shown}"
         )
 
 
@@ -156,5 +158,5 @@ def _purpose(folder: Path) -> str | None:
 
 
 def _first(names: list[str]) -> str:
-    """As many as a line takes."""
+    """As many names as fit on one line."""
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

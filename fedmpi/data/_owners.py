@@ -1,4 +1,4 @@
-"""Steps of which partitions are made: an array `owner` [n] says which client each sample belongs to."""
+"""Building blocks of partitions. An array `owner` [n] holds the client of each sample."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def apportion(weights: NDArray, total: int, rng: np.random.Generator) -> Integer
     missing = total - parts.sum()
     rest, tie = parts - exact, rng.random(len(parts))
     if missing:
-        # Of very many clients a few get one more: only those that may be among them are sorted.
+        # With very many clients only those that may get one more sample are sorted.
         near = np.flatnonzero(rest <= np.partition(rest, missing - 1)[missing - 1])
         best_first = near[np.lexsort((tie[near], rest[near]))]
         parts[best_first[:missing]] += 1
@@ -25,19 +25,19 @@ def apportion(weights: NDArray, total: int, rng: np.random.Generator) -> Integer
 
 
 def draw_classes(priors: NDArray[np.float64], turns: Integers, left: Integers, rng: np.random.Generator) -> Integers:
-    """[turns] the class that each turn takes, drawn from its client's prior over the classes that are left.
+    """[turns] the class drawn in each turn, from the client's prior over the classes that have samples left.
 
     Args:
         priors: [clients, C] class shares.
         turns: [turns] the client whose turn it is.
-        left: [C] samples of each class, together at least as many as turns.
+        left: [C] samples of each class; in total at least as many as there are turns.
     """
     taken = np.empty(len(turns), np.int64)
     left = left.copy()
     done = 0
-    while done < len(turns):  # a pass completes its chunk of turns, or uses up a class
+    while done < len(turns):  # each pass completes its chunk of turns, or uses up a class
         chunk = turns[done : done + 4096]
-        # The small term serves a client whose prior is used up altogether: it takes any class that is left.
+        # The small term is for a client whose prior has no class left: it takes any class that is left.
         shares = np.cumsum((priors[chunk] + 1e-30) * (left > 0), axis=1)
         point = rng.random(len(chunk)) * shares[:, -1]
         drawn = np.minimum((shares <= point[:, None]).sum(axis=1), np.flatnonzero(left)[-1])
@@ -51,7 +51,7 @@ def draw_classes(priors: NDArray[np.float64], turns: Integers, left: Integers, r
 
 
 def top_up(owner: Integers, clients: int, least: int, rng: np.random.Generator) -> Integers:
-    """Move random samples from the largest clients, cut to one level, to those with fewer than `least`."""
+    """Move random samples from the largest clients, all cut to the same size, to clients with fewer than `least`."""
     sizes = np.bincount(owner, minlength=clients)
     missing = np.maximum(least - sizes, 0)
     if not missing.any():

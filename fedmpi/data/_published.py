@@ -1,4 +1,4 @@
-"""Data sets that somebody published as files: found under a root, downloaded by `fetch`, damage named."""
+"""Data sets that are published as files: they are looked for under a root, and downloaded by `fetch`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from fedmpi.options import with_options
 
 @with_options
 class Published(Dataset):
-    """Files that can be downloaded, and arrays that are prepared beside them.
+    """Files that can be downloaded, and arrays that are prepared next to them.
 
     Args:
         root: folder of the data sets.
 
     Attributes:
-        name: what `python -m fedmpi.data` knows it by.
+        name: its name in `python -m fedmpi.data`.
         files: the published files, in `home`.
-        archive: what `download` gets and unpacks, in the root; None: it gets the files themselves.
+        archive: the archive that `download` gets and unpacks in the root; None: it gets the files themselves.
     """
 
     root: Path = Path("data")
@@ -57,11 +57,11 @@ class Published(Dataset):
 
     @abstractmethod
     def decode(self, progress: Progress) -> Arrays:
-        """What `read` returns, of files that are there."""
+        """What `read` returns, from files that exist."""
 
     @abstractmethod
     def download(self) -> None:
-        """Get the files, by whatever torchvision has for it."""
+        """Download the files with torchvision."""
 
     def fetch(self) -> None:
         if all(path.exists() for path in self.sources()):

@@ -1,4 +1,4 @@
-"""What a data set is to the rest of fedmpi: a few arrays, and where they come from."""
+"""The interface of data sets: a few arrays, and where they come from."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Arrays:
         test_y: like `train_y`.
         train_users: int64 [n], numbers from 0 of the people (or devices) that the samples come from; None: unknown.
         test_users: likewise; the same number is the same user as in `train_users`.
-        on_disk: the arrays map prepared files, which any other process can open, too.
+        on_disk: whether the arrays are mapped from prepared files, which other processes can open as well.
         recorded: array name -> SHA-256 of the array as an .npy file, where that is known without reading the array.
     """
 
@@ -48,14 +48,14 @@ class Arrays:
     def checksum(self) -> str:
         """SHA-256, in hexadecimal, of the names, types, shapes and bytes of all arrays.
 
-        The same content has the same checksum whether it is prepared or not. Of prepared arrays it is made of what
-        the manifest records; other arrays are read for it.
+        The same content has the same checksum, prepared or not. For prepared arrays it is computed from the checksums
+        in the manifest, without reading the arrays.
         """
         known = {name: self.recorded.get(name) or npy_sha256(x) for name, x in self.stored().items()}
         return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in known.items()).encode()).hexdigest()
 
     def stored(self) -> dict[str, NDArray]:
-        """The arrays that there are, by name, as they lie in memory, on disk and in windows."""
+        """The existing arrays by name, as they are stored in memory, on disk and in shared memory."""
         return {name: as_stored(x) for name, x in vars(self).items() if isinstance(x, np.ndarray)}
 
     @classmethod
@@ -83,8 +83,8 @@ class Dataset(metaclass=Configured):
         mean: per channel, for uint8 images on the scale 0..1; None: images are only scaled to 0..1.
         std: like `mean`.
         vocabulary: number of different tokens; None: no text.
-        read_version: of what `read` makes of the same files. Prepared arrays of another version are made anew, so
-            raise it with every change that matters.
+        read_version: version of `read`. Raise it whenever `read` gives other arrays for the same files; they are then
+            prepared again.
     """
 
     classes: int
@@ -95,33 +95,33 @@ class Dataset(metaclass=Configured):
 
     @abstractmethod
     def read(self, progress: Progress) -> Arrays:
-        """Decode the published form; `progress` takes lines to show to the user.
+        """Decode the published files; `progress` prints a line for the user.
 
-        What it draws from the global generators of random or numpy.random is the same in every run, for any seed.
+        The global generators of random and numpy.random are seeded in the same way in every run, whatever the seed.
 
         Raises:
             BadInput: a file is missing or damaged; the message names it.
         """
 
     def sources(self) -> list[Path]:
-        """What `read` decodes: prepared arrays are made anew when something of it has changed.
+        """The files that `read` decodes. If one has changed, the arrays are prepared again.
 
-        Files, and folders, of which only the names in them, and in all folders below, count: a folder of very many
-        files is looked into only when its time is another, and the files themselves are not looked at.
+        Files or folders. Of a folder only the names in it, and in all folders below, are compared, and only if its
+        modification time has changed. The contents of its files are not compared.
         """
         return []
 
     def folder(self) -> Path | None:
-        """Where prepared arrays are kept; None: `read` is fast, or there is no place, and nothing is kept."""
+        """The folder of prepared arrays; None: nothing is prepared, because `read` is fast or there is no place."""
         return None
 
     def fetch(self) -> None:
-        """Download what is missing of `sources`, on a machine with internet access."""
+        """Download missing files of `sources`, on a machine with internet access."""
         raise BadInput(f"{type(self).__name__} has nothing to fetch: it is not a data set to download")
 
 
 def check_arrays(dataset: Dataset, arrays: Arrays) -> None:
-    """Raise `BadInput`, with the first problem, unless `arrays` are what `Arrays` promises."""
+    """Raise `BadInput`, with the first problem, unless `arrays` are as `Arrays` describes them."""
     for problem in _problems(dataset, arrays):
         raise BadInput(f"data set {type(dataset).__name__}: {problem}")
 
@@ -136,7 +136,7 @@ def _problems(dataset: Dataset, arrays: Arrays) -> Iterator[str]:
             if not isinstance(array, np.ndarray):
                 yield f"{name} is a {type(array).__name__}: it must be a NumPy array"
         if x.ndim < 2 or len(x) == 0:
-            yield f"{part}_x has shape {x.shape}: it must be [samples, ...], with one sample at least"
+            yield f"{part}_x has shape {x.shape}: it must be [samples, ...], with at least one sample"
         if x.dtype not in (np.uint8, np.float32, np.int32, np.int64):
             yield f"{part}_x is {x.dtype}: images are uint8, features float32, tokens int32 or int64"
         if x.dtype == np.uint8 and x.ndim != 4:
@@ -169,7 +169,7 @@ def _problems(dataset: Dataset, arrays: Arrays) -> Iterator[str]:
 
 
 def as_stored(x: NDArray) -> NDArray:
-    """`x` as it lies in memory, on disk and in windows: images [n, H, W, C], the rest as it is; C-contiguous.
+    """`x` as it is stored in memory, on disk and in shared memory: images as [n, H, W, C]; C-contiguous.
 
     With the channels last, a row is a sample and gathered rows are a batch in PyTorch's channels_last layout.
     """

@@ -1,4 +1,4 @@
-"""The small data set that is there without a download."""
+"""The small data set that needs no download."""
 
 from __future__ import annotations
 
@@ -39,5 +39,5 @@ class Digits(Dataset):
 def _file() -> Path:
     package = find_spec("sklearn")  # found, not imported: that would take a second
     if package is None or package.origin is None:
-        raise BadInput("data set Digits: scikit-learn, which brings it, is missing: pip install scikit-learn")
+        raise BadInput("data set Digits: scikit-learn, which contains it, is missing: pip install scikit-learn")
     return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"

@@ -1,4 +1,4 @@
-"""Images that lie as files in folders, decoded by all cores at once."""
+"""Data sets of image files in folders, decoded by all cores."""
 
 from __future__ import annotations
 
@@ -61,7 +61,10 @@ class ImageFolder(Dataset):
 
     @cached_property
     def classes(self) -> int:  # type: ignore[override]
-        """The number of class folders; as prepared, for the images may be gone."""
+        """The number of class folders.
+
+        It is read from the prepared arrays, because the images may have been deleted.
+        """
         arrays = None
         with suppress(UnreadableArrays):
             arrays = open_prepared(self)
@@ -107,7 +110,7 @@ class ImageFolder(Dataset):
 
 
 class TinyImageNet(Published):
-    """110,000 photographs of 200 kinds of things, 3x64x64, of ImageNet (Le and Yang, 2015); its val are the tests.
+    """110,000 images of 200 classes, 3x64x64, from ImageNet (Le and Yang, 2015). Its val folder is the test set.
 
     Args:
         root: folder that holds tiny-imagenet-200.
@@ -169,8 +172,8 @@ def _decode(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images [n, 3, size, size], whose channels come last in memory, and their labels.
 
-    Threads share the work, for Pillow decodes and resizes without the interpreter's lock, and each writes its images
-    where they stay: there is no second copy of them.
+    Threads share the work, because Pillow decodes and resizes without Python's global lock. Each writes into the
+    final array, so there is no second copy.
 
     Args:
         fit: makes an opened image an RGB image of the right size.
@@ -187,7 +190,7 @@ def _decode(
                 with Image.open(path) as image:
                     images[place] = np.asarray(fit(image))
             except UnidentifiedImageError:
-                raise BadInput(f"{path} is no image that Pillow can read") from None
+                raise BadInput(f"{path} is not an image that Pillow can read") from None
             except Exception as error:  # a damaged file fails in as many ways as there are formats
                 raise BadInput(f"{path} cannot be decoded: {one_line(error)}") from error
         return stop
@@ -198,7 +201,7 @@ def _decode(
         for done in pool.map(fill, range(0, len(files), PIECE)):
             if monotonic() - said > QUIET_SECONDS:
                 said = monotonic()
-                progress(f"{done:,} of {len(files):,} images are decoded")
+                progress(f"{done:,} of {len(files):,} images decoded")
     return images.transpose(0, 3, 1, 2), np.array([label for _, label in files], np.int64)
 
 

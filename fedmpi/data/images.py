@@ -1,4 +1,4 @@
-"""The published image data sets, in torchvision's layout, and read by torchvision."""
+"""Published image data sets in torchvision's folder layout, read by torchvision."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _GZIP = b"\x1f\x8b"
 
 
 class _OfTorchvision(Published):
-    """A data set of torchvision, which its `name` finds there."""
+    """A data set of torchvision, found there by its `name`."""
 
     def published(self, **options: Any) -> Any:
-        """torchvision's own object of this data set."""
+        """torchvision's object for this data set."""
         import torchvision
 
         return getattr(torchvision.datasets, self.name)(self.root, **options)
@@ -31,13 +31,13 @@ class _OfTorchvision(Published):
 
 
 class _Idx(_OfTorchvision):
-    """The files of MNIST and of what took over its format.
+    """The files of MNIST and of data sets in the same format.
 
-    They may also lie right in `home` or in the root, be named with a dot (train-images.idx3-ubyte), and be packed by
+    They may also be in `home` or in the root, be named with a dot (train-images.idx3-ubyte), and be compressed by
     gzip, with or without the ending .gz.
 
     Attributes:
-        crc32: of each published file, unpacked. In the root nothing else tells MNIST from Fashion-MNIST.
+        crc32: checksum of each published file, unpacked. Files in the root can only be identified by it.
     """
 
     files = (
@@ -56,7 +56,7 @@ class _Idx(_OfTorchvision):
         return [self._find(path) for path in super().sources()]
 
     def _find(self, path: Path) -> Path:
-        """The file that stands for this one, which may be itself."""
+        """The file that holds the contents of this one; often itself."""
         for folder in (path.parent, self.home(), self.root):
             for name in (path.name, path.name.replace("-idx", ".idx")):
                 for found in (folder / name, folder / f"{name}.gz"):
@@ -83,7 +83,9 @@ class _Idx(_OfTorchvision):
             if zlib.crc32(content) != recorded:
                 raise damaged(path, f"its checksum is not the one in {archive.name}")
         if path.parent == self.root and zlib.crc32(content) != crc32:
-            raise BadInput(f"{path} is not {self.name}'s by its checksum: if it is, move it to {self.home()}")
+            raise BadInput(
+                f"{path} has another checksum than {self.name}'s file: if it is that file, move it to {self.home()}"
+            )
         return _idx(path, content, axes)
 
 
@@ -135,7 +137,7 @@ class FashionMNIST(_Idx):
 
 
 class CIFAR10(_Cifar):
-    """60,000 photographs of 10 kinds of things, 3x32x32 (Krizhevsky, 2009).
+    """60,000 photographs of 10 classes, 3x32x32 (Krizhevsky, 2009).
 
     Args:
         root: folder that holds cifar-10-batches-py.
@@ -153,7 +155,7 @@ class CIFAR10(_Cifar):
 
 
 class CIFAR100(_Cifar):
-    """60,000 photographs of 100 kinds of things, 3x32x32 (Krizhevsky, 2009).
+    """60,000 photographs of 100 classes, 3x32x32 (Krizhevsky, 2009).
 
     Args:
         root: folder that holds cifar-100-python.
@@ -171,7 +173,7 @@ class CIFAR100(_Cifar):
 
 
 def _idx(path: Path, content: bytes, axes: int) -> NDArray[np.uint8]:
-    """What is in an IDX file of bytes: two zeros, 8 for bytes, the number of axes, their lengths, the values."""
+    """The contents of an IDX file of bytes: two zeros, 8 for bytes, the number of axes, their lengths, the values."""
     start = 4 + 4 * axes
     if not content.startswith(bytes([0, 0, 8, axes])) or len(content) < start:
         raise damaged(path, f"it does not begin like an IDX file of bytes with {axes} axes")

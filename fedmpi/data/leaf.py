@@ -41,14 +41,14 @@ class _Leaf(Dataset):
         return [path for part in ("train", "test") for path in self._files(part)]
 
     def _files(self, part: str) -> list[Path]:
-        """The JSON files of a part; none where there is no such folder."""
+        """The JSON files of a part; none if there is no such folder."""
         folder = self.folder() / part
         found = [Path(entry.path) for entry in visible(folder)] if folder.is_dir() else []
         return [path for path in found if path.suffix.lower() == ".json"]
 
     def fetch(self) -> None:
         raise BadInput(
-            f"{type(self).__name__} is made by LEAF's own data/{self.part}/preprocess.sh: copy its data/train and"
+            f"{type(self).__name__} is made by LEAF's data/{self.part}/preprocess.sh: copy its data/train and"
             f" data/test to {self.folder()}"
         )
 
@@ -62,10 +62,11 @@ class _Leaf(Dataset):
         if not files:
             raise BadInput(
                 f"{self.folder() / part} has no JSON files: set --dataset.root to the folder that has {self.part},"
-                f" with what LEAF's data/{self.part}/preprocess.sh makes"
+                f" with the files that LEAF's data/{self.part}/preprocess.sh makes"
             )
         if others := len(visible(self.folder() / part)) - len(files):
-            progress(f"{type(self).__name__}: {self.folder() / part} has {others} more, not named .json: not used")
+            unused = "files (not named .json) are not used" if others > 1 else "file (not named .json) is not used"
+            progress(f"{type(self).__name__}: {self.folder() / part}: {others} other {unused}")
         pieces = []
         for path in files:
             progress(f"{type(self).__name__}: decoding {path}")
@@ -73,7 +74,7 @@ class _Leaf(Dataset):
                 pieces += self._read_file(json.loads(path.read_bytes()), numbers)
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 reason = f"{type(error).__name__}: {one_line(error)}"
-                raise BadInput(f"{path} is not what LEAF writes ({reason})") from error
+                raise BadInput(f"{path} is not a file as LEAF writes it ({reason})") from error
         if not pieces:
             raise BadInput(f"{self.folder() / part} has no samples")
         return [np.concatenate(arrays) for arrays in zip(*pieces, strict=True)]
@@ -102,7 +103,7 @@ class _Leaf(Dataset):
 
 
 class FEMNIST(_Leaf):
-    """Handwritten digits and letters, 1x28x28, of 3,550 writers, who are the users; as made by LEAF's preprocess.sh.
+    """Handwritten digits and letters of 3,550 writers (the users), 1x28x28, as LEAF's preprocess.sh makes it.
 
     62 classes: digits, upper case, lower case.
 
@@ -127,10 +128,10 @@ class FEMNIST(_Leaf):
 
 
 class Shakespeare(_Leaf):
-    """Which character comes next in Shakespeare's plays: 80 characters of a role, and then the 81st.
+    """Next-character prediction on Shakespeare's plays: 80 characters of a role, and the label is the 81st.
 
-    The roles are the users; as made by LEAF's preprocess.sh. A character that LEAF's alphabet does not have counts as
-    its last one, as in LEAF. 80 classes; tokens are one more than classes, for token 0 is kept for padding.
+    The roles are the users. The files are those that LEAF's preprocess.sh makes. A character that is not in LEAF's
+    alphabet counts as its last one, as in LEAF. There are 80 classes, and 81 tokens, because token 0 is padding.
 
     Args:
         root: folder that holds shakespeare/train and shakespeare/test, with LEAF's JSON files.

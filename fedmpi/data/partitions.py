@@ -1,8 +1,9 @@
-"""How the training samples are spread over the clients: `--partition` knows each class by its name.
+"""How the training samples are divided among the clients (`--partition`).
 
-A partition is a pure function of the labels (or users), the number of clients and a random stream. Every sample goes
-to at most one client, every client gets samples, and the work is bounded: where published code draws again until
-nobody is left short, here as few samples as possible move from the largest clients (`top_up`).
+A partition is a pure function of the labels (or users), the number of clients and a random stream. Every sample
+belongs to at most one client, and every client gets samples. Published code draws again until every client has enough
+samples, which may take forever. Here as few samples as possible are moved from the largest clients instead
+(`top_up`).
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ class Partition(metaclass=Configured):
 
     Attributes:
         permutes_pixels: whether clients see the pixels of their samples in another order (`pixels`).
-        turns_images: whether that order is one of square images.
-        relabels: whether clients take labels for others (`relabelled`).
-        by_user: whether `split` is given the samples' users in place of their labels. Clients then also get their
-            users' test samples, where these are known.
-        moved: how many samples the last split had to move, for clients that would have had too few.
+        turns_images: whether this order is a rotation of square images.
+        relabels: whether clients see other labels (`relabelled`).
+        by_user: whether `split` is given the users of the samples instead of their labels. Clients then also get
+            their users' test samples, if these are known.
+        moved: number of samples that the last split moved to clients with too few samples.
     """
 
     permutes_pixels: bool = False
@@ -43,32 +44,32 @@ class Partition(metaclass=Configured):
 
     @abstractmethod
     def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
-        """The samples of each client, as indices into `labels` (int64 [n]) in any order; none occurs twice.
+        """The samples of each client, as indices into `labels` (int64 [n]) in any order. No index occurs twice.
 
         Args:
-            labels: of the training samples; or, `by_user`, the numbers of their users.
+            labels: of the training samples; with `by_user`, the numbers of their users.
 
         Raises:
-            BadInput: there are too few samples for so many clients.
+            BadInput: there are too few samples for this number of clients.
         """
 
     def groups(self, clients: int, rng: np.random.Generator) -> Integers | None:
-        """[clients] the true groups, whose clients draw from one distribution; None: there are none."""
+        """[clients] the true groups, within which all clients have the same distribution; None: there are none."""
         return None
 
     def pixels(self, group: int, count: int, rng: np.random.Generator) -> Integers:
         """[count] the order in which the clients of a group see the pixels of their samples.
 
         Args:
-            rng: of the group.
+            rng: random numbers of the group.
         """
         return np.arange(count)
 
     def relabelled(self, group: int, classes: int, rng: np.random.Generator) -> Integers:
-        """[classes] what the clients of a group take each label for.
+        """[classes] the label that the clients of a group see for each true label.
 
         Args:
-            rng: the same for all groups.
+            rng: random numbers, the same for all groups.
 
         Raises:
             BadInput: there are too few classes.
@@ -86,7 +87,7 @@ class IID(Partition):
 
 @with_options
 class LogNormal(Partition):
-    """Random samples for every client, but different numbers of them, in proportion to exp(sigma * N(0, 1)).
+    """Random samples for every client, with sizes in proportion to exp(sigma * N(0, 1)).
 
     Args:
         sigma: spread of the sizes; 0 makes them equal.
@@ -113,8 +114,8 @@ Concentration = Annotated[float, interval("[1e-6, 1e6]", "greater than 0 (from 1
 class Dirichlet(Partition):
     """The clients divide the samples of each class in proportions drawn from Dir(alpha) over the clients.
 
-    The form of Yurochkin et al. (2019) and NIID-Bench (Li et al., 2022), without the latter's cap on a
-    client's size, and without drawing again until every client has enough. Sizes and label shares both vary.
+    As in Yurochkin et al. (2019) and NIID-Bench (Li et al., 2022), but without the latter's cap on the size of a
+    client, and without drawing again until every client has enough samples. Sizes and label shares both vary.
 
     Args:
         alpha: concentration; towards 0 each class belongs to one client, large values come near to IID.
@@ -130,7 +131,8 @@ class Dirichlet(Partition):
         for label in np.unique(labels):
             samples = rng.permutation(np.flatnonzero(labels == label))
             shares = rng.dirichlet(np.full(clients, self.alpha))
-            # Rounding leaves the same positions short in every class: the clients take them in another order.
+            # Rounding gives the same positions fewer samples in every class, so clients take them in another order
+            # per class.
             order = rng.permutation(clients)
             ends = np.floor(np.cumsum(shares) * len(samples)).astype(np.int64)
             ends[-1] = len(samples)
@@ -174,7 +176,7 @@ class Shards(Partition):
 
     Args:
         shards_per_client: shards per client, which is about the largest number of classes of a client.
-        total: number of shards that are cut; None: as many as the clients get. Other shards stay unused.
+        total: number of shards that are cut; null: as many as the clients get. Other shards stay unused.
     """
 
     shards_per_client: PositiveInt = 2
@@ -217,7 +219,7 @@ class ClassesPerClient(Partition):
             if len(owners) > size:
                 raise BadInput(
                     f"--clients = {clients}: {len(owners)} of them share class {known[label]}, which has only"
-                    f" {size} training samples; use fewer clients or fewer classes a client"
+                    f" {size} training samples; use fewer clients or fewer classes per client"
                 )
             if len(owners) > 0:
                 samples = rng.permutation(np.flatnonzero(labels == known[label]))
@@ -225,10 +227,10 @@ class ClassesPerClient(Partition):
         return by_owner(owner, clients)
 
     def _deal(self, known: int, clients: int, rng: np.random.Generator) -> Integers:
-        """[clients, classes] dealt from shuffled decks of all classes; no hand holds a class twice."""
+        """[clients, classes] dealt from shuffled decks of all classes. No client gets a class twice."""
         dealt: list[int] = []
         while len(dealt) < clients * self.classes:
-            begun = dealt[len(dealt) - len(dealt) % self.classes :]  # the hand that this deck has to complete
+            begun = dealt[len(dealt) - len(dealt) % self.classes :]  # the client whose classes this deck completes
             deck = rng.permutation(known)
             again = np.isin(deck, begun)
             dealt.extend([*deck[~again], *deck[again]])
@@ -265,13 +267,12 @@ class Users(Partition):
 
 @with_options
 class SeenDifferently(Partition):
-    """Base of the partitions over another one, whose groups of clients see the same samples in different ways.
+    """Base of the partitions that wrap another one and let groups of clients see samples differently.
 
-    A client's test samples are seen as its training samples are. The groups are as large as one another, and drawn
-    at random.
+    This applies to a client's training and test samples. The groups are drawn at random and have equal sizes.
 
     Args:
-        over: how the samples are split; None: IID.
+        over: the partition that is wrapped, which divides the samples; null: IID.
     """
 
     over: Partition = null_for(IID)
@@ -282,7 +283,7 @@ class SeenDifferently(Partition):
     @property
     @abstractmethod
     def ways(self) -> int:
-        """Number of groups; 0: every client is one."""
+        """Number of groups; 0: every client is a group."""
 
     def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
         parts = self.over.split(labels, clients, rng)
@@ -300,7 +301,7 @@ class Permuted(SeenDifferently):
     The user-specific partition of FeatureFusion (Yao et al., 2019), known as permuted MNIST.
 
     Args:
-        over: how the samples are split; None: IID.
+        over: the partition that is wrapped, which divides the samples; null: IID.
         permutations: number of different permutations, each for equally many clients; 0: one per client.
     """
 
@@ -328,7 +329,7 @@ class Rotated(SeenDifferently):
     """Feature shift: every group of clients has its own rotation of images, as in IFCA (Ghosh et al., 2020).
 
     Args:
-        over: how the samples are split; None: IID.
+        over: the partition that is wrapped, which divides the samples; null: IID.
         angles: rotation of each group in degrees, multiples of 90.
     """
 
@@ -353,7 +354,7 @@ class SwappedLabels(SeenDifferently):
     In each group, random pairs of classes are swapped. No class is swapped in two groups.
 
     Args:
-        over: how the samples are split; None: IID.
+        over: the partition that is wrapped, which divides the samples; null: IID.
         tasks: number of groups.
         swaps: number of swapped pairs of classes per group; null: as many as possible.
     """

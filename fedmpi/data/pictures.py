@@ -1,4 +1,4 @@
-"""Pictures of any kind, brought to what their pixels show: 8 bits each of red, green and blue."""
+"""Images of any kind, converted to RGB with 8 bits per channel."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from numpy.typing import NDArray
 
 
 def as_rgb(picture: Any) -> Any:
-    """An opened picture as an RGB image, the way up that its EXIF orientation says.
+    """An opened image as RGB, rotated as its EXIF orientation says.
 
-    Of an animation it is the first frame. Transparent pixels lie on white. Grey values of 16 bits are scaled by their
-    range: 0 stays 0, and 65535 (or 4095, of a TIFF of 12 bits) becomes 255. Colour profiles are not applied.
+    Of an animation the first frame is used. Transparent pixels become white. Grey values of 16 bits are scaled: 0
+    stays 0, and 65535 (or 4095, for a TIFF of 12 bits) becomes 255. Colour profiles are not applied.
 
     Raises:
-        ValueError: what the pixels stand for is not known, as with floating-point numbers.
+        ValueError: the range of the pixels is unknown, as with floating-point numbers.
     """
     from PIL import Image, ImageOps
 
     picture.load()
     image = ImageOps.exif_transpose(picture)
     if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, whose range is not known: save it with 8 or 16 bits")
+        raise ValueError("its pixels are floating-point numbers of unknown range: save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         return Image.fromarray(_scaled(image, picture)).convert("RGB")
     if image.has_transparency_data:
@@ -34,7 +34,7 @@ def as_rgb(picture: Any) -> Any:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is a picture by the end of its name, or else by what Pillow finds in it."""
+    """Whether a file is an image, by the end of its name, or else by what Pillow finds in it."""
     from PIL import Image, UnidentifiedImageError
 
     if path.suffix.lower() in _endings():
@@ -59,7 +59,7 @@ def _scaled(image: Any, picture: Any) -> NDArray[np.uint8]:
     white = _white(picture)
     if values.min() < 0 or values.max() > white:
         raise ValueError(
-            f"its pixels are whole numbers from {values.min()} to {values.max()}, whose range is not known:"
+            f"its pixels are whole numbers from {values.min()} to {values.max()} of unknown range:"
             " save it with 8 or 16 bits"
         )
     hidden = values == image.info.get("transparency")

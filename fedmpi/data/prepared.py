@@ -1,11 +1,11 @@
-"""Prepared arrays: a data set decoded once, kept beside its published files, and mapped into memory since.
+"""Prepared arrays: a data set is decoded once, kept next to its published files, and then mapped into memory.
 
     ROOT/FashionMNIST/fedmpi-1/train_x.npy, train_y.npy, test_x.npy, test_y.npy, manifest.json
 
-The folder appears at once and complete, by a rename, so any number of jobs may prepare it at the same time.
-The manifest holds size, time and SHA-256 of the arrays and of the published files they were made from; of folders of
-files, and of every folder below them, time and SHA-256 of the names in it. Opening compares sizes and times alone;
-where a time differs (a copied folder), the checksum decides.
+The folder appears at once and complete, by a rename, so any number of jobs may prepare it at the same time. The
+manifest holds size, time and SHA-256 of the arrays and of the published files. For folders of files, and every folder
+below them, it holds the time and the SHA-256 of the names in them. Opening compares only sizes and times. If a time
+differs (a copied folder), the checksum decides.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from fedmpi.data.base import Arrays, Dataset, Progress, check_arrays
 from fedmpi.errors import BadInput, named
 from fedmpi.randomness import globals_kept, key, seed_globals
 
-OURS = "fedmpi-"  # how the names begin of what is kept beside published files
+OURS = "fedmpi-"  # beginning of the names of everything that is kept next to published files
 FOLDER = f"{OURS}1"  # the number of the format
 _MANIFEST = "manifest.json"
-#: What systems and programs leave in folders, in lower case; names that begin with a dot are hidden anyway.
+#: Files that systems and programs leave in folders, in lower case. Names that begin with a dot are hidden anyway.
 _STRAYS = {
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found"),
     *("$recycle.bin", "system volume information"),
@@ -41,10 +41,10 @@ _STRAYS = {
 
 
 class DamagedArrays(BadInput):
-    """A prepared file is not what was written."""
+    """A prepared file has changed since it was written."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path} is damaged ({reason}): delete {path.parent} to have it prepared anew")
+        super().__init__(f"{path} is damaged ({reason}): delete {path.parent}, and it is prepared again")
         self.path = path
         self.reason = reason
 
@@ -53,7 +53,7 @@ class DamagedArrays(BadInput):
 
 
 class UnreadableArrays(BadInput):
-    """A prepared file is there, but may not or cannot be read: often it is another user's."""
+    """A prepared file exists but cannot be read; often it belongs to another user."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(
@@ -67,14 +67,15 @@ class UnreadableArrays(BadInput):
 
 
 def load(dataset: Dataset, progress: Progress) -> Arrays:
-    """The arrays of a data set: mapped where they are prepared or can be (`on_disk`), else in memory.
+    """The arrays of a data set: mapped if they are or can be prepared (`on_disk`), else in memory.
 
-    Damaged arrays are prepared anew, and those that cannot be read are left alone and decoded in memory, if the
-    published files are there. Let one process call this before the others call `open_prepared`, which never decodes.
+    Damaged arrays are prepared again. Arrays that cannot be read are not touched, and the data set is decoded in
+    memory. Both need the published files. Let one process call this before the others call `open_prepared`, which
+    never decodes.
 
     Raises:
-        BadInput: a published file is missing or damaged, or `read` returned what no data set may hold.
-        DamagedArrays: a prepared file is damaged, and the published files are gone.
+        BadInput: a published file is missing or damaged, or `read` returned invalid arrays.
+        DamagedArrays: a prepared file is damaged, and the published files are missing.
         UnreadableArrays: a prepared file cannot be read, nor the published files.
     """
     with suppress(DamagedArrays, UnreadableArrays):
@@ -87,11 +88,11 @@ def load(dataset: Dataset, progress: Progress) -> Arrays:
         except DamagedArrays as damage:
             if not _has_sources(dataset):
                 raise
-            progress(f"{damage.path} is damaged ({damage.reason}): preparing anew")
+            progress(f"{damage.path} is damaged ({damage.reason}): preparing it again")
         except UnreadableArrays as error:
             if not _has_sources(dataset):
                 raise
-            progress(f"{error}; until then the arrays are decoded into memory, for this job alone")
+            progress(f"{error}; until then the arrays are decoded into memory, for this job only")
             return Arrays.of_stored(_decode(dataset, progress))
         return _prepare(dataset, progress)
 
@@ -100,30 +101,30 @@ def open_prepared(dataset: Dataset) -> Arrays | None:
     """Map the prepared arrays, copy-on-write; None: there are none, or the published files have changed.
 
     Raises:
-        DamagedArrays: a file is missing, cut, or was changed since it was written.
+        DamagedArrays: a file is missing, truncated, or has changed since it was written.
         UnreadableArrays: a file cannot be read.
-        BadInput: they were made by another version of `read`, and the published files are gone.
+        BadInput: they were made by another version of `read`, and the published files are missing.
     """
     return _open(dataset, full=False)
 
 
 def verify(dataset: Dataset) -> None:
-    """Compare the checksum of every prepared array, and of every published file that is there.
+    """Compare the checksum of every prepared array, and of every published file that exists.
 
     Raises:
-        DamagedArrays: an array's content is not what was written.
+        DamagedArrays: an array has changed since it was written.
         UnreadableArrays: a file cannot be read.
         BadInput: no arrays are prepared, or the published files have changed since.
     """
     if _open(dataset, full=True) is None:
         raise BadInput(
-            f"data set {type(dataset).__name__}: {dataset.folder()} has no prepared arrays of its present"
+            f"data set {type(dataset).__name__}: {dataset.folder()} has no prepared arrays of its current"
             " files: run `python -m fedmpi.data prepare`"
         )
 
 
 def visible(folder: Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder, by name, but for hidden files and what systems, or this module, leave there."""
+    """The entries of a folder by name, without hidden files and files that systems or this module leave there."""
     with os.scandir(folder) as entries:
         shown = [entry for entry in entries if not _is_hidden(entry.name)]
     return sorted(shown, key=lambda entry: entry.name)
@@ -137,11 +138,11 @@ def folders_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     """A folder and all visible ones below it, by name; links are followed.
 
     Raises:
-        BadInput: a link leads back to one of the folders `above`, so there is no end.
+        BadInput: a link leads back to one of the folders `above`, so there would be no end.
     """
     real = os.path.realpath(folder)
     if real in above:
-        raise BadInput(f"{folder} leads back to {real}, which it lies in: remove the link")
+        raise BadInput(f"{folder} is a link to {real}, which contains it: remove the link")
     yield folder
     for entry in visible(folder):
         if entry.is_dir():
@@ -161,8 +162,8 @@ def _open(dataset: Dataset, full: bool) -> Arrays | None:
             if not sources or any(source.exists() for source in dataset.sources()):
                 return None
             raise BadInput(
-                f"{path.parent} was decoded by another version of fedmpi, in another way than now, and what it was"
-                " decoded from is gone: put that back"
+                f"{path.parent} was decoded by another version of fedmpi in another way, and the files that it was"
+                " decoded from are missing: restore them"
             )
         if not _sources_unchanged(dataset, folder, sources, full):
             return None
@@ -204,15 +205,15 @@ def _read(manifest: Path) -> str:
 
 
 def _owner(path: Path) -> str:
-    """Whose it is, in words."""
+    """The owner of a file, in words."""
     try:
         return path.owner()
-    except (OSError, KeyError):  # out of reach, or a user whom this machine does not know
+    except (OSError, KeyError):  # the file is out of reach, or its owner is unknown on this machine
         return "its owner"
 
 
 def _has_sources(dataset: Dataset) -> bool:
-    """Whether all published files are there."""
+    """Whether all published files exist."""
     try:
         return all(path.exists() for path in dataset.sources())
     except OSError:
@@ -220,9 +221,9 @@ def _has_sources(dataset: Dataset) -> bool:
 
 
 def _sources_unchanged(dataset: Dataset, folder: Path, records: dict[str, Any], full: bool) -> bool:
-    """Published files that are gone do not matter: the arrays replace them.
+    """Whether the published files are unchanged. Missing files do not matter, because the arrays replace them.
 
-    Which folders there are below those of `sources` is known from their records: a new one changes what it lies in.
+    The folders below those of `sources` are known from the manifest. A new folder changes the record of its parent.
     """
     there = {_name(path, folder) for path in dataset.sources() if path.exists()}
     if not there <= records.keys():
@@ -237,7 +238,7 @@ def _sources_unchanged(dataset: Dataset, folder: Path, records: dict[str, Any], 
 
 
 def _unchanged(path: Path, record: dict[str, Any], full: bool) -> bool:
-    """Compare a file with its record; a new time of the same content is put into the record."""
+    """Compare a file with its record. If only the time has changed, the record is updated."""
     status = path.stat()
     if _size(status) != record["size"]:
         return False
@@ -248,7 +249,7 @@ def _unchanged(path: Path, record: dict[str, Any], full: bool) -> bool:
 
 
 def _remember(path: Path, manifest: dict[str, Any]) -> None:
-    """Keep the new times, so that the next job need not read the files of a copied folder again."""
+    """Save the new times, so that the next job need not read the files of a copied folder again."""
     new = path.with_name(f"{_MANIFEST}.{uuid.uuid4().hex}")
     with suppress(OSError):  # where nothing can be written, every job compares checksums
         new.write_text(json.dumps(manifest, indent=1))
@@ -257,10 +258,10 @@ def _remember(path: Path, manifest: dict[str, Any]) -> None:
 
 @contextmanager
 def _alone(folder: Path | None) -> Iterator[None]:
-    """Hold a lock: of many jobs that start together, one decodes and the others wait for it.
+    """Hold a lock, so that one of several jobs decodes and the others wait for it.
 
-    It is that of the folder above, for the folder itself may not be there yet. Where the file system does not lock,
-    each job decodes, to the same end.
+    The parent folder is locked, because the folder itself may not exist yet. If the file system has no locks, each
+    job decodes, with the same result.
     """
     with ExitStack() as stack:
         with suppress(OSError):
@@ -272,7 +273,7 @@ def _alone(folder: Path | None) -> Iterator[None]:
 
 
 def _prepare(dataset: Dataset, progress: Progress) -> Arrays:
-    """Decode the published files and keep the arrays; where that is impossible, return them in memory."""
+    """Decode the published files and keep the arrays. If they cannot be kept, return them in memory."""
     folder = dataset.folder()
     try:
         sources = {} if folder is None else _fingerprints(dataset.sources(), folder)  # before they are read
@@ -286,7 +287,7 @@ def _prepare(dataset: Dataset, progress: Progress) -> Arrays:
         _write(dataset, folder, stored, sources)
     except (OSError, UnreadableArrays) as error:
         reason = (error.strerror if isinstance(error, OSError) else "") or error
-        progress(f"{folder} cannot be written ({reason}): the arrays stay in memory, for this job alone")
+        progress(f"{folder} cannot be written ({reason}): the arrays stay in memory, for this job only")
         return arrays
     progress(f"{type(dataset).__name__}: prepared arrays are in {folder / FOLDER}")
     return open_prepared(dataset) or arrays
@@ -294,7 +295,7 @@ def _prepare(dataset: Dataset, progress: Progress) -> Arrays:
 
 def _decode(dataset: Dataset, progress: Progress) -> dict[str, NDArray]:
     try:
-        with globals_kept():  # the same samples whatever the experiment's seed, for they may be kept
+        with globals_kept():  # the same samples for every seed, because they may be kept
             seed_globals(key(0, f"samples of {named(dataset)}"))
             decoded = dataset.read(progress)
     except OSError as error:
@@ -334,7 +335,7 @@ def _write(dataset: Dataset, folder: Path, stored: dict[str, NDArray], sources: 
 
 
 def _install(new: Path, dataset: Dataset, final: Path) -> None:
-    """Rename the folder into place, unless another job was faster; outdated or damaged arrays make room."""
+    """Rename the folder into place, replacing outdated or damaged arrays, unless another job was faster."""
     while True:
         try:
             new.rename(final)
@@ -363,17 +364,17 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 
 def _size(status: os.stat_result) -> int:
-    """What a folder's size means is for its file system to say."""
+    """The size of a file; 0 for a folder, whose size depends on the file system."""
     return 0 if stat.S_ISDIR(status.st_mode) else status.st_size
 
 
 def _name(path: Path, folder: Path) -> str:
-    """Relative, so that a data folder can be moved as a whole."""
+    """A relative path, so that a data folder can be moved."""
     return os.path.relpath(path, folder)
 
 
 def _sha256(path: Path) -> str:
-    """Of a file's content; of a folder, of the names in it."""
+    """SHA-256 of a file's content; of a folder, of the names in it."""
     digest = hashlib.sha256()
     if path.is_dir():
         digest.update(b"\0".join(os.fsencode(entry.name) for entry in visible(path)))

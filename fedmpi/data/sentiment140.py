@@ -1,4 +1,4 @@
-"""Tweets, and whether they are negative or positive."""
+"""Tweets with negative or positive sentiment."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ROWS_A_LINE = 400_000
 
 @with_options
 class Sentiment140(Published):
-    """1,600,000 tweets, negative (0) or positive (1) by their smileys, and 359 labelled by hand (Go et al., 2009).
+    """1,600,000 tweets, labelled negative (0) or positive (1) by their emoticons, and 359 by hand (Go et al., 2009).
 
     Tweets are put in lower case and cut into words and punctuation marks. Each address, and each user spoken to, is
     one token. Tokens are numbered by their frequency in the training tweets, and equally frequent ones by their first
@@ -38,8 +38,8 @@ class Sentiment140(Published):
     the authors of training tweets.
 
     The files may have been saved again by pandas or a spreadsheet: with a first line of column names, with quotes
-    only where they are needed, and in UTF-8. What is valid UTF-8 from start to end is read as that, all else as
-    latin-1, which the published files are in.
+    only where they are needed, and in UTF-8. A file that is valid UTF-8 is read as UTF-8. All others are read as
+    latin-1, like the published files.
 
     Args:
         root: folder that holds sentiment140, with the two published CSV files.
@@ -92,7 +92,7 @@ class Sentiment140(Published):
         return Arrays(train_x, np.array(y), test_x, test_y, np.array(users))
 
     def _padded(self, tokens: NDArray[np.int32], ends: NDArray[np.int64]) -> NDArray[np.int32]:
-        """[n, length], from the tokens of all tweets in a row and where each tweet ends."""
+        """[n, length], from the concatenated tokens of all tweets and the end of each tweet."""
         lengths = np.diff(ends, prepend=0)
         place = np.arange(len(tokens)) - np.repeat(ends - lengths, lengths)
         padded = np.full((len(ends), self.length), PADDING, np.int32)
@@ -102,14 +102,14 @@ class Sentiment140(Published):
 
 
 class _Numbers(dict[str, int]):
-    """Numbers names in the order in which they are first asked for."""
+    """Gives numbers to names, in the order of first use."""
 
     def __missing__(self, name: str) -> int:
         return self.setdefault(name, len(self))
 
 
 def _tokenise(texts: Iterable[str], number: Callable[[str], int]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """The numbers of all tokens in a row, and where each text ends."""
+    """The tokens of all texts, concatenated, and the end of each text."""
     numbers, ends = array("i"), array("q")
     for text in texts:
         marked = _USER.sub(" <user> ", _URL.sub(" <url> ", text.lower()))
@@ -130,7 +130,7 @@ def _rows(path: Path, progress: Progress, labels: dict[str, int] = _LABELS) -> I
                     reason = f"line {reader.line_num} has {len(row)} columns, not {_COLUMNS}, separated by commas"
                     raise damaged(path, reason)
                 if reader.line_num == 1 and _is_header(row):
-                    progress(f"Sentiment140: the first line of {path} names columns, and is no tweet")
+                    progress(f"Sentiment140: the first line of {path} holds names of columns, and is skipped")
                     continue
                 if row[0] not in labels:
                     raise damaged(path, f"line {reader.line_num} has label {row[0][:20]}, not {' or '.join(labels)}")
@@ -143,7 +143,7 @@ def _rows(path: Path, progress: Progress, labels: dict[str, int] = _LABELS) -> I
     if number == 0:
         raise damaged(path, "it is empty")
     if is_cut:
-        raise damaged(path, "its last line is cut")
+        raise damaged(path, "its last line is incomplete")
 
 
 def _form(path: Path) -> tuple[str, bool]:
@@ -165,5 +165,5 @@ def _form(path: Path) -> tuple[str, bool]:
 
 
 def _is_header(row: list[str]) -> bool:
-    """Names of columns, or the numbers that pandas gives columns without a name."""
+    """Whether a row holds names of columns, or the numbers that pandas gives to unnamed columns."""
     return not row[0].lstrip("-").isdecimal() or row == [str(column) for column in range(_COLUMNS)]

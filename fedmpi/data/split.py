@@ -14,16 +14,16 @@ from fedmpi.randomness import globals_kept, key, seed_globals, stream
 
 @dataclass(frozen=True)
 class Split:
-    """Who has what.
+    """The samples of each client.
 
     Attributes:
         train: for each client, int64 indices of its training samples, in rising order.
-        test: likewise of its test samples. Every test sample belongs to exactly one client, so the mean of a
-            model's client accuracies, weighted by test samples, is its accuracy on the whole test set.
-        label_counts: int64 [clients, classes] training samples, by the labels that the client sees.
+        test: the same for its test samples. Every test sample belongs to exactly one client, so the mean of a model's
+            client accuracies, weighted by test samples, is its accuracy on the whole test set.
+        label_counts: int64 [clients, classes] numbers of training samples, by the label that the client sees.
         groups: int64 [clients] the true groups, if the partition has any.
-        partition: how clients see their samples.
-        seed: of that.
+        partition: determines how clients see their samples.
+        seed: seed of the partition.
     """
 
     train: list[Integers]
@@ -35,17 +35,17 @@ class Split:
 
     @property
     def samples(self) -> Integers:
-        """[clients] training samples."""
+        """[clients] numbers of training samples."""
         return np.asarray(self.label_counts.sum(axis=1))
 
     def first(self, clients: int) -> Split:
-        """What the first so many clients have; who they are among all is not forgotten in their pixels' orders."""
+        """The split of the first clients. The order in which they see pixels stays the same."""
         groups = None if self.groups is None else self.groups[:clients]
         parts = self.train[:clients], self.test[:clients], self.label_counts[:clients]
         return Split(*parts, groups, self.partition, self.seed)
 
     def pixels(self, client: int, count: int) -> Integers | None:
-        """[count] the order in which a client sees the pixels of all its samples; None: nobody's are permuted."""
+        """[count] the order in which a client sees the pixels of its samples; None: pixels are not permuted."""
         if not self.partition.permutes_pixels:
             return None
         group = self._group(client)
@@ -54,7 +54,7 @@ class Split:
             return self.partition.pixels(group, count, stream(self.seed, "pixels", client=group))
 
     def labels_seen(self, labels: Integers, shards: list[Integers]) -> Integers:
-        """The labels [n] as the clients see them, who hold these shards of the samples."""
+        """The labels [n] as the clients with these shards see them."""
         if not self.partition.relabels:
             return labels
         seen = np.array(labels)
@@ -81,15 +81,15 @@ def make_split(
 ) -> Split:
     """Split the training samples as the partition says, and the test samples in the same proportions.
 
-    A partition by users gives a client the test samples of its users as well, and deals out the others like that.
+    A partition by users also gives a client the test samples of its users, and deals out the others like that.
 
     Raises:
-        BadInput: there are too few samples for so many clients, the partition breaks its promises, or it needs users
-            and they are not known.
+        BadInput: there are too few samples for this number of clients, the partition returned an invalid split, or it
+            needs users and they are unknown.
     """
     given = train_users if partition.by_user else train_y
     if given is None:
-        raise BadInput(f"partition {type(partition).__name__}: the data set does not know its samples' users")
+        raise BadInput(f"partition {type(partition).__name__}: the data set has no information about users")
     seed_globals(key(seed, "partition"))
     train = [np.sort(part) for part in partition.split(given, clients, stream(seed, "partition"))]
     _check(partition, train, clients)
@@ -119,11 +119,14 @@ def _check(partition: Partition, train: list[Integers], clients: int) -> None:
         raise BadInput(f"partition {name}: it must give samples to each of the {clients} clients")
     used = np.sort(np.concatenate(train))
     if (used[1:] == used[:-1]).any():
-        raise BadInput(f"partition {name}: it gives a sample to two clients")
+        raise BadInput(f"partition {name}: it gives the same sample to two clients")
 
 
 def _deal_out(owner: Integers, label_counts: Integers, test_y: Integers, rng: np.random.Generator) -> Integers:
-    """Divide nobody's test samples of each class like its training samples; if it has none, like all samples."""
+    """Divide the test samples without owner of each class like its training samples.
+
+    If it has none, like all samples.
+    """
     clients, classes = label_counts.shape
     everyone = np.arange(clients)
     dealt = owner.copy()

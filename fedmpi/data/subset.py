@@ -1,4 +1,4 @@
-"""A part of another data set, for trying out what would take too long on all of it."""
+"""A part of another data set, for short experiments."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fedmpi.ranges import PositiveInt
 
 @with_options
 class Subset(Dataset):
-    """A random part of another data set; the same samples are drawn whatever the seed.
+    """A random part of another data set. The same samples are drawn for every seed.
 
     Args:
-        over: the data set that samples are drawn from; null: Digits.
+        over: the data set that is wrapped, from which samples are drawn; null: Digits.
         samples: number of training samples; null: all.
         test_samples: number of test samples; null: all.
     """
@@ -51,7 +51,7 @@ class Subset(Dataset):
 
 
 def _drawn(option: str, count: int | None, there: int) -> NDArray[np.int64]:
-    """[count] rows out of so many, in rising order."""
-    require(count is None or count <= there, option, count, f"at most {there}, of which the data set has no more")
+    """[count] random rows, in rising order."""
+    require(count is None or count <= there, option, count, f"at most {there}, the number of samples of the data set")
     rows = stream(0, f"subset {option}").permutation(there)
     return np.sort(rows[:count])

@@ -1,8 +1,7 @@
-"""Before anything is trained: what every rank has made for itself of the same settings is the same on all of them.
+"""Checks before training that all ranks have made the same data, split and network from the settings.
 
-Each rank builds the network and splits the samples by itself, and nodes may read the data each by itself: nothing of
-this travels. A user's code that looks at the rank, the process or the time would give every rank
-something else, and nobody would notice.
+Each rank builds the network and splits the samples itself, and each node may read the data itself. If a user's code
+depended on the rank, the process or the time, ranks would silently have different things.
 """
 
 from __future__ import annotations
@@ -37,15 +36,15 @@ def check_set_up(
     labels: tuple[NDArray[np.int64], NDArray[np.int64]],
     poisoned: NDArray[np.int64],
 ) -> None:
-    """Compare over the ranks what each of them has, by one message; a collective.
+    """Compare data, split and network of all ranks, by one message; a collective.
 
     Args:
-        network: with its first weights, as the method extends it.
+        network: with its initial weights, as the method extends it.
         data: option -> data set and its samples.
         split: of all clients, held-out clients included.
-        pixels: how many a sample has.
+        pixels: number of pixels of a sample.
         labels: of training and test samples, as honest clients see them.
-        poisoned: of training samples, as all clients see them.
+        poisoned: labels of training samples, as all clients see them.
 
     Raises:
         BadInput: ranks have different things; on every rank alike.
@@ -74,7 +73,7 @@ def check_set_up(
 
 
 def check_rebuilt(first: nn.Module, second: nn.Module, what: str) -> None:
-    """Raise BadInput unless a network that is built twice has the same numbers both times."""
+    """Raise BadInput unless a network that is built twice has the same values both times."""
     before, after = dict(numbers(first)), dict(numbers(second))
     apart = next((name for name, array in before.items() if name not in after or _differ(array, after[name])), None)
     if apart is not None or len(before) != len(after):
@@ -83,9 +82,9 @@ def check_rebuilt(first: nn.Module, second: nn.Module, what: str) -> None:
 
 
 def numbers(network: nn.Module) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Every number that a network holds, by name: parameters, buffers, and attributes that are neither.
+    """All values in a network, by name: parameters, buffers, and other attributes.
 
-    Tensors, arrays, floating-point numbers, and lists and dictionaries of them.
+    These are tensors, arrays, floating-point numbers, and lists and dictionaries of them.
     """
     for name, layer in network.named_modules():
         for attribute, value in vars(layer).items():
@@ -123,13 +122,16 @@ def _samples(world: World, option: str, dataset: object, arrays: Arrays) -> Iter
 
 
 def _pixel_orders(split: Split, pixels: int) -> list[NDArray[np.int64]]:
-    """Of one client of each group, or of every client."""
+    """The order of pixels of one client per group, or of every client."""
     clients = np.arange(len(split.train)) if split.groups is None else np.unique(split.groups, return_index=True)[1]
     return [order for client in clients.tolist() if (order := split.pixels(client, pixels)) is not None]
 
 
 def _first_apart(world: World, mine: Mapping[str, NDArray[Any]]) -> str | None:
-    """Which number differs between ranks by more than rounding, "" if names do; None: all are alike. A collective."""
+    """The value that differs between ranks by more than rounding; "": the names differ; None: all are equal.
+
+    A collective.
+    """
     names = world.from_server(list(mine))
     apart = None if names == list(mine) else ""
     for name in names:

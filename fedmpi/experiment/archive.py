@@ -1,8 +1,8 @@
-"""The form of a checkpoint: a NumPy archive (`numpy.load` reads it) of which all is checked before any is used.
+"""The format of a checkpoint: a NumPy archive (for `numpy.load`) that is checked completely before it is used.
 
-`about.json` says what is in it, with the size and the CRC-32 of each other entry. Its own SHA-256 is the comment of
-the archive, which lies at the end of the file. So an entry that is damaged, missing, swapped with another or added is
-noticed, and so is another `about.json`, or a file that ends early.
+`about.json` lists the contents, with the size and the CRC-32 of each other entry. Its own SHA-256 is the archive's
+comment, at the end of the file. So damaged, missing, swapped or additional entries are noticed, and so are a changed
+`about.json` and a truncated file.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _LONGEST_HEADER = 1 << 20  # of an array, where NumPy takes no more than 10,000 
 
 
 class Damaged(Exception):
-    """An archive is not as it was written; the message says where."""
+    """An archive has changed since it was written; the message says where."""
 
 
 class Archive:
-    """An archive that is read; it stays the same file, whatever is put in its place.
+    """An archive that is read. It stays the same file if another one is renamed to its path.
 
     Attributes:
-        about: what it says of itself.
+        about: contents of `about.json`.
 
     Raises:
-        Damaged: it is, or cannot be read.
+        Damaged: it is damaged or cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,7 +52,7 @@ class Archive:
 
     @property
     def names(self) -> list[str]:
-        """Of the arrays."""
+        """Names of the arrays."""
         return [name.removesuffix(".npy") for name in self.about["entries"]]
 
     def read(self, name: str) -> NDArray:
@@ -61,7 +61,7 @@ class Archive:
         return array
 
     def _checked(self) -> dict[str, Any]:
-        """What it says of itself, if all of it is as it was written."""
+        """The contents of `about.json`, after all entries have been checked."""
         there = {info.filename: [info.file_size, info.CRC] for info in self.zip.infolist()}
         if there.pop(_ABOUT, None) is None:
             raise Damaged(f"it has no {_ABOUT}")
@@ -85,7 +85,7 @@ class Archive:
 
 @contextmanager
 def entry(archive: zipfile.ZipFile | None, name: str, mode: Literal["r", "w"] = "w") -> Iterator[IO[bytes]]:
-    """An array of an archive; where there is none, nothing."""
+    """An array of an archive; None: there is none."""
     if archive is None:
         yield io.BytesIO()
         return
@@ -100,7 +100,7 @@ def add(archive: zipfile.ZipFile, name: str, array: NDArray) -> None:
 
 
 def end(archive: zipfile.ZipFile, about: Mapping[str, Any]) -> None:
-    """All arrays are written; add what the archive says of itself."""
+    """Finish the archive: write `about.json`."""
     entries = {info.filename: [info.file_size, info.CRC] for info in archive.infolist()}
     text = json.dumps({**about, "entries": entries}).encode()
     archive.writestr(_ABOUT, text)

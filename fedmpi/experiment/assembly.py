@@ -41,13 +41,13 @@ from fedmpi.training.trainer import Task
 
 @dataclass(frozen=True)
 class Assembled:
-    """What a run goes through its rounds with.
+    """Everything that a run needs for its rounds.
 
     Attributes:
         engine: of the federation.
-        held_out: clients beyond those of the federation, who take part in no round.
-        choice: how many clients a rank trains side by side, and why.
-        checksums: of the data, as the results file has them (data_sha256, proxy_sha256); on rank 0.
+        held_out: the held-out clients.
+        choice: how many clients a rank trains at once, and why.
+        checksums: of the data, as in the results file (data_sha256, proxy_sha256); on rank 0.
     """
 
     engine: Engine
@@ -94,15 +94,15 @@ def assemble(experiment: Settings, world: World) -> Assembled:
     read = {"data_sha256": arrays, "proxy_sha256": proxy}
     checksums = {name: data.checksum for name, data in read.items() if data} if world.is_server else {}
     if removed and world.is_server:
-        say(f"removed what killed jobs had left in /dev/shm: {', '.join(removed)}")
+        say(f"removed files that killed jobs had left in /dev/shm: {', '.join(removed)}")
     return Assembled(engine, held_out, choice, checksums)
 
 
 def set_up(algorithm: Algorithm, engine: Engine) -> None:
-    """Create the algorithm's state, whatever an earlier run has left in it.
+    """Create the algorithm's state, replacing that of an earlier run.
 
     Raises:
-        BadInput: its options do not go with the federation; on every rank alike.
+        BadInput: its options do not fit the federation; on every rank alike.
     """
     for part in algorithm.parts:
         if "server_optimizer" in vars(part):
@@ -119,13 +119,13 @@ def set_up(algorithm: Algorithm, engine: Engine) -> None:
 
 @dataclass(frozen=True)
 class _Shared:
-    """What all federations of an experiment share: the ranks, the clients and their samples.
+    """Objects that all federations of an experiment share: the ranks, the clients and their samples.
 
     Attributes:
-        everyone: who has what, held-out clients included.
-        split: the same of the clients that take part in rounds.
-        shards: for each client the numbers of the training samples that it is trained on.
-        owners: [test samples] whose each of them is.
+        everyone: the samples of all clients, including held-out clients.
+        split: the samples of the clients that take part in rounds.
+        shards: for each client, the numbers of its training samples.
+        owners: [test samples] the client that each test sample belongs to.
         pixels: the order in which a client sees the pixels of its samples.
     """
 
@@ -146,7 +146,7 @@ class _Shared:
     def federation(
         self, networks: Networks, train: Samples, local: LocalTraining, rounds: int, seed: int, what: str
     ) -> tuple[Federation, Choice]:
-        """The clients around networks of one kind, which is `what`; and how a rank trains them."""
+        """The federation of the clients for networks of the kind `what`, and how a rank trains them."""
         experiment, world, everyone = self.experiment, self.world, self.everyone
         with world.agreed():
             task = Task(networks(0), train, self.shards, self.pixels, local, seed)
@@ -184,7 +184,10 @@ class _Shared:
         return Federation(context), choice
 
     def sibling(self, make: Callable[[], nn.Module], local: LocalTraining, rounds: int, name: str) -> Federation:
-        """The same clients around another network, which sees images on the scale 0..1; see `Algorithm.stages`."""
+        """A federation of the same clients for another network, which sees images on the scale 0..1.
+
+        See `Algorithm.stages`.
+        """
         seed = randomness.key(self.experiment.seed, name)
         what = f"--algorithm = {named(self.experiment.algorithm)}: its {name}"
         networks = Networks(make, seed, self.device)
@@ -192,17 +195,16 @@ class _Shared:
 
 
 def _connect(experiment: Settings) -> None:
-    """Tell the components of one another; here, because each may be given to several experiments."""
+    """Connect the components. This is done here because a component may be used in several experiments."""
     experiment.model.vocabulary = experiment.dataset.vocabulary
     if experiment.algorithm.takes_server_optimizer:
         experiment.algorithm.server_optimizer = experiment.server_optimizer
 
 
 def _remove_leftovers(world: World) -> list[str]:
-    """Remove what killed jobs have left in the nodes' shared memory; a collective.
+    """Remove files that killed jobs have left in the nodes' shared memory; a collective.
 
-    Returns:
-        How much that was on which node.
+    Returns: The removed size per node, in words.
     """
     removed = leftovers.remove_listed() if world.leads and world.size > 1 else 0
     return [
@@ -213,7 +215,7 @@ def _remove_leftovers(world: World) -> list[str]:
 
 
 def _loaded(experiment: Settings, arrays: Arrays, proxy: Arrays | None, model: FlatModel) -> compatibility.Loaded:
-    """What the rules on data and networks look at."""
+    """The facts for the rules on data and networks."""
     other, layers = experiment.algorithm.proxy, list(model.module.modules())
     recurs = any(isinstance(layer, nn.RNNBase) for layer in layers)
     return compatibility.Loaded(
@@ -229,13 +231,13 @@ def _loaded(experiment: Settings, arrays: Arrays, proxy: Arrays | None, model: F
 
 
 def _kind(arrays: Arrays, dataset: Dataset) -> str:
-    """What a network must know of samples."""
+    """The kind of samples, in words, as a network must know it."""
     words, x = dataset.vocabulary, arrays.train_x
     return f"{x.dtype} {x.shape[1:]}" + (f" and {words} tokens" if words else "")
 
 
 def _split(experiment: Settings, arrays: Arrays, world: World) -> Split:
-    """Who has what, held-out clients included."""
+    """The samples of all clients, including held-out clients."""
     with option_of("partition"):
         everyone = make_split(
             experiment.partition,
@@ -248,21 +250,22 @@ def _split(experiment: Settings, arrays: Arrays, world: World) -> Split:
             arrays.test_users,
         )
     if experiment.partition.moved and world.is_server:
-        say(f"{experiment.partition.moved} samples moved to clients that would have had too few")
+        moved = f"{experiment.partition.moved:,} sample{'s' * (experiment.partition.moved > 1)}"
+        say(f"partition: {moved} moved from the largest clients to clients with too few samples")
     return everyone
 
 
 def _put_together(
     experiment: Settings, world: World, arrays: Arrays, proxy: Arrays | None, everyone: Split, model: FlatModel
 ) -> _Shared:
-    """Put the clients and their samples together, once what the ranks have made of them is found to be the same.
+    """Combine clients and samples, after checking that all ranks have the same.
 
     Args:
-        proxy: samples that the server has; None: none.
-        model: a network with its first weights.
+        proxy: unlabelled samples of the server; None: none.
+        model: a network with its initial weights.
 
     Raises:
-        BadInput: ranks have different things; or the network does not give what a network must.
+        BadInput: ranks have different data or networks, or the network has no valid output.
     """
     algorithm, dataset, device = experiment.algorithm, experiment.dataset, model.device
     split = everyone.first(experiment.clients)
@@ -306,7 +309,8 @@ def _put_together(
 def _check_room(experiment: Settings, world: World, fed: Federation) -> None:
     """Raise BadInput, on every rank alike, if a node has too little shared memory for the vectors of a round.
 
-    Not all are known before. What clients receive and send is counted, and the models that are measured.
+    Not all vectors are known in advance. Those that clients receive and send, and models that are evaluated, are
+    counted.
     """
     algorithm, size = experiment.algorithm, fed.layout.size
     received, sent = (sum(fed.layout.extent(one)[0] for one in vectors) for vectors in algorithm.payload(fed.layout))

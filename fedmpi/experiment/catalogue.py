@@ -1,13 +1,9 @@
-"""What can be named on the command line: the options that take a class by its name, and the classes of each."""
+"""The options of the command line that take the name of a class, and the classes that can be named."""
 
 from __future__ import annotations
 
 import inspect
 import re
-import textwrap
-from collections.abc import Iterator
-
-from docstring_parser import parse as parse_docstring
 
 from fedmpi.algorithms import Algorithm
 from fedmpi.components import subclasses
@@ -23,7 +19,7 @@ from fedmpi.policies.privacy import Privacy
 from fedmpi.policies.server_optimizers import ServerOptimizer
 from fedmpi.training.settings import LocalTraining
 
-#: The options that take a class by its name: the base of what may be named.
+#: The options that take the name of a class -> the base class.
 COMPONENTS: dict[str, type] = {
     "algorithm": Algorithm,
     "dataset": Dataset,
@@ -37,19 +33,19 @@ COMPONENTS: dict[str, type] = {
     "availability": Availability,
     "conditions": Conditions,
 }
-#: What only options of components take, and one of these options.
+#: An option of a component that takes the name of a class -> the base class.
 NESTED: dict[str, type] = {"algorithm.generator": Generator}
 #: Groups of options.
 GROUPS: dict[str, type] = {"local": LocalTraining, "checkpoint": Checkpointing}
 
 
 def bases() -> list[type]:
-    """Of what a subclass can be named, for whatever option."""
+    """All base classes of which a subclass can be named."""
     return [*COMPONENTS.values(), *NESTED.values()]
 
 
 def base_of(option: str) -> type:
-    """Of what the option takes a subclass: `model.over` a Model, `algorithm.generator` a Generator."""
+    """The base class of an option's values: Model for `model.over`, Generator for `algorithm.generator`."""
     first, *nested = option.split(".")
     base = COMPONENTS[first]
     for name in nested:
@@ -60,35 +56,15 @@ def base_of(option: str) -> type:
 
 
 def public(base: type) -> list[type]:
-    """The classes of fedmpi's own that can be named."""
+    """fedmpi's classes that can be named."""
     ours = [cls for cls in subclasses(base) if cls.__module__.startswith("fedmpi.")]
     return [cls for cls in ours if not (inspect.isabstract(cls) or cls.__name__.startswith("_"))]
 
 
 def own_class(name: str, base: type) -> type | None:
-    """The class of fedmpi's own that is meant by a short name, or by an import path of whatever version of fedmpi.
+    """fedmpi's class with this short name, or with this import path in any version of fedmpi.
 
-    Such a path counts by its last part, because settings outlive the files that classes lie in.
+    Only the last part of such a path counts, because classes may move to other files.
     """
     short = short_name(name)
     return next((cls for cls in public(base) if cls.__name__ == short), None)
-
-
-def catalogue() -> Iterator[str]:
-    """What can be named on the command line, with all options and their defaults."""
-    yield "what can be named, and its options; or the import path of a class of your own:"
-    for option, base in [*COMPONENTS.items(), *NESTED.items()]:
-        for cls in public(base):
-            described = parse_docstring(cls.__doc__ or "")
-            yield ""
-            yield from _wrapped(f"--{option} {cls.__name__}", described.short_description or "", 2)
-            for parameter in list(inspect.signature(cls).parameters.values()):
-                texts = [p.description for p in described.params if p.arg_name == parameter.name]
-                default = "null" if parameter.default is None else parameter.default
-                needed = "needed" if default is parameter.empty else f"default: {default}"
-                about = f"{texts[0] if texts else ''} ({needed})"
-                yield from _wrapped(f"--{option}.{parameter.name}", about, 6)
-
-
-def _wrapped(head: str, text: str, indent: int) -> list[str]:
-    return textwrap.wrap(f"{head}  {text}", 80, initial_indent=" " * indent, subsequent_indent=" " * (indent + 4))

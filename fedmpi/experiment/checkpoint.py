@@ -1,13 +1,12 @@
-"""What a run needs to go on after its job has ended, on any number of ranks: a file beside the results.
+"""Checkpoints: files next to the results file, from which a run continues on any number of ranks.
 
-It holds what outlives a round: what the method has at the server (`Algorithm.server_state`, and the state of its
-server optimizer), what clients keep, what the placement has learnt, and what privacy has cost; and the rows that the
-results file does not have yet. Random numbers are keyed by the round, and everything else is made anew from the
-settings.
+A checkpoint holds everything that is kept between rounds: the server's state (`Algorithm.server_state`, and the state
+of the server optimizer), the clients' state, what the placement has learnt, and the privacy cost. It also holds the
+rows that the results file does not have yet. Random numbers depend on the round, and everything else is made again
+from the settings.
 
-Rank 0 writes it (`fedmpi.experiment.archive`), and receives what clients keep piece by piece from where it lies, so
-that it never holds more than a piece of it. Some older ones are kept: where the last one is damaged, the one before
-is used.
+Rank 0 writes it (`fedmpi.experiment.archive`). It receives the clients' state piece by piece from the ranks that hold
+it, so its memory use is small. Some older checkpoints are kept: if the last one is damaged, the one before is used.
 """
 
 from __future__ import annotations
@@ -39,20 +38,20 @@ from fedmpi.mpi.world import World
 from fedmpi.results.paths import checkpoint_beside, checkpoints_beside, replacing
 from fedmpi.streams import say
 
-#: What rank 0 holds of the clients' vectors at a time, 64 MiB; one of them at least.
+#: Size of the clients' vectors that rank 0 holds at a time (64 MiB, at least one vector).
 PIECE_ELEMENTS = 1 << 24
-#: Of an archive, where the rows lie that the results file did not have.
+#: The place in an archive of rows that the results file did not have.
 ROWS = "results/"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run goes on: after so many rounds, of the stage of this name or of the experiment itself.
+    """Where a run continues: after this round of the stage of this name, or of the experiment itself.
 
     Attributes:
-        started: when the run began, which tells it from others of the same settings.
+        started: start time of the run, which distinguishes runs with the same settings.
         is_end: whether the run has finished.
-        is_in_results: whether the results file alone has what the run needs to go on, for there is no checkpoint.
+        is_in_results: whether the run continues from the results file alone, without a checkpoint.
     """
 
     started: str
@@ -66,10 +65,10 @@ class Place:
 
 
 class SavedFederation(NamedTuple):
-    """One of the federations that a run consists of: its own, or that of a stage.
+    """One of the federations of a run: the main one, or that of a stage.
 
     Attributes:
-        name: of its part of the file.
+        name: name of its part of the file.
     """
 
     name: str
@@ -78,12 +77,12 @@ class SavedFederation(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoint files of a run, the last one and those before.
+    """The checkpoint files of a run: the last one and older ones.
 
     Args:
         world: the ranks.
         output: the results file.
-        settings: when one is written, and how many are kept.
+        settings: when a checkpoint is written, and how many are kept.
         lock: of the output.
     """
 
@@ -99,18 +98,18 @@ class Checkpoints:
         self._too_old: list[Path] = []
 
     def is_due(self, round: int) -> bool:
-        """At rank 0: whether to write one after this round."""
+        """At rank 0: whether a checkpoint is due after this round."""
         minutes, rounds = self._settings.every_minutes, self._settings.every_rounds
         by_time = minutes is not None and time.monotonic() - self._last >= 60 * minutes
         return by_time or (rounds is not None and round % rounds == 0)
 
     def open(self) -> Archive:
-        """At rank 0: open the newest one that is not damaged.
+        """At rank 0: open the newest checkpoint that is not damaged.
 
-        It stays open until the next one is saved, so all that is restored comes from this file.
+        It stays open until the next checkpoint is saved, so everything is restored from this file.
 
         Raises:
-            BadInput: all are damaged, of which there is one at least.
+            BadInput: all checkpoints are damaged, and there is at least one.
         """
         damaged: list[str] = []
         there = checkpoints_beside(self._output)
@@ -123,26 +122,26 @@ class Checkpoints:
                 self._damaged.append(path)
                 continue
             if damaged:
-                say(f"{', '.join(damaged)}: {path} is used")
+                say(f"{', '.join(damaged)}; resuming from {path}")
             return self._archive
-        raise BadInput(f"--resume: {', '.join(damaged)}; --overwrite in place of --resume starts anew")
+        raise BadInput(f"--resume: {', '.join(damaged)}; --overwrite instead of --resume starts again")
 
     @property
     def rows(self) -> dict[str, NDArray]:
-        """At rank 0: those that were saved, by table."""
+        """At rank 0: the saved rows, by table."""
         archive = self._archive
         names = [name for name in archive.names if name.startswith(ROWS)] if archive else []
         return {name.removeprefix(ROWS): archive.read(name) for name in names if archive}
 
     def save(self, place: Place, federations: Sequence[SavedFederation], rows: Mapping[str, NDArray]) -> None:
-        """Put a new checkpoint before the old ones; a collective.
+        """Write a new checkpoint; a collective.
 
         Args:
-            place: rank 0's counts.
-            rows: rank 0's, that the results file does not have, by table.
+            place: only that of rank 0 is used.
+            rows: on rank 0, the rows that the results file does not have, by table.
 
         Raises:
-            OSError: it cannot be written, such as on a full disk; the old ones are unharmed.
+            OSError: it cannot be written, for example because the disk is full. Older checkpoints are unchanged.
         """
         self.close()
         with self._new() as archive:
@@ -158,24 +157,24 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def restore(self, saved: SavedFederation) -> None:
-        """Give a federation that was set up what it had; a collective."""
+        """Restore the state of a federation that has been set up; a collective."""
         self._restore(self._archive, saved)
 
     def remove(self) -> None:
-        """At rank 0: there is nothing to go on with."""
+        """At rank 0: remove all checkpoints."""
         self.close()
         for path in checkpoints_beside(self._output):
             path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Nothing more is restored."""
+        """Close the open checkpoint."""
         if self._archive:
             self._archive.zip.close()
             self._archive = None
 
     @contextmanager
     def _new(self) -> Iterator[zipfile.ZipFile | None]:
-        """At rank 0, what becomes the last one when it is complete."""
+        """At rank 0: the file that becomes the last checkpoint when it is complete."""
         if not self._world.is_server:
             yield None
             return
@@ -184,7 +183,7 @@ class Checkpoints:
             yield archive
 
     def _make_room(self) -> None:
-        """Let each one take the place of the one before; damaged ones are worth no place."""
+        """Rename each checkpoint to the name of the older one; damaged ones are removed."""
         self._lock.confirm()
         while self._damaged:
             self._damaged.pop().unlink(missing_ok=True)
@@ -242,7 +241,7 @@ class Checkpoints:
         if archive:
             names = [name.removeprefix(f"{saved.name}/") for name in archive.names]
             inside = [name for name in names if name.startswith("server/")]
-            # Copies, because what PyTorch makes lies where its libraries want it.
+            # Copies, because PyTorch's memory is aligned as its libraries need it.
             server = {name: torch.from_numpy(read(name)).clone() for name in inside}
             kinds = {name: (tensor.shape, tensor.dtype) for name, tensor in server.items()}
             estimates = {name: read(f"estimates/{name}") for name in engine.estimates}
@@ -296,7 +295,7 @@ class Checkpoints:
 
 
 def server_state(algorithm: Algorithm) -> dict[str, Tensor]:
-    """What a method has at the server beyond a round: `server/PART/NAME`, of its optimizer PART/optimizer/NAME."""
+    """The server's state of a method: `server/PART/NAME`, and for its optimizer `server/PART/optimizer/NAME`."""
     found: dict[str, Tensor] = {}
     for number, part in enumerate(algorithm.parts):
         found |= {f"server/{number}/{name}": getattr(part, name) for name in part.server_state}
@@ -307,7 +306,7 @@ def server_state(algorithm: Algorithm) -> dict[str, Tensor]:
 
 
 def _pieces(clients: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
-    """Clients whose vectors of this size are moved together."""
+    """Number of clients whose vectors of this size are moved together."""
     at_once = max(PIECE_ELEMENTS // max(size, 1), 1)
     for first in range(0, len(clients), at_once):
         yield clients[first : first + at_once]

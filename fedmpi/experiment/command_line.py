@@ -1,4 +1,4 @@
-"""The command line: the constructors' signatures are the schema, jsonargparse reads them, errors fit on one line."""
+"""The command line: jsonargparse reads the constructors' signatures, and errors are one line."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ import yaml
 from fedmpi import small_yaml
 from fedmpi.described import as_yaml, import_path, short_name
 from fedmpi.errors import BadInput
-from fedmpi.experiment.catalogue import COMPONENTS, GROUPS, bases, catalogue, own_class
+from fedmpi.experiment.catalogue import COMPONENTS, GROUPS, bases, own_class
 from fedmpi.experiment.experiment import Experiment
+from fedmpi.experiment.help import Help
 from fedmpi.experiment.messages import failed_import, flat, in_one_line, unknown_class
 from fedmpi.options import Configured, expanded
 from fedmpi.randomness import globals_kept, key, seed_globals
 
-#: How jsonargparse is told to read YAML in the way of this module.
+#: The name of this module's YAML loader in jsonargparse.
 PARSER_MODE = "fedmpi"
-#: What YAML 1.1 takes for true or false beside these two.
+#: Words that YAML 1.1 reads as true or false.
 WORD = re.compile(r"\b(?:off|no|on|yes)\b", re.IGNORECASE)
 #: Options that stand alone.
 FLAGS = ("--overwrite", "--resume")
 
 
 class HelpPrinted(Exception):
-    """What was asked for has been printed, by --help or --print_config: there is nothing to run."""
+    """--help or --print_config has been printed, so there is nothing to run."""
 
 
 @globals_kept()
@@ -46,14 +47,14 @@ def parse(arguments: list[str], speaks: bool = True) -> tuple[Experiment, str]:
 
     Args:
         arguments: without the program's name.
-        speaks: whether --help and --print_config print; one rank of a job does.
+        speaks: whether this rank prints --help and --print_config; one rank of a job does.
 
     Raises:
         BadInput: in one line.
         HelpPrinted: after --help or --print_config.
     """
-    if not any(re.match(r"-h$|--help$|--print_config|--[\w.]+\.help(=|$)", argument) for argument in arguments):
-        import torch  # noqa: F401 (whose first random numbers differ from process to process, unless they are seeded)
+    if not any(re.match(r"-h$|--help(=|$)|--print_config|--[\w.]+\.help(=|$)", argument) for argument in arguments):
+        import torch  # noqa: F401 (its first random numbers differ between processes unless they are seeded)
     seed_globals(key(0, "imports"))  # a user's files may draw while they are imported, and the seed is not known yet
     _refuse_long_numbers(arguments)
     parser = make_parser()
@@ -67,7 +68,7 @@ def parse(arguments: list[str], speaks: bool = True) -> tuple[Experiment, str]:
             raise HelpPrinted from None
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # the files of a user's classes are imported here, and may do anything
+        except BaseException as error:  # this imports the files of a user's classes, which may raise anything
             if place := failed_import(error):
                 raise BadInput(f"cannot import {place}") from None
             if isinstance(error, ArgumentError):
@@ -94,13 +95,12 @@ def make_parser() -> jsonargparse.ArgumentParser:
     """The parser of an experiment's settings."""
     parser = _Parser(
         prog="python -m fedmpi",
-        usage="mpirun -n RANKS python -m fedmpi [--config FILE] [--OPTION VALUE ...]",
-        description="Run one federated learning experiment as one MPI job. Later options override earlier ones."
-        " Name a class before its options.",
+        add_help=False,
         exit_on_error=False,
         allow_abbrev=False,
         parser_mode=PARSER_MODE,
     )
+    parser.add_argument("-h", "--help", action=Help)
     parser.add_argument("--config", action="config", help="YAML file of settings, as --print_config prints them.")
     parser.add_class_arguments(Experiment, fail_untyped=True)
     default = Experiment()
@@ -109,11 +109,11 @@ def make_parser() -> jsonargparse.ArgumentParser:
 
 
 def _forget_other_class(parser: object, previous: Any, value: Any) -> None:
-    """A class that is named anew starts from its own defaults.
+    """If another class is named, its options start from its own defaults.
 
-    jsonargparse would keep those options of the class named before (or of the default) that the new one happens to
-    have as well: `--model MLP` would be normalised because LeNet is. It has no setting for that, so its function is
-    replaced.
+    jsonargparse would keep options of the class named before (or of the default) if the new class has options of the
+    same names: `--model MLP` would be normalised because LeNet is. jsonargparse has no setting for this, so its
+    function is replaced.
     """
     if previous and "init_args" in previous and previous["class_path"] != value["class_path"]:
         for option in list(previous["init_args"].keys()):
@@ -121,10 +121,10 @@ def _forget_other_class(parser: object, previous: Any, value: Any) -> None:
 
 
 def _replace(module: ModuleType, name: str, function: Callable[..., Any]) -> None:
-    """Put a function in another one's place, or say that this cannot be done with this version.
+    """Replace a function of a library, or raise an error if its version does not allow it.
 
     Raises:
-        ImportError: there is no such function, or it takes other arguments.
+        ImportError: the function does not exist, or takes other arguments.
     """
     taken = len(inspect.signature(getattr(module, name, lambda: None)).parameters)
     if taken != len(inspect.signature(function).parameters):
@@ -137,10 +137,10 @@ _by_name = jsonargparse._typehints.resolve_class_path_by_name
 
 
 def _import_path_of(base: Any, name: str) -> str:
-    """Where the class of this name is imported from.
+    """The import path of the class with this name.
 
-    A short name is one of fedmpi's own first: jsonargparse would not know which one is meant if a user's class had
-    the same name. So is a path of an older version of fedmpi.
+    A short name means fedmpi's class, because jsonargparse could not decide if a user's class had the same name. The
+    same holds for a path of an older version of fedmpi.
     """
     own = own_class(name, base) if isinstance(base, Configured) else None
     return import_path(own) if own else _by_name(base, name)
@@ -151,9 +151,9 @@ _replace(jsonargparse._typehints, "discard_init_args_on_class_path_change", _for
 
 
 def _load_yaml(text: str) -> Any:
-    """As jsonargparse does, but a word such as off, which YAML 1.1 takes for false, stays that word.
+    """Load YAML like jsonargparse, but keep words such as off, which YAML 1.1 reads as false.
 
-    Not if it is the whole text: where true or false is wanted, jsonargparse asks what the word alone is.
+    A word that is the whole text is not kept, because jsonargparse loads it alone for options that are true or false.
     """
     if re.search("[\udc80-\udcff]", text):
         return text  # a path with letters that the locale does not know, which YAML does not either
@@ -165,7 +165,7 @@ def _load_yaml(text: str) -> Any:
 
 
 def _words(node: yaml.Node | None) -> Iterator[tuple[int, int]]:
-    """Where the words are in the text that a node was read from."""
+    """The positions of such words in the text of a node."""
     if isinstance(node, yaml.CollectionNode):
         inside = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
         for child in inside:
@@ -175,7 +175,7 @@ def _words(node: yaml.Node | None) -> Iterator[tuple[int, int]]:
 
 
 def _dump_yaml(settings: dict[str, Any]) -> str:
-    """As the results file has them: with short names of fedmpi's own classes."""
+    """Write YAML as in the results file, with short names of fedmpi's classes."""
     return as_yaml(_with_short_names(settings))
 
 
@@ -201,7 +201,7 @@ def _refuse_long_numbers(arguments: list[str]) -> None:
 
 
 def _with_config_files(arguments: list[str]) -> Iterator[str]:
-    """The arguments with the paths of --config expanded, once each file is known to hold settings."""
+    """The arguments with expanded paths of --config, after checking that each file holds settings."""
     is_path = False
     for argument in arguments:
         option, equals, path = argument.partition("=")
@@ -215,7 +215,7 @@ def _with_config_files(arguments: list[str]) -> Iterator[str]:
 
 
 def _checked_config(given: str) -> str:
-    """Where the file is; what jsonargparse says of one that holds no settings does not name it."""
+    """The path of a file of settings, after checking it, because jsonargparse's messages would not name the file."""
     try:
         path = expanded(given)
         settings = small_yaml.load(_text_of(path))
@@ -233,18 +233,18 @@ def _checked_config(given: str) -> str:
 
 
 def _text_of(path: Path) -> str:
-    """A file of settings, or as much of it as is more than settings are."""
+    """The text of a file of settings; of a file that is too long only the beginning."""
     with path.open(encoding="utf-8-sig") as file:
         return file.read(small_yaml.LONGEST + 1)
 
 
 class _Exit(BaseException):
-    """The parser has printed what was asked for; not SystemExit, which a user's file may raise as well."""
+    """The parser has printed help. It is not SystemExit, because a user's file may raise that as well."""
 
 
 class _Parser(jsonargparse.ArgumentParser):
     def parse_path(self, path: str | os.PathLike[str], *args: Any, **options: Any) -> jsonargparse.Namespace:
-        """As UTF-8, whatever the locale; files named in it are looked for beside it."""
+        """Parse a file as UTF-8, whatever the locale. Files that it names are looked for in its folder."""
         here = os.getcwd()
         text = _text_of(Path(path))
         os.chdir(Path(path).parent)
@@ -256,17 +256,13 @@ class _Parser(jsonargparse.ArgumentParser):
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         raise _Exit
 
-    def format_help(self, *args: Any, **options: Any) -> str:
-        text: str = super().format_help(*args, **options)
-        return text + "\n" + "\n".join(catalogue()) + "\n" if self.prog == "python -m fedmpi" else text
-
 
 class _Refused(BaseException):
-    """A constructor's word on bad input; not an Exception, which jsonargparse would bury in a message of its own."""
+    """Bad input in a constructor. It is not an Exception, because jsonargparse would replace its message."""
 
 
 class _Failed(BaseException):
-    """Another error of a constructor; likewise."""
+    """Another error in a constructor; not an Exception for the same reason."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
@@ -274,7 +270,7 @@ class _Failed(BaseException):
 
 
 def _make(settings: Mapping[str, Any], cls: type, *args: Any, **options: Any) -> Any:
-    """Construct a component; what it says of bad input is completed by the place of its options."""
+    """Construct a component. If it raises bad input, complete the name of the option."""
     if cls in bases():
         raise _Refused(unknown_class(_place(settings, cls, None, options)[:-1], cls.__name__))
     try:
@@ -289,7 +285,7 @@ def _make(settings: Mapping[str, Any], cls: type, *args: Any, **options: Any) ->
 
 
 def _place(settings: Mapping[str, Any], cls: type, option: str | None, options: Mapping[str, Any]) -> str:
-    """Where the settings name this class with this value of the option: a prefix such as `partition.over.`"""
+    """The place of this class with this value of the option in the settings: a prefix such as `partition.over.`"""
     places = dict(_places(settings, cls))
     for place, given in places.items():
         if option is None or repr(given.get(option)) == repr(options.get(option)):

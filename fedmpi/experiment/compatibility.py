@@ -1,7 +1,6 @@
-"""What goes with what, and why: one table, which refuses experiments, and of which docs/compatibility.md is made.
+"""Which options cannot be combined, and why: one table, from which docs/compatibility.md is made.
 
-What a component says of its own options (`Sampler.check` and the like), and what a single value must be, is no part
-of it.
+Checks of a single option, and of the options of one component (`Sampler.check`), are in their classes.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from fedmpi.training.settings import LocalTraining
 
 
 class Choices(Protocol):
-    """Of an experiment's settings those that rules look at, as `Experiment` completes them."""
+    """The settings of an experiment that rules look at."""
 
     algorithm: Algorithm
     dataset: Dataset
@@ -48,14 +47,14 @@ class Choices(Protocol):
 
 @dataclass(frozen=True)
 class Loaded:
-    """What is known of an experiment once its data and its network are there.
+    """Facts about an experiment that are known when its data are loaded and its network is built.
 
     Attributes:
         shape: of a sample, as the network takes it.
-        samples, proxy_samples: of what kind they are, in words; of the proxy's None: there are none.
+        samples, proxy_samples: the kinds of samples, in words; None: there are no proxy samples.
         has_embedding: whether the network takes tokens.
-        has_statistics: whether it keeps running statistics, which are no parameters.
-        normalises_batches: whether what it gives of a sample depends on the others of the batch.
+        has_statistics: whether it has running statistics.
+        normalises_batches: whether its output for a sample depends on the other samples of the batch.
         lacks_bf16: whether it has layers for which PyTorch has no bfloat16 code on this processor.
     """
 
@@ -79,14 +78,14 @@ Facts = TypeVar("Facts")
 
 @dataclass(frozen=True)
 class Rule(Generic[Facts]):
-    """A value of an option that is refused beside others.
+    """A value of an option that cannot be combined with others.
 
     Attributes:
-        option: its dotted name.
-        values: which of them, in words.
-        why: what is said behind the value. {algorithm} is the name of the method's class, and so on.
+        option: dotted name of the option.
+        values: the refused values, in words.
+        why: the reason in the message. {algorithm} is the name of the method's class, and so on.
         is_broken: whether the option has such a value.
-        methods: with which methods; None: with all.
+        methods: the methods that the rule is for; None: all.
     """
 
     option: str
@@ -117,7 +116,7 @@ def _is_attacked(chosen: Choices) -> bool:
 
 
 def _fewest(chosen: Choices) -> int:
-    """How many clients are asked at least: of fewer at a time, fewer can be left when stragglers are dropped."""
+    """The smallest number of clients that is asked in a round."""
     is_full = isinstance(chosen.availability, Always) and not isinstance(chosen.sampler, Bernoulli)
     return chosen.cohort if is_full else 1
 
@@ -142,62 +141,62 @@ HELD_OUT: Sequence[Rule[Choices]] = (
     Rule(
         "held_out",
         "above 0",
-        "must be 0 with {algorithm}, whose clients have more than the global model",
+        "must be 0 with {algorithm}, because its clients keep more than the global model",
         lambda chosen: chosen.held_out > 0,
         lambda algorithm: not algorithm.takes_held_out,
     ),
 )
-#: The chance with which a client's update is used must be known, and not zero.
+#: The probability that a client's update is used must be known, and not zero.
 CHANCES: Sequence[Rule[Choices]] = (
     Rule(
         "weighting",
-        "horvitz_thompson, where the chance to be drawn is not known",
-        "must be another with {sampler}",
+        "horvitz_thompson, if the probability of being drawn is not known",
+        "cannot be combined with {sampler}, because the probability that a client is drawn is not known",
         lambda chosen: _is_by_chance(chosen) and chosen.sampler.chance(chosen.cohort, chosen.clients) is None,
     ),
     Rule(
         "weighting",
         "horvitz_thompson, with a deadline or with more clients asked than are used",
-        "must be another with {conditions}, when the chance of an update to be used depends on the client's speed",
+        "cannot be combined with {conditions} if the probability that an update is used depends on speed",
         lambda chosen: _is_by_chance(chosen) and _arrival(chosen) is None,
     ),
     Rule(
         "weighting",
-        "horvitz_thompson, where all clients of a small round may be dropped",
-        "must be another with {conditions}, when a round that asks {fewest} of the clients uses no update",
+        "horvitz_thompson, if all clients of a small round may be dropped",
+        "cannot be combined with {conditions} if a round of {fewest} clients may use no update",
         lambda chosen: _is_by_chance(chosen) and _arrival(chosen) == 0,
     ),
 )
-#: The server must learn no more of clients than a mean whose noise is accounted for.
+#: The server must learn nothing but a mean whose noise is accounted for.
 PRIVATE: Sequence[Rule[Choices]] = (
     Rule(
         "algorithm",
         "these methods, with any privacy",
-        "must be a method that sees one mean of models and no more of clients, with {privacy}",
+        "must be a method whose server sees only one mean of models, with {privacy}",
         _is_private,
         lambda algorithm: not algorithm.takes_privacy,
     ),
     Rule(
         "weighting",
-        "another than uniform, with any privacy",
-        "must be uniform with {privacy}",
+        "other than uniform, with any privacy",
+        "must be uniform with {privacy} (add --weighting uniform)",
         lambda chosen: _is_private(chosen) and chosen.weighting != "uniform",
     ),
     Rule(
         "compression",
-        "another than Dense, with any privacy",
+        "other than Dense, with any privacy",
         "must be Dense with {privacy}",
         lambda chosen: _is_private(chosen) and _is_compressed(chosen),
     ),
     Rule(
         "availability",
-        "another than Always, with any privacy",
+        "other than Always, with any privacy",
         "must be Always with {privacy}",
         lambda chosen: _is_private(chosen) and not isinstance(chosen.availability, Always),
     ),
     Rule(
         "conditions",
-        "others than Ideal, with any privacy",
+        "other than Ideal, with any privacy",
         "must be Ideal with {privacy}",
         lambda chosen: _is_private(chosen) and _is_held_up(chosen),
     ),
@@ -206,70 +205,70 @@ METHODS: Sequence[Rule[Choices]] = (
     Rule(
         "sampler",
         "one that chooses by the model's losses (PowerOfChoice)",
-        "{algorithm} also trains a network that has no such losses",
+        "{algorithm} also trains a network for which this sampler has no losses",
         lambda chosen: type(chosen.sampler).choose is not Sampler.choose,
         lambda algorithm: algorithm.has_stages,
     ),
     Rule(
         "server_optimizer",
-        "another than Replace",
-        "{algorithm} has a rule of its own",
+        "other than Replace",
+        "must be Replace with {algorithm}, which has its own server update",
         lambda chosen: not isinstance(chosen.server_optimizer, Replace),
         lambda algorithm: not algorithm.takes_server_optimizer,
     ),
     Rule(
         "compression",
-        "another than Dense",
-        "does not go with {algorithm}",
+        "other than Dense",
+        "cannot be combined with {algorithm}",
         _is_compressed,
         lambda algorithm: not algorithm.takes_compression,
     ),
     Rule(
         "attack",
-        "another than NoAttack",
-        "{algorithm} has no clients that could be malicious",
+        "other than NoAttack",
+        "{algorithm} has no separate clients",
         _is_attacked,
         _pools_clients,
     ),
     Rule(
         "attack",
-        "another than NoAttack",
-        "{algorithm}'s server looks at single clients' models",
+        "other than NoAttack",
+        "{algorithm}'s server uses the models of single clients",
         _is_attacked,
         _looks_at_models,
     ),
     Rule(
         "compression",
-        "another than Dense",
-        "{algorithm}'s server looks at single clients' models",
+        "other than Dense",
+        "{algorithm}'s server uses the models of single clients",
         _is_compressed,
         _looks_at_models,
     ),
     Rule(
         "weighting",
-        "another than uniform",
-        "{algorithm} counts all clients alike",
+        "other than uniform",
+        "must be uniform with {algorithm}, which gives all clients the same weight",
         lambda chosen: chosen.weighting not in ("uniform", chosen.algorithm.weighting),
         lambda algorithm: algorithm.counts_clients_alike,
     ),
     Rule(
         "sampler",
-        "one with a weighting of its own (Weighted)",
-        "says itself what clients count, which does not go with {algorithm}",
+        "one that sets the clients' weights itself (Weighted)",
+        "sets the clients' weights itself, which cannot be combined with {algorithm}",
         lambda chosen: bool(chosen.sampler.weighting),
         lambda algorithm: algorithm.counts_clients_once,
     ),
     Rule(
         "weighting",
         "horvitz_thompson",
-        "{algorithm}'s server keeps a mean of its own over all clients",
+        "{algorithm}'s server keeps its own mean over all clients",
         _is_by_chance,
         lambda algorithm: algorithm.counts_clients_once,
     ),
     Rule(
         "conditions",
-        "others than Ideal",
-        "{algorithm} has no clients that work apart",
+        "other than Ideal",
+        "{algorithm} has no separate clients",
         _is_held_up,
         _pools_clients,
     ),
@@ -282,20 +281,20 @@ METHODS: Sequence[Rule[Choices]] = (
     ),
     Rule(
         "evaluate_means",
-        "another than none",
+        "other than none",
         "{algorithm} does not average its clients' models",
         lambda chosen: chosen.evaluate_means != "none",
         lambda algorithm: not algorithm.averages_models,
     ),
     Rule(
         "algorithm",
-        "where each client sees pixels or labels in a way of its own (Permuted, Rotated, SwappedLabels)",
-        "cannot pool what each client sees in a way of its own, as with {partition}",
+        "if each client sees pixels or labels differently (Permuted, Rotated, SwappedLabels)",
+        "cannot pool the samples if each client sees them differently, as with {partition}",
         lambda chosen: chosen.partition.permutes_pixels or chosen.partition.relabels,
         _pools_clients,
     ),
 )
-#: Known only when the data and the network are there.
+#: Known only after the data are loaded and the network is built.
 DATA: Sequence[Rule[Loaded]] = (
     Rule(
         "model",
@@ -325,7 +324,7 @@ DATA: Sequence[Rule[Loaded]] = (
     ),
     Rule(
         "local.augmentation",
-        "another than none, for samples that are no images",
+        "other than none, for samples that are no images",
         "must be none, for {dataset} has no images",
         lambda loaded: loaded.chosen.local.augmentation != "none" and len(loaded.shape) != 3,
     ),
@@ -351,20 +350,20 @@ DATA: Sequence[Rule[Loaded]] = (
 #: In the order in which they are checked.
 SECTIONS: dict[str, Sequence[Rule[Any]]] = {
     "Held-out clients": HELD_OUT,
-    "Weighting by chances": CHANCES,
+    "Horvitz-Thompson weights": CHANCES,
     "Privacy": PRIVATE,
     "Methods": METHODS,
     "Data and networks": DATA,
 }
 ABOUT = (
-    "These combinations are refused, as `python -m fedmpi.experiment` prints them; all else goes together. A refusal"
-    " comes before anything is trained, in one line that names the option and the reason, and of several it is the"
-    " first one here. The methods are listed as they are by default: one that is a layer over another"
-    " (`--algorithm.base`) may take more, or less, over another base."
+    "These combinations are refused; all others work. `python -m fedmpi.experiment compatibility` prints this page."
+    " A combination is refused before anything is trained, in one line that names the option and the reason. If"
+    " several rules apply, the first one on this page is named. Methods are listed with their default options. A"
+    " method that extends another one (`--algorithm.base`) may accept more or less with another base."
 )
 #: The components that a reason may name.
 NAMED = ("algorithm", "dataset", "partition", "sampler", "privacy", "conditions")
-#: What the page calls what a rule has by name.
+#: How the page calls what a message names.
 IN_GENERAL = {
     "algorithm": "the method",
     "dataset": "the data set",
@@ -372,7 +371,7 @@ IN_GENERAL = {
     "sampler": "such a sampler",
     "privacy": "privacy",
     "conditions": "such conditions",
-    "fewest": "so few",
+    "fewest": "few",
     "samples": "another",
     "proxy_samples": "one kind",
 }
@@ -403,7 +402,7 @@ def page(methods: Sequence[Algorithm]) -> Iterator[str]:
     """The lines of docs/compatibility.md.
 
     Args:
-        methods: which may be listed, each with its default options.
+        methods: the methods that may be listed, with default options.
     """
     yield "# What goes with what"
     yield ""

@@ -5,7 +5,7 @@
 
     run = Experiment(algorithm=FedProx(mu=0.01), rounds=20).run()
 
-Importing this module is cheap, like that of the settings: what a run needs is imported when it begins.
+Importing this module is fast, because modules for a run are imported when it begins.
 """
 
 import os
@@ -29,20 +29,21 @@ class Experiment(Settings):
     """
 
     def load(self) -> None:
-        """Import what a run needs; with PyTorch, which starts its threads then."""
+        """Import the modules for a run, including PyTorch, which starts its threads then."""
         os.environ["OMP_NUM_THREADS"] = str(self.threads)
         import fedmpi.experiment.run  # noqa: F401
 
     def run(self, world: "World | None" = None, config: str | None = None) -> "Run":
-        """Run to the end, on every rank of the job if there are several, see `outcomes`.
+        """Run the experiment to the end; must be called on every rank of the job, see `outcomes`.
 
-        Returns:
-            What the results file holds, on every rank; its status is interrupted if the run was (`exit_status`).
+        Returns: The contents of the results file, on every rank. Its status is interrupted if the run was interrupted
+            (`exit_status`).
 
         Raises:
             BadInput: on every rank alike, before anything is trained or written.
-            KeyboardInterrupt: somebody wanted it to end (SIGINT); the file and its checkpoint are written.
-            SystemExit: with `exit_status`, if it was to end (SIGUSR1, SIGTERM) before there was a results file.
+            KeyboardInterrupt: the run was interrupted by SIGINT; the file and its checkpoint are written.
+            SystemExit: with `exit_status`, if the run was interrupted (SIGUSR1, SIGTERM) before there was a results
+                file.
         """
         world = world or whole_job()
         self.complete(world, config)
@@ -51,7 +52,7 @@ class Experiment(Settings):
         return results_of(self, world)
 
     def complete(self, world: "World", config: str | None = None) -> int:
-        """Run to the end, and return `exit_status`; arguments as of `outcomes`."""
+        """Run to the end, and return `exit_status`; arguments as for `outcomes`."""
         rounds = self._begun(world, config)
         with globals_kept():
             for _ in rounds:
@@ -59,15 +60,15 @@ class Experiment(Settings):
         return self.exit_status
 
     def outcomes(self, world: "World | None" = None, config: str | None = None) -> "Iterator[Outcome]":
-        """Run, and give what each round left when it is over; to be called, and used up, on every rank of the job.
+        """Run the experiment, and yield the outcome of each round. Every rank of the job must iterate to the end.
 
-        An error other than bad input ends a job of several ranks (`fedmpi.experiment.failure.end_job`). Where there
-        is one, the results file says failed, and the error is raised again. What the caller draws from the generators
-        of `random`, `numpy.random` and `torch` is not disturbed, and the run does not depend on it.
+        An error other than bad input ends a job of several ranks (`fedmpi.experiment.failure.end_job`). On a single
+        rank, the results file says failed, and the error is raised again. The run neither uses nor changes the state
+        of the caller's generators of `random`, `numpy.random` and `torch`.
 
         Args:
             world: the ranks; None: all of the job.
-            config: what the results file keeps as the settings, and a run is resumed with; None: `config`.
+            config: the settings that the results file keeps, and that a run is resumed with; None: `config`.
 
         Raises:
             BadInput: on every rank alike, before anything is trained or written.
@@ -75,7 +76,7 @@ class Experiment(Settings):
         yield from apart(self._begun(world or whole_job(), config))
 
     def _begun(self, world: "World", config: str | None) -> "Generator[Outcome, None, None]":
-        """The rounds of a new run, of which `output` and `exit_status` are from now on."""
+        """Begin a new run, which `output` and `exit_status` then describe."""
         self.load()
         from fedmpi.experiment.run import outcomes
 

@@ -1,4 +1,4 @@
-"""How a job ends that cannot go on: one report, on rank 0, and a file that says so."""
+"""The end of a job after an error: one report on rank 0, and a results file with the status failed."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def end_job(
 ) -> NoReturn:
     """Report an error once and end all ranks with exit status 1.
 
-    Rank 0 keeps what has been computed, with status = failed, before it prints the report: its own, or that of the
-    rank whose failure it has heard of first. Where there is one rank, what has called it may go on (a notebook, for
-    one): the report is then without a traceback, and the error is raised again.
+    Rank 0 writes the results so far, with status = failed, before it prints the report: its own, or that of the rank
+    whose failure was reported first. On a single rank the caller may continue (a notebook, for example). The report
+    then has no traceback, and the error is raised again.
 
     Args:
-        recorder: what writes the results; None: there are none so far.
-        lock: of the results file, which is given back; None: there is none so far.
+        recorder: writes the results; None: there are none so far.
+        lock: of the results file; it is released. None: there is none so far.
     """
     world.guard.begin_end()
     is_alone, is_silent = world.size == 1, isinstance(error, Silence)
@@ -44,7 +44,7 @@ def end_job(
     try:
         if recorder and recorder.is_open:
             recorder.finish("failed")
-            kept = f"\nThe results up to then are in {recorder.path}"
+            kept = f"\nThe results so far are in {recorder.path}"
     except OSError as problem:
         kept = f"\nThe results could not be written: {problem}"
     if lock:
@@ -58,7 +58,7 @@ def end_job(
 
 
 def show(error: BaseException) -> None:
-    """Print the traceback of what `end_job` has raised again, where that tells more than its report."""
+    """Print the traceback of an error that `end_job` has raised again, if it says more than the report."""
     if not isinstance(error, Diverged):
         traceback.print_exception(error)
 

@@ -1,4 +1,4 @@
-"""What becomes of clients that have taken part in no round: after the last one each trains by itself."""
+"""Held-out clients: after the last round each of them fine-tunes the global model alone."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ def train_held_out(
     epochs: int,
     known: NDArray[np.float64] | None,
 ) -> Iterator[NDArray[np.float64]]:
-    """[held_out, epochs + 1]: each one's accuracy on its own test samples, before training and after each epoch.
+    """[held_out, epochs + 1]: accuracy of each client on its test samples, before training and after each epoch.
 
-    Training starts from the global model, at the learning rate of the last round and with a fresh optimizer in
-    every epoch. Whenever each rank that trains has trained one of them, all that is known is given, and NaN for
-    what is not.
+    Training starts from the global model, with the learning rate of the last round, and an optimizer that is reset
+    every epoch. Whenever each rank has trained one client, all results so far are yielded, with NaN for the rest.
 
     Args:
-        held_out: clients beyond those of the federation.
+        held_out: the held-out clients.
         rounds: the number of the last round.
         epochs: passes over the samples of a held-out client.
-        known: what was given before the run was interrupted; None: nothing.
+        known: results from before an interruption; None: there are none.
     """
     fed, context = engine.federation, engine.federation.context
     engine.begin(rounds)

@@ -1,9 +1,9 @@
-"""What a run depends on beside its settings: the user's code, files and data, and the libraries.
+"""Inputs of a run in addition to its settings: the user's code, files and data, and the libraries.
 
-The results file keeps checksums of them, so that a run is not resumed with others. The user's code are the modules
-of the classes that the settings name, and all that these import, but for fedmpi, Python itself, and what is installed
-(in a folder site-packages). Of a script or a notebook the text of the named classes alone counts, for the call that
-resumes is in it, too.
+The results file has checksums of them, so that a run is not resumed with others. The user's code consists of the
+modules of the classes that the settings name, and all modules that they import, except fedmpi, Python, and installed
+packages (in a folder site-packages). For a script or a notebook only the text of the named classes counts, because it
+also contains the call that resumes the run.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def describe(config: str) -> dict[str, str]:
 
 
 def check(run: Run, config: str) -> None:
-    """Make sure that code and files are as they were, and say which libraries are not.
+    """Check that code and files are unchanged, and print a warning for changed libraries.
 
     Args:
-        run: to be resumed.
+        run: the run that is resumed.
         config: its settings.
 
     Raises:
-        BadInput: for the first that differs.
+        BadInput: names the first one that has changed.
     """
     for kind, now in _checksums(config).items():
         before = json.loads(run.attributes.get(kind, "null"))
@@ -58,30 +58,30 @@ def check(run: Run, config: str) -> None:
             continue
         for name in dict.fromkeys([*now, *before]):
             if now.get(name) != before.get(name):
-                reason = f"is not what it was when {run.path} began; --overwrite in place of --resume starts anew"
+                reason = f"has changed since {run.path} was begun; --overwrite instead of --resume starts again"
                 raise BadInput(f"--resume: {name} {reason}")
     for name, version in environment.libraries().items():
         before = run.environment.get(name, version)
         if before != version:
-            said = f"{name} was {before} when {run.path} began and is {version}"
-            say(f"warning: {said}: results may not be bit-identical")
+            said = f"{name} was {before} when {run.path} was begun, and is now {version}"
+            say(f"warning: {said}; results may not be bit-identical")
 
 
 def check_data(run: Run, checksums: Mapping[str, str]) -> None:
-    """Make sure that the data are as they were.
+    """Check that the data are unchanged.
 
     Args:
-        run: to be resumed.
+        run: the run that is resumed.
         checksums: `data_sha256` and, if there is one, `proxy_sha256`.
 
     Raises:
-        BadInput: they are not.
+        BadInput: they have changed.
     """
     for name, option in {"data_sha256": "dataset", "proxy_sha256": "algorithm.proxy"}.items():
         if run.attributes.get(name, checksums.get(name)) != checksums.get(name):
             named = run.settings.get("dataset", {}) if option == "dataset" else {}
             kind = named.get("class_path", "").rpartition(".")[2]
-            reason = f"has other samples than when {run.path} began; --overwrite in place of --resume starts anew"
+            reason = f"has other samples than when {run.path} was begun; --overwrite instead of --resume starts again"
             raise BadInput(f"= {kind}: {reason}" if kind else reason, f"--{option}")
 
 
@@ -103,7 +103,7 @@ def _checksums(config: str) -> dict[str, dict[str, str]]:
 
 
 def _components(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, type, Mapping[str, Any]]]:
-    """Where the settings name a class, the class, and its options."""
+    """For each class in the settings: its place, the class, and its options."""
     for name, value in settings.items():
         if isinstance(value, Mapping) and "class_path" in value:
             options = value.get("init_args") or {}
@@ -119,7 +119,7 @@ def _class_of(path: str) -> object:
 
 
 def _files(cls: type, options: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
-    """The files that one of fedmpi's own components reads; those of data sets are compared by what is in them."""
+    """The files that one of fedmpi's components reads. Data sets are compared by their samples instead."""
     if cls.__module__.startswith("fedmpi.") and not issubclass(cls, Dataset):
         for option, parameter in inspect.signature(cls).parameters.items():
             value = options.get(option)
@@ -142,7 +142,7 @@ def _add_module(name: str, found: dict[str, str], seen: set[str]) -> None:
 
 
 def _file_of(name: str) -> Path | None:
-    """A module's file, if it is the user's; the module may be one that has not been imported so far."""
+    """A module's file, if it is the user's. The module need not have been imported yet."""
     parent = name.rpartition(".")[0]
     file = getattr(sys.modules.get(name), "__file__", None)
     if name not in sys.modules and (not parent or parent in sys.modules):
@@ -156,7 +156,7 @@ def _file_of(name: str) -> Path | None:
 
 
 def _imports(tree: ast.Module, package: str) -> Iterator[str]:
-    """The names of all modules that a module imports, and some of what is no module."""
+    """The names of all modules that a module imports; some of the names may not be modules."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             full = [alias.name for alias in node.names]

@@ -1,9 +1,9 @@
-"""When a run ends early: on a signal, or before its job's time is over.
+"""Interruptions: a run ends early on a signal, or before its job's time limit.
 
-What a rank has heard travels with what all ranks exchange at the end of a round anyway (`fedmpi.federation.ledger`),
-so that all of them end after the same round, and no round takes longer for it. What is long and no round has parts,
-after each of which the ranks ask one another (`Interruptions.pause`). While a run is set up there is nothing to keep:
-it ends at once.
+Signals that a rank has received are sent with the message that all ranks exchange at the end of a round anyway
+(`fedmpi.federation.ledger`). So all ranks end after the same round, and rounds do not take longer. Long work outside
+of rounds has parts, after each of which the ranks communicate (`Interruptions.pause`). While a run is set up, there
+is nothing to save, so it ends at once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SIGNALS = {signal.SIGUSR1: REQUEUE, signal.SIGTERM: REQUEUE, signal.SIGINT: BY_H
 MARGIN = 20.0
 #: The longest of at least this many recent rounds estimates the next one.
 REMEMBERED = 20
-#: What a deadline is by itself: so many seconds at least, and as many of the longest rounds.
+#: The deadline auto: at least this many seconds, and this many times the longest round.
 LEAST_DEADLINE, LONGEST_ROUNDS = 600.0, 20
 
 
@@ -40,7 +40,7 @@ class Interrupted(Exception):
     """The run ends here, and can be resumed.
 
     Args:
-        status: with which the program exits.
+        status: exit status of the program.
     """
 
     def __init__(self, status: int) -> None:
@@ -49,23 +49,23 @@ class Interrupted(Exception):
 
 
 class Interruptions:
-    """Of a run: between two rounds they end it, if it has to, and write its checkpoints.
+    """Ends a run between two rounds, if necessary, and writes its checkpoints.
 
-    Within it, as a context, SIGUSR1 and SIGTERM ask for an end with exit status 85, and SIGINT for one with 130; a
-    second SIGTERM or SIGINT ends the process at once (`fedmpi.mpi.guard`). While the run is set up, each of them
-    raises `Interrupted` where it is. Under Slurm no round is begun that would not be over before the job's limit
-    (SLURM_JOB_END_TIME), if it takes as long as the longest of the last ones, with their checkpoints. The same goes
-    for the parts of what else takes long.
+    Within this context, SIGUSR1 and SIGTERM request an end with exit status 85, and SIGINT one with 130. A second
+    SIGTERM or SIGINT ends the process at once (`fedmpi.mpi.guard`). While the run is set up, each of them raises
+    `Interrupted`. Under Slurm a round is begun only if it would end before the job's limit (SLURM_JOB_END_TIME),
+    assuming that it takes as long as the longest of the last rounds, with their checkpoints. The same holds for the
+    parts of other long work.
 
     Args:
         world: the ranks.
-        experiment: what is run.
+        experiment: the experiment.
 
     Attributes:
-        checkpoints: of the run, once its output is known.
-        whole: its federation, once there is one.
-        recorder: what writes its results; nothing until they are open.
-        is_set_up: whether all that comes before the results and the first round is done.
+        checkpoints: of the run; set when its output is known.
+        whole: the federation of the run; set when it exists.
+        recorder: writes the results; writes nothing until they are open.
+        is_set_up: whether the set-up before the first round is complete.
     """
 
     checkpoints: Checkpoints
@@ -76,7 +76,7 @@ class Interruptions:
         self.recorder = Recorder()
         self._world = world
         self._heard = 0
-        self._follows = experiment.held_out > 0  # something long after the last round
+        self._follows = experiment.held_out > 0  # long work after the last round
         self._limit = job_end(os.environ, tells=world.is_server) or math.inf
         self._deadline = experiment.deadline
         self._longest = 0.0
@@ -86,7 +86,7 @@ class Interruptions:
 
     def __enter__(self) -> Interruptions:
         self._world.guard.limit = self.deadline
-        if threading.current_thread() is threading.main_thread():  # no other one may listen
+        if threading.current_thread() is threading.main_thread():  # signals can only be handled in the main thread
             self._replaced = {number: signal.signal(number, self._hear) for number in SIGNALS}
         return self
 
@@ -95,7 +95,10 @@ class Interruptions:
             signal.signal(number, handler)
 
     def begin_round(self) -> None:
-        """A round, or a part of something else, begins; what came between the last one and this was part of that."""
+        """Called at the beginning of a round, or of a part of other long work.
+
+        The time since the last call counts for the last part.
+        """
         now = time.time()
         if self._began is not None:
             self._took.append(now - self._began)
@@ -105,23 +108,23 @@ class Interruptions:
 
     @property
     def deadline(self) -> float:
-        """Seconds that a rank waits for others at most."""
+        """Longest time in seconds that a rank waits for others."""
         if self._deadline != "auto":
             return self._deadline
         return max(LEAST_DEADLINE, LONGEST_ROUNDS * self._longest) if self._longest else FIRST_DEADLINE
 
     def asks(self, round: int) -> tuple[int, bool]:
-        """What this rank asks for when this round is over: an exit status, or 0; whether to write a checkpoint."""
+        """Requests of this rank at the end of a round: an exit status, or 0; and whether to write a checkpoint."""
         return self._status, self.recorder.is_open and self.checkpoints.is_due(round)
 
     def act_on(self, outcome: Outcome, rounds: int, stage: SavedFederation | None = None) -> None:
-        """Do what was asked for in a round, of so many, or while its checkpoint was written; a collective.
+        """Fulfil the requests of a round, and those made while its checkpoint was written; a collective.
 
         Args:
-            stage: to which the round belongs; None: to the experiment itself.
+            stage: the stage that the round belongs to; None: the experiment itself.
 
         Raises:
-            Interrupted: the run is to end.
+            Interrupted: the run must end.
         """
         round, status = int(outcome.row["round"]), outcome.status
         is_last = round == rounds
@@ -140,9 +143,9 @@ class Interruptions:
         """Write a checkpoint, and the results; a collective.
 
         Args:
-            stops: whether the run is to end now.
-            goes_on: whether another round of the same kind follows. Rows that the results file does not have go into
-                the checkpoint then, because writing all rows takes the longer the more there are.
+            stops: whether the run ends now.
+            goes_on: whether another round of the same kind follows. New rows are then written into the checkpoint,
+                because writing all rows to the results file takes longer and longer.
         """
         if stops:
             self.recorder.finish("interrupted")
@@ -153,12 +156,12 @@ class Interruptions:
         self.checkpoints.save(place, federations, self.recorder.beyond_file())
 
     def pause(self) -> None:
-        """Between two parts of something long that no checkpoint is made of: end the run if that was asked for.
+        """Called between two parts of long work without checkpoints: end the run if that was requested.
 
         A collective.
 
         Raises:
-            Interrupted: the run is to end.
+            Interrupted: the run must end.
         """
         self._end_if_asked()
         self.begin_round()

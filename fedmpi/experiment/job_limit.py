@@ -1,4 +1,4 @@
-"""When the job ends in which a run takes place."""
+"""The time limit of the job of a run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from fedmpi.streams import say
 
 
 def job_end(environment: Mapping[str, str], tells: bool = False) -> float | None:
-    """When Slurm ends the job, in seconds since 1970; None: never, or it is not known.
+    """The time at which Slurm ends the job, in seconds since 1970; None: unknown, or no limit.
 
     Args:
-        tells: whether it is said where the variable is no time, or one of a job that ended before this program
-            began, as in a shell that has outlived its job.
+        tells: whether to print a line if the variable is not a time, or a time in the past (from a job that has
+            ended).
     """
     text = environment.get("SLURM_JOB_END_TIME", "")
     try:
@@ -24,6 +24,6 @@ def job_end(environment: Mapping[str, str], tells: bool = False) -> float | None
     if end > time.time():
         return end
     if text and tells:
-        reason = "is no time" if math.isnan(end) else "is over, and not this job's limit"
-        say(f"SLURM_JOB_END_TIME = {text} {reason}: it is ignored")
+        reason = "is not a number" if math.isnan(end) else "has passed, so it is not the limit of this job"
+        say(f"ignoring SLURM_JOB_END_TIME = {text}: it {reason}")
     return None

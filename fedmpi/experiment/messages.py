@@ -1,6 +1,6 @@
-"""jsonargparse's messages, which are trees of several lines, as one line that names the option and what it must be.
+"""Turns jsonargparse's messages of several lines into one line: the option, its value, and what it must be.
 
-Each reader below knows one kind of message.
+Each case below handles one kind of message.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import jsonargparse
 
 from fedmpi.components import subclasses
 from fedmpi.experiment.catalogue import COMPONENTS, NESTED, base_of, public
+from fedmpi.experiment.documented import subjects
 from fedmpi.options import shown
 
 
 def failed_import(error: BaseException | None) -> str | None:
-    """File, line and message of the exception that an import ended with, if that is behind `error`."""
+    """File, line and message of the exception in an import, if that is the cause of `error`."""
     while error is not None:
         text = f"{type(error).__name__}: {flat(str(error.args[0] if error.args else ''))}"
         if isinstance(error, SyntaxError):
@@ -32,13 +33,13 @@ def failed_import(error: BaseException | None) -> str | None:
 
 
 def in_one_line(message: str, parser: jsonargparse.ArgumentParser, arguments: list[str]) -> str:
-    """What jsonargparse says of the arguments, in one line: the option, its value, and what it must be."""
+    """jsonargparse's message in one line: the option, its value, and what it must be."""
     keys = re.findall(r'[Kk]ey "([^"]+)"', message) or re.findall(r"^--(\w+)\.help:", message)
     option = ".".join(keys)
     owner = re.findall(r"class_path '([^']*)'", message)[-1:]
     values = re.findall(r"Got value: (.*)", message)[-1:] or re.findall(r"Given value: (.*)", message) or [""]
     given = _shown(re.sub(r"^NestedArg\(.*val='(.*)'\)$", r"\1", values[0]))
-    # Of an option that takes one of several types, what the innermost one that failed takes.
+    # For an option with several types, the types of the innermost value that failed.
     takes = re.findall(r"Subtypes: \[(.*)\]", message)[-1:]
     is_innermost = "class_path" not in message.rpartition("Subtypes:")[2]
     if found := re.search(r"unrecognized arguments: (\S+)", message):
@@ -91,7 +92,7 @@ def _shown(value: str) -> str:
 
 
 def _without_value(option: str, arguments: list[str]) -> str:
-    """The argument without a value: `option`, as argparse says, or one of the class that it names."""
+    """The argument without a value: `option`, as argparse says, or an option of the class that it names."""
     for position, argument in enumerate(arguments):
         is_last = position + 1 == len(arguments) or arguments[position + 1].startswith("--")
         if is_last and argument.split(".")[0] == option and "=" not in argument:
@@ -100,7 +101,7 @@ def _without_value(option: str, arguments: list[str]) -> str:
 
 
 def unknown_class(option: str, name: str) -> str:
-    """Of an option that takes a class: there is none of this name, or it lacks methods that such classes need."""
+    """The message for an unknown class, or a class that lacks required methods."""
     base = base_of(option)
     for cls in subclasses(base):
         if f"{cls.__module__}.{cls.__qualname__}" == name and inspect.isabstract(cls):
@@ -116,41 +117,69 @@ def _unknown_option(option: str, name: str, owner: list[str], parser: jsonargpar
         full = f"--{option}.{name}" if option else f"--{name}"
         return f"{full}: no such option{_similar_options(full, parser)}"
     if name == "class_path":
-        return f"--{option}: options of a class go under init_args, not beside class_path"
+        return f"--{option}: options of a class must be under init_args, not next to class_path"
     base, short = base_of(option), owner[0].rpartition(".")[2]
-    has = [list(inspect.signature(cls).parameters) for cls in subclasses(base) if cls.__name__ == short]
-    return f"--{option}.{name}: {short} has no such option" + (f", it has {', '.join(has[0])}" if any(has) else "")
+    known = {cls.__name__: list(inspect.signature(cls).parameters) for cls in subclasses(base)}
+    has, others = known.get(short), [cls for cls, options in known.items() if name in options]
+    facts = [f"{short} has no such option", f"it has {', '.join(has)}" if has else ""]
+    facts.append(f"it is an option of {_few(others)}" if others else "")
+    return f"--{option}.{name}: {', '.join(filter(None, facts))}"
 
 
 def _similar_options(name: str, parser: jsonargparse.ArgumentParser) -> str:
-    """Options of the same name, wherever they are; else those with a similar one."""
-    *place, last = name.lstrip("-").replace("-", "_").lower().split(".")
+    """Options with the same name in any place.
+
+    Else with a similar name; else those whose description has its words.
+    """
     owners = _owners(parser)
-    ends = {option: option.rpartition(".")[2].lower() for option in owners}
-    found = [option for option, end in ends.items() if end == last]
-    if not found:
-        beside = {o: end for o, end in ends.items() if o.split(".")[:-1] == place} if place else ends
-        close = difflib.get_close_matches(last, sorted(set(beside.values())), n=2, cutoff=0.7)
-        found = [option for word in close for option, end in beside.items() if end == word]
-    texts = [f"--{option}{_in_brackets(owners[option])}" for option in found[:4]]
-    return f", did you mean {' or '.join(texts)}?" if texts else ""
+    is_option = name.startswith("-")
+    found = _same_name(name, list(owners)) or _similar_name(name, list(owners)) or _described_by(name) * is_option
+    texts = [f"--{option}{f' ({_few(owners[option])})' if owners[option] else ''}" for option in found[:4]]
+    return f", did you mean {' or '.join(texts)}?" if texts else ", see --help" if is_option else ""
+
+
+def _same_name(name: str, options: list[str]) -> list[str]:
+    """Options with the same whole name, ignoring dashes, dots and capitals; else with the same last part."""
+    whole, last = _flat_name(name), _flat_name(name.rpartition(".")[2])
+    same = [option for option in options if _flat_name(option) == whole]
+    return same or [option for option in options if _flat_name(option.rpartition(".")[2]) == last]
+
+
+def _similar_name(name: str, options: list[str]) -> list[str]:
+    """Options with a similar last part, or that contain its words; in the same place if the name has one."""
+    place, _, last = name.lstrip("-").rpartition(".")
+    last = _flat_name(last)
+    ends = {option: option.rpartition(".")[2] for option in options if not place or option.startswith(f"{place}.")}
+    close = difflib.get_close_matches(last, sorted(set(ends.values())), n=2, cutoff=0.7)
+    close = close or [end for end in ends.values() if set(last.split("_")) <= set(end.split("_"))]
+    return [option for word in dict.fromkeys(close) for option, end in ends.items() if end == word]
+
+
+def _described_by(name: str) -> list[str]:
+    """The experiment's own options whose description has the words of the name: --learning-rate is --local.lr."""
+    words = set(_flat_name(name.rpartition(".")[2]).split("_"))
+    known = [option for _, options in subjects() for option in options]
+    return [option.name for option in known if words <= set(re.findall(r"\w+", option.text.lower()))][:2]
+
+
+def _flat_name(name: str) -> str:
+    return re.sub(r"\W", "_", name.lstrip("-")).lower()
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _owners(parser: jsonargparse.ArgumentParser) -> dict[str, list[str]]:
-    """The dotted names of all options, but for those that print; of a class's options, which classes have them."""
+    """The dotted names of all options except those that print; for options of classes, the classes that have them."""
     shown = [action for action in parser._actions if action.help != SUPPRESS]
     names = [string.lstrip("-") for action in shown for string in action.option_strings]
-    owners: dict[str, list[str]] = {n: [] for n in names if n != "h" and not n.endswith(("help", "print_config"))}
+    owners: dict[str, list[str]] = {n: [] for n in names if not n.endswith(("help", "print_config"))}
     for option, base in [*COMPONENTS.items(), *NESTED.items()]:
         for cls in public(base):
             for name in inspect.signature(cls).parameters:
                 owners.setdefault(f"{option}.{name}", []).append(cls.__name__)
     return owners
-
-
-def _in_brackets(classes: list[str]) -> str:
-    more = ", ..." if len(classes) > 3 else ""
-    return f" ({', '.join(classes[:3])}{more})" if classes else ""
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""The networks of an experiment, made anew with the same numbers whenever one is needed."""
+"""The networks of an experiment, built again with the same weights whenever one is needed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from fedmpi.training.flat import FlatModel
 
 
 class Networks:
-    """number -> a network with freshly drawn weights, the same on every rank; what is frozen is the same in all.
+    """number -> a network with newly drawn weights, the same on every rank. Frozen parameters are the same in all.
 
     Args:
-        make: the network, drawn from the global generators.
-        seed: of the weights, with the number.
-        device: what it is on.
-        constants: of the first network, the names of buffers that no training changes.
-        said_of: what bad input names that says what is wrong with a network.
+        make: makes the network, with the global random generators.
+        seed: seed of the weights, together with the number.
+        device: device of the networks.
+        constants: for the first network, the names of buffers that training does not change.
+        said_of: the option that bad input about a network names.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Networks:
 
 
 def networks_of(experiment: Settings, arrays: Arrays, device: torch.device) -> Networks:
-    """Those of the experiment's model, as its method extends them, for samples as these."""
+    """The networks of the experiment's model, extended by its method, for these samples."""
     model, shape = experiment.model, arrays.train_x.shape[1:]
     is_text = experiment.dataset.vocabulary is not None
     example = torch.ones(2, *shape, dtype=torch.int64 if is_text else torch.float32)
@@ -80,7 +80,7 @@ def networks_of(experiment: Settings, arrays: Arrays, device: torch.device) -> N
 
 @contextmanager
 def _said_of(model: Model) -> Iterator[None]:
-    """Name the model in bad input that says what is wrong with its network."""
+    """Name the model in bad input about its network."""
     try:
         yield
     except BadInput as error:

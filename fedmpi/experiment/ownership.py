@@ -1,14 +1,14 @@
-"""Who may write a results file and its checkpoints: one run at a time.
+"""Locks of results files: one run at a time may write a results file and its checkpoints.
 
-The lock of a file is a folder beside it, `.NAME.lock`, and in it lies one file, the record of the owner. A run makes
-such a folder under another name and renames it. That fails where there is a lock, because a folder with something in
-it cannot be replaced; and it is one call, so nobody ever sees a lock without its record. The record of an owner that
-is gone is removed by its name, which no other record has. So of two runs that both find it, neither can remove what
-the other has put there since: one of the two renames comes first, and the other fails.
+The lock of a file is a folder next to it, `.NAME.lock`, which contains one file, the record of the owner. A run makes
+such a folder under another name and renames it. This fails if there is a lock, because a folder that is not empty
+cannot be replaced. It is one call, so a lock without its record is never visible. The record of an owner that no
+longer exists is removed by its unique name. So if two runs find it, neither can remove the other's new record: one
+rename comes first, and the other fails.
 
-On NFS (any version), Lustre and the like, the server does `rename`, `unlink` and `rmdir`, and does each as a whole.
-`flock`, which the kernel gives back when a process dies, is missing on some of these, and counts on one node only on
-others. A file that is created with O_EXCL, or by `link`, is as safe until its owner is gone. But then it has to be
+On NFS (any version), Lustre and similar file systems, `rename`, `unlink` and `rmdir` are atomic operations of the
+server. `flock`, which the kernel releases when a process ends, is missing on some of these, and works only within a
+node on others. A file created with O_EXCL or by `link` is as safe while its owner exists. But afterwards it must be
 removed by a name that the next owner's lock has as well.
 """
 
@@ -40,7 +40,7 @@ from fedmpi.results.paths import (
 from fedmpi.results.writer import check_writable
 from fedmpi.streams import say
 
-#: How often, and after how many seconds, to try again where a lock is just being given back.
+#: Number of attempts, and seconds between them, while a lock is being released.
 TRIES, PAUSE = 100, 0.05
 
 
@@ -49,14 +49,14 @@ class InUse(BadInput):
 
 
 class LockLost(OSError):
-    """Another run has taken the lock over, because this one has shown no sign of life for long."""
+    """Another run has taken the lock over, because this run has not updated it for a long time."""
 
 
 class Lock:
-    """The lock of an output, which this process may have.
+    """The lock of an output. This process may or may not hold it.
 
-    While it has it, its record is touched now and then, so that runs on other nodes see that it lives: at each write
-    (`confirm`), and by a thread in between, however long a round takes.
+    While the process holds it, the record's time is updated regularly, so that runs on other nodes see that the
+    process exists: at each write (`confirm`), and by a thread during long rounds.
     """
 
     def __init__(self) -> None:
@@ -65,20 +65,19 @@ class Lock:
         self._is_over = threading.Event()
 
     def take(self, output: Path) -> Owner | None:
-        """Make an output this process's own, and remove what was left beside it by whoever was killed.
+        """Lock an output for this process, and remove files that killed runs have left next to it.
 
         Missing folders are made.
 
-        Returns:
-            The owner that was gone and from which the lock was taken over; None: there was none.
+        Returns: The former owner from which the lock was taken over; None: there was none.
 
         Raises:
-            InUse: another run has it.
-            OSError: there can be no lock, such as in a folder that cannot be written.
+            InUse: another run holds it.
+            OSError: a lock cannot be made, for example because the folder is not writable.
         """
         lock, made = lock_beside(output), temporary_beside(output)
         self._folders = [folder for folder in lock.parents if not folder.exists()]
-        self._record = lock / secrets.token_hex(8)  # now, so that nothing is left of it whatever comes between
+        self._record = lock / secrets.token_hex(8)  # now, so that it is removed in any case
         try:
             _make(made)
             (made / self._record.name).write_text(Owner.here().text)
@@ -98,21 +97,21 @@ class Lock:
         return gone
 
     def confirm(self) -> None:
-        """Make sure that this process still has the lock, if it has taken one, and show that it lives.
+        """Check that this process still holds the lock, if it has taken one, and update its time.
 
         Raises:
-            LockLost: it has not.
+            LockLost: it does not.
         """
         if self._record is None:
             return
         try:
             os.utime(self._record)
         except FileNotFoundError:
-            reason = "is gone: another run has taken the results file over, or somebody has removed the lock"
+            reason = "does not exist any more: another run has taken the results file over, or the lock was removed"
             raise LockLost(f"{self._record.parent}: {reason}") from None
 
     def release(self) -> None:
-        """Give the lock back, if this process has it; with it go folders that were made and that are empty."""
+        """Release the lock, if this process holds it, and remove empty folders that were made for it."""
         self._is_over.set()
         record, self._record = self._record, None
         if record:
@@ -122,19 +121,18 @@ class Lock:
 
 
 def claim(given: Path, lock: Lock, is_made_up: bool = False, replaces: bool = False) -> Path:
-    """Make an output this run's own, at rank 0, before anything there is read or written.
+    """Lock an output, at rank 0, before anything there is read or written.
 
     Args:
         given: the results file.
-        lock: which is taken.
-        is_made_up: whether nobody gave this name, so that it may become another one that no other run has.
-        replaces: whether there may be such a file, or a checkpoint of one.
+        lock: the lock that is taken.
+        is_made_up: whether the name was not given by the user, so that it may be changed to a free one.
+        replaces: whether the file, or a checkpoint of it, may exist.
 
-    Returns:
-        The results file, perhaps of another name.
+    Returns: The path of the results file, which may have been changed.
 
     Raises:
-        BadInput: another run has it; it exists and may not be replaced; or it cannot be written.
+        BadInput: another run has locked it; it exists and may not be replaced; or it cannot be written.
     """
     names = (given if number == 1 else given.with_stem(f"{given.stem}-{number}") for number in count(1))
     while True:
@@ -147,7 +145,7 @@ def claim(given: Path, lock: Lock, is_made_up: bool = False, replaces: bool = Fa
             check_writable(output, overwrite=True)
             checkpoint = checkpoint_beside(output)
             if other := kind(checkpoint):
-                raise BadInput(f"{output}: {checkpoint}, where its checkpoint belongs, is {other}")
+                raise BadInput(f"{output}: {checkpoint}, the place of its checkpoint, is {other}")
             gone = lock.take(output)
         except InUse as error:
             if is_made_up:
@@ -161,7 +159,7 @@ def claim(given: Path, lock: Lock, is_made_up: bool = False, replaces: bool = Fa
         there = [path for path in (output, *checkpoints_beside(output)) if path.exists()]
         if replaces or not there:
             if gone:
-                say(f"{output}: was in use by {gone}; it no longer exists, this run takes over")
+                say(f"{output}: was in use by {gone}, which no longer exists; this run takes over")
             return output
         lock.release()
         if not is_made_up:
@@ -170,7 +168,7 @@ def claim(given: Path, lock: Lock, is_made_up: bool = False, replaces: bool = Fa
 
 
 def _make(folder: Path) -> None:
-    """Create a folder, and those that it is in; another run may be removing them, as they are empty."""
+    """Create a folder and its parents, which another run may be removing at the same time if they are empty."""
     for _ in range(TRIES):
         with suppress(FileExistsError, FileNotFoundError):
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +177,7 @@ def _make(folder: Path) -> None:
 
 
 def _put(made: Path, lock: Path, name: str, output: Path) -> Owner | None:
-    """Rename the folder `made`, with the record of this name in it, to the lock.
+    """Rename the folder `made`, which contains the record of this name, to the lock.
 
     Returns and raises:
         as `Lock.take`.
@@ -198,23 +196,22 @@ def _put(made: Path, lock: Path, name: str, output: Path) -> Owner | None:
         if found is None:
             time.sleep(PAUSE)
         gone = found or gone
-    raise InUse(f"{output}: is in use by other runs, one after the other")
+    raise InUse(f"{output}: is in use by other runs")
 
 
 def _evict(lock: Path, mine: Path, output: Path) -> Owner | None:
-    """Remove from a lock the records of owners that are gone.
+    """Remove records of owners that no longer exist from a lock.
 
-    Times are compared with that of a record that is touched just now, and not with this node's clock, which may
-    differ from that of the file system's server.
+    Times are compared with that of a newly updated record, not with this node's clock, which may differ from the
+    clock of the file server.
 
     Args:
-        mine: a record of this process's, in whatever folder on the same file system.
+        mine: a record of this process, in any folder on the same file system.
 
-    Returns:
-        One of these owners; None: there was none.
+    Returns: One of the removed owners; None: there was none.
 
     Raises:
-        InUse: there is an owner that is not gone.
+        InUse: the owner exists.
         OSError: a record cannot be read or removed.
     """
     gone: Owner | None = None
@@ -222,13 +219,13 @@ def _evict(lock: Path, mine: Path, output: Path) -> Owner | None:
         try:
             with record.open() as file:
                 text, beat = file.read(), os.fstat(file.fileno()).st_mtime
-        except FileNotFoundError:  # it has just been given back
+        except FileNotFoundError:  # it has just been released
             continue
         os.utime(mine)
         silence = mine.stat().st_mtime - beat
         owner = Owner.parse(text)
         if not owner.is_gone(silence):
-            heard = f", last heard of {max(silence, 0):.0f} s ago (gone after {SILENCE:.0f} s)"
+            heard = f", last sign of life {max(silence, 0):.0f} s ago (taken over after {SILENCE:.0f} s)"
             raise InUse(f"{output}: is in use by {owner}{'' if owner.is_near else heard}; its lock is {lock}")
         record.unlink(missing_ok=True)
         gone = owner

@@ -1,4 +1,4 @@
-"""What rank 0 tells while a run goes on: a bar on a terminal, one line a round in a log file."""
+"""What rank 0 prints during a run: a progress bar on a terminal, or one line per round in a log file."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fedmpi.streams import say
 
 
 class Progress:
-    """Shows rounds as they end.
+    """Shows each round when it has ended.
 
     Args:
-        rounds: how many there will be.
-        what: they are called.
-        done: how many are over.
+        rounds: number of rounds of the run.
+        what: the word for a round.
+        done: number of rounds that are done already.
     """
 
     def __init__(self, rounds: int, what: str = "round", done: int = 0) -> None:
@@ -31,10 +31,10 @@ class Progress:
 
     def show(self, row: Mapping[str, float]) -> None:
         """A round has ended with this row of /rounds."""
-        facts = [f"train loss {row['train_loss']:.4f}"]
+        facts = [f"train loss {_loss(row['train_loss'])}"]
         if "test_accuracy" in row:
             facts += [
-                f"test loss {row['test_loss']:.4f}",
+                f"test loss {_loss(row['test_loss'])}",
                 f"test accuracy {100 * row['test_accuracy']:.2f} %",
             ]
         if self._bar is not None:
@@ -45,11 +45,16 @@ class Progress:
             say(f"{self._what} {row['round']:{width}}/{self._rounds}  {', '.join(facts)}, {row['seconds']:.2f} s")
 
     def close(self) -> None:
-        """They are over."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
 
     def end(self, path: Path) -> None:
-        """The run is over: sum it up on one screen."""
+        """Print the summary of the finished run."""
         self.close()
         say("\n" + summarize(results.open(path)))
+
+
+def _loss(value: float) -> str:
+    """With four decimals, unless it is so large that training has diverged."""
+    return f"{value:.4f}" if abs(value) < 1e5 else f"{value:.4g}"

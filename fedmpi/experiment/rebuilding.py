@@ -1,4 +1,4 @@
-"""A trained network, built once more from what a results file says of it: `Run.network`."""
+"""Builds a trained network from its results file: `Run.network`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rebuild(run: Run, which: int | str | None) -> Network:
     """See `Run.network`."""
     about = run.inputs
     if "shape" not in about:
-        raise BadInput(f"{run.path}: does not say what its network takes (a run of an earlier version, perhaps)")
+        raise BadInput(f"{run.path}: has no information about its network's inputs (perhaps from an earlier version)")
     weights = _weights(run, which)
     try:
         network = _build(run, about)
@@ -40,7 +40,7 @@ def rebuild(run: Run, which: int | str | None) -> Network:
 
 
 def _weights(run: Run, which: int | str | None) -> NDArray[np.float32]:
-    """[P], of the model that is meant."""
+    """[P], the weights of the chosen model."""
     models = {name: values for name, values in run.model.items() if values.dtype == np.float32}
     name = "weights" if which is None else "centers" if isinstance(which, int) else which
     found = models.get(name)
@@ -54,7 +54,7 @@ def _weights(run: Run, which: int | str | None) -> NDArray[np.float32]:
 
 
 def _build(run: Run, about: Mapping[str, Any]) -> nn.Module:
-    """The network as it was before the first round."""
+    """The network with the weights from before the first round."""
     model, algorithm = _component(run, "model", Model), _component(run, "algorithm", Algorithm)
     shape, is_text = tuple(map(int, about["shape"])), "vocabulary" in about
     model.vocabulary = int(about["vocabulary"]) if is_text else None
@@ -69,17 +69,17 @@ def _build(run: Run, about: Mapping[str, Any]) -> nn.Module:
 
 
 def _component(run: Run, option: str, base: type) -> Any:
-    """The object that the settings describe."""
+    """The component that the settings describe."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(base, option)
     return parser.instantiate(parser.parse_object({option: run.settings[option]}))[option]
 
 
 def _fill(network: nn.Module, tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Give the network these tensors, by name.
+    """Set the network's tensors, by name.
 
     Raises:
-        ValueError: it has others.
+        ValueError: it has other tensors.
     """
     parameters = dict(network.named_parameters())
     own = {**parameters, **dict(network.named_buffers())}
@@ -88,7 +88,7 @@ def _fill(network: nn.Module, tensors: Mapping[str, NDArray[Any]]) -> None:
             there = tuple(own[name].shape) if name in own else "not there"
             raise ValueError(f"{name} is {there}, and was {values.shape}: its class has changed since the run")
     if missing := [name for name in parameters if name not in tensors]:
-        raise ValueError(f"{', '.join(missing[:3])} was not there: its class has changed since the run")
+        raise ValueError(f"{', '.join(missing[:3])} did not exist: its class has changed since the run")
     with torch.no_grad():
         for name, values in tensors.items():
             own[name].copy_(torch.tensor(values))

@@ -1,4 +1,4 @@
-"""What becomes of a run: rows in its results file, and lines on the terminal. Rank 0 records, other ranks do not."""
+"""Records a run: rows in its results file, and lines on the terminal. Only rank 0 records."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.algorithms import Algorithm
+from fedmpi.described import settings_of
 from fedmpi.errors import BadInput
 from fedmpi.experiment import inputs
 from fedmpi.experiment.assembly import Assembled
@@ -24,19 +25,20 @@ from fedmpi.mpi.world import World
 from fedmpi.policies.privacy import NoPrivacy
 from fedmpi.results import Results
 from fedmpi.results.schema import Status
+from fedmpi.results.settings import describe as setting
 from fedmpi.results.summary import way_of_training
 from fedmpi.streams import say
 from fedmpi.training.layout import Layout
 
 
 class Recorder:
-    """Records nothing: what ranks other than rank 0 have, and rank 0 until the results are open.
+    """A recorder that does nothing: for ranks other than rank 0, and for rank 0 until the results are open.
 
     Attributes:
         is_open: whether anything is recorded.
         path: the results file.
-        started: when the run began, before whatever interrupted it.
-        held_out: [held_out, epochs + 1] accuracies that are known so far; None: none.
+        started: when the run first began.
+        held_out: [held_out, epochs + 1] accuracies so far; None: none.
     """
 
     is_open = False
@@ -45,31 +47,31 @@ class Recorder:
     held_out: NDArray[np.float64] | None = None
 
     def begin_stage(self, name: str, rounds: int, done: int) -> None:
-        """A stage begins, or goes on after so many rounds."""
+        """Called when a stage begins, or continues after `done` rounds."""
 
     def add_stage_round(self, name: str, outcome: Outcome) -> None:
-        """A round of a stage is over."""
+        """Called at the end of a round of a stage."""
 
     def begin_rounds(self, rounds: int, done: int) -> None:
-        """The rounds begin, or go on after so many."""
+        """Called when the rounds begin, or continue after `done` rounds."""
 
     def add_round(self, outcome: Outcome) -> None:
-        """A round is over."""
+        """Called at the end of a round."""
 
     def end_rounds(self) -> None:
-        """The rounds of a stage are over."""
+        """Called at the end of a stage's rounds."""
 
     def set_initial(self, loss: float, accuracy: float) -> None:
-        """What the model is on the test samples before the first round."""
+        """Set the evaluation of the initial model."""
 
     def set_held_out(self, accuracy: NDArray[np.float64]) -> None:
-        """What is known of the held-out clients so far."""
+        """Set the results of held-out clients so far."""
 
     def keep(self, name: str, arrays: Mapping[str, NDArray]) -> None:
-        """Arrays become a group of the results, as they are."""
+        """Store arrays as a group of the results."""
 
     def write_if_due(self) -> None:
-        """Write the file if that was not done for long."""
+        """Write the file if the last time was long ago."""
 
     def write(self) -> None:
         """Write the file."""
@@ -78,15 +80,15 @@ class Recorder:
         """Write the file, with this status."""
 
     def sum_up(self) -> None:
-        """Tell on one screen what a run has come to that is finished."""
+        """Print the summary of a finished run."""
 
     def beyond_file(self) -> dict[str, NDArray]:
-        """The rows that the file does not have, for a checkpoint, see `Results.beyond_file`."""
+        """The rows that the file does not have yet, for a checkpoint, see `Results.beyond_file`."""
         return {}
 
 
 class ResultsRecorder(Recorder):
-    """Rank 0's: rows go into the results file, and a line or a bar to the terminal."""
+    """The recorder of rank 0: writes rows to the results file, and lines or a bar to the terminal."""
 
     is_open = True
 
@@ -159,13 +161,13 @@ def open_recorder(
     checkpoints: Checkpoints,
     place: Place | None,
 ) -> Recorder:
-    """What records the run on this rank; rank 0 has written the results for the first time.
+    """The recorder of this rank. Rank 0 has then written the results file for the first time.
 
     Args:
-        config: the settings, as the results file keeps them.
+        config: the settings, as YAML for the results file.
         lock: of the results file.
-        checkpoints: of the run; those of another one, which is replaced, are removed.
-        place: where the run goes on that has left a file; None: it begins.
+        checkpoints: of the run. Those of a replaced run are removed.
+        place: where the run continues; None: it begins.
 
     Raises:
         BadInput: the file cannot be written, or lacks rows; on every rank alike.
@@ -187,9 +189,21 @@ def open_recorder(
             except OSError as error:
                 reason = f"cannot be written ({error.strerror or error})"
                 raise BadInput(f"= {experiment.output}: {reason}", "--output") from None
-            say(f"clients are trained {way_of_training(choice.at_once, choice.reason)}")
+            _say_what_is_trained(experiment, assembled, world)
             recorder = ResultsRecorder(results)
     return recorder
+
+
+def _say_what_is_trained(experiment: Settings, assembled: Assembled, world: World) -> None:
+    fed, choice = assembled.engine.federation, assembled.choice
+    data, size = setting(settings_of(experiment.dataset, "dataset")), fed.samples
+    tested = sum(map(len, fed.context.split.test))
+    say(f"data: {data}, {size.sum():,} training samples, {tested:,} test samples")
+    each = f"{size.min():,} to {size.max():,}" if size.min() < size.max() else f"{size.min():,}"
+    say(f"clients: {fed.clients}, {experiment.cohort} per round, with {each} training samples each")
+    working = f"{world.size - 1} of {world.size} ranks" if world.size > 1 else "1 rank"
+    way = way_of_training(choice.at_once, choice.reason)
+    say(f"training: {working} on {'CPU' if fed.device.type == 'cpu' else 'GPU'}, {way}")
 
 
 def _begun(
@@ -213,7 +227,7 @@ def _after_more_rounds(experiment: Settings, assembled: Assembled) -> dict[str, 
     engine, algorithm, local = assembled.engine, experiment.algorithm, experiment.local
 
     def missing() -> str:
-        spent = [] if isinstance(experiment.privacy, NoPrivacy) else ["what was spent of privacy"]
+        spent = [] if isinstance(experiment.privacy, NoPrivacy) else ["the privacy budget spent so far"]
         return "\n".join([*missing_in_results(SavedFederation("rounds", engine, algorithm)), *spent])
 
     def depends_on_rounds() -> str | None:

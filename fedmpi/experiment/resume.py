@@ -1,4 +1,4 @@
-"""Where a run goes on: from its results file and its checkpoint, if both are of the run that is asked for."""
+"""Finds where a run continues, from its results file and its checkpoint, after checking that both belong to it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from fedmpi.results.paths import checkpoints_beside
 from fedmpi.results.settings import DATA, by_name
 from fedmpi.streams import say
 
-#: Settings that may be others when a run goes on; rounds only more. Data may lie elsewhere, for they are compared.
+#: Settings that may differ when a run is resumed (rounds only increased). Data may be elsewhere, because they are
+#: compared.
 FREE = ("rounds", "threads", "device", "deadline", "dataset.root", "algorithm.proxy.root")
 
 
 def missing_in_results(saved: SavedFederation) -> list[str]:
-    """What a run would need to go on that its results file does not hold, in words."""
+    """What a run needs to continue that its results file does not contain, in words."""
     algorithm, engine = saved.algorithm, saved.engine
     missing = []
     for name in server_state(algorithm):
@@ -33,33 +34,36 @@ def missing_in_results(saved: SavedFederation) -> list[str]:
         owner = type(part.server_optimizer if optimizer else part).__name__
         if name != "server/0/weights":
             missing.append(f"the server's {attribute.replace('_', ' ')} ({owner})")
-    missing += [f"what clients keep as {name} ({type(algorithm).__name__})" for name in engine.states.states]
+    missing += [f"the clients' {name} ({type(algorithm).__name__})" for name in engine.states.states]
     return missing
 
 
 def restore_weights(saved: SavedFederation, output: Path) -> None:
-    """Give a federation that was set up the global model of the results file, which is all that it needs."""
+    """Set the global model of the results file, if the method needs nothing else."""
     if saved.engine.federation.is_server:
         weights = torch.from_numpy(results.open(output).weights)
         saved.algorithm.parts[0].weights = saved.engine.federation.layout.from_canonical(weights)
 
 
 def find(output: Path, rounds: int, config: str, checkpoints: Checkpoints) -> Place | None:
-    """Where the run goes on that is to be resumed, and a line about it; None: at its start. At rank 0.
+    """Find where a resumed run continues, and print a line about it; None: at its start. At rank 0.
 
     Args:
-        output: its results file.
-        rounds: how many there are to be.
-        config: its settings.
-        checkpoints: the one that the run goes on from is open then.
+        output: the results file.
+        rounds: number of rounds in the settings.
+        config: the settings.
+        checkpoints: the checkpoint that the run continues from is then open.
 
     Raises:
-        BadInput: the results file is none, damaged, not there while its checkpoint is, or of a run with other
-            settings, code or files; all checkpoints are damaged; or a run that is over cannot do more rounds.
+        BadInput: the results file is damaged, not a results file, missing although its checkpoint exists, or of a run
+            with other settings, code or files; all checkpoints are damaged; or a finished run cannot have more
+            rounds.
     """
     kept = checkpoints_beside(output)
     if kept and not output.exists():
-        reason = f"{output} is not there, but {kept[0]} is; --overwrite in place of --resume starts anew"
+        reason = (
+            f"{output} is missing, but its checkpoint {kept[0]} exists; --overwrite instead of --resume starts again"
+        )
         raise BadInput(f"--resume: {reason}")
     if not output.exists():
         say(f"{output}: does not exist, starting a new run")
@@ -76,61 +80,65 @@ def find(output: Path, rounds: int, config: str, checkpoints: Checkpoints) -> Pl
         return None
     inputs.check(run, config)
     if is_over and rounds <= done:
-        say(f"{output}: is finished")
+        say(f"{output}: the run has finished, nothing to do (--rounds adds rounds)")
         return Place(run.attributes["started"], done, is_end=True)
     _check_rounds(run, rounds)
     if not kept:
         place = _after_the_end(run, done, rounds)
-        say(f"{output}: resuming after {place}, from the model in it")
+        say(f"{output}: resuming after {place}, from the model in this file")
         return place
     archive = checkpoints.open()
     about = archive.about
     if (about["started"], about["version"]) != (run.attributes["started"], __version__):
-        raise BadInput(f"--resume: {archive.path} is of another run than {output}, or of fedmpi {about['version']}")
+        raise BadInput(
+            f"--resume: {archive.path} belongs to another run than {output}, or to fedmpi {about['version']}"
+        )
     place = Place(about["started"], about["round"], about["stage"])
     say(f"{output}: resuming after {place}")
     return place
 
 
 def continuation(experiment: Settings, ranks: int) -> str:
-    """What goes on with the run when it was interrupted, on so many ranks."""
+    """The command that continues an interrupted run on this number of ranks."""
     if experiment.arguments is None:
         return f"the same experiment with output={str(experiment.output)!r} and resume=True"
     options = [argument.partition("=")[0] for argument in experiment.arguments]
     flags = ("--overwrite", "--resume")
     kept = [argument for argument, name in zip(experiment.arguments, options, strict=True) if name not in flags]
-    anew = ["--overwrite=false"] if experiment.overwrite and "--config" in options else []  # which may say so, too
+    anew = ["--overwrite=false"] if experiment.overwrite and "--config" in options else []  # which may set it as well
     named = ["--output", str(experiment.output)] if experiment.names_output else []
     command = shlex.join(["python", "-m", "fedmpi", *kept, *anew, *named, "--resume"])
     return f"mpirun -n {ranks} {command}" if ranks > 1 else command
 
 
 def _check_rounds(run: Run, rounds: int) -> None:
-    """Raise BadInput if a run is to have more rounds than planned and depends on that number."""
+    """Raise BadInput if rounds are added to a run that depends on their number."""
     planned, reasons = run.settings.get("rounds", rounds), str(run.attributes.get("depends_on_rounds", ""))
     if rounds > planned and reasons:
-        raise BadInput(f"= {rounds}: must be {planned}, on which the run depends ({reasons})", "--rounds")
+        raise BadInput(
+            f"= {rounds}: must be {planned}, because the run depends on the number of rounds ({reasons})", "--rounds"
+        )
 
 
 def _after_the_end(run: Run, done: int, rounds: int) -> Place:
-    """Where a run goes on that has finished, without a checkpoint.
+    """Where a finished run without a checkpoint continues.
 
     Raises:
-        BadInput: the results file does not have all that it needs.
+        BadInput: the results file does not have everything that the run needs.
     """
     missing = str(run.attributes.get("missing", "what the run needs")).splitlines()
     if missing:
         needed = f"more rounds need {', '.join(missing)}, and only a checkpoint has that (--checkpoint.keep true)"
         raise BadInput(f"= {rounds}: must be {done}: {run.path} is finished, {needed}", "--rounds")
     if (version := run.attributes["fedmpi_version"]) != __version__:
-        raise BadInput(f"--resume: {run.path} is of fedmpi {version}")
+        raise BadInput(f"--resume: {run.path} was written by fedmpi {version}")
     return Place(run.attributes["started"], done, is_in_results=True)
 
 
 def _check_settings(run: Run, config: str) -> None:
-    """Raise BadInput for the first setting that would make another experiment of a run.
+    """Raise BadInput for the first setting that differs from those of the run.
 
-    Where the data lie may be another place if the file knows their checksum.
+    The place of the data may differ if the file has their checksum.
     """
     known = {name: run.attributes[name] for name in DATA.values() if name in run.attributes}
     before, now = (by_name({**settings, **known}) for settings in (run.settings, yaml.safe_load(config) or {}))

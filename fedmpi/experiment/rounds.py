@@ -1,4 +1,4 @@
-"""One round: who is asked, how it goes for them, what the method does, and what is measured."""
+"""One round: choosing clients, simulated conditions, the method's round, and evaluation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fedmpi.policies.privacy import NoPrivacy
 def play(
     experiment: Settings, engine: Engine, algorithm: Algorithm, round: int, interruptions: Interruptions
 ) -> Outcome:
-    """A round of this federation by this method, which is the experiment's own or that of a stage."""
+    """Play a round of the experiment, or of a stage."""
     fed = engine.federation
     interruptions.begin_round()
     engine.begin(round)
@@ -36,7 +36,7 @@ def play(
     engine.invite(plan, algorithm.client_metrics, predict)
     if is_evaluated and experiment.evaluate_means in ("cohort", "both"):
         engine.observe_cohort(cohort)
-    if cohort.total_mass or _is_private(experiment):  # else there is nothing to learn from, nor to hide
+    if cohort.total_mass or _is_private(experiment):  # otherwise there is no information to protect
         algorithm.round(fed, cohort)
     if is_evaluated:
         with fed.context.doing("evaluation"):
@@ -48,23 +48,23 @@ def play(
 
 
 def evaluate_start(experiment: Settings, engine: Engine) -> Evaluation | None:
-    """The initial model on the test samples, at the server; None: elsewhere."""
+    """Evaluate the initial model; returns the result at the server, and None on other ranks."""
     begin_before(engine, experiment.algorithm)
     experiment.algorithm.evaluate(engine.federation)
     return engine.finish({}).evaluation
 
 
 def begin_before(engine: Engine, algorithm: Algorithm) -> None:
-    """Begin what comes before the first round, in which no client takes part."""
+    """Begin the time before the first round, in which no client takes part."""
     engine.begin(0)
     engine.invite(RoundPlan(Cohort.nobody()), algorithm.client_metrics)
 
 
 def plan_round(experiment: Settings, engine: Engine, algorithm: Algorithm, round: int) -> RoundPlan:
-    """How the round goes; the same on every rank.
+    """The plan of the round, the same on every rank.
 
     Raises:
-        RanksDiffer: it is not, because of user code; sooner or later, see `World.vouch`.
+        RanksDiffer: user code made different plans. It may be raised later, see `World.vouch`.
     """
     fed, seed, is_private = engine.federation, experiment.seed, _is_private(experiment)
     present = experiment.availability.present(round, experiment.clients, seed)
@@ -81,7 +81,7 @@ def plan_round(experiment: Settings, engine: Engine, algorithm: Algorithm, round
 
     asked = experiment.sampler.choose(drawn, size, losses)
     if is_private:
-        # Whoever came: a mean over them would tell how many they are.
+        # The expected number of clients, because a mean over those that came would reveal their number.
         takes_all = isinstance(experiment.sampler, All)
         asked = replace(asked, expected_mass=experiment.clients if takes_all else experiment.cohort)
     plan = experiment.conditions.plan(asked, wanted, MethodWorkload(engine, algorithm), seed)
@@ -98,7 +98,7 @@ def plan_round(experiment: Settings, engine: Engine, algorithm: Algorithm, round
 
 
 def _claims(experiment: Settings, *checksums: int) -> dict[str, int]:
-    """What is wrong -> a checksum of what an availability, a sampler and conditions have decided."""
+    """Description of a problem -> a checksum of the decisions of availability, sampler and conditions."""
     parts = {"availability": "can be reached", "sampler": "were drawn", "conditions": "take part"}
     claims = [
         f"--{option} = {named(getattr(experiment, option))}: ranks disagree on which clients {what}; {REMEDY}"

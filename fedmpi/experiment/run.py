@@ -1,4 +1,4 @@
-"""The course of a run, from the claim to its results file to the end; every rank of a job goes through it alike."""
+"""The course of a run, from locking its results file to the end. Every rank of a job executes it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def outcomes(
     """Run the experiment: see `Experiment.outcomes`.
 
     Args:
-        latest: what becomes of the run; its output is that of the experiment.
+        latest: is updated with the output and the exit status of the run.
     """
     course = _Course(experiment, latest, world, config)
 
@@ -55,7 +55,7 @@ def outcomes(
         if world.size > 1 and not course.interruptions.is_set_up:
             course.lock.release()
             world.failures.abort(status=end.status)  # the others may wait for this rank
-    except GeneratorExit:  # whoever asked for outcomes wants no more
+    except GeneratorExit:  # the caller of `outcomes` has stopped iterating
         course.recorder.finish("interrupted")
     except BaseException as error:
         if isinstance(error, BadInput) and error.agreed:
@@ -68,11 +68,11 @@ def outcomes(
 
 
 def results_of(experiment: Settings, world: World) -> Run:
-    """What the results file of a run holds that is over, on every rank.
+    """The contents of the results file after a run, on every rank.
 
     Raises:
-        KeyboardInterrupt: the run was interrupted by hand.
-        SystemExit: it was interrupted otherwise, before there was a results file.
+        KeyboardInterrupt: the run was interrupted by SIGINT.
+        SystemExit: it was interrupted by another signal, before there was a results file.
     """
     status = experiment.exit_status
     if status == BY_HAND:
@@ -84,11 +84,11 @@ def results_of(experiment: Settings, world: World) -> Run:
 
 
 class _Course:
-    """What a run goes through: its settings, output, place, federation, stages, rounds and held-out clients.
+    """The course of a run: settings, output, place, federation, stages, rounds and held-out clients.
 
     Attributes:
         lock: of the output.
-        interruptions: what ends the run early; a context around `outcomes`.
+        interruptions: ends the run early; a context around `outcomes`.
     """
 
     def __init__(self, experiment: Settings, latest: Latest, world: World, config: str | None) -> None:
@@ -103,21 +103,21 @@ class _Course:
 
     @property
     def recorder(self) -> Recorder:
-        """What writes the results; nothing until they are open."""
+        """Writes the results; writes nothing until they are open."""
         return self.interruptions.recorder
 
     def where(self) -> str:
-        """Where this rank is, for the report of a failure."""
+        """What this rank is doing, for failure reports."""
         return self._engine.where() if self._engine else "setting up"
 
     def close(self) -> None:
-        """Give back what the run has of files."""
+        """Close checkpoints and release the lock."""
         if self._checkpoints:
             self._checkpoints.close()
         self.lock.release()
 
     def outcomes(self) -> Iterator[Outcome]:
-        """From the start, or from where the run goes on, to the end."""
+        """Run from the start, or from where the run continues, to the end."""
         experiment, interruptions = self._experiment, self.interruptions
         self._agree()
         checkpoints = self._claim()
@@ -151,9 +151,9 @@ class _Course:
         self._world.meet()  # the file is there when any rank returns
 
     def _agree(self) -> None:
-        """Raise BadInput, on every rank alike, if the ranks were not all told to run the same.
+        """Raise BadInput, on every rank alike, if the ranks have different settings.
 
-        Where files lie may be another place on each node.
+        Paths of files may differ between nodes.
         """
         world, settings = self._world, self._experiment.settings
         mine = {name: value for name, value in leaves(settings) if not isinstance(value, Path)}
@@ -166,7 +166,7 @@ class _Course:
                     raise BadInput(reason, f"--{name}")
 
     def _claim(self) -> Checkpoints:
-        """Lock the output, whose name every rank knows then, also if nobody gave one; its checkpoints."""
+        """Lock the output, whose name all ranks then know, and return its checkpoints."""
         experiment, output = self._experiment, self._latest.output
         with self._world.agreed():
             if self._world.is_server:
@@ -178,7 +178,7 @@ class _Course:
         return checkpoints
 
     def _place(self, checkpoints: Checkpoints) -> Place | None:
-        """Where the run goes on, on every rank; None: at its start."""
+        """Where the run continues, on every rank; None: at its start."""
         experiment, world = self._experiment, self._world
         place: Place | None = None
         if experiment.resume:
@@ -189,7 +189,7 @@ class _Course:
         return place
 
     def _open(self, assembled: Assembled, checkpoints: Checkpoints, place: Place | None) -> None:
-        """Give the federation what it had when the run was interrupted, and open the results."""
+        """Restore the federation's state from before an interruption, and open the results."""
         experiment, interruptions = self._experiment, self.interruptions
         whole = interruptions.whole = SavedFederation("rounds", assembled.engine, experiment.algorithm)
         if place:
@@ -206,13 +206,13 @@ class _Course:
         context.pause, context.when_idle, context.keep = interruptions.pause, recorder.write_if_due, recorder.keep
 
     def _check_data(self, assembled: Assembled) -> None:
-        """Raise BadInput if the data are others than those with which the run that goes on has begun."""
+        """Raise BadInput if the data have changed since the resumed run was begun."""
         with self._world.agreed():
             if self._world.is_server:
                 inputs.check_data(results.open(self._experiment.output), assembled.checksums)
 
     def _run_stages(self, engine: Engine, checkpoints: Checkpoints, place: Place | None) -> None:
-        """What the method trains before the first round, from this place on."""
+        """Run the stages before the first round, from this place on."""
         experiment, recorder, interruptions = self._experiment, self.recorder, self.interruptions
         resumed = place.stage if place else None
         begin_before(engine, experiment.algorithm)
@@ -224,7 +224,7 @@ class _Course:
                 break
             name, sibling, algorithm = stage
             if resumed and resumed != name:
-                continue  # it was over before
+                continue  # it was finished before
             other, rounds = Engine(sibling), sibling.context.rounds
             engine.stage = name, other
             sibling.context.when_idle = engine.federation.context.when_idle
@@ -264,11 +264,11 @@ class _Course:
             interruptions.pause()
 
     def _remove(self, checkpoints: Checkpoints) -> None:
-        """Remove the checkpoints of a run that has finished, unless they are to stay."""
+        """Remove the checkpoints of a finished run, unless they are kept."""
         if self._world.is_server and not self._experiment.checkpoint.keep:
             checkpoints.remove()
 
     @property
     def _settings(self) -> str:
-        """As the results file keeps them, and a run is resumed with."""
+        """The settings that the results file keeps, and that a run is resumed with."""
         return self._config or self._experiment.config

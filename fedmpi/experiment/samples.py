@@ -1,4 +1,4 @@
-"""The samples of all clients, on every rank: one copy a node, and the order in which clients see their pixels."""
+"""The samples of all clients on every rank (one copy per node), and the order in which clients see pixels."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fedmpi.streams import say
 
 
 def load_shared(world: World, dataset: Dataset) -> Arrays:
-    """The arrays of a data set, one copy a node: mapped from prepared files, or else in memory shared by its ranks.
+    """The arrays of a data set, one copy per node: mapped from prepared files, or in memory that the ranks share.
 
     Raises:
-        BadInput: the data cannot be had on some node; on every rank alike.
+        BadInput: a node cannot read the data; on every rank alike.
     """
     arrays: Arrays | None = None
     with world.agreed(), option_of("dataset"):
@@ -27,7 +27,7 @@ def load_shared(world: World, dataset: Dataset) -> Arrays:
         with world.agreed():
             arrays = arrays or prepared.open_prepared(dataset)
             if arrays is None:
-                reason = "is not there, or not the same as on rank 0's node"
+                reason = "does not exist, or differs from that on rank 0's node"
                 raise BadInput(f"{dataset.folder()} on {world.host} {reason}: copy it, or share it between nodes")
         return arrays
 
@@ -38,9 +38,9 @@ def load_shared(world: World, dataset: Dataset) -> Arrays:
 
 
 class PixelOrders:
-    """client -> the order [pixels] in which it sees the pixels of its samples, or None: as they are.
+    """client -> the order [pixels] in which it sees the pixels of its samples; None: unchanged.
 
-    Made when first asked for, and kept on the training device.
+    Each order is computed on first use and kept on the training device.
     """
 
     def __init__(self, split: Split, pixels: int, device: torch.device) -> None:

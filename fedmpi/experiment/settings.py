@@ -1,13 +1,13 @@
-"""The tree of an experiment's settings, which are checked when it is made, and do not change.
+"""The settings of an experiment. They are checked when it is made, and do not change.
 
-Importing this module is cheap (no torch), because the command line is read from the constructor's signature.
+Importing this module is fast (no torch), because the command line reads the constructor's signature.
 """
 
 import inspect
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fedmpi.algorithms import Algorithm, FedAvg
 from fedmpi.data import Dataset, Digits, Dirichlet, Partition
@@ -15,7 +15,7 @@ from fedmpi.described import as_yaml, settings_of
 from fedmpi.errors import BadInput, require
 from fedmpi.experiment import compatibility
 from fedmpi.models import LeNet, Model
-from fedmpi.options import Configured
+from fedmpi.options import Configured, with_ranges
 from fedmpi.policies import (
     Always,
     Availability,
@@ -29,12 +29,14 @@ from fedmpi.policies.attacks import Attack, NoAttack
 from fedmpi.policies.compression import Compression, Dense
 from fedmpi.policies.privacy import NoPrivacy, Privacy
 from fedmpi.policies.server_optimizers import Replace, ServerOptimizer
+from fedmpi.ranges import NonNegativeInt, PositiveInt, interval
 from fedmpi.training.settings import LocalTraining
 
-#: Exit statuses of a run that `--resume` continues: the job is to be queued again, or somebody wanted it to end.
+#: Exit statuses of a run that `--resume` continues: the job should be queued again, or the user has interrupted it.
 REQUEUE, BY_HAND = 85, 130
 
 
+@with_ranges
 @dataclass(frozen=True)
 class Checkpointing(metaclass=Configured):
     """When a run writes a checkpoint, from which `--resume` continues. An interrupted run always writes one.
@@ -47,21 +49,15 @@ class Checkpointing(metaclass=Configured):
         copies: number of checkpoints that are kept, in case the last one is damaged.
     """
 
-    every_minutes: float | None = 10.0
-    every_rounds: int | None = None
+    every_minutes: Annotated[float, interval("(0, inf]")] | None = 10.0
+    every_rounds: PositiveInt | None = None
     keep: bool = False
-    copies: int = 2
-
-    def __post_init__(self) -> None:
-        minutes, rounds = self.every_minutes, self.every_rounds
-        require(minutes is None or minutes > 0, "every_minutes", minutes, "above 0")
-        require(rounds is None or rounds >= 1, "every_rounds", rounds, "at least 1")
-        require(1 <= self.copies <= 100, "copies", self.copies, "from 1 to 100")
+    copies: Annotated[int, interval("[1, 100]", "from 1 to 100")] = 2
 
 
 @dataclass
 class Latest:
-    """What the latest run of an experiment has come to; all that a run changes.
+    """State of the latest run of an experiment: the only part that a run changes.
 
     Attributes:
         output: the results file.
@@ -81,50 +77,50 @@ class Settings(metaclass=Configured):
     Args:
         algorithm: the federated method.
         dataset: the data set.
-        partition: how the training samples are divided among the clients.
+        partition: how the samples are divided among the clients.
         model: the network that is trained.
         sampler: how the cohort (the clients of a round) is chosen.
-        server_optimizer: how the server updates the global model with the mean of the clients' models.
-        privacy: clipping of client updates, and noise that the server adds to their mean.
+        server_optimizer: how the server updates the model with the clients' mean.
+        privacy: differential privacy. Client updates are clipped, and the server adds noise to their mean.
         compression: how clients compress their updates.
-        attack: what malicious clients send or train on, and what share of the clients is malicious.
+        attack: what malicious clients do. The classes have an option for the share of malicious clients.
         availability: which clients can be reached in a round.
-        conditions: how long clients take on the virtual clock, and whose updates arrive.
+        conditions: simulated speed of the clients (on a virtual clock), and lost updates.
         clients: number of clients.
         cohort: clients per round; null: 10, or all clients if there are fewer.
         rounds: number of communication rounds.
         weighting: weight of a client in a mean. samples: its number of training samples. uniform: 1.
             horvitz_thompson: its share of all samples, divided by the probability that it is drawn and that its
-            update is used. The old global model fills up the weight that is missing in a round, so the expected mean
-            is the mean over all clients that can be reached in the round. null: as in the method's paper, which is
-            samples unless the method says uniform.
+            update is used. The old global model gets the weight that is missing in a round, so the expected mean is
+            the mean over all clients that can be reached in the round. null: as in the method's paper (usually
+            samples).
         local: local training at a client.
         evaluate_every: rounds from one evaluation to the next. The initial and the last model are always evaluated.
             0: no evaluation.
-        evaluate_means: which means of client models are evaluated in addition to the server's model. cohort: the mean
-            over the round's cohort (column cohort_mean_accuracy). clients: the mean over all clients' last models
-            (column clients_mean_accuracy; needs memory for one model per client).
-        evaluate_local: whether each client's model is evaluated on the client's own test samples after local training
-            and before aggregation. Columns: local_accuracy of /clients, and its mean over the cohort in /rounds.
-        held_out: number of held-out clients. They are added to `clients`, have their own samples, and take part in
-            no round. After the last round each of them fine-tunes the global model alone; the accuracies are in
-            /held_out.
+        evaluate_means: also evaluate means of client models. cohort: the mean over the round's cohort (column
+            cohort_mean_accuracy). clients: the mean over all clients' last models (column clients_mean_accuracy;
+            needs memory for one model per client).
+        evaluate_local: also evaluate client models before aggregation. After local training, each client's model is
+            evaluated on the client's own test samples. Columns: local_accuracy of /clients, and its mean over the
+            cohort in /rounds.
+        held_out: number of additional clients that take part in no round. They have their own samples. After the last
+            round each of them fine-tunes the global model alone; the accuracies are in /held_out.
         held_out_epochs: epochs of a held-out client's fine-tuning.
-        device: where clients are trained; auto uses a GPU if the rank sees one, else the CPU.
+        device: where clients are trained. auto uses a GPU if the rank sees one, else the CPU.
         threads: CPU threads per rank. OMP_NUM_THREADS is ignored. More than one is rarely faster: start more ranks.
         seed: seed of all random numbers. The same seed gives bit-identical results on any number of ranks.
         output: the results file; null: a new file under runs/, named by method, data set, seed and time.
         overwrite: replace the results file if it exists.
-        resume: continue from the checkpoint next to the results file, on any number of ranks. The results are
-            bit-identical to those of a run without an interruption. Without a checkpoint a new run starts. If the run
-            has finished, nothing is done.
+        resume: continue an interrupted run from the checkpoint next to its results file. The number of ranks may be
+            another one. The results are bit-identical to those of a run without an interruption. If there is no
+            checkpoint, a new run starts. If the run has finished, nothing is done.
         checkpoint: when checkpoints are written, in addition to those of interrupted runs.
         deadline: longest time in seconds that a rank waits for other ranks. Then the missing ranks are named and the
             job ends. auto: 20 times the longest round so far, but at least 10 minutes; 30 minutes before the first
             round has ended.
 
     Attributes:
-        names_output: whether the name of `output` was made here.
+        names_output: whether `output` was named automatically.
         exit_status: exit status of the program after the run: 0; 85 if the run was interrupted by SIGUSR1 or SIGTERM,
             or by itself shortly before Slurm's time limit; 130 if it was interrupted by SIGINT.
         arguments: the command line's arguments; None: the experiment was made in Python.
@@ -145,24 +141,24 @@ class Settings(metaclass=Configured):
         attack: Attack | None = None,
         availability: Availability | None = None,
         conditions: Conditions | None = None,
-        clients: int = 100,
-        cohort: int | None = None,
-        rounds: int = 50,
+        clients: PositiveInt = 100,
+        cohort: PositiveInt | None = None,
+        rounds: PositiveInt = 50,
         weighting: Weighting | None = None,
         local: LocalTraining = LocalTraining(),  # noqa: B008 (frozen)
-        evaluate_every: int = 1,
+        evaluate_every: NonNegativeInt = 1,
         evaluate_means: Literal["none", "cohort", "clients", "both"] = "none",
         evaluate_local: bool = False,
-        held_out: int = 0,
-        held_out_epochs: int = 20,
+        held_out: NonNegativeInt = 0,
+        held_out_epochs: PositiveInt = 20,
         device: Literal["auto", "cpu", "cuda"] = "auto",
-        threads: int = 1,
-        seed: int = 0,
+        threads: PositiveInt = 1,
+        seed: Annotated[int, interval(f"[0, {2**63})", "at least 0 and below 2^63")] = 0,
         output: Path | str | None = None,
         overwrite: bool = False,
         resume: bool = False,
         checkpoint: Checkpointing = Checkpointing(),
-        deadline: float | Literal["auto"] = "auto",
+        deadline: Annotated[float, interval("[1, inf]", "auto, or at least 1 (second)")] | Literal["auto"] = "auto",
     ) -> None:
         algorithm = FedAvg() if algorithm is None else algorithm
         dataset = Digits() if dataset is None else dataset
@@ -205,21 +201,11 @@ class Settings(metaclass=Configured):
         self.resume = resume
         self.checkpoint = checkpoint
         self.deadline: float | Literal["auto"] = deadline
-        require(clients >= 1, "clients", clients, "at least 1")
-        require(cohort is None or cohort >= 1, "cohort", cohort, "at least 1")
         require(cohort is None or cohort <= clients, "cohort", cohort, f"at most the number of clients, {clients}")
-        require(rounds >= 1, "rounds", rounds, "at least 1")
-        require(evaluate_every >= 0, "evaluate_every", evaluate_every, "at least 0")
-        require(held_out >= 0, "held_out", held_out, "at least 0")
-        require(held_out_epochs >= 1, "held_out_epochs", held_out_epochs, "at least 1")
         compatibility.check(compatibility.HELD_OUT, self)
-        require(threads >= 1, "threads", threads, "at least 1")
-        require(seed >= 0, "seed", seed, "at least 0")
-        require(seed < 2**63, "seed", seed, "below 2^63")
         require(output is not None or not resume, "output", "null", "given with resume")
         if overwrite and resume:
             raise BadInput("and --resume cannot be combined", "overwrite")
-        require(deadline == "auto" or deadline >= 1, "deadline", deadline, "auto, or at least 1 (second)")
         sampler.check(clients, self.cohort)
         availability.check(clients)
         conditions.check(local)
@@ -228,31 +214,31 @@ class Settings(metaclass=Configured):
         privacy.check(sampler)
         compatibility.check(compatibility.PRIVATE, self)
         compatibility.check(compatibility.METHODS, self)
-        _ = self.settings  # what cannot be written down is said before anything runs
+        _ = self.settings  # settings that YAML cannot hold are refused before anything runs
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in vars(self):
-            raise AttributeError(f"{name} is set already: an experiment does not change, make another one")
+            raise AttributeError(f"{name} cannot be changed: make another experiment")
         super().__setattr__(name, value)
 
     @property
     def output(self) -> Path:
-        """The results file; once the experiment runs, the one that this run has made its own."""
+        """The results file; when the experiment runs, the file that the run has locked."""
         return self._latest.output
 
     @property
     def exit_status(self) -> int:
-        """Of the program when the run is over, see `Experiment`."""
+        """Exit status of the program after the run, see `Experiment`."""
         return self._latest.exit_status
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that the constructor takes, as it was completed: what YAML can hold, but for paths."""
+        """All arguments of the constructor, with defaults filled in, as values for YAML (and paths)."""
         return {name: settings_of(getattr(self, name), name) for name in inspect.signature(Settings).parameters}
 
     @property
     def config(self) -> str:
-        """The settings as YAML: what the results file keeps, and what --config reads."""
+        """The settings as YAML, for the results file and --config."""
         return as_yaml(self.settings)
 
 

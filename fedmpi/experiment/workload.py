@@ -1,4 +1,4 @@
-"""What a method asks of clients in the coming round, for the conditions under which they work."""
+"""The work of clients in the coming round, for the simulated conditions."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class MethodWorkload:
         self._algorithm = algorithm
 
     def work(self, cohort: Cohort) -> NDArray[np.float64]:
-        """[m] what each computes, in steps of plain training."""
+        """[m] computation of each client, in steps of plain training."""
         return self._algorithm.count_work(self._engine.federation, cohort)
 
     def payload(self, cohort: Cohort) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """[m] bytes that each receives, and sends."""
+        """[m] bytes that each client receives, and sends."""
         fed = self._engine.federation
         down, up = self._engine.payload(*self._algorithm.payload(fed.layout))
         return down + 4 * self._algorithm.received_beside(fed, cohort), np.full(len(cohort), up)

@@ -1,4 +1,4 @@
-"""The malicious clients of an experiment at work."""
+"""The malicious clients of an experiment."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from fedmpi.training.block import Block
 
 
 class Adversary:
-    """Who is malicious, and what becomes of what they send.
+    """Knows which clients are malicious, and changes what they send.
 
     Args:
         world: the ranks.
-        attack: what they do.
-        clients: how many clients there are, honest ones and others.
+        attack: the attack.
+        clients: number of all clients.
         seed: of the experiment.
 
     Attributes:
         malicious: [clients] bool.
-        colludes: whether they send nothing before all have trained.
+        colludes: whether malicious clients send their vectors only after all have trained.
     """
 
     def __init__(self, world: World, attack: Attack, clients: int, seed: int) -> None:
@@ -41,11 +41,11 @@ class Adversary:
 
     @classmethod
     def of(cls, world: World, attack: Attack, clients: int, seed: int) -> Adversary | None:
-        """None where all clients are honest by the settings."""
+        """The adversary; None: the settings have no malicious clients."""
         return None if isinstance(attack, NoAttack) else cls(world, attack, clients, seed)
 
     def poison(self, labels: NDArray[np.int64], shards: list[NDArray[np.int64]], classes: int) -> NDArray[np.int64]:
-        """The training labels [n] as the clients take them, who hold these shards of them."""
+        """The training labels [n] as the clients with these shards see them."""
         poisoned = np.array(labels)
         for client in np.flatnonzero(self.malicious):
             seed_globals(key(self._seed, "poisoned labels", client=int(client)))
@@ -53,14 +53,14 @@ class Adversary:
         return poisoned
 
     def among(self, block: Block) -> NDArray[np.int64]:
-        """Positions in the block of those who send something else than what they trained."""
+        """Positions in the block of clients that replace their update."""
         return np.flatnonzero(self.malicious[block.clients] & self._lies)
 
     def change(self, change: Tensor, clients: NDArray[np.int64], round: int, number: int) -> Tensor:
-        """[K, d], what these malicious clients send in place of their changes [K, d].
+        """[K, d], what these malicious clients send instead of their changes [K, d].
 
         Args:
-            number: of the kind of vector, if a client sends several in a round.
+            number: of the vector, if a client sends several in a round.
         """
         purpose = f"attack {number}"
         return self._attack.change(
@@ -68,10 +68,10 @@ class Adversary:
         )
 
     def agree(self, changes: Mapping[int, NDArray[np.float32]], size: int, cohort: NDArray[np.int64]) -> Tensor:
-        """[size], what all malicious clients of a cohort send, zeros if none has a finite change; a collective.
+        """[size], what all malicious clients of a cohort send; zeros if none has a finite change. A collective.
 
         Args:
-            changes: of each malicious client that this rank has trained.
+            changes: of the malicious clients that this rank has trained.
         """
         assert isinstance(self._attack, Collusion)
         attack = self._attack

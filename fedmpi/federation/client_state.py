@@ -1,4 +1,4 @@
-"""Vectors that clients keep between rounds: on one rank at a time, allocated when first written."""
+"""Vectors that clients keep between rounds. Each is on one rank at a time, and is allocated when first written."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ ROWS_A_PIECE = 256
 
 
 class ClientState:
-    """One named flat vector a client, such as SCAFFOLD's control variate.
+    """One named flat vector per client, such as SCAFFOLD's control variate.
 
-    `state[block]` are the rows [K, n] of a block's clients (a client that never wrote has `initial`), and
-    `state[block] = rows` keeps new ones, except of clients whose training diverged. A row lies in host memory of the
-    rank that trained the client last, and travels when another rank is to train it (`StateKeeper.gather`).
+    `state[block]` are the rows [K, n] of a block's clients; `initial`, if a client has not written yet. `state[block]
+    = rows` stores new rows, except for clients whose training diverged. A row is in host memory of the rank that
+    trained the client last. If another rank trains the client next, the row is sent there (`StateKeeper.gather`).
 
     Args:
         initial: [n] float32, the value before the first round.
-        device: of the rows handed out.
+        device: of the rows that are returned.
 
     Attributes:
-        rows: [n] of each client that has one here.
-        unused: [n] each, memory for more.
+        rows: [n] of each client whose row is on this rank.
+        unused: [n] each, free memory for more rows.
     """
 
     def __init__(self, initial: Tensor, device: torch.device) -> None:
@@ -53,7 +53,7 @@ class ClientState:
             self.rows[clients[k]].copy_(rows[k].detach())
 
     def empty_row(self) -> Tensor:
-        """[n] that is nobody's."""
+        """An unused row [n]."""
         if not self.unused:
             size = len(self.initial)
             rows = min(max(PIECE_ELEMENTS // max(size, 1), 1), ROWS_A_PIECE)
@@ -62,15 +62,15 @@ class ClientState:
 
 
 class StateKeeper:
-    """All client states of an algorithm, and where each client's rows are.
+    """All client states of an algorithm, and the rank that holds each client's rows.
 
     Args:
         world: the ranks.
-        clients: how many clients there are.
+        clients: number of clients.
 
     Attributes:
-        home: [clients] int64, the rank that holds a client's rows; -1 before its first round. Every rank knows it,
-            because every rank knows who trained whom.
+        home: [clients] int64, the rank that holds a client's rows; -1 before its first round. Every rank knows this,
+            because every rank knows the placement of clients.
     """
 
     def __init__(self, world: World, clients: int) -> None:
@@ -84,14 +84,13 @@ class StateKeeper:
 
     @property
     def bytes(self) -> int:
-        """What one client keeps."""
+        """Bytes that one client keeps."""
         return sum(state.initial.nbytes for state in self.states.values())
 
     def gather(self, clients: NDArray[np.int64], ranks: NDArray[np.int64]) -> int:
         """Bring the rows of `clients` [m] to the `ranks` [m] that train them next; a collective.
 
-        Returns:
-            How many bytes this rank sent and received.
+        Returns: The bytes that this rank sent and received.
         """
         if not self.states:
             self.home[clients] = ranks

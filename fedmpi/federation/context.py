@@ -1,4 +1,4 @@
-"""What the parts of a federation share: what is fixed for a whole experiment, and the round that is going on."""
+"""State that the parts of a federation share: what is fixed for the whole experiment, and the current round."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ from fedmpi.training.trainer import Trainer
 
 
 class Observer(Protocol):
-    """Hears of the models that clients have trained, where they were trained."""
+    """Is given the models that clients have trained, on the ranks that trained them."""
 
     def trained(self, block: Block, weights: Tensor) -> None:
-        """These clients have trained these models [K, P], whose memory the next training overwrites."""
+        """Called when these clients have trained these models [K, P]. The next training overwrites their memory."""
 
 
 @dataclass
 class Round:
-    """What belongs to one round, and ends with it.
+    """State of one round.
 
     Attributes:
-        number: rounds count from 1; 0 is what comes before the first one.
-        activity: what this rank is doing, for the report of a failure.
-        purpose, seedings: what is drawn at the moment, and how often the generators were seeded for it.
-        uplinks: the kinds of vectors that clients have sent so far.
-        observers: of what is trained in this round.
-        has_idled: whether the server has done what it does while the others train.
-        began: when it did, by `time.perf_counter`.
-        ledger: what was done; there is one as soon as clients are invited.
+        number: of the round. The first is 1; 0 is the time before it.
+        activity: what this rank is doing, for failure reports.
+        purpose, seedings: purpose of the current random numbers, and how often the generators were seeded for it.
+        uplinks: number of kinds of vectors that clients have sent so far.
+        observers: observers of the models trained in this round.
+        has_idled: whether the server has done its work for the time in which others train.
+        began: start of the round, by `time.perf_counter`.
+        ledger: record of the work; it exists as soon as clients are invited.
     """
 
     number: int = 0
@@ -67,37 +67,37 @@ class Round:
 
 
 def _nothing(*arguments: object) -> None:
-    """What the server does when it is idle, or is given something to keep, unless it is told otherwise."""
+    """The default of `when_idle` and `keep`: do nothing."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Context:
-    """What the parts of a federation share.
+    """State that the parts of a federation share.
 
     Args:
         world: the ranks.
-        trainer, evaluator: this rank's.
-        split: who has what.
+        trainer, evaluator: of this rank.
+        split: the samples of each client.
         train: the training samples of all clients.
-        build: number -> a network with freshly drawn weights, the same on every rank.
-        rounds: how many there will be.
-        masses: [clients] what each counts in a mean.
-        adversary: what malicious clients do to what they send; None: all are honest.
-        privacy: what the server does for the clients'.
-        released: what it has cost so far.
-        compression: of what the clients send.
-        proxy: samples that the server has; None: none.
+        build: number -> a network with newly drawn weights, the same on every rank.
+        rounds: number of rounds of the run.
+        masses: [clients] weight of each client in a mean.
+        adversary: the malicious clients; None: all are honest.
+        privacy: the privacy mechanism of the server.
+        released: its cost so far.
+        compression: of client updates.
+        proxy: unlabelled samples of the server; None: none.
         seed: of the experiment.
 
     Attributes:
-        states: what clients keep between rounds.
-        costs: how long clients take.
-        round: the one that is going on.
-        observers: of what is trained in any round.
-        when_idle: called at the server once per round: while the others train, or at the round's end if it trains,
-            too.
-        pause: called on every rank between two parts of something long that comes between rounds.
-        keep: (name, arrays by name), called at the server: they become a group of the results, as they are.
+        states: vectors that clients keep between rounds.
+        costs: model of the time that clients take.
+        round: the current round.
+        observers: observers of the models trained in all rounds.
+        when_idle: called at the server once per round: while the others train, or at the end of the round if the
+            server also trains.
+        pause: called on every rank between two parts of long work outside of rounds.
+        keep: (name, arrays by name), called at the server: stores the arrays as a group of the results file.
     """
 
     world: World
@@ -126,29 +126,29 @@ class Context:
 
     @property
     def clients(self) -> int:
-        """How many there are."""
+        """Number of clients."""
         return len(self.split.samples)
 
     @property
     def layout(self) -> Layout:
-        """Where a model's tensors lie in its vector [P]."""
+        """The positions of a model's tensors in its vector [P]."""
         return self.trainer.model.layout
 
     @property
     def device(self) -> torch.device:
-        """That of this rank's vectors."""
+        """Device of this rank's vectors."""
         return self.trainer.model.device
 
     @property
     def part(self) -> tuple[int, int]:
-        """Which of how many parts of some work is this rank's, which is one of those that train."""
+        """The number of this rank's part of some work, and the number of parts; for ranks that train."""
         return self.world.workers.index(self.world.rank), len(self.world.workers)
 
     # What is going on
 
     @contextmanager
     def doing(self, activity: str, block: Block | None = None) -> Iterator[None]:
-        """Note what is done, for the report of a failure, and, if that goes well, that it is over."""
+        """Note the current activity for failure reports; reset it if the activity succeeds."""
         round = self.round
         before = round.activity
         round.activity = activity if block is None else f"{_named(block)}, {activity}"
@@ -156,7 +156,7 @@ class Context:
         round.activity = before
 
     def be_idle(self) -> None:
-        """Do what the server does once per round while others train."""
+        """Do the server's work for the time in which others train, once per round."""
         if self.world.is_server and not self.round.has_idled:
             self.round.has_idled = True
             with self.doing("writing results"):
@@ -165,26 +165,28 @@ class Context:
     # What is drawn
 
     def reseed(self, purpose: str | None = None) -> None:
-        """Seed the generators of `random`, `numpy.random` and `torch` alike on every rank, to be called on all.
+        """Seed the generators of `random`, `numpy.random` and `torch`.
 
-        Done before a method's code runs, and after all that ranks do by themselves.
+        To be called on all ranks, which then draw the same.
+
+        Called before a method's code runs, and after work that differs between ranks.
 
         Args:
-            purpose: of what is drawn next, in this round; None: that of before goes on, with other numbers.
+            purpose: of the next random numbers in this round; None: the same purpose as before, with other numbers.
         """
         round = self.round
         round.purpose, round.seedings = (round.purpose, round.seedings + 1) if purpose is None else (purpose, 0)
         randomness.seed_globals(randomness.key(self.seed, f"own: {round.purpose}", round.number, round.seedings))
 
     def turn_to(self, client: int) -> None:
-        """What this rank does next is for one client: so is what is drawn."""
+        """Seed the generators for one client, whose work this rank does next."""
         purpose = f"own: {self.round.purpose} {self.round.seedings}, a client"
         randomness.seed_globals(randomness.key(self.seed, purpose, self.round.number, client))
 
     # Vectors
 
     def distribute(self, vector: Tensor) -> Tensor:
-        """The server's `vector` on every rank and its device, read only, until the end of the round."""
+        """The server's `vector` on every rank's device, read-only, until the end of the round."""
         with self.doing("broadcast"):
             mine = vector.contiguous() if self.world.is_server else torch.empty(vector.shape, dtype=vector.dtype)
             return torch.from_numpy(self.world.broadcast(mine.numpy())).to(self.device)
@@ -197,7 +199,7 @@ class Context:
         expected_mass: float | None = None,
         uplink: Uplink | None = None,
     ) -> WeightedMean:
-        """An empty mean of vectors that are these columns of a model; arguments as of `WeightedMean`."""
+        """An empty mean of vectors that are these columns of a model; arguments as for `WeightedMean`."""
         size, parameters = self.layout.extent(columns)
         return WeightedMean(
             self.world,
@@ -212,11 +214,11 @@ class Context:
         )
 
     def uplink(self, cohort: Cohort, start: Tensor | None, columns: Columns = slice(None)) -> Uplink:
-        """The way of another kind of vector that the clients of the round send.
+        """The uplink for another kind of vector that the clients of the round send.
 
         Args:
-            start: what they received, if the vectors are models; None: they are changes.
-            columns: the part of the model that the vectors are.
+            start: the received vector, if the vectors are models; None: they are changes.
+            columns: the part of the model that the vectors hold.
         """
         number, (_, parameters) = len(self.round.uplinks), self.layout.extent(columns)
         name = f"compression {number}"  # a method sends the same vectors in every round
@@ -241,7 +243,10 @@ class Context:
     # Clients
 
     def at_home(self) -> NDArray[np.int64]:
-        """The clients whose states lie here; those that have none yet are dealt out to the ranks that train."""
+        """The clients whose states are on this rank.
+
+        Clients without a state are distributed over the ranks that train.
+        """
         workers = np.array(self.world.workers)
         home = np.where(self.states.home < 0, workers[np.arange(self.clients) % len(workers)], self.states.home)
         return np.flatnonzero(home == self.world.rank)

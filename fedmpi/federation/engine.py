@@ -1,4 +1,4 @@
-"""The federation as the round loop sees it: rounds begin and end, and what no method asks for is measured."""
+"""The federation as the round loop sees it: beginning and end of rounds, and general measurements."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from fedmpi.training.layout import Columns
 
 
 class Engine:
-    """Drives a federation from round to round; the calls are made on every rank in the same order.
+    """Drives a federation from round to round. The calls are made on every rank in the same order.
 
     Args:
         federation: of clients around one network.
 
     Attributes:
-        federation: what a method is given.
-        stage: name and engine of what comes before the rounds, while it lasts.
+        federation: the interface for methods.
+        stage: name and engine of the current stage before the rounds.
     """
 
     stage: tuple[str, Engine] | None = None
@@ -49,7 +49,7 @@ class Engine:
         self._context.world.vouch(claims)
 
     def where(self) -> str:
-        """Where this rank is in the experiment, for the report of a failure."""
+        """What this rank is doing, for failure reports."""
         if self.stage:
             name, other = self.stage
             return f"{name} {other.where()}"
@@ -60,12 +60,12 @@ class Engine:
 
     @property
     def states(self) -> StateKeeper:
-        """What clients keep between rounds."""
+        """Vectors that clients keep between rounds."""
         return self._context.states
 
     @property
     def estimates(self) -> dict[str, NDArray]:
-        """What the rounds so far have taught the placement, and what they have cost in privacy; on every rank."""
+        """What the placement has learnt so far, and the privacy cost so far; on every rank."""
         return {**self._context.costs.learnt, "released": np.array(self._context.released.means)}
 
     @estimates.setter
@@ -89,9 +89,9 @@ class Engine:
         """Open the round's ledger, for the clients of a plan.
 
         Args:
-            client_metrics: names of what the method records of a client.
-            predict: how logits are made with the model that a client has trained, which is measured on the client's
-                own test samples (column local_accuracy); None: it is not.
+            client_metrics: names of the values that the method records per client.
+            predict: computes logits with a client's trained model, which is evaluated on the client's test samples
+                (column local_accuracy); None: no such evaluation.
         """
         context, round, metrics = self._context, self._context.round, client_metrics
         if predict is not None:
@@ -105,10 +105,10 @@ class Engine:
 
         Args:
             kept: the algorithm's attributes.
-            status, checkpoint: what this rank asks for, see `Outcome`.
+            status, checkpoint: requests of this rank, see `Outcome`.
 
         Raises:
-            RuntimeError: one of them is a vector that was broadcast, which the next round would overwrite.
+            RuntimeError: an attribute is a broadcast vector, which the next round would overwrite.
         """
         context, round = self._context, self._context.round
         for name, value in kept.items():
@@ -117,7 +117,9 @@ class Engine:
                 and value.device.type == "cpu"
                 and context.world.lent(value.detach().numpy())
             ):
-                raise RuntimeError(f"{name} is kept beyond the round in which it was broadcast: keep its clone()")
+                raise RuntimeError(
+                    f"{name} is a broadcast vector, which is valid only in its round: keep its clone()"
+                )
         with context.doing("ending the round"):
             context.be_idle()
             round.ledger.ask(status, checkpoint)
@@ -129,21 +131,21 @@ class Engine:
         context.released.means += len(round.uplinks)
         return outcome
 
-    # What is measured beside
+    # Further measurements
 
     def observe_cohort(self, cohort: Cohort) -> None:
-        """Form the mean of the models that this round's cohort trains."""
+        """Form the mean of the models of this round's cohort."""
         if cohort.total_mass:
             self._cohort_mean = CohortMean(self._context, cohort)
             self._context.round.observers.append(self._cohort_mean)
 
     def observe_everyone(self, everyone: Cohort) -> None:
-        """From now on keep the last model of each client, the initial one at first."""
+        """From now on keep the last model of each client; the initial model at first."""
         self._last_models = LastModels(self._context, everyone, self.federation.initial_weights())
         self._context.observers.append(self._last_models)
 
     def evaluate_means(self) -> None:
-        """Measure the means of the clients' models that are formed, and log what is found."""
+        """Evaluate the means of client models, and log the results."""
         fed = self.federation
         if self._cohort_mean is not None:
             fed.log(cohort_mean_accuracy=fed.evaluate(self._cohort_mean.reduce()).accuracy)
@@ -151,7 +153,7 @@ class Engine:
             fed.log(clients_mean_accuracy=fed.evaluate(self._last_models.reduce()).accuracy)
 
     def account(self, sampler: Sampler, cohort: int) -> None:
-        """Log what the means that were formed so far, and in this round, cost in privacy (column epsilon)."""
+        """Log the privacy budget that the means so far, including this round, have spent (column epsilon)."""
         context = self._context
         if context.world.is_server:
             means = context.released.means + len(context.round.uplinks)
@@ -162,10 +164,10 @@ class Engine:
     # What a round costs
 
     def payload(self, received: Sequence[Columns | int], sent: Sequence[Columns | int]) -> tuple[int, int]:
-        """Bytes of vectors that a client receives, and that it sends in the compressed form.
+        """Bytes that a client receives, and bytes that it sends after compression.
 
         Args:
-            received, sent: of each vector, what it is of the model, see `Algorithm.payload`.
+            received, sent: for each vector, the part of the model, see `Algorithm.payload`.
         """
         layout, compression = self.federation.layout, self._context.compression
         bytes_down = 4 * sum(layout.extent(columns)[0] for columns in received)
@@ -174,7 +176,7 @@ class Engine:
     def current_losses(self, weights: Tensor, clients: NDArray[np.int64]) -> NDArray[np.float64]:
         """[m]: the mean loss of the server's `weights` [P] on the training samples of each of these clients.
 
-        On every rank alike.
+        The same on every rank.
         """
         received = self._context.distribute(weights)
         return self.federation.at_clients.losses_of_all(clients, received[None])[:, 0]

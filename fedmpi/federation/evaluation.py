@@ -1,8 +1,7 @@
-"""Measuring models on the test set: per sample, and from that per class, per client and overall.
+"""Evaluation of models on the test set: per sample, and from that per class, per client and overall.
 
-The test set is cut into fixed blocks that are dealt out to the ranks, and what travels is the loss of every single
-sample and the class that the model takes it for. So nothing is added up before it is in the order of the test set,
-and the result has the same bits for any number of ranks.
+The test set is cut into fixed blocks, which are distributed over the ranks. Ranks exchange the loss and the predicted
+class of every sample, and add up in the order of the test set. So the result is bit-identical on any number of ranks.
 """
 
 from __future__ import annotations
@@ -29,24 +28,24 @@ Prediction = Callable[[Net, Batch, Mapping[str, torch.Tensor]], torch.Tensor]
 
 
 def by_the_network(net: Net, batch: Batch) -> torch.Tensor:
-    """What the network itself says."""
+    """The network's own logits."""
     return net(batch.x)
 
 
 def predict_with(predict: Prediction | None, vectors: Mapping[str, torch.Tensor]) -> Predict:
-    """How a model predicts to which these vectors belong; given None, the network alone."""
+    """The prediction function of a model with these vectors; for None, the network's own logits."""
     return by_the_network if predict is None else lambda net, batch: predict(net, batch, vectors)
 
 
 class Evaluation:
-    """How one model, or each client's own, does on the test set.
+    """Results of one model, or of each client's model, on the test set.
 
     Attributes:
-        losses: [n] float32, cross entropy of each test sample; NaN where none was measured.
-        predicted: [n] float32, the class that the model takes it for; NaN likewise.
+        losses: [n] float32, cross entropy of each test sample; NaN if it was not evaluated.
+        predicted: [n] float32, the predicted class; NaN if it was not evaluated.
         labels: [n] int64.
-        owners: [n] int64, the client to whose shard a sample belongs.
-        classes, clients: how many there are.
+        owners: [n] int64, the client that a sample belongs to.
+        classes, clients: numbers of classes and clients.
     """
 
     def __init__(
@@ -65,24 +64,24 @@ class Evaluation:
 
     @property
     def correct(self) -> NDArray[np.float32]:
-        """[n], 1 where the sample was classified correctly; NaN where it was not measured."""
+        """[n], 1 if the sample was classified correctly, else 0; NaN if it was not evaluated."""
         return _correct(self.predicted, self.labels)
 
     @property
     def confusion(self) -> NDArray[np.int64]:
-        """[classes, classes], how many of the measured samples of each class the model takes for each class."""
+        """[classes, classes], number of evaluated samples by true class and predicted class."""
         known = ~np.isnan(self.predicted)
         pairs = self.labels[known] * self.classes + self.predicted[known].astype(np.int64)
         return np.bincount(pairs, minlength=self.classes**2).reshape(self.classes, self.classes)
 
     @property
     def accuracy(self) -> float:
-        """Share of the measured samples that are classified correctly."""
+        """Share of the evaluated samples that are classified correctly."""
         return _share(self.correct)
 
     @property
     def loss(self) -> float:
-        """Mean cross entropy over the measured samples."""
+        """Mean cross entropy over the evaluated samples."""
         measured = self.losses[~np.isnan(self.predicted)]
         return float(measured.mean(dtype=np.float64)) if len(measured) else math.nan
 
@@ -93,12 +92,12 @@ class Evaluation:
 
     @property
     def client_accuracy(self) -> NDArray[np.float64]:
-        """[clients], each on its own shard; NaN for an empty shard."""
+        """[clients], each on its own test samples; NaN for a client without test samples."""
         return _shares(self.correct, self.owners, self.clients)
 
     @classmethod
     def matched(cls, models: Sequence[Evaluation], choice: NDArray[np.int64]) -> Evaluation:
-        """Each sample as measured with the model that its owner chose; not measured where that is -1."""
+        """For each sample the result of its owner's model; not evaluated if the owner has none (-1)."""
         one = models[0]
         number = choice[one.owners]
         each = np.array([[model.losses, model.predicted] for model in models])
@@ -111,13 +110,13 @@ class Evaluator:
     """Runs models forward on one rank.
 
     Args:
-        model: a network of its own, so that a measurement does not disturb training.
+        model: a separate network, so that evaluations do not affect training.
         train, test: the data.
-        train_shards, test_shards: which training and test samples each client holds.
-        owners: [n] int64, the client to whose shard each test sample belongs.
-        classes: how many there are.
+        train_shards, test_shards: the training and test samples of each client.
+        owners: [n] int64, the client that each test sample belongs to.
+        classes: number of classes.
         pixels: client -> the order in which it sees the pixels of its images, or None.
-        clients: how many of those who own test samples take part; those of held-out clients do not count.
+        clients: number of clients without held-out clients, whose test samples do not count.
     """
 
     def __init__(
@@ -146,7 +145,7 @@ class Evaluator:
         self._counted = np.flatnonzero(owners < clients)
 
     def nothing(self) -> NDArray[np.float32]:
-        """[2, n] zeros, to be filled by `measure` and then added up over the ranks."""
+        """[2, n] zeros, which `measure` fills, and which are then added up over the ranks."""
         return np.zeros((2, len(self._labels)), dtype=np.float32)
 
     @torch.inference_mode()
@@ -162,7 +161,7 @@ class Evaluator:
 
         Args:
             weights: [P], of the network.
-            predict: how logits are made with it.
+            predict: computes logits with the network.
         """
         self._model.load(weights)
         for start in range(part * BLOCK, len(self._counted), parts * BLOCK):
@@ -176,7 +175,7 @@ class Evaluator:
         into: NDArray[np.float32],
         predict: Predict = by_the_network,
     ) -> None:
-        """Fill in loss and predicted class of a client's own test samples; arguments as of `measure`."""
+        """Fill in loss and predicted class of a client's test samples; arguments as for `measure`."""
         self._model.load(weights)
         shard = self._test_shards[client]
         for start in range(0, len(shard), BLOCK):
@@ -203,7 +202,7 @@ class Evaluator:
         into[1, index] = logits.argmax(1).cpu().numpy()
 
     def evaluation(self, measured: NDArray[np.float32]) -> Evaluation:
-        """What was measured, added up over the ranks."""
+        """The evaluation, from the values added up over the ranks."""
         some = self._counted
         return Evaluation(measured[:, some], self._labels[some], self._owners[some], self._classes, self._clients)
 
@@ -211,8 +210,8 @@ class Evaluator:
     def training_losses(self, client: int, models: torch.Tensor) -> list[float]:
         """Mean cross entropy of each of `models` [M, P] on all training samples of a client, unaugmented.
 
-        One model after another on each batch, which is gathered once: on a CPU `torch.vmap` over the models takes 1.1
-        (one layer) to 4 times (LeNet) as long.
+        Each batch is gathered once and run through one model after another. On a CPU, `torch.vmap` over the models
+        takes 1.1 (one layer) to 4 times (LeNet) as long.
         """
         shard = self._shards[client]
         totals = [0.0] * len(models)
@@ -230,7 +229,7 @@ class Evaluator:
     ) -> NDArray[np.float64]:
         """[clients] how many of the training samples `shards` of each client `weights` classifies correctly.
 
-        Of every block b of them for which b mod `parts` is `part`.
+        Only of blocks b with b mod `parts` = `part`.
         """
         self._model.load(weights)
         hits = np.zeros(len(shards))
@@ -251,7 +250,7 @@ class Evaluator:
 
 
 def _seed_draws(index: NDArray[np.int64]) -> None:
-    """For a network that draws numbers in evaluation mode as well: those of these samples, on whatever rank."""
+    """Seed for networks that draw random numbers in evaluation mode: by samples, so the same on any rank."""
     seed_globals(key(0, "evaluation", client=int(index[0])))
 
 
@@ -262,9 +261,9 @@ def weighted_accuracy(accuracy: NDArray[np.float64], samples: NDArray[np.int64])
 
 
 def adjusted_rand_index(some: ArrayLike, others: ArrayLike) -> float:
-    """How well two clusterings [k] of the same items agree: 1 if they are the same, about 0 by chance (scikit-learn).
+    """Agreement of two clusterings [k] of the same items: 1 if they are equal, about 0 by chance (scikit-learn).
 
-    Hubert, Arabie: Comparing Partitions. Journal of Classification, 1985. NaN without any item.
+    Hubert, Arabie: Comparing Partitions. Journal of Classification, 1985. NaN if there are no items.
     """
     from sklearn.metrics import adjusted_rand_score
 

@@ -1,4 +1,4 @@
-"""What is counted in one round: what the clients did, what the ranks spent, what the algorithm logs."""
+"""The record of one round: the work of clients, the time of ranks, and what the algorithm logs."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ BUSY = ("train_seconds", "evaluation_seconds", "teacher_seconds", "server_second
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a round leaves for the results: its row of /rounds, its rows of /clients and /ranks, an evaluation.
+    """The results of a round: its row of /rounds, its rows of /clients and /ranks, and an evaluation.
 
-    Of a method with several models, also `clusters` [clients], the number of each client's model.
+    For a method with several models, also `clusters` [clients], the number of each client's model.
 
     Attributes:
-        status: with which the run is to end after the round; 0: it is not. The same on every rank, like
-        checkpoint: whether one is to be written.
+        status: exit status with which the run ends after the round; 0: it continues. The same on every rank, like
+        checkpoint: whether a checkpoint is written.
     """
 
     row: dict[str, float]
@@ -65,14 +65,15 @@ class Outcome:
 
 
 class Ledger:
-    """What one rank counts in a round; `close` brings together what all ranks have, by one small message.
+    """The record of one rank in a round. `close` combines the records of all ranks by one small message.
 
     Args:
         world: the ranks.
-        round: its number.
-        plan: of the round; every rank has a row for each client of its cohort, and fills in those it trained.
-        client_metrics: names of what the algorithm records of a client.
-        began: when the round did, by `time.perf_counter`.
+        round: number of the round.
+        plan: of the round. Every rank has a row for each client of the cohort, and fills in the clients that it
+            trained.
+        client_metrics: names of the values that the algorithm records per client.
+        began: start of the round, by `time.perf_counter`.
         name_at: the name of the tensor that an element of a model belongs to.
 
     Attributes:
@@ -116,7 +117,7 @@ class Ledger:
         self._logged.update(values)
 
     def record(self, block: Block, values: Mapping[str, ArrayLike]) -> None:
-        """Set numbers [K] of a block's clients."""
+        """Set values [K] of a block's clients."""
         rows = np.searchsorted(self.cohort.clients, block.clients)
         for name, value in values.items():
             column = self._columns.index(name)
@@ -124,10 +125,10 @@ class Ledger:
             self._known[rows, column] = 1
 
     def record_work(self, block: Block, work: Work, lost: Mapping[int, tuple[int, float]]) -> None:
-        """A block was trained; steps and seconds add up if it was before in this round.
+        """Record that a block was trained. Steps and seconds add up over several trainings of the round.
 
         Args:
-            lost: of each client that diverged just now, an element of its model that is not finite, and its value.
+            lost: for each client that has just diverged, an element of its model that is not finite, and its value.
         """
         self.add_steps(block, work.steps, work.seconds)
         diverged = [client in block.diverged for client in block.clients.tolist()]
@@ -138,7 +139,7 @@ class Ledger:
             self._records[row, [self._columns.index(name) for name in LOST]] = found
 
     def add_steps(self, block: Block, steps: NDArray[np.int64], seconds: NDArray[np.float64]) -> None:
-        """A block did so many steps [K] in so many seconds [K], beside what it did before in this round."""
+        """Add steps [K] and seconds [K] to those of a block's clients in this round."""
         rows = np.searchsorted(self.cohort.clients, block.clients)
         done, took = self._columns.index("steps"), self._columns.index("seconds")
         self._spent["clients"] += int((self._known[rows, done] == 0).sum())
@@ -147,30 +148,30 @@ class Ledger:
         self._known[rows[:, None], [done, took]] = 1
 
     def predict(self, seconds: NDArray[np.float64]) -> None:
-        """Add what the ranks that train [workers] are expected to spend on their clients."""
+        """Add the expected time of the ranks that train [workers] for their clients."""
         self._predicted[list(self._world.workers)] += seconds
 
     def observe(self, seconds: float, sums: Mapping[str, float]) -> None:
-        """Add time that this rank spent on its clients, and what the placement learns from it."""
+        """Add the time that this rank spent on its clients, and the values that the placement learns from."""
         self._spent["client_seconds"] += seconds
         for name, value in sums.items():
             self._spent[name] += value
 
     @property
     def observed(self) -> NDArray[np.float64]:
-        """[workers, OBSERVED], known when the round has ended."""
+        """[workers, OBSERVED], known at the end of the round."""
         return self._ranks[list(self._world.workers), len(SPENT) : -len(ASKED)]
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Add the time of a block of code to what this rank spent."""
+        """Add the time of a block of code to this rank's time."""
         started = time.perf_counter()
         yield
         self._spent[name] += time.perf_counter() - started
 
     @contextmanager
     def serving(self) -> Iterator[None]:
-        """Add the time of a block of code, but for waiting, transfers and teachers, to what the server spent."""
+        """Add the time of a block of code, without waiting, transfers and teachers, to the server's time."""
         started, elsewhere = time.perf_counter(), self._elsewhere
         yield
         self._spent["server_seconds"] += time.perf_counter() - started - (self._elsewhere - elsewhere)
@@ -180,12 +181,12 @@ class Ledger:
         return self._world.waiting.seconds + self._world.transferred + self._spent["teacher_seconds"]
 
     def gather(self) -> dict[str, NDArray[np.float64]]:
-        """All clients' records: name -> [m] in the order of the cohort, on every rank; NaN where there is none.
+        """All clients' records: name -> [m] in the order of the cohort, on every rank; NaN if there is none.
 
-        What is recorded later, on another rank than the first, is lost. A collective.
+        Values that are recorded later, on another rank than the first, are lost. A collective.
 
         Raises:
-            Diverged: the training of all clients that count did.
+            Diverged: the training of all clients with weight has diverged.
         """
         if not self._gathered:
             self._world.sum(self._of_clients)
@@ -195,7 +196,7 @@ class Ledger:
         return self._by_name()
 
     def ask(self, status: int, checkpoint: bool) -> None:
-        """Ask for what `Outcome` has of these names; of several statuses the highest counts."""
+        """Request an exit status and a checkpoint, see `Outcome`. The highest status of all ranks is used."""
         self._spent |= {"status": status, "checkpoint": checkpoint}
 
     def close(
@@ -204,9 +205,9 @@ class Ledger:
         """End the round; a collective.
 
         Args:
-            bytes_up: what this rank's clients sent to means.
+            bytes_up: bytes that this rank's clients sent to means.
             of_workers: further columns [workers] of /ranks.
-            malicious: [clients] who is; None: nobody is.
+            malicious: [clients] whether a client is malicious; None: none is.
 
         Raises:
             Diverged: as `gather`.
@@ -279,22 +280,22 @@ class Ledger:
 
     @property
     def _mass_left(self) -> NDArray[np.int64]:
-        """[m], what each counts in the round: nothing if its training diverged."""
+        """[m], weight of each client in the round; 0 if its training diverged."""
         return np.where(self._by_name()["diverged"] == 1, 0, self.cohort.mass)
 
     def _train_loss(self) -> float:
-        """The mean loss of those that did some training; NaN if nobody did."""
+        """The mean loss of the clients that were trained; NaN if there were none."""
         records = self._by_name()
         cohort = replace(self.cohort, mass=np.where(records["steps"] > 0, self._mass_left, 0))
         return _weighted(records["loss"], cohort.weights)
 
     def _check_records(self) -> None:
-        """Raise RuntimeError where the method has recorded the same on several ranks, which were added up."""
+        """Raise RuntimeError if the method has recorded the same value on several ranks: they were added up."""
         for row, column in np.argwhere(self._known[:, len(RECORDED) :] > 1):
             name, client = self._columns[len(RECORDED) + column], self.cohort.clients[row]
             raise RuntimeError(
                 f"{name} of client {client} was recorded on several ranks: record it where the client is trained,"
-                " or at the server alone (fed.is_server)"
+                " or only at the server (fed.is_server)"
             )
 
     def _check_left(self) -> None:
@@ -315,7 +316,7 @@ def _whole(column: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _weighted(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
-    """Sum without rounding on the way, so that no order of summation can show in the bits; NaN if there is nobody."""
+    """A weighted mean with exact summation, so that the order does not matter; NaN if there are no clients."""
     if not weights.any():
         return math.nan
     return math.fsum(np.where(weights, values * weights, 0).tolist())

@@ -1,4 +1,4 @@
-"""What clients do: they train, and look at their own samples, on the ranks that host them."""
+"""The work of clients on the ranks that train them: training, gradients, features, losses."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from fedmpi.training.symmetry import Group
 
 @dataclass
 class Trained:
-    """The result of `Federation.train`: K models, and the mean training loss [K] and optimizer steps [K] of each.
+    """The result of `Federation.train`: K models, and their mean training losses [K] and optimizer steps [K].
 
-    `weights` [K, P] is the memory in which the next clients will be trained: use or clone it before the next call
-    of `train`. Reading it later is an error rather than a wrong result.
+    The next clients are trained in the memory of `weights` [K, P]: use or clone it before the next call of `train`.
+    Reading it later raises an error.
     """
 
     loss: NDArray[np.float64]
@@ -39,19 +39,19 @@ class Trained:
         return self._weights
 
     def expire(self) -> None:
-        """The memory is used for something else from now on."""
+        """Mark the weights as invalid, because their memory is reused."""
         self._is_current = False
 
 
 class Local:
-    """The clients' own work, on this rank those of them that are placed here.
+    """The work of the clients that are trained on this rank.
 
     Args:
         context: of the federation.
 
     Attributes:
-        at_once: K, how many clients a rank trains together at the most.
-        has_features: whether the network is a `Backbone`, so that a loss may look at its features.
+        at_once: K, the largest number of clients that a rank trains together.
+        has_features: whether the network is a `Backbone`, so that a loss can use its features.
         ends_in_head: whether the network ends in a fully connected layer, the layout's head.
     """
 
@@ -64,7 +64,7 @@ class Local:
 
     @property
     def feature_shape(self) -> torch.Size:
-        """Of the features of one sample."""
+        """Shape of the features of one sample."""
         return self._context.trainer.feature_shape
 
     def my_clients(self, cohort: Cohort) -> Iterator[Block]:
@@ -111,15 +111,16 @@ class Local:
         return self._trained
 
     def forget_trained(self) -> None:
-        """The memory of what was trained last is used for something else."""
+        """Mark the last trained weights as invalid, because their memory is reused."""
         if self._trained is not None:
             self._trained.expire()
 
     def gradients(self, block: Block, weights: Tensor, hooks: Hooks, **vectors: Tensor) -> Tensor:
         """[K, d]: the gradient, at `weights` [P] or [K, P], of each client's mean loss over its training samples.
 
-        The loss is that of training: the hooks' own, batch by batch, in training mode. Without `direction`, weight
-        decay and clipping. Zeros for a client without samples. The batches count as steps in /clients.
+        The loss is that of the training: the hooks' loss, batch by batch, in training mode, without `direction`,
+            weight decay and clipping. It is zero for a client without samples. The batches count as steps in
+            /clients.
         """
         context, ledger = self._context, self._context.round.ledger
         self.forget_trained()
@@ -135,8 +136,8 @@ class Local:
     def features(self, block: Block, weights: Tensor) -> Tensor:
         """[K, n, ...]: the features of the clients' training samples, from the extractor with `weights` [P].
 
-        In evaluation mode, of samples as they are, without augmentation. Client k's are in rows [k, :n_k], in the
-        order of `Batch.place`.
+        In evaluation mode, without augmentation. The features of client k are in rows [k, :n_k], in the order of
+        `Batch.place`.
         """
         context = self._context
         with context.doing("extracting features", block), context.round.ledger.timed("train_seconds"):
@@ -150,7 +151,7 @@ class Local:
         return torch.tensor(found)
 
     def losses_of_all(self, clients: NDArray[np.int64], models: Tensor) -> NDArray[np.float64]:
-        """[m, M]: the same for these clients, whoever trains them, on every rank; `models` are there already."""
+        """[m, M]: the same for these clients, on every rank. All ranks must have `models`."""
         context, world = self._context, self._context.world
         losses = np.zeros((len(clients), len(models)))
         if world.is_worker:
@@ -168,16 +169,16 @@ class Local:
         return self._context.trainer.count_steps(cohort.clients, cohort.completed, phase)
 
     def train_on(self, shards: Sequence[NDArray[np.int64]]) -> None:
-        """From now on the clients train on these samples; what they count in means stays as it was."""
+        """From now on the clients train on these samples. Their weights in means do not change."""
         self._context.trainer.deal(shards)
 
     def unit_groups(self) -> list[Group]:
-        """The hidden units of the model that may change places, in the order in which it makes them.
+        """The hidden units of the model that can be permuted, in the order of the forward pass.
 
-        Those of frozen layers may not, nor those that frozen layers take.
+        Units that frozen layers produce or read cannot be permuted.
 
         Raises:
-            BadInput: the model has a function through which units cannot be followed.
+            BadInput: the model calls a function that is not supported.
         """
         return self._context.trainer.unit_groups()
 

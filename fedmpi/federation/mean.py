@@ -1,12 +1,12 @@
-"""Exact, order-free weighted means, and sums.
+"""Exact weighted means and sums, which do not depend on the order of terms.
 
-Floating-point sums depend on their order, hence on how clients are spread over ranks. Here every term is first
-rounded to a multiple of a unit, small enough to be lost in float32 and large enough that sums of such terms are
-exact, as sums of integers are (`fedmpi.mpi.shared_mean.FixedPoint`). Whatever the order or grouping, MPI's sum
-included, the bits are the same. The unit of parameters is 2^-43, for numbers below 2^8; that of floating-point
-buffers such as running variances is 2^-29, for numbers below 2^22. Larger numbers, which are rare, are summed by
-themselves, in classes with units of their own. A number's class depends on that number alone, so that no order can
-show there either. So any finite float32 can be averaged."""
+Floating-point sums depend on the order of terms, and so on the placement of clients on ranks. Here every term is
+first rounded to a multiple of a unit. The unit is so small that it is lost in float32, and so large that sums of such
+terms are exact, like sums of integers (`fedmpi.mpi.shared_mean.FixedPoint`). So the result is bit-identical for any
+order and grouping, including MPI's sum. The unit of parameters is 2^-43, for numbers below 2^8. The unit of
+floating-point buffers, such as running variances, is 2^-29, for numbers below 2^22. Larger numbers, which are rare,
+are summed separately, in classes with other units. The class of a number depends on the number alone, so the order
+does not matter there either. So any finite float32 can be averaged."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BLOCK_ELEMENTS = 1 << 17
 
 
 def diverged(weights: Tensor) -> dict[int, tuple[int, float]]:
-    """Which of the models [K, P] are not finite: the number of each, with its first such element and the value."""
+    """The models [K, P] that are not finite: number, first element that is not finite, and its value."""
     if _is_finite(weights):
         return {}
     lost = {}
@@ -51,19 +51,20 @@ class WeightedMean:
         world: the ranks.
         parameters: elements [0, parameters) of a vector are parameters, the others floating-point buffers.
         size: P, the length of a vector.
-        total_mass: of the cohort; every vector is scaled by its client's mass / total_mass before it is summed.
-        groups: how many means are formed side by side; None for one mean without a leading dimension.
-        device: where the vectors are summed.
+        total_mass: sum of the cohort's weights. Every vector is scaled by its client's weight / total_mass before it
+            is summed.
+        groups: number of means; None: one mean without a leading dimension.
+        device: device of the sums.
         expected_mass: divide the parameters by this mass (Horvitz-Thompson); `empty` in `reduce` fills the
             difference. None: divide by the mass that was added.
-        uplink: through which the vectors come; None: they arrive as they are.
+        uplink: changes the vectors on their way; None: they are not changed.
         name_at: the name of the tensor that an element of a vector belongs to.
 
     Attributes:
-        mass: of all vectors that came, from whatever rank; known after `reduce`.
+        mass: sum of the weights of all vectors on all ranks; known after `reduce`.
 
     Raises:
-        ValueError: a mass was expected of several means together: nobody knows that of each.
+        ValueError: `expected_mass` was given for several means.
     """
 
     def __init__(
@@ -96,9 +97,9 @@ class WeightedMean:
         self._segments = (0, parameters, PARAMETER_KIND), (parameters, size, BUFFER_KIND)
 
     def add(self, vectors: Tensor, block: Block, group: Tensor | NDArray[np.int64] | None = None) -> None:
-        """Add `vectors` [K, P] with the block's masses, each to the mean number `group` [K] (default: 0).
+        """Add `vectors` [K, P] with the block's weights, each to the mean with the number `group` [K] (default: 0).
 
-        Those of clients whose training diverged are left out.
+        Vectors of clients whose training diverged are left out.
 
         Raises:
             Diverged: a vector is not finite.
@@ -115,17 +116,16 @@ class WeightedMean:
         """The mean over all ranks' vectors: [P], or [groups, P].
 
         Args:
-            empty: what stands for mass that is not there, as a rule that of a mean without a single vector; in the
-                shape of the result; default zeros.
+            empty: the value for missing weight, usually that of a mean without vectors; in the shape of the result;
+                default: zeros.
 
         Raises:
-            Diverged: as `add`, of a vector that the uplink held back.
+            Diverged: as `add`, for a vector that the uplink had held back.
 
-        Returns:
-            The float32 mean at the server, in memory that the node's ranks share, so that it can be broadcast without
-            a copy: not to be changed in place while they may read it. On the other ranks a tensor of the same shape
-            on the meta device: it takes no memory, goes through the server's arithmetic, and cannot be read by
-            mistake.
+        Returns: The float32 mean at the server. It is in memory that the ranks of the node share, so it can be
+            broadcast without a copy; do not change it in place while they may read it. On the other ranks a meta
+            tensor of the same shape: it takes no memory, can be used in the server's arithmetic, and cannot be read
+            by mistake.
         """
         for late in self._uplink.late() if self._uplink else ():
             self._add(*late)
@@ -183,7 +183,7 @@ class WeightedMean:
             raise Diverged(f"client {clients[k]} diverged: {self._name_at(first + place)} is {value:g}; {REMEDY}")
 
     def _set_aside(self, part: Tensor, weights: Tensor, rows: Tensor, columns: slice, kind: FixedPoint) -> Tensor:
-        """Sum numbers that are too large for fixed point by themselves; what is left is zero in their places."""
+        """Sum numbers that are too large for fixed point separately, and replace them by zero."""
         beyond = part.frexp().exponent - math.frexp(kind.limit)[1]
         number = beyond.div(CLASS_BITS, rounding_mode="floor")  # negative: it is not too large
         for one in number.unique().tolist():
@@ -196,16 +196,15 @@ class WeightedMean:
 
 
 def total(world: World, terms: Sequence[Sequence[Tensor]], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """Sums over all ranks of small float32 tensors of several kinds: the same bits in any order and grouping.
+    """Sums over all ranks of small float32 tensors of several kinds, bit-identical in any order and grouping.
 
-    Each term is rounded by about 2^-50 of the largest one of its kind.
+    Each term is rounded to about 2^-50 of the largest term of its kind.
 
     Args:
-        terms: this rank's, any number; each of one tensor of each kind.
+        terms: any number of terms of this rank. Each has one tensor of each kind.
         shapes: of the kinds.
 
-    Returns:
-        The sums in float32, on every rank; NaN throughout where a term is not finite.
+    Returns: The sums in float32, on every rank; all NaN if a term is not finite.
     """
     # Each rank fills in a row of its own, so that a sum tells everybody the largest.
     known = np.zeros((world.size, 1 + len(shapes)))
@@ -230,7 +229,7 @@ def total(world: World, terms: Sequence[Sequence[Tensor]], shapes: Sequence[tupl
 
 
 def _tiles(rows: int, begin: int, end: int) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns, of those from `begin` to `end`, of blocks: as wide as possible, then as high."""
+    """Rows and columns (from `begin` to `end`) of blocks, as wide as possible and then as high as possible."""
     width = min(end - begin, BLOCK_ELEMENTS)
     for first in range(begin, end, max(width, 1)):
         for top in range(0, rows, BLOCK_ELEMENTS // width):

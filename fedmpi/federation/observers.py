@@ -1,6 +1,6 @@
-"""What is measured of, or done with, the models that clients have trained, apart from what a method does with them.
+"""Measurements of trained client models that no method asks for.
 
-Each of these hears of every model that is a client's part in a round (`fedmpi.federation.context.Observer`).
+Each observer is given every model that a client has trained in a round (`fedmpi.federation.context.Observer`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fedmpi.training.block import Block
 
 
 class CohortMean:
-    """The mean of the models that a round's cohort trains.
+    """The mean of the models of a round's cohort.
 
     Args:
         context: of the federation.
@@ -29,17 +29,17 @@ class CohortMean:
         self._mean.add(weights, block)
 
     def reduce(self) -> Tensor:
-        """[P] at the server, as `WeightedMean.reduce`; a collective."""
+        """[P] at the server, as in `WeightedMean.reduce`; a collective."""
         return self._mean.reduce()
 
 
 class LastModels:
-    """The last model of each client; in the beginning the initial one.
+    """The last model of each client; the initial model at first.
 
     Args:
         context: of the federation.
-        everyone: all clients, with what each counts.
-        initial: [P] the model of a client that has trained none.
+        everyone: all clients with their weights.
+        initial: [P] the model of a client that has not been trained.
     """
 
     def __init__(self, context: Context, everyone: Cohort, initial: Tensor) -> None:
@@ -51,7 +51,7 @@ class LastModels:
         self._models[block] = weights
 
     def reduce(self) -> Tensor:
-        """[P] at the server, the mean of all; a collective."""
+        """[P] at the server, the mean of all models; a collective."""
         mean = self._context.mean_over(self._everyone)
         with self._context.doing("averaging all clients' models"):
             for client in self._context.at_home().tolist():
@@ -61,7 +61,7 @@ class LastModels:
 
 
 class KeptModels:
-    """The models of a round's clients that count, on the ranks that trained them.
+    """The models of a round's clients with weight, on the ranks that trained them.
 
     Attributes:
         models: client -> [P].
@@ -76,11 +76,11 @@ class KeptModels:
 
 
 class LocalAccuracy:
-    """Measures each model that a client has trained on the client's own test samples: column local_accuracy.
+    """Evaluates each trained client model on the client's test samples (column local_accuracy).
 
     Args:
         context: of the federation.
-        predict: how logits are made with such a model.
+        predict: computes logits with a model.
     """
 
     def __init__(self, context: Context, predict: Prediction) -> None:

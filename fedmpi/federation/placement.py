@@ -1,7 +1,7 @@
-"""Which rank trains which client of a cohort, by what clients have taken in the rounds before.
+"""The placement of a cohort's clients on ranks, by the times of earlier rounds.
 
-Every rank computes the same placement from the same books, without a message. So that unlike processors agree, too,
-there are only exact sums and operations on single elements here: no matrix library, no order of summation.
+Every rank computes the same placement from the same measurements, without communication. So that different processors
+agree, only exact sums and elementwise operations are used: no matrix library, and no sum whose order matters.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from bisect import bisect_right
 import numpy as np
 from numpy.typing import NDArray
 
-# What a rank's books hold for the fit: sums over its blocks, divided by their steps where they are products (that is
-# least squares with weights 1 / steps: all that is expected is then as much as was measured); and what it moved.
+# The measurements of a rank for the fit: sums over its blocks, divided by their steps where they are products (that
+# is least squares with weights 1 / steps: all that is expected is then as much as was measured); and what it moved.
 OBSERVED = (
     "blocks",
     "fixed",
@@ -41,23 +41,23 @@ FIRST_PASSES, FIRST_ROUNDS = 3, 5
 
 
 class CostModel:
-    """What a block of clients takes on a rank, learnt from round to round:
+    """The time of a block of clients on a rank, learnt from round to round:
 
         seconds = slowness of the rank * (fixed_cost * fixed + step_cost * steps)
 
-    `steps` are the optimizer steps of the block's clients together. `fixed` is 1 for a client that is trained alone;
-    for clients side by side it is the number of steps they take together, those of the longest. Before the first
-    round is over, all ranks are equally fast and a step takes 1.
+    `steps` is the sum of the optimizer steps of the block's clients. `fixed` is 1 for a client that is trained alone.
+    For clients that are trained together it is the number of their common steps: the largest number of steps. Before
+    the end of the first round, all ranks count as equally fast, and a step takes 1.
 
     Args:
-        ranks: how many train.
-        at_once: K, how many clients a rank trains side by side.
+        ranks: number of ranks that train.
+        at_once: K, the largest number of clients that a rank trains together.
 
     Attributes:
         slowness: [ranks], 1 / speed; the mean speed is 1.
         fixed_cost, step_cost: seconds at mean speed, not negative.
-        seconds_a_byte: for moving what clients keep between rounds.
-        is_fitted: whether there has been a round to learn from.
+        seconds_a_byte: seconds per byte for moving the vectors that clients keep between rounds.
+        is_fitted: whether it has learnt from a round.
     """
 
     def __init__(self, ranks: int, at_once: int = 1) -> None:
@@ -76,21 +76,20 @@ class CostModel:
     def place(
         self, steps: NDArray[np.int64], home: NDArray[np.int64] | None = None, state_bytes: int = 0
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Longest first, each client to the rank that would be done with it first (Graham, 1969).
+        """Assign clients, the longest first, each to the rank that would finish it first (Graham, 1969).
 
-        Clients that are short beside all that is left are dealt several at a time, at most half a rank's even share
-        of the rest. Whoever is first done with so few is done before an even spread of the rest would end, so
-        nothing is lost; and the number of deals grows with the ranks, hardly with the clients.
+        Clients that are short compared with the remaining work are assigned several at a time, at most half of a
+        rank's equal share of the rest. A rank finishes these before the end of an even distribution of the rest, so
+        nothing is lost. So the number of assignments grows with the number of ranks, and hardly with the number of
+        clients.
 
         Args:
             steps: [m] optimizer steps of each client.
-            home: [m] the rank that holds what a client keeps, negative if none does. Another one must spend the time
-                of moving it, so a client stays at home unless more is gained: against the best rank for it, or
-                against the end of all work if that were spread evenly.
-            state_bytes: how much a client keeps.
+            home: [m] the rank that holds the vectors of a client; negative: none. Another rank must spend the time
+                for moving them. So a client stays at home unless moving it saves more time.
+            state_bytes: bytes that a client keeps.
 
-        Returns:
-            [m] numbers in 0..ranks-1, and [ranks] how long each is expected to take.
+        Returns: [m] numbers in 0..ranks-1, and [ranks] the expected time of each rank.
         """
         home = np.full(len(steps), -1) if home is None else home
         order = np.lexsort((home, -steps))
@@ -129,7 +128,7 @@ class CostModel:
         return placement, finish
 
     def observation(self, rank: int, steps: NDArray[np.int64], seconds: float) -> dict[str, float]:
-        """What a block of clients with these `steps` [K], longest first, adds to its rank's books."""
+        """The measurements of a block of clients with these `steps` [K], in descending order."""
         fixed, total = 1 if self._at_once == 1 else int(steps[0]), int(steps.sum())
         if not total:
             return {}
@@ -140,27 +139,27 @@ class CostModel:
         sums = {"blocks": 1, "fixed": fixed, "steps": total, "seconds": seconds}
         return {**sums, **{name: value / total for name, value in products.items()}}
 
-    def learn(self, books: NDArray[np.float64]) -> None:
-        """Take in a round's books [ranks, OBSERVED], the same on every rank."""
-        worked = books[:, OBSERVED.index("blocks")] > 0
+    def learn(self, measured: NDArray[np.float64]) -> None:
+        """Learn from a round's measurements [ranks, OBSERVED], the same on every rank."""
+        worked = measured[:, OBSERVED.index("blocks")] > 0
         if not worked.any():
             return
         # In its first round a rank warms up: that counts only as long as there is no other.
         kept = np.where(worked & (self._rounds == 1), 0, KEPT)
-        self._sums = kept[:, None] * self._sums + books
+        self._sums = kept[:, None] * self._sums + measured
         self._rounds += worked
         for _ in range(FIRST_PASSES if self._rounds.max() <= FIRST_ROUNDS else 1):
             self._fit()
 
     @property
     def learnt(self) -> dict[str, NDArray]:
-        """All that it knows, as arrays."""
+        """Everything that was learnt, as arrays."""
         costs = np.array([self.fixed_cost, self.step_cost, self.seconds_a_byte])
         return {"costs": costs, "slowness": self.slowness, "sums": self._sums, "rounds": self._rounds}
 
     @learnt.setter
     def learnt(self, learnt: dict[str, NDArray]) -> None:
-        """Go on from there; among other ranks, with what holds of ranks on average."""
+        """Continue from what was learnt earlier; with another number of ranks, from the mean over ranks."""
         self.fixed_cost, self.step_cost, self.seconds_a_byte = learnt["costs"].tolist()
         if len(learnt["sums"]) == self._ranks:
             self.slowness, self._sums, self._rounds = (learnt[name].copy() for name in ("slowness", "sums", "rounds"))
@@ -168,36 +167,36 @@ class CostModel:
             self._sums[:], self._rounds[:] = learnt["sums"].mean(0), learnt["rounds"].max()
 
     def columns(self) -> dict[str, NDArray[np.float64]]:
-        """[ranks] each, for the results; NaN as long as nothing is known."""
+        """[ranks] each, for the results; NaN before the first round."""
         known = np.full(self._ranks, 1.0 if self.is_fitted else np.nan)
         fixed, step = self.fixed_cost * self.slowness, self.step_cost * self.slowness
         return {"speed": known / self.slowness, "fixed_seconds": known * fixed, "step_seconds": known * step}
 
     def _fit(self) -> None:
-        books = dict(zip(OBSERVED, self._sums.T, strict=True))
-        blocks, steps = math.fsum(books["blocks"]), math.fsum(books["steps"])
+        measured = dict(zip(OBSERVED, self._sums.T, strict=True))
+        blocks, steps = math.fsum(measured["blocks"]), math.fsum(measured["steps"])
         # The costs, given the speeds, by the normal equations
         #   fixed2 * fixed_cost + fixed * step_cost = fixed_seconds,  fixed * fixed_cost + steps * step_cost = seconds
-        fixed, fixed2 = math.fsum(books["fixed"]), (1 + RIDGE) * math.fsum(books["fixed2"])
-        seconds = math.fsum(books["seconds"] / self.slowness)
-        fixed_seconds = math.fsum(books["fixed_seconds"] / self.slowness)
+        fixed, fixed2 = math.fsum(measured["fixed"]), (1 + RIDGE) * math.fsum(measured["fixed2"])
+        seconds = math.fsum(measured["seconds"] / self.slowness)
+        fixed_seconds = math.fsum(measured["fixed_seconds"] / self.slowness)
         step_cost = (fixed2 * seconds - fixed * fixed_seconds) / (fixed2 * steps - fixed * fixed)
         step_cost = min(max(step_cost, 0.0), seconds / steps)
         fixed_cost = (seconds - steps * step_cost) / fixed
         # The speeds, given the costs. What single blocks are off by says how far a rank may be off by chance, and a
         # rank's own slowness is believed as far as it goes beyond.
-        expected = fixed_cost * books["fixed"] + step_cost * books["steps"]
-        found = np.divide(books["seconds"], expected, out=np.ones(self._ranks), where=expected > 0)
-        cross = fixed_cost * books["fixed_seconds"] + step_cost * books["seconds"]
-        square = fixed_cost * (fixed_cost * books["fixed2"] + step_cost * books["fixed"]) + step_cost * expected
-        errors = max(math.fsum(books["seconds2"] - 2 * found * cross + found * found * square), 0.0)
+        expected = fixed_cost * measured["fixed"] + step_cost * measured["steps"]
+        found = np.divide(measured["seconds"], expected, out=np.ones(self._ranks), where=expected > 0)
+        cross = fixed_cost * measured["fixed_seconds"] + step_cost * measured["seconds"]
+        square = fixed_cost * (fixed_cost * measured["fixed2"] + step_cost * measured["fixed"]) + step_cost * expected
+        errors = max(math.fsum(measured["seconds2"] - 2 * found * cross + found * found * square), 0.0)
         believed = NOISE * NOISE * seconds * seconds / (blocks * steps)
         noise = (errors + believed) / (1 + max(blocks - self._ranks, 0.0))
-        off = books["seconds"] - expected
-        by_chance = noise * books["steps"] / np.maximum(off * off, 1e-300)
+        off = measured["seconds"] - expected
+        by_chance = noise * measured["steps"] / np.maximum(off * off, 1e-300)
         slowness = 1 + np.maximum(1 - by_chance, 0) * (found - 1)
         mean_speed = math.fsum(1 / slowness) / self._ranks
         self.slowness = slowness * mean_speed
         self.fixed_cost, self.step_cost = fixed_cost / mean_speed, step_cost / mean_speed
-        moved, took = math.fsum(books["moved_bytes"]), math.fsum(books["moving_seconds"])
+        moved, took = math.fsum(measured["moved_bytes"]), math.fsum(measured["moving_seconds"])
         self.seconds_a_byte = (took + SECONDS_BEFORE) / (moved + BYTES_BEFORE)

@@ -1,4 +1,4 @@
-"""Measurements of models, and what is reported of a round."""
+"""Evaluations of models, and reports of a round."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Personal = Callable[[Block, Tensor], Tensor]
 
 
 class Reports:
-    """Measures models on the ranks that train, and reports what is found.
+    """Evaluates models on the ranks that train, and reports the results.
 
     Args:
         context: of the federation.
@@ -60,10 +60,10 @@ class Reports:
         return evaluator.evaluation(measured)
 
     def accuracies(self, weights: Tensor, personal: Personal) -> NDArray[np.float64]:
-        """[clients], every client's own model on the whole test set; as expensive as so many evaluations.
+        """[clients], accuracy of every client's model on the whole test set; costs one evaluation per client.
 
         Args:
-            weights, personal: as of `Federation.evaluate_clients`.
+            weights, personal: as for `Federation.evaluate_clients`.
         """
         context = self._context
         received = context.distribute(weights)
@@ -76,9 +76,9 @@ class Reports:
         return found
 
     def training_hits(self, weights: Tensor, shards: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
-        """[clients]: how many of these training samples of each client the server's model `weights` [P] recognises.
+        """[clients]: number of each client's training samples that the model `weights` [P] classifies correctly.
 
-        On every rank; the work is spread over those that train.
+        On every rank; the work is distributed over the ranks that train.
         """
         context = self._context
         received = context.distribute(weights)
@@ -121,11 +121,11 @@ class Reports:
         self.log(clients_trained=int((self._context.states.home >= 0).sum()))
 
     def report_matched(self, models: Sequence[Evaluation], choice: Tensor) -> None:
-        """Report the evaluations of several models, of which client k uses number `choice[k]`; -1: none yet.
+        """Report the evaluations of several models. Client k uses the model `choice[k]`; -1: none yet.
 
-        test_accuracy and test_loss are client-matched: each client's model on the client's own shard of the test
-        set. The column global_matched_accuracy has each client's model on the whole test set, weighted by the
-        client's training samples. Clients without a model are left out.
+        test_accuracy and test_loss are client-matched: each client's model on the client's test samples. The column
+        global_matched_accuracy has each client's model on the whole test set, weighted by the client's training
+        samples. Clients without a model are left out.
         """
         if self._context.world.is_server:
             chosen = choice.numpy()

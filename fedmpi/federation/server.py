@@ -1,8 +1,9 @@
-"""What a server does beside averaging, with the help of all ranks: it trains, asks models, and makes images.
+"""Work of the server in addition to averaging, with the help of all ranks: training, distillation, generated images.
 
-Nothing depends on the number of ranks. Images are made in blocks with random numbers of their own, and every network
-is trained on one rank, several at the same time. (A single network is not spread: each step would wait for an exact
-sum of all its gradients over the ranks, and batch normalisation over a part of a batch is another method.)
+No result depends on the number of ranks. Images are generated in blocks, which have separate random numbers. Each
+network is trained on one rank, several networks at the same time. (The training of one network is not distributed:
+each step would wait for an exact sum of its gradients over the ranks, and batch normalisation over a part of a batch
+would be another method.)
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ Labels = NDArray[np.int64]
 
 @dataclass
 class Lesson:
-    """A network that learns from samples at the server.
+    """A network that is trained on samples at the server.
 
     Attributes:
-        weights: [P] of the server, from which it starts; then what it has learnt.
-        epochs: how many.
-        freezes: whether it is in evaluation mode from the second epoch on, in which it learns as well, but normalises
-            by its running statistics and drops nothing out.
-        loss: the mean of the last epoch, on every rank.
+        weights: [P] at the server: the initial weights, and then the trained ones.
+        epochs: number of epochs.
+        freezes: whether it is in evaluation mode from the second epoch on. It still learns, but uses running
+            statistics and no dropout.
+        loss: mean loss of the last epoch, on every rank.
     """
 
     weights: Tensor
@@ -52,14 +53,14 @@ class Lesson:
 
 
 class Server:
-    """The server's own work.
+    """The work of the server.
 
     Args:
         context: of the federation.
-        local: the clients' work, whose memory the server uses as well.
+        local: the work of clients; the server shares its memory.
 
     Attributes:
-        samples: how many it has, without labels.
+        samples: number of unlabelled samples at the server.
     """
 
     def __init__(self, context: Context, local: Local) -> None:
@@ -71,7 +72,7 @@ class Server:
 
     @contextmanager
     def serving(self) -> Iterator[None]:
-        """While the server trains: its time is taken, and random layers of networks draw numbers of this round."""
+        """A context for the server's training: it measures the time, and seeds random layers for this round."""
         context = self._context
         key = randomness.key(context.seed, "training at the server", context.round.number)
         with context.doing("training at the server"), context.round.ledger.serving(), randomness.globals_kept():
@@ -79,14 +80,14 @@ class Server:
             yield
 
     def build(self, make: Callable[[], nn.Module], purpose: str) -> FlatModel:
-        """A network of the method's own, its weights drawn for this purpose and round, the same on every rank."""
+        """A new network with weights drawn for this purpose and round, the same on every rank."""
         randomness.seed_globals(randomness.key(self._context.seed, purpose, self._context.round.number))
         return FlatModel(make(), self._context.device)
 
     def model(self, weights: Tensor) -> FlatModel | None:
-        """The network of the clients with the server's `weights` [P], to be trained; None on the other ranks.
+        """The clients' network with the server's `weights` [P], for training; None on the other ranks.
 
-        Until the next call of `train`: it is the same memory.
+        It is valid until the next call of `train`, which uses the same memory.
         """
         self._local.forget_trained()
         if not self._context.world.is_server:
@@ -97,19 +98,22 @@ class Server:
         return model
 
     def batch(self, index: NDArray[np.int64]) -> Tensor:
-        """[B, ...] the server's samples of these numbers, as networks take them; on every rank, without a message."""
+        """[B, ...] the server's samples with these numbers, as networks take them.
+
+        On every rank, without communication.
+        """
         assert self._context.proxy is not None
         return self._context.proxy.batch(index).x
 
     # The clients' models as teachers
 
     def keep_models(self) -> None:
-        """From now on in this round, keep the model of each client that counts, where it is trained."""
+        """For the rest of this round, keep the model of each client with weight on the rank that trained it."""
         self._context.round.observers.append(KeptModels())
 
     @property
     def teachers(self) -> dict[int, Tensor]:
-        """Client -> [P], the models that are kept on this rank."""
+        """Client -> [P], the models kept on this rank."""
         kept = [observer for observer in self._context.round.observers if isinstance(observer, KeptModels)]
         assert kept, "no models were kept in this round"
         return kept[0].models
@@ -121,19 +125,19 @@ class Server:
         shapes: Sequence[tuple[int, ...]],
         only: int | None = None,
     ) -> list[Tensor]:
-        """Run `respond` on every model that is kept, and sum the answers exactly.
+        """Run `respond` on every kept model, and sum the answers exactly.
 
-        The models stay where they are: what travels are batches and sums. These are exact, so that they have the same
-        bits wherever the models are.
+        The models stay on their ranks; batches and sums are sent. The sums are exact, so they are bit-identical for
+        any placement.
 
         Args:
             respond: (network, client, *told) -> tensors of the given shapes. The network is the client's, in
                 evaluation mode, and no gradient flows into its weights.
-            told: the server's; on the other ranks any of the same shapes and types.
-            only: the one client who is asked; None: all.
+            told: tensors of the server, which all ranks get; on the other ranks any tensors of the same shapes and
+                types.
+            only: the only client that is asked; None: all.
 
-        Returns:
-            A float32 sum for each of the shapes, on every rank.
+        Returns: One float32 sum per shape, on every rank.
         """
         context, teachers = self._context, self.teachers
         with context.doing("asking the clients' models"):
@@ -156,15 +160,14 @@ class Server:
     # Images
 
     def generate(self, weights: Tensor, labels: Labels, noise: int, finish: Callable[[Tensor], Tensor]) -> Images:
-        """[n, C, H, W] images that this federation's network, a generator, makes of labels [n]; on every rank.
+        """[n, C, H, W] images for labels [n] from this federation's network, a generator; on every rank.
 
-        Each rank that trains makes some of them. What is shared is read only. The same labels give the same images
-        at any time.
+        The ranks that train share the work. The result is read-only. The same labels always give the same images.
 
         Args:
             weights: of the server.
-            noise: length of the vectors that the network takes beside the labels.
-            finish: what becomes of the images [B, C, H, W] that it makes, on the scale 0..1.
+            noise: length of the noise vectors.
+            finish: function of the generated images [B, C, H, W] on the scale 0..1.
         """
         context, world, seed = self._context, self._context.world, self._context.seed
         net = Net(context.trainer.model).at(context.distribute(weights))
@@ -186,7 +189,7 @@ class Server:
         return images
 
     def spread(self, images: Images | None, labels: Labels | None) -> tuple[Images, Labels]:
-        """The server's images [n, C, H, W] and labels [n] on every rank; the ranks of a node share one copy."""
+        """The server's images [n, C, H, W] and labels [n] on every rank. The ranks of a node share one copy."""
         world = self._context.world
 
         def fill(whole: Images) -> None:
@@ -203,11 +206,10 @@ class Server:
     ) -> Iterator[int]:
         """Train networks like the federation's on images [n, C, H, W] and labels [n], which every rank has.
 
-        They have nothing to do with each other. Gives the number of each epoch when it is over. To be called between
-        rounds.
+        The networks are independent. Yields the number of each finished epoch. To be called between rounds.
 
         Args:
-            settings: batch size and learning rate, of Adam.
+            settings: batch size and learning rate of Adam.
         """
         context, world = self._context, self._context.world
         starts = [context.distribute(lesson.weights) for lesson in lessons]
@@ -237,7 +239,7 @@ class Server:
                 yield epoch
 
     def _bring(self, rank: int, training: CentralTraining | None, like: Tensor) -> Tensor:
-        """[P] at the server, on the meta device elsewhere, from the rank that has it."""
+        """[P] at the server (a meta tensor on other ranks), from the rank that has it."""
         world = self._context.world
         weights = training.model.weights[0].to("cpu", copy=True) if training else torch.empty(like.shape)
         if rank != 0 and world.is_server:

@@ -1,4 +1,4 @@
-"""The vectors of a round's clients, kept apart, for rules that need all of them at once."""
+"""The vectors of a round's clients, stored separately, for rules that need all of them."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from fedmpi.training.block import Block
 
 
 class Stack:
-    """Collects the clients' vectors of a round, each on the rank that trained it, then looks at all of them.
+    """Collects the clients' vectors of a round, each on the rank that trained it, and applies rules to all of them.
 
-    All clients count alike. A vector that is not finite is rejected. The order of use is that of the methods here;
-    all but `add` are collectives.
+    All clients have equal weights. A vector that is not finite is rejected. Call the methods in the order in which
+    they are defined. All except `add` are collectives.
 
     Args:
         world: the ranks.
-        cohort: whose vectors are collected.
-        start: [P], what the clients received, or [groups, P].
+        cohort: the clients of the vectors.
+        start: [P] or [groups, P], the received vectors.
         parameters: elements [0, parameters) of a vector are parameters, the others floating-point buffers.
-        uplink: through which the vectors come.
-        group: [m] which of several starts each received; None: there is one.
+        uplink: changes the vectors on their way.
+        group: [m] the number of the start that each client received; None: there is one.
 
     Attributes:
-        present: [k] int64, positions in the cohort of those whose vectors arrived; known after `close`.
-        rejected: how many vectors were not finite; likewise.
+        present: [k] int64, positions in the cohort of clients whose vectors arrived; known after `close`.
+        rejected: number of vectors that were not finite; known after `close`.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Stack:
         self._rows = Rows(world, cohort.clients, self._size)
 
     def add(self, vectors: Tensor, block: Block) -> None:
-        """Add a copy of `vectors` [K, P], a row of each of the block's clients; reject those that diverged."""
+        """Add a copy of `vectors` [K, P], one row per client of the block; reject those of diverged clients."""
         if block.diverged:
             for client in block.diverged:
                 self._rows.put(client, np.full(self._size, np.nan, dtype=np.float32))
@@ -66,14 +66,14 @@ class Stack:
         self._keep(arrived, block)
 
     def close(self) -> None:
-        """No more vectors come."""
+        """Finish the collection."""
         for vectors, block, _ in self._uplink.late():
             self._keep(vectors, block)
         self._rows.close()
         self.present, self.rejected = self._rows.present, self._rows.rejected
 
     def combine(self, rule: Callable[[NDArray[np.float32]], NDArray]) -> Tensor:
-        """[P] at the server, on the meta device elsewhere: what a rule makes of each coordinate by itself.
+        """[P] at the server (a meta tensor on other ranks): a rule applied to each coordinate separately.
 
         Args:
             rule: [k, c], the values of c coordinates -> [c]. It may overwrite them.
@@ -82,37 +82,37 @@ class Stack:
         return torch.from_numpy(result) if self._world.is_server else torch.empty(self._size, device="meta")
 
     def distances(self) -> NDArray[np.float64]:
-        """[k, k] squared Euclidean distances of the parameters of those that are present; on every rank.
+        """[k, k] squared Euclidean distances of the parameters of the clients that are present; on every rank.
 
-        Running statistics are on another scale: those of batch normalisation would be most of the distance.
+        Running statistics have another scale, and would dominate the distance.
         """
         products = self.pairwise(inner_products)
         squares = products.diagonal()
         return np.maximum(squares[:, None] + squares - 2 * products, 0)
 
     def pairwise(self, rule: Callable[[Tensor], Tensor], parameters: int | None = None) -> NDArray[np.float64]:
-        """[k, k] of all pairs of changes of the parameters, of those that are present; on every rank.
+        """[k, k] a rule applied to all pairs of changes of the clients that are present; on every rank.
 
         Args:
-            rule: [k, c] float64, the changes of c parameters -> [k, k], what these add to the sum over all.
-            parameters: how many count, from the first on; None: all.
+            rule: [k, c] float64, the changes of c parameters -> [k, k], their part of the sum over all parameters.
+            parameters: number of first parameters that are used; None: all.
         """
         return self._rows.pairwise(rule, self._centers, parameters or self._parameters)
 
     def mean(self, chosen: NDArray[np.int64]) -> Tensor:
-        """[P] at the server, on the meta device elsewhere: the mean of those at these positions in the cohort."""
+        """[P] at the server (a meta tensor on other ranks): the mean over these positions in the cohort."""
         everyone = np.arange(len(self._clients))
         return self.means(np.where(np.isin(everyone, chosen), 0, -1), np.ones_like(everyone), 1)[0]
 
     def means(
         self, group: NDArray[np.int64], mass: NDArray[np.int64], groups: int, empty: Tensor | None = None
     ) -> Tensor:
-        """[groups, P] at the server, on the meta device elsewhere: of each group the mean of those that are present.
+        """[groups, P] at the server (a meta tensor on other ranks): each group's mean over clients that are present.
 
         Args:
-            group: [m] of each of the cohort; -1: none.
-            mass: [m] what each counts.
-            empty: [groups, P], what stands for the mean of a group without any; default zeros.
+            group: [m] group of each client of the cohort; -1: none.
+            mass: [m] weights.
+            empty: [groups, P], the mean of a group without clients; default: zeros.
         """
         counted = self.present[group[self.present] >= 0]
         total, cpu = int(mass[counted].sum()), torch.device("cpu")
@@ -124,7 +124,7 @@ class Stack:
         return mean.reduce(empty)
 
     def _centers(self, columns: slice) -> NDArray[np.float32]:
-        """[k, c] what those received that are present."""
+        """[k, c] the received vectors of the clients that are present."""
         return self._start[:, columns][self._group[self.present]]
 
     def _keep(self, vectors: Tensor, block: Block) -> None:

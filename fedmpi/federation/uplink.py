@@ -1,4 +1,4 @@
-"""The way from the clients to the server: what arrives there of the vectors that clients send."""
+"""The way from clients to the server: attacks, clipping and compression of the sent vectors."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ class Uplink:
     """One kind of vector that each client of a round sends.
 
     Attributes:
-        adversary: what malicious clients do to theirs, before it is compressed; None: all are honest.
-        compression: how all compress theirs.
-        parameters: the first elements of a vector, of which the change is sent; the others are sent as they are.
-        start: [n] or [groups, n], from which a vector of the group differs by the change; None: vectors are changes.
-        kept: what clients keep for the compression of this vector; None: nothing.
+        adversary: changes the vectors of malicious clients before compression; None: all are honest.
+        compression: of all clients.
+        parameters: number of first elements of a vector whose change is sent; the others are sent unchanged.
+        start: [n] or [groups, n], the received vector, from which changes are computed; None: vectors are changes.
+        kept: state of clients for the compression of this vector; None: there is none.
         cohort: [m] the clients of the round.
         seed: of the experiment.
-        round: its number.
-        number: of the kind of vector, the same in every round.
-        privacy: how long a change may be, and what noise is added to the mean of all.
-        divisor: how many clients' changes the mean is of, for the noise.
-        bytes: what this rank's clients have sent.
+        round: number of the round.
+        number: number of the kind of vector, the same in every round.
+        privacy: clips changes, and adds noise to the mean.
+        divisor: number of clients by which the sum is divided, for the noise.
+        bytes: number of bytes that this rank's clients have sent.
     """
 
     adversary: Adversary | None
@@ -58,9 +58,9 @@ class Uplink:
     _held: list[Arrived] = field(default_factory=list, init=False)
 
     def send(self, vectors: Tensor, block: Block, group: NDArray[np.int64]) -> Arrived:
-        """What arrives of `vectors` [K, n], of whom; of its group is the start from which each differs.
+        """The vectors that arrive at the server, from `vectors` [K, n] that clients send, and their clients.
 
-        Malicious clients that collude send later, when all have been trained.
+        Malicious clients that collude send later, after all have been trained.
         """
         count, size = vectors.shape
         self.bytes += count * self.compression.payload(size, self.parameters)
@@ -79,12 +79,12 @@ class Uplink:
         return self._compressed(self._clipped(vectors, group), block, group)
 
     def noise(self) -> Tensor | None:
-        """[parameters], what is added to the mean of what arrived; None: nothing."""
+        """[parameters], the noise that is added to the mean; None: no noise."""
         drawn = self.privacy.noise(self.parameters, self.divisor, self.seed, self.round, self.number)
         return None if drawn is None else torch.from_numpy(drawn)
 
     def late(self) -> Iterator[Arrived]:
-        """What arrives of those that collude; a collective if there are such in the experiment."""
+        """The vectors of colluding clients. A collective, if the experiment has such clients."""
         if not (self.adversary and self.adversary.colludes):
             return
         changes = {
@@ -128,6 +128,6 @@ class Uplink:
         return torch.cat((arrived, others), 1), block, group
 
     def _starts(self, vectors: Tensor, group: NDArray[np.int64]) -> Tensor:
-        """[K, d], from which each of the vectors [K, n] differs by its change."""
+        """[K, d], the starts from which the vectors [K, n] differ by their changes."""
         start = vectors.new_zeros(vectors.shape[1]) if self.start is None else self.start
         return (start.expand(len(vectors), -1) if start.dim() == 1 else start[group])[:, : self.parameters]

@@ -1,4 +1,4 @@
-"""Networks to train: each class is a model that `--model` knows by its name.
+"""Networks to train (`--model`).
 
 May import from training, data, results and mpi; federation, algorithms and experiment may import from here.
 """
@@ -21,8 +21,8 @@ from fedmpi.models.projected import Projected
 from fedmpi.models.resnet import ResNet18, ResNet34
 from fedmpi.models.vgg import VGG11
 
-# The models' own files write `models.Backbone` and have no TYPE_CHECKING block: jsonargparse runs such blocks
-# in every file whose options it reads, so that --help would import torch.
+# The files of models write `models.Backbone` and have no TYPE_CHECKING block, because jsonargparse runs such blocks
+# in every file with options, and --help would import torch.
 if TYPE_CHECKING:
     from fedmpi.models._layers import Backbone
 
@@ -46,11 +46,11 @@ __all__ = [
     "ResNet34",
 ]
 
-import_all(sys.modules[__name__])  # a new file in this folder needs no line above to be known by name
+import_all(sys.modules[__name__])  # a new file in this folder can be named without a line above
 
 
 def __getattr__(name: str) -> type:
-    """`Backbone` on first use: it needs torch, which the command line's --help does not wait for."""
+    """Import `Backbone` on first use, because it needs torch, which --help should not wait for."""
     if name == "Backbone":
         from fedmpi.models._layers import Backbone
 

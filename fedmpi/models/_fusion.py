@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class Fused(nn.Module):
     """A backbone with a fusion operator between its parts.
 
-    By itself it fuses its extractor's features with themselves, as if the other extractor were the same.
+    Without another extractor it fuses its own features with themselves.
     """
 
     def __init__(self, extractor: nn.Module, fusion: nn.Module, classifier: nn.Module) -> None:
@@ -27,10 +27,10 @@ class Fused(nn.Module):
 
 
 class Blend(nn.Module):
-    """share theirs + (1 - share) own, with a learned share, zero at first.
+    """share theirs + (1 - share) own, with a learned share that starts at zero.
 
     Args:
-        channels: how many shares there are: one for each channel, or one for all.
+        channels: number of shares: one per channel, or one for all channels.
     """
 
     def __init__(self, channels: int) -> None:
@@ -44,10 +44,10 @@ class Blend(nn.Module):
 
 
 class Mix(nn.Module):
-    """A 1x1 convolution from the channels of both, the global extractor's first, to those of one.
+    """A 1x1 convolution over the channels of both extractors (the global one's first).
 
     Args:
-        start: default, as PyTorch draws them; or average, weights of the mean of the two.
+        start: initial weights. default: as PyTorch draws them. average: the mean of both extractors.
     """
 
     def __init__(self, channels: int, start: Literal["default", "average"]) -> None:

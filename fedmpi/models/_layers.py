@@ -1,4 +1,4 @@
-"""The parts that networks are made of. Private, because importing it imports torch."""
+"""Building blocks of networks. Private, because importing it imports torch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fedmpi.models.base import Norm
 class Backbone(nn.Module):
     """A network in two parts, classifier(extractor(x)), for algorithms that look at the features in between.
 
-    Features are maps [B, C, H, W] where the classifier begins with a flatten (plain convolutional networks),
-    and vectors [B, features] elsewhere. The classifier gives raw logits [B, classes].
+    Features are maps [B, C, H, W] if the classifier begins with a flatten layer, else vectors [B, features]. The
+    classifier gives raw logits [B, classes].
     """
 
     def __init__(self, extractor: nn.Module, classifier: nn.Module) -> None:
@@ -56,7 +56,7 @@ class ResidualBlock(Residual):
 
 
 class DenseLayer(nn.Module):
-    """What comes in and what a layer makes of it, one after the other in the channels (Huang et al., 2017)."""
+    """The input and a layer's output, concatenated along the channels (Huang et al., 2017)."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class DenseLayer(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Maps [B, width, H, W], each times a number from 0 to 1 made of the means of all maps (Hu et al., 2018)."""
+    """Maps [B, width, H, W], each scaled by a number from 0 to 1 computed from all maps' means (Hu et al., 2018)."""
 
     def __init__(self, width: int, squeezed: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def normalised_convolution(
 ) -> tuple[nn.Module, nn.Module]:
     """A convolution [B, inputs, H, W] to [B, outputs, H / stride, W / stride] without bias, and its normalisation.
 
-    If it is depthwise, it filters each channel by itself.
+    A depthwise convolution filters each channel separately.
     """
     convolution = nn.Conv2d(
         inputs, outputs, kernel, stride, padding=kernel // 2, groups=inputs if depthwise else 1, bias=False
@@ -101,8 +101,8 @@ def normalised_convolution(
 def norm_layer(norm: Norm, width: int, groups: int, of_maps: bool = True) -> nn.Module:
     """The layer that normalises feature maps [B, width, H, W], or feature vectors [B, width].
 
-    "layer" is GroupNorm with one group: LayerNorm over (C, H, W), but scaled and shifted by channel, not by
-    element. So the three kinds have the same parameters, and only batch norm has buffers.
+    "layer" is GroupNorm with one group: LayerNorm over (C, H, W), but with one scale and shift per channel instead of
+    one per element. So the three kinds have the same parameters, and only batch norm has buffers.
     """
     match norm:
         case "batch":
@@ -116,7 +116,7 @@ def norm_layer(norm: Norm, width: int, groups: int, of_maps: bool = True) -> nn.
 
 
 def dropout_layer(probability: float) -> nn.Module:
-    """Dropout; at probability 0 the identity, as `nn.Dropout` would ask for random numbers nevertheless."""
+    """Dropout. With probability 0 it is the identity, because `nn.Dropout` would still draw random numbers."""
     return nn.Dropout(probability) if probability else nn.Identity()
 
 

@@ -1,4 +1,4 @@
-"""The layer that reads texts, of one client or of many at once. Private, because importing it imports torch."""
+"""The layer that encodes texts, of one or of several clients. Private, because importing it imports torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 class TextEncoder(nn.Module):
     """Texts, int64 tokens [B, L], to the last states of a bidirectional LSTM over their embeddings, [B, 2 * hidden].
 
-    Token 0 pads a text at its end and is not read; a text has one other token at least.
+    Token 0 is padding at the end of a text and is not read. A text has at least one other token.
     """
 
     def __init__(self, vocabulary: int, embedding: int, hidden: int) -> None:
@@ -29,12 +29,12 @@ class TextEncoder(nn.Module):
 
 
 class BidirectionalLSTM(nn.LSTM):
-    """A bidirectional LSTM of one layer that gives its last states: forward after the last input, backward the first.
+    """A one-layer bidirectional LSTM. It returns the last forward state and the last backward state.
 
-    PyTorch's own code takes sequences packed, so that nothing is computed for padding; but vmap has no rule for that.
-    For many clients at once the same weights are applied step by step to all sequences, and those that are over keep
-    their states. As a client's bits must not depend on the longest sequence of others, every step is a product of its
-    own: one for all steps differs in the last bits with their number.
+    For one client, PyTorch's code for packed sequences is used, which computes nothing for padding. vmap has no rule
+    for it. For several clients the same weights are applied step by step to all sequences, and sequences that have
+    ended keep their states. Each step is a separate matrix product, because one product for all steps would make the
+    last bits of a client depend on the longest sequence of the others.
     """
 
     def __init__(self, inputs: int, hidden: int) -> None:
@@ -45,7 +45,7 @@ class BidirectionalLSTM(nn.LSTM):
 
         Args:
             x: [L, B, inputs].
-            lengths: [B], how many of the L inputs are read, 1 at least.
+            lengths: [B], the number of inputs that are read, at least 1.
         """
         if is_functorch_wrapped_tensor(x):
             return self._step_by_step(x, lengths)
@@ -73,5 +73,5 @@ class BidirectionalLSTM(nn.LSTM):
 
 
 def _sigmoid(x: Tensor) -> Tensor:
-    """Without PyTorch's, which on CPUs rounds the last elements of a tensor otherwise than those before."""
+    """A sigmoid without PyTorch's function, which on CPUs rounds the last elements of a tensor differently."""
     return 0.5 * (1 + torch.tanh(0.5 * x))

@@ -1,4 +1,4 @@
-"""What a model is to the rest of fedmpi: options, and a way to build the network that they describe."""
+"""The interface of models: options, and a method that builds the network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Norm = Literal["batch", "group", "layer", "none"]
 class Model(metaclass=Configured):
     """A family of networks, described by its options.
 
-    Any `nn.Module` will do as a network; a `Backbone` also offers the features before its classifier, which
+    The network can be any `nn.Module`. A `Backbone` also gives access to the features before its classifier, which
     some algorithms need. A model of your own, used with `--model my_module.Small --model.maps 32`:
 
         from torch import nn
@@ -35,11 +35,11 @@ class Model(metaclass=Configured):
                 classifier = nn.Sequential(nn.Flatten(), nn.Linear(self.maps * height * width, classes))
                 return Backbone(extractor, classifier)
 
-    Many clients are trained at once under `torch.func.vmap`, so control flow must not depend on values.
+    If several clients are trained in one batched call (`torch.func.vmap`), control flow must not depend on values.
     The models of this package import torch inside `build` only, so that the command line's --help is fast.
 
     Attributes:
-        vocabulary: number of different tokens of the inputs, set by the experiment; None: they are no text.
+        vocabulary: number of different tokens of the inputs, set by the experiment; None: the inputs are not text.
     """
 
     vocabulary: int | None = None
@@ -48,13 +48,13 @@ class Model(metaclass=Configured):
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """A freshly initialised float32 network, from inputs [B, *shape] to raw logits [B, classes].
 
-        What it draws, it draws from the global generators of torch, numpy.random or random, which the caller seeds:
-        the network must be the same on every rank, and each time that it is built. Parameters whose `requires_grad`
-        is False are frozen for good.
+        Random numbers come from the global generators of torch, numpy.random or random, which the caller seeds. The
+        network must be the same on every rank, and each time it is built. Parameters with `requires_grad` False are
+        frozen for the whole run.
         """
 
     def image(self, shape: tuple[int, ...], at_least: int = 1) -> tuple[int, int, int]:
-        """`shape` as (channels, height, width), or `BadInput` if it is no image or too small a one."""
+        """`shape` as (channels, height, width), or `BadInput` if it is not an image, or too small."""
         match shape:
             case (channels, height, width) if min(height, width) >= at_least:
                 return channels, height, width
@@ -64,7 +64,7 @@ class Model(metaclass=Configured):
         )
 
     def text(self, shape: tuple[int, ...]) -> int:
-        """How many different tokens there are, or `BadInput` if inputs of this `shape` are no texts."""
+        """Number of different tokens, or `BadInput` if inputs of this `shape` are not texts."""
         if len(shape) == 1 and self.vocabulary is not None:
             return self.vocabulary
         raise BadInput(
@@ -74,14 +74,14 @@ class Model(metaclass=Configured):
 
 
 class Normalised(Protocol):
-    """A model with layers of normalisation, of a kind that one may choose."""
+    """A model whose kind of normalisation is an option."""
 
     norm: Norm
     groups: PositiveInt
 
 
 def require_groups(model: Normalised, widths: Iterable[int]) -> None:
-    """Raise `BadInput` unless layers of these widths can be normalised in the model's way."""
+    """Raise `BadInput` unless layers of these widths can be normalised as the options say."""
     if model.norm == "group":
         for width in widths:
             needed = f"a divisor of every normalised width, here {width}"

@@ -18,13 +18,13 @@ class DenseNet121(Model):
     """DenseNet-121 (Huang et al., 2017) with the stem for small images, a 3x3 convolution without normalisation.
 
     A layer is a 1x1 convolution to four times `growth` channels and a 3x3 to `growth`, with normalisation and ReLU
-    before each; it takes what all layers of its block before it gave. Weights start as PyTorch's layers do. Images
-    of at least 8x8. Features: [B, 32 growth], the global average. On 3x32x32 and 10 classes: 6,956,298 parameters,
-    and batch norm keeps 83,520 floats in buffers, the statistics of 41,760 channels; with growth 12 1,000,618
-    parameters, and 31,320 floats of 15,660 channels.
+    before each; its input is the output of all earlier layers of its block. Weights are initialised as by PyTorch's
+    layers. Images of at least 8x8. Features: [B, 32 growth], the global average. On 3x32x32 and 10 classes: 6,956,298
+    parameters, and batch norm keeps 83,520 floats in buffers, the statistics of 41,760 channels; with growth 12
+    1,000,618 parameters, and 31,320 floats of 15,660 channels.
 
     Args:
-        growth: channels that each layer adds; 12 is what the code of Duan et al. runs.
+        growth: channels that each layer adds; the code of Duan et al. uses 12.
         norm: normalisation before each convolution but the first (layer: group norm with one group).
         groups: number of groups of group norm.
     """

@@ -17,11 +17,11 @@ _WIDTHS = (12, 50, 100, 200, 350)  # of the five stages; each halves the image, 
 class ExquisiteNetV1(Model):
     """ExquisiteNet (Zhou and Su, 2020), as in GenFL: under a million parameters, for images of any size.
 
-    A stage is 2x2 max pooling, a 1x1 convolution, and a block of two halves. A half is a 1x1 convolution, a 3x3 of
-    each channel by itself, and squeeze-and-excitation; to what either half gives, the block's input is added. Then a
-    1x1 convolution to 640 channels, the global average and dropout. Weights start as PyTorch's layers do. Features:
-    [B, 640]. On 1x28x28 and 10 classes: 927,254 parameters; batch norm keeps 4,272 floats in buffers, the statistics
-    of 2,136 channels.
+    A stage is 2x2 max pooling, a 1x1 convolution, and a block of two halves. A half is a 1x1 convolution, a depthwise
+    3x3 convolution, and squeeze-and-excitation. The block's input is added to the output of each half. A 1x1
+    convolution to 640 channels, the global average and dropout follow. Weights are initialised as by PyTorch's
+    layers. Features: [B, 640]. On 1x28x28 and 10 classes: 927,254 parameters; batch norm keeps 4,272 floats in
+    buffers, the statistics of 2,136 channels.
 
     Args:
         dropout: dropout probability before the last layer.

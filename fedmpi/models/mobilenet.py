@@ -18,18 +18,17 @@ _STEM = 32
 
 @with_options
 class MobileNetV2(Model):
-    """MobileNetV2 (Sandler et al., 2018) for small images: of five halvings only the last three are left.
+    """MobileNetV2 (Sandler et al., 2018) for small images: only the last three of its five strides of 2 are kept.
 
-    A block widens by a 1x1 convolution, filters each channel by 3x3, and narrows by a 1x1 convolution, with ReLU6
-    after the first two; around blocks of stride 1 there is a shortcut. ReLU after the stem and after the last
-    convolution. Weights start as PyTorch's layers do. Features: [B, 1280], the global average, or [B, 960]. On
-    3x32x32 and 10 classes: 2,296,922 parameters; batch norm keeps 35,088 floats in buffers, the statistics of 17,544
-    channels.
+    A block is a widening 1x1 convolution, a depthwise 3x3 convolution and a narrowing 1x1 convolution, with ReLU6
+    after the first two. Blocks of stride 1 have a shortcut. ReLU follows the stem and the last convolution. Weights
+    are initialised as by PyTorch's layers. Features: [B, 1280], the global average, or [B, 960]. On 3x32x32 and 10
+    classes: 2,296,922 parameters; batch norm keeps 35,088 floats in buffers, the statistics of 17,544 channels.
 
     Args:
-        variant: cifar has 1280 features, and shortcuts that are a 1x1 convolution where a block changes the number of
-            channels; distribution_fusion, of the code of Duan et al., has 960 and such a convolution with ReLU in
-            every shortcut: 2,276,810 parameters.
+        variant: cifar: 1280 features; shortcuts are a 1x1 convolution where a block changes the number of channels.
+            distribution_fusion: as in the code of Duan et al., 960 features, a 1x1 convolution with ReLU in every
+            shortcut, 2,276,810 parameters.
         norm: normalisation after each convolution (layer: group norm with one group).
         groups: number of groups of group norm.
     """

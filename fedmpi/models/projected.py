@@ -1,4 +1,4 @@
-"""The projection of MOON (Li et al., 2021), below the last layer of any other network."""
+"""The projection head of MOON (Li et al., 2021), before the last layer of another network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedmpi.typing import Backbone
 
 @with_options
 class Projected(Model):
-    """Another network with a projection below its last layer, as in MOON (Li et al., 2021).
+    """Another network with a projection head before its last layer, as in MOON (Li et al., 2021).
 
     The input of the other network's last fully connected layer has f values. Two layers (f hidden units with ReLU)
     project them to `size` values, which a new last layer classifies. Features: [B, size]. For LeNet on 1x28x28 and 10

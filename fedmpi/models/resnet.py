@@ -1,4 +1,4 @@
-"""Residual networks (He et al., 2016), with the stems for small and for large images."""
+"""Residual networks (He et al., 2016), with stems for small or large images."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ _WIDTHS = (64, 128, 256, 512)  # of the four stages; each but the first halves t
 
 @with_options
 class ResNet18(Model):
-    """ResNet-18 (He et al., 2016); convolutions have no bias and start from Kaiming normal, fan-out.
+    """ResNet-18 (He et al., 2016). Convolutions have no bias and are initialised by Kaiming normal, fan-out.
 
     Features: [B, 512], the global average. On 3x32x32 and 10 classes: 11,173,962 parameters, 11,181,642 with
     the ImageNet stem; batch norm keeps 9,600 floats in buffers, the statistics of 4,800 channels.
 
     Args:
-        stem: cifar is a 3x3 convolution; imagenet a 7x7 with stride 2 and max pooling (FedFTG's on CIFAR).
+        stem: cifar: a 3x3 convolution. imagenet: a 7x7 convolution with stride 2, and max pooling, as FedFTG uses on
+            CIFAR.
         norm: normalisation after each convolution (layer: group norm with one group).
         groups: number of groups of group norm; 2 in the Fed-GN baseline.
     """

@@ -1,4 +1,4 @@
-"""The deep plain network among those of FedFTG (Zhang et al., 2022)."""
+"""VGG, a network of FedFTG's experiments (Zhang et al., 2022)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))  # widths of the c
 
 @with_options
 class VGG11(Model):
-    """VGG-11 (Simonyan and Zisserman, 2015, configuration A), with hidden units as they fit small images.
+    """VGG-11 (Simonyan and Zisserman, 2015, configuration A), with fewer hidden units, for small images.
 
-    3x3 convolutions with ReLU, and 2x2 max pooling that halves the image five times. Convolutions have zero biases
-    at the start and weights of Kaiming normal, fan-out: with PyTorch's own, so many layers without normalisation let
-    hardly any signal through. Images of at least 32x32. Features: [B, 512, H/32, W/32]. On 3x32x32 and 10 classes:
+    3x3 convolutions with ReLU, and 2x2 max pooling that halves the image five times. Convolutions start with zero
+    biases and Kaiming normal weights, fan-out. With PyTorch's initialisation hardly any signal passes through so many
+    layers without normalisation. Images of at least 32x32. Features: [B, 512, H/32, W/32]. On 3x32x32 and 10 classes:
     9,750,922 parameters, without hidden units 9,225,610; batch norm adds 5,504 and keeps as many floats in buffers.
 
     Args:

@@ -1,6 +1,7 @@
-"""All that speaks MPI: the ranks of a job and their collectives, failures, deadlines, shared arrays, devices.
+"""Everything that uses MPI: the ranks of a job and their collectives, failures, deadlines, shared arrays, devices.
 
-May import from the ground alone; every room above may import from here, and only this room imports mpi4py.
+May import only from the small files at the bottom. All packages above may import from here; only this one imports
+mpi4py.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
 
 @cache
 def whole_job() -> World:
-    """The ranks of this job, one if nothing has launched it. MPI starts with the first call.
+    """The ranks of this job; one rank if it was started without mpirun. MPI starts with the first call.
 
-    Always the same object, because a process may run many experiments, and MPI knows a limited number of
-    communicators.
+    It always returns the same object, because a process may run many experiments, and the number of MPI communicators
+    is limited.
 
     Raises:
-        BadInput: there is no MPI library.
+        BadInput: no MPI library was found.
     """
     from fedmpi.mpi import leftovers
     from fedmpi.mpi.guard import Guard

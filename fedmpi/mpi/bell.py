@@ -1,7 +1,7 @@
-"""Where the ranks of a node sleep until one of them rings: the kernel wakes them at once, and sleep costs nothing.
+"""A bell for the ranks of a node: they sleep without CPU time until one of them rings, and wake at once.
 
-On Linux that is a futex, a word of shared memory on whose change a process can wait (futex(2)); elsewhere ranks
-take short naps.
+On Linux it is a futex: a process can wait for a change of a word in shared memory (futex(2)). On other systems ranks
+sleep for short times.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class _TimeSpec(ctypes.Structure):
 
 
 class Bell:
-    """A word of shared memory that all who wait for something watch.
+    """A word of shared memory that waiting ranks watch.
 
     Args:
         word: [1], shared by the ranks of a node.
@@ -40,17 +40,17 @@ class Bell:
 
     @property
     def last(self) -> int:
-        """What was rung last: to be read before looking whether there is still something to wait for."""
+        """The last rung value. Read it before checking whether there is still something to wait for."""
         return int(self._word[0])
 
     def ring(self, value: int) -> None:
-        """Wake all who sleep; `value` differs from any that was rung shortly before."""
+        """Wake all sleeping ranks; `value` must differ from recently rung values."""
         self._word[0] = value & 0x7FFFFFFF
         if self._libc is not None:
             self._libc.syscall(ctypes.c_long(_CALL), self._address, _WAKE, _ALL, None, None, 0)
 
     def sleep(self, last: int, seconds: float) -> None:
-        """Sleep until somebody rings, unless somebody has since `last` was read; or so long."""
+        """Sleep until a rank rings (unless one has since `last` was read), or until the time is over."""
         if self._libc is None:
             time.sleep(min(seconds, _NAP))
             return

@@ -1,4 +1,4 @@
-"""Views of contiguous arrays, as the collectives take them."""
+"""Views of contiguous arrays for the collectives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CHUNK_ELEMENTS = 1 << 28
 
 
 def chunks(array: NDArray) -> Iterator[NDArray]:
-    """Flat parts of an array that one call of MPI can carry each."""
+    """Flat parts of an array, each small enough for one MPI call."""
     flat = array.reshape(-1)
     assert np.shares_memory(flat, array) or not array.size, "MPI needs a contiguous buffer"
     for start in range(0, len(flat), CHUNK_ELEMENTS):
@@ -25,6 +25,6 @@ def reshaped_like(memory: NDArray[np.uint8], like: NDArray) -> NDArray:
 
 
 def offset_in(array: NDArray, memory: NDArray) -> int | None:
-    """How many bytes behind the begin of `memory` an array begins; None: it does not lie there."""
+    """Offset in bytes of an array in `memory`; None: it is not in it."""
     offset: int = array.ctypes.data - memory.ctypes.data
     return offset if 0 <= offset < memory.nbytes else None

@@ -1,4 +1,4 @@
-"""Which device a rank trains on."""
+"""The device that a rank trains on."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ DeviceChoice = Literal["auto", "cpu", "cuda"]
 
 
 def pick_device(world: World, choice: DeviceChoice, server_too: bool) -> torch.device:
-    """Deal the visible GPUs of a node out to the ranks on it that train, in turn.
+    """Assign the visible GPUs of a node to the ranks on it that train, round-robin.
 
-    The server needs none, unless the method trains there, too: then it shares the first of its node.
+    The server needs none, unless the method also trains there; then it shares the first GPU of its node.
 
-    Ranks are counted within the node, because a launcher may spread consecutive ranks over nodes. Where the
-    launcher shows each rank a GPU of its own (`--gpus-per-task=1`), that is the only one it sees, with index 0.
+    Ranks are counted within the node, because a launcher may spread consecutive ranks over nodes. If the launcher
+    gives each rank one GPU (`--gpus-per-task=1`), it sees only that one, with index 0.
 
     Raises:
-        BadInput: a GPU was asked for and a rank that trains sees none; on every rank alike.
+        BadInput: the user asked for GPUs, and a rank that trains sees none; on every rank alike.
     """
     trains = world.is_worker or server_too
     with world.agreed():

@@ -1,7 +1,7 @@
-"""What ranks tell each other when something goes wrong, and how they end the job then.
+"""Messages between ranks about failures, and the end of a job after them.
 
-An error on any rank reaches rank 0 while it waits; rank 0 prints one report for all. Where ranks have not come within
-the deadline (`fedmpi.mpi.guard`), each of the others says where it is, and rank 0 concludes who is missing.
+An error on any rank is sent to rank 0, which prints one report for all. If ranks do not arrive within the deadline
+(`fedmpi.mpi.guard`), each of the others reports what it is doing, and rank 0 concludes which ranks are missing.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from mpi4py import MPI
 from fedmpi import streams
 from fedmpi.mpi.guard import Guard, end_soon
 
-# How long a rank that failed waits for rank 0 to answer, and then for it to end the job.
+# Seconds that a failed rank waits for an answer of rank 0, and then for the end of the job.
 PATIENCE_SECONDS = 3.0
 ENDING_SECONDS = 600.0
-# How long rank 0 collects what the other ranks say when the deadline has passed.
+# Seconds in which rank 0 collects the other ranks' messages after the deadline.
 COLLECTING_SECONDS = 2.0
-# How long the launcher has to pass on what was printed, before the end of the job closes its pipes.
+# Seconds for the launcher to forward printed text before the end of the job closes its pipes.
 FORWARDING_SECONDS = 0.5
-# How often a rank that has nothing else to do looks for messages.
+# Seconds between two looks for messages of a waiting rank.
 LOOK_SECONDS = 5e-3
-# Kinds of messages: the report of an error; what a rank says of itself when the deadline has passed.
+# Kinds of messages: the report of an error; a rank's note after the deadline.
 REPORT, NOTE = 0, 1
 
 
@@ -37,7 +37,7 @@ class RemoteFailure(Exception):
 
 
 class Silence(Exception):
-    """Other ranks have not come for longer than the deadline."""
+    """Other ranks have not arrived within the deadline."""
 
 
 class Failures:
@@ -60,7 +60,7 @@ class Failures:
         self._heard: set[int] = set()
 
     def raise_any(self) -> None:
-        """Raise what this rank has heard of while it waits.
+        """Raise failures that were reported while this rank waits.
 
         Raises:
             Silence: the deadline has passed.
@@ -68,7 +68,7 @@ class Failures:
         """
         if self._guard.exceeded:
             raise Silence
-        # Asked on every rank: it also lets MPI get on with what other ranks want of this one.
+        # Called on every rank, because it also lets MPI make progress with messages of other ranks.
         if self._comm.Iprobe() and self._rank == 0:
             tag, text = self._hear()
             if tag == NOTE:
@@ -77,45 +77,47 @@ class Failures:
             raise RemoteFailure(text)
 
     def announce_end(self) -> None:
-        """Rank 0 tells the others that it is ending the job: once before it writes what may be large, once after.
+        """Tell the other ranks that rank 0 is ending the job.
 
-        When the deadline has passed, it tells only those of whom it has heard: some MPI libraries end a process that
-        sends to a rank which is gone.
+        Called before and after it writes results, which may take long.
+
+        After the deadline, only ranks that have answered get it, because some MPI libraries end a process that
+        sends to a rank that no longer exists.
         """
         ranks = self._heard if self._guard.exceeded else range(1, self._size)
         for rank in ranks if self._may_talk else ():
             self._tell(rank)
 
     def report(self, report: str) -> NoReturn:
-        """Hand a worker's report to rank 0, which prints it and ends the job; if it does not, do so here."""
+        """Send a worker's report to rank 0, which prints it and ends the job. If rank 0 does not, do so here."""
         self._end_by_server(REPORT, report, unanswered=report)
 
     def report_silence(self, note: str, unanswered: str) -> NoReturn:
-        """Hand a worker's `note` to rank 0, which ends the job; if it does not, do so here.
+        """Send a worker's `note` to rank 0, which ends the job. If rank 0 does not, do so here.
 
         Args:
-            unanswered: what is printed here then; empty: nothing.
+            unanswered: the text that is printed here in that case; empty: nothing.
         """
         self._end_by_server(NOTE, note, unanswered)
 
     def note(self, where: str, meeting: int) -> str:
-        """What a rank tells rank 0 when the deadline has passed.
+        """The message of a rank to rank 0 after the deadline.
 
         Args:
-            where: it is in the experiment.
-            meeting: how many meetings it has come to.
+            where: what the rank is doing.
+            meeting: number of meetings (barriers) that it has reached.
         """
         stack = "".join(traceback.format_list(self._guard.stack()))
         return json.dumps({"meeting": meeting, "where": where, "stack": stack})
 
     def who_is_late(self, note: str) -> str:
-        """At rank 0, when the deadline has passed: which ranks did not come, and what those do instead that answer.
+        """At rank 0, after the deadline: the ranks that did not arrive, and what they are doing if they answer.
 
-        A rank whose own report of an error arrives now has caused the silence: its report is returned instead. Each
-        rank that answers is told that rank 0 is ending the job.
+        If a rank's report of an error arrives now, that error was the cause, and the report is returned instead. Rank
+        0 tells each rank that answers that it is ending the job.
 
         Args:
-            note: rank 0's own.
+            note: of rank 0.
         """
         self._notes[0] = note.encode()
         began, told = time.monotonic(), set[int]()
@@ -131,23 +133,23 @@ class Failures:
             told |= self._heard
         notes = {rank: json.loads(its) for rank, its in self._notes.items()}
         lines = [
-            f"fedmpi: failed on rank 0 of {self._size}: {notes[0]['where']}: not all ranks came within the deadline "
-            f"of {self._guard.exceeded:.0f} s (--deadline)"
+            f"fedmpi: failed on rank 0 of {self._size}: {notes[0]['where']}: not all ranks arrived within the "
+            f"deadline of {self._guard.exceeded:.0f} s (--deadline)"
         ]
         if silent := [rank for rank in range(self._size) if rank not in notes]:
             lines.append(f"{self._named(silent)}: no answer")
         busy = {rank: its for rank, its in notes.items() if its["stack"]}
         for rank, its in sorted(busy.items()):
-            lines.append(f"{self._named([rank])}: did not come; {its['where']}, at\n{its['stack'].rstrip()}")
+            lines.append(f"{self._named([rank])}: did not arrive; {its['where']}, at\n{its['stack'].rstrip()}")
         if not silent and not busy:
-            meetings = {rank: f"{its['where']}, meeting {its['meeting']}" for rank, its in sorted(notes.items())}
+            meetings = {rank: f"{its['where']}, barrier {its['meeting']}" for rank, its in sorted(notes.items())}
             for what in dict.fromkeys(meetings.values()):
                 ranks = [rank for rank, its in meetings.items() if its == what]
                 lines.append(f"{self._named(ranks)}: waiting at {what}, while others wait elsewhere")
         return "\n".join(lines)
 
     def abort(self, report: str = "", status: int = 1) -> NoReturn:
-        """Print a report and end all ranks at once with this exit status; this process at least, if MPI cannot."""
+        """Print a report and end all ranks at once with this exit status; if MPI cannot, at least this process."""
         end_soon()
         if report:
             streams.say(report, "stderr")
@@ -158,16 +160,16 @@ class Failures:
 
     @property
     def _may_talk(self) -> bool:
-        """Whether this thread may call MPI: the guard's may not if the library is made for one thread."""
+        """Whether this thread may call MPI. The guard's thread may not if the library does not support threads."""
         is_main = threading.current_thread() is threading.main_thread()
         return is_main or MPI.Query_thread() == MPI.THREAD_MULTIPLE
 
     def _tell(self, rank: int) -> None:
-        """Tell a rank once more that rank 0 is ending the job."""
+        """Tell a rank again that rank 0 is ending the job."""
         self._comm.Isend(b"", dest=rank, tag=REPORT)
 
     def _hear(self) -> tuple[int, str]:
-        """The tag and the text of the next message, which has come. Notes are remembered."""
+        """The tag and the text of the next message, which has arrived. Notes are stored."""
         status = MPI.Status()
         self._comm.Probe(status=status)
         text = bytearray(status.Get_count(MPI.BYTE))
@@ -179,7 +181,7 @@ class Failures:
         return tag, text.decode(errors="replace")
 
     def _end_by_server(self, tag: int, text: str, unanswered: str) -> NoReturn:
-        """Tell rank 0, which ends the job; if it does not, print `unanswered` and do so here."""
+        """Tell rank 0, which ends the job. If it does not, print `unanswered` and end it here."""
         if self._may_talk:
             request = self._comm.Isend(text.encode(), dest=0, tag=tag)
             deadline, answers = time.monotonic() + PATIENCE_SECONDS, 0

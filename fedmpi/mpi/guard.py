@@ -1,9 +1,8 @@
-"""A thread that ends this process where its main thread cannot.
+"""A thread that ends this process if its main thread cannot.
 
 The main thread may be inside an MPI call to a node that has vanished, or in user code that never returns. Python
-handles signals in the main thread alone, so nothing would end such a process. The guard is a thread beside the main
-one. It ends the process when the other ranks stay away for longer than the deadline, and when somebody asks for the
-end a second time.
+handles signals only in the main thread, so nothing would end such a process. The guard is another thread. It ends the
+process if other ranks do not arrive within the deadline, and at a second signal.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-#: Seconds that a rank waits for others at most, before anything is known about how long rounds take.
+#: Longest waiting time in seconds before the length of rounds is known.
 FIRST_DEADLINE = 30 * 60.0
 #: Seconds from one look of the guard to the next.
 TICK = 0.5
-#: What one look adds to the time that counts at most: while a job is suspended, nobody keeps anybody waiting.
+#: The most that one look adds to the counted time, so that the time of a suspended job does not count.
 LONGEST_TICK = 5.0
 #: Seconds that the main thread has to notice that the deadline has passed, before the guard acts in its place.
 REACTION = 1.5
-#: Seconds that the last words of a process and MPI_Abort may take together.
+#: Seconds for the report of a process and MPI_Abort together.
 ENDING = 5.0
-#: A second signal counts so many seconds after the first: launchers may pass one signal on twice.
+#: A second signal counts only this number of seconds after the first, because launchers may forward a signal twice.
 REPEATED = 0.5
-#: So many calls of the main thread are shown.
+#: Number of calls of the main thread that are shown.
 INNERMOST = 5
 #: Signals that end the process when they come again.
 INSISTENT = (signal.SIGTERM, signal.SIGINT)
@@ -44,15 +43,15 @@ _nowhere: TextIO
 
 
 class Guard:
-    """Watches how long this rank has gone without passing a meeting with the others, and signals.
+    """Watches the time since this rank last met the others, and signals.
 
     Attributes:
         is_alone: whether there is no other rank to wait for.
-        limit: seconds after which a rank that still waits gives up.
-        exceeded: the limit when this rank gave up; None: it has not.
-        at_silence: what the guard calls then if the main thread does not react; it must end the process.
-        in_run: whether all of this rank's time counts: within a run, code that runs for longer than the limit keeps
-            all others waiting. Outside a run only waiting counts.
+        limit: seconds after which a waiting rank gives up.
+        exceeded: the limit when this rank gave up; None: it has not given up.
+        at_silence: function that the guard then calls if the main thread does not react; it must end the process.
+        in_run: whether all of this rank's time counts. Within a run it does, because code that runs longer than the
+            limit makes all others wait. Outside of a run only waiting counts.
     """
 
     def __init__(self) -> None:
@@ -69,33 +68,33 @@ class Guard:
         self._signals: int | None = None  # where the interpreter writes the numbers of signals
 
     def start(self) -> None:
-        """Begin to watch; until then nothing happens."""
+        """Start the thread."""
         self._listens, self._signals = os.pipe()
         os.set_blocking(self._signals, False)
         threading.Thread(target=self._watch, name="guard", daemon=True).start()
 
     def passed(self) -> None:
-        """Called by the main thread: the others were there just now."""
+        """Called by the main thread when it has met the other ranks."""
         if self.exceeded:
             threading.Event().wait()  # too late: the guard is ending the process
         self._silence = 0.0
 
     def expire(self) -> None:
-        """This rank gives up."""
+        """Give up waiting."""
         self.exceeded = self.exceeded or self.limit
 
     def begin_end(self) -> None:
-        """Called by the thread that ends the process, the main thread or the guard; the other one must not return."""
+        """Called by the thread that ends the process, so that the other thread does not interfere."""
         if not self.is_alone and not self._ends.acquire(blocking=False):
             threading.Event().wait()
         self._noticed.set()
 
     @contextmanager
     def running(self, at_silence: Callable[[], None]) -> Iterator[None]:
-        """A run: within this context, a second SIGTERM or SIGINT ends the process at once.
+        """The context of a run, in which a second SIGTERM or SIGINT ends the process at once.
 
         Args:
-            at_silence: as the attribute.
+            at_silence: see the attribute.
         """
         before = self.in_run, self.at_silence, self.limit
         listens = self._signals is not None and self._main is threading.current_thread()
@@ -111,7 +110,7 @@ class Guard:
             self._heard.clear()
 
     def stack(self) -> list[traceback.FrameSummary]:
-        """Where the main thread is, the innermost calls last; empty if it waits for other ranks or asks itself."""
+        """The stack of the main thread, innermost call last; empty if it waits for other ranks, or is the caller."""
         if threading.current_thread() is self._main:
             return []
         frame: FrameType | None = sys._current_frames().get(self._main.ident or 0)
@@ -143,10 +142,11 @@ class Guard:
 
 
 def end_soon(seconds: float = ENDING) -> None:
-    """In a few seconds this process ends with exit status 1, whatever it does until then; see `do_not_end`.
+    """End this process with exit status 1 in a few seconds, unless `do_not_end` is called.
 
-    What it does may hang: MPI_Abort, MPI_Finalize, or a write to a launcher that does not read. A thread of C ends
-    the process, which needs no lock of Python. (mpi4py keeps it in some calls, in which the guard cannot run.)
+    It is used before calls that may hang: MPI_Abort, MPI_Finalize, or a write to a launcher that does not read. A
+        thread in C ends the process, because mpi4py holds Python's global lock in some calls, so that the guard
+        cannot run.
     """
     global _nowhere
     _nowhere = open(os.devnull, "w")  # noqa: SIM115 (for a report that nobody wants; open until the end)
@@ -154,5 +154,5 @@ def end_soon(seconds: float = ENDING) -> None:
 
 
 def do_not_end() -> None:
-    """What might have hung has not."""
+    """Cancel `end_soon`: the call has returned."""
     faulthandler.cancel_dump_traceback_later()

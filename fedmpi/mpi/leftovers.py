@@ -1,13 +1,13 @@
-"""What jobs that were killed have left in /dev/shm, and how it is known to be theirs.
+"""Files that killed jobs have left in /dev/shm, and how they are recognised.
 
-An MPI library keeps files there while a job runs, and removes them when it ends; those of a job that is killed stay.
-So one rank of each node writes down which files these are, in a list beside them that it keeps locked. The kernel
-gives the lock back when that process has ended, however it ended, and in whatever container it ran: a list that
-nobody has locked is of a job that is gone.
+An MPI library keeps files there while a job runs, and removes them at its end. Files of a killed job remain. So one
+rank of each node writes a list of these files, next to them, and keeps the list locked. The kernel releases the lock
+when that process ends, for any reason and in any container. So an unlocked list belongs to a job that no longer
+exists.
 
-Files without a list (of other programs, or of a job that was killed while MPI started) are told by their names and by
-what /proc says of all processes. That is done only when somebody asks for it (`python -m fedmpi.doctor --clean`), and
-not where /proc does not show all processes that may use the same memory.
+Files without a list (of other programs, or of a job that was killed while MPI started) are recognised by their names
+and by /proc, which shows the files in use. This is done only on request (`python -m fedmpi.doctor --clean`), and not
+if /proc does not show all processes that may use the same memory.
 """
 
 from __future__ import annotations
@@ -37,17 +37,20 @@ File = tuple[int, int, str]
 
 
 class CannotTell(Exception):
-    """Which files are in use; the message says why not."""
+    """It cannot be determined which files are in use; the message says why."""
 
 
 def mine() -> list[File]:
-    """The files of shared memory that this process has mapped, and that have a name."""
+    """The named files of shared memory that this process has mapped."""
     used = _used_by(Path("/proc/self"))
     return [file for name in _names() if (file := _file(MEMORY / name)) and file[:2] in used]
 
 
 def keep_list(files: Iterable[File]) -> None:
-    """Write down the files of this node's ranks, until this process ends; nothing if that cannot be written."""
+    """Write the list of files of this node's ranks, and keep it locked until this process ends.
+
+    Skipped if not possible.
+    """
     with suppress(OSError):
         # Locked before it has the name that `remove` looks for.
         path = MEMORY / f"{_PREFIX}-{os.getuid()}-{os.getpid()}-{os.urandom(4).hex()}"
@@ -65,7 +68,7 @@ def keep_list(files: Iterable[File]) -> None:
 
 
 def remove_listed() -> int:
-    """Remove what this user's killed jobs have left, by their lists; how many bytes that were."""
+    """Remove files in the lists of this user's killed jobs; returns the removed bytes."""
     removed = 0
     for path in MEMORY.glob(f"{_PREFIX}-{os.getuid()}-*"):
         with suppress(OSError):
@@ -82,19 +85,18 @@ def remove_listed() -> int:
 
 
 def remove_unlisted() -> int:
-    """Remove this user's files that have names such as MPI libraries give and that no process uses.
+    """Remove this user's files that have names as MPI libraries give them and that no process uses.
 
-    Returns:
-        How many bytes that were.
+    Returns: The removed bytes.
 
     Raises:
-        CannotTell: there are such files, but they may be in use by processes that are not to be seen.
+        CannotTell: there are such files, but processes that are not visible may use them.
     """
     candidates = [file for name in _names() if NAMES.fullmatch(name) and (file := _file(MEMORY / name))]
     if not candidates:
         return 0
     if os.stat("/proc/self/ns/pid").st_ino != ALL_PROCESSES:
-        raise CannotTell("this is a container, from which not all processes are to be seen that may use them")
+        raise CannotTell("in this container not all processes that may use them are visible")
     used: set[tuple[int, int]] = set()
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
@@ -125,7 +127,7 @@ def _is_own(about: os.stat_result) -> bool:
 def _used_by(process: Path) -> set[tuple[int, int]]:
     """Device and number of each file that a process has mapped or open.
 
-    None of a process that does not let itself be looked at, such as ssh-agent: no MPI library makes a rank like that.
+    Processes that hide this, such as ssh-agent, are skipped: they cannot be ranks of an MPI job.
     """
     found = set()
     with suppress(PermissionError):
@@ -149,7 +151,7 @@ def _read_list(content: bytes) -> Iterator[File]:
 
 
 def _remove(file: File) -> int:
-    """Remove a file if it is still the one that it was; how many bytes it had."""
+    """Remove a file if it is still the same file; returns its size."""
     path = MEMORY / file[2]
     with suppress(OSError):
         if _file(path) == file:

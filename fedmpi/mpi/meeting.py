@@ -1,10 +1,10 @@
-"""The ranks of a job: who they are, how they wait for each other, and the little that they tell each other.
+"""The ranks of a job: their nodes, barriers, and small messages.
 
-Two rules hold for every collective here and above. A rank that waits sleeps: ranks first meet, those of a node where
-the last to come wakes the others, and only when all have arrived does the transfer itself run, at the full speed of
-MPI's blocking calls. (MPI implementations spin inside blocking calls; a server that spins takes a core away from the
-clients.) And an error on any rank reaches rank 0 while it waits. A rank that nobody hears of for longer than the
-deadline ends the job (`fedmpi.mpi.guard`), so that no job hangs.
+Two rules hold for every collective here and above. First, a waiting rank sleeps. Ranks first meet in a barrier, in
+which the last rank of a node wakes the others. Only then the transfer runs, at the full speed of MPI's blocking
+calls. (MPI implementations spin inside blocking calls, and a spinning server would take a core away from the
+clients.) Second, an error on any rank reaches rank 0 while it waits. If a rank does not answer within the deadline,
+the job ends (`fedmpi.mpi.guard`), so no job hangs.
 """
 
 from __future__ import annotations
@@ -29,41 +29,41 @@ from fedmpi.mpi.waiting import Waiting
 
 # How long ranks may take to leave MPI together.
 LEAVING_SECONDS = 15.0
-# How much the first rank of a node can say at a meeting.
+# Number of words that the first rank of a node can pass on at a meeting.
 WORDS = 3
-# How many claims ranks can vouch for at a time, and with how many bits each: together they are one word.
+# Number of checksums that ranks can compare at a time, and bits of each: together they are one word.
 CLAIMS, CLAIM_BITS = 3, 21
 
 T = TypeVar("T")
 
 
 class RanksDiffer(Exception):
-    """Ranks have made different things of what should have been the same; the message says which, for the user."""
+    """Ranks differ in something that should be equal; the message names it for the user."""
 
 
 class Ranks:
-    """The ranks of one job. Rank 0 is the server; the others train, and so does rank 0 when it is alone.
+    """The ranks of one job. Rank 0 is the server, and the others train. A single rank does both.
 
     Args:
         comm: the communicator of the job; default `MPI.COMM_WORLD`.
-        ranks_a_node: pretend that so many consecutive ranks share memory, whatever is the case.
-        guard: ends this process when it waits for others for longer than the deadline; null: nothing does.
+        ranks_a_node: for tests: pretend that this number of consecutive ranks share memory.
+        guard: ends this process if it waits longer than the deadline; null: nothing does.
 
     Attributes:
         rank, size: this rank and their number.
-        workers: the ranks that host clients, in order.
+        workers: the ranks that train clients, in order.
         comm: all ranks.
         node: the ranks that share this rank's memory.
-        leaders: those that speak for a node each; None: this rank does not.
-        nodes: how many nodes there are.
+        leaders: the ranks that communicate for their nodes; None: this rank is not one of them.
+        nodes: number of nodes.
         hosts: the name of each rank's node.
-        leads: whether this rank speaks for its node.
-        stands_in: whether it speaks for its node where rank 0 does not answer.
-        waiting: how this rank waits, and for how long it has.
-        failures: what ranks tell each other about them.
-        guard: the same.
-        meetings: how many this rank has come to.
-        transferred: seconds this rank has spent moving data so far.
+        leads: whether this rank communicates for its node.
+        stands_in: whether it reports for its node if rank 0 does not answer.
+        waiting: how this rank waits, and how long it has waited.
+        failures: messages about failures.
+        guard: see the argument.
+        meetings: number of meetings (barriers) that this rank has reached.
+        transferred: seconds that this rank has spent on transfers so far.
     """
 
     def __init__(
@@ -86,15 +86,15 @@ class Ranks:
         self.failures = Failures(self.comm, self.hosts, self.guard)
         self.leads = self.node.Get_rank() == 0
         self.stands_in = self.node.Get_rank() == (1 if self.node.bcast(self.is_server) else 0)
-        # One rank a node speaks for it; rank 0 is among them.
+        # One rank per node communicates for it; rank 0 is one of them.
         leaders = self.comm if self.size == 1 else self.comm.Split(0 if self.leads else MPI.UNDEFINED)
         self.leaders = type(self.comm)(leaders) if self.leads else None
         self.nodes: int = self.node.bcast(self.leaders.Get_size() if self.leaders else 0)
         self.meetings = 0
         self._looks = 0
-        # Of each rank: the last meeting it came to. The first rank's: the last that all nodes came to, the bell, and
-        # what it says at this meeting and at the next (nobody is further ahead). Each rank's: what it vouches for at
-        # either of these.
+        # For each rank: the last meeting that it reached. For the first rank: the last meeting that all nodes
+        # reached, the bell, and its words for this meeting and the next (no rank is further ahead). For each rank:
+        # its checksums for these two meetings.
         problem: BadInput | None = None
         try:
             self._arrivals = Segments(self.node, 3 + 2 * (WORDS + 1), np.int64)
@@ -122,10 +122,12 @@ class Ranks:
     # Meeting
 
     def meet(self, *words: int) -> tuple[int, ...]:
-        """Sleep until every rank is here; what each wrote into shared memory before, the others then see.
+        """A barrier: sleep until every rank has arrived.
 
-        Returns:
-            The up to three `words` that the first rank of this node brought along; how many, all agree on.
+        What a rank wrote into shared memory before is then visible to the others.
+
+        Returns: The (at most three) `words` of the first rank of this node. Their number must be the same on all
+            ranks.
         """
         if self.size == 1:
             return words
@@ -154,16 +156,16 @@ class Ranks:
         return tuple(arrivals.arrays[0][said].tolist())
 
     def vouch(self, claims: Mapping[str, int]) -> None:
-        """Claim that all ranks hold the same; to be called on all of them. It costs no message of its own.
+        """Check that all ranks hold the same; must be called on all of them. It costs no additional message.
 
-        The words travel with the next meeting. What needs memory or partners that depend on it meets before.
+        The checksums are compared at the next meeting. Calls whose memory or partners depend on them meet first.
 
         Args:
-            claims: what would be wrong -> a checksum, in the same order on every rank; three at the most.
+            claims: description of the problem -> checksum, in the same order on every rank; at most three.
 
         Raises:
-            RanksDiffer: by the next meeting: a checksum is not the same on all ranks. On one rank at least: the
-                others wait, and hear of its failure.
+            RanksDiffer: a checksum differs between ranks. It is raised at the next meeting, on at least one rank; the
+                others wait, and learn of its failure.
         """
         assert len(claims) <= CLAIMS
         if self.size == 1:
@@ -175,20 +177,20 @@ class Ranks:
         )
 
     def settle(self) -> None:
-        """Meet if that is needed to know whether claims are true."""
+        """Meet, if there are claims that have not been compared yet."""
         if self._claims:
             self.meet()
 
     def _compare(self, words: Iterable[int]) -> None:
-        """Raise RanksDiffer, for the first claim that is not true, unless others' words are this rank's."""
+        """Raise RanksDiffer for the first claim whose checksum differs from another rank's."""
         for word in words:
             for place, claim in enumerate(self._claims):
                 if (int(word) ^ self._word) >> (CLAIM_BITS * place) & ((1 << CLAIM_BITS) - 1):
                     raise RanksDiffer(claim)
 
     def _await_node(self, is_over: Callable[[], bool]) -> None:
-        """Sleep until ranks of this node have made something true; whoever has, wakes the others."""
-        self._arrivals.publish()  # else two ranks that come at once may each miss the other
+        """Sleep until ranks of this node have made a condition true; the rank that does so wakes the others."""
+        self._arrivals.publish()  # otherwise two ranks that arrive at once may miss each other
         self._looks += 1
         self.waiting.meet(is_over, ring=self._looks * self.size + self.rank)
 
@@ -196,7 +198,10 @@ class Ranks:
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
-        """Run a block that may find bad input on some ranks only: either no rank raises it, or every rank does."""
+        """Run a block that may raise bad input on some ranks only.
+
+        Afterwards either every rank raises it, or none.
+        """
         problem: BadInput | None = None
         try:
             yield
@@ -206,9 +211,9 @@ class Ranks:
         self._raise_agreed(problem)
 
     def _raise_agreed(self, problem: BadInput | None) -> None:
-        """Raise the problem of the first rank that has one, on all ranks.
+        """Raise the first rank's problem on all ranks.
 
-        If not all ranks have one, and ranks are on several nodes, the message names that one, which lacks something.
+        If not all ranks have a problem, and there are several nodes, the message names the node.
         """
         first = self.comm.allreduce(self.size if problem is None else self.rank, op=MPI.MIN)
         if first == self.size:
@@ -236,17 +241,17 @@ class Ranks:
     # Memory, and small vectors
 
     def allocate(self, count: int, dtype: DTypeLike, number: int | None = None) -> list[NDArray]:
-        """Arrays [count] of each node, as `Segments` makes them; a collective.
+        """Arrays [count] on each node, made by `Segments`; a collective.
 
         Raises:
-            BadInput: the shared memory of some node is too small; on every rank alike.
+            BadInput: a node has too little shared memory; on every rank alike.
         """
         self.meet()
         with self.agreed():
             return Segments(self.node, count, dtype, number).arrays
 
     def sum(self, buffer: NDArray) -> None:
-        """Replace the contiguous `buffer` of every rank by the sum over the ranks; for small ones."""
+        """Replace the contiguous `buffer` of every rank by the sum over the ranks; for small buffers."""
         if self.size == 1:
             return
         self.settle()
@@ -265,10 +270,11 @@ class Ranks:
             buffer[...] = arrays[0]
 
     def tell(self, vector: NDArray) -> NDArray:
-        """Rank 0's contiguous `vector` on every rank; the others give one of the same shape and type. For small ones.
+        """Rank 0's contiguous `vector` on every rank; the others pass one of the same shape and type.
 
-        Returns:
-            It, in memory that is used again by the next call but one of this or of `sum`: to be copied at once.
+        For small vectors.
+
+        Returns: The vector, in memory that is soon reused by later calls of this or of `sum`: copy it at once.
         """
         if self.size == 1:
             return vector
@@ -285,9 +291,10 @@ class Ranks:
             return memory
 
     def sum_over_nodes(self, buffer: NDArray) -> None:
-        """Replace the leaders' `buffer` by the sum over the nodes; nothing on the other ranks.
+        """Replace the leaders' `buffer` by the sum over the nodes; other ranks do nothing.
 
-        An Allreduce, although not all need the result: in MPICH it is 1.6 to 3.8 times as fast as Reduce.
+        It is an Allreduce, although not all ranks need the result, because in MPICH it is 1.6 to 3.8 times as fast as
+        Reduce.
         """
         if self.leaders:
             for part in chunks(buffer):
@@ -295,22 +302,22 @@ class Ranks:
 
     @contextmanager
     def transferring(self) -> Iterator[None]:
-        """Count the time of a transfer, but for what it waits."""
+        """Count the time of a transfer, without waiting."""
         started, waited = time.perf_counter(), self.waiting.seconds
         yield
         self.transferred += time.perf_counter() - started - (self.waiting.seconds - waited)
 
     def _next_scratch(self, size: int) -> list[NDArray[np.uint8]]:
-        # Two in turn: a rank may fill one for the next sum while another still reads the last.
+        # Two alternating buffers: a rank may fill one for the next sum while another rank still reads the last.
         self._scratch.reverse()
         if not self._scratch[0] or len(self._scratch[0][0]) < size:
             self._scratch[0] = self.allocate(size, np.uint8)
         return self._scratch[0]
 
     def end(self, status: int) -> None:
-        """Leave MPI: all ranks are about to exit with this status. At exit, nothing would watch over it.
+        """Finalize MPI before all ranks exit with this status; at interpreter exit, nothing would watch over it.
 
-        Where that hangs, because a node or the launcher's own is gone, the process ends with status 1.
+        If that hangs, because a node or the launcher no longer exists, the process ends with status 1.
         """
         if self.size > 1:
             self.guard.at_silence = lambda: os._exit(status)
@@ -323,5 +330,5 @@ class Ranks:
 
 
 def _cores() -> int:
-    """Cores that this rank may run on."""
+    """Cores that this rank may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,10 +1,10 @@
-"""Vectors that lie on many ranks, looked at coordinate by coordinate.
+"""Functions of vectors that are distributed over ranks, coordinate by coordinate.
 
-Each rank keeps the vectors of the clients that it trained. For a function of all clients' values of a coordinate the
-matrix of vectors is transposed: in one turn after another, every rank receives one block of coordinates of all
-vectors, and what it makes of them goes to rank 0. So rank 0 receives one vector in all, and no rank ever holds all
-of them. The blocks depend on the number of vectors alone: whatever is summed over coordinates has the same bits on
-any number of ranks. Vectors as short as those of a layer may also be collected at rank 0 as they are.
+Each rank keeps the vectors of the clients that it trained. For a function of all clients' values of a coordinate, the
+matrix of vectors is transposed: in each turn, every rank receives one block of coordinates of all vectors, and sends
+its result to rank 0. So rank 0 receives one vector in total, and no rank ever holds all of them. The blocks depend
+only on the number of vectors, so sums over coordinates are bit-identical on any number of ranks. Short vectors, for
+example of a layer, may also be collected at rank 0.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from torch import Tensor
 
 from fedmpi.mpi.world import World
 
-# What a rank holds of others' vectors at a time, 4 MiB; as many columns at most, and at least.
+# Size of other ranks' vectors that a rank holds at a time (4 MiB); largest and smallest number of columns.
 BLOCK_ELEMENTS, MOST_COLUMNS, FEWEST_COLUMNS = 1 << 20, 1 << 16, 1 << 10
 
 
 class Rows:
-    """One vector of each of some clients.
+    """One vector per client.
 
     Args:
         world: the ranks.
-        clients: [m] whose vectors may come; their order is that of the rows.
+        clients: [m] clients that may have vectors, in the order of the rows.
         size: n, the length of a vector.
 
     Attributes:
-        present: [k] int64, positions in `clients` of those whose vectors are there; known when `close` was called.
-        rejected: how many vectors came that are not finite; likewise.
+        present: [k] int64, positions in `clients` of those with vectors; known after `close`.
+        rejected: number of vectors that were not finite; known after `close`.
     """
 
     def __init__(self, world: World, clients: NDArray[np.int64], size: int) -> None:
@@ -40,7 +40,7 @@ class Rows:
         self._size = size
         self._positions = {client: position for position, client in enumerate(clients.tolist())}
         self._mine: dict[int, NDArray[np.float32]] = {}
-        # Who holds it, as rank + 1; -1: it came, but is not finite; 0: none came.
+        # The rank that holds a vector, plus 1; -1: the vector is not finite; 0: there is none.
         self._holders = np.zeros(len(clients))
 
     def put(self, client: int, vector: NDArray[np.float32]) -> None:
@@ -51,17 +51,17 @@ class Rows:
             self._mine[position] = vector.copy()
 
     def close(self) -> None:
-        """No more vectors come: all ranks learn who holds which; a collective."""
+        """Finish the collection: all ranks learn which rank holds which vector; a collective."""
         self._world.sum(self._holders)
         self.present = np.flatnonzero(self._holders > 0)
         self.rejected = int((self._holders < 0).sum())
 
     def mine(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Positions and vectors [n] of those that this rank holds."""
+        """Positions and vectors [n] on this rank."""
         yield from sorted(self._mine.items())
 
     def collect(self) -> NDArray[np.float32]:
-        """[m, n] at rank 0, no rows elsewhere: all vectors, NaN for those that are not there; a collective."""
+        """[m, n] at rank 0 (no rows on other ranks): all vectors, NaN for missing ones; a collective."""
         world, holders = self._world, self._holders.astype(int) - 1
         result = np.full((len(holders) if world.is_server else 0, self._size), np.nan, dtype=np.float32)
         if world.is_server:
@@ -74,7 +74,7 @@ class Rows:
         return result
 
     def combine(self, rule: Callable[[NDArray[np.float32]], NDArray]) -> NDArray[np.float32]:
-        """[n] at rank 0, undefined elsewhere: what a rule makes of the values of each coordinate; a collective.
+        """[n] at rank 0 (undefined on other ranks): a rule applied to the values of each coordinate; a collective.
 
         Args:
             rule: [k, c] the values of c coordinates -> [c]. It may overwrite them.
@@ -87,14 +87,13 @@ class Rows:
     def pairwise(
         self, rule: Callable[[Tensor], Tensor], center: Callable[[slice], NDArray[np.float32]], size: int
     ) -> NDArray[np.float64]:
-        """[k, k] of all pairs of the vectors that are there, a sum over coordinates, on every rank; a collective.
+        """[k, k] a sum over coordinates for all pairs of vectors, on every rank; a collective.
 
         Args:
-            rule: [k, c] float64, where the vectors lie from their centers in c coordinates -> [k, k], what these
-                add to the sum.
-            center: columns -> [c] or [k, c], about where the vectors lie: what they have in common would cost
-                accuracy.
-            size: how many coordinates there are in the sum, from the first on.
+            rule: [k, c] float64, differences of the vectors from their centers in c coordinates -> [k, k], their part
+                of the sum.
+            center: columns -> [c] or [k, c], subtracted from the vectors for accuracy.
+            size: number of first coordinates that are summed.
         """
         count = len(self.present)
         total = np.zeros((count, count))
@@ -109,10 +108,10 @@ class Rows:
         return self._world.broadcast(total)
 
     def _turns(self, size: int) -> Iterator[tuple[list[slice], NDArray[np.float32]]]:
-        """The columns of each rank in this turn, at most a block, and of all rows those of this rank [k, c].
+        """The columns of each rank in this turn (at most a block), and this rank's columns of all rows [k, c].
 
         Args:
-            size: of how many columns, from the first on.
+            size: number of first columns that are used.
         """
         world, rows = self._world, self.present.tolist()
         holders = self._holders[rows].astype(int) - 1
@@ -140,7 +139,7 @@ class Rows:
             yield columns, block
 
     def _to_server(self, value: NDArray, places: list[NDArray]) -> None:
-        """Bring what every rank made of its block to the place at rank 0 that has the rank's number."""
+        """Send each rank's result to its place at rank 0."""
         world = self._world
         if world.is_server:
             places[0][...] = value

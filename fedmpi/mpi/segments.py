@@ -1,4 +1,4 @@
-"""Arrays in memory that the ranks of a node share."""
+"""Arrays in memory shared by the ranks of a node."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ ALIGNMENT = 64
 class Segments:
     """Arrays of one length and type that all ranks of a node can read and write.
 
-    Made by all ranks of the node together, and kept until the job ends: a view of it may live on anywhere.
+    All ranks of the node must make them together. They are kept until the job ends, because views may exist anywhere.
 
     Args:
         node: the ranks that share memory.
         count: elements of each array.
         dtype: of the elements.
-        number: how many arrays; left out, one for each rank.
+        number: number of arrays; default: one per rank.
 
     Attributes:
         arrays: [count] each; zeros at first.
 
     Raises:
-        TooLittleMemory: on all ranks of the node. (Without the check the job would
-            end by a bus error at the first touch.)
+        TooLittleMemory: on all ranks of the node. (Without this check the job would end by a bus error at the first
+            access.)
     """
 
     def __init__(self, node: MPI.Intracomm, count: int, dtype: DTypeLike, number: int | None = None) -> None:
@@ -51,7 +51,7 @@ class Segments:
         self.arrays = [memory[start : start + count * dtype.itemsize].view(dtype) for start in starts]
 
     def publish(self) -> None:
-        """A memory barrier: what this rank wrote is seen by the others, and the other way round."""
+        """A memory barrier: writes of this rank become visible to the others, and theirs to this rank."""
         if self._window is not None:
             self._window.Sync()
 
@@ -61,7 +61,7 @@ class TooLittleMemory(BadInput):
 
     @classmethod
     def here(cls, needed: int) -> TooLittleMemory:
-        """So many bytes are not free on this node."""
+        """The error that this number of bytes is not free on this node."""
         return cls(
             f"/dev/shm on {MPI.Get_processor_name()} is too small: {needed >> 20} MiB more are needed; enlarge it"
             " (in a container: --shm-size), or start fewer ranks per node"
@@ -69,7 +69,7 @@ class TooLittleMemory(BadInput):
 
 
 def room() -> int:
-    """Bytes of shared memory that are free on this node."""
+    """Free bytes of shared memory on this node."""
     try:
         status = os.statvfs("/dev/shm")
     except OSError:

@@ -1,4 +1,4 @@
-"""Arrays of which a node holds one copy, readable by all its ranks."""
+"""Arrays with one copy per node, which all its ranks can read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedmpi.mpi.world import World
 
 
 def share(world: World, read: Callable[[], dict[str, NDArray]]) -> dict[str, NDArray]:
-    """Call `read` on one rank a node and give every rank of the node the arrays, by name, in shared memory.
+    """Call `read` on one rank per node, and return its arrays by name, in shared memory, on every rank.
 
     Raises:
         BadInput: `read` raised it, or the node's shared memory is too small; on every rank alike.
@@ -33,7 +33,7 @@ def share(world: World, read: Callable[[], dict[str, NDArray]]) -> dict[str, NDA
 def assemble_shared(
     world: World, shape: tuple[int, ...], fill: Callable[[NDArray[np.uint8]], None]
 ) -> NDArray[np.uint8]:
-    """An array of which every rank fills in a part of its own, zeros at first: the whole, in shared memory.
+    """An array in shared memory, initially zero, of which every rank fills in a separate part.
 
     Raises:
         BadInput: a node's shared memory is too small; on every rank alike.

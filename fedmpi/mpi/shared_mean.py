@@ -1,7 +1,7 @@
-"""Exact sums of many vectors over the ranks of a job, and the means that are made of them.
+"""Exact sums of vectors over the ranks of a job, and means from them.
 
-On one node a sum over ranks is many times as fast in shared memory as by MPI_Reduce: every rank adds up one share of
-all ranks' vectors, where they lie, and nothing is copied. Between nodes MPI carries one vector a node.
+On one node a sum over ranks is many times faster in shared memory than by MPI_Reduce: every rank adds up one part of
+all ranks' vectors, and nothing is copied. Between nodes MPI sends one vector per node.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from numpy.typing import NDArray
 from fedmpi.mpi.meeting import Ranks
 from fedmpi.mpi.segments import Segments
 
-# So many 8-byte values stay in a core's cache while all ranks' contributions are added to them; and so many make up
-# for the calls it takes.
+# Number of 8-byte values that stay in a core's cache while all ranks' contributions are added, and that make up for
+# the overhead of calls.
 MOST_ELEMENTS, FEWEST_ELEMENTS = 1 << 16, 1 << 13
-# Terms that are too large for fixed point are summed in so many classes of size, and so many columns at a time.
+# Number of size classes for terms that are too large for fixed point, and number of columns at a time.
 CLASSES, TOGETHER = 8, 1 << 17
 
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """How the float64 terms of a sum are kept as integers.
+    """Represents float64 terms of a sum as integers.
 
     Adding 1.5 * 2^52 * unit to a term t, |t| < 2^51 units, rounds it to a multiple of the unit, and the bit pattern
-    of the result, read as an integer, is that of 1.5 * 2^52 * unit plus t in units. So bit patterns can be summed in
-    place of floats, exactly, and one pass over memory is saved.
+    of the result, read as an integer, is that of 1.5 * 2^52 * unit plus t in units. So bit patterns can be summed
+    exactly instead of floats, which saves one pass over memory.
 
     Args:
         unit: a power of two.
@@ -39,16 +39,16 @@ class FixedPoint:
 
     @property
     def limit(self) -> float:
-        """Below which a term must be."""
+        """Upper limit of a term."""
         return 2.0**51 * self.unit
 
     @property
     def magic(self) -> float:
-        """What is added to a term."""
+        """The number that is added to a term."""
         return 1.5 * 2.0**52 * self.unit
 
     def total(self, patterns: NDArray[np.int64], terms: int, into: NDArray[np.int64]) -> None:
-        """The sum in units of so many terms, whose bit patterns were summed (modulo 2^64)."""
+        """The sum in units, from the sum of the terms' bit patterns (modulo 2^64)."""
         bias = int(np.float64(self.magic).view(np.int64)) * terms % 2**64
         np.subtract(patterns.view(np.uint64), np.uint64(bias), out=into.view(np.uint64))
 
@@ -59,16 +59,16 @@ class SharedMean:
     Args:
         ranks: of the job.
         rows, columns: shape of the means.
-        kinds: how the columns up to a certain one, and from the one before, are kept.
+        kinds: end column -> representation of the columns up to it.
 
     Attributes:
-        formed: [rows, columns] float32 each, where means were formed.
+        formed: [rows, columns] float32 each, memory of formed means.
         rows: [rows, columns] int64, this rank's sums of bit patterns as in `FixedPoint`; undefined while nothing has
             been added. If a row has a single term in total, its float64 bits are stored unrounded.
-        masses: [rows] int64, this rank's; what each row has been added in all, zeros at first.
-        terms: [rows] int64, this rank's; how many terms each row has been added, a single one in all not counted.
-        larger: class -> [rows, columns] float64, this rank's sums of terms that are too large for `rows`; those of a
-            class are multiples of one unit, and all of them together below 2^53 units, so that their sum is exact.
+        masses: [rows] int64, this rank's sums of weights.
+        terms: [rows] int64, this rank's numbers of terms; 0 if a row has a single term in total.
+        larger: class -> [rows, columns] float64, this rank's sums of terms that are too large for `rows`. Terms of a
+            class are multiples of one unit, and their sum is below 2^53 units, so it is exact.
     """
 
     def __init__(self, ranks: Ranks, rows: int, columns: int, kinds: Sequence[tuple[int, FixedPoint]]) -> None:
@@ -91,36 +91,36 @@ class SharedMean:
         self.larger: dict[int, NDArray[np.float64]] = {}
 
     def suits(self, rows: int, columns: int, kinds: Sequence[tuple[int, FixedPoint]]) -> bool:
-        """Whether this was made with these arguments."""
+        """Whether this object was made with these arguments."""
         return self.rows.shape == (rows, columns) and self._kinds == kinds
 
     def clear(self) -> None:
-        """Forget what this rank has added."""
+        """Reset this rank's sums."""
         self.masses.fill(0)
         self.terms.fill(0)
         self._marks.fill(0)
         self.larger.clear()
 
     def class_of_larger(self, number: int, columns: slice) -> NDArray[np.float64]:
-        """[rows, columns], these columns of this rank's sums of a class, to be added to."""
+        """[rows, columns], these columns of this rank's sums of a class, for adding to them."""
         if number not in self.larger:
             self.larger[number] = np.zeros(self.rows.shape)  # only what is written takes memory
         self._marks[number, columns.start // TOGETHER : (columns.stop - 1) // TOGETHER + 1] = 1
         return self.larger[number][:, columns]
 
     def form(self, total_mass: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The means, and the mass of each; a collective.
+        """Form the means and their total weights; a collective.
 
         Args:
-            total_mass: what the vectors were divided by when they were added.
+            total_mass: the number that weights were divided by when vectors were added.
 
         Returns:
-            [rows, columns] float32: each row's sum times total_mass / its mass, undefined without any mass; in
-            memory of the node that is not written again as long as rank 0 refers to it. And [rows] masses.
+            [rows, columns] float32: each row's sum times total_mass / its weight (undefined without weight), in
+                shared memory that is not reused while rank 0 refers to it; and [rows] weights.
         """
         (number, *_) = self._ranks.meet(self._unused())
         if number == len(self.formed):
-            # Of this node only: rank 0 keeps means for longer than others, so that its node may need one more.
+            # For this node only: rank 0 keeps means longer than others, so its node may need one more.
             segment = Segments(self._ranks.node, self.rows.size, np.float32, number=1).arrays[0]
             self.formed.append(segment.reshape(self.rows.shape))
             self._in_use.append(ref(segment))
@@ -137,7 +137,7 @@ class SharedMean:
             self._ranks.meet()
             (masses, terms), marks = self._all_counts[0].copy(), self._all_marks[0].copy()
         larger = self._sum_of_larger(marks) if marks.any() else None
-        # Exactly 1 where the whole cohort was added; masses are integers, so their sum is exact.
+        # Exactly 1 if the whole cohort was added, because weights are integers, whose sum is exact.
         scale = total_mass / np.maximum(masses, 1)
         for row, part, kind in self._blocks:
             summed = self._all_rows[0][row, part] if self._ranks.nodes > 1 else self._sum_of(row, part)
@@ -167,7 +167,7 @@ class SharedMean:
         return total
 
     def _unused(self) -> int:
-        """The number of a mean to which nothing refers any more; the next number if there is none."""
+        """The number of a mean that is no longer referred to; the next number if there is none."""
         return next((number for number, mean in enumerate(self._in_use) if mean() is None), len(self.formed))
 
     def _my_share(self, rows: int, columns: int) -> list[tuple[int, slice, FixedPoint]]:

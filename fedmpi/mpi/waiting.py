@@ -1,4 +1,4 @@
-"""How a rank waits for others: it sleeps, so that they have the core, and hears of failures in between."""
+"""Waiting for other ranks: a waiting rank sleeps, so that others can use its core, and checks for failures."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fedmpi.mpi.guard import Guard
 SPIN_SECONDS = 50e-6
 SHORTEST_SLEEP = 20e-6
 LONGEST_SLEEP = 5e-3
-# A rank that is woken tends to be put on the core of the one that wakes it, which then does nothing else for a while:
-# for short waits naps are better.
+# A woken rank tends to run on the core of the rank that wakes it, which then has to wait. So short sleeps are better
+# for short waits.
 NAPS_SECONDS = 20e-3
-# How much of the time that ranks are expected to be busy they will be for certain.
+# The part of the expected busy time of ranks that is certain.
 CERTAIN = 0.9
-# How soon a rank that waits for others of its node hears of a failure.
+# The time after which a rank that waits for others of its node notices a failure.
 LONGEST_DEAFNESS = 50e-3
 
 
@@ -27,13 +27,13 @@ class Waiting:
 
     Args:
         bell: of this node.
-        failures: raises what is heard of while this rank waits.
-        guard: is told when the others were there.
-        crowd: ranks that share a core, at least 1: they must not keep it from those they wait for by looking too
-            often.
+        failures: raises failures that are reported while this rank waits.
+        guard: is informed when ranks have met.
+        crowd: number of ranks per core, at least 1. If ranks share a core, they check less often, to leave it to the
+            ranks they wait for.
 
     Attributes:
-        seconds: for how long this rank has waited so far.
+        seconds: total time that this rank has waited.
     """
 
     def __init__(self, bell: Bell, failures: Failures, guard: Guard, crowd: float) -> None:
@@ -45,11 +45,14 @@ class Waiting:
         self._busy_until = 0.0
 
     def expect(self, seconds: float) -> None:
-        """Other ranks are busy for about so long: until then, one that waits for them need not look often."""
+        """Announce that other ranks are busy for about this time, so that this rank checks less often."""
         self._busy_until = time.perf_counter() + CERTAIN * seconds
 
     def poll(self, is_over: Callable[[], bool]) -> None:
-        """Spin for microseconds, then sleep, ever longer up to 5 ms. For what MPI alone can tell."""
+        """Spin for microseconds, then sleep for increasing times up to 5 ms.
+
+        For conditions that only MPI can check.
+        """
         with self._counted() as elapsed:
             while not is_over():
                 if elapsed() > SPIN_SECONDS:
@@ -57,7 +60,10 @@ class Waiting:
                     self._nap(elapsed())
 
     def meet(self, is_over: Callable[[], bool], ring: int) -> None:
-        """Sleep until ranks of this node have made something true; whoever has, wakes the others by `ring`."""
+        """Sleep until ranks of this node have made a condition true.
+
+        The rank that does so wakes the others by `ring`.
+        """
         if is_over():
             self._bell.ring(ring)
             self._guard.passed()
@@ -75,14 +81,14 @@ class Waiting:
                         self._bell.sleep(last, LONGEST_DEAFNESS)
 
     def _nap(self, elapsed: float) -> None:
-        """The longer it has been, the longer; but no look is worthwhile while others are busy for certain."""
+        """The time to sleep: longer after longer waiting, and at least until the others are expected."""
         over = time.perf_counter() - self._busy_until
         nap = -over if over < 0 else max(min(elapsed, over) / 20, self._shortest_sleep)
         time.sleep(min(nap, LONGEST_SLEEP))
 
     @contextmanager
     def _counted(self) -> Iterator[Callable[[], float]]:
-        """Count the time as waiting; gives what tells the seconds since."""
+        """Count the time as waiting; yields a function that returns the seconds so far."""
         started = time.perf_counter()
         yield lambda: time.perf_counter() - started
         self.seconds += time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""The collectives of a job over vectors: broadcasts, means, and what ranks exchange in pairs."""
+"""Collectives over vectors: broadcasts, means, and exchanges between pairs of ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedmpi.mpi.meeting import Ranks
 from fedmpi.mpi.segments import TooLittleMemory, room
 from fedmpi.mpi.shared_mean import FixedPoint, SharedMean
 
-# How many results of a sum lie in memory: the one that rank 0 still has, and the next.
+# Number of results of a sum in memory: the one that rank 0 still uses, and the next.
 RESULTS = 2
 # Bytes of shared memory that MPI libraries take for each rank once they move large vectors.
 MPI_FOR_A_RANK = 3 << 20
@@ -22,10 +22,10 @@ NOWHERE = -1
 
 
 class World(Ranks):
-    """The ranks of one job, and what they do with vectors.
+    """The ranks of one job, with collectives over vectors.
 
     Args:
-        comm, ranks_a_node, guard: as of `Ranks`.
+        comm, ranks_a_node, guard: as for `Ranks`.
     """
 
     def __init__(
@@ -37,21 +37,21 @@ class World(Ranks):
         self.begin_round()
 
     def begin_round(self) -> None:
-        """Let the memory of the last round's broadcasts and means be used again."""
+        """Allow the memory of the last round's broadcasts and means to be reused."""
         self._broadcasts_used = 0
         self._means_used = 0
 
     def broadcast(self, vector: NDArray) -> NDArray:
-        """Rank 0's contiguous `vector` on every rank; the others give one of the same shape and type.
+        """Rank 0's contiguous `vector` on every rank; the others pass one of the same shape and type.
 
-        Returns:
-            It, in memory that the node's ranks share: to be read only, and only until the end of the round.
+        Returns: The vector, in memory that the ranks of the node share. It is read-only, and valid until the end of
+            the round.
         """
         if self.size == 1:
             return vector
         with self.transferring():
             region = reshaped_like(self._next_region(vector.nbytes), vector)
-            # A mean that was formed in the node's memory is read where it lies.
+            # A mean that was formed in the node's memory is not copied.
             where = self._place_of(vector) if self.is_server else None
             if self.is_server and where is None:
                 region[...] = vector
@@ -62,21 +62,21 @@ class World(Ranks):
                     self.leaders.Bcast(part, root=0)
             mean, formed, offset = self.meet(*(where or (NOWHERE, 0, 0)))
             if where is not None:
-                return vector  # which keeps that memory from being used again
+                return vector  # a reference, which keeps that memory from being reused
             if mean == NOWHERE:
                 return region
             memory = self._means[mean].formed[formed].reshape(-1).view(np.uint8)
             return reshaped_like(memory[offset:], vector)
 
     def lent(self, array: NDArray) -> bool:
-        """Whether `array` lies in memory that `broadcast` gave, which the next round uses again."""
+        """Whether `array` is in memory of `broadcast`, which the next round reuses."""
         memories: list[NDArray] = list(self._broadcasts)
         if not self.is_server:
             memories += [formed for mean in self._means for formed in mean.formed]
         return any(offset_in(array, memory) is not None for memory in memories)
 
     def shared_mean(self, rows: int, columns: int, kinds: Sequence[tuple[int, FixedPoint]]) -> SharedMean:
-        """An empty sum for means of this shape; to be used in this round."""
+        """An empty sum for means of this shape, for use in this round."""
         while True:
             if self._means_used == len(self._means):
                 self.meet()  # before a call of MPI that all ranks of a node make together
@@ -88,7 +88,10 @@ class World(Ranks):
                 return mean
 
     def exchange(self, outgoing: Sequence[tuple[int, NDArray]], incoming: Sequence[tuple[int, NDArray]]) -> None:
-        """Send each (rank, contiguous array) and fill each (rank, contiguous array); order matters per pair."""
+        """Send each (rank, contiguous array), and receive into each (rank, contiguous array).
+
+        The order matters per pair.
+        """
         self.settle()
         with self.transferring():
             requests = [self.comm.Irecv(part, source) for source, array in incoming for part in chunks(array)]
@@ -97,11 +100,11 @@ class World(Ranks):
                 self.waiting.poll(request.Test)
 
     def check_room(self, broadcast: int, summed: int) -> None:
-        """Make sure that every node has memory for a round; a collective.
+        """Check that every node has enough memory for a round; a collective.
 
         Args:
-            broadcast: numbers that rank 0 sends to all others in the round, in all vectors.
-            summed: numbers of all vectors that are sums over the ranks.
+            broadcast: total size of all vectors that rank 0 broadcasts in the round.
+            summed: total size of all vectors that are summed over the ranks.
 
         Raises:
             BadInput: the shared memory of some node is too small; on every rank alike.
@@ -114,7 +117,7 @@ class World(Ranks):
                 raise TooLittleMemory.here(needed)
 
     def _place_of(self, vector: NDArray) -> tuple[int, int, int] | None:
-        """The number of the mean, and of its memory, where `vector` lies, and how many bytes behind its begin."""
+        """The number of the mean in whose memory `vector` is, and the offset in bytes."""
         for i, mean in enumerate(self._means):
             for j, formed in enumerate(mean.formed):
                 if (offset := offset_in(vector, formed)) is not None:

@@ -1,7 +1,7 @@
-"""Choices of an experiment that are no method: who takes part in a round, what becomes of updates, the server's step.
+"""Choices of an experiment besides the method: which clients take part, what happens to updates, the server's step.
 
-Of the clients that can be reached (`availability`) some are asked (`sampling`), and the updates of some of these
-arrive (`conditions`), perhaps changed on the way (`attacks`, `privacy`, `compression`).
+Some of the clients that can be reached (`availability`) are asked to train (`sampling`). The updates of some of these
+arrive (`conditions`). On the way, updates may be changed (`attacks`, `privacy`, `compression`).
 
 May import from training, data, results and mpi; federation, algorithms and experiment import from here.
 """

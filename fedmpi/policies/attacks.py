@@ -1,8 +1,7 @@
-"""Clients that do not do what they should, for tests of aggregation rules that are to withstand them.
+"""Malicious clients, for tests of robust aggregation rules.
 
-A fixed share of all clients is malicious. They train like the others and send something else in place of their
-change of the trained parameters (running statistics of normalisation layers stay as they are), or they train as they
-should on labels that are wrong.
+A fixed share of all clients is malicious. Either they train like the others and replace their update of the trained
+parameters (running statistics of normalisation layers are sent unchanged), or they train honestly on wrong labels.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ Share = Annotated[float, interval("[0, 1]")]
 
 
 class Attack(metaclass=Configured):
-    """Base of the attacks: of what malicious clients send, or of what they are trained on.
+    """Base of the attacks. An attack changes what malicious clients send, or what they train on.
 
     Args:
-        share: of all clients that are malicious, rounded to whole clients; who they are is drawn from the seed.
+        share: share of all clients that is malicious, rounded to whole clients. They are drawn with the seed.
     """
 
     @abstractmethod
@@ -35,20 +34,20 @@ class Attack(metaclass=Configured):
         self.share = share
 
     def malicious(self, clients: int, seed: int) -> NDArray[np.bool_]:
-        """[clients] who is, in all rounds alike."""
+        """[clients] which clients are malicious; the same in all rounds."""
         return np.isin(
             np.arange(clients), stream(seed, "malicious").permutation(clients)[: round(self.share * clients)]
         )
 
     def poison(self, labels: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-        """[n], what a malicious client takes for the labels [n] of its training samples."""
+        """[n], the labels that a malicious client uses instead of the true ones [n]."""
         return labels
 
     def change(self, change: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
-        """[K, d], what K malicious clients send in place of their changes [K, d].
+        """[K, d], what K malicious clients send instead of their changes [K, d].
 
         Args:
-            rngs: a generator of each client's own.
+            rngs: one random generator per client.
         """
         return change
 
@@ -97,7 +96,7 @@ class Gaussian(Attack):
 class LabelFlip(Attack):
     """Malicious clients train with label C - 1 - y in place of y, of C classes (Fang et al., USENIX Security 2020).
 
-    They follow the method otherwise. Test samples keep their labels, and so do the label counts in the results.
+    Otherwise they follow the method. Test samples keep their labels, and so do the label counts in the results.
 
     Args:
         share: share of all clients that is malicious.
@@ -110,11 +109,11 @@ class LabelFlip(Attack):
 
 
 class Collusion(Attack):
-    """Base of the attacks in which a round's malicious clients know each other's changes, and all send the same."""
+    """Base of the attacks whose clients know each other's changes and all send the same vector."""
 
     @abstractmethod
     def agree(self, changes: NDArray[np.float32], cohort: int) -> NDArray[np.float32]:
-        """[c], what all of them send, from c coordinates of their changes.
+        """[c], what all malicious clients send, from c coordinates of their changes.
 
         Args:
             changes: [b, c], of the malicious clients of the round, in the order of their numbers.
@@ -145,10 +144,11 @@ class ALIE(Collusion):
 
 
 def most_hidden(clients: int, malicious: int) -> float:
-    """z of Baruch et al. (2019): so many honest clients are further off that they and the malicious are a majority.
+    """z of Baruch et al. (2019), with which the malicious vectors stay unnoticed.
 
-    That is the quantile (n - b - s) / (n - b) of the standard normal distribution, for n clients of whom b are
-    malicious and s = floor(n / 2 + 1) - b honest ones are needed; 0 where that is below one half.
+    It is the quantile (n - b - s) / (n - b) of the standard normal distribution, for n clients of which b are
+    malicious. s = floor(n / 2 + 1) - b honest clients are then further from the mean, so that they form a majority
+    with the malicious ones. It is 0 if the quantile is below one half.
     """
     from statistics import NormalDist
 

@@ -14,14 +14,14 @@ from fedmpi.ranges import PositiveFloat, Probability, UpToOne
 
 
 class Availability(metaclass=Configured):
-    """Base of the processes; the sampler chooses among the clients that can be reached."""
+    """Base of the availability models. The sampler chooses among the clients that can be reached."""
 
     def check(self, clients: int) -> None:
-        """Raise BadInput if the options do not go with so many clients."""
+        """Raise BadInput if the options do not fit this number of clients."""
 
     @abstractmethod
     def present(self, round: int, clients: int, seed: int) -> NDArray[np.bool_]:
-        """[clients] which of them can be reached in a round; rounds count from 1."""
+        """[clients] whether each client can be reached in a round. Rounds are numbered from 1."""
 
 
 class Always(Availability):
@@ -65,7 +65,7 @@ class Markov(Availability):
         require(least <= self.absence < float("inf"), "absence", self.absence, f"at least 1 / share, {least:g}")
 
     def present(self, round: int, clients: int, seed: int) -> NDArray[np.bool_]:
-        # Backwards to the last round in which the state was drawn, so that nothing has to be kept between rounds.
+        # Search backwards for the last round in which the state was drawn, so that no state is kept between rounds.
         state, unknown = np.zeros(clients, dtype=bool), np.arange(clients)
         while len(unknown):
             drawn = randomness.uniform(seed, "availability", round, unknown) < self.share

@@ -1,8 +1,8 @@
 """How clients compress what they send.
 
-Compressed is the change of the trained parameters, the difference between what a client sends and what it received;
-running statistics of normalisation layers are sent as they are. The ranks of a job exchange full vectors whatever is
-chosen here: the numbers that arrive are those of the compressed form, and so are the bytes in the results.
+Clients compress the change of the trained parameters: the difference between what they send and what they received.
+Running statistics of normalisation layers are not compressed. The ranks of a job always exchange full vectors, which
+hold the values after compression; the bytes in the results are those of the compressed form.
 """
 
 from __future__ import annotations
@@ -21,33 +21,35 @@ from fedmpi.randomness import hashed_bits
 from fedmpi.ranges import PositiveInt, UpToOne, interval
 from fedmpi.typing import Tensor
 
-# What is rounded at once: large enough that the cost of calls does not count, small enough for a cache.
+# Elements that are rounded at once: many enough for low overhead, few enough for a cache.
 PIECE_ELEMENTS = 1 << 16
 
 
 class Compression(metaclass=Configured):
-    """Base of the ways to compress."""
+    """Base of the compression methods."""
 
     @abstractmethod
     def bytes(self, count: int) -> int:
-        """What a change of `count` numbers takes when it is sent."""
+        """Bytes of a change of `count` numbers when it is sent."""
 
     def payload(self, size: int, parameters: int) -> int:
-        """Bytes of a vector [size], of which the change of the first `parameters` numbers is compressed."""
+        """Bytes of a vector [size] in which the change of the first `parameters` numbers is compressed."""
         return self.bytes(parameters) + 4 * (size - parameters)
 
     def kept(self, count: int) -> int:
-        """How many numbers a client keeps from round to round, for a change of `count`."""
+        """How many numbers a client keeps between rounds, for a change of `count` numbers."""
         return 0
 
     @abstractmethod
     def compress(self, change: Tensor, kept: Tensor, keys: NDArray[np.uint64], round: int) -> Tensor:
-        """What the server makes of changes [K, d] of K clients; a client's does not depend on the company.
+        """The changes [K, d] of K clients as the server decodes them.
+
+        The result for a client does not depend on the others.
 
         Args:
-            change: to be read only.
-            kept: [K, `kept(d)`], what the clients keep, to be renewed in place; zeros at first.
-            keys: [K], of what is random.
+            change: must not be modified.
+            kept: [K, `kept(d)`], what the clients keep; updated in place. Zeros at first.
+            keys: [K], of the random numbers.
         """
 
 
@@ -88,14 +90,14 @@ class TopK(Compression):
         )
 
     def count(self, of: int) -> int:
-        """How many numbers are sent."""
+        """Number of values that are sent."""
         return max(1, round(self.share * of))
 
     def bytes(self, count: int) -> int:
         return 8 * self.count(count)
 
     def kept(self, count: int) -> int:
-        # The round of the client's last part travels with what it left out then.
+        # The kept vector also holds the round in which the client last took part.
         return (count + (self.forget_after is not None)) if self.feedback else 0
 
     def compress(self, change: Tensor, kept: Tensor, keys: NDArray[np.uint64], round: int) -> Tensor:
@@ -113,13 +115,13 @@ class TopK(Compression):
 
 
 class Rounding(Compression):
-    """Base of those that send multiples of a unit, from -levels to levels, and the unit of each bucket of numbers.
+    """Base of the quantisers: values are multiples of a unit, from -levels to levels, with one unit per bucket.
 
     A number is rounded up or down at random, so that its expected value is the number itself.
 
     Attributes:
         levels: the largest multiple.
-        bucket: how many numbers share a unit.
+        bucket: number of values that share a unit.
     """
 
     levels: int
@@ -127,7 +129,7 @@ class Rounding(Compression):
 
     @abstractmethod
     def unit(self, buckets: Tensor) -> Tensor:
-        """[K, b, 1], the unit of each bucket [K, b, n]; no number is more than `levels` units."""
+        """[K, b, 1], the unit of each bucket [K, b, n]. No value is larger than `levels` units."""
 
     def bytes(self, count: int) -> int:
         bits = (2 * self.levels).bit_length()  # of 2 levels + 1 values
@@ -141,10 +143,10 @@ class Rounding(Compression):
             unit = self.unit(buckets)
             multiple = buckets / torch.where(unit == 0, 1, unit)
             whole = multiple.floor()
-            # An integer has no chance to move, whatever its size, as it would have under floor(multiple + chance).
+            # An integer is never changed; with floor(multiple + chance) rounding could change large ones.
             chance = _uniform(keys[rows], columns, like=part).view(buckets.shape)
             whole += chance < multiple.sub_(whole)
-            # A unit is rounded, and so its largest multiple may be a little larger.
+            # The unit is rounded, so its largest multiple may be a little larger than the value.
             sent[rows, columns] = whole.clamp_(-self.levels, self.levels).mul_(unit).flatten(1)
         return sent
 
@@ -202,10 +204,13 @@ class Int8(Rounding):
 
 
 def _largest(vectors: Tensor, count: int) -> Tensor:
-    """`vectors` [K, d] with zeros for all but `count` numbers each, the largest in magnitude; ties to the first."""
+    """`vectors` [K, d] with all but the `count` largest values (by magnitude) of each row set to zero.
+
+    Of equal values the first are kept.
+    """
     size = vectors.abs()
     least = size.kthvalue(vectors.shape[1] - count + 1, dim=1, keepdim=True).values
-    chosen = ~(size < least)  # NaN, too, so that the server learns of clients that diverged
+    chosen = ~(size < least)  # also NaN, so that the server notices diverged clients
     tied = chosen.sum(1) > count
     if tied.any():
         equal = size[tied] == least[tied]
@@ -215,9 +220,9 @@ def _largest(vectors: Tensor, count: int) -> Tensor:
 
 
 def _pieces(rows: int, size: int, bucket: int) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of pieces of whole buckets; the last bucket, if it is not full, in a piece of its own.
+    """Rows and columns of pieces that consist of whole buckets. An incomplete last bucket is a piece of its own.
 
-    Columns do not depend on how many rows there are.
+    Columns do not depend on the number of rows.
     """
     full = size // bucket * bucket
     width = min(full, max(PIECE_ELEMENTS // bucket, 1) * bucket)
@@ -230,7 +235,7 @@ def _pieces(rows: int, size: int, bucket: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _uniform(keys: NDArray[np.uint64], columns: slice, like: Tensor) -> Tensor:
-    """[K, n] in [0, 1), multiples of 2^-24, for these columns of the vectors of these keys [K]; two of each word."""
+    """[K, n] uniform numbers in [0, 1), multiples of 2^-24, for these columns of vectors with these keys [K]."""
     count = columns.stop - columns.start
     words = hashed_bits(keys, -(-count // 2), columns.start).view(np.uint32)[:, :count]
     return torch.from_numpy((words >> np.uint32(8)).view(np.int32)).to(like.device).float().mul_(2.0**-24)

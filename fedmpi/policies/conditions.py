@@ -1,8 +1,8 @@
-"""What becomes of the clients that are asked: how long they take in virtual time, and whose updates arrive.
+"""System heterogeneity: how long the asked clients take in virtual time, and which updates arrive.
 
-Everything is decided before anything is trained, from (seed, round, client) and what a round costs, so that every
-rank decides the same without a message, and no wall clock enters. A client whose update does not arrive is not
-trained at all: nothing of it would be seen, and its own state must not change either.
+Everything is decided before training, from (seed, round, client) and the cost of a round. So every rank decides the
+same without communication, and real time has no influence. A client whose update does not arrive is not trained at
+all, because neither its update nor its state would be used.
 """
 
 import math
@@ -24,13 +24,13 @@ from fedmpi.training.settings import LocalTraining
 
 @dataclass(frozen=True)
 class RoundPlan:
-    """How a round goes.
+    """What happens in a round.
 
     Attributes:
         cohort: the clients whose updates arrive.
         row: columns for /rounds.
         clients: columns [m] for /clients.
-        bytes_lost: that clients received whose updates are not used.
+        bytes_lost: bytes received by clients whose updates are not used.
     """
 
     cohort: Cohort
@@ -40,13 +40,14 @@ class RoundPlan:
 
 
 class Workload(Protocol):
-    """What the coming round asks of clients.
+    """The work of the coming round.
 
     Attributes:
         round: its number.
-        clients: how many there are in all.
-        epochs: the parts of the local training that a straggler may leave out: passes, or steps if they are counted.
-        accepts_partial_work: whether the method uses what stragglers get done.
+        clients: number of all clients.
+        epochs: number of epochs of local training, of which a straggler may do only some; steps, if --local.steps is
+            given.
+        accepts_partial_work: whether the method uses the partial updates of stragglers.
     """
 
     round: int
@@ -55,36 +56,36 @@ class Workload(Protocol):
     accepts_partial_work: bool
 
     def work(self, cohort: Cohort) -> NDArray[np.float64]:
-        """[m] what each computes, in steps of plain training."""
+        """[m] computation of each client, in steps of plain training."""
 
     def payload(self, cohort: Cohort) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """[m] bytes that each receives, and sends."""
+        """[m] bytes that each client receives, and sends."""
 
 
 class Conditions(metaclass=Configured):
-    """Base of the conditions under which clients work."""
+    """Base of the classes for simulated conditions."""
 
     def check(self, local: LocalTraining) -> None:
-        """Raise BadInput if the options do not go with these settings of local training."""
+        """Raise BadInput if the options do not fit these settings of local training."""
 
     def asked(self, cohort: int) -> int:
-        """How many clients to ask for a cohort of this size."""
+        """Number of clients that are asked for a cohort of this size."""
         return cohort
 
     def arrival(self, asked: int, accepts_partial_work: bool) -> float | None:
-        """The probability of each of so many clients that its update is used; None where it is not the same for all.
+        """Probability that the update of an asked client is used; None: it is not the same for all of them.
 
         Args:
-            accepts_partial_work: whether the method uses what stragglers get done.
+            accepts_partial_work: whether the method uses the partial updates of stragglers.
         """
         return None
 
     @abstractmethod
     def plan(self, asked: Cohort, size: int, workload: Workload, seed: int) -> RoundPlan:
-        """What becomes of those asked in the current round; a pure function, the same on every rank.
+        """What happens to the asked clients in the current round; a pure function, the same on every rank.
 
         Args:
-            size: the cohort's, as the user wants it.
+            size: of the cohort, as the user set it.
         """
 
 
@@ -100,7 +101,7 @@ class Ideal(Conditions):
 
 @dataclass(frozen=True)
 class Profile:
-    """What clients can do: [m] virtual seconds a step, and bytes a virtual second down and up."""
+    """Speed of clients: [m] virtual seconds per step, and bytes per virtual second down and up."""
 
     seconds_per_step: NDArray[np.float64]
     download: NDArray[np.float64]
@@ -150,19 +151,19 @@ class Heterogeneous(Conditions):
     def check(self, local: LocalTraining) -> None:
         parts = local.steps or local.epochs
         option = "local.steps" if local.steps else "local.epochs"
-        require(not self.stragglers or parts >= 2, option, parts, "at least 2 where there are stragglers")
+        require(not self.stragglers or parts >= 2, option, parts, "at least 2 with stragglers")
 
     def asked(self, cohort: int) -> int:
         return math.ceil(self.over_select * cohort - 1e-9)  # 1.1 times 10 is a bit more than 11
 
     def arrival(self, asked: int, accepts_partial_work: bool) -> float | None:
         if self.deadline is not None or self.over_select > 1:
-            return None  # fast clients have a better chance
+            return None  # fast clients are used more often
         dropped = 0 if accepts_partial_work else self._count_stragglers(asked)
         return (1 - self.dropout) * (1 - dropped / max(asked, 1))
 
     def profile(self, clients: NDArray[np.int64], of: int, seed: int) -> Profile:
-        """The profile of these out of so many clients."""
+        """The profile of these clients, out of a given number."""
 
         def drawn(purpose: str, median: float, spread: float) -> NDArray[np.float64]:
             return median * np.exp(spread * _normal(seed, purpose, of)[clients])
@@ -200,7 +201,7 @@ class Heterogeneous(Conditions):
         return RoundPlan(asked.subset(used), row, {"virtual_seconds": seconds[used]}, bytes_lost)
 
     def _hold_up(self, asked: Cohort, workload: Workload, seed: int) -> tuple[Cohort, NDArray[np.bool_]]:
-        """The cohort with what each gets done, and [m] who straggles."""
+        """The cohort with the work that each client gets done, and [m] whether it is a straggler."""
         straggles = np.zeros(len(asked), dtype=bool)
         if not self.stragglers:
             return asked, straggles
@@ -219,5 +220,5 @@ class Heterogeneous(Conditions):
 
 @cache
 def _normal(seed: int, purpose: str, clients: int) -> NDArray[np.float64]:
-    """[clients] standard normal numbers; a client's are the same among any number of others."""
+    """[clients] standard normal numbers. A client's numbers do not depend on how many others there are."""
     return randomness.stream(seed, purpose).standard_normal(clients)

@@ -9,7 +9,9 @@ from fedmpi.errors import BadInput, require
 
 
 def read_lists(file: Path) -> list[NDArray[np.int64]]:
-    """The numbers of each line of a text file, separated by blanks; # begins a remark, and an empty line is nobody.
+    """The numbers on each line of a text file, separated by blanks.
+
+    # begins a comment; an empty line names no client.
 
     Raises:
         BadInput: it cannot be read, has no lines, or holds something else.
@@ -17,9 +19,9 @@ def read_lists(file: Path) -> list[NDArray[np.int64]]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"= {file}: {getattr(error, 'strerror', None) or 'is not text'}", "file") from None
+        raise BadInput(f"= {file}: {getattr(error, 'strerror', None) or 'is not a text file'}", "file") from None
     texts = [line.partition("#")[0].split() for line in lines if not line.startswith("#")]
-    require(bool(texts), "file", file, "a file with a line a round")
+    require(bool(texts), "file", file, "a file with one line per round")
     for number, text in enumerate(texts, 1):
         wrong = [word for word in text if not (word.isascii() and word.isdigit() and len(word) < 19)]
         require(not wrong, "file", file, f"numbers of clients, not {''.join(wrong[:1])} (round {number})")
@@ -27,6 +29,6 @@ def read_lists(file: Path) -> list[NDArray[np.int64]]:
 
 
 def check_numbers(lists: list[NDArray[np.int64]], option: str, file: Path, clients: int) -> None:
-    """Raise BadInput if a list names a client that is not there."""
+    """Raise BadInput if a list names a client that does not exist."""
     highest = max((int(numbers.max()) for numbers in lists if len(numbers)), default=0)
-    require(highest < clients, option, file, f"of clients below {clients}, not {highest}")
+    require(highest < clients, option, file, f"numbers of clients below {clients}, not {highest}")

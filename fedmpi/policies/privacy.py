@@ -1,11 +1,11 @@
-"""Differential privacy of the clients: nobody can tell from the global models whether a client took part.
+"""Client-level differential privacy: the global models do not reveal whether a client took part.
 
 McMahan, Ramage, Talwar, Zhang: Learning Differentially Private Recurrent Language Models. ICLR 2018.
 https://arxiv.org/abs/1710.06963
 
-The server is trusted. What a client sends is bounded, and noise is added once to the sum of what all send, before
-anything else is done with it. All of a client's samples are protected together. Only the global models are: training
-losses, numbers of samples and what else the results file holds for a researcher's eyes are as they are.
+The server is trusted. Client updates are clipped, and noise is added once to their sum, before anything else is done
+with it. All of a client's samples are protected together. The guarantee covers only the global models. Training
+losses, numbers of samples and other contents of the results file are not private.
 """
 
 from __future__ import annotations
@@ -25,34 +25,35 @@ from fedmpi.randomness import stream
 from fedmpi.ranges import NonNegativeFloat, interval
 from fedmpi.typing import Sampler, Tensor
 
-# Of Renyi divergences: more of them change nothing that one would notice, and take seconds without replacement.
+# Orders of the Renyi divergences. More orders hardly change epsilon, and take seconds for sampling without
+# replacement.
 ORDERS = (*range(2, 33), 36, 40, 48, 56, 64, 80, 96, 128, 192, 256, 512)
 
 
 @dataclass
 class Released:
-    """How many noisy means a job has formed, of whatever networks: what they cost adds up."""
+    """Number of noisy means that a job has formed, for all networks together, because their privacy costs add up."""
 
     means: int = 0
 
 
 class Privacy(metaclass=Configured):
-    """Base of what the server does for the clients' privacy."""
+    """Base of the privacy mechanisms at the server."""
 
-    #: Longest change of a client (L2 norm); none is longer when it arrives.
+    #: Maximum L2 norm of a client's change on arrival; None: no maximum.
     clip: float = inf
 
     @abstractmethod
     def noise(self, size: int, cohort: int, seed: int, round: int, number: int) -> NDArray[np.float32] | None:
-        """[size], what is added to the mean change of so many clients; None: nothing.
+        """[size], the noise that is added to the mean change; None: no noise.
 
         Args:
-            cohort: by how many the sum of changes is divided.
-            number: of the mean, if there are several in a round.
+            cohort: the number by which the sum of changes is divided.
+            number: of the mean, if a round has several.
         """
 
     def check(self, sampler: Sampler) -> None:
-        """Raise BadInput if nothing can be said of clients that are drawn in this way."""
+        """Raise BadInput if there is no privacy bound for this way of drawing clients."""
 
     @abstractmethod
     def epsilon(self, releases: int, sampler: Sampler, cohort: int, clients: int) -> float | None:
@@ -78,8 +79,7 @@ class CentralDP(Privacy):
     it needs `--weighting uniform` and a network without running statistics (`--model.norm group`). The column epsilon
     has the privacy budget spent so far. With `--sampler Bernoulli` or All, neighbouring data sets differ by adding or
     removing a client; with Uniform, whose number of clients is fixed, by replacing a client. Computing epsilon needs
-    a
-    library: pip install 'fedmpi[privacy]'.
+    a library: pip install 'fedmpi[privacy]'.
 
     Args:
         clip: maximum L2 norm of a client's update, over all that it sends.
@@ -96,7 +96,7 @@ class CentralDP(Privacy):
 
     def __post_init__(self) -> None:
         is_right = self.clip < inf or not self.noise_multiplier
-        require(is_right, "clip", self.clip, "finite, for noise in proportion to it")
+        require(is_right, "clip", self.clip, "finite, because the noise is proportional to it")
 
     def noise(self, size: int, cohort: int, seed: int, round: int, number: int) -> NDArray[np.float32] | None:
         if not self.noise_multiplier:
@@ -126,7 +126,7 @@ class CentralDP(Privacy):
         replaces = kind == "Uniform" and cohort < clients
         relation = NeighboringRelation.REPLACE_ONE if replaces else NeighboringRelation.ADD_OR_REMOVE_ONE
         accountant = PLDAccountant(relation) if self.accountant == "pld" else RdpAccountant(ORDERS, relation)
-        if replaces:  # moves the sum by twice a change
+        if replaces:  # replacing a client changes the sum by up to twice the clipping norm
             event = SampledWithoutReplacementDpEvent(clients, cohort, GaussianDpEvent(self.noise_multiplier / 2))
         elif kind == "Bernoulli":
             event = PoissonSampledDpEvent(cohort / clients, GaussianDpEvent(self.noise_multiplier))
@@ -136,7 +136,7 @@ class CentralDP(Privacy):
 
 
 def clipped(changes: Tensor, limit: float) -> Tensor:
-    """The changes [K, d], none longer than `limit`; those that are short enough are as they were, bit for bit."""
-    # One after another and in float64: a client's bits must not depend on the company.
+    """The changes [K, d], clipped to the norm `limit`. Shorter ones stay bit-identical."""
+    # One after another and in float64, because a client's bits must not depend on the other clients.
     norms = torch.stack([change.double().norm() for change in changes]) if len(changes) else changes.new_empty(0)
     return changes * (limit / norms).clamp(max=1).to(changes.dtype)[:, None]

@@ -1,6 +1,6 @@
-"""Who is asked to take part in a round. Every rank draws the same cohort from the same stream, without a message.
+"""Which clients are asked to take part in a round. Every rank draws the same cohort, without communication.
 
-That it is the same is compared by `World.vouch`.
+`World.vouch` compares the ranks' cohorts.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ Weighting = Literal["samples", "uniform", "horvitz_thompson"]
 
 @dataclass(frozen=True)
 class Inclusion:
-    """The chances of clients to be in a cohort, for Horvitz-Thompson weights.
+    """Probabilities of clients to be in a cohort, for Horvitz-Thompson weights.
 
     Attributes:
         chance: the probability that a client is drawn and that its update is used, the same for all of `available`.
-        available: [a] int64, the clients that can be reached in this round; no other one has a chance.
+        available: [a] int64, the clients that can be reached in this round. All others have probability 0.
     """
 
     chance: float
     available: NDArray[np.int64]
 
     def expected(self, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
-        """[...] the expected sum over a cohort of what these numbers [clients, ...] say of its members."""
+        """[...] the expected sum over a cohort of these values [clients, ...]."""
         return np.asarray(self.chance * numbers[self.available].sum(0).astype(np.float64))
 
     def thinned(self, arrival: float) -> Inclusion:
-        """The same where each member's update is used only with this probability."""
+        """The same if each member's update is used only with this probability."""
         return replace(self, chance=self.chance * arrival)
 
 
@@ -53,11 +53,11 @@ class Cohort:
     Attributes:
         clients: [m] int64, ascending, each once.
         samples: [m] int64, their training samples.
-        mass: [m] int64, what each counts in a mean over the cohort; 0 for one without samples.
-        completed: [m] float64, the share of the local training that each gets done; None: all.
-        expected_mass: by which a mean is divided in place of the mass that is there; what is missing of it, or too
-            much, is made up for by the model as it was. None: the mass that is there.
-        inclusion: where that is for Horvitz-Thompson weights, the chances that it comes from; else None.
+        mass: [m] int64, weight of each client in a mean over the cohort; 0 for a client without samples.
+        completed: [m] float64, the share of the local training that each client completes; None: all of it.
+        expected_mass: what a mean is divided by instead of the sum of weights. The old model gets the difference as
+            its weight. None: the sum of weights.
+        inclusion: for Horvitz-Thompson weights, the probabilities that they are computed from; else None.
     """
 
     clients: NDArray[np.int64]
@@ -76,27 +76,27 @@ class Cohort:
 
     @property
     def checksum(self) -> int:
-        """Of all that ranks must know alike."""
+        """Of everything that must be equal on all ranks."""
         columns = self.clients, self.samples, self.mass, self.completed, self.expected_mass
         return checksum(*(column for column in columns if column is not None))
 
     @property
     def weights(self) -> NDArray[np.float64]:
-        """[m] shares in the mean; a quotient of integers, so the same bits on every rank."""
+        """[m] weights in the mean that sum to 1; quotients of integers, so bit-identical on every rank."""
         return self.mass / max(self.total_mass, 1)
 
     @classmethod
     def nobody(cls) -> Cohort:
-        """For measuring before the first round."""
+        """An empty cohort, for evaluations before the first round."""
         none = np.empty(0, dtype=np.int64)
         return cls(none, none, none)
 
     def pooled(self, everyone: NDArray[np.int64], by_steps: bool) -> Cohort:
-        """One client, number 0, with everybody's samples, who works as much as these would.
+        """One client, number 0, with the samples of all clients, that does as much work as this cohort.
 
         Args:
             everyone: [clients] training samples of each.
-            by_steps: the work is counted in optimizer steps, which each of these clients would do; else in passes.
+            by_steps: whether the work is counted in optimizer steps per client; else in passes.
         """
         total = everyone.sum(keepdims=True)
         work = len(self) if by_steps else self.samples.sum() / total[0]
@@ -109,7 +109,7 @@ class Cohort:
         return replace(self, clients=clients, samples=samples, mass=mass, completed=completed)
 
     def expecting(self, inclusion: Inclusion, masses: NDArray[np.int64]) -> Cohort:
-        """The cohort with Horvitz-Thompson weights, of clients with these masses [clients] and chances."""
+        """The cohort with Horvitz-Thompson weights, from these weights [clients] and probabilities."""
         return replace(self, expected_mass=float(inclusion.expected(masses)), inclusion=inclusion)
 
     def block(self, positions: NDArray[np.int64]) -> Block:
@@ -119,20 +119,19 @@ class Cohort:
 
 
 def masses(samples: NDArray[np.int64], weighting: Weighting) -> NDArray[np.int64]:
-    """What clients with so many samples each count in a mean; 0 for one without samples."""
+    """Weights in a mean of clients with these numbers of samples; 0 for a client without samples."""
     return (samples > 0).astype(np.int64) if weighting == "uniform" else samples
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Whom a rule may choose from, and what it knows of them.
+    """The clients that a sampler may choose from, and what it knows about them.
 
     Attributes:
         samples: [clients] training samples of each client.
         label_counts: [clients, classes] training labels of each client.
         available: [a] int64, ascending: the clients that can be reached in this round.
-        may_be_empty: whether a cohort of nobody is to stay as it was drawn, because the cost of privacy is computed
-            from the chances of a single draw.
+        may_be_empty: whether an empty cohort stays empty, because the cost of privacy is computed for a single draw.
     """
 
     samples: NDArray[np.int64]
@@ -142,44 +141,44 @@ class Pool:
 
 
 class Sampler(metaclass=Configured):
-    """Base of the rules by which clients are chosen."""
+    """Base of the samplers."""
 
-    #: Set by a rule that draws clients in proportion to their samples: a weighted mean would count them twice.
+    #: Set by samplers that draw clients in proportion to their samples, because a weighted mean would count samples
+    #: twice.
     weighting: Weighting | None = None
 
     def check(self, clients: int, cohort: int) -> None:
-        """Raise BadInput if the options do not go with so many clients, and so many a round."""
+        """Raise BadInput if the options do not fit the number of clients or the size of a cohort."""
 
     @abstractmethod
     def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
         """Choose clients for a round.
 
         Args:
-            round: counts from 1.
+            round: its number; the first is 1.
             size: of the cohort, at least 1 and at most the number of available clients.
-            pool: whom to choose from.
-            rng: of this round.
+            pool: the clients to choose from.
+            rng: the random numbers of this round.
 
-        Returns:
-            Numbers of available clients; one that stands there twice counts twice in the mean.
+        Returns: Numbers of available clients. One that is listed twice counts twice in the mean.
         """
 
     def choose(self, drawn: Cohort, size: int, losses: Callable[[], NDArray[np.float64]]) -> Cohort:
-        """Whom of those drawn to ask: all, unless a rule looks at them first.
+        """Which of the drawn clients are asked: all, unless the sampler looks at their losses first.
 
         Args:
             size: of the cohort.
-            losses: [m], the global model's on the training samples of each of those drawn. They then receive the
-                model. A collective: to be called on every rank or on none.
+            losses: [m], the global model's loss on the training samples of each drawn client, which receives the
+                model for it. A collective: must be called on every rank or on none.
         """
         return drawn
 
     def chance(self, size: int, of: int) -> float | None:
-        """The probability of each of so many available clients to be drawn; None where it is not the same for all."""
+        """The probability that an available client is drawn; None: it is not the same for all."""
         return None
 
     def cohort(self, round: int, size: int, pool: Pool, weighting: Weighting, seed: int) -> Cohort:
-        """Those who are drawn in a round, the same on every rank; fewer than `size` if fewer are available."""
+        """The clients that are drawn in a round, the same on every rank; fewer than `size` if fewer are available."""
         available = len(pool.available)
         if not available:
             return Cohort.nobody()
@@ -217,7 +216,7 @@ class Bernoulli(Sampler):
 
     def chance(self, size: int, of: int) -> float | None:
         share = size / of
-        return share / (1 - (1 - share) ** of)  # given that somebody comes
+        return share / (1 - (1 - share) ** of)  # given that the cohort is not empty
 
 
 class All(Sampler):

@@ -1,8 +1,8 @@
-"""How the server moves its model towards the mean of the clients' models.
+"""How the server updates its model with the mean of the clients' models.
 
-The difference between the mean and the present model is taken for a gradient step of the server (Reddi et al.:
-Adaptive Federated Optimization. ICLR 2021. https://arxiv.org/abs/2003.00295). Running statistics of normalisation
-layers are no parameters: they become those of the mean.
+The difference between the mean and the current model is used as a gradient of the server (Reddi et al.: Adaptive
+Federated Optimization. ICLR 2021. https://arxiv.org/abs/2003.00295). Running statistics of normalisation layers are
+not optimised: they become those of the mean.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from fedmpi.typing import Tensor
 
 
 class ServerOptimizer(metaclass=Configured):
-    """Base of the rules; all tensors are float32 and at the server, or on the meta device elsewhere.
+    """Base of the server optimizers. All tensors are float32; on other ranks than the server's they are meta tensors.
 
     Attributes:
-        state: [d] each, by name; what is kept from round to round.
+        state: vectors [d] that are kept between rounds, by name.
     """
 
     @cached_property
@@ -30,7 +30,7 @@ class ServerOptimizer(metaclass=Configured):
         """The next model.
 
         Args:
-            weights: [P] the present one, whose first `parameters` elements are trained.
+            weights: [P] the current model. Its first `parameters` elements are trained.
             mean: [P] of the clients' models.
         """
         delta = mean[:parameters] - weights[:parameters]
@@ -40,10 +40,10 @@ class ServerOptimizer(metaclass=Configured):
 
     @abstractmethod
     def update(self, delta: Tensor) -> Tensor:
-        """[d] what is added to the parameters, from the clients' mean change [d]."""
+        """[d] what is added to the parameters, computed from the clients' mean change [d]."""
 
     def kept(self, name: str, like: Tensor, value: float = 0.0) -> Tensor:
-        """A vector of the state; at first full of `value`."""
+        """A vector of the state, initially filled with `value`."""
         if name not in self.state:
             self.state[name] = like.new_full(like.shape, value)
         return self.state[name]
@@ -61,7 +61,7 @@ class Replace(ServerOptimizer):
 
 @with_options
 class Momentum(ServerOptimizer):
-    """m := momentum m + (1 - dampening) delta, w += lr m (FedAvgM: Hsu, Qi, Brown, 2019).
+    """Momentum: m := momentum m + (1 - dampening) delta, w += lr m (FedAvgM: Hsu, Qi, Brown, 2019).
 
     Args:
         lr: learning rate of the server.
@@ -76,7 +76,7 @@ class Momentum(ServerOptimizer):
     nesterov: bool = False
 
     def step(self, weights: Tensor, mean: Tensor, parameters: int) -> Tensor:
-        # Then it is FedAvg to the last bit, which weights + (mean - weights) is not.
+        # This is bit-identical to FedAvg, unlike weights + (mean - weights).
         is_plain = self.lr == 1 and not self.momentum and not self.dampening
         return mean if is_plain else super().step(weights, mean, parameters)
 
@@ -110,7 +110,7 @@ class Adaptive(ServerOptimizer):
 
 @with_options
 class Adagrad(Adaptive):
-    """v := v + delta^2.
+    """Adagrad at the server: v := v + delta^2 (Reddi et al., 2021).
 
     Args:
         lr: learning rate of the server.
@@ -128,7 +128,7 @@ class Adagrad(Adaptive):
 
 @with_options
 class Adam(Adaptive):
-    """v := beta2 v + (1 - beta2) delta^2.
+    """Adam at the server: v := beta2 v + (1 - beta2) delta^2 (Reddi et al., 2021).
 
     Args:
         lr: learning rate of the server.
@@ -147,7 +147,7 @@ class Adam(Adaptive):
 
 
 class Yogi(Adam):
-    """v := v - (1 - beta2) delta^2 sign(v - delta^2).
+    """Yogi at the server: v := v - (1 - beta2) delta^2 sign(v - delta^2) (Reddi et al., 2021).
 
     Args:
         lr: learning rate of the server.

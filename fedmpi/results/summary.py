@@ -15,6 +15,8 @@ from fedmpi.results.reader import Run
 from fedmpi.results.settings import describe
 
 _LABEL_WIDTH = 12
+#: Columns of a generator's classification accuracy score (CAS), and what they are called.
+CAS = {"cas": "CAS on all images", "cas_test": "on test images", "cas_compat": "as in the authors' code"}
 
 
 def summarize(run: Run) -> str:
@@ -49,18 +51,19 @@ def _entries(run: Run) -> Iterator[tuple[str, str]]:
         frozen = sum(tensor.size for tensor in run.frozen.values())
         yield "model", f"{len(run.weights):,} values trained and sent, {frozen:,} frozen"
     yield "rounds", _rounds(run)
-    yield (
-        "untrained",
-        f"accuracy {percent(run.accuracy().initial)}, loss {loss(run.initial.get('test_loss'))}",
-    )
+    if not np.isnan(run.accuracy().initial):
+        accuracy, before = percent(run.accuracy().initial), loss(run.initial.get("test_loss"))
+        yield "untrained", f"accuracy {accuracy}, loss {before} (of the initial model)"
     if _rounds_done(run):
         yield "accuracy", _accuracy(run)
         for label, column in (("cohort mean", "cohort_mean_accuracy"), ("client mean", "clients_mean_accuracy")):
             if column in run.rounds:
                 yield label, _accuracy(run, column)
-        scores = [name for name in ("cas", "cas_test", "cas_compat") if name in run.rounds]
+        scores = [name for name in CAS if name in run.rounds]
         if scores:
-            yield "generator", ", ".join(f"{name} {percent(run.accuracy(name).last)}" for name in scores)
+            yield "generator", ", ".join(f"{CAS[name]} {percent(run.accuracy(name).last)}" for name in scores)
+        if run.held_out:
+            yield "held-out", _held_out(run)
         yield "loss", f"test {loss(_last(run, 'test_loss'))}, training {loss(_last(run, 'train_loss'))}"
         if diverged := _total(run, "diverged_clients"):
             some = "local training; its update was" if diverged == 1 else "local trainings; their updates were"
@@ -101,9 +104,10 @@ def _accuracy(run: Run, column: str = "test_accuracy") -> str:
     score = run.accuracy(column)
     if np.isnan(score.last):
         return "-"
+    averaged = min(10, np.count_nonzero(~np.isnan(run.rounds[column])))
     return (
         f"last {percent(score.last)}, best {percent(score.best)} (round {score.best_round}), "
-        f"last 10 evaluations {percent(score.last10)}"
+        f"last {averaged} evaluations {percent(score.last10)}"
     )
 
 
@@ -113,15 +117,18 @@ def _time_split(run: Run) -> str:
         name: _total(run, f"{column}_seconds") / wall
         for name, column in (
             ("training", "train"),
-            ("communication", "communication"),
+            ("MPI", "communication"),
             ("evaluation", "evaluation"),
         )
     }
     for name, column in (("teachers", "teacher_seconds"), ("server", "server_seconds")):
         if column in run.rounds:
             shares[name] = _total(run, column) / wall
-    shares["idle"] = 1 - sum(shares.values())
-    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
+    waits = run.environment.get("ranks", 1) > 1
+    shares["idle" if waits else "other"] = 1 - sum(shares.values())
+    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items()) + (
+        " (waiting for the slowest rank)" if waits else ""
+    )
 
 
 def _speed(run: Run) -> str:
@@ -136,14 +143,23 @@ def _speed(run: Run) -> str:
 
 
 def _virtual(run: Run) -> str:
-    """Virtual time, and what became of the clients that were asked."""
+    """Virtual time, and how many of the asked clients dropped out or were late."""
     asked, dropped, late = (f"{_total(run, column):.0f}" for column in ("selected", "dropped", "late"))
-    return f"{duration(_total(run, 'virtual_seconds'))}; of {asked} clients asked {dropped} dropped out, {late} late"
+    lost = f"of {asked} asked clients {dropped} dropped out, {late} were late"
+    return f"{duration(_total(run, 'virtual_seconds'))}; {lost}"
+
+
+def _held_out(run: Run) -> str:
+    """Mean accuracy of the held-out clients before and after they fine-tune the global model."""
+    accuracy = run.held_out["accuracy"]
+    first, last, epochs = accuracy[:, 0].mean(), accuracy[:, -1].mean(), accuracy.shape[1] - 1
+    after = f"after {epochs} epochs of fine-tuning {percent(last)}"
+    return f"{len(accuracy)} clients, accuracy of the global model {percent(first)}, {after}"
 
 
 def _traffic(run: Run) -> str:
     up, down = _total(run, "bytes_up"), _total(run, "bytes_down")
-    return f"{_bytes(up)} up, {_bytes(down)} down (of the simulated clients, not MPI)"
+    return f"{_bytes(up)} up, {_bytes(down)} down (what simulated clients would send and receive; not MPI)"
 
 
 def _total(run: Run, column: str) -> float:
@@ -161,9 +177,9 @@ def _rounds_done(run: Run) -> int:
 
 
 def way_of_training(at_once: int, reason: str) -> str:
-    """How clients are trained, and why: so many at once on each rank, for a reason that is a clause."""
-    way = "one by one" if at_once == 1 else f"up to {at_once} at once per rank"
-    return f"{way} ({reason})"
+    """How many clients each rank trains at once, and why."""
+    way = "one client after another" if at_once == 1 else f"up to {at_once} clients in one batched call"
+    return f"{way} on each rank ({reason})"
 
 
 def percent(value: float) -> str:

@@ -1,6 +1,6 @@
-"""What training takes and gives: a block of clients, an algorithm's hooks, and the account of the work.
+"""Inputs and outputs of training: a block of clients, an algorithm's hooks, and the work that was done.
 
-Imports no torch: the command line imports samplers, samplers make blocks, and --help shall be fast.
+Imports no torch: the command line imports samplers, samplers import this module, and --help must be fast.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fedmpi.typing import Batch, Net, Tensor
 
 
 class Hooks(Protocol):
-    """What an algorithm may change in a local step; see `fedmpi.algorithms.Algorithm`."""
+    """The parts of a local step that an algorithm may change; see `fedmpi.algorithms.Algorithm`."""
 
     direction_is_elementwise: bool
 
@@ -35,11 +35,11 @@ class Block:
 
     Attributes:
         clients: [K] their numbers.
-        samples: [K] how many training samples each holds; in a block of several, most first.
-        mass: [K] int64, what each counts in a mean over the cohort.
+        samples: [K] numbers of training samples, in descending order if there are several clients.
+        mass: [K] int64, weight of each client in a mean over the cohort.
         vectors: named rows [K, ...] that the hooks may read, given to `Federation.train`.
-        completed: [K] float64, the share of the local training that each gets done; None: all.
-        diverged: those whose training has diverged in this round: nothing of theirs is used or kept.
+        completed: [K] float64, the share of the local training that each client completes; None: all of it.
+        diverged: clients whose training has diverged in this round. Nothing of theirs is used or kept.
     """
 
     clients: NDArray[np.int64]
@@ -56,11 +56,11 @@ class Block:
         return self.vectors[name]
 
     def give(self, vectors: Mapping[str, Tensor]) -> None:
-        """Set what the hooks may read: vectors [K, ...], a row each, or [n], the same for all."""
+        """Set vectors that the hooks may read: [K, ...], one row per client, or [n], the same for all."""
         self.vectors = {name: v.expand(len(self), -1) if v.dim() == 1 else v for name, v in vectors.items()}
 
     def row(self, k: int) -> dict[str, Tensor]:
-        """What the hooks may read of one client."""
+        """The vectors of one client that the hooks may read."""
         return {name: rows[k] for name, rows in self.vectors.items()}
 
     def rows(self, which: slice | list[int]) -> Block:
@@ -70,11 +70,11 @@ class Block:
         return Block(self.clients[which], self.samples[which], self.mass[which], vectors, completed, self.diverged)
 
     def undiverged(self) -> list[int]:
-        """The places of those whose training has not diverged."""
+        """The positions of the clients whose training has not diverged."""
         return [k for k, client in enumerate(self.clients.tolist()) if client not in self.diverged]
 
     def columns(self, columns: slice, of: int) -> Block:
-        """All of the clients, with a part of those rows that are `of` long."""
+        """All clients, with a part of the rows of length `of`."""
         vectors = {name: rows[..., columns] if rows.shape[-1] == of else rows for name, rows in self.vectors.items()}
         return Block(self.clients, self.samples, self.mass, vectors, self.completed, self.diverged)
 
@@ -84,11 +84,11 @@ class Phase:
     """One of several trainings of the same clients in the same round.
 
     Attributes:
-        name: of its random streams: phases of one name see the same batches in the same order.
+        name: name of its random streams. Phases with the same name see the same batches in the same order.
         epochs: passes over the client's samples; None: as the settings of local training say.
-        columns: the columns of the model's vector [P] that are trained, made of whole tensors; None: all. The others
-            keep their values, whatever the optimizer; and a batch normalisation that is not trained uses the running
-            statistics that it received. A direction is asked for one run of columns after the other.
+        columns: the columns of the model's vector [P] that are trained (whole tensors); None: all. The others keep
+            their values, whatever the optimizer does. A batch normalisation layer that is not trained uses the
+            received running statistics. `direction` is called for each contiguous run of columns.
     """
 
     name: str = ""
@@ -103,13 +103,13 @@ GRADIENT = Phase("gradient ", epochs=1)
 
 @dataclass
 class Work:
-    """The models that training made, and what they cost.
+    """The trained models, and the work that was done.
 
     Attributes:
         weights: [K, P], in memory that the next training overwrites.
-        loss: [K] mean over the samples seen; NaN for a client without any.
+        loss: [K] mean over the samples seen; NaN for a client without samples.
         steps: [K] optimizer steps.
-        seconds: [K]; of clients that were trained together, equal shares by steps.
+        seconds: [K]; clients that were trained together share the time in proportion to their steps.
     """
 
     weights: Tensor

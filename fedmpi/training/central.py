@@ -1,4 +1,4 @@
-"""Training in one place, on samples that are no client's, such as synthetic ones at the server."""
+"""Training on samples that belong to no client, such as synthetic samples at the server."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fedmpi.training.settings import LocalTraining
 
 
 class CentralTraining:
-    """Ordinary training of one network by Adam, whose moments live on from epoch to epoch.
+    """Ordinary training of one network by Adam. Its moments are kept between epochs.
 
     Args:
-        model: a network of its own, with the weights from which it starts.
-        samples: what it learns from.
-        settings: batch size and learning rate; batches are cut as at clients.
-        seed: of what is random.
+        model: a separate network, with its initial weights.
+        samples: the training samples.
+        settings: batch size and learning rate. Batches are formed as at clients.
+        seed: of the random numbers.
     """
 
     def __init__(self, model: FlatModel, samples: Samples, settings: LocalTraining, seed: int) -> None:
@@ -32,10 +32,10 @@ class CentralTraining:
 
     @randomness.globals_kept()  # networks are trained on some ranks only
     def epoch(self, number: int, training: bool = True) -> float:
-        """One pass, in a random order of its own; the mean loss.
+        """One pass over the samples in a new random order; returns the mean loss.
 
         Args:
-            training: whether the network is in training mode; in evaluation mode it learns as well.
+            training: whether the network is in training mode. It learns in evaluation mode as well.
         """
         model, size = self.model, len(self._samples.y)
         key = randomness.keys(self._seed, "order", number)

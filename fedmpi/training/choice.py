@@ -1,4 +1,4 @@
-"""Which way clients are trained: by a rule, for a timing would make the bits of a run depend on luck."""
+"""How many clients a rank trains at once: by a fixed rule, because timings would change the bits of a run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fedmpi.training.sidebyside import SideBySideTrainer
 from fedmpi.training.trainer import Task, Trainer
 from fedmpi.training.trial import obstacle
 
-# On a CPU, networks up to this size spend most of their time between operations; larger ones fill the caches.
+# On a CPU, small networks spend most of their time between operations. Larger ones fill the caches.
 SMALL_ON_CPU = 50_000
 AT_ONCE_ON_CPU = 256
-# Where every block is filled up to its full size, fewer rows are trained in vain.
+# With bf16 every block is filled up to its full size, so smaller blocks waste less work.
 AT_ONCE_IF_FILLED = 64
 AT_ONCE_ON_GPU = 32
 # Fewer clients per round are not worth the time that importing PyTorch's vmap takes.
@@ -25,20 +25,20 @@ WORTH_IT_ON_CPU = 32
 
 
 def choose(world: World, task: Task, cohort: int, hooks: Hooks) -> Choice:
-    """How clients are trained in a job that trains so many per round; the same on every rank, a collective.
+    """How many clients a rank trains at once; the same on every rank, a collective.
 
-    What the rule or the user wants is tried out before: see `obstacle`.
+    Before several clients are trained at once, this is tested: see `obstacle`.
 
     Args:
         hooks: the method's loss and direction.
 
     Raises:
-        BadInput: the network or the method cannot be trained side by side, although the user asks for it; on every
+        BadInput: the user asks for several clients at once, but the network or the method does not allow it; on every
             rank alike.
     """
     wanted = rule(task.model, task.settings, cohort)
     found = obstacle(task, hooks) if wanted.at_once > 1 else None
-    # Processors of different kinds may disagree, hence by the first rank that has something against it.
+    # Different processors may give different answers, so the first rank with an objection decides.
     found = next(filter(None, world.gather_text(found or "")), None)
     if found is None:
         return wanted
@@ -48,22 +48,25 @@ def choose(world: World, task: Task, cohort: int, hooks: Hooks) -> Choice:
 
 
 def rule(model: FlatModel, settings: LocalTraining, cohort: int) -> Choice:
-    """How many clients should be trained side by side, as far as size and device tell."""
+    """How many clients should be trained at once, by the size of the network and the device."""
     if settings.vectorize == "off":
-        return Choice(1, "as --local.vectorize off says")
+        return Choice(1, "--local.vectorize off")
     if settings.vectorize != "auto":
-        return Choice(settings.vectorize, f"as --local.vectorize {settings.vectorize} says")
+        return Choice(settings.vectorize, f"--local.vectorize {settings.vectorize}")
     if cohort == 1:
         return Choice(1, "a round has one client")
     if model.device.type != "cpu":
-        return Choice(AT_ONCE_ON_GPU, "on a GPU")
+        return Choice(AT_ONCE_ON_GPU, "clients are trained on a GPU")
     if any(isinstance(layer, nn.modules.conv._ConvNd) for layer in model.module.modules()):
-        return Choice(1, "the network has convolutions, on a CPU")
+        return Choice(1, "the network has convolutions and runs on a CPU")
     if model.layout.parameters > SMALL_ON_CPU:
-        return Choice(1, f"the network has more than {SMALL_ON_CPU:,} parameters, on a CPU")
+        return Choice(1, f"the network has more than {SMALL_ON_CPU:,} parameters and runs on a CPU")
     if cohort < WORTH_IT_ON_CPU:
-        return Choice(1, f"a round has fewer than {WORTH_IT_ON_CPU} clients, on a CPU")
-    return Choice(AT_ONCE_IF_FILLED if settings.precision == "bf16" else AT_ONCE_ON_CPU, "a small network on a CPU")
+        return Choice(1, f"a round has fewer than {WORTH_IT_ON_CPU} clients, and they run on a CPU")
+    return Choice(
+        AT_ONCE_IF_FILLED if settings.precision == "bf16" else AT_ONCE_ON_CPU,
+        "the network is small and runs on a CPU",
+    )
 
 
 def make_trainer(task: Task, at_once: int) -> Trainer:

@@ -1,10 +1,10 @@
-"""Operations that know which client they are run for, under any unmodified network.
+"""Operations that are run for one client each, under an unmodified network.
 
-Random functions must give each client its own numbers, the same whether it is trained alone or beside others
-(`fedmpi.training.draws`). Where clients are trained side by side, normalisation over a batch must leave out the rows
-that only pad it; the padding row of an embedding must get no gradient, which PyTorch's vmap forgets for all clients
-but the first; and, on a CPU, neither activations nor sums over a batch may round otherwise for the client that
-happens to lie last in memory.
+Random functions must give each client its own numbers, whether it is trained alone or together with others
+(`fedmpi.training.draws`). If clients are trained together, there is more to do. Normalisation over a batch must leave
+out padding rows. The padding row of an embedding must get no gradient, which PyTorch's vmap forgets for all clients
+but the first. On a CPU, activations and sums over a batch must not round differently for the client that is last in
+memory.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch.overrides import TorchFunctionMode
 
 from fedmpi.training.draws import COMPOSED, RANDOM, Draws, body_of, in_whole_vectors
 
-# On a CPU, the last elements of a tensor, too few for a vector register, pass through other code in these functions
-# than those before, and get other bits. (Tanh, exp, erf, hardswish and others make no difference.)
+# On a CPU, these functions use other code for the last elements of a tensor, which do not fill a vector register, and
+# give other bits. (Tanh, exp, erf, hardswish and others do not.)
 _NAMES = ("sigmoid", "exp2", "atanh", "arctanh", "pow", "float_power", "atan2", "arctan2", "logaddexp", "logaddexp2")
 _UNEVEN = {
     *(getattr(place, name) for place in (torch, Tensor) for name in _NAMES),
@@ -39,19 +39,19 @@ _UNEVEN_IN_PLACE: dict[Callable[..., Any], Callable[..., Tensor]] = {
     torch.celu_: torch.celu,
     torch.selu_: torch.selu,
 }
-# These give [B, K, C, ...], where the sum over a batch takes all clients' channels for one row of vectors: the order
-# in which it adds changes towards the end of the row.
+# These return [B, K, C, ...]. A sum over the batch treats all clients' channels as one row, and the order of
+# additions changes towards the end of the row.
 _CONVOLUTIONS = {functional.conv1d, functional.conv2d, functional.conv3d}
 # A tensor made by one of these may be filled with random numbers, which takes memory for each client.
 _UNFILLED = {torch.empty, torch.empty_like, Tensor.new_empty}
 
 
 class ClientWise(TorchFunctionMode):
-    """While active, random functions and normalisation over a batch are those of one client.
+    """While it is active, random functions and normalisation over a batch are those of one client.
 
     Args:
-        key: of the client, round and step; below 2^31, an int, or an int32 scalar where clients run side by side.
-        real: [B] float32, 1 for the rows of the batch that are samples; None if all are, and a client runs alone.
+        key: of the client, round and step; below 2^31. An int, or an int32 scalar if clients are trained together.
+        real: [B] float32, 1 for rows of the batch that are samples, 0 for padding; None: all rows are samples.
         buffers: the network's buffers by name; running statistics among them are not changed in place.
 
     Attributes:
@@ -120,7 +120,7 @@ class ClientWise(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        """The same as PyTorch's, over the real rows; one sample alone is normalised by the running statistics."""
+        """Like PyTorch's, over the real rows. A single sample is normalised by the running statistics."""
         if not training:
             return func(x, running_mean, running_var, weight, bias, False, momentum, eps)
         others = [dimension for dimension in range(x.dim()) if dimension != 1]
@@ -156,7 +156,7 @@ class ClientWise(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        """The same as PyTorch's, whose running statistics move towards the mean of those of the real rows."""
+        """Like PyTorch's. Running statistics move towards the mean over the real rows."""
         if running_mean is not None and running_var is not None and use_input_stats:
             places, share = list(range(2, input.dim())), is_real / is_real.sum()
             for buffer, of_rows in ((running_mean, input.mean(places)), (running_var, input.var(places))):
@@ -171,9 +171,9 @@ class ClientWise(TorchFunctionMode):
 
 
 class Keyed:
-    """The steps of one client that is trained alone, each under a `ClientWise` of its own if anything is random.
+    """The steps of one client that is trained alone, each under its own `ClientWise` if anything is random.
 
-    A network that draws nothing in its first step is spared the look at each of its operations in the others.
+    If a network draws nothing in its first step, its operations are not intercepted in later steps, to save time.
 
     Args:
         key: of the client and round.
@@ -184,7 +184,7 @@ class Keyed:
         self._first: ClientWise | None = None
 
     def step(self, number: int) -> AbstractContextManager[object]:
-        """Within which the step of this number, from 0, computes its losses."""
+        """The context in which the step of this number (from 0) computes its losses."""
         if self._first is not None and not self._first.has_drawn:
             return nullcontext()
         mode = ClientWise((self._key + number) & 0x7FFFFFFF)
@@ -200,7 +200,7 @@ def _embedding(
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    """The same as PyTorch's: no gradient flows into the padding row."""
+    """Like PyTorch's, and no gradient flows into the padding row."""
     rows = func(input, weight, None, *args, **kwargs)
     if padding_idx is None:
         return rows
@@ -209,9 +209,9 @@ def _embedding(
 
 
 def _convolved_by_client(func: Callable[..., Tensor], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """func(input), where all around it, and their gradients, lie in memory as [K, B, C, ...]."""
+    """func(input), with inputs, outputs and their gradients in memory as [K, B, C, ...]."""
     return _by_client(func(_by_client(input), *args, **kwargs))
 
 
 def _by_client(x: Tensor) -> Tensor:
-    return x.flatten().view(x.shape)  # to flatten it under vmap, each client's elements are put in one piece
+    return x.flatten().view(x.shape)  # each client's elements are made contiguous, to flatten them under vmap

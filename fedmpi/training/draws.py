@@ -1,7 +1,7 @@
-"""PyTorch's random functions, drawn for one client: each number is a hash of (client, round, step, draw, element).
+"""PyTorch's random functions for one client: each number is a hash of (client, round, step, draw, element).
 
-A network that calls them gives the same numbers on any rank, whether the client is trained alone or side by side with
-others. `RANDOM` lists the functions; `fedmpi.training.clientwise` puts them in the place of PyTorch's own.
+A network that calls them gets the same numbers on any rank, whether the client is trained alone or together with
+others. `RANDOM` lists the functions; `fedmpi.training.clientwise` uses them instead of PyTorch's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.nn import functional
 # Of MurmurHash3's 32-bit finaliser (Appleby, 2011), and the golden ratio, which spreads the counter.
 _FACTORS = (0x85EBCA6B, 0xC2B2AE35)
 _GOLDEN = 0x9E3779B9
-# What a self-normalising network's unit goes to when it is switched off (Klambauer et al., 2017).
+# Value of a switched-off unit in a self-normalising network (Klambauer et al., 2017).
 _ALPHA = 1.7580993408473766
 _VECTOR = 64  # elements: two registers of 512 bits, of bfloat16
 
@@ -32,10 +32,10 @@ class Draws:
     """The random numbers of one client in one step, a new set in each call.
 
     Args:
-        key: of the client, round and step; below 2^31, an int, or an int32 scalar where clients run side by side.
+        key: of the client, round and step; below 2^31. An int, or an int32 scalar if clients are trained together.
 
     Attributes:
-        count: how many sets have been drawn.
+        count: number of sets that have been drawn.
     """
 
     def __init__(self, key: int | Tensor) -> None:
@@ -45,8 +45,7 @@ class Draws:
     def bits(self, shape: Sequence[int], device: torch.device | str | None = None) -> Tensor:
         """Integers below 2^31, int32 of this shape.
 
-        They are numbered in the order of the batch's rows, whatever the memory format, so that rows that pad a batch
-        come last.
+        They are numbered in the order of the batch's rows, whatever the memory format, so padding rows come last.
         """
         self.count += 1
         place, count = torch.get_default_device() if device is None else torch.device(device), prod(shape)
@@ -60,7 +59,7 @@ class Draws:
         return (self.bits(shape, device) >> 7) * 2.0**-24
 
     def inner(self, shape: Sequence[int], device: torch.device | str | None = None) -> Tensor:
-        """Float32 in (0, 1): neither end is reached."""
+        """Float32 in (0, 1), without both ends."""
         return ((self.bits(shape, device) >> 8) + 0.5) * 2.0**-23
 
     def normal(self, shape: Sequence[int], device: torch.device | str | None = None) -> Tensor:
@@ -73,9 +72,9 @@ class Draws:
 
 
 def in_whole_vectors(func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    """func(...), element by element of its tensors, with none left over by a processor's vector registers.
+    """func(...), an elementwise function, on tensors that are padded to whole vector registers of the processor.
 
-    PyTorch takes such elements through other code, and other bits come out.
+    PyTorch uses other code for the remaining elements, which gives other bits.
     """
     shape = torch.broadcast_shapes(*(x.shape for x in (*args, *kwargs.values()) if isinstance(x, Tensor)))
     count = prod(shape)
@@ -89,9 +88,9 @@ def in_whole_vectors(func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> 
 
 @cache
 def body_of(func: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of `torch.nn.functional` without its first lines, by which it hands itself over to a mode.
+    """A function of `torch.nn.functional` without its first lines, which dispatch it to a mode.
 
-    So a mode can be active for the functions that it calls in turn.
+    So the mode stays active for the functions that it calls.
     """
     assert isinstance(func, FunctionType)
     names = {name: _never for name in func.__globals__ if name.startswith("has_torch_function")}
@@ -120,7 +119,7 @@ def _core_feature_dropout(draws: Draws, input: Tensor, p: float, train: bool) ->
 
 
 def _feature_dropout(without_batch: int) -> Callable[..., Tensor]:
-    """Dropout of whole channels, of inputs that have so many dimensions if there is no batch."""
+    """Dropout of whole channels; the number is that of the input's dimensions without a batch."""
 
     def rule(draws: Draws, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         return _dropped(draws, input, p, training, _of_features(input, input.dim() == without_batch), inplace)
@@ -173,7 +172,7 @@ def _switched_off(
 
 
 def _of_features(input: Tensor, is_alone: bool = False) -> tuple[int, ...]:
-    """The shape of one number for each channel of each sample; of one sample without a batch, each channel."""
+    """The shape of one number per channel and sample; for one sample without a batch, per channel."""
     lead = 1 if is_alone else 2
     return (*input.shape[:lead], *[1] * (input.dim() - lead))
 
@@ -313,7 +312,7 @@ def _fill(self: Tensor, values: Tensor) -> Tensor:
 
 
 def _below(draws: Draws, low: int, high: int, shape: Sequence[int], device: torch.device | str | None) -> Tensor:
-    """Integers from `low` to below `high`, which are less than 2^32 apart."""
+    """Integers from `low` to below `high`; the range must be smaller than 2^32."""
     return low + (draws.bits(shape, device).long() * (high - low) >> 31)
 
 
@@ -325,7 +324,7 @@ def _made(
     requires_grad: bool = False,
     **options: Any,
 ) -> Tensor:
-    """A new tensor as PyTorch's constructors take its size; what else they take says how it lies in memory."""
+    """A new tensor with the arguments of PyTorch's constructors: its size, and options for its memory layout."""
     shape = options.pop("size", size)
     if len(shape) == 1 and not isinstance(shape[0], int):
         (shape,) = shape
@@ -345,7 +344,7 @@ def _made_like(
 
 #: PyTorch's random functions, and what draws in their place: (draws, their arguments) -> their result. Functions that
 #: are missing here (`torch.poisson`, say) draw from PyTorch's own generator, which is seeded per client where clients
-#: are trained one by one; vmap refuses them.
+#: are trained one after another, because vmap refuses them.
 RANDOM: dict[Callable[..., Any], Callable[..., Tensor]] = {
     functional.dropout: _dropout,
     functional.dropout1d: _feature_dropout(2),

@@ -1,4 +1,4 @@
-"""What only a run of a network tells: the shapes of its lazy layers, and which of its buffers training changes."""
+"""Facts that only a run of a network shows: the shapes of its lazy layers, and which buffers training changes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fedmpi.errors import BadInput
 
 
 def materialise(network: nn.Module, example: Tensor) -> None:
-    """Give lazy layers (nn.LazyLinear, ...) their shapes and first weights, by one run in evaluation mode.
+    """Give lazy layers (nn.LazyLinear, ...) their shapes and initial weights, by one run in evaluation mode.
 
     Args:
-        network: it is not run if it has no such layers.
-        example: [2, ...] inputs of some values.
+        network: is not run if it has no lazy layers.
+        example: [2, ...] any inputs.
 
     Raises:
         BadInput: it cannot be run.
@@ -31,20 +31,20 @@ def materialise(network: nn.Module, example: Tensor) -> None:
                 network.eval()(example)
         except Exception as error:  # whatever the network raises
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise BadInput(f"has lazy layers, and cannot be run to learn their shapes ({reason})") from error
+            raise BadInput(f"has lazy layers, whose shapes cannot be found by running it ({reason})") from error
         network.train()
 
 
 def constant_buffers(network: nn.Module, example: Tensor) -> frozenset[str]:
     """Names of the floating-point buffers that training does not change: attention masks, tables, class weights.
 
-    They are no part of what clients learn and send. It is decided by one run in training mode: a buffer that is not
-    written to, in place or by assignment, is constant. That its value stays the same is not enough, for running
-    statistics may happen to. One that is written to later on all the same ends training with an error (`FlatModel`).
+    Clients neither train nor send them. They are found by one run in training mode: a buffer that is not written to,
+    in place or by assignment, is constant. Comparing values would not be enough, because running statistics may stay
+    the same by chance. If a constant buffer is written to later, training ends with an error (`FlatModel`).
 
     Args:
-        network: it is left as it was.
-        example: [2, ...] inputs of some values.
+        network: is not changed.
+        example: [2, ...] any inputs.
     """
     buffers = dict(network.named_buffers())
     numbers = {name for name, buffer in buffers.items() if buffer.is_floating_point()}
@@ -74,7 +74,7 @@ def constant_buffers(network: nn.Module, example: Tensor) -> frozenset[str]:
 
 
 class _Statistics(TorchFunctionMode):
-    """Notes the running statistics that normalisations write to, of which PyTorch does not count the writes.
+    """Records the running statistics that normalisation layers write to, because PyTorch does not count these writes.
 
     Attributes:
         seen: ids of these tensors.

@@ -1,4 +1,4 @@
-"""A network whose parameters and buffers are views of one vector, and the face that losses see of it."""
+"""A network whose parameters and buffers are views of one vector, and the interface of it for losses."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class FlatModel:
 
     Args:
         module: the network.
-        device: where it goes.
+        device: of the network.
         constant: names of the buffers that training does not change (`constant_buffers`).
-        shared: `layout.frozen` of an earlier network of the same kind: this one has its values, in the same memory.
+        shared: `layout.frozen` of an earlier network of the same kind, whose memory this one shares.
 
     Attributes:
-        weights: [1, P], the network's parameters and floating-point buffers (`layout` says where).
-        normalises_batches: whether training takes statistics over the batch, which one sample cannot give.
+        weights: [1, P], the network's parameters and floating-point buffers, in the order of `layout`.
+        normalises_batches: whether training needs statistics over a batch of at least two samples.
         has_features: whether it has the two parts of a `Backbone`.
-        ends_in_head: whether it, or its classifier, is a sequence of layers of which the last is fully connected.
+        ends_in_head: whether it, or its classifier, is a sequence of layers that ends with a fully connected layer.
         in_bf16: whether `Net` runs the network in bfloat16 where that is safe.
 
     Raises:
@@ -75,15 +75,15 @@ class FlatModel:
         in_vector = {entry.name for entry in self.layout.entries}
         self._buffers = [(*_place(module, name), tensor) for name, tensor in buffers.items()]
         self._constants = [(n, buffers[n], buffers[n]._version) for n in self.layout.frozen if n in buffers]
-        # BatchNorm's batch counters, and whatever else is neither in the vector nor constant, start afresh with every
-        # client.
+        # BatchNorm's batch counters, and other buffers that are neither in the vector nor constant, are reset for
+        # every client.
         others = [buffer for name, buffer in buffers.items() if name not in {*in_vector, *self.layout.frozen}]
         self._counters = [(tensor, tensor.clone()) for tensor in others]
         self._copy = self._copied()
 
     @property
     def unsent(self) -> dict[str, Tensor]:
-        """All numbers of the network that are no part of the vector, by name: what is frozen, and constants."""
+        """All tensors of numbers that are not part of the vector, by name: frozen parameters and constant buffers."""
         in_vector = {entry.name for entry in self.layout.entries}
         tensors = [*self.module.named_parameters(), *self.module.named_buffers()]
         return {name: t.detach() for name, t in tensors if name not in in_vector and t.is_floating_point()}
@@ -94,14 +94,14 @@ class FlatModel:
         self.reset_counters()
 
     def reset_counters(self) -> None:
-        """Set what is neither in the vector nor constant to what it was at first."""
+        """Reset buffers that are neither in the vector nor constant to their initial values."""
         for owner, name, tensor in self._buffers:
             owner._buffers[name] = tensor
         for tensor, initial in self._counters:
             tensor.copy_(initial)
 
     def select(self, columns: tuple[slice, ...]) -> None:
-        """Let only these columns of the parameters have gradients; they are made of whole tensors."""
+        """Compute gradients only for these columns of the parameters, which are whole tensors."""
         if columns == self._selected:
             return
         self._selected = columns
@@ -115,7 +115,7 @@ class FlatModel:
         return aligned_rows(1, self.layout.parameters, self.device)
 
     def backward(self, losses: Tensor) -> None:
-        """Fill `gradient` with that of the mean of `losses`."""
+        """Fill `gradient` with the gradient of the mean of `losses`."""
         self._update = None
         self.gradient.zero_()
         for entry, parameter in self._parameters:
@@ -125,22 +125,27 @@ class FlatModel:
         self._settle()
 
     def backward_in_parts(self, losses: Tensor, update: Callable[[Entry, Tensor, Tensor], None]) -> None:
-        """Call `update(entry, parameter, gradient)` for every parameter, as soon as nothing needs its old value.
+        """Call `update(entry, parameter, gradient)` for every parameter, as soon as its old value is not needed.
 
-        No gradient of the whole model is ever kept, which saves two passes over memory: for networks of a million
-        parameters a tenth of the time of a step.
+        The gradient of the whole model is never stored. This saves two passes over memory: a tenth of the time of a
+        step for networks with a million parameters.
         """
         if self._update is None:
             for _, parameter in self._parameters:
                 parameter.grad = None
         for entry, parameter in self._parameters:
-            if parameter.requires_grad and entry.name not in self._hooked:  # there is no hooking to one without
+            if (
+                parameter.requires_grad and entry.name not in self._hooked
+            ):  # a tensor without gradient cannot have a hook
                 self._hooked.add(entry.name)
                 parameter.register_post_accumulate_grad_hook(partial(self._pass_on, entry))
         self._update = update
         self._updated = set()
         _backward(losses)
-        for entry, parameter in self._parameters:  # the gradient of what the losses do not depend on is zero
+        for (
+            entry,
+            parameter,
+        ) in self._parameters:  # the gradient is zero for parameters that the losses do not depend on
             if parameter.requires_grad and entry.name not in self._updated:
                 update(entry, parameter.data, torch.zeros_like(parameter))
         self._settle()
@@ -152,7 +157,7 @@ class FlatModel:
             self._update(entry, parameter.data, gradient.to_dense() if gradient.is_sparse else gradient)
 
     def _settle(self) -> None:
-        """After a step: take what the network has put in a buffer's place (`self.mean = 0.9 * self.mean + ...`)."""
+        """After a step: copy tensors that the network assigned to buffers (`self.mean = 0.9 * self.mean + ...`)."""
         for owner, name, tensor in self._buffers:
             found = owner._buffers[name]
             if found is not tensor:
@@ -168,7 +173,7 @@ class FlatModel:
 
     @property
     def frozen(self) -> nn.Module:
-        """A second copy of the network in evaluation mode, to run with weights given call by call.
+        """A copy of the network in evaluation mode, which is run with weights given in each call.
 
         Raises:
             RuntimeError: the network cannot be copied.
@@ -178,9 +183,9 @@ class FlatModel:
         return self._copy
 
     def _copied(self) -> nn.Module | Exception:
-        """To be made before the network runs: what it keeps then (old-style weight_norm, say) cannot be copied.
+        """Copy the network before it runs, because tensors that it keeps (old-style weight_norm) cannot be copied.
 
-        Of numbers nothing is copied but buffers outside the vector: memory is shared.
+        Only buffers outside the vector are copied; all other memory is shared.
         """
         memory: dict[int, object] = {
             id(p): nn.Parameter(p.data, requires_grad=False) for p in self.module.parameters()
@@ -198,15 +203,14 @@ class FlatModel:
 def _writes_beyond(layer: nn.Module) -> bool:
     """Whether oneDNN, as of PyTorch 2.14, writes beyond the end of this layer's gradient on processors with AVX2.
 
-    It does for strided 1x1 convolutions of channels that fill no vector register, where the channels of their inputs
-    or weights come last in memory.
+    It does for strided 1x1 convolutions in channels_last format if their channels do not fill a vector register.
     """
     is_strided = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and max(layer.stride) > 1
     return is_strided and bool(layer.in_channels % 8)  # type: ignore[operator]
 
 
 def _rows_of_one_channel(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    # A copy in any case: of one channel, both orders pass for one another.
+    # Always a copy, because for one channel both memory orders look the same.
     return tuple(x.clone(memory_format=torch.contiguous_format) for x in inputs)
 
 
@@ -217,26 +221,27 @@ def _ends_in_head(part: nn.Module) -> bool:
 
 
 def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The layer that has a tensor, and the tensor's name there."""
+    """The layer that owns a tensor, and the tensor's name in it."""
     owner, _, own = name.rpartition(".")
     return module.get_submodule(owner), own
 
 
 def _backward(losses: Tensor) -> None:
-    """Of their mean, which needs not be computed for that."""
+    """Backward pass of the losses' mean, without computing the mean."""
     torch.autograd.backward(losses, torch.full_like(losses, 1 / max(losses.numel(), 1)))
 
 
 class Net:
-    """The network as a loss sees it: with the weights being trained, or, by `at`, with any others.
+    """The network as losses see it: with the weights that are trained, or with others (`at`).
 
     The parts `features` and `classify` need a model built as `Backbone(extractor, classifier)`.
 
     Args:
         model: the network.
-        tensors: run it with these, by name; None: with the model's own.
-        frozen: run it in evaluation mode.
-        unsent: of these, what is no part of a model's vector, so that other weights are run with it as well.
+        tensors: tensors to run it with, by name; None: the model's own.
+        frozen: whether to run it in evaluation mode.
+        unsent: those of `tensors` that are not part of a model's vector, so that they are also used with other
+            weights.
     """
 
     def __init__(
@@ -256,7 +261,7 @@ class Net:
         return self.run("", x)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the extractor makes of inputs [B, ...]."""
+        """The extractor's output for inputs [B, ...]."""
         return self.run("extractor", x)
 
     def classify(self, features: Tensor) -> Tensor:
@@ -268,7 +273,7 @@ class Net:
         return Net(self._model, self._model.layout.views(weights.detach()), True, self._unsent)
 
     def run(self, part: str, *inputs: Tensor) -> Tensor:
-        """What a part of the network makes of its inputs.
+        """The output of a part of the network.
 
         Args:
             part: its name in the network, as in `network.get_submodule`.

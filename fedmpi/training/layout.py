@@ -1,22 +1,22 @@
-"""Where the tensors of a model lie in its flat vector.
+"""The positions of a model's tensors in its flat vector.
 
 One float32 vector [P] holds a model: its parameters (the first `parameters` elements), then its floating-point
-buffers. Segments follow one another so that what a method treats apart is a slice, never a gather:
+buffers. Segments are ordered so that every part that a method handles separately is a slice:
 
     head        parameters of the last fully connected layer
     body        all other parameters
     norm        parameters of normalisation layers
     statistics  floating-point buffers (running mean and variance)
 
-Layers are told apart by type, not by name: a ResNet's shortcut normalisation is called `downsample.1`.
+Layers are recognised by type, not by name: a ResNet's shortcut normalisation is called `downsample.1`.
 
-What training does not change is no part of the vector: frozen parameters (`requires_grad` is False) and constant
-buffers, such as an attention mask. They stay in the network, where all clients share them. So nothing can move them,
-neither an optimizer nor noise, an attack or a mean, and they are never sent.
+Frozen parameters (`requires_grad` is False) and constant buffers, such as an attention mask, are not part of the
+vector. They stay in the network, and all clients share them. So no optimizer, noise, attack or mean can change them,
+and they are never sent.
 
-Convolution weights [O, I, H, W] lie in the vector as [O, H, W, I], which is PyTorch's channels_last order and a
-quarter faster to train with on CPUs. The **canonical** vector, as written to files and hashed, has every tensor
-row-major in its PyTorch shape.
+Convolution weights [O, I, H, W] are stored as [O, H, W, I], PyTorch's channels_last order, with which training on
+CPUs is a quarter faster. The **canonical** vector, as written to files and hashed, has every tensor row-major in its
+PyTorch shape.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from fedmpi.errors import BadInput
 NORMALISATIONS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 SEGMENTS = ("head", "body", "norm", "statistics")
 
-#: Some columns of a model's vector, in rising order.
+#: Some columns of a model's vector, ascending.
 Columns: TypeAlias = slice | NDArray[np.int64]
 
 
@@ -57,7 +57,7 @@ class Entry:
 
     @property
     def columns(self) -> slice:
-        """Where it lies in the vector."""
+        """Its columns in the vector."""
         return slice(self.offset, self.offset + self.size)
 
     @property
@@ -65,7 +65,7 @@ class Entry:
         return self.segment != "statistics"
 
     def lies_in(self, columns: Iterable[slice]) -> bool:
-        """Whether these columns, made of whole tensors, hold this one."""
+        """Whether these columns, which are whole tensors, contain this tensor."""
         return any(part.start <= self.offset < part.stop for part in columns)
 
     def view(self, vector: Tensor) -> Tensor:
@@ -84,9 +84,9 @@ class Layout:
 
     Attributes:
         size: P, the length of the vector.
-        parameters: how many of the first elements are trained; the others are buffers.
+        parameters: number of the first elements that are trained; the others are buffers.
         segments: name -> slice of the vector.
-        frozen: the network's own tensors that training does not change, by name: no part of the vector.
+        frozen: the network's tensors that are not part of the vector, by name.
     """
 
     entries: tuple[Entry, ...]
@@ -103,13 +103,13 @@ class Layout:
 
     @property
     def variances(self) -> list[slice]:
-        """The columns of running variances, which are not negative."""
+        """The columns of running variances, which must not be negative."""
         entries = [entry for entry in self.entries if entry.name.rpartition(".")[2] == "running_var"]
         return [entry.columns for entry in entries]
 
     @property
     def normalisations(self) -> list[dict[str, slice]]:
-        """Of each normalisation layer, in the model's order: its weight, bias, running_mean, .. and their columns."""
+        """For each normalisation layer, in the model's order: weight, bias, running_mean, ... and their columns."""
         layers: dict[str, dict[str, slice]] = {}
         for entry in self.entries:
             layer, _, name = entry.name.rpartition(".")
@@ -118,7 +118,7 @@ class Layout:
         return list(layers.values())
 
     def extent(self, columns: Columns | int) -> tuple[int, int]:
-        """How many columns of a model these are, and how many of them parameters; of no model, a length is both."""
+        """The number of columns, and how many of them are parameters; for a plain length both are the length."""
         if isinstance(columns, int):
             return columns, columns
         if isinstance(columns, np.ndarray):
@@ -127,7 +127,7 @@ class Layout:
         return stop - start, min(max(self.parameters - start, 0), stop - start)
 
     def name_at(self, place: int, columns: Columns = slice(None)) -> str:
-        """The name of the tensor to which an element of some columns belongs."""
+        """The name of the tensor that an element of these columns belongs to."""
         column = np.arange(self.size)[columns][place]
         return next(entry.name for entry in self.entries if entry.columns.start <= column < entry.columns.stop)
 
@@ -139,7 +139,7 @@ class Layout:
             constant: names of the buffers that training does not change.
 
         Raises:
-            BadInput: the network has tensors of other kinds than float32, or nothing to train.
+            BadInput: the network has tensors of other types than float32, or nothing to train.
         """
         head = next((layer for layer in reversed(list(module.modules())) if isinstance(layer, nn.Linear)), None)
 
@@ -168,7 +168,7 @@ class Layout:
             start = offset
             for owner, name, tensor in tensors:
                 if owner == segment:
-                    # Of a 1x1 kernel both orders are the same, and its strides shall not say otherwise (`flat.py`).
+                    # For a 1x1 kernel both memory orders are the same, and its strides should show that (`flat.py`).
                     channels_last = tensor.dim() == 4 and tensor.shape[2:] != (1, 1)
                     entries.append(Entry(name, tuple(tensor.shape), offset, segment, channels_last))
                     offset += tensor.numel()
@@ -199,17 +199,17 @@ class Layout:
 
 
 def aligned_rows(count: int, size: int, device: torch.device) -> Tensor:
-    """[count, size] float32, of any value, whose rows all start on a 64-byte boundary.
+    """[count, size] uninitialised float32 rows that all start on a 64-byte boundary.
 
-    Matrix libraries choose code by the alignment of their operands, so a client's result would otherwise depend,
-    in its last bits, on the row it happens to be trained in.
+    Matrix libraries choose code by the alignment of their operands. Otherwise the last bits of a client's result
+    would depend on its row.
     """
     stride = -(-size // 16) * 16
     return torch.empty(count, stride, device=device)[:, :size]
 
 
 def _is_number(tensor: Tensor) -> bool:
-    """Whether it could be averaged, in contrast to counters and masks of bits."""
+    """Whether a tensor can be averaged, unlike counters and bit masks."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 

@@ -1,4 +1,4 @@
-"""Losses of single samples."""
+"""Losses per sample."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch.nn import functional
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """[B] the cross entropy of logits [B, classes] and labels [B], of each sample.
+    """[B] the cross entropy per sample, of logits [B, classes] and labels [B].
 
-    That of PyTorch; but under vmap, where PyTorch puts it together in Python for longer than the forward pass of a
-    small network takes, in three operations.
+    PyTorch's function; but under vmap three operations, because PyTorch's decomposition in Python takes longer than
+    the forward pass of a small network.
     """
     if is_batchedtensor(logits):
         return -functional.log_softmax(logits, dim=-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)

@@ -1,4 +1,4 @@
-"""Bringing the hidden units of one model into the order of another's."""
+"""Permutes the hidden units of a model to match those of another model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fedmpi.training.symmetry import Axis, Group
 
 @dataclass(frozen=True)
 class Layer:
-    """Groups of units that are matched in one go.
+    """Groups of units that are matched together.
 
     Attributes:
         groups: the units.
-        columns: int64, in rising order, the columns of the model's vector whose units are all in order then.
-        rest: the trained columns that remain, in runs.
+        columns: int64, ascending, the columns of the model's vector that are in order when these units are.
+        rest: the remaining trained columns, as contiguous runs.
     """
 
     groups: tuple[Group, ...]
@@ -29,16 +29,16 @@ class Layer:
 
 
 class Matching:
-    """The layers of a network, and the means to put their units in order.
+    """The layers of a network, and methods to permute their units.
 
     Args:
         layout: of the network's vector [P].
-        groups: the network's, in the order in which it makes their units.
-        layer_by_layer: whether each layer is matched by itself; else there is one, of all units.
+        groups: of the network, in the order of the forward pass.
+        layer_by_layer: whether each layer is matched separately; else all units are one layer.
 
     Attributes:
-        layers: in forward order. Each one's columns are those that its units complete; the network's outputs, in the
-            order of the classes, belong to none.
+        layers: in forward order. The columns of a layer are those that its units complete. The network's outputs, in
+            the order of the classes, belong to no layer.
         outputs: the columns that are in no layer.
     """
 
@@ -67,9 +67,9 @@ class Matching:
         self.outputs = _columns(left)
 
     def align(self, weights: Tensor, target: Tensor, layer: Layer) -> None:
-        """Put a layer's units of `weights` [P] in the order of those of `target` [P], in place.
+        """Permute a layer's units of `weights` [P] to match those of `target` [P], in place.
 
-        For earlier layers this must have been done. Units of weights that are not finite stay where they are.
+        Earlier layers must be aligned already. Weights that are not finite are not permuted.
         """
         for group in layer.groups:
             cost = self.cost(group, target, weights)
@@ -79,9 +79,10 @@ class Matching:
                 self.permute(weights, group, assign(cost))
 
     def cost(self, group: Group, target: Tensor, weights: Tensor) -> NDArray:
-        """[n, n], the squared distance of each unit of `weights` from each of `target`, but for a constant a column.
+        """[n, n], the squared distance of each unit of `weights` from each of `target`, up to a constant per column.
 
-        Compared is what makes the units, as far as all that it reads is in order; running statistics are not.
+        The compared values are the parameters that produce the units, if all their inputs are aligned; no running
+        statistics.
         """
         distance = torch.zeros(group.size, group.size, dtype=weights.dtype, device=weights.device)
         for axis in group.axes:
@@ -94,7 +95,7 @@ class Matching:
         return distance.cpu().numpy()
 
     def permute(self, weights: Tensor, group: Group, order: NDArray[np.int64]) -> None:
-        """Let unit i of `weights` [P] be what unit order[i] was, in place."""
+        """Permute in place: unit i of `weights` [P] becomes the former unit order[i]."""
         for axis in group.axes:
             view = self._entries[axis.tensor].view(weights)
             source = np.arange(view.shape[axis.dim])
@@ -103,14 +104,14 @@ class Matching:
 
 
 def assign(cost: NDArray) -> NDArray[np.int64]:
-    """[n] the column for each row, each once, that together cost the least."""
+    """[n] the assignment of rows to columns with the lowest cost."""
     from scipy.optimize import linear_sum_assignment
 
     return np.asarray(linear_sum_assignment(cost)[1])
 
 
 def _features(tensor: Tensor, axis: Axis) -> Tensor:
-    """[units, ...] what a tensor holds of each unit."""
+    """[units, ...] the values of each unit in a tensor."""
     positions = torch.from_numpy(axis.positions).to(tensor.device)
     return tensor.movedim(axis.dim, 0)[positions].flatten(1)
 
@@ -121,7 +122,7 @@ def _columns(entries: list[Entry]) -> NDArray[np.int64]:
 
 
 def _runs(entries: list[Entry]) -> tuple[slice, ...]:
-    """The columns of parameters, in as few slices as possible."""
+    """The columns of parameters, as the smallest number of slices."""
     runs: list[slice] = []
     for entry in sorted(entries, key=lambda entry: entry.offset):
         end = entry.offset + entry.size

@@ -1,7 +1,7 @@
-"""Local optimizers on flat vectors: one step is a few operations, however many tensors the model has.
+"""Local optimizers on flat vectors: a step takes a few operations, whatever the number of tensors.
 
-The rules are those of `torch.optim.SGD` and `torch.optim.Adam` (a test compares the bits); what is saved is a
-Python loop over tensors in every step and a new optimizer object for every client.
+They are bit-identical to `torch.optim.SGD` and `torch.optim.Adam` (a test compares them). They save a Python loop
+over tensors in every step, and a new optimizer object per client.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ ALL = slice(None)
 
 
 class Optimizer(ABC):
-    """The optimizer of K clients: a step begins with `advance`; then `step` is called for all parameters or parts.
+    """The optimizer of K clients.
+
+    A step begins with `advance`; then `step` is called for all parameters or parts of them.
 
     Args:
-        weight_decay: what times the weights is added to the gradient.
+        weight_decay: factor of the weights that are added to the gradient.
     """
 
     def __init__(self, weight_decay: float) -> None:
@@ -26,7 +28,7 @@ class Optimizer(ABC):
         self.steps = 0
 
     def reset(self) -> None:
-        """Forget the past: a client starts every round without momentum or moments."""
+        """Reset momentum and moments: a client starts every round without them."""
         self.steps = 0
 
     def advance(self) -> None:
@@ -36,7 +38,7 @@ class Optimizer(ABC):
     def step(self, weights: Tensor, gradient: Tensor, lr: float, columns: slice = ALL) -> None:
         """Update `weights` [K, n] in place, columns of [K, d]; `gradient` [K, n] may be overwritten.
 
-        K may fall from step to step.
+        K may decrease from step to step.
         """
         if self.weight_decay:
             gradient = gradient.add_(weights, alpha=self.weight_decay)

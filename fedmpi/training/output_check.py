@@ -1,4 +1,4 @@
-"""One look at what a network gives, before anything is trained with it."""
+"""A check of a network's output before training."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from fedmpi.errors import BadInput
 from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.samples import Batch, Samples
 
-# How many samples pass through the network in training mode, and in evaluation mode: of three, [B, classes] cannot be
-# taken for [classes, B] where there are two classes, and one lone sample shows a `squeeze` that takes too much away.
+# Numbers of samples in training mode and in evaluation mode. With three samples, [B, classes] cannot be confused with
+# [classes, B] for two classes. One sample shows a `squeeze` that removes too many dimensions.
 TRAINED, MEASURED = 2, (3, 1)
 PACKAGES = tuple(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib"))
 OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 
 
 class Predicting(Protocol):
-    """A method, as far as it makes logits of what a network gives; see `fedmpi.algorithms.Algorithm`."""
+    """A method that computes logits from a network's output; see `fedmpi.algorithms.Algorithm`."""
 
     def predict(self, net: Net, batch: Batch, client: Mapping[str, Tensor]) -> Tensor: ...
 
@@ -32,16 +32,16 @@ class Predicting(Protocol):
 def check_outputs(
     model: FlatModel, samples: Samples, classes: int, algorithm: Predicting, name: str, method: str
 ) -> None:
-    """Let a few samples pass through a network, and through `Algorithm.predict` where that is possible yet.
+    """Run a few samples through a network, and through `Algorithm.predict` if that is already possible.
 
     Args:
-        model: a network that is not used any more, for its statistics change.
-        samples: of training.
-        classes: how many there are.
+        model: a network that is not used afterwards, because its statistics change.
+        samples: training samples.
+        classes: number of classes.
         name, method: how the command line names the classes of the model and of the method.
 
     Raises:
-        BadInput: forward fails, or gives something else than logits [B, classes]: a line that says what, and where.
+        BadInput: forward fails, or does not return logits [B, classes].
     """
     for size in (TRAINED, *MEASURED):
         training = size == TRAINED
@@ -68,7 +68,7 @@ def check_outputs(
 
 
 def _predicted(algorithm: Predicting, model: FlatModel, batch: Batch) -> Any:
-    """The method's own logits; None: it has none, or needs more than the model that a client receives."""
+    """The method's logits; None: it does not override `predict`, or needs more than the received model."""
     try:
         return algorithm.predict(Net(model), batch, {"received": model.weights[0].clone()})
     except Exception:  # it may need anything that there will be in a round
@@ -76,7 +76,7 @@ def _predicted(algorithm: Predicting, model: FlatModel, batch: Batch) -> Any:
 
 
 def _problem(output: object, size: int, classes: int) -> str | None:
-    """What is wrong with logits of so many samples, what is wanted, and what may help."""
+    """What is wrong with the logits, what is expected, and what may help."""
     given, wanted = _described(output), f"must be logits, floating-point [{size}, {classes}]"
     if not isinstance(output, Tensor):
         return f"{given} for {size} samples: {wanted}{_way_to_logits(output, size, classes)}"
@@ -90,7 +90,7 @@ def _problem(output: object, size: int, classes: int) -> str | None:
 
 
 def _way_to_logits(output: object, size: int, classes: int) -> str:
-    """How the logits are got out of a container."""
+    """How the logits can be taken out of a container."""
     ways: Iterator[tuple[str, object]]
     if getattr(output, "logits", None) is not None:
         ways = iter([("output.logits", output.logits)])  # type: ignore[attr-defined]
@@ -126,7 +126,7 @@ def _described(value: object) -> str:
 
 
 def _place(error: Exception) -> str:
-    """An exception, and the line of the user's code that it came from, as far as there is one."""
+    """An exception, and the line of the user's code that raised it, if any."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith((*PACKAGES, *OURS))]
     others = [frame for frame in frames if not frame.filename.startswith(OURS)]

@@ -1,4 +1,4 @@
-"""One client after another, in one flat model: the fast way for networks that fill a core by themselves."""
+"""Trains one client after another in one flat model: the fastest way for networks that use a whole core."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from fedmpi.training.flat import Net
 from fedmpi.training.layout import Entry
 from fedmpi.training.trainer import Trainer, check_losses
 
-# From so many parameters on, updating each tensor within the backward pass is faster than keeping a flat gradient.
+# From this number of parameters on, updating tensors during the backward pass is faster than storing a flat gradient.
 LARGE = 100_000
-# So many elements of a tensor stay in a core's cache from one operation of its update to the next.
+# Number of elements of a tensor that stay in a core's cache between operations of an update.
 CACHED = 1 << 17
 
 
 @dataclass
 class Piece:
-    """Columns of a client's vectors: [1, n] of the weights, of those received, and of what the hooks may read."""
+    """Columns of a client's vectors: [1, n] of the weights, of the received weights, and of vectors for the hooks."""
 
     columns: slice
     weights: Tensor
@@ -34,7 +34,7 @@ class Piece:
 
 
 class PlainTrainer(Trainer):
-    """Trains clients one by one; the model's vector holds the result of the last."""
+    """Trains one client after another. The model's vector holds the result of the last client."""
 
     def train(self, block: Block, start: Tensor, hooks: Hooks, round: int, rounds: int, phase: Phase = WHOLE) -> Work:
         began = time.perf_counter()
@@ -61,7 +61,7 @@ class PlainTrainer(Trainer):
     def _step(
         self, block: Block, start: Tensor, hooks: Hooks, lr: float, trained: tuple[slice, ...]
     ) -> Callable[[Tensor], None]:
-        """What turns the losses [B] of a batch into new weights, those in the columns `trained`."""
+        """Makes a function that updates the weights in the columns `trained` from the losses [B] of a batch."""
         model, optimizer, has_direction = self.model, self._optimizer, hooks.changes_direction
         count = model.layout.parameters
         weights, start = model.weights[:, :count], start[:, :count]

@@ -1,4 +1,4 @@
-"""Batches of samples on the training device: gathered by index, seen as their client sees them, normalised."""
+"""Batches of samples on the training device: gathered by index, with the client's order of pixels, normalised."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ class Batch:
     Attributes:
         x: [B, ...] float32 inputs (tokens: int64).
         y: [B] int64 labels.
-        index: [B] int64, which samples of the data set these are; the same sample has the same index in every round.
-        place: [B] int64, which of the client's training samples these are; None: they are not its training samples.
+        index: [B] int64, the samples' numbers in the data set, which are the same in every round.
+        place: [B] int64, the samples' numbers among the client's training samples; None: they are not training
+            samples.
     """
 
     x: Tensor
@@ -39,11 +40,11 @@ class Samples:
     """The training or the test set on a device.
 
     Args:
-        x: [n, ...]; images as uint8 [n, C, H, W], in any memory order (gathering is fastest when every sample is
-            contiguous, and the network fastest when its channels come last).
+        x: [n, ...]; images as uint8 [n, C, H, W], in any memory order. Gathering is fastest if every sample is
+            contiguous, and the network is fastest if channels come last.
         y: [n] int64 labels.
-        mean, std: per channel, on the scale 0..1; None leaves images at 0..1.
-        device: where batches are made; the whole set is kept there.
+        mean, std: per channel, on the scale 0..1; None: images stay on the scale 0..1.
+        device: of the batches. The whole data set is kept there.
     """
 
     def __init__(
@@ -63,17 +64,17 @@ class Samples:
         self._normalise(mean, std)
 
     def like(self, x: NDArray, y: NDArray[np.int64]) -> Samples:
-        """Others, normalised as these are."""
+        """Other samples, normalised in the same way."""
         return Samples(x, y, self._mean, self._std, self.device)
 
     def unnormalised(self) -> Samples:
-        """The same in the same memory, with images on the scale 0..1."""
+        """The same samples in the same memory, with images on the scale 0..1."""
         same = copy(self)
         same._normalise(None, None)
         return same
 
     def anew(self) -> Samples:
-        """The same in the same memory, of whose images batches are of what is now PyTorch's default type."""
+        """The same samples in the same memory; batches of images have PyTorch's current default type."""
         same = copy(self)
         same._normalise(self._mean, self._std)
         return same
@@ -85,7 +86,7 @@ class Samples:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a sample, as networks take it."""
+        """Shape of a sample, as networks take it."""
         *places, last = self.x.shape[1:]
         return (last, *places) if self.images else (*places, last)
 
@@ -96,7 +97,7 @@ class Samples:
 
     @property
     def pixels(self) -> int:
-        """Places within a sample that a client may see in an order of its own: H * W of images, else all features."""
+        """Number of positions that a client may see in another order: H * W for images, else all features."""
         places = self.x.shape[1:-1] if self.images else self.x.shape[1:]
         return places.numel()
 
@@ -111,7 +112,7 @@ class Samples:
 
         Args:
             pixels: [H * W] or [B, H * W], the order in which the client sees (each sample's) pixels.
-            augmentation: what is done to the batch at random, as drawn by `bits` [B, 3].
+            augmentation: augmentation of the batch, with the random numbers `bits` [B, 3].
         """
         where = torch.from_numpy(index).to(self.device)
         x = self.x.index_select(0, where)
@@ -128,7 +129,7 @@ class Samples:
 
 
 def image_scale(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> tuple[Tensor, Tensor]:
-    """By what pixels 0..255 are multiplied, and what is added then, to be normalised: [C] each, or [1] for all alike.
+    """Factor and offset that normalise pixels 0..255: [C] each, or [1] for all channels.
 
     Args:
         mean, std: per channel, on the scale 0..1; None: 0 and 1.
@@ -145,7 +146,7 @@ def _permute(x: Tensor, pixels: Tensor) -> Tensor:
 
 
 def _augment(x: Tensor, kind: Augmentation, draws: Tensor) -> Tensor:
-    """Random crop out of a zero-padded image, and mirror, for a whole batch [B, H, W, C] by one gather."""
+    """Random crops of zero-padded images, and random mirroring, for a batch [B, H, W, C] by one gather."""
     batch, height, width, _ = x.shape
     columns = torch.arange(width, device=x.device).expand(batch, -1)
     columns = torch.where((draws[:, 2:] & 1) == 1, columns.flip(1), columns)

@@ -26,7 +26,7 @@ class LocalTraining(metaclass=Configured):
         lr: learning rate of the first round.
         optimizer: sgd or adam. Its state is reset every round.
         momentum: momentum of sgd.
-        weight_decay: L2 regularisation; weight_decay times the weights is added to the gradient.
+        weight_decay: L2 regularisation. weight_decay times the weights is added to the gradient.
         schedule: how the learning rate changes from round to round. It is constant within a round. cosine ends near 0
             in the last round, so no rounds can be added later.
         decay: factor per round of the exponential schedule.
@@ -65,11 +65,11 @@ class LocalTraining(metaclass=Configured):
 
     @property
     def is_plain_sgd(self) -> bool:
-        """Whether a step is w -= lr g and nothing else."""
+        """Whether a step is just w -= lr g."""
         return self.optimizer == "sgd" and not (self.momentum or self.weight_decay or self.clip_norm)
 
     def rate(self, round: int, rounds: int) -> float:
-        """The learning rate of a round (they count from 1) out of `rounds`."""
+        """The learning rate of a round (the first is 1) out of `rounds`."""
         if self.schedule == "exponential":
             return self.lr * self.decay ** (round - 1)
         if self.schedule == "cosine":
@@ -79,11 +79,11 @@ class LocalTraining(metaclass=Configured):
     def normaliser(self, steps: NDArray[np.int64], pull: float = 0.0) -> NDArray[np.float64]:
         """[K] FedNova's |a_k|_1 (Wang et al., 2020): the summed coefficients of the gradients in (w_0 - w_end) / lr.
 
-        Equals the number of steps without momentum. It is 1 for no steps at all, so that one may divide by it. For
-        sgd; clipping and weight decay are not accounted for.
+        Without momentum it is the number of steps. For 0 steps it is 1, so that one may divide by it. It is for sgd,
+        and does not account for clipping and weight decay.
 
         Args:
-            pull: how much of the way each step takes back: of a proximal term mu, it is lr mu.
+            pull: the part of the update that each step takes back; lr mu for a proximal term mu.
         """
         way, velocity = [1.0, 1.0], 1.0
         for _ in range(1, int(steps.max(initial=0))):
@@ -92,31 +92,32 @@ class LocalTraining(metaclass=Configured):
         return np.array(way)[steps]
 
     def batches(self, samples: int, merge_single: bool) -> list[slice]:
-        """How one pass over so many samples is cut.
+        """The batches of one pass over this number of samples.
 
-        With `merge_single`, a last batch of one sample joins the one before: batch normalisation cannot train on it.
+        With `merge_single`, a last batch of one sample is merged with the one before, because batch normalisation
+        cannot train on it.
         """
         cuts = [self.batch_size * number for number in range(self.count_cuts(samples, merge_single))]
         return [slice(a, b) for a, b in zip(cuts, [*cuts[1:], samples], strict=True)] if samples else []
 
     def count_steps(self, samples: int, merge_single: bool, epochs: int | None = None) -> int:
-        """Optimizer steps of a client with so many samples; given `epochs`, of so many passes."""
+        """Optimizer steps of a client with this number of samples; `epochs` replaces the setting."""
         a_pass = self.count_cuts(samples, merge_single)
         return self.steps if self.steps and a_pass and epochs is None else (epochs or self.epochs) * a_pass
 
     def count_cuts(self, samples: int, merge_single: bool) -> int:
-        """How many batches one pass over so many samples is cut into."""
+        """Number of batches in one pass over this number of samples."""
         cuts = -(-samples // self.batch_size)
         return cuts - 1 if merge_single and cuts > 1 and samples % self.batch_size == 1 else cuts
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How many clients each rank trains side by side at the most, and why so many.
+    """The largest number of clients that a rank trains at once, and why.
 
     Attributes:
-        at_once: 1: one after another.
-        reason: a clause.
+        at_once: number of clients; 1: one after another.
+        reason: the reason, as a clause.
     """
 
     at_once: int

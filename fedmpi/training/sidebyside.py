@@ -1,8 +1,8 @@
-"""Many clients at once: one call of the network computes a step of all, by `torch.vmap` over their stacked weights.
+"""Trains several clients at once: one call of the network computes a step of all, by `torch.vmap` over their weights.
 
-Small networks leave a processor idle between operations; with K clients in one operation that cost is paid once.
-Clients of different sizes share a step by padding: of a batch's rows only the real ones count. Clients are sorted by
-their number of steps, so that those which are done fall off the end.
+With a small network, the overhead between operations dominates; with K clients in one operation it occurs once.
+Clients with different numbers of samples share a step by padding: only the real rows of a batch count. Clients are
+sorted by their number of steps, so that finished clients are at the end and are dropped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fedmpi.training.trainer import Task, Trainer, check_losses
 
 @dataclass
 class Step:
-    """The batches of one step: [K, B] samples and their places, of which the first `counts` [K] in a row are real."""
+    """The batches of one step: [K, B] samples and their positions. The first `counts` [K] in each row are real."""
 
     number: int
     index: NDArray[np.int64]
@@ -37,14 +37,14 @@ class Step:
 
 
 class SideBySideTrainer(Trainer):
-    """Trains up to `at_once` clients side by side, two or more.
+    """Trains up to `at_once` clients (at least two) in one batched call.
 
-    A client's bits must not depend on who is trained beside it. On a CPU they do not for matrix products, as long as
-    there is somebody (products of one and of several matrices are different code); convolutions are computed in
-    groups, and their bits depend on the number of groups; products in bfloat16 are different code from a certain size
-    of all of them on. So there is a fewest number of rows, 2 or `at_once`: a smaller block is filled up with its last
-    client again, and of the clients that are done some train on for company, with their results put back. What
-    depends on the row that a client is in, `ClientWise` takes care of.
+    A client's result must not depend, in any bit, on the clients that are trained with it. On a CPU, matrix products
+    fulfil this if there are at least two clients, because one product and several products use different code. The
+    bits of convolutions depend on the number of groups, which is the number of clients. Products in bfloat16 use
+    other code above a certain total size. So there is a minimum number of rows, 2 or `at_once`: a smaller block is
+    filled up with copies of its last client, and some finished clients continue to train, with their results restored
+    afterwards. `ClientWise` handles what depends on the row of a client.
     """
 
     def __init__(self, task: Task, at_once: int) -> None:
@@ -58,7 +58,7 @@ class SideBySideTrainer(Trainer):
         self._parameters = [entry for entry in layout.entries if entry.is_parameter]  # those that a phase trains
         self._others: list[Entry] = []
         self._statistics = [entry for entry in layout.entries if not entry.is_parameter]
-        # What all clients share is a row of each all the same where bits of products depend on how many there are.
+        # A shared vector is repeated as one row per client if bits of products depend on the number of rows.
         self._unsent = model.unsent if model.device.type == "cpu" else {}
 
     def deal(self, shards: Sequence[NDArray[np.int64]]) -> None:
@@ -68,7 +68,7 @@ class SideBySideTrainer(Trainer):
         self._cuts = np.array([settings.count_cuts(size, merges) for size in self._sizes.tolist()])
         self._starts = np.minimum(np.cumsum(self._sizes) - self._sizes, self._sizes.sum() - 1)
         self._shards_in_a_row = np.concatenate(shards)
-        # Of every step of every block, for the bits' sake.
+        # The size of every step of every block, to keep bits the same.
         self._width = min(settings.batch_size + int(merges), int(self._sizes.max()))
 
     def train(self, block: Block, start: Tensor, hooks: Hooks, round: int, rounds: int, phase: Phase = WHOLE) -> Work:
@@ -135,7 +135,7 @@ class SideBySideTrainer(Trainer):
     def _losses(
         self, block: Block, step: Step, leaves: list[Tensor], keys: Tensor, start: Tensor, hooks: Hooks
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """[K, B] the loss of every row, [K, B] its share in its client's mean (0 if it pads), and new statistics."""
+        """[K, B] the loss of every row, [K, B] its weight in the client's mean (0: padding), and new statistics."""
         device = self.model.device
         real = torch.from_numpy(np.arange(step.index.shape[1]) < step.counts[:, None]).to(device, start.dtype)
         batch, place = self._batch(block.clients, step), torch.from_numpy(step.place).to(device)
@@ -174,7 +174,7 @@ class SideBySideTrainer(Trainer):
         return losses, real / real.sum(1, keepdim=True), changed
 
     def _select(self, phase: Phase) -> tuple[slice, ...]:
-        """The columns that a phase trains."""
+        """Select the columns that a phase trains."""
         trained = self._prepare(phase)
         parameters = [entry for entry in self.model.layout.entries if entry.is_parameter]
         self._parameters = [entry for entry in parameters if entry.lies_in(trained)]
@@ -184,8 +184,8 @@ class SideBySideTrainer(Trainer):
     def _steps(
         self, clients: NDArray[np.int64], steps: NDArray[np.int64], round: int, phase: Phase
     ) -> Iterator[Step]:
-        """The steps of a block: each of the clients that still take part, and of others for company."""
-        # Whoever has no samples may still be there for company, with somebody's.
+        """The steps of a block, each for the clients that are not finished and the copies that fill it up."""
+        # A client without samples may be in the block to fill it up; it then uses another client's samples.
         sizes, cuts = np.maximum(self._sizes[clients], 1), np.maximum(self._cuts[clients], 1)
         size = self.settings.batch_size
         columns = np.arange(self._width)
@@ -226,7 +226,7 @@ class SideBySideTrainer(Trainer):
         return Batch(flat.x.unflatten(0, shape), flat.y.view(shape), flat.index.view(shape))
 
     def _samples_seen(self, clients: NDArray[np.int64], steps: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[K] how many samples so many steps take, those seen again counted again."""
+        """[K] number of samples in this number of steps; repeated samples count again."""
         sizes, size = self._sizes[clients], self.settings.batch_size
         passes, rest = np.divmod(steps, np.maximum(self._cuts[clients], 1))
         return np.asarray(passes * sizes + rest * size)

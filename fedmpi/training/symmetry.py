@@ -1,10 +1,10 @@
-"""Which units of a network may change places without changing what it computes.
+"""Finds the permutation symmetries of a network: units that can be exchanged without changing the output.
 
-The channels of a hidden layer have no order of their own: permuted alike in the weights that make them, in what
-normalises them and in the weights that read them, they leave the network's outputs as they are. Axes of tensors that
-must be permuted alike form a group. Groups are not declared but found: the network is run once, and every feature
-axis is followed through PyTorch's functions unit by unit, so that residual sums tie units together, concatenations
-join and flattening repeats them.
+The channels of a hidden layer have no inherent order: if they are permuted in the same way in the weights that
+produce them, in their normalisation and in the weights that read them, the network's outputs do not change. Axes of
+tensors that must be permuted together form a group. Groups are found by running the network once and following every
+feature axis through PyTorch's functions, unit by unit. Residual sums tie units together, concatenations join them,
+and flattening repeats them.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _RESHAPE = {"flatten", "view", "reshape", "unsqueeze", "__getitem__"}
 
 @dataclass(frozen=True)
 class Axis:
-    """A dimension of a tensor, or a part of it, whose positions belong to the units of a group.
+    """A dimension (or a part of one) of a tensor that belongs to the units of a group.
 
     Attributes:
-        tensor: its name.
+        tensor: name of the tensor.
         dim: of the tensor in its PyTorch shape.
-        positions: [units, occurrences] where each unit is found; one occurrence but where features were flattened,
-            or for the gates of an LSTM.
-        makes: whether the tensor makes the units, or normalises them; else it reads them.
+        positions: [units, occurrences] the positions of each unit. There is one occurrence, except for flattened
+            features and the gates of an LSTM.
+        makes: whether the tensor produces or normalises the units; else it reads them.
     """
 
     tensor: str
@@ -53,11 +53,11 @@ class Axis:
 
 @dataclass(frozen=True)
 class Group:
-    """Axes whose units must be permuted alike.
+    """Axes whose units must be permuted together.
 
     Attributes:
-        size: how many units there are.
-        axes: where they are found.
+        size: number of units.
+        axes: the axes of the units.
     """
 
     size: int
@@ -65,14 +65,14 @@ class Group:
 
 
 def find_groups(module: nn.Module, x: Tensor) -> list[Group]:
-    """The groups of a network in the order in which it makes their units.
+    """The groups of a network, in the order of the forward pass.
 
     Args:
-        module: the network; it is run in evaluation mode, and left in the mode in which it was.
-        x: [B, ...] inputs, of any values. The order of their features is fixed, as is that of the outputs.
+        module: the network. It is run in evaluation mode; its mode is restored afterwards.
+        x: [B, ...] any inputs. The order of input features and of outputs is fixed.
 
     Raises:
-        BadInput: the network has a function that is none of those that are known here; the message names it.
+        BadInput: the network calls a function that is not supported here; the message names it.
     """
     was_training = module.training
     tracer = _Tracer({id(t): name for name, t in [*module.named_parameters(), *module.named_buffers()]})
@@ -89,13 +89,13 @@ def find_groups(module: nn.Module, x: Tensor) -> list[Group]:
 
 
 class _Tracer(TorchFunctionMode):
-    """Follows units, which are numbers, from function to function; units that must move together become one."""
+    """Follows numbered units from function to function. Units that must move together are merged."""
 
     def __init__(self, names: dict[int, str]) -> None:
         super().__init__()
         self._names = names
         self._parent: list[int] = []
-        # What tells units apart that may not change places: the axes they were born on, and the cells of group norm.
+        # Marks of units that cannot be exchanged: the axes where they first appear, and the cells of group norm.
         self._marks: list[set[object]] = []
         self._births = 0
         self._units: dict[int, Units | list[Units]] = {}
@@ -120,7 +120,7 @@ class _Tracer(TorchFunctionMode):
             self._marks[self._root(unit)].add(("output", i))
 
     def groups(self) -> list[Group]:
-        """Units with the same marks may change places."""
+        """The groups: units with the same marks can be exchanged."""
         roots = np.array([self._root(unit) for unit in range(len(self._parent))], dtype=np.int64)
         members: dict[frozenset[object], list[int]] = {}
         for unit in np.unique(roots).tolist():
@@ -153,13 +153,15 @@ class _Tracer(TorchFunctionMode):
     def _of(self, x: Tensor, where: str) -> Units:
         units = self._units.get(id(x))
         if not isinstance(units, np.ndarray):
-            raise BadInput(f"--model: the features that {where} takes come out of a function that is not known")
+            raise BadInput(f"--model: the input features of {where} come from an unsupported function")
         return units
 
     def _axis(self, tensor: Tensor | None, dim: int, units: Units, makes: bool) -> None:
         if tensor is not None:
             if id(tensor) not in self._names:
-                raise BadInput("--model: the network has a layer whose weight is made of other tensors in every run")
+                raise BadInput(
+                    "--model: the network has a layer whose weight is computed from other tensors in every run"
+                )
             before, _ = self._axes.setdefault((self._names[id(tensor)], dim), (units, makes))
             self._tie(before, units)  # of a layer that is used twice
 
@@ -182,7 +184,7 @@ class _Tracer(TorchFunctionMode):
             if taken:
                 self._after_simple(name, result, taken, _tensors(*args))
         elif taken and any(x.dim() > 0 for x in _tensors(result)):
-            raise BadInput(f"--model: the network uses {name}, through which its units cannot be followed")
+            raise BadInput(f"--model: the network uses {name}, which is not supported with this method")
         return result
 
     def _after_simple(self, name: str, result: Any, taken: list[Tensor], given: list[Tensor]) -> None:
@@ -190,7 +192,7 @@ class _Tracer(TorchFunctionMode):
         if name in _TIE:
             if any(x.numel() > 1 and id(x) not in self._units for x in given):
                 raise BadInput(
-                    f"--model: the network uses {name} with a tensor of its own, which gives units a place"
+                    f"--model: the network uses {name} with a constant tensor, so units cannot be permuted"
                 )
             for other in taken[1:]:
                 self._tie(units, self._of(other, name))
@@ -198,7 +200,7 @@ class _Tracer(TorchFunctionMode):
         if name in _RESHAPE and output.dim() == 2 and output.shape[1] != len(units):
             units = np.repeat(units, output.shape[1] // len(units))  # [B, C, H, W] became [B, C * H * W]
         if output.dim() < 2 or output.shape[_feature_dim(output)] != len(units):
-            raise BadInput(f"--model: the network uses {name} in a way in which its units cannot be followed")
+            raise BadInput(f"--model: the network uses {name} in a way that is not supported with this method")
         self.follow(output, units)
 
     def _after_cat(self, result: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> None:
@@ -285,7 +287,7 @@ class _Tracer(TorchFunctionMode):
         self.follow(result, made)
 
     def _after_lstm(self, result: tuple[Tensor, ...], x: Tensor, *args: Any) -> None:
-        """One layer: of each direction, weights of inputs and states, and biases, with the four gates in a row."""
+        """For each direction of a layer: weights of inputs and states, and biases, with concatenated gates."""
         into = self._of(x, "lstm")
         weights = _tensors(*(arg for arg in args if isinstance(arg, list | tuple) and len(arg) >= 4))
         hidden = []
@@ -304,10 +306,10 @@ class _Tracer(TorchFunctionMode):
         self.follow(result[1], hidden)  # [directions, B, hidden]
 
     def _after_index_select(self, result: Tensor, x: Tensor, dim: int, index: Tensor) -> None:
-        """Of samples: packed sequences are sorted by their length."""
+        """Selection of samples, as packed sequences are sorted by length."""
         if id(x) in self._units:
             if dim % x.dim() == _feature_dim(x):
-                raise BadInput("--model: the network selects some of its features by their number")
+                raise BadInput("--model: the network selects features by index")
             self.follow(result, self._units[id(x)])
 
     def _after_unbind(self, result: Sequence[Tensor], x: Tensor, dim: int = 0) -> None:
@@ -318,12 +320,12 @@ class _Tracer(TorchFunctionMode):
 
 
 def _feature_dim(x: Tensor) -> int:
-    """Of samples [B, C] or [B, C, H, W], or of sequences [L, B, C]."""
+    """The feature dimension of samples [B, C] or [B, C, H, W], or of sequences [L, B, C]."""
     return 2 if x.dim() == 3 else 1
 
 
 def _tensors(*values: Any) -> list[Tensor]:
-    """Those among the values, and in lists among them."""
+    """The tensors among the values, also in lists."""
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""Local training: what clients do between receiving a model and returning it, whichever way they are computed."""
+"""Local training: the work of clients between receiving a model and returning it."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ PixelOrder = Callable[[int], Tensor | None]
 
 @dataclass(frozen=True)
 class Task:
-    """What a rank trains.
+    """Everything that a rank needs for training.
 
     Attributes:
-        model: the network; its own weights are not touched by trainers that keep several.
+        model: the network.
         samples: the whole training set.
-        shards: which samples each client holds.
+        shards: the samples of each client.
         pixels: the order in which a client sees the pixels of its images.
         settings: see `LocalTraining`.
         seed: of the experiment.
@@ -54,8 +54,8 @@ class Trainer(ABC):
     """Trains the clients of one rank.
 
     Args:
-        task: what there is to train.
-        at_once: K, how many clients `train` takes at the most.
+        task: what is trained.
+        at_once: K, the largest number of clients per call of `train`.
     """
 
     def __init__(self, task: Task, at_once: int = 1) -> None:
@@ -71,7 +71,7 @@ class Trainer(ABC):
         self.deal(task.shards)
 
     def deal(self, shards: Sequence[NDArray[np.int64]]) -> None:
-        """From now on the first so many clients hold these training samples."""
+        """Give these training samples to the first clients."""
         self._shards = [*shards, *self._shards[len(shards) :]]
         self._steps_in: dict[int | None, NDArray[np.int64]] = {}  # of every client, by the epochs of a phase
 
@@ -80,20 +80,20 @@ class Trainer(ABC):
         """Train the block's clients.
 
         Args:
-            start: [K, P], the weights they receive.
+            start: [K, P], the received weights.
             hooks: the algorithm's loss and direction.
-            round, rounds: for the learning rate's schedule, and for what is random.
-            phase: which training of the round it is.
+            round, rounds: for the learning rate's schedule and the random numbers.
+            phase: the training of the round.
         """
 
     def gradients(self, block: Block, weights: Tensor, hooks: Hooks, round: int) -> Tensor:
-        """[K, d]: the gradients of the clients' mean losses, without taking a step.
+        """[K, d]: the gradients of the clients' mean losses. No step is taken.
 
-        One client after another, batch by batch over one pass, as in training: a model that normalises batches has
-        no other loss. What is random has streams of its own, so that training afterwards is not disturbed.
+        Computed batch by batch over one pass, because the loss of a model with batch normalisation depends on
+        batches. It has its own random streams, so later training is not affected.
 
         Args:
-            weights: [K, P], where they are taken.
+            weights: [K, P], at which the gradients are computed.
         """
         model, phase, net = self.model, GRADIENT, Net(self.model)
         result = torch.zeros(len(block), model.layout.parameters, device=model.device)
@@ -115,12 +115,13 @@ class Trainer(ABC):
 
     @torch.no_grad()
     def features(self, block: Block, weights: Tensor) -> Tensor:
-        """[K, n, ...]: what the extractor makes of the clients' training samples, in evaluation mode, not augmented.
+        """[K, n, ...]: features of the clients' training samples, in evaluation mode, without augmentation.
 
-        A client's are in the order of `Batch.place`; n is the largest number, and what is beyond a client's is zero.
+        The features of a client are in the order of `Batch.place`. n is the largest number of samples; rows beyond a
+        client's number are zero.
 
         Args:
-            weights: [P], those of the network.
+            weights: [P], of the network.
         """
         net, shards = Net(self.model).at(weights), [self._shards[client] for client in block.clients.tolist()]
         longest = max(map(len, shards))
@@ -133,13 +134,13 @@ class Trainer(ABC):
 
     @cached_property
     def feature_shape(self) -> torch.Size:
-        """Of what the extractor makes of one sample."""
+        """Shape of the features of one sample."""
         net = Net(self.model).at(self.model.weights[0])
         with torch.no_grad():
             return net.features(self.samples.batch(np.zeros(1, dtype=np.int64)).x).shape[1:]
 
     def unit_groups(self) -> list[Group]:
-        """See `find_groups`; without those whose units a tensor makes or reads that stays as it is in all models."""
+        """See `find_groups`; without groups whose units a frozen or constant tensor produces or reads."""
         groups = find_groups(self.model.module, self.samples.batch(np.zeros(2, dtype=np.int64)).x)
         names = {entry.name for entry in self.model.layout.entries}
         return [group for group in groups if all(axis.tensor in names for axis in group.axes)]
@@ -147,10 +148,10 @@ class Trainer(ABC):
     def count_steps(
         self, clients: NDArray[np.int64], completed: NDArray[np.float64] | None = None, phase: Phase = WHOLE
     ) -> NDArray[np.int64]:
-        """[K] optimizer steps that clients do: one at least, if they have samples.
+        """[K] optimizer steps of clients: at least one, if they have samples.
 
         Args:
-            completed: [K] the share of the training that each gets done; None: all.
+            completed: [K] the share of the training that each client completes; None: all of it.
         """
         if phase.epochs not in self._steps_in:
             merges = self.model.normalises_batches
@@ -162,9 +163,9 @@ class Trainer(ABC):
         return steps
 
     def _prepare(self, phase: Phase, lone_sample: bool = False) -> tuple[slice, ...]:
-        """Training mode, and those of the columns [0, parameters) that move.
+        """Set the training mode; returns those of the columns [0, parameters) that are trained.
 
-        A batch normalisation that is not trained keeps its statistics; nor has one sample alone any variance.
+        Batch normalisation that is not trained uses its running statistics, and so does a client with one sample.
         """
         layout, module = self.model.layout, self.model.module
         if not module.training or self.model.normalises_batches:
@@ -200,17 +201,20 @@ class Trainer(ABC):
             yield batch
 
     def seed_others(self, key: int) -> None:
-        """For what else in a network is random. (torch.manual_seed keeps stack traces if there is no GPU.)"""
+        """Seed the global generators for other random functions of a network.
+
+        (torch.manual_seed keeps stack traces if there is no GPU.)
+        """
         torch.default_generator.manual_seed(key)
         if self.model.device.type == "cuda":
             torch.cuda.manual_seed(key)
 
     def _hashed(self, purpose: str, round: int, clients: NDArray[np.int64], count: int) -> NDArray[np.uint64]:
-        """[K, count] random bits; a client's are the same beside any others, and the first few of more."""
+        """[K, count] random bits. Those of a client do not depend on the others, nor on `count`."""
         return randomness.hashed_bits(randomness.keys(self._seed, purpose, round, clients), count)
 
     def _dropout_keys(self, phase: Phase, round: int, clients: NDArray[np.int64]) -> NDArray[np.int32]:
-        """[K] for `ClientWise`."""
+        """[K] keys for `ClientWise`."""
         return (randomness.keys(self._seed, f"{phase.name}dropout", round, clients) >> np.uint64(33)).astype(np.int32)
 
     def _make_optimizer(self) -> Optimizer:
@@ -220,7 +224,7 @@ class Trainer(ABC):
         return SGD(shape, device, self.settings.momentum, self.settings.weight_decay)
 
     def _clipped(self, parts: list[Tensor]) -> list[Tensor]:
-        """The parts [K, n] of a step, each client's together no longer than the settings allow."""
+        """The parts [K, n] of a step, clipped to the norm that the settings allow."""
         if self.settings.clip_norm is None:
             return parts
         norms = [torch.linalg.vector_norm(part, dim=1, keepdim=True) for part in parts]
@@ -230,6 +234,6 @@ class Trainer(ABC):
 
 
 def check_losses(losses: Tensor, labels: Tensor) -> None:
-    """Raise ValueError unless there is a loss for each sample."""
+    """Raise ValueError unless there is one loss per sample."""
     if losses.shape != labels.shape:
         raise ValueError(f"loss returned {list(losses.shape)}, not a loss for each of {len(labels)} samples")

@@ -1,4 +1,4 @@
-"""Whether clients can be trained side by side: two of them are trained both ways, and the results compared."""
+"""Tests whether several clients can be trained in one batched call, by training two of them in both ways."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from fedmpi.training.settings import LocalTraining
 from fedmpi.training.sidebyside import SideBySideTrainer
 from fedmpi.training.trainer import Task
 
-# Samples in a full batch, and how many two clients hold: two batches, the second of which is padded, and part of one.
+# Samples per batch, and samples of the two clients: two batches, of which the second is padded, and a part of one.
 BATCH, SIZES = 4, (7, 3)
-# How far the first step moves the parameter that it moves the most, and how far apart the results may be. Where rows
-# that pad a batch count, they differ by more than a hundred times that. By rounding they differ by far less in double
-# precision; in single precision, batch normalisation after batch normalisation turns 1e-7 into 1e-3.
+# The largest change of a parameter in the first step, and the tolerance of the comparison. If padding rows had an
+# influence, results would differ by more than 100 times the tolerance. Rounding causes far smaller differences in
+# double precision. In single precision, a series of batch normalisations turns 1e-7 into 1e-3.
 LONGEST_STEP, TOLERANCE = 0.05, 1e-5
-# What PyTorch says where it cannot train clients side by side, and what that means. (It also asks to report it.)
+# Messages of PyTorch's vmap, and their meaning. (The messages also ask to report the problem.)
 _MEANINGS = {
-    r"called random operation": "it draws random numbers in a way that cannot be told apart by client",
+    r"called random operation": "it draws random numbers that cannot be separated by client",
     r"\.item\(\)|data-dependent|boolean value": "its forward pass depends on the values of tensors",
     r"in-?place|doesn't match the broadcast shape": "it changes a tensor in place",
     r"Batching rule not implemented for ([\w:]+)": r"PyTorch cannot run \1 for several clients at once",
@@ -52,19 +52,19 @@ class _Plain:
 
 
 def obstacle(task: Task, hooks: Hooks) -> str | None:
-    """What is against training this network's clients side by side, as a clause; None: nothing.
+    """Why this network's clients cannot be trained in one batched call, as a clause; None: they can.
 
-    Two clients of different sizes take two steps one by one, and side by side. If the second way fails, or ends
-    elsewhere than the first, the network (or the loss, or the direction) cannot be trained so: it looks across the
-    rows of a batch, of which some only pad it, or at the values of tensors, or PyTorch has no rule for it. Takes some
-    hundredths of a second for a small network, and leaves the model as it was.
+    Two clients of different sizes take two steps, one after another and in one batched call. If the batched call
+    fails or gives other results, the network (or the loss, or the direction) does not allow it: it combines rows of a
+    batch, some of which are padding, it depends on the values of tensors, or PyTorch has no rule for it. The test
+    takes some hundredths of a second for a small network, and does not change the model.
 
-    This is done in double precision with a copy of the network, for the sake of rounding. What cannot be copied, or
-    holds on to float32, is tried in single precision.
+    The test uses double precision and a copy of the network, because of rounding. A network that cannot be copied, or
+    insists on float32, is tested in single precision.
 
     Args:
-        hooks: the method's. A loss or direction that reads vectors given to `Federation.train`, or what `setup`
-            makes, cannot be tried yet: then the network is tried by itself.
+        hooks: of the method. If its loss or direction needs vectors given to `Federation.train`, or state made by
+            `setup`, it cannot be tested yet; then only the network is tested.
     """
     before = task.model.weights[0].clone()
     tasks = [task]
@@ -76,7 +76,7 @@ def obstacle(task: Task, hooks: Hooks) -> str | None:
             with _arithmetic(precise):
                 try:
                     one_by_one = _both_clients(precise, tried, start)
-                except Exception:  # of any kind, too: of what cannot be trained one by one nothing can be said
+                except Exception:  # any kind: what cannot be trained for one client cannot be compared
                     continue
                 return _difference(precise, tried, start, *one_by_one)
         return None
@@ -85,10 +85,10 @@ def obstacle(task: Task, hooks: Hooks) -> str | None:
 
 
 def _both_clients(task: Task, hooks: Hooks, start: Tensor) -> tuple[float, list[tuple[Tensor, float]]]:
-    """A learning rate, and the weights [P] and mean loss of each client when it has been trained by itself.
+    """A learning rate, and the weights [P] and mean loss of each client after separate training.
 
     Args:
-        start: [1, P], the weights that both receive.
+        start: [1, P], the received weights of both.
     """
     trainer = PlainTrainer(_small(task, 1.0))
     largest = trainer.gradients(_block(0), start, hooks, round=0).abs().max().item()
@@ -111,23 +111,23 @@ def _difference(
         trainer = SideBySideTrainer(_small(task, lr), len(SIZES))
         work = trainer.train(_block(*range(len(SIZES))), start.expand(len(SIZES), -1), hooks, 0, 1)
     except Exception as error:
-        return f"{whose} cannot be run for several clients at once: {_meaning(error)}"
+        return f"{whose} cannot run for several clients in one batched call: {_meaning(error)}"
     entries = task.model.layout.entries
     for k, (weights, loss) in enumerate(one_by_one):
         for entry in entries:
             expected, found = entry.view(weights), entry.view(work.weights[k])
             apart = (found - expected).abs().max().item() if entry.size else 0.0
             if not apart <= TOLERANCE * max(1.0, expected.abs().max().item() if entry.size else 0.0):
-                return (
-                    f"{whose} gives other results side by side than one by one ({entry.name} differs by {apart:.1g})"
-                )
+                differs = f"{entry.name} differs by {apart:.1g}"
+                return f"{whose} gives other results in a batched call than for one client ({differs})"
         if not abs(work.loss[k] - loss) <= TOLERANCE * max(1.0, abs(loss)):
-            return f"{whose} gives another loss side by side than one by one ({work.loss[k]:.6g}, not {loss:.6g})"
+            differs = f"{work.loss[k]:.6g}, not {loss:.6g}"
+            return f"{whose} gives another loss in a batched call than for one client ({differs})"
     return None
 
 
 def _small(task: Task, lr: float) -> Task:
-    """Two clients with some of the first samples, who take plain steps."""
+    """Two clients with some of the first samples, and plain SGD."""
     ends = np.cumsum(SIZES)
     places = [np.arange(end - size, end) % len(task.samples.y) for end, size in zip(ends, SIZES, strict=True)]
     return replace(task, shards=places, settings=LocalTraining(epochs=1, batch_size=BATCH, lr=lr))
@@ -139,7 +139,7 @@ def _block(*clients: int) -> Block:
 
 
 def _in_double(task: Task) -> Task:
-    """The same with a copy of the network, and with samples, in double precision."""
+    """The same task with a copy of the network and samples in double precision."""
     model = task.model
     network = copy.deepcopy(model.frozen).double()
     for layer in network.modules():
@@ -154,7 +154,7 @@ def _in_double(task: Task) -> Task:
 
 @contextmanager
 def _arithmetic(task: Task) -> Iterator[None]:
-    """In the precision of a task, and without the short products by which GPUs convolve."""
+    """The context for the precision of a task, without TF32 convolutions on GPUs."""
     library = torch.backends.cudnn
     as_it_is = {name: getattr(library, name) for name in ("enabled", "benchmark", "deterministic")}
     with _default_type(task.model.weights.dtype), library.flags(**as_it_is, allow_tf32=False):

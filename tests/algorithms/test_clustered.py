@@ -427,9 +427,12 @@ def test_with_compression_and_attacks(tmp_path: Path) -> None:
             "--algorithm.linkage = ward: must be complete, average or single with metric cosine",
         ),
         ("FedCluster --algorithm.clusters 0", "--algorithm.clusters = 0: must be at least 1"),
-        ("FeSEM --compression Int8", "--compression = Int8: does not go with FeSEM"),
-        ("FedCluster --compression TopK", "--compression = TopK: does not go with FedCluster"),
-        ("FLHC --server_optimizer Momentum", "--server_optimizer = Momentum: FLHC has a rule of its own"),
+        ("FeSEM --compression Int8", "--compression = Int8: cannot be combined with FeSEM"),
+        ("FedCluster --compression TopK", "--compression = TopK: cannot be combined with FedCluster"),
+        (
+            "FLHC --server_optimizer Momentum",
+            "--server_optimizer = Momentum: must be Replace with FLHC, which has its own server update",
+        ),
         (
             "FedGroup --weighting horvitz_thompson",
             "--weighting = horvitz_thompson: FedGroup does not form one mean of all its clients' models",
@@ -437,7 +440,7 @@ def test_with_compression_and_attacks(tmp_path: Path) -> None:
         ("CFL --evaluate_means cohort", "--evaluate_means = cohort: CFL does not average its clients' models"),
         (
             "IFCA --algorithm.balance 0.4",
-            "--algorithm.balance = 0.4: must be at least 0 and at most 1 / 3, a fair share",
+            "--algorithm.balance = 0.4: must be at least 0 and at most 1 / 3",
         ),
         ("CFL --algorithm.min_size 0", "--algorithm.min_size = 0: must be at least 1"),
     ],
@@ -455,7 +458,7 @@ def test_bad_options(arguments: str, message: str) -> None:
         (FeSEM(5), "--algorithm.models = 5: must be at most the number of clients, 4"),
         (IFCA(5), "--algorithm.models = 5: must be at most the number of clients, 4"),
         (FLHC(2, warmup=1), "--algorithm.warmup = 1: must be below the number of rounds"),
-        (IFCA(2, share_body=True), "--model: IFCA needs one with a fully connected layer, and others to share"),
+        (IFCA(2, share_body=True), "--model: IFCA needs one with a fully connected layer, and other layers to share"),
     ],
 )
 def test_what_does_not_go_together(algorithm: Algorithm, message: str, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_a_cohort_of_one(mixture: str, tmp_path: Path, capsys: pytest.CaptureFix
     )
     assert made.weights_sha256 == plain.weights_sha256
     assert made.clients["omega"].tolist() == [1, 1]
-    assert "a cohort of one" in capsys.readouterr().out
+    assert "the cohort is one client" in capsys.readouterr().out
 
 
 class Forgetful(DistributionFusion):

@@ -261,7 +261,10 @@ def test_augmented_samples_have_no_features_to_keep(tmp_path: Path, capsys: pyte
     assert made.rounds["cached_features"].tolist() == [0]
     assert made.weights_sha256 == never.weights_sha256
     said = capsys.readouterr().out
-    assert said.count("features of the global extractor are computed in every step, for samples are augmented\n") == 2
+    assert (
+        said.count("features of the global extractor are computed in every step, because samples are augmented\n")
+        == 2
+    )
 
 
 def test_the_bound_of_the_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,7 +278,7 @@ def test_the_bound_of_the_memory(tmp_path: Path, capsys: pytest.CaptureFixture[s
     for cache_mb, kept in ((1, 0), (2, 1)):
         made = run(tmp_path / f"{cache_mb}.h5", FeatureFusion(cache_mb=cache_mb), local=local, **settings)
         assert made.rounds["cached_features"].tolist() == [kept]
-        assert ("all would take up to 2 MB a rank\n" in capsys.readouterr().out) != kept
+        assert ("they would take up to 2 MB per rank\n" in capsys.readouterr().out) != kept
 
 
 # Side by side

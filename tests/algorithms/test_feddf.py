@@ -160,11 +160,11 @@ def test_texts_have_proxies_too(tmp_path: Path) -> None:
     made = run(tmp_path / "run.h5", FedDF(Words(), student_steps=3), **settings)
     plain = run(tmp_path / "plain.h5", **settings)
     assert made.weights_sha256 != plain.weights_sha256
-    with pytest.raises(BadInput, match="generator = ImageGenerator: makes no text"):
+    with pytest.raises(BadInput, match="generator = ImageGenerator: cannot make text"):
         run(tmp_path / "none.h5", FedDF(), **settings)
 
 
 def test_both_at_once() -> None:
     """Oracle: the message."""
-    with pytest.raises(BadInput, match="generator = ImageGenerator: has nothing to do where there is proxy data"):
+    with pytest.raises(BadInput, match="generator = ImageGenerator: cannot be combined with proxy data"):
         FedDF(Digits(), ImageGenerator())

@@ -178,7 +178,9 @@ def test_what_it_refuses(tmp_path: Path) -> None:
     for alpha in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(BadInput, match=r"alpha = .*: must be above 0"):
             FedDyn(alpha)
-    with pytest.raises(BadInput, match=r"sampler = Weighted: says itself what clients count"):
+    with pytest.raises(BadInput, match=r"sampler = Weighted: sets the clients' weights itself"):
         run(tmp_path / "twice.h5", FedDyn(), sampler=Weighted())
-    with pytest.raises(BadInput, match=r"server_optimizer = Momentum: FedDyn has a rule of its own"):
+    with pytest.raises(
+        BadInput, match=r"server_optimizer = Momentum: must be Replace with FedDyn, which has its own server update"
+    ):
         run(tmp_path / "momentum.h5", FedDyn(), server_optimizer=Momentum())

@@ -297,11 +297,15 @@ class Flat(Dataset):
         (
             FedFTG(),
             {"dataset": Words(), "model": Reader(embedding=4, hidden=4)},
-            "--algorithm.generator = ImageGenerator: makes no text, of which the data set is",
+            "--algorithm.generator = ImageGenerator: cannot make text, and the data set is text",
         ),
-        (FedFTG(), {"compression": Int8()}, "compression = Int8: FedFTG's server looks at single clients' models"),
-        (FedFTG(), {"attack": LabelFlip()}, "attack = LabelFlip: FedFTG's server looks at single clients' models"),
-        (FedFTG(FedDyn()), {"server_optimizer": Momentum()}, "server_optimizer = Momentum: FedFTG has a rule of its"),
+        (FedFTG(), {"compression": Int8()}, "compression = Int8: FedFTG's server uses the models of single clients"),
+        (FedFTG(), {"attack": LabelFlip()}, "attack = LabelFlip: FedFTG's server uses the models of single clients"),
+        (
+            FedFTG(FedDyn()),
+            {"server_optimizer": Momentum()},
+            "server_optimizer = Momentum: must be Replace with FedFTG",
+        ),
         (
             FedFTG(MOON()),
             {"model": OneVector(), "dataset": Regression()},
@@ -320,7 +324,7 @@ def test_what_does_not_fit(algorithm: FedFTG, settings: dict[str, Any], message:
 @pytest.mark.parametrize("base", [IFCA(), FedFTG()], ids=lambda base: type(base).__name__)
 def test_a_base_that_cannot_carry_it(base: Algorithm) -> None:
     """Oracle: the message."""
-    with pytest.raises(BadInput, match=f"base = {type(base).__name__}: must be a method that averages its clients'"):
+    with pytest.raises(BadInput, match=f"base = {type(base).__name__}: must be a method whose server only averages"):
         FedFTG(base)
 
 

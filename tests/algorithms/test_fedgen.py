@@ -343,8 +343,8 @@ def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
             {"dataset": Regression(), "partition": InOrder(), "model": OneVector(), "clients": 5},
             "--model: FedGen needs one that ends in a fully connected layer",
         ),
-        ({"attack": SignFlip()}, "attack = SignFlip: FedGen's server looks at single clients' models"),
-        ({"compression": Int8()}, "compression = Int8: FedGen's server looks at single clients' models"),
+        ({"attack": SignFlip()}, "attack = SignFlip: FedGen's server uses the models of single clients"),
+        ({"compression": Int8()}, "compression = Int8: FedGen's server uses the models of single clients"),
     ],
 )
 def test_what_it_does_not_go_with(settings: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -127,7 +127,9 @@ def test_a_rule_beside_another_is_refused(name: str) -> None:
     """Oracle: the message, one line."""
     with pytest.raises(BadInput) as error:
         parse(["--algorithm", name, "--server_optimizer", "Adam"])
-    assert str(error.value) == f"--server_optimizer = Adam: {name} has a rule of its own"
+    assert (
+        str(error.value) == f"--server_optimizer = Adam: must be Replace with {name}, which has its own server update"
+    )
 
 
 def test_names_and_options(tmp_path: Path) -> None:

@@ -256,5 +256,5 @@ def test_refusals(tmp_path: Path) -> None:
             BadInput, match="memory = true: must be false, but with mixture population and allocation"
         ):
             DistributionFusion(memory=True, **options)  # type: ignore[arg-type]
-    with pytest.raises(BadInput, match="server keeps a mean of its own over all clients"):
+    with pytest.raises(BadInput, match="server keeps its own mean over all clients"):
         run(tmp_path / "chance.h5", DistributionFusion(), model=LeNet(), weighting="horvitz_thompson")

@@ -308,11 +308,17 @@ def test_a_run_that_sign_flips_break(tmp_path: Path) -> None:
         ("Krum --algorithm.select 0", "--algorithm.select = 0: must be at least 1"),
         ("Krum --cohort 6", "--cohort = 6: must be at least 7 for Krum with 2 faulty clients"),
         ("Krum --algorithm.select 11", "--algorithm.select = 11: must be at most the cohort, 10"),
-        ("Median --weighting samples", "--weighting = samples: Median counts all clients alike"),
-        ("Krum --weighting horvitz_thompson", "--weighting = horvitz_thompson: Krum counts all clients alike"),
+        (
+            "Median --weighting samples",
+            "--weighting = samples: must be uniform with Median, which gives all clients the same weight",
+        ),
+        (
+            "Krum --weighting horvitz_thompson",
+            "--weighting = horvitz_thompson: must be uniform with Krum, which gives all clients the same weight",
+        ),
         (
             "Median --sampler Weighted",
-            "--sampler = Weighted: says itself what clients count, which does not go with Median",
+            "--sampler = Weighted: sets the clients' weights itself, which cannot be combined with Median",
         ),
     ],
 )

@@ -194,5 +194,5 @@ def test_what_it_refuses(tmp_path: Path) -> None:
     """Oracle: the messages."""
     with pytest.raises(BadInput, match=r"--local.optimizer = adam: must be sgd with SCAFFOLD"):
         run(tmp_path / "adam.h5", SCAFFOLD(), local=LocalTraining(optimizer="adam"))
-    with pytest.raises(BadInput, match=r"sampler = Weighted: says itself what clients count"):
+    with pytest.raises(BadInput, match=r"sampler = Weighted: sets the clients' weights itself"):
         run(tmp_path / "twice.h5", SCAFFOLD(), sampler=Weighted())

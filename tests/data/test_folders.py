@@ -95,7 +95,7 @@ def test_every_fifth_image_is_a_test_image(photos: Path, monkeypatch: pytest.Mon
     assert arrays.train_y.tolist() == [0] * 6 + [1] * 9
     assert arrays.test_y.tolist() == [0, 1, 1]
     assert arrays.train_x.transpose(0, 2, 3, 1).flags.c_contiguous
-    assert "10 of 15 images are decoded" in lines
+    assert "10 of 15 images decoded" in lines
     assert ImageFolder(photos, SIZE).classes == 2
 
 
@@ -190,7 +190,7 @@ def no_class_folders(root: Path) -> None:
     ("change", "message"),
     [
         (lambda root: cut(root / "train/china/00.jpg"), r"train/china/00.jpg cannot be decoded: .*[Tt]runcated.*"),
-        (lambda root: (root / "val/china/00.jpg").write_text(""), "val/china/00.jpg is no image"),
+        (lambda root: (root / "val/china/00.jpg").write_text(""), "val/china/00.jpg is not an image"),
         (lambda root: shutil.copytree(root / "val/china", root / "train/zebra"), "val has no class folder zebra"),
         (lambda root: (root / "val/zebra").mkdir(), "val/zebra is a class folder that the training images do not"),
         (two_empty_folders, "train/zebra is an empty class folder"),
@@ -271,7 +271,7 @@ def replace(old: str, new: str) -> Callable[[Path], object]:
         ("val/val_annotations.txt", cut, "line 1[01] names the class|it names 10 images, which are not"),
         ("val/val_annotations.txt", lambda path: path.write_text(""), "it names 0 images, which are not those of"),
         ("val/images/val_3.JPEG", cut, "cannot be decoded: .*[Tt]runcated.*"),
-        ("val/images/val_3.JPEG", lambda path: path.write_text("x"), "is no image"),
+        ("val/images/val_3.JPEG", lambda path: path.write_text("x"), "is not an image"),
         ("val/images/val_3.JPEG", Path.unlink, None),
         (
             "train/n00000003/images/n00000003_0.JPEG",

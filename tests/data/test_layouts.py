@@ -68,7 +68,7 @@ def test_tests_and_validation(tmp_path: Path) -> None:
             write(tmp_path / part / str(label), colour + label)
     lines: list[str] = []
     assert colours(load(tmp_path, lines).test_x) == [100, 101]
-    assert f"ImageFolder: {tmp_path / 'Val'} is not used, for {tmp_path / 'test'} has the test images" in lines
+    assert f"ImageFolder: {tmp_path / 'Val'} is not used, because {tmp_path / 'test'} has the test images" in lines
     shutil.rmtree(tmp_path / "Val")
     assert prepared.open_prepared(ImageFolder(tmp_path, 4)) is not None, "what is not used does not matter"
     shutil.move(tmp_path / "test", tmp_path / "valid")
@@ -103,8 +103,8 @@ def test_strays_and_deeper_folders(tmp_path: Path) -> None:
     assert again.checksum == clean.checksum
     assert lines[1:-1] == [
         f"ImageFolder: 20 images of {tmp_path}, 4 of them for tests, in 2 classes: a, b",
-        "ImageFolder: 2 of the images lie in folders within their class folder",
-        "ImageFolder: 4 files that are no images, or in no class folder, are not used: "
+        "ImageFolder: 2 of the images are in subfolders of their class folder",
+        "ImageFolder: 4 files that are not images, or not in a class folder, are not used: "
         + ", ".join(str(tmp_path / name) for name in ("README.txt", "of no class.png", "a/labels.csv"))
         + f", {deeper / 'notes'}",
     ]
@@ -123,7 +123,7 @@ def test_links(tmp_path: Path) -> None:
         (root / label).symlink_to(tmp_path / "elsewhere" / label)
     assert len(load(root).train_y) == 8
     (tmp_path / "elsewhere" / "a" / "round").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(BadInput, match=r"round/a leads back to .*elsewhere/a, which it lies in: remove the link"):
+    with pytest.raises(BadInput, match=r"round/a is a link to .*elsewhere/a, which contains it: remove the link"):
         load(root)
 
 
@@ -158,7 +158,7 @@ def one_class(root: Path) -> None:
     [
         (
             lambda root: write(root / "holdout" / "a", 1),
-            "holdout is neither for training nor for tests, though train",
+            "holdout is neither for training nor for tests, but train",
         ),
         (lambda root: write(root / "Training" / "a", 1), "and .* are both for training: move one of them away"),
         (lambda root: write(root / "TESTING" / "a", 1), "and .* are both for tests: move one of them away"),
@@ -167,8 +167,8 @@ def one_class(root: Path) -> None:
             r"has test, but no folder for training \(train or training\): add it; if test is a class, give it",
         ),
         (unlabelled, "test has no class folders: move it away if its images have no labels"),
-        (within_classes, "a/test lies in a class folder: it must be the other way round, as train/CLASS"),
-        (one_class, "has one class folder alone, archive: set --dataset.root to the folder of several"),
+        (within_classes, "a/test is in a class folder: the order must be train/CLASS"),
+        (one_class, "has only one class folder, archive: set --dataset.root to a folder of several"),
         (lambda root: write(root / "train/c", 1), "test has no class folder c, as the training images have"),
         (lambda root: write(root / "test/C", 1), "test/C is a class folder that the training images do not have"),
     ],
@@ -200,7 +200,9 @@ def test_arrays_of_earlier_versions(tmp_path: Path) -> None:
     manifest.write_text(json.dumps(content))
     for label in "ab":
         shutil.rmtree(tmp_path / label)
-    with pytest.raises(BadInput, match=r"another version of fedmpi, .* decoded from is gone: put that back"):
+    with pytest.raises(
+        BadInput, match=r"another version of fedmpi in another way, .* decoded from are missing: restore them"
+    ):
         load(tmp_path)
 
 

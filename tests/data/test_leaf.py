@@ -124,12 +124,12 @@ def test_strays_beside_the_files(root: Path) -> None:
     assert len(said) == 3
     (root / "femnist/train/all_data_2_train_9.json.gz").write_text("x")
     assert FEMNIST(root).read(said.append).checksum == clean
-    assert said[3] == f"FEMNIST: {root / 'femnist/train'} has 1 more, not named .json: not used"
+    assert said[3] == f"FEMNIST: {root / 'femnist/train'}: 1 other file (not named .json) is not used"
 
 
 def test_what_leaf_makes_is_not_fetched(tmp_path: Path) -> None:
     """Oracle: the messages."""
-    with pytest.raises(BadInput, match=r"FEMNIST is made by LEAF's own data/femnist/preprocess\.sh"):
+    with pytest.raises(BadInput, match=r"FEMNIST is made by LEAF's data/femnist/preprocess\.sh"):
         FEMNIST(tmp_path).fetch()
     for dataset, part in ((FEMNIST(tmp_path), "femnist"), (Shakespeare(tmp_path), "shakespeare")):
         with pytest.raises(BadInput, match=f"{tmp_path}/{part}/train has no JSON files: set --dataset.root"):
@@ -176,7 +176,7 @@ def test_files_that_leaf_did_not_write(
     """Oracle: the messages."""
     path = root / dataset.part / part / f"all_data_0_{part}_9.json"
     damage(path)
-    with pytest.raises(BadInput, match=f"{path} is not what LEAF writes .*{message}") as error:
+    with pytest.raises(BadInput, match=f"{path} is not a file as LEAF writes it .*{message}") as error:
         prepared.load(dataset(root), print)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400

@@ -417,7 +417,7 @@ class Idle(Halves):
 
 def test_a_partition_of_ones_own() -> None:
     assert split(Halves()).samples.sum() == 1000
-    with pytest.raises(BadInput, match="partition Greedy: it gives a sample to two clients"):
+    with pytest.raises(BadInput, match="partition Greedy: it gives the same sample to two clients"):
         split(Greedy())
     with pytest.raises(BadInput, match="partition Idle: it must give samples to each of the 20 clients"):
         split(Idle())
@@ -556,7 +556,8 @@ class Flat(Dataset):
         ),
         (
             {"partition": SwappedLabels(), "algorithm": Centralized()},
-            "algorithm = Centralized: cannot pool what each client sees in a way of its own, as with SwappedLabels",
+            "algorithm = Centralized: cannot pool the samples if each client sees them differently,"
+            " as with SwappedLabels",
         ),
     ],
 )

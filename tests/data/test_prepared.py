@@ -326,7 +326,7 @@ def test_arrays_that_may_not_be_read(toy: Toy, lines: list[str]) -> None:
         owner = folder.owner()
         assert notice == (
             f"{blocked} cannot be read (Permission denied): have {owner} allow it (chmod -R a+rX {folder});"
-            " until then the arrays are decoded into memory, for this job alone"
+            " until then the arrays are decoded into memory, for this job only"
         )
         assert decoding == "decoding"
         assert found == f"False {made.checksum}"
@@ -341,7 +341,7 @@ def test_arrays_that_may_not_be_read(toy: Toy, lines: list[str]) -> None:
         undo()
     shutil.rmtree(toy.folder())
     decoding, notice, found = unprivileged("-c", LOAD, toy.root, "Overtaken").splitlines()
-    assert notice.endswith("the arrays stay in memory, for this job alone")
+    assert notice.endswith("the arrays stay in memory, for this job only")
     assert found == f"False {made.checksum}"
     assert [path.name for path in folder.iterdir()] == ["manifest.json"], "what is another's is left alone"
 
@@ -374,7 +374,7 @@ def test_another_version_of_read(toy: Toy, lines: list[str]) -> None:
     toy.sources()[0].unlink()
     assert prepared.load(toy, lines.append).on_disk
     toy.read_version = 3
-    with pytest.raises(BadInput, match="was decoded by another version of fedmpi, in another way than now, and what"):
+    with pytest.raises(BadInput, match="was decoded by another version of fedmpi in another way, and the files"):
         prepared.load(toy, lines.append)
 
 
@@ -602,7 +602,9 @@ def test_files_in_the_root(tmp_path: Path, lines: list[str]) -> None:
     for name in MNIST.files:
         (tmp_path / Path(name).name).symlink_to(Path(given, "MNIST", name))
     assert MNIST(tmp_path).read(lines.append).checksum == MNIST(Path(given)).read(lines.append).checksum
-    with pytest.raises(BadInput, match="train-images-idx3-ubyte is not FashionMNIST's by its checksum: if it"):
+    with pytest.raises(
+        BadInput, match="train-images-idx3-ubyte has another checksum than FashionMNIST's file: if it"
+    ):
         FashionMNIST(tmp_path).read(lines.append)
 
 

@@ -175,7 +175,7 @@ def test_files_that_were_saved_again(tmp_path: Path) -> None:
     ):
         save(tmp_path, rows, encoding, quoting, end)
         assert Sentiment140(tmp_path, 30, 9).read(lines.append).checksum == published.checksum
-    assert len([line for line in lines if "names columns, and is no tweet" in line]) == 6
+    assert len([line for line in lines if "holds names of columns, and is skipped" in line]) == 6
     save(tmp_path, TWEETS, "utf-8")
     found = read(Sentiment140(tmp_path, 30, 9)).train_x
     assert {*range(2, 30)} & {*found.ravel().tolist()} == words, "one token for the heart, as for the x before"
@@ -189,7 +189,7 @@ def test_a_file_that_is_cut_within_quotes(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().rstrip())
     assert len(read(Sentiment140(tmp_path)).train_y) == 4
     path.write_text("\n".join(path.read_text(encoding="utf-8").splitlines()[:3]), encoding="utf-8")
-    with pytest.raises(BadInput, match=r"is damaged .its last line is cut"):
+    with pytest.raises(BadInput, match=r"is damaged .its last line is incomplete"):
         read(Sentiment140(tmp_path))
     path.write_text("0;1;Mon;NO_QUERY;ann;sad\n")
     with pytest.raises(BadInput, match="line 1 has 1 columns, not 6, separated by commas"):
@@ -201,7 +201,7 @@ def test_a_file_that_is_cut_within_quotes(tmp_path: Path) -> None:
     [
         ("", "it is empty"),
         ('"0","1","Mon","NO_QUERY","ann","sad"\n"4","1","Mon","NO_', "line 2 has 4 columns, not 6"),
-        ('"0","1","Mon","NO_QUERY","ann","sa', "its last line is cut"),
+        ('"0","1","Mon","NO_QUERY","ann","sa', "its last line is incomplete"),
         ('"7","1","Mon","NO_QUERY","ann","sad"\n', "line 1 has label 7, not 0 or 4"),
         (
             '"0","1","Mon","NO_QUERY","ann","sad"\n"2","1","Mon","NO_QUERY","ann","so"\n',

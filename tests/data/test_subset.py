@@ -44,7 +44,7 @@ def test_users_and_words_stay() -> None:
 def test_more_than_there_is(tmp_path: Path) -> None:
     with pytest.raises(BadInput) as error:
         run(tmp_path / "never.h5", dataset=Subset(samples=2000))
-    expected = "--dataset.samples = 2000: must be at most 1442, of which the data set has no more"
+    expected = "--dataset.samples = 2000: must be at most 1442, the number of samples of the data set"
     assert str(error.value) == expected
     assert not list(tmp_path.iterdir())
     with pytest.raises(BadInput):

@@ -76,7 +76,7 @@ def test_what_cannot_be_split_by_users() -> None:
     ):
         split(Users(20), 9)
     for partition in (Users(), Permuted(Users())):
-        with pytest.raises(BadInput, match="the data set does not know its samples' users"):
+        with pytest.raises(BadInput, match="the data set has no information about users"):
             make_split(partition, WORDS.train_y, WORDS.test_y, 2, 3, 0)
     with pytest.raises(BadInput, match="min_samples = 0: must be at least 1"):
         Users(0)
@@ -156,7 +156,7 @@ def test_what_does_not_suit_text(settings: dict[str, Any], message: str, tmp_pat
 
 def test_a_data_set_without_users(tmp_path: Path) -> None:
     """Oracle: the message."""
-    with pytest.raises(BadInput, match="partition Users: the data set does not know its samples' users"):
+    with pytest.raises(BadInput, match="partition Users: the data set has no information about users"):
         run(tmp_path / "x.h5", partition=Users())
 
 

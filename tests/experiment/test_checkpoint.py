@@ -196,8 +196,8 @@ def test_more_rounds(tmp_path: Path) -> None:
     assert go(SOME, whole) == 0
     assert_same_bits(results.open(path), results.open(whole))
     assert refusal(f"{SOME} --rounds 4", path) == (
-        f"--rounds = 4: must be 3: {path} is finished, more rounds need the server's control (SCAFFOLD), what clients"
-        " keep as control (SCAFFOLD), and only a checkpoint has that (--checkpoint.keep true)"
+        f"--rounds = 4: must be 3: {path} is finished, more rounds need the server's control (SCAFFOLD), the"
+        " clients' control (SCAFFOLD), and only a checkpoint has that (--checkpoint.keep true)"
     )
 
 
@@ -225,9 +225,9 @@ def test_more_rounds_without_a_checkpoint(tmp_path: Path) -> None:
 def test_what_is_missing_without_a_checkpoint(unbroken: Path) -> None:
     """Oracle: by hand."""
     said = {name: str(results.open(unbroken / f"{name}.h5").attributes["missing"]) for name in CASES}
-    assert said["FedDyn"].splitlines() == ["the server's drift (FedDyn)", "what clients keep as gradient (FedDyn)"]
-    assert said["private"].splitlines() == ["the server's momentum (Momentum)", "what was spent of privacy"]
-    assert "what clients keep as last model (SCAFFOLD)" in said["compressed"].splitlines()
+    assert said["FedDyn"].splitlines() == ["the server's drift (FedDyn)", "the clients' gradient (FedDyn)"]
+    assert said["private"].splitlines() == ["the server's momentum (Momentum)", "the privacy budget spent so far"]
+    assert "the clients' last model (SCAFFOLD)" in said["compressed"].splitlines()
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_what_depends_on_the_number_of_rounds(changed: str, reason: str, tmp_pat
     options, path = f"{SOME} --algorithm FedAvg {changed} --checkpoint.keep true --rounds", tmp_path / "run.h5"
     assert go(f"{options} 1", path) == 0
     if reason:
-        said = f"--rounds = 2: must be 1, on which the run depends ({reason})"
+        said = f"--rounds = 2: must be 1, because the run depends on the number of rounds ({reason})"
         assert refusal(f"{options} 2", path) == said
         checkpoint_beside(path).unlink()
         assert refusal(f"{options} 2", path) == said
@@ -269,7 +269,7 @@ def test_nothing_to_go_on_with(interrupted: Path, capfd: pytest.CaptureFixture[s
     assert_same_bits(results.open(interrupted), results.open(new))
     written = interrupted.stat().st_mtime_ns
     assert go(SOME, interrupted, "--resume") == 0
-    assert capfd.readouterr().out == f"{interrupted}: is finished\n"
+    assert capfd.readouterr().out == f"{interrupted}: the run has finished, nothing to do (--rounds adds rounds)\n"
     assert interrupted.stat().st_mtime_ns == written
 
 
@@ -277,12 +277,12 @@ def test_checkpoints_that_do_not_fit(interrupted: Path, tmp_path: Path) -> None:
     beside = checkpoint_beside(interrupted)
     good = beside.read_bytes()
     beside.write_bytes(good[: len(good) // 2])
-    said = f"--resume: {beside} is damaged (it is no archive, or ends early); --overwrite in place of --resume "
-    assert refusal(SOME, interrupted) == f"{said}starts anew"
+    said = f"--resume: {beside} is damaged (it is no archive, or ends early); --overwrite instead of --resume "
+    assert refusal(SOME, interrupted) == f"{said}starts again"
     beside.write_bytes(good)
     assert go(SOME, tmp_path / "other.h5") == 0
     shutil.copy(beside, checkpoint_beside(tmp_path / "other.h5"))
-    assert "is of another run than" in refusal(f"{SOME} --rounds 4", tmp_path / "other.h5")
+    assert "belongs to another run than" in refusal(f"{SOME} --rounds 4", tmp_path / "other.h5")
     interrupted.write_bytes(b"no results")
     assert refusal(SOME, interrupted).startswith(f"--resume: {interrupted}: not an HDF5 file")
 

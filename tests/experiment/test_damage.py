@@ -134,7 +134,7 @@ def test_damage_to_every_part_of_a_checkpoint(broken: Path, left: Path, capfd: p
         capfd.readouterr()
         assert after(left) == 2
         assert capfd.readouterr().out == (
-            f"{newest} is damaged ({said}): {before} is used\n{left}: resuming after round 2\n"
+            f"{newest} is damaged ({said}); resuming from {before}\n{left}: resuming after round 2\n"
         )
         newest.write_bytes(good)
         count += 1
@@ -154,7 +154,7 @@ def test_damage_to_every_part_of_a_checkpoint(broken: Path, left: Path, capfd: p
     assert str(caught.value) == (
         f"--resume: {checkpoint_beside(both)} is damaged (its {LISTED} is not what was written),"
         f" {checkpoint_beside(both, 1)} is damaged (it is no archive, or ends early);"
-        " --overwrite in place of --resume starts anew"
+        " --overwrite instead of --resume starts again"
     )
 
 

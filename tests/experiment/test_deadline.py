@@ -24,7 +24,7 @@ PROGRAMS = str(REPOSITORY / "tests" / "jobs")
 DEADLINE = 10
 #: Seconds from the deadline to the end of the job.
 ENDING = 10
-_CODE = r"rank {} on \S+: did not come; round 2, aggregation, .*, at\n(.*\n)*.*\n    {}"
+_CODE = r"rank {} on \S+: did not arrive; round 2, aggregation, .*, at\n(.*\n)*.*\n    {}"
 #: How a rank hangs, and which -> what is said of it.
 SAID = {
     ("sleep", 2): _CODE.format(2, r"time\.sleep\(3600\)\n"),

@@ -232,7 +232,7 @@ def becomes_killed(path: Path) -> None:
 
 
 def _holds_the_finished_rounds(job: Job, status: str) -> None:
-    assert f"The results up to then are in {job.path}" in job.result.stderr
+    assert f"The results so far are in {job.path}" in job.result.stderr
     with h5py.File(job.path) as file:
         assert file.attrs["status"] == status
         assert file["rounds/round"][:].tolist() == list(range(1, FAILS_IN))
@@ -246,4 +246,4 @@ def test_keeping_a_broadcast_vector(tmp_path: Path) -> None:
     options = f"--algorithm methods.Keeping --model LogisticRegression --rounds 2 --output {tmp_path / 'run.h5'}"
     result = fedmpi(2, *options.split(), PYTHONPATH=f"{REPOSITORY}:{PROGRAMS}")
     assert result.returncode == 1
-    assert "previous is kept beyond the round in which it was broadcast: keep its clone()" in result.stderr
+    assert "previous is a broadcast vector, which is valid only in its round: keep its clone()" in result.stderr

@@ -189,8 +189,8 @@ REFUSED: dict[str, tuple[type, dict[str, Any]]] = {
     "rounds = 2.0: must be a whole number": (Experiment, {"rounds": 2.0}),
     "root = a/$NOT_SET/x: the environment variable NOT_SET is not set": (MNIST, {"root": "a/$NOT_SET/x"}),
     "output = ~nobody_of_this_name/x.h5: there is no user": (Experiment, {"output": "~nobody_of_this_name/x.h5"}),
-    "a name of 256 bytes, which must be at most 255": (MNIST, {"root": "ä" * 128}),
-    "bytes, which must be at most 4095": (MNIST, {"root": "/".join(["d" * 200] * 21)}),
+    "a name has 256 bytes, at most 255 are allowed": (MNIST, {"root": "ä" * 128}),
+    "bytes, at most 4095 are allowed": (MNIST, {"root": "/".join(["d" * 200] * 21)}),
 }
 
 
@@ -241,7 +241,7 @@ def test_names_that_are_too_long(length: int, tmp_path: Path) -> None:
     if length == 239:
         assert experiment.run().status == "finished"
     else:
-        with pytest.raises(BadInput, match="a name of 240 bytes, which must be at most 239"):
+        with pytest.raises(BadInput, match="a name has 240 bytes, at most 239 are allowed"):
             experiment.run()
     assert len(list(tmp_path.iterdir())) == (length == 239)
 
@@ -362,7 +362,7 @@ def test_an_experiment_does_not_change(tmp_path: Path, monkeypatch: pytest.Monke
     assert runs[0].weights_sha256 == runs[1].weights_sha256
     assert [Path(run.settings["output"]) for run in runs] == [run.path for run in runs]
     assert {**experiment.settings, "output": None} == before
-    with pytest.raises(AttributeError, match="rounds is set already"):
+    with pytest.raises(AttributeError, match="rounds cannot be changed"):
         experiment.rounds = 2
     with pytest.raises(AttributeError):
         experiment.output = Path("x.h5")  # type: ignore[misc]

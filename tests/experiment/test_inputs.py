@@ -90,13 +90,13 @@ def test_code(folder: Path) -> None:
         before = (folder / name).read_text()
         (folder / name).write_text(before + "\n# changed\n")
         assert refusal(options, path) == (
-            f"--resume: {name} is not what it was when {path} began; --overwrite in place of --resume starts anew"
+            f"--resume: {name} has changed since {path} was begun; --overwrite instead of --resume starts again"
         )
         (folder / name).write_text(before)
     assert go(options, path, "--resume") == 0
     assert_same_bits(results.open(path), results.open(folder / "run.h5"))
     (folder / "late.py").write_text("LATE = False\n")
-    assert "late.py is not what it was" in refusal(options, path), "of a finished run, too"
+    assert "late.py has changed" in refusal(options, path), "of a finished run, too"
     assert go(options, path, "--overwrite") == 0
     known["late.py"] = sha256(folder / "late.py")
     assert json.loads(results.open(path).attributes["user_code"]) == known
@@ -131,7 +131,7 @@ def test_files(folder: Path) -> None:
     interrupt(options, folder / "run.h5", folder / "broken")
     rounds.write_text("0 1\n1 2\n")
     assert refusal(options, path).startswith(
-        f"--resume: --sampler.file = {rounds} is not what it was when {path} began"
+        f"--resume: --sampler.file = {rounds} has changed since {path} was begun"
     )
 
 
@@ -146,7 +146,8 @@ def test_data(folder: Path) -> None:
     options, path = f"{OPTIONS} --partition IID --dataset table.Table --dataset.root", folder / "broken" / "run.h5"
     interrupt(f"{options} {folder / 'data'}", folder / "run.h5", folder / "broken")
     assert refusal(f"{options} {folder / 'changed'}", path) == (
-        f"--dataset = Table: has other samples than when {path} began; --overwrite in place of --resume starts anew"
+        f"--dataset = Table: has other samples than when {path} was begun;"
+        " --overwrite instead of --resume starts again"
     )
     assert go(f"{options} {folder / 'moved'}", path, "--resume") == 0
     assert_same_bits(results.open(path), results.open(folder / "run.h5"))
@@ -171,7 +172,9 @@ def test_libraries(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.
     assert capfd.readouterr().out == ""
     monkeypatch.setattr(environment, "libraries", lambda: now | {"numpy": "9.9"})
     inputs.check(run, run.config)
-    said = f"warning: numpy was {now['numpy']} when {path} began and is 9.9: results may not be bit-identical\n"
+    said = (
+        f"warning: numpy was {now['numpy']} when {path} was begun, and is now 9.9; results may not be bit-identical\n"
+    )
     assert capfd.readouterr().out == said
 
 

@@ -89,7 +89,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "an option of a class beside its name": (
         '--algorithm {"class_path":"FedProx","mu":3}',
         "Option 'class_path'",
-        "--algorithm: options of a class go under init_args, not beside class_path",
+        "--algorithm: options of a class must be under init_args, not next to class_path",
     ),
     "a class's option that has no default": (
         "--sampler FixedList",

@@ -144,7 +144,7 @@ def test_silence_is_by_the_file_systems_clock(ahead: float, tmp_path: Path, monk
     """Whatever that of this node says."""
     touch, record = os.utime, leave(tmp_path / "run.h5", replace(ELSEWHERE, job="12"), SILENCE - 10 - ahead)
     monkeypatch.setattr(ownership.os, "utime", lambda path: touch(path, times=(time.time() + ahead,) * 2))
-    said = rf"run.h5: is in use by process {ME.pid} on another \(Slurm job 12\) since .*, last heard of 590 s ago"
+    said = rf"run.h5: is in use by process {ME.pid} on another \(Slurm job 12\) since .*, last sign of life 590 s ago"
     with pytest.raises(InUse, match=said):
         take(tmp_path / "run.h5")
     touch(record, times=(time.time() + ahead - SILENCE - 1,) * 2)
@@ -176,7 +176,9 @@ def test_a_lock_that_is_lost(tmp_path: Path) -> None:
     record.rename(tmp_path / "mine")
     leave(path, ELSEWHERE)
     path.write_text("another's")
-    with pytest.raises(LockLost, match=r"run.h5.lock: is gone: another run has taken the results file over"):
+    with pytest.raises(
+        LockLost, match=r"run.h5.lock: does not exist any more: another run has taken the results file over"
+    ):
         run.write()
     lock.release()
     assert path.read_text() == "another's"
@@ -268,7 +270,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
                     go(OPTIONS, path, how)
                 assert str(caught.value) == f"--output = {path}: {said}"
     pipe.rename(checkpoint_beside(tmp_path / "run.h5"))
-    with pytest.raises(BadInput, match=r"run.h5.checkpoint, where its checkpoint belongs, is a pipe$"):
+    with pytest.raises(BadInput, match=r"run.h5.checkpoint, the place of its checkpoint, is a pipe$"):
         go(OPTIONS, tmp_path / "run.h5")
     left = {path.name for path in tmp_path.iterdir() if path != device}
     assert left == {"run.h5.checkpoint", "loop", "to_pipe", "socket"}
@@ -312,7 +314,9 @@ def test_a_living_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
         patch.setenv("SLURM_JOB_END_TIME", str(time.time() + 20))
         assert go(options, path, "--resume") == REQUEUE
     said = capfd.readouterr().out
-    assert re.match(rf"{path}: was in use by process {pid} on .*; it no longer exists, this run takes over\n", said)
+    assert re.match(
+        rf"{path}: was in use by process {pid} on .*, which no longer exists; this run takes over\n", said
+    )
     assert results.open(path).rounds["round"].tolist()[:5] == [1, 2, 3, 4, 5]
     assert {one.name for one in tmp_path.iterdir()} == {"run.h5", "run.h5.checkpoint", "run.h5.checkpoint.1"}
 
@@ -355,7 +359,8 @@ def test_a_checkpoint_without_its_results_file(left: Path) -> None:
     left.unlink()
     beside = checkpoint_beside(left)
     before = beside.read_bytes()
-    anew = f"--resume: {left} is not there, but {beside} is; --overwrite in place of --resume starts anew"
+    missing = f"--resume: {left} is missing, but its checkpoint {beside} exists"
+    anew = f"{missing}; --overwrite instead of --resume starts again"
     there = f"--output = {beside}: exists already without its results file; give --overwrite to replace it"
     for how, said in {"--resume=true": anew, "--resume=false": there}.items():
         with pytest.raises(BadInput) as caught:

@@ -224,15 +224,15 @@ def message(path: Path, **settings: Any) -> str:
 
 def test_what_is_refused(tmp_path: Path) -> None:
     """Oracle: the message, of every combination in which the chance is not known, or not the same for all."""
-    path, begin = tmp_path / "never.h5", "weighting = horvitz_thompson: must be another with"
+    path, begin = tmp_path / "never.h5", "weighting = horvitz_thompson: cannot be combined with"
     for sampler, availability, conditions in product(SAMPLERS, AVAILABILITIES, UNEQUAL.values()):
         found = message(path, sampler=sampler, availability=availability, conditions=conditions)
-        assert found == (
-            f"{begin} Heterogeneous, when the chance of an update to be used depends on the client's speed"
-        )
+        assert found == (f"{begin} Heterogeneous if the probability that an update is used depends on speed")
     for unknown in (Weighted(), RoundRobin(), PowerOfChoice()):
         for availability in AVAILABILITIES:
-            assert message(path, sampler=unknown, availability=availability) == f"{begin} {type(unknown).__name__}"
+            assert message(path, sampler=unknown, availability=availability) == (
+                f"{begin} {type(unknown).__name__}, because the probability that a client is drawn is not known"
+            )
     assert message(path, algorithm=Centralized()) == (
         "weighting = horvitz_thompson: Centralized does not form one mean of all its clients' models"
     )
@@ -240,8 +240,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 
 NOBODY = (
-    "weighting = horvitz_thompson: must be another with Heterogeneous, when a round that asks {} of the clients uses"
-    " no update"
+    "weighting = horvitz_thompson: cannot be combined with Heterogeneous if a round of {} clients may use no update"
 )
 
 

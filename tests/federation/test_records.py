@@ -38,6 +38,6 @@ def test_a_client_that_did_not_train_has_no_records(tmp_path: Path) -> None:
     for name in ("round", "client", "samples", "steps", "loss", "zero"):
         np.testing.assert_array_equal(alone.clients[name], several.clients[name])
     assert told.splitlines()[-1] == (
-        "twice of client 4 was recorded on several ranks: record it where the client is trained, or at the server"
-        " alone (fed.is_server)"
+        "twice of client 4 was recorded on several ranks: record it where the client is trained, or only at the"
+        " server (fed.is_server)"
     )

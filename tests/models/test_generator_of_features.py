@@ -57,5 +57,5 @@ def test_what_cannot_be() -> None:
         FeatureGenerator(branch=0)
     with pytest.raises(BadInput, match=r"hidden = \[4, 0\]: must be widths of at least 1"):
         FeatureGenerator(hidden=(4, 0))
-    with pytest.raises(BadInput, match=r"FeatureGenerator: makes no samples of shape \(3, 32, 32\), but features"):
+    with pytest.raises(BadInput, match=r"FeatureGenerator: makes features, not samples of shape \(3, 32, 32\)"):
         FeatureGenerator().build((3, 32, 32), 10)

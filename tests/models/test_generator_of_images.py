@@ -87,7 +87,7 @@ def test_a_shape_that_does_not_fit_is_named(generator: Generator, shape: tuple[i
         generator.build(shape, 10)
     assert str(error.value) == (
         f"generator = {type(generator).__name__}: cannot make samples of shape {shape}: it makes images (channels,"
-        f" height, width) whose height and width {divisor} divides"
+        f" height, width) whose height and width are multiples of {divisor}"
     )
 
 

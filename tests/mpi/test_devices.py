@@ -55,8 +55,8 @@ def test_the_doctor_on_two_nodes(seen: list[dict[str, Any]]) -> None:
         assert [re.search(r": (\d) ranks? that train", problem)[1] for problem in shared] == ["1", "2", "1"]  # type: ignore[index]
         assert any(problem.endswith("is a folder, not a file: give another --output") for problem in one["problems"])
     told = "\n".join(seen[0]["told"])
-    assert "5 ranks on 3 nodes, of which 4 train clients" in told
+    assert "5 ranks on 3 nodes, 4 of them for training" in told
     assert len(re.findall(r"^node \S+: 2 ranks, 0 GPUs, /dev/shm", told, re.MULTILINE)) == 2
-    assert re.search(r"^rank 0 on \S+: serves, \d+ cores? \(", told, re.MULTILINE)
+    assert re.search(r"^rank 0 on \S+: server, \d+ cores? \(", told, re.MULTILINE)
     assert re.search(r"^rank 4 on \S+: trains on cpu, \d+ cores? \(", told, re.MULTILINE)
     assert re.search(r"broadcast in [\d.]+ ms \([\d.]+ GB/s\), mean over the ranks in [\d.]+ ms$", told)

@@ -73,5 +73,5 @@ def test_what_a_killed_job_has_left(mpi: Mpi, tmp_path: Path) -> None:
         assert all(node.run("ls", "/dev/shm") for node in cluster.nodes), "else there is nothing to remove"
         again = [*options.split(), "--rounds", "1", "--overwrite"]
         told = succeed(cluster.run((2, 2), "-m", "fedmpi", *again, mpi=mpi, **variables))
-        assert told.count("removed what killed jobs had left in /dev/shm: ") == 1
+        assert told.count("removed files that killed jobs had left in /dev/shm: ") == 1
         assert not any(node.run("ls", "/dev/shm") for node in cluster.nodes)

@@ -238,7 +238,7 @@ def test_honest_vectors_are_not_touched() -> None:
         ("SignFlip --attack.scale 0", "--attack.scale = 0.0: must be above 0"),
         ("Gaussian --attack.std -1", "--attack.std = -1.0: must be above 0"),
         ("ALIE --attack.z -1", "--attack.z = -1.0: must be at least 0"),
-        ("ALIE --algorithm Centralized", "--attack = ALIE: Centralized has no clients that could be malicious"),
+        ("ALIE --algorithm Centralized", "--attack = ALIE: Centralized has no separate clients"),
         (
             "Krum",
             "--attack = Krum: no such name; known are ALIE, Gaussian, LabelFlip, NoAttack, SignFlip",

@@ -391,7 +391,7 @@ def test_methods_without_changes_refuse_it(name: str) -> None:
     """Oracle: the message, one line."""
     with pytest.raises(BadInput) as error:
         parse(["--algorithm", name, "--compression", "TopK"])
-    assert str(error.value) == f"--compression = TopK: does not go with {name}"
+    assert str(error.value) == f"--compression = TopK: cannot be combined with {name}"
 
 
 @pytest.mark.parametrize(

@@ -210,10 +210,10 @@ def test_the_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("options", "message"),
     [
         ("--privacy.clip 0", "--privacy.clip = 0.0: must be above 0"),
-        ("--privacy.clip .inf", "--privacy.clip = inf: must be finite, for noise in proportion to it"),
+        ("--privacy.clip .inf", "--privacy.clip = inf: must be finite, because the noise is proportional to it"),
         ("--privacy.noise_multiplier -1", "--privacy.noise_multiplier = -1.0: must be at least 0"),
         ("--privacy.delta 1", "--privacy.delta = 1.0: must be above 0 and below 1"),
-        ("--weighting samples", "--weighting = samples: must be uniform with CentralDP"),
+        ("--weighting samples", "--weighting = samples: must be uniform with CentralDP (add --weighting uniform)"),
         ("--compression TopK", "--compression = TopK: must be Dense with CentralDP"),
         ("--availability Independent", "--availability = Independent: must be Always with CentralDP"),
         ("--conditions Heterogeneous", "--conditions = Heterogeneous: must be Ideal with CentralDP"),
@@ -222,7 +222,7 @@ def test_the_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         *[
             (
                 f"--algorithm {method}",
-                f"--algorithm = {method.split()[0]}: must be a method that sees one mean of models",
+                f"--algorithm = {method.split()[0]}: must be a method whose server sees only one mean of models",
             )
             for method in (*UNBOUNDED, "GenFL --algorithm.stop_at_skew 0.5")
         ],

@@ -288,12 +288,12 @@ def test_fixed_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "must be a file with a line a round"),
-        ("# nobody\n", "must be a file with a line a round"),
+        ("", "must be a file with one line per round"),
+        ("# nobody\n", "must be a file with one line per round"),
         ("1 2\n3 -4\n", r"must be numbers of clients, not -4 \(round 2\)"),
         ("1 9999999999999999999", "must be numbers of clients, not 9999999999999999999"),
-        ("1 30", "must be of clients below 30, not 30"),
-        (b"\xff\xfe", "is not text"),
+        ("1 30", "must be numbers of clients below 30, not 30"),
+        (b"\xff\xfe", "is not a text file"),
         (None, "No such file"),
     ],
 )

@@ -121,7 +121,7 @@ def test_what_cannot_be_built_again_is_one_line(
         return text
 
     own = trained["own"].path
-    assert problem(finished(tmp_path / "old.h5")).startswith("does not say what its network takes")
+    assert problem(finished(tmp_path / "old.h5")).startswith("has no information about its network's inputs")
     assert "last.weight is (10, 10), and was (10, 9): its class has changed" in problem(
         own, **{"width: 9": "width: 10"}
     )

@@ -19,12 +19,14 @@ def test_a_summary_says_what_the_run_did(tmp_path: Path, monkeypatch: pytest.Mon
         "clients     20, 4 per round, Permuted (over Dirichlet (alpha 0.3))",
         "local       epochs 2, lr 1e-05",
         "rounds      20 of 20, 40 s",
-        "untrained   accuracy 10.00 %, loss 2.5",
+        "untrained   accuracy 10.00 %, loss 2.5 (of the initial model)",
         "accuracy    last 80.00 %, best 80.00 % (round 20), last 10 evaluations 44.00 %",
         "loss        test 0.1, training 0.05",
-        "time        training 50 %, communication 5 %, evaluation 20 %, idle 25 %",
+        "time        training 50 %, MPI 5 %, evaluation 20 %, idle 25 % (waiting for the",
+        "            slowest rank)",
         "speed       2 clients/s, 2 s per round, 3 ranks",
-        "traffic     20 MB up, 60 MB down (of the simulated clients, not MPI)",
+        "traffic     20 MB up, 60 MB down (what simulated clients would send and receive;",
+        "            not MPI)",
         f"sha256      {run.weights_sha256}",
         "file        run.h5",
     ]
@@ -33,14 +35,14 @@ def test_a_summary_says_what_the_run_did(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_summary_tells_virtual_time(tmp_path: Path) -> None:
     """Oracle: 20 rounds of 2.5 virtual seconds, with 7 clients asked, 1 dropped out, 2 late."""
     text = summarize(fedmpi.results.open(finished(tmp_path / "run.h5", clock=True)))
-    assert "virtual     50 s; of 140 clients asked 20 dropped out, 40 late\n" in text
-    assert len(text.splitlines()) < 16
+    assert "virtual     50 s; of 140 asked clients 20 dropped out, 40 were late\n" in text
+    assert len(text.splitlines()) < 20
 
 
 def test_a_summary_fits_on_a_screen(tmp_path: Path) -> None:
     text = summarize(fedmpi.results.open(finished(tmp_path / "run.h5")))
     *lines, _ = text.splitlines()
-    assert len(lines) < 16
+    assert len(lines) < 20
     assert max(map(len, lines)) <= 80
 
 

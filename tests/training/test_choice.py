@@ -84,16 +84,18 @@ def test_what_cannot_run_side_by_side_falls_back_or_is_refused(
 ) -> None:
     """Oracle: the lines; one by one with auto, with the bits of off, and nothing at all where the user insists."""
     cohort: dict[str, Any] = {"clients": 32, "cohort": 32, "model": Recurrent()}
-    reason = "the network cannot be run for several clients at once: PyTorch cannot run aten::lstm for several"
+    reason = (
+        "the network cannot run for several clients in one batched call: PyTorch cannot run aten::lstm for several"
+    )
     with pytest.raises(BadInput) as error:
         run(tmp_path / "four.h5", **cohort, local=LocalTraining(vectorize=4))
     assert str(error.value).startswith(f"--local.vectorize = 4: must be auto or off, because {reason}")
     assert not list(tmp_path.iterdir())
     auto = run(tmp_path / "auto.h5", **cohort, local=LocalTraining(epochs=1))
-    assert f"clients are trained one by one ({reason}" in capsys.readouterr().out
+    assert f"one client after another on each rank ({reason}" in capsys.readouterr().out
     assert auto.environment["clients_at_once"] == 1
     assert auto.environment["clients_at_once_reason"].startswith(reason)
-    assert "one by one (the network cannot be run" in " ".join(summarize(auto).split())
+    assert "one client after another on each rank (the network cannot run" in " ".join(summarize(auto).split())
     off = run(tmp_path / "off.h5", **cohort, local=LocalTraining(epochs=1, vectorize="off"))
     assert auto.weights_sha256 == off.weights_sha256
 
@@ -101,9 +103,10 @@ def test_what_cannot_run_side_by_side_falls_back_or_is_refused(
 def test_the_choice_is_said_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Oracle: the start line, the attributes and the summary of a run whose clients are trained side by side."""
     one = run(tmp_path / "many.h5", clients=32, cohort=32)
-    line = "up to 256 at once per rank (a small network on a CPU)"
-    assert f"clients are trained {line}\n" in capsys.readouterr().out
-    assert (one.environment["clients_at_once"], one.environment["clients_at_once_reason"]) == (256, line[28:-1])
+    reason = "the network is small and runs on a CPU"
+    line = f"up to 256 clients in one batched call on each rank ({reason})"
+    assert f", {line}\n" in capsys.readouterr().out
+    assert (one.environment["clients_at_once"], one.environment["clients_at_once_reason"]) == (256, reason)
     assert line in " ".join(summarize(one).split())
 
 

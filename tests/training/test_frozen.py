@@ -247,10 +247,10 @@ class FrozenHead(Model):
     ("method", "model", "said"),
     [
         (FedAvg, AllFrozen(), "--model = AllFrozen: has no parameters to train: all are frozen"),
-        (FedPer, FrozenHead(), "FedPer needs a fully connected layer that is trained, and others to share"),
+        (FedPer, FrozenHead(), "FedPer needs a fully connected layer that is trained, and other layers to share"),
         (FedGen, FrozenHead(), "FedGen needs one whose last fully connected layer is trained"),
-        (FedMA, FrozenConvolution(), "FedMA needs one with hidden units, between layers of which none is frozen"),
-        (FedMA, HalfFrozen(floor=True), "uses maximum, through which its units cannot be followed"),
+        (FedMA, FrozenConvolution(), "FedMA needs one with hidden units between layers that are not frozen"),
+        (FedMA, HalfFrozen(floor=True), "uses maximum, which is not supported with this method"),
     ],
 )
 def test_what_cannot_be(method: type[Algorithm], model: Model, said: str, tmp_path: Path) -> None:

@@ -216,7 +216,9 @@ class Broken(Lazy):
 @pytest.mark.parametrize("method", [FedAvg, FeatureFusion])
 def test_lazy_layers_that_cannot_be_run(method: type[Algorithm], tmp_path: Path) -> None:
     """Whether or not the method looks at the network first."""
-    with pytest.raises(BadInput, match="--model = Broken: has lazy layers, and cannot be run to learn their shapes"):
+    with pytest.raises(
+        BadInput, match="--model = Broken: has lazy layers, whose shapes cannot be found by running it"
+    ):
         made_by(tmp_path / "made.h5", Broken(), method())
 
 

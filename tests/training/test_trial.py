@@ -194,27 +194,39 @@ def test_rounding_would_look_like_a_fault(monkeypatch: pytest.MonkeyPatch) -> No
         torch.manual_seed(0)
         found = obstacle(task(FINE[name]()), FedAvg())
         assert found is not None
-        assert "gives other results side by side" in found
+        assert "gives other results in a batched call" in found
 
 
 @pytest.mark.parametrize(
     ("network", "reason"),
     [
-        (around(by_value), "cannot be run for several clients at once: its forward pass depends on the values"),
+        (
+            around(by_value),
+            "cannot run for several clients in one batched call: its forward pass depends on the values",
+        ),
         (around(lambda x: x * x.mean().item()), "its forward pass depends on the values of tensors"),
-        (around(lambda x: x + torch.poisson(torch.ones_like(x))), "it draws random numbers in a way that cannot be"),
-        (around(lambda x: x - x.mean(0)), "gives other results side by side than one by one"),
-        (around(lambda x: x / (x.std(0) + 1)), "gives other results side by side than one by one"),
-        (around(Remembers()), "gives other results side by side than one by one"),
-        (nn.Sequential(around(Single()), Function(lambda x: x - x.mean(0))), "gives other results side by side"),
-        (nn.Sequential(around(Uncopied()), Function(lambda x: x - x.mean(0))), "gives other results side by side"),
-        (around(lambda x: x * float(np.random.rand())), "gives other results side by side"),  # noqa: NPY002
+        (
+            around(lambda x: x + torch.poisson(torch.ones_like(x))),
+            "it draws random numbers that cannot be separated by client",
+        ),
+        (around(lambda x: x - x.mean(0)), "gives other results in a batched call than for one client"),
+        (around(lambda x: x / (x.std(0) + 1)), "gives other results in a batched call than for one client"),
+        (around(Remembers()), "gives other results in a batched call than for one client"),
+        (nn.Sequential(around(Single()), Function(lambda x: x - x.mean(0))), "gives other results in a batched call"),
+        (
+            nn.Sequential(around(Uncopied()), Function(lambda x: x - x.mean(0))),
+            "gives other results in a batched call",
+        ),
+        (around(lambda x: x * float(np.random.rand())), "gives other results in a batched call"),  # noqa: NPY002
         (around(nn.utils.parametrizations.spectral_norm(nn.Linear(16, 16))), "PyTorch cannot run"),
         (around(lambda x: x[x[:, 0] > 0].sum(0) + x), "the shapes of its tensors depend on their values"),
         (around(lambda x: torch.zeros(16).add_(x.mean()) + x), "it changes a tensor in place"),
         (around(lambda x: torch.zeros(x.shape).copy_(x)), "it changes a tensor in place"),
-        (around(Remembers(share=0)), "gives other results side by side than one by one (2.mean differs by 0."),
-        (CoreWords(), "gives other results side by side than one by one (embedding.weight differs by 0."),
+        (
+            around(Remembers(share=0)),
+            "gives other results in a batched call than for one client (2.mean differs by 0.",
+        ),
+        (CoreWords(), "gives other results in a batched call than for one client (embedding.weight differs by 0."),
     ],
 )
 def test_what_cannot_be_run_side_by_side_is_found(network: nn.Module, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""What several methods share: distillation, fusion of models, allocation of clients, clustering.
+"""Code that several methods share: distillation, fusion of models, allocation of clients, clustering.
 
-May import what methods may, but no method.
+May import the same as methods, but no method.
 """

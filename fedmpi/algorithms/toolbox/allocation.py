@@ -1,14 +1,14 @@
-"""A variational autoencoder that finds groups among a few vectors, and says which component each belongs to.
+"""A variational autoencoder that finds groups among a few vectors, and the component of each vector.
 
-Of DistributionFusion (Duan et al., CVPR 2023), whose paper and published code leave its details open. From a vector
-the encoder infers Kumaraswamy variables lambda, whose products p_m = lambda_1 .. lambda_m are the sticks of an Indian
-buffet process (Nalisnick and Smyth, 2017; Singh, Ling, Doshi-Velez, 2017), and q_m, how probable component m is for
-this vector. The Gumbel trick draws a component, and all that the decoder learns of the vector is that component's
-embedding: with anything else to go by it would do without components.
+Part of DistributionFusion (Duan et al., CVPR 2023). Its paper and published code do not specify the details. From a
+vector the encoder infers Kumaraswamy variables lambda, and q_m, the probability of component m for this vector. The
+products p_m = lambda_1 .. lambda_m are the sticks of an Indian buffet process (Nalisnick and Smyth, 2017; Singh,
+Ling, Doshi-Velez, 2017). The Gumbel trick draws a component. The decoder gets nothing but that component's embedding;
+with more information it would ignore the components.
 
-The draw is of one component among M, by log q_m. Drawn each by itself, as in an Indian buffet, components are shared
-by groups that differ in others, and a vector's most probable component says little: `python -m
-studies.planted_groups` has both.
+One component among M is drawn, by log q_m. If each component were drawn independently, as in an Indian buffet
+process, several groups would share components, and the most probable component of a vector would say little about its
+group: `python -m studies.planted_groups` compares both.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ LEAST = 1e-2  # of the Kumaraswamy parameters
 EULER = 0.5772156649015329
 #: Width of a component's embedding, and of the layers of the encoder; the decoder has them in reverse.
 EMBEDDING, HIDDEN = 8, (128, 64)
-#: a of the prior Beta(a, 1) of lambda; and the weight of divergences, which warms up to it in the first fit.
+#: a of the prior Beta(a, 1) of lambda; and the weight of the divergences, reached during the first fit.
 PRIOR, DIVERGENCE = 10.0, 0.1
-#: Of the draw, at the beginning and from the end of the first fit on.
+#: Temperature of the draw, at the beginning and from the end of the first fit on.
 HOT, COLD = 1.0, 0.3
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 3e-3, 1e-4, 5.0
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """What the encoder says of K vectors.
+    """The output of the encoder for K vectors.
 
     Attributes:
-        zeta, kappa: [K, M] > 0, of Kumaraswamy distributions.
-        offset: [K, M], of the logits of q from those of p.
+        zeta, kappa: [K, M] > 0, parameters of the Kumaraswamy distributions.
+        offset: [K, M], difference between the logits of q and those of p.
     """
 
     zeta: Tensor
@@ -53,7 +53,7 @@ class Posterior:
 
     def logits(self, log_lambda: Tensor) -> tuple[Tensor, Tensor]:
         """[K, M] the logarithms of p, and the logits of q, given those of lambda."""
-        # Below 1 by what float32 can tell, so that 1 - p has a logarithm.
+        # Below 1 in float32, so that 1 - p has a logarithm.
         log_p = log_lambda.cumsum(-1).clamp(max=-1e-6)
         return log_p, self.offset + log_p - log_complement(log_p)
 
@@ -83,7 +83,7 @@ class Autoencoder(nn.Module):
         )
 
     def posterior(self, x: Tensor) -> Posterior:
-        """Of vectors [K, inputs]."""
+        """The posterior of vectors [K, inputs]."""
         zeta, kappa, offset = self.heads(self.encoder(x)).chunk(3, -1)
         return Posterior(functional.softplus(zeta) + LEAST, functional.softplus(kappa) + LEAST, offset)
 
@@ -97,7 +97,7 @@ class Autoencoder(nn.Module):
 
         Args:
             uniform: [2, K, M] random numbers.
-            temperature: of the draw.
+            temperature: of the relaxed draw.
             divergence: the weight of the divergences from the priors.
         """
         posterior = self.posterior(x)
@@ -119,11 +119,11 @@ def fit(model: FlatModel, moments: Tensor, done: int, x: Tensor, steps: int, rng
     """Train an `Autoencoder` on all of some vectors [K, inputs] at once, in place.
 
     Args:
-        moments: [2, parameters], Adam's.
-        done: Adam's steps so far. In a first fit, after none, the draw cools down and the divergences warm up.
+        moments: [2, parameters], moments of Adam.
+        done: number of Adam's steps so far. In a first fit (0 steps), the temperature falls and the weight of the
+            divergences rises.
 
-    Returns:
-        The moments afterwards.
+    Returns: The new moments.
     """
     shape = 2, len(x), len(model.module.get_parameter("embedding"))
     parameters = model.weights[:, : model.layout.parameters]
@@ -153,7 +153,7 @@ def log_probabilities(model: FlatModel, x: Tensor) -> NDArray[np.float64]:
 
 
 def log_kumaraswamy(a: Tensor, b: Tensor, uniform: Tensor) -> Tensor:
-    """The logarithms of variables made of uniform ones: (1 - u^(1/b))^(1/a); gradients flow to a and b."""
+    """The logarithms of Kumaraswamy variables from uniform ones: (1 - u^(1/b))^(1/a). Gradients flow to a and b."""
     return log_complement(uniform.log() / b) / a
 
 
@@ -163,7 +163,7 @@ def log_kumaraswamy_mean(a: Tensor, b: Tensor) -> Tensor:
 
 
 def kumaraswamy_divergence(a: Tensor, b: Tensor, alpha: float) -> Tensor:
-    """KL(Kumaraswamy(a, b) || Beta(alpha, 1)), exact: the series of the general case vanishes for 1."""
+    """KL(Kumaraswamy(a, b) || Beta(alpha, 1)), in closed form: the general case's series vanishes for beta = 1."""
     expected = -EULER - torch.digamma(b) - 1 / b
     return (a - alpha) / a * expected + (a * b).log() - math.log(alpha) - (b - 1) / b
 
@@ -177,5 +177,5 @@ def bernoulli_divergence(logits: Tensor, log_p: Tensor) -> Tensor:
 
 
 def log_complement(log_x: Tensor) -> Tensor:
-    """log(1 - x), of log x < 0."""
+    """log(1 - x), from log x < 0."""
     return (-torch.expm1(log_x)).log()

@@ -1,7 +1,7 @@
-"""Which clients belong together, by the inner products of what they learnt.
+"""Clustering of clients by the inner products of their updates.
 
-All that is needed of k clients' changes of a model are their k x k inner products, which are computed where the
-changes lie (`fedmpi.mpi.rows`). Clusters are numbered in the order of their first members.
+Only the k x k inner products of k clients' updates are needed. They are computed on the ranks that hold the updates
+(`fedmpi.mpi.rows`). Clusters are numbered in the order of their first members.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def distances(products: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def cosines(products: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[k, k] cosines of the angles between vectors with these inner products; of zeros with any other vector, 0."""
+    """[k, k] cosines of the angles between vectors with these inner products; 0 for a zero vector."""
     lengths = np.sqrt(products.diagonal())
     scale = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
     found: NDArray[np.float64] = np.clip(products * np.outer(scale, scale), -1, 1)
@@ -33,7 +33,7 @@ def cosines(products: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def points(products: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[k, k], in each row a point; they have these inner products."""
+    """[k, k], one point per row, with these inner products."""
     values, vectors = np.linalg.eigh(products)
     return np.asarray(vectors * np.sqrt(np.maximum(values, 0)))
 
@@ -42,8 +42,7 @@ def decomposed_cosines(products: NDArray[np.float64], directions: int) -> NDArra
     """[k, directions] cosines between vectors with these inner products and their first singular vectors.
 
     Euclidean distances of the rows, over the root of `directions`, are the EDC of FedGroup (Duan et al., 2021). The
-    singular vectors are those of the vectors as they are, not of their differences from the mean; their signs are
-    such that the largest cosine with each is positive.
+    vectors are not centred before. The sign of each singular vector is chosen so that its largest cosine is positive.
     """
     found = points(products)[:, ::-1][:, :directions]
     lengths = np.sqrt(products.diagonal())[:, None]
@@ -53,13 +52,13 @@ def decomposed_cosines(products: NDArray[np.float64], directions: int) -> NDArra
 
 
 def mean_differences(cosines: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[k, k] how much two vectors differ in their cosines [k, k] with the other k - 2, on average.
+    """[k, k] mean difference of two vectors' cosines [k, k] with the other k - 2 vectors.
 
     The MADC of FedGroup (Duan et al., 2021).
     """
     from scipy.spatial.distance import cdist
 
-    # Of the differences in all columns, those in their own two are 1 - cosine each.
+    # Subtract the differences in the vectors' own two columns, which are 1 - cosine each.
     over_all = cdist(cosines, cosines, "cityblock")
     return np.maximum(over_all - 2 * (1 - cosines), 0) / max(len(cosines) - 2, 1)
 
@@ -81,8 +80,8 @@ def hierarchical(
     """[k] the clusters by agglomerative clustering of items with these distances [k, k], by SciPy.
 
     Args:
-        clusters: how many; fewer if there are fewer items.
-        threshold: the distance above which clusters are not joined, in place of their number.
+        clusters: number of clusters; fewer if there are fewer items.
+        threshold: the distance above which clusters are not joined, instead of their number.
     """
     from scipy.cluster import hierarchy
     from scipy.spatial.distance import squareform

@@ -1,8 +1,8 @@
-"""Distillation at the server: its model is the student, the round's local models are the teachers.
+"""Distillation at the server: its model is the student, and the local models of the round are the teachers.
 
-The teachers stay on the ranks that trained them (`Federation.ask_models`). What is here exists at the server: on the
-other ranks batches and answers are empty tensors of the right shape, and steps do nothing, so that a method reads the
-same on all of them.
+The teachers stay on the ranks that trained them (`Federation.ask_models`). Everything here exists at the server. On
+the other ranks, batches and answers are empty tensors of the right shape, and steps do nothing, so that a method has
+the same code on all ranks.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Mode = Literal["restored", "train", "eval"]
 
 @dataclass(frozen=True)
 class Order:
-    """B samples that a generator is to make.
+    """The inputs for B samples of a generator.
 
     Attributes:
         noise: [B, noise], standard normal.
         labels: [B].
-        parts: [B] of each client, by its number: its part of all the cohort's samples of that class.
+        parts: client number -> [B], the client's share of the cohort's samples of each label's class.
     """
 
     noise: Tensor
@@ -44,25 +44,25 @@ class Order:
 
 
 class Synthesizer:
-    """A generator at the server. One that diverges is drawn anew.
+    """A generator at the server. If it diverges, it is re-initialised.
 
     Args:
-        fed: of the method, in its `setup`.
-        generator: how the network looks.
-        weight_decay: of its optimizer, Adam, which starts afresh in every round.
+        fed: the federation, in the method's `setup`.
+        generator: describes the network.
+        weight_decay: of its optimizer, Adam, which is reset every round.
 
     Attributes:
         layout: of the network's vector.
-        resets: how often it was drawn anew in this round.
+        resets: how often it was re-initialised in this round.
 
     Raises:
-        BadInput: it does not make samples like the data set's; on every rank alike.
+        BadInput: its samples have another shape than the data set's; on every rank alike.
     """
 
     def __init__(self, fed: Federation, generator: Generator, weight_decay: float = 0.0) -> None:
         name = type(generator).__name__
         if fed.is_text:
-            raise BadInput(f"= {name}: makes no text, of which the data set is", "generator")
+            raise BadInput(f"= {name}: cannot make text, and the data set is text", "generator")
         self._fed = fed
         self._make = partial(generator.build, fed.shape, fed.classes)
         network = fed.at_server.build(self._make, "generator")
@@ -81,7 +81,7 @@ class Synthesizer:
 
     @property
     def weights(self) -> Tensor:
-        """[n], a copy; on the meta device where it does not exist."""
+        """[n], a copy of the weights; on the meta device on other ranks."""
         return (
             torch.empty(self.layout.size, device="meta")
             if self._network is None
@@ -96,12 +96,12 @@ class Synthesizer:
             self._network.load(weights)
 
     def make(self, order: Order) -> Tensor:
-        """[B, ...] the samples, in evaluation mode."""
+        """[B, ...] the samples, made in evaluation mode."""
         with torch.no_grad():
             return self._run(order, learning=False)
 
     def try_out(self, order: Order) -> Tensor:
-        """The same in training mode, with the graph that `descend` needs."""
+        """The same in training mode, with the autograd graph that `descend` needs."""
         return self._run(order, learning=True)
 
     def _run(self, order: Order, learning: bool) -> Tensor:
@@ -115,7 +115,7 @@ class Synthesizer:
         return made
 
     def descend(self, loss: Tensor) -> None:
-        """One step down the slope of a loss of what was tried out."""
+        """One optimizer step on a loss of the samples from `try_out`."""
         if self._network is None:
             return
         network, parameters = self._network, self.layout.parameters
@@ -135,18 +135,18 @@ class Synthesizer:
 
 
 class Student:
-    """The server's model while it learns from probabilities of the classes.
+    """The server's model while it is trained on class probabilities.
 
     Args:
         fed: in a round, after the clients' training.
         weights: [P] from which it starts.
         optimizer: sgd or adam.
         weight_decay: as of `torch.optim`.
-        mode: of batch normalisation and dropout, in its steps; restored: train, and its running statistics are in the
-            end what they were, of real samples.
+        mode: of batch normalisation and dropout in its steps. restored: train, but the running statistics are
+            restored at the end.
 
     Attributes:
-        skipped: how many steps were not taken, because their gradient was not finite.
+        skipped: number of steps that were skipped, because their gradient was not finite.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class Student:
 
     @property
     def weights(self) -> Tensor:
-        """[P], a copy; on the meta device where it does not exist."""
+        """[P], a copy of the weights; on the meta device on other ranks."""
         if self._model is None:
             return self._meta
         learnt, statistics = self._model.weights[0].to("cpu", copy=True), slice(self._model.layout.parameters, None)
@@ -176,15 +176,15 @@ class Student:
         return learnt
 
     def logits(self, x: Tensor) -> Tensor:
-        """[B, classes] in evaluation mode; a gradient flows to `x` alone."""
+        """[B, classes] in evaluation mode; gradients flow only to `x`."""
         if self._model is None:
             return torch.empty(len(x), self._classes)
         return Net(self._model).at(self._model.weights[0])(x)
 
     def learn(self, x: Tensor, target: Tensor, lr: float) -> None:
-        """One step towards the probabilities [B, classes] for `x`.
+        """One optimizer step towards the probabilities [B, classes] for `x`.
 
-        Down the slope of the mean of sum_c -target_c log q_c, which is that of KL(target || q).
+        The loss is the mean of sum_c -target_c log q_c, which has the gradient of KL(target || q).
         """
         if self._model is None:
             return
@@ -203,22 +203,22 @@ class Student:
 
 
 def class_shares(label_counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """[m, classes], from counts of the same shape: the part of a class's samples that each client has.
+    """[m, classes], from counts of the same shape: each client's share of the samples of a class.
 
-    A class's parts sum to one; to zero if nobody has any.
+    The shares of a class sum to 1, or to 0 if no client has samples of it.
     """
     shares: NDArray[np.float64] = label_counts / np.maximum(label_counts.sum(0), 1)
     return shares
 
 
 def stratified_labels(counts: NDArray[np.int64], number: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """So many labels in the proportions of `counts` [classes], as nearly as whole numbers can be, in random order."""
+    """Labels in the proportions of `counts` [classes], rounded to whole numbers, in random order."""
     ends = np.rint(np.cumsum(counts) * (number / counts.sum())).astype(np.int64)
     return rng.permutation(np.repeat(np.arange(len(counts)), np.diff(ends, prepend=0)))
 
 
 def draw_orders(fed: Federation, cohort: Cohort, number: int, size: int, noise: int, purpose: str) -> Iterator[Order]:
-    """So many, with labels in the proportions of all the cohort's samples; the same on every rank.
+    """Draw orders with labels in the proportions of the cohort's samples; the same on every rank.
 
     Args:
         size, noise: B, and the length of the noise vector.
@@ -234,9 +234,9 @@ def draw_orders(fed: Federation, cohort: Cohort, number: int, size: int, noise: 
 
 
 def diversity_loss(x: Tensor, noise: Tensor) -> Tensor:
-    """exp(-mean over all pairs i, j of |x_i - x_j| |z_i - z_j|), in (0, 1]: small if other noise gives other samples.
+    """exp(-mean over pairs i, j of |x_i - x_j| |z_i - z_j|), in (0, 1]: small if samples vary with the noise.
 
-    The first distance is the mean of absolute, the second that of squared differences.
+    The first distance is the mean absolute difference, the second the mean squared difference.
     """
     flat = x.flatten(1)
     made = torch.cdist(flat, flat, p=1) / flat.shape[1]
@@ -245,5 +245,5 @@ def diversity_loss(x: Tensor, noise: Tensor) -> Tensor:
 
 
 def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """[B], KL(p || q) of logarithms of probabilities [B, classes]."""
+    """[B], KL(p || q), from the logarithms of the probabilities [B, classes]."""
     return (log_p.exp() * (log_p - log_q)).sum(1)

@@ -1,15 +1,16 @@
-"""What each client's model counts in a distribution fusion, from how its statistics are allotted to components.
+"""The weights of the clients' models in DistributionFusion, computed from the components of the clients.
 
 Duan, Li, Zou, Li, Lu: Federated Learning with Data-Agnostic Distribution Fusion. CVPR 2023.
 
-Client k belongs to component m by the responsibility r_km, of which each client has 1 in all. A component's model is
-the mean of the clients' with b_km = n_k r_km / R_m, where R_m = sum_k n_k r_km is its mass, and the global model is
-the mean of the components' with pi_m, so that a client's model counts omega_k = sum_m pi_m b_km.
+Client k belongs to component m with the responsibility r_km; the responsibilities of a client sum to 1. The model of
+a component is the mean of the clients' models with weights b_km = n_k r_km / R_m, where R_m = sum_k n_k r_km is the
+mass of the component. The global model is the mean of the components' models with weights pi_m. So a client's model
+has the weight omega_k = sum_m pi_m b_km.
 
-With pi_m = R_m / N of the same clients this is n_k / N, FedAvg's weight, whatever the responsibilities are. Two
-things make a difference. With R_m of all clients that are known, in place of the cohort's, a component counts what it
-does in the population, however many of its clients were drawn: post-stratification. With pi_m proportional to
-R_m^tau, tau < 1, rare components count more: a preference that is chosen, not inferred.
+With pi_m = R_m / N for the same clients, this is FedAvg's weight n_k / N, whatever the responsibilities are. There
+are two ways to differ from it. If R_m is computed from all known clients instead of the cohort, a component has its
+weight in the population, however many of its clients were drawn (post-stratification). If pi_m is proportional to
+R_m^tau with tau < 1, rare components get more weight; this preference is chosen, not inferred.
 """
 
 from __future__ import annotations
@@ -25,24 +26,24 @@ from fedmpi.typing import Cohort, Layout
 Floats = NDArray[np.float64]
 Allotment = Literal["hard", "soft"]
 
-#: Below this share of all mass a component is left out.
+#: A component below this share of the total mass is dropped.
 LEAST_SHARE = 1e-3
-#: Weights become whole numbers, of which means are exact, in units of 2^-48.
+#: Weights become whole numbers in units of 2^-48, so that means are exact.
 UNIT = 2.0**-48
-#: Of the soft allotment; plain probabilities would be nearly the same for all clients.
+#: Temperature of the soft allocation; plain probabilities would be nearly equal for all clients.
 TEMPERATURE = 0.3
 
 
 class Statistics:
-    """Where the parameters and statistics of normalisation layers lie in a model's vector, and what is inferred from.
+    """Positions of normalisation layers' parameters and statistics in a model's vector, and features from them.
 
     Args:
         layout: of the model.
-        which: the layers that are inferred from; all are merged.
+        which: the layers that features are computed from. All layers are merged.
 
     Attributes:
-        columns: of a model's vector, which n elements these are.
-        means, variances: [c] among these, the running means, and the running variances that belong to them.
+        columns: the n elements of a model's vector.
+        means, variances: [c] positions among these of the running means, and of the running variances.
     """
 
     def __init__(self, layout: Layout, which: Literal["first_last", "all"]) -> None:
@@ -59,14 +60,14 @@ class Statistics:
 
     @property
     def extent(self) -> tuple[int, int]:
-        """d, and how many of the features are means and deviations; all d if the layers keep none."""
+        """d, and the number of features that are means and deviations; d if the layers have no running statistics."""
         size = sum(map(len, self._chosen))
         return size, 2 * len(self._chosen[0]) or size
 
     def features(self, rows: Floats) -> Floats:
-        """[k, d], what is inferred from, of rows [k, n]: means, logarithms of deviations, shifts and scales."""
+        """[k, d], the features of rows [k, n]: means, logarithms of deviations, shifts and scales."""
         mean, variance, shift, scale = (rows[:, places] for places in self._chosen)
-        with np.errstate(invalid="ignore"):  # of a variance below zero, which no healthy client has
+        with np.errstate(invalid="ignore"):  # for a negative variance, which only a diverged client has
             deviation = np.log(variance + 1e-5) / 2
         return np.concatenate([mean, deviation, shift, scale], 1)
 
@@ -74,8 +75,9 @@ class Statistics:
         """[n], the mean of rows [k, n] with weights [k] that sum to 1.
 
         Args:
-            moments: whether variances become those of the mixture of the clients' distributions, that is the mean of
-                var_k + (mu_k - mu)^2. In the one-pass form, of squares less the square, they would cancel.
+            moments: whether the merged variance is that of the mixture of the clients' distributions: the mean of
+                var_k + (mu_k - mu)^2. The one-pass formula (mean of squares minus square of the mean) would lose
+                digits.
         """
         merged: Floats = (weights[:, None] * rows).sum(0)
         if moments:
@@ -90,11 +92,11 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Fusion:
-    """Weights of k clients' models by way of A components.
+    """Weights of k clients' models, computed from A components.
 
     Attributes:
         weights: [k] omega, which sum to 1.
-        allocation: [k, A] b; of each component they sum to 1.
+        allocation: [k, A] b, which sum to 1 for each component.
         components: [A] pi, which sum to 1.
     """
 
@@ -104,13 +106,14 @@ class Fusion:
 
 
 def responsibilities(log_q: Floats, mass: NDArray, how: Allotment) -> tuple[Floats, NDArray[np.int64]]:
-    """[k, A] the clients' responsibilities, and [A] the components that are alive, from [k, M] log probabilities.
+    """[k, A] responsibilities, and [A] the components that are in use, from [k, M] log-probabilities.
 
-    A component of less than a thousandth of the mass is left out, and its clients go to the others.
+    A component with less than a thousandth of the mass is dropped, and its clients go to the others.
 
     Args:
         mass: [k] n_k.
-        how: hard, each client to its likeliest component; or soft, by the probabilities to the power of 1 / 0.3.
+        how: hard: each client belongs to its most probable component. soft: by the probabilities to the power of 1 /
+            0.3.
     """
     shares = mass @ _allotted(log_q, how) / mass.sum()
     alive = np.flatnonzero(shares >= min(LEAST_SHARE, shares.max()))
@@ -125,19 +128,19 @@ def _allotted(log_q: Floats, how: Allotment) -> Floats:
 
 
 def represented(r: Floats) -> NDArray[np.int64]:
-    """Which of A components some client of responsibilities [k, A] belongs to, by a thousandth at least."""
+    """Whether each of A components has a client with a responsibility [k, A] of at least a thousandth."""
     largest = r.max(0)
     return np.flatnonzero(largest >= min(LEAST_SHARE, largest.max()))
 
 
 def fuse(r: Floats, mass: NDArray, power: float, cap: float | None, masses: Floats | None = None) -> Fusion:
-    """The weights of clients with responsibilities [k, A] and masses [k], of which no component is empty.
+    """The weights of clients with responsibilities [k, A] and masses [k]; no component may be empty.
 
     Args:
-        power: tau. 1: components count their masses; 0: alike.
-        cap: how many times n_k / N a weight may be; what is cut off goes to the others, as far as they may have it.
-            None: as large as it is.
-        masses: [A] of the components in the population; None: those of these clients, of which tau = 1 makes FedAvg.
+        power: tau. 1: the weight of a component is its mass. 0: all components have equal weights.
+        cap: maximum of a weight, as a multiple of n_k / N. What is cut off goes to the other weights, within their
+            maximum. None: no maximum.
+        masses: [A] of the components in the population; None: of these clients, which with tau = 1 gives FedAvg.
     """
     own = mass @ r
     shares = component_shares(own if masses is None else masses, power)
@@ -148,19 +151,19 @@ def fuse(r: Floats, mass: NDArray, power: float, cap: float | None, masses: Floa
 
 
 def component_shares(masses: Floats, power: float) -> Floats:
-    """[A] pi, of components with masses [A]."""
+    """[A] pi, for components with masses [A]."""
     shares = (masses / masses.sum()) ** power
     shares /= shares.sum()
     return np.asarray(shares)
 
 
 def stratified(r: Floats, mass: NDArray, masses: Floats) -> Floats:
-    """[k] weights that sum to 1, by which a mean over a cohort is one over the population, as far as that is known.
+    """[k] weights that sum to 1, with which a mean over a cohort estimates the mean over the known population.
 
-    A component of which clients are known counts among these what it does in the population.
+    Among the known clients, a component has its weight in the population.
 
     Args:
-        r: [k, M] responsibilities, NaN of a client that is not known.
+        r: [k, M] responsibilities; NaN for an unknown client.
         mass: [k] n_k.
         masses: [M] of the components in the population.
     """
@@ -174,14 +177,14 @@ def stratified(r: Floats, mass: NDArray, masses: Floats) -> Floats:
 
 
 def scaled(x: Floats, center: Floats | float = 0.0) -> Floats:
-    """[k, d] less the center [d], each column over its standard deviation, but at least 0.001."""
+    """[k, d] minus the center [d], each column divided by its standard deviation, or by 0.001 if that is smaller."""
     return np.asarray((x - center) / np.maximum(x.std(0), 1e-3))
 
 
 def capped(weights: Floats, largest: Floats) -> Floats:
-    """[k] weights that sum to 1, none above its largest [k]; those below keep their proportions.
+    """[k] weights that sum to 1, none above its maximum [k]. Weights below their maximum keep their proportions.
 
-    Cutting and dividing by the sum would lift what was cut above its largest again.
+    Cutting once and dividing by the sum would lift the cut weights above their maximum again.
     """
     weights = weights.copy()
     cut = np.zeros(len(weights), dtype=bool)
@@ -193,20 +196,22 @@ def capped(weights: Floats, largest: Floats) -> Floats:
 
 
 def label_distance(weights: Floats, labels: NDArray, mass: NDArray, everyone: NDArray) -> float:
-    """The l1 distance of the label mix of clients with weights [k] from that of all clients with masses [n].
+    """The L1 distance of the label distribution of clients with weights [k] from that of all clients with masses [n].
 
     Args:
-        labels, everyone: [k, classes] and [n, classes], how many labels of each class these clients have.
+        labels, everyone: [k, classes] and [n, classes], numbers of samples per class of these clients.
     """
     some, all_of_them = (counts / np.maximum(counts.sum(1, keepdims=True), 1) for counts in (labels, everyone))
     return float(np.abs(weights @ some / weights.sum() - mass @ all_of_them / mass.sum()).sum())
 
 
 def between_components(weights: Floats, mass: NDArray, component: NDArray[np.int64]) -> float:
-    """Of the variance of omega_k / (n_k / N), the share that lies between components; NaN if there is hardly any.
+    """The share of the variance of omega_k / (n_k / N) that is between components.
+
+    NaN if there is hardly any variance.
 
     Args:
-        weights, mass, component: [k] omega_k, n_k and the component of each client; the variance is over samples.
+        weights, mass, component: [k] omega_k, n_k and the component of each client. The variance is over samples.
     """
     share = mass / mass.sum()
     ratio = weights / share - 1  # its mean is 0
@@ -217,13 +222,13 @@ def between_components(weights: Floats, mass: NDArray, component: NDArray[np.int
 
 
 def correlation(some: Floats, others: Floats) -> float:
-    """Of [k] and [k]; NaN where one of them hardly varies."""
+    """Correlation of [k] and [k]; NaN if one of them hardly varies."""
     varies = min(np.ptp(some) / abs(some).max(), np.ptp(others) / abs(others).max()) > 1e-6
     return float(np.corrcoef(some, others)[0, 1]) if varies else np.nan
 
 
 def weighted_by(cohort: Cohort, omega: NDArray[np.float32]) -> Cohort:
-    """The cohort in whose mean each client counts omega [m], if not none does."""
+    """The cohort with weights omega [m], unless all are zero."""
     mass = np.rint(omega.astype(np.float64) / UNIT).astype(np.int64)
     expected = cohort.expected_mass and cohort.expected_mass / cohort.total_mass * int(mass.sum())
     return replace(cohort, mass=mass, expected_mass=expected)

@@ -1,6 +1,6 @@
-"""Networks that make samples, or features of samples, of given classes out of noise.
+"""Networks that generate samples, or features, of given classes from noise.
 
-May import what models may, but no model.
+May import the same as models, but no model.
 """
 
 import sys

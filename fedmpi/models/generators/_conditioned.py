@@ -1,4 +1,4 @@
-"""What generators are made of. Private, because importing it imports torch."""
+"""Building blocks of generators. Private, because importing it imports torch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch.nn import functional
 
 
 class Conditioned(nn.Module):
-    """A network over noise and label, side by side; labels enter as 0 and 1 for each class.
+    """A network whose input is noise and one-hot label, concatenated.
 
     Args:
-        of_noise: what the noise [B, noise] goes through first.
-        of_label: what the labels [B, classes] go through first.
-        over_both: takes the results, side by side.
+        of_noise: first layers of the noise [B, noise].
+        of_label: first layers of the labels [B, classes].
+        over_both: takes the concatenated results.
         classes: number of classes.
     """
 

@@ -12,13 +12,13 @@ _SLOPE = 0.2  # of the leaky ReLUs
 
 
 class ConvolutionalGenerator(nn.Module):
-    """Noise and labels, each by a layer of its own, to maps; these by convolutions to images.
+    """Noise and labels become maps by one layer each, and the maps become images by convolutions.
 
     Args:
         noise, classes: length of the noise vector, number of labels.
-        start: (channels, height, width) of the first maps, of which noise and label make a half each.
+        start: (channels, height, width) of the first maps. Noise and label make one half each.
         body: layers from these maps to those of the last convolution.
-        width: channels of the latter.
+        width: channels of the last convolution's input.
         channels: of the images.
         final_norm: whether the images are normalised over the batch after the tanh.
     """
@@ -60,5 +60,5 @@ def convolution(inputs: int, outputs: int) -> list[nn.Module]:
 
 
 def doubling() -> nn.Module:
-    """[B, C, H, W] to [B, C, 2 H, 2 W], every pixel four times."""
+    """[B, C, H, W] to [B, C, 2 H, 2 W]; every pixel is repeated four times."""
     return nn.Upsample(scale_factor=2)

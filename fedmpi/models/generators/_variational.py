@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 
 class Autoencoder(nn.Module):
-    """Called as a generator it is its decoder alone; what trains it calls both parts by their names.
+    """The network of an autoencoder. Calling it runs only the decoder; training calls both parts by their names.
 
     Args:
-        encoder: images [B, C, H, W] to means and raw standard deviations, side by side [B, 2 noise].
+        encoder: images [B, C, H, W] to means and raw standard deviations, concatenated [B, 2 noise].
         decoder: noise [B, noise] and labels [B] to images.
     """
 

@@ -1,4 +1,4 @@
-"""What a generator is to the rest of fedmpi: options, and a way to build the network that they describe."""
+"""The interface of generators: options, and a method that builds the network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedmpi.typing import Net, Tensor
 
 
 class Generator(metaclass=Configured):
-    """A family of conditional generators, described by its options.
+    """Base of the generators: networks that make samples or features of given classes from noise.
 
     The network that is built is called with standard normal noise [B, noise] and labels [B].
 
@@ -34,18 +34,18 @@ class Generator(metaclass=Configured):
 
 
 class LearningGenerator(Generator):
-    """A generator of images that learns from samples, wherever these are: at clients, say."""
+    """A generator of images that is trained on samples, for example at clients."""
 
     @abstractmethod
     def loss(self, net: Net, x: Tensor, labels: Tensor) -> Tensor:
-        """[B], what training minimises the mean of.
+        """[B], the loss of each sample; training minimises the mean.
 
         Args:
-            net: runs the network that was built, whole or by its parts.
+            net: runs the built network, or its parts.
             x: [B, C, H, W] images on the scale 0..1.
             labels: [B].
         """
 
     def images(self, made: Tensor) -> Tensor:
-        """What becomes of the network's output [B, C, H, W] when images are sampled, on the scale 0..1."""
+        """Sampled images on the scale 0..1, from the network's output [B, C, H, W]."""
         return made

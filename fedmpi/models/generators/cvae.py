@@ -19,10 +19,11 @@ _LEAST_STD = 1e-6
 
 @with_options
 class CVAE(LearningGenerator):
-    """A variational autoencoder (Kingma and Welling, 2014) whose decoder is told the class; its encoder is not.
+    """A variational autoencoder (Kingma and Welling, 2014) whose decoder gets the class as an input.
 
-    Fully connected: the encoder gives the mean and, through softplus, the standard deviation of a Gaussian. The
-    decoder takes a draw from it and the label. For 1x28x28, 10 classes and a noise of 3: 1,072,150 parameters.
+    All layers are fully connected. The encoder, which does not get the class, computes the mean and (by softplus) the
+    standard deviation of a Gaussian. The decoder gets a draw from it and the label. For 1x28x28, 10 classes and a
+    noise of 3: 1,072,150 parameters.
 
     Args:
         noise: length of the noise vector, the latent dimensions.
@@ -56,8 +57,7 @@ class CVAE(LearningGenerator):
     def loss(self, net: Net, x: Tensor, labels: Tensor) -> Tensor:
         """[B]: the squared error summed over an image, plus the divergence from N(0, 1) summed over dimensions.
 
-        The paper's loss is their sum over the batch, of which the engine takes the mean: a factor that Adam does not
-        see.
+        The paper sums over the batch; the engine takes the mean. The factor between them has no effect with Adam.
         """
         target = x.round() if self.binary else x
         mean, raw = net.run("encoder", target).chunk(2, -1)

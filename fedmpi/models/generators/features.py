@@ -1,4 +1,4 @@
-"""Generators of features: of what the last layer of a network takes."""
+"""Generators of features, the input of a network's last layer."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from fedmpi.ranges import PositiveInt, Widths
 
 @with_options
 class FeatureGenerator(Generator):
-    """Fully connected layers that make feature vectors out of noise and a label, for FedGen (Zhu et al., 2021).
+    """Fully connected layers that make feature vectors from noise and a label, for FedGen (Zhu et al., 2021).
 
     The input is the noise and the one-hot label, concatenated. Hidden layers with batch normalisation and LeakyReLU
     follow. The default is about the authors' network: 143,104 parameters for 512 features of 10 classes.
 
-    FedFTG (Zhang et al., 2022) first brings noise and label to a common width, each by a layer of its own, and
-    normalises them. Its Table 1(b) is noise 100 (for CIFAR-100: 256), branch 4096, hidden [8192]: 71,803,392
-    parameters for 512 features of 10 classes. Its Table 2(b), for images of s x s pixels, is noise 256, branch s^2,
-    hidden [s^2, s^2].
+    FedFTG (Zhang et al., 2022) first brings noise and label to a common width by one layer each, and normalises them.
+    Its Table 1(b) is noise 100 (for CIFAR-100: 256), branch 4096, hidden [8192]: 71,803,392 parameters for 512
+    features of 10 classes. Its Table 2(b), for images of s x s pixels, is noise 256, branch s^2, hidden [s^2, s^2].
 
     Args:
         noise: length of the noise vector.
@@ -35,7 +34,7 @@ class FeatureGenerator(Generator):
         from fedmpi.models.generators._conditioned import Conditioned
 
         if len(shape) != 1:
-            raise BadInput(f"= {type(self).__name__}: makes no samples of shape {shape}, but features", "generator")
+            raise BadInput(f"= {type(self).__name__}: makes features, not samples of shape {shape}", "generator")
         of_noise: nn.Module = nn.Identity()
         of_label: nn.Module = nn.Identity()
         width = self.noise + classes

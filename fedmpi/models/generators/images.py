@@ -1,4 +1,4 @@
-"""Generators of images, those of FedFTG (Zhang et al., CVPR 2022, tables 1(a) and 2(a) of the supplement)."""
+"""The image generators of FedFTG (Zhang et al., CVPR 2022, tables 1(a) and 2(a) of the supplement)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fedmpi.typing import ConvolutionalGenerator
 
 @with_options
 class ImageGenerator(Generator):
-    """Two convolutions and two doublings from 128 maps to images: FedFTG's for CIFAR (its table 1(a)).
+    """FedFTG's generator for CIFAR (its table 1(a)): 128 maps, two convolutions and two upsamplings.
 
-    For images whose height and width 4 divides. For 3x32x32: 682,499 parameters with 10 classes and a noise of 100,
-    1,690,115 with 100 classes and a noise of 256.
+    Height and width of the images must be multiples of 4. For 3x32x32: 682,499 parameters with 10 classes and a noise
+    of 100, 1,690,115 with 100 classes and a noise of 256.
 
     Args:
         noise: length of the noise vector.
@@ -44,14 +44,14 @@ class ImageGenerator(Generator):
 
 @with_options
 class DeepImageGenerator(Generator):
-    """Four doublings and convolutions from 512 maps to images: FedFTG's for larger images (its table 2(a)).
+    """FedFTG's generator for larger images (its table 2(a)): 512 maps, four upsamplings and convolutions.
 
-    For images whose height and width 16 divides. With a noise of 256: 4,963,779 parameters for 3x112x112 and 11
-    classes, 3,465,411 for 3x64x64 and 200 classes.
+    Height and width of the images must be multiples of 16. With a noise of 256: 4,963,779 parameters for 3x112x112
+    and 11 classes, 3,465,411 for 3x64x64 and 200 classes.
 
     Args:
         noise: length of the noise vector.
-        final_norm: whether the output is batch-normalised, as in the authors' code; else between -1 and 1.
+        final_norm: whether the output is batch-normalised, as in the authors' code. If not, it is between -1 and 1.
     """
 
     noise: PositiveInt = 256
@@ -68,12 +68,12 @@ class DeepImageGenerator(Generator):
 
 
 def _image(generator: Generator, shape: tuple[int, ...], divisor: int) -> tuple[int, int, int]:
-    """`shape` as (channels, height, width), or `BadInput` if it is no image or of another size."""
+    """`shape` as (channels, height, width), or `BadInput` if it is not an image of a suitable size."""
     match shape:
         case (channels, height, width) if height % divisor == width % divisor == 0:
             return channels, height, width
     raise BadInput(
         f"= {type(generator).__name__}: cannot make samples of shape {shape}: "
-        f"it makes images (channels, height, width) whose height and width {divisor} divides",
+        f"it makes images (channels, height, width) whose height and width are multiples of {divisor}",
         "generator",
     )

@@ -1,0 +1,116 @@
+"""What --help prints: an overview on two screens, or everything (--help all)."""
+
+from __future__ import annotations
+
+import textwrap
+from argparse import SUPPRESS, Action
+from collections.abc import Iterator
+from typing import Any
+
+from fedmpi.errors import BadInput
+from fedmpi.experiment.catalogue import COMPONENTS, NESTED, public
+from fedmpi.experiment.documented import Option, options, subjects, summary
+
+USAGE = "mpirun -n RANKS python -m fedmpi [--config FILE] [--OPTION VALUE ...]"
+ABOUT = (
+    "Run one federated learning experiment as one MPI job: rank 0 is the server, the other ranks train the clients."
+    " Later options override earlier ones. Name a class before its options: --algorithm FedProx --algorithm.mu 0.1"
+)
+#: Options that the overview leaves out.
+RARE = (
+    "local.decay",
+    "local.clip_norm",
+    "local.vectorize",
+    "local.precision",
+    "held_out_epochs",
+    "checkpoint.every_minutes",
+    "checkpoint.every_rounds",
+    "checkpoint.keep",
+    "checkpoint.copies",
+    "deadline",
+)
+#: Options that need no value on the command line.
+FLAGS = ("overwrite", "resume")
+#: What the command line takes in addition to settings.
+FURTHER = {
+    "--config FILE": "read settings from a YAML file",
+    "--print_config": "print all settings as YAML, and run nothing",
+    "--algorithm.help FedProx": "describe the options of one class; likewise --model.help LeNet, ...",
+    "--help all": "describe every option, and the options of every class",
+}
+PAGES = "The same as --help all on one page: docs/command_line.md. To begin: README.md."
+
+
+class Help(Action):
+    """The option --help: prints, and exits."""
+
+    def __init__(self, option_strings: list[str], **options: Any) -> None:
+        super().__init__(option_strings, dest=SUPPRESS, default=SUPPRESS, nargs="?", const="", help=SUPPRESS)
+
+    def __call__(self, parser: Any, namespace: object, values: object, option_string: str | None = None) -> None:
+        if values not in ("", "all"):
+            raise BadInput(
+                f"= {values}: must be all, or left out; --algorithm.help FedProx describes one class", "--help"
+            )
+        print("\n".join(everything() if values else overview()))
+        parser.exit()
+
+
+def overview() -> Iterator[str]:
+    """The usual options of the experiment with their defaults, each in a few words, and the names of all classes."""
+    yield from _beginning()
+    for subject, known in subjects():
+        yield f"\n{subject}"
+        for option in known:
+            if option.name in RARE:
+                continue
+            head = f"--{option.name}" if option.name in FLAGS else f"--{option.name} {option.default}"
+            yield from _in_columns(head, option.first_sentence)
+            if option.name in COMPONENTS:
+                names = " ".join(cls.__name__ for cls in public(COMPONENTS[option.name]))
+                yield from textwrap.wrap(names, 80, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    yield "\nMore"
+    for head, text in FURTHER.items():
+        yield from _in_columns(head, text)
+    yield f"\n{PAGES}"
+
+
+def everything() -> Iterator[str]:
+    """All options of the experiment and of every class, with types, ranges and defaults."""
+    yield from _beginning()
+    for subject, known in subjects():
+        yield f"\n{subject}"
+        for option in known:
+            yield from _entry(option, 2)
+    yield "\nMore"
+    for head, text in FURTHER.items():
+        yield from _in_columns(head, text)
+    yield "\nClasses and their options (a class of your own is named by its import path)"
+    for name, base in [*COMPONENTS.items(), *NESTED.items()]:
+        for cls in public(base):
+            yield ""
+            yield from _wrapped(f"--{name} {cls.__name__}  {summary(cls)}", 2)
+            for option in options(cls, f"{name}."):
+                yield from _entry(option, 6)
+
+
+def _beginning() -> Iterator[str]:
+    yield f"usage: {USAGE}\n"
+    yield from textwrap.wrap(ABOUT, 80)
+
+
+def _entry(option: Option, indent: int) -> list[str]:
+    default = "no default" if option.default is None else f"default: {option.default}"
+    facts = f"{option.kind}, {option.allowed}" if option.allowed else option.kind
+    return _wrapped(f"--{option.name}  {option.text} ({facts}; {default})", indent)
+
+
+def _wrapped(text: str, indent: int) -> list[str]:
+    return textwrap.wrap(
+        text, 80, initial_indent=" " * indent, subsequent_indent=" " * (indent + 4), break_on_hyphens=False
+    )
+
+
+def _in_columns(head: str, text: str) -> list[str]:
+    """A head, and a text in a column of its own."""
+    return textwrap.wrap(f"{head:27} {text}", 80, initial_indent="  ", subsequent_indent=" " * 30)
