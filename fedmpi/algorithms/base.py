@@ -199,7 +199,7 @@ class Algorithm(metaclass=Configured):
         """One round with the clients of `cohort`; runs on every rank, collectives are methods of `fed`.
 
         Whatever ranks decide by themselves they must decide alike. The global generators of random, numpy.random and
-        torch are seeded for that, see docs/extending.md.
+        torch are seeded for that, see docs/tutorial.md.
         """
 
     def train(self, fed: Federation, block: Block, start: Tensor, received: Tensor, phase: Phase = WHOLE) -> Trained:
