@@ -160,6 +160,18 @@ def test_the_answers(tmp_path: Path) -> None:
     assert len(stopped.rounds["round"]) < 30
 
 
+def test_slow_clients(tmp_path: Path) -> None:
+    """Oracles: the clients that the page says there are, lost ones and late ones."""
+    pytest.importorskip("matplotlib")
+    page = Page("participation", tmp_path)
+    page.run(page.block("mpirun"))
+    run = results.open(tmp_path / "runs" / "slow.h5")
+    assert run.rounds["dropped"].sum() > 0
+    assert run.rounds["late"].sum() > 0
+    assert run.rounds["virtual_seconds"].max() <= 1
+    assert (tmp_path / "slow.png").exists()
+
+
 def test_which_clients_are_trained_side_by_side() -> None:
     """The numbers of the page's table are those of the rule."""
     from fedmpi.training import choice

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.round_time import PARTS, Cluster, Machine, Network, Training, one_node, round_time
 
 FREE = dict.fromkeys(
-    ("meeting", "poll", "turn", "naps", "a_round", "a_block", "a_member", "a_client", "a_number"), 0.0
+    ("barrier", "poll", "sharing", "sleeps", "a_round", "a_block", "a_member", "a_client", "a_number"), 0.0
 )
 NOTHING = dict.fromkeys(("add", "total", "form"), (0.0, 0.0))
 INSTANT = Network(0.0, inf)
@@ -61,10 +61,10 @@ def test_a_node_is_no_faster_than_its_memory() -> None:
 def test_several_nodes_meet_more_often() -> None:
     """Oracle: the calls of `World.meet` in FedAvg's round, 4 and 7; between nodes, ranks meet twice and leaders once,
     and once more before they broadcast."""
-    assert seconds(machine(meeting=1.0), 4, one_node(8)) == {"meetings": 4}
+    assert seconds(machine(barrier=1.0), 4, one_node(8)) == {"barriers": 4}
     nodes = Cluster(8, 2, inf, INSTANT)
-    assert seconds(machine(meeting=1.0), 4, nodes) == {"meetings": 14}
-    assert seconds(machine(), 4, Cluster(8, 2, inf, Network(1.0, inf)))["meetings"] == 7 + 1
+    assert seconds(machine(barrier=1.0), 4, nodes) == {"barriers": 14}
+    assert seconds(machine(), 4, Cluster(8, 2, inf, Network(1.0, inf)))["barriers"] == 7 + 1
 
 
 def test_networks() -> None:
@@ -80,6 +80,6 @@ def test_networks() -> None:
 def test_bookkeeping() -> None:
     """Oracle: by hand, for 3 of 100 clients; 4 ranks on 2 cores, each adds up 4 times 3 * 5 + 4 * 6 numbers."""
     what = machine(a_round=1.0, a_member=10.0, a_client=100.0)
-    assert seconds(what, 4, one_node(4)) == {"books": 1 + 30 + 10_000}
-    assert seconds(what, 4, one_node(2)) == {"books": 2 * (1 + 30 + 10_000)}
-    assert seconds(machine(a_number=1.0), 4, one_node(2)) == {"books": 2 * 4 * 42}
+    assert seconds(what, 4, one_node(4)) == {"bookkeeping": 1 + 30 + 10_000}
+    assert seconds(what, 4, one_node(2)) == {"bookkeeping": 2 * (1 + 30 + 10_000)}
+    assert seconds(machine(a_number=1.0), 4, one_node(2)) == {"bookkeeping": 2 * 4 * 42}
