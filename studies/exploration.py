@@ -1,27 +1,26 @@
-"""What a model learns from long-tailed data, and what can be generated from it: python -m studies.exploration.
+"""What a model learns from long-tailed data, and what can be generated from it.
 
-The exploration that FedFTG starts from (Zhang et al., CVPR 2022, section 1.1 of the supplement), on real CIFAR-10.
+The exploration that FedFTG starts from (Zhang et al., CVPR 2022, section 1.1 of the supplement), on CIFAR-10.
 
-Long tail: models trained on subsets of 5,000 images whose class shares are drawn from a Dirichlet distribution; its
-beta is the smaller, the longer the tail. Of each, the accuracy on the balanced test set, and with classes weighted as
-in its training.
+    gaps         models trained on subsets of 5,000 images whose class shares are drawn from a Dirichlet distribution;
+    the
+                 smaller its beta, the longer the tail. Of each, the accuracy on the balanced test set, and with
+                 classes weighted as in its training
+    pseudo_data  generators are trained so that one of these models takes their images for the class that was asked
+    for,
+                 and that they are as diverse as their noise. A judge, trained on all images, says which of them it
+                 takes for it. This table needs the whole files of the models
 
-Pseudo-data: generators are trained so that one of these models takes their images for the class that was asked for,
-and that they are as diverse as their noise. A judge, trained on all images, says which of them it takes for it.
+By default a small network and few passes, for minutes on two cores. The supplement's network is
+`--options '--model ResNet34 --rounds 40 --evaluate_every 40' --results elsewhere`.
 
-By default a small network and few passes, for minutes on two cores; the supplement's network is
-`--model ResNet34 --rounds 40 --steps 2000`. Each training is a process of its own, as many at a time as there are
-cores; those whose file is there and finished with as many rounds are not repeated.
+A cell is BETA/SEED, such as 0.1/0, or all/0 for the judge.
 """
 
 from __future__ import annotations
 
-import argparse
-import shlex
 import sys
 from collections.abc import Mapping
-from itertools import product
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,22 +31,25 @@ from torch.nn.functional import cross_entropy
 
 from fedmpi import results
 from fedmpi.algorithms.toolbox.distillation import diversity_loss
-from fedmpi.components import subclasses
 from fedmpi.data import Partition
 from fedmpi.errors import require
 from fedmpi.experiment.command_line import parse
-from fedmpi.models.generators import Generator
+from fedmpi.models.generators.images import ImageGenerator
 from fedmpi.results import Run
-from fedmpi.results.formats import FORMATS
-from studies.runs import train_all
+from studies.study import Files, Study
 
 SHAPE, CLASSES = (3, 32, 32), 10
-#: One client is plain training. So many passes over a subset, or one over all images, a round.
+#: One client is plain training, with three passes over a subset, or one over all images, per round.
 PROTOCOL = (
-    "--dataset CIFAR10 --clients 1 --local.batch_size 50 --local.lr 0.05 --local.momentum 0.9"
+    "--rounds 5 --evaluate_every 5 --model LeNet --dataset CIFAR10 --clients 1 --local.batch_size 50"
+    " --local.lr 0.05 --local.momentum 0.9"
     " --local.weight_decay 1e-3 --local.schedule cosine --local.augmentation flip"
 )
-PASSES = 3
+BETAS = ("0.1", "0.3", "1", "10")
+SEEDS = range(2)
+#: The model to generate from, and the generators that are trained for a mean of theirs.
+BIASED, GENERATORS = "0.3/0", 3
+STEPS, LR = 100, 1e-3
 #: Images that the generator learns from at a time; how many of each class are scored.
 BATCH, SCORED = 50, 200
 
@@ -75,52 +77,14 @@ class LongTail(Partition):
         return [np.concatenate([some[:count] for some, count in zip(of_each, counts, strict=True)])]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m studies.exploration")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="root of the data set (default: data)")
-    parser.add_argument("--folder", type=Path, default=Path("runs/exploration"), help="(default: runs/exploration)")
-    parser.add_argument("--model", default="LeNet", help="(default: LeNet)")
-    parser.add_argument("--rounds", type=int, default=5, help=f"of {PASSES} passes over a subset (default: 5)")
-    parser.add_argument("--samples", type=int, default=5000, help="of a subset (default: 5000)")
-    parser.add_argument("--betas", type=float, nargs="+", default=[0.1, 0.3, 1, 10], help="(default: 0.1 0.3 1 10)")
-    parser.add_argument("--seeds", type=int, default=2, help="(default: 2)")
-    parser.add_argument("--biased", type=float, help="beta of the model to generate from (default: the second)")
-    parser.add_argument("--generator", default="ImageGenerator", help="(default: ImageGenerator)")
-    parser.add_argument("--generators", type=int, default=3, help="drawn anew, for a mean of theirs (default: 3)")
-    parser.add_argument("--steps", type=int, default=100, help="of a generator's training (default: 100)")
-    parser.add_argument("--lr", type=float, default=1e-3, help="a generator's (default: 0.001)")
-    chosen = parser.parse_args()
-    always = f"{PROTOCOL} --dataset.root {shlex.quote(str(chosen.data))} --model {chosen.model}"
-    always += f" --evaluate_every {chosen.rounds}"
-    well_trained = chosen.folder / "all.h5"
-    experiments = {well_trained: f"{always} --partition IID --local.epochs 1"}  # the longest first
-    subsets = {
-        (beta, seed): chosen.folder / f"{beta:g}-{seed}.h5"
-        for beta, seed in product(chosen.betas, range(chosen.seeds))
+def cells() -> dict[str, str]:
+    """Name -> options of all experiments, the longest first."""
+    subset = "--partition studies.exploration.LongTail --local.epochs 3"
+    return {"all/0": f"{PROTOCOL} --partition IID --local.epochs 1"} | {
+        f"{beta}/{seed}": f"{PROTOCOL} {subset} --partition.beta {beta} --seed {seed}"
+        for beta in BETAS
+        for seed in SEEDS
     }
-    for (beta, seed), path in subsets.items():
-        experiments[path] = (
-            f"{always} --partition studies.exploration.LongTail --partition.beta {beta}"
-            f" --partition.samples {chosen.samples} --local.epochs {PASSES} --seed {seed}"
-        )
-    if not train_all(experiments, chosen.rounds):
-        sys.exit(1)
-    gaps = {
-        beta: [tail(results.open(path)) for (b, _), path in subsets.items() if b == beta] for beta in chosen.betas
-    }
-    print(show_gaps(gaps))
-    biased = subsets[chosen.biased or chosen.betas[min(1, len(chosen.betas) - 1)], 0]
-    networks = [network(results.open(path), experiments[path]) for path in (biased, well_trained)]
-    generator = next(cls for cls in subclasses(Generator) if cls.__name__ == chosen.generator)()
-    found = []
-    for number in range(chosen.generators):
-        torch.manual_seed(number)
-        module = generator.build(SHAPE, CLASSES)
-        train_generator(module, generator.noise, networks[0], chosen.steps, chosen.lr)
-        found.append(pseudo_accuracy(module, generator.noise, *networks))
-    reached = results.open(well_trained).accuracy().last
-    print(f"\npseudo-data of {biased}; the judge has {100 * reached:.2f} % on the test set")
-    print(show_quality(results.open(biased), *np.mean(found, 0)))
 
 
 # Long tail
@@ -133,14 +97,14 @@ def tail(run: Run) -> tuple[float, float, float]:
     return float(shares.max()), float(by_class.mean()), float(shares @ by_class)
 
 
-def show_gaps(gaps: Mapping[float, list[tuple[float, float, float]]]) -> str:
+def show_gaps(gaps: Mapping[float, list[tuple[float, float, float]]]) -> list[list[str]]:
     """A table, the longest tail first, with the mean and the standard deviation over subsets."""
     rows = [["beta", "subsets", "largest class (%)", "balanced test (%)", "as in training (%)", "gap (points)"]]
     for beta, found in sorted(gaps.items()):
         largest, balanced, weighted = 100 * np.array(found).T
         columns = largest, balanced, weighted, weighted - balanced
         rows.append([f"{beta:g}", str(len(found)), *map(_mean, columns)])
-    return FORMATS["text"](rows)
+    return rows
 
 
 def _mean(values: NDArray[np.float64]) -> str:
@@ -150,9 +114,9 @@ def _mean(values: NDArray[np.float64]) -> str:
 # Pseudo-data
 
 
-def network(run: Run, options: str) -> nn.Module:
-    """The model of a run, frozen."""
-    module = parse(shlex.split(options))[0].model.build(SHAPE, CLASSES)
+def network(run: Run, model: str) -> nn.Module:
+    """The network of a run, of the model of this name, frozen."""
+    module = parse(["--model", model])[0].model.build(SHAPE, CLASSES)
     module.load_state_dict({name: torch.from_numpy(x) for name, x in run.state_dict().items()}, strict=False)
     return module.eval().requires_grad_(False)
 
@@ -182,8 +146,10 @@ def pseudo_accuracy(module: nn.Module, noise: int, *judges: nn.Module) -> NDArra
     return shares
 
 
-def show_quality(biased: Run, by_biased: NDArray[np.float64], by_judge: NDArray[np.float64]) -> str:
-    """A table, the largest class first, and rank correlations with the number of training images."""
+def show_quality(
+    biased: Run, by_biased: NDArray[np.float64], by_judge: NDArray[np.float64]
+) -> tuple[list[list[str]], list[str]]:
+    """A table, the largest class first, and lines with rank correlations with the number of training images."""
     counts, accuracy = biased.partition["label_counts"][0], biased.evaluation["per_class_accuracy"][-1]
     rows = [
         [
@@ -197,12 +163,49 @@ def show_quality(biased: Run, by_biased: NDArray[np.float64], by_judge: NDArray[
     for label in np.argsort(-counts, kind="stable").tolist():
         shares = accuracy[label], by_biased[label], by_judge[label]
         rows.append([str(label), str(counts[label]), *(f"{100 * share:.2f}" for share in shares)])
-    lines = [FORMATS["text"](rows)]
+    lines = []
     for name, values in (("its accuracy", accuracy), ("what the judge says", by_judge)):
         found = spearmanr(counts, values)
         lines.append(f"rank correlation (Spearman) of training images and {name}: {found[0]:.2f}, p {found[1]:.2g}")
-    return "\n".join(lines)
+    return rows, lines
 
+
+def show_tails(files: Files) -> None:
+    """Print the gap between the balanced and the long-tailed test."""
+    found = {float(beta): [tail(results.open(path)) for path in files.matching(f"{beta}/*")] for beta in BETAS}
+    if all(found.values()):
+        files.show(show_gaps(found))
+
+
+def show_pseudo_data(files: Files) -> None:
+    """Train generators, and print what the models say of their images."""
+    paths = [*files.whole(BIASED), *files.whole("all/0")]
+    if len(paths) < 2:
+        print(f"needs the whole files of the cells {BIASED} and all/0 in {files.runs}")
+        return
+    biased, well_trained = map(results.open, paths)
+    networks = [network(run, run.attributes["model"]) for run in (biased, well_trained)]
+    generator = ImageGenerator()
+    found = []
+    for number in range(GENERATORS):
+        torch.manual_seed(number)
+        module = generator.build(SHAPE, CLASSES)
+        train_generator(module, generator.noise, networks[0], STEPS, LR)
+        found.append(pseudo_accuracy(module, generator.noise, *networks))
+    rows, lines = show_quality(biased, *np.mean(found, 0))
+    files.show(rows)
+    print("\n".join(lines))
+    print(f"the judge has {100 * well_trained.accuracy().last:.2f} % on the test set")
+
+
+STUDY = Study(
+    module="studies.exploration",
+    cells=cells(),
+    tables={"gaps": show_tails, "pseudo_data": show_pseudo_data},
+    root="--dataset.root",
+    unused=(),
+)
+main = STUDY.main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

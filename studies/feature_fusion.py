@@ -1,37 +1,36 @@
-"""FeatureFusion on real data, as far as two cores carry it: python -m studies.feature_fusion permuted --data DATA.
+"""FeatureFusion: FedAvg and the three fusion operators, at a size that two cores carry.
 
-FedAvg and the three fusion operators, with the paper's learning rate and its decay, the momentum and weight decay of
-the authors' code, and batches of 10, for that few samples make few steps. Rounds are counted to accuracies of the
-clients' own models on their own test samples, right after local training: the only one that the authors' code has at
-clients.
+The paper's learning rates and decay, the momentum and weight decay of the authors' code. `local_accuracy` is the
+accuracy of the clients' own models on their own test samples, right after local training: the authors' code measures
+nothing else at clients. `client_accuracy_mean` is the aggregated model's on the same samples.
 
-- permuted: the paper's experiment (c), smaller: its network on MNIST, a permutation of pixels for every client.
-- classes: like (a), on Fashion-MNIST in place of CIFAR-10: two classes a client.
+    permuted  the paper's experiment (c), its network on MNIST and one permutation of the pixels per client, with few
+              clients that have many samples: three clients and one held-out client with 4,000 samples, 100 rounds
+    classes   like experiment (a), on Fashion-MNIST in place of CIFAR-10: two classes per client, ten clients with 300
+              samples, three per round, ten rounds
 
-Each run is a process of its own on one rank, as many at a time as there are cores; those whose file is there and
-finished with as many rounds are not repeated. Prints the table at the end: it is `python -m fedmpi.results table`.
+A cell is EXPERIMENT/METHOD/SEED, such as permuted/multi/0.
 """
 
 from __future__ import annotations
 
-import argparse
-import shlex
 import sys
+from functools import partial
 from itertools import product
-from pathlib import Path
 
-from fedmpi.results.__main__ import main as show
-from studies.runs import train_all
+from studies.study import Files, Study
 
 COMMON = (
-    "--dataset Subset --model McMahanCNN --local.batch_size 10 --local.momentum 0.9 --local.weight_decay 5e-4"
-    " --local.schedule exponential --evaluate_local true"
+    "--dataset Subset --model McMahanCNN --local.momentum 0.9 --local.weight_decay 5e-4 --local.schedule exponential"
+    " --evaluate_local true"
 )
 EXPERIMENTS = {
-    "permuted": "--dataset.over MNIST --dataset.samples 16000 --dataset.test_samples 4000 --partition Permuted"
-    " --clients 3 --held_out 1 --held_out_epochs 12 --local.epochs 1 --local.lr 2e-3 --local.decay 0.99",
-    "classes": "--dataset.over FashionMNIST --dataset.samples 3000 --dataset.test_samples 2000"
-    " --partition ClassesPerClient --clients 10 --cohort 3 --local.epochs 5 --local.lr 3e-3 --local.decay 0.985",
+    "permuted": "--rounds 100 --dataset.over MNIST --dataset.samples 16000 --dataset.test_samples 4000"
+    " --partition Permuted --clients 3 --held_out 1 --held_out_epochs 30 --local.epochs 1 --local.batch_size 50"
+    " --local.lr 2e-3 --local.decay 0.99",
+    "classes": "--rounds 10 --dataset.over FashionMNIST --dataset.samples 3000 --dataset.test_samples 2000"
+    " --partition ClassesPerClient --clients 10 --cohort 3 --local.epochs 5 --local.batch_size 10 --local.lr 3e-3"
+    " --local.decay 0.985",
 }
 METHODS = {
     "fedavg": "--algorithm FedAvg",
@@ -39,36 +38,35 @@ METHODS = {
     "multi": "--algorithm FeatureFusion --algorithm.operator multi",
     "conv": "--algorithm FeatureFusion --algorithm.operator conv",
 }
-ROUNDS = {"permuted": 16, "classes": 10}
-TARGETS = ("0.85", "0.9", "0.94", "0.95")
+TARGETS = {"permuted": "0.92 0.93 0.94 0.95", "classes": "0.4 0.5"}
+SEEDS = range(3)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m studies.feature_fusion")
-    parser.add_argument("experiment", choices=list(EXPERIMENTS))
-    parser.add_argument("--data", type=Path, default=Path("data"), help="root of the data sets (default: data)")
-    parser.add_argument("--folder", type=Path, default=Path("runs/feature_fusion"), help="(default: %(default)s)")
-    parser.add_argument("--rounds", type=int, help=f"(default: {ROUNDS})")
-    parser.add_argument("--seeds", type=int, default=3, help="(default: 3)")
-    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), help="(default: all)")
-    parser.add_argument("--options", default="", help="further options of every run, as one text")
-    chosen = parser.parse_args()
-    options = f"{COMMON} {EXPERIMENTS[chosen.experiment]} --dataset.over.root {shlex.quote(str(chosen.data))}"
-    experiments = {
-        chosen.folder / f"{chosen.experiment}-{method}-{seed}.h5": f"{options} --seed {seed} {METHODS[method]}"
-        f" {chosen.options}"
-        for seed, method in product(range(chosen.seeds), chosen.methods)
-    }
-    went_well = train_all(experiments, chosen.rounds or ROUNDS[chosen.experiment])
-    by_method = sorted(map(str, experiments), key=lambda name: list(METHODS).index(name.split("-")[-2]))
-    for column in ("local_accuracy", "client_accuracy_mean"):
-        print(f"\n{column}")
-        went_well = not show(["table", *by_method, "--column", column]) and went_well
-    print("\nlocal_accuracy")
-    rounds = ["rounds", *by_method, "--column", "local_accuracy", "--reference", "FedAvg", "--targets", *TARGETS]
-    went_well = not show(rounds) and went_well
-    sys.exit(not went_well)
+def show(experiment: str, column: str, files: Files) -> None:
+    """Print one kind of accuracy of each method."""
+    files.show_results("table", *(f"{experiment}/{method}/*" for method in METHODS), options=f"--column {column}")
 
+
+def show_rounds(experiment: str, column: str, files: Files) -> None:
+    """Print the rounds that each method takes to the targets."""
+    options = f"--column {column} --reference FedAvg --targets {TARGETS[experiment]}"
+    files.show_results("rounds", *(f"{experiment}/{method}/*" for method in METHODS), options=options)
+
+
+COLUMNS = ("local_accuracy", "client_accuracy_mean")
+STUDY = Study(
+    module="studies.feature_fusion",
+    cells={
+        f"{experiment}/{method}/{seed}": f"{COMMON} {EXPERIMENTS[experiment]} --seed {seed} {METHODS[method]}"
+        for seed, experiment, method in product(SEEDS, EXPERIMENTS, METHODS)
+    },
+    tables={
+        **{f"{name}_{column}": partial(show, name, column) for name, column in product(EXPERIMENTS, COLUMNS)},
+        "permuted_rounds": partial(show_rounds, "permuted", "local_accuracy"),
+        "classes_rounds": partial(show_rounds, "classes", "client_accuracy_mean"),
+    },
+)
+main = STUDY.main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,21 +1,31 @@
-"""DistributionFusion where a tenth of the clients takes part in a round: python -m studies.partial_participation.
+"""DistributionFusion and the baselines of its paper where a tenth of the clients takes part in a round.
 
-LeNet with batch normalisation on 4,000 images of Fashion-MNIST, 100 clients of 40, of whom 10 are drawn in each round
-for one pass in batches of 10 at a learning rate of 0.05. Settings: five groups of clients, each with two classes of
-its own; five such groups of 40, 30, 15, 10 and 5 clients; shards of two classes; Dirichlet(0.1).
+LeNet with batch normalisation on 4,000 images; 100 clients with 40 images each, of whom 10 are drawn in each of 80
+rounds for one local epoch in batches of 10 at a learning rate of 0.05. Settings:
 
-A cell is a setting, a method and a seed, such as groups/fedavg/0; `--cells 'groups/*'` chooses some. Those that are
-finished are not trained again, and the table is of these: accuracy over the second half of the rounds,
-its difference from FedAvg's with the same seed, how far it jumps from one round to the next, and what was inferred;
-means ± standard deviations over seeds.
+    groups          five groups of 20 clients, each with two classes of its own
+    unequal_groups  five such groups of 40, 30, 15, 10 and 5 clients
+    shards          two classes per client
+    dirichlet_0.1   class shares drawn from Dirichlet(0.1)
+
+A cell is DATA/SETTING/METHOD/SEED, such as fashion_mnist/groups/fedavg/0. All statistics are means over the second
+half of the rounds, then mean ± standard deviation over seeds:
+
+    accuracy         on the test set; for methods with several models the mean over clients of their model's
+    minus FedAvg     the difference in accuracy from FedAvg with the same seed
+    local test sets  mean over clients of the accuracy on the client's own part of the test set
+    change           mean absolute change in accuracy from one round to the next
+    train loss       the clients' own loss during local training
+    rand index       adjusted Rand index between clusters or components of clients, and the true groups
+    twin             correlation between the weights and those of a second autoencoder from other random numbers
+    label l1         distance between the label mix that a round trains on and that of all clients
 """
 
 from __future__ import annotations
 
-import argparse
-import shlex
 import sys
-from fnmatch import fnmatch
+from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -23,91 +33,109 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi import results
-from fedmpi.results.formats import FORMATS
-from studies.runs import is_done, train_all
+from studies.study import Files, Study
 
 PROTOCOL = (
-    "--dataset Subset --dataset.over FashionMNIST --dataset.samples 4000 --dataset.test_samples 2000 --model LeNet"
-    " --clients 100 --sampler Uniform --cohort 10 --local.epochs 1 --local.batch_size 10 --local.lr 0.05"
+    "--rounds 80 --dataset Subset --dataset.samples 4000 --dataset.test_samples 2000 --model LeNet --clients 100"
+    " --sampler Uniform --cohort 10 --local.epochs 1 --local.batch_size 10 --local.lr 0.05"
 )
+DATA = {"fashion_mnist": "--dataset.over FashionMNIST", "mnist": "--dataset.over MNIST"}
 SETTINGS = {
     "groups": "--partition studies.label_groups.LabelGroups",
     "unequal_groups": "--partition studies.label_groups.LabelGroups --partition.shares '[8, 6, 3, 2, 1]'",
     "shards": "--partition Shards",
     "dirichlet_0.1": "--partition Dirichlet --partition.alpha 0.1",
 }
-FUSED = "--algorithm DistributionFusion --algorithm.twin false"
-METHODS = {
-    "fedavg": "",
-    "cohort": f"{FUSED} --algorithm.mixture cohort",
-    "population": f"{FUSED} --algorithm.memory false",
-    "memory": FUSED,
-    "population_M_5": f"{FUSED} --algorithm.memory false --algorithm.components 5",
-    "memory_M_5": f"{FUSED} --algorithm.components 5",
+FUSION = "--algorithm DistributionFusion"
+#: DistributionFusion with its defaults, without memory, and with the cohort's mixture.
+OURS = {
+    "fusion": FUSION,
+    "fusion_without_memory": f"{FUSION} --algorithm.memory false",
+    "fusion_cohort": f"{FUSION} --algorithm.mixture cohort",
 }
+#: The other methods of the paper's table, by its names but for FLHC, which the paper calls FedCluster.
+BASELINES = {
+    "fedavg": "",
+    "fedprox": "--algorithm FedProx",
+    "fedgn": "--model.norm group",
+    "fedma": "--algorithm FedMA",
+    "fesem": "--algorithm FeSEM",
+    "ifca": "--algorithm IFCA",
+    "flhc": "--algorithm FLHC",
+    "fedgroup": "--algorithm FedGroup",
+}
+COMPONENTS = {f"fusion_M_{number}": f"{FUSION} --algorithm.components {number}" for number in (2, 5, 30)}
+SEEDS = range(5)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m studies.partial_participation")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="root of the data sets (default: data)")
-    parser.add_argument(
-        "--folder", type=Path, default=Path("runs/partial_participation"), help="(default: %(default)s)"
-    )
-    parser.add_argument("--cells", nargs="*", default=["*"], help="patterns of SETTING/METHOD/SEED (default: all)")
-    parser.add_argument("--rounds", type=int, default=80, help="(default: 80)")
-    parser.add_argument("--seeds", type=int, default=3, help="(default: 3)")
-    parser.add_argument("--format", choices=list(FORMATS), default="text", help="of the tables (default: text)")
-    chosen = parser.parse_args()
-    cells = {
-        f"{setting}/{method}/{seed}": f"{PROTOCOL} --dataset.over.root {shlex.quote(str(chosen.data))}"
-        f" {SETTINGS[setting]} --seed {seed} {METHODS[method]}"
-        for seed, setting, method in product(range(chosen.seeds), SETTINGS, METHODS)
+def cells() -> dict[str, str]:
+    """Name -> options of all experiments."""
+    chosen = [
+        *((data, setting, BASELINES | OURS) for data, setting in product(DATA, SETTINGS)),
+        ("fashion_mnist", "groups", COMPONENTS),
+    ]
+    return {
+        f"{data}/{setting}/{method}/{seed}": f"{PROTOCOL} {DATA[data]} {SETTINGS[setting]} --seed {seed} {options}"
+        for seed in SEEDS
+        for data, setting, methods in chosen
+        for method, options in methods.items()
     }
-    wanted = {
-        chosen.folder / f"{cell.replace('/', '-')}.h5": options
-        for cell, options in cells.items()
-        if any(fnmatch(cell, pattern) for pattern in chosen.cells)
-    }
-    went_well = train_all(wanted, chosen.rounds)
-    for setting in SETTINGS:
-        paths = {m: [chosen.folder / f"{setting}-{m}-{seed}.h5" for seed in range(chosen.seeds)] for m in METHODS}
-        there = {method: [path for path in some if is_done(path, chosen.rounds)] for method, some in paths.items()}
-        if any(there.values()):
-            print(f"\n{setting}\n\n{FORMATS[chosen.format](table(there))}")
-    sys.exit(not went_well)
 
 
-def table(paths: dict[str, list[Path]]) -> list[list[str]]:
-    """The rows of a table, one for each method that has runs."""
-    rows = [["method", "accuracy (%)", "minus FedAvg's", "jump", "adjusted Rand index", "label_l1"]]
-    plain = {seed_of(path): late(path, "test_accuracy").mean() for path in paths["fedavg"]}
-    for method, some in paths.items():
-        if some:
-            means = np.array([late(path, "test_accuracy").mean() for path in some])
-            gains = [mean - plain.get(seed_of(path), np.nan) for mean, path in zip(means, some, strict=True)]
-            jumps = np.array([np.abs(np.diff(late(path, "test_accuracy"))).mean() for path in some])
-            index = np.array([late(path, "adjusted_rand_index").mean() for path in some])
-            labels = np.array([label_distances(path).mean() for path in some])
-            shown = [shown_as(100 * values, 2) for values in (means, np.array(gains), jumps)]
-            rows.append([method, *shown, shown_as(index, 2), shown_as(labels, 3)])
-    return rows
+def show(place: str, methods: Sequence[str], files: Files) -> None:
+    """Print the table of a data set and setting: one row per method that has results files."""
+    plain = {path.stem[-1]: late(path, "test_accuracy").mean() for path in files.matching(f"{place}/fedavg/*")}
+    rows = []
+    for method in methods:
+        paths = files.matching(f"{place}/{method}/*")
+        if paths:
+            accuracies = [accuracy(path) for path in paths]
+            means = np.array([values.mean() for values in accuracies])
+            gains = means - [plain.get(path.stem[-1], np.nan) for path in paths]
+            changes = np.array([np.abs(np.diff(values)).mean() for values in accuracies])
+            row = {
+                "method": method,
+                "seeds": str(len(paths)),
+                "accuracy (%)": shown(100 * means, 2),
+                "minus FedAvg": shown(100 * gains, 2) if method != "fedavg" else "-",
+                "local test sets (%)": of_column(paths, "client_accuracy_mean", 2, 100),
+                "change": shown(100 * changes, 2),
+                "train loss": of_column(paths, "train_loss", 3),
+                "rand index": of_column(paths, "adjusted_rand_index", 2),
+                "twin": of_column(paths, "twin_correlation", 2),
+                "label l1": shown(np.array([label_distances(path).mean() for path in paths]), 3),
+            }
+            rows.append(row)
+    if rows:
+        used = [name for name in rows[0] if any(row[name] != "-" for row in rows)]
+        files.show([used, *([row[name] for name in used] for row in rows)])
 
 
-def seed_of(path: Path) -> str:
-    """As the file's name says."""
-    return path.stem.rpartition("-")[2]
+def accuracy(path: Path) -> NDArray[np.float64]:
+    """Accuracy on the whole test set in the second half of the rounds, of one model or on average over clients."""
+    has_several = "global_matched_accuracy" in results.open(path).rounds
+    return late(path, "global_matched_accuracy" if has_several else "test_accuracy")
 
 
 def late(path: Path, column: str) -> NDArray[np.float64]:
-    """A column of the second half of the rounds; NaN if there is none."""
+    """The known values of a column in the second half of the rounds; one NaN if there are none."""
     rounds = results.open(path).rounds
-    found = rounds.get(column, np.full(len(rounds["round"]), np.nan))
-    return np.asarray(found[len(found) // 2 :], dtype=np.float64)
+    found = np.asarray(rounds.get(column, []), dtype=np.float64)[len(rounds["round"]) // 2 :]
+    known = found[~np.isnan(found)]
+    return known if len(known) else np.array([np.nan])
+
+
+def of_column(paths: Sequence[Path], column: str, digits: int, scale: float = 1) -> str:
+    """Mean and standard deviation over files of a column's mean over the second half of the rounds."""
+    return shown(scale * np.array([late(path, column).mean() for path in paths]), digits)
 
 
 def label_distances(path: Path) -> NDArray[np.float64]:
-    """The column label_l1 of the second half of the rounds; of FedAvg, what it would be."""
+    """Per round of the second half: l1 distance between the label mix of the cohort, weighted as the mean of the
+    clients' models is, and the label mix of all clients. NaN for methods with several models."""
     run = results.open(path)
+    if "cluster_size_0" in run.rounds and "omega" not in run.clients:
+        return np.array([np.nan])
     counts, clients = run.partition["label_counts"], run.clients["client"]
     samples = counts.sum(1)
     weights = run.clients.get("omega", samples[clients])
@@ -119,13 +147,26 @@ def label_distances(path: Path) -> NDArray[np.float64]:
     return np.array(found[len(found) // 2 :])
 
 
-def shown_as(values: NDArray[np.float64], digits: int) -> str:
-    """Mean and standard deviation of those that are known."""
+def shown(values: NDArray[np.float64], digits: int) -> str:
+    """Mean and standard deviation of the known values."""
     known = values[~np.isnan(values)]
     if not len(known):
         return "-"
     return f"{known.mean():.{digits}f}" + (f" ± {known.std(ddof=1):.{digits}f}" if len(known) > 1 else "")
 
 
+STUDY = Study(
+    module="studies.partial_participation",
+    cells=cells(),
+    tables={
+        **{
+            f"{data}/{setting}": partial(show, f"{data}/{setting}", [*BASELINES, *OURS])
+            for data, setting in product(DATA, SETTINGS)
+        },
+        "components": partial(show, "fashion_mnist/groups", ["fedavg", *COMPONENTS, "fusion"]),
+    },
+)
+main = STUDY.main
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

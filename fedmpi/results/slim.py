@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import h5py
@@ -15,13 +16,14 @@ from fedmpi.results.storage import Storage, image
 LARGE = ("model", "networks", "synthetic")
 
 
-def slim(source: Path, target: Path, overwrite: bool = False) -> tuple[int, int]:
-    """Copy a results file without weights and images; all tables stay.
+def slim(source: Path, target: Path, overwrite: bool = False, without: Collection[str] = ()) -> tuple[int, int]:
+    """Copy a results file without weights and images; other tables stay.
 
     Args:
         source: the file.
         target: the copy, compressed.
         overwrite: whether the copy may replace a file.
+        without: tables that keep no row, such as evaluation.
 
     Returns:
         The sizes of both in bytes.
@@ -34,7 +36,7 @@ def slim(source: Path, target: Path, overwrite: bool = False) -> tuple[int, int]
     if target.exists() and (not overwrite or target.samefile(source)):
         raise BadInput(f"{target}: is there already{'' if target.samefile(source) else '; give --overwrite'}")
     with opened(source) as file:
-        content = image(lambda storage: _copy(file, storage.file, storage))
+        content = image(lambda storage: _copy(file, storage.file, storage, without))
     try:
         with replacing(target, target) as copy:
             copy.write(content)
@@ -43,13 +45,14 @@ def slim(source: Path, target: Path, overwrite: bool = False) -> tuple[int, int]
     return source.stat().st_size, len(content)
 
 
-def _copy(group: h5py.Group, into: h5py.Group, storage: Storage) -> None:
+def _copy(group: h5py.Group, into: h5py.Group, storage: Storage, without: Collection[str] = ()) -> None:
     storage.set_attributes(into, {name: value for name, value in group.attrs.items() if name != "texts_crc32"})
-    is_large = group.name.strip("/").split("/")[0] in LARGE
+    top = group.name.strip("/").split("/")[0]
+    is_large = top in LARGE
     for name, item in group.items():
         if isinstance(item, h5py.Group):
-            _copy(item, into.create_group(name), storage)
+            _copy(item, into.create_group(name), storage, without)
         elif not is_large and h5py.check_string_dtype(item.dtype):
             storage.add_texts(into, name, item.asstr()[()].tolist())
         elif not is_large:
-            storage.add(into, name, item[()], compression="gzip")
+            storage.add(into, name, item[:0] if top in without else item[()], compression="gzip")

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -93,7 +94,8 @@ class Packed:
 
 def image(fill: Callable[[Storage], None]) -> bytes:
     """The bytes of a file, made in memory: HDF5 itself crashes the process when the disk is full."""
-    with h5py.File("image", "w", libver=_FORMAT, driver="core", backing_store=False, block_size=2**20) as file:
+    name = f"image {threading.get_ident()}"  # HDF5 knows open files by their names, those in memory, too
+    with h5py.File(name, "w", libver=_FORMAT, driver="core", backing_store=False, block_size=2**20) as file:
         storage = Storage(file)
         fill(storage)
         storage.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -12,7 +13,7 @@ from fedmpi import results
 from fedmpi.errors import BadInput
 from fedmpi.results.__main__ import main
 from fedmpi.results.check import problems
-from fedmpi.results.slim import LARGE
+from fedmpi.results.slim import LARGE, slim
 from tests.results.made_runs import finished
 
 
@@ -99,3 +100,24 @@ def test_what_cannot_be(
     assert main(["slim", *files]) == 2
     assert capsys.readouterr().err == f"{said}\n"
     assert source.read_bytes() == before
+
+
+def test_copies_that_are_made_at_the_same_time(source: Path, tmp_path: Path) -> None:
+    """Oracle: all are valid, and as the one that is made alone."""
+    slim(source, tmp_path / "alone.h5")
+    copies = [tmp_path / f"copy-{number}.h5" for number in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda copy: slim(source, copy), copies))
+    alone = (tmp_path / "alone.h5").read_bytes()
+    assert [copy.read_bytes() == alone for copy in copies] == [True] * 40
+
+
+def test_tables_without_rows(tmp_path: Path) -> None:
+    """Oracle: the columns are there without rows, and the other tables are as they were."""
+    source, copy = finished(tmp_path / "run.h5"), tmp_path / "slim.h5"
+    slim(source, copy, without=("evaluation",))
+    assert problems(copy) == []
+    run, whole = results.open(copy), results.open(source)
+    assert {name: len(column) for name, column in run.evaluation.items()} == dict.fromkeys(whole.evaluation, 0)
+    np.testing.assert_equal(run.rounds, whole.rounds)
+    np.testing.assert_equal(run.clients, whole.clients)

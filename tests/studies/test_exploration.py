@@ -48,16 +48,16 @@ def test_the_gap(tmp_path: Path) -> None:
     assert balanced == pytest.approx(sum(by_class) / 10)
     assert weighted == pytest.approx(sum(count * share for count, share in zip(counts, by_class, strict=True)) / 100)
     assert weighted > balanced + 0.1
-    text = show_gaps({0.5: [(largest, balanced, weighted)] * 2})
-    assert f"{100 * (weighted - balanced):.2f} ± 0.00" in text
+    rows = show_gaps({0.5: [(largest, balanced, weighted)] * 2})
+    assert rows[1][-1] == f"{100 * (weighted - balanced):.2f} ± 0.00"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exploration, "SHAPE", (1, 8, 8))
-        loaded = network(made, "--model LogisticRegression")
+        loaded = network(made, "LogisticRegression")
     for name, tensor in state(loaded).items():
         np.testing.assert_array_equal(tensor, made.state_dict()[name])
-    text = show_quality(made, np.zeros(10), counts / 100)
-    assert text.splitlines()[1].split()[:2] == [str(counts.argmax()), str(counts.max())]
-    assert "what the judge says: 1.00," in text
+    rows, lines = show_quality(made, np.zeros(10), counts / 100)
+    assert rows[1][:2] == [str(counts.argmax()), str(counts.max())]
+    assert "what the judge says: 1.00," in lines[1]
 
 
 def test_a_generator_pleases_a_model() -> None:
