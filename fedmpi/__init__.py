@@ -1,8 +1,8 @@
 """Federated learning experiments as MPI jobs: one job, one experiment, one HDF5 file.
 
-Each folder is a room, whose `__init__` says what lives there. Rooms import downwards only: programs (`__main__` and
-`doctor`) > experiment > algorithms > federation > policies, models > training > data, results, mpi > the ground, that
-is, the files beside the rooms. `lint-imports` checks this, by the contracts in pyproject.toml.
+The `__init__` of each folder says what is in it. Folders import downwards only: programs (`__main__` and `doctor`) >
+experiment > algorithms > federation > policies, models > training > data, results, mpi > the small files next to the
+folders. `lint-imports` checks this, by the contracts in pyproject.toml.
 """
 
 import os

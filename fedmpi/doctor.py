@@ -255,7 +255,7 @@ def _slurm(environment: Mapping[str, str]) -> tuple[list[str], float | None]:
         return [], None
     end = job_end(environment)
     left = None if end is None else end - time.time()
-    limits = {"SLURM_NTASKS": "tasks", "SLURM_CPUS_PER_TASK": "cores a task", "SLURM_MEM_PER_NODE": "MiB a node"}
+    limits = {"SLURM_NTASKS": "tasks", "SLURM_CPUS_PER_TASK": "cores per task", "SLURM_MEM_PER_NODE": "MiB per node"}
     facts = [f"{environment[name]} {what}" for name, what in limits.items() if name in environment]
     time_left = f"{left / 60:.0f} min left" if left is not None else "time limit not known"
     return [f"Slurm job {environment['SLURM_JOB_ID']}: {', '.join([*facts, time_left])}"], left

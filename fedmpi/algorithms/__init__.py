@@ -1,6 +1,6 @@
 """One file a method. A class in this folder that derives from `Algorithm` is known by its name at once.
 
-May import from federation and all rooms below it; experiment imports from here.
+May import from federation and all folders below it; experiment imports from here.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Data sets, and how they are split among clients: each class has a name on the command line.
 
-May import from the ground alone; every room above may import from here.
+May import only from the small files of the package; every folder above may import from here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """All that speaks MPI: the ranks of a job and their collectives, failures, deadlines, shared arrays, devices.
 
-May import from the ground alone; every room above may import from here, and only this room imports mpi4py.
+May import only from the small files of the package; every folder above may import from here.
+Only this folder imports mpi4py.
 """
 
 from __future__ import annotations
