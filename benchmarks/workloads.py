@@ -135,7 +135,7 @@ SCALING = {
         pairs=25,
     ),
     "wide MLP": Workload(
-        "MLP 784-2084-10, 1.66 M, one step a client",
+        "MLP 784-2084-10, 1.66 M, one step per client",
         "--dataset benchmarks.workloads.MadeUp --dataset.samples 10000 --model MLP --model.hidden [2084]"
         " --partition IID --clients 1000 --cohort 32 --local.epochs 1 --local.batch_size 10 --local.lr 0.01",
         pairs=12,
