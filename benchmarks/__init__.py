@@ -1,1 +1,1 @@
-"""How fast fedmpi is, beside a bare loop that does the same arithmetic: python -m benchmarks --help."""
+"""The speed of fedmpi, compared with a plain loop that does the same arithmetic: python -m benchmarks --help."""

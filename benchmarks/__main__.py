@@ -1,7 +1,7 @@
-"""python -m benchmarks [RUNG ...]: run the ladder, print one table, keep it as CSV.
+"""python -m benchmarks [NAME ...]: measure fedmpi and what it is compared with; print one table and write it as CSV.
 
-Every rung is measured in several repeats, fedmpi and its reference in turn, because a machine's speed drifts; what
-counts are the ratios of pairs, not the absolute figures.
+Every benchmark is repeated several times, fedmpi and its reference in turn, because the speed of a machine drifts.
+The ratios of pairs matter, not the absolute values.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ENGINE_MS = 0.15
 
 
 def machine() -> str:
-    """Where and on what the figures are measured, a fact a line."""
+    """The machine and the versions of a measurement, one fact per line."""
     program = (
         "import torch; from fedmpi.experiment.environment import describe; from fedmpi.mpi.world import World;"
         "facts = describe(World(), torch.device('cpu'));"
@@ -53,7 +53,7 @@ def machine() -> str:
 
 @dataclass
 class Row:
-    """One figure of fedmpi and of its reference; the ratio says how many times as fast, or as small, fedmpi is."""
+    """A measurement of fedmpi and of its reference. The ratio says how many times as fast, or as small, fedmpi is."""
 
     rung: str
     what: str
@@ -78,7 +78,7 @@ def paired(
 
 
 def training(rung: str, repeats: int) -> Iterator[Row]:
-    """Clients a second in whole rounds, results file included: server and two workers, beside a bare loop on two."""
+    """Clients per second in whole rounds, with the results file: a server and two workers, against a plain loop."""
     workload = TRAINING[rung]
     words = shlex.split(workload.options)
     cohort = int(words[words.index("--cohort") + 1])
@@ -88,11 +88,11 @@ def training(rung: str, repeats: int) -> Iterator[Row]:
         for line in output_of([*mpirun(3), "-m", "benchmarks.pairs", rung, str(workload.pairs)]).splitlines()
     ]
     ours, bare = np.median(pairs, axis=0).tolist()
-    yield Row(rung, f"{workload.title}: clients/s, bare loop beside", "1/s", ours, bare, [a / b for a, b in pairs])
+    yield Row(rung, f"{workload.title}: clients/s, plain loop", "1/s", ours, bare, [a / b for a, b in pairs])
 
 
 def balance(rung: str, repeats: int, folder: Path, rounds: int = 10) -> Iterator[Row]:
-    """The longest rank of the rounds after the third, beside a bound that no placement on equal ranks is below."""
+    """Time of the slowest rank after round 3, compared with a lower bound for any placement on equal ranks."""
     pairs = []
     for _ in range(repeats):
         run = fedmpi(3, f"{TRAINING[rung].options} --rounds {rounds} --evaluate_every 0", folder)
@@ -102,17 +102,15 @@ def balance(rung: str, repeats: int, folder: Path, rounds: int = 10) -> Iterator
             pairs.append((busy.max(), max(busy.sum() / np.count_nonzero(busy), longest_client)))
     makespan, bound = np.median(pairs, axis=0).tolist()
     ratios = [bound / makespan for makespan, bound in pairs]
-    yield Row(
-        rung, "longest rank after round 3; lower bound beside, the target is 0.95", "s", makespan, bound, ratios
-    )
+    yield Row(rung, "slowest rank after round 3, lower bound; the target is 0.95", "s", makespan, bound, ratios)
 
 
 def null(repeats: int, folder: Path) -> Iterator[Row]:
-    """Broadcast and mean without training, beside MPI_Bcast and MPI_Reduce; and whole rounds of the engine."""
+    """Broadcast and mean without training, compared with MPI_Bcast and MPI_Reduce; and whole rounds of the engine."""
     for ranks in (1, 2, 4, 16):
         runs = [fedmpi(ranks, IDLE, folder) for _ in range(repeats)]
         found_ms = [1e3 * float(np.median(run.rounds["seconds"])) for run in runs]
-        what = f"a whole round of 10 clients with nothing to do, {ranks} ranks; the target beside"
+        what = f"a whole round of 10 clients with nothing to do, {ranks} ranks, compared with the target"
         yield Row("null", what, "ms", float(np.median(found_ms)), ENGINE_MS, [ENGINE_MS / ms for ms in found_ms])
     for ranks in (2, 4, 16):
         found: dict[str, list[tuple[float, float]]] = {}
@@ -122,12 +120,12 @@ def null(repeats: int, folder: Path) -> Iterator[Row]:
                 found.setdefault(size, []).append((float(ours), float(plain)))
         for size, pairs in found.items():
             ours_ms, plain_ms = np.median(pairs, axis=0).tolist()
-            what = f"{ranks} ranks, {int(size):,} parameters; MPI beside"
+            what = f"{ranks} ranks, {int(size):,} parameters, compared with MPI"
             yield Row("null", what, "ms", ours_ms, plain_ms, [b / a for a, b in pairs])
 
 
 def methods(repeats: int, folder: Path) -> Iterator[Row]:
-    """Seconds of a round of other methods on workload A, beside FedAvg's."""
+    """Seconds per round of other methods on workload A, compared with FedAvg."""
     for method in METHODS:
         pairs = [
             [float(seconds) for seconds in line.split()]
@@ -136,19 +134,19 @@ def methods(repeats: int, folder: Path) -> Iterator[Row]:
         ]
         ours, plain = np.median(pairs, axis=0).tolist()
         what = f"{method} on workload A {METHODS[method]}".strip()
-        yield Row("methods", f"{what}; FedAvg beside", "s", ours, plain, [b / a for a, b in pairs])
+        yield Row("methods", f"{what}, compared with FedAvg", "s", ours, plain, [b / a for a, b in pairs])
 
 
 def state(repeats: int, folder: Path) -> Iterator[Row]:
-    """By how much ranks grow with what 10,000 clients keep, beside the bytes of that."""
+    """Growth of the ranks' memory by the state of 10,000 clients, compared with the bytes of this state."""
     found = [output_of([*mpirun(3), "-m", "benchmarks.state", "10000", "100000"]).split() for _ in range(repeats)]
     grown, needed = np.median(np.array(found, dtype=np.float64), axis=0).tolist()
-    what = "memory for 100,000 numbers of each of 10,000 clients; their bytes beside"
+    what = "memory for 100,000 numbers of each of 10,000 clients, compared with their bytes"
     yield Row("state", what, "GB", grown / 1e9, needed / 1e9, [float(b) / float(a) for a, b in found])
 
 
 def start(repeats: int, folder: Path) -> Iterator[Row]:
-    """Seconds from mpirun to the first round, beside importing torch and mpi4py on as many ranks."""
+    """Seconds from mpirun to the first round, compared with importing torch and mpi4py on as many ranks."""
     options = "--rounds 1 --evaluate_every 0 --clients 20 --cohort 2 --local.epochs 1"
 
     def ours(ranks: int) -> float:
@@ -163,7 +161,7 @@ def start(repeats: int, folder: Path) -> Iterator[Row]:
 
     for ranks in (2, 4, 16):
         rate, reference, ratios = paired(repeats, lambda n=ranks: ours(n), lambda n=ranks: imports(n))  # type: ignore[misc]
-        yield Row("start", f"{ranks} ranks, digits; imports alone beside", "s", 1 / rate, 1 / reference, ratios)
+        yield Row("start", f"{ranks} ranks, digits, imports alone", "s", 1 / rate, 1 / reference, ratios)
 
 
 def lr_mnist(repeats: int, folder: Path, data: Path) -> Iterator[Row]:
@@ -174,12 +172,12 @@ def lr_mnist(repeats: int, folder: Path, data: Path) -> Iterator[Row]:
         run = fedmpi(3, f"{LR_MNIST} --dataset.root {data}", folder)
         seconds.append(time.time() - began)
         accuracy.append(run.accuracy().last)
-    what = f"100 rounds, whole run (accuracy {100 * np.median(accuracy):.1f} %); FLUTE on CPU beside"
+    what = f"100 rounds, whole run (accuracy {100 * np.median(accuracy):.1f} %), compared with FLUTE on CPU"
     yield Row("lr_mnist", what, "s", float(np.median(seconds)), 200.0, [200.0 / s for s in seconds])
 
 
 def peers(repeats: int, folder: Path) -> Iterator[Row]:
-    """Clients a second of whole runs, results file included: fedmpi and a peer in turn, both on two workers."""
+    """Clients per second of whole runs, with the results file: fedmpi and a peer in turn, both on two workers."""
     from benchmarks.peers.programs import FEDMPI, PEERS, course
 
     for package in dict.fromkeys(peer.package for peer in PEERS if not peer.is_installed):
@@ -196,7 +194,7 @@ def peers(repeats: int, folder: Path) -> Iterator[Row]:
                     way = f"by {their_way[common]} from the start, fedmpi by {our_way[common]}"
                     raise SystemExit(f"{peer.title} on {rung}: round {common + 1} is {way}: not the same work")
                 pairs.append((ours, theirs))
-            what = f"{rung}, {TRAINING[rung].title}: clients/s, {peer.title} beside"
+            what = f"{rung}, {TRAINING[rung].title}: clients/s, compared with {peer.title}"
             fedmpi, reference = np.median(pairs, axis=0).tolist()
             yield Row("peers", what, "1/s", fedmpi, reference, [a / b for a, b in pairs])
 
@@ -205,16 +203,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     measures = {"null": null, "start": start, "methods": methods, "state": state, "peers": peers}
     known = [*TRAINING, *measures, "lr_mnist"]
-    parser.add_argument("rungs", nargs="*", metavar="RUNG", help=f"of {', '.join(known)} (default: all)")
-    parser.add_argument("--repeats", type=int, default=3, help="of every measurement (default: 3)")
+    parser.add_argument("rungs", nargs="*", metavar="NAME", help=f"one of {', '.join(known)} (default: all)")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of every measurement (default: 3)")
     parser.add_argument("--data", type=Path, default=Path("data"), help="root of the MNIST files (default: data)")
     parser.add_argument("--output", type=Path, default=Path("benchmarks.csv"), help="(default: benchmarks.csv)")
     options = parser.parse_args()
     if unknown := set(options.rungs) - set(known):
-        parser.error(f"no such rung: {', '.join(sorted(unknown))}; known are {', '.join(known)}")
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}: there are {', '.join(known)}")
     facts = machine()
     print(f"{facts}\n", flush=True)
-    print(f"{'rung':9}{'fedmpi':>10}{'beside':>10}   {'ratio (of pairs)':22}  what", flush=True)
+    print(f"{'name':9}{'fedmpi':>10}{'reference':>10}   {'ratio (of pairs)':22}  what", flush=True)
     with tempfile.TemporaryDirectory() as folder, options.output.open("w", newline="", buffering=1) as file:
         file.writelines(f"# {fact}\n" for fact in facts.splitlines())
         writer = csv.writer(file)

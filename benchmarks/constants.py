@@ -1,11 +1,11 @@
 """Constants for `benchmarks.round_time`, and rounds to check it with: mpirun -n RANKS python -m benchmarks.constants.
 
-    machine     on as many ranks as there are cores: all do the same at once, each by itself
+    machine     on as many ranks as there are cores: all do the same at the same time, independently
     clients     on one rank: what grows with the number of clients
-    rounds      on any number of ranks: rounds of whole experiments, and meetings
+    rounds      on any number of ranks: rounds of whole experiments, and barriers
 
-Each prints one line of JSON. Constants are the processor's seconds, which other programs on the machine disturb less
-than those of the clock; meetings and rounds are measured by the clock.
+Each prints one line of JSON. Constants are CPU seconds, which other programs on the machine disturb less than wall
+time. Barriers and rounds are measured in wall time.
 """
 
 import contextlib
@@ -204,7 +204,7 @@ def clients(world: World) -> dict[str, Any]:
 def books(world: World, states: StateKeeper, samples: NDArray[np.int64], size: int) -> dict[str, float]:
     """Seconds of drawing, placing, moving states (there are none) and keeping the ledger of a cohort.
 
-    And, beside drawing uniformly, of drawing otherwise.
+    Includes drawing by samplers other than Uniform.
     """
 
     pool = Pool(samples, samples[:, None], np.arange(len(samples)))

@@ -29,7 +29,7 @@ def main() -> None:
     for kind, whole, server in zip(
         ("first fit", "no fit", "fit"), rounds["seconds"], rounds["server_seconds"], strict=True
     ):
-        print(f"{kind:10}{whole:8.2f} s a round, {server:.3f} s at the server ({100 * server / whole:.1f} %)")
+        print(f"{kind:10}{whole:8.2f} s per round, {server:.3f} s at the server ({100 * server / whole:.1f} %)")
     buffers = sum(x.size for name, x in weights.items() if name.endswith(("running_mean", "running_var")))
     told = 2 * buffers  # as many scales and shifts as means and variances
     up = int(rounds["bytes_up"][0]) // clients

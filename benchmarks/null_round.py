@@ -1,8 +1,8 @@
 """A round in which nothing is trained: mpirun -n 4 python -m benchmarks.null_round.
 
-For each size of a model: broadcast and mean as fedmpi does them, beside plain MPI_Bcast and MPI_Reduce of float32
-vectors of that size, which is less (fedmpi's sums are of 64 bits and exact). Prints one line a size: parameters,
-milliseconds of both. `Idle` is for what the engine does besides.
+For each model size: fedmpi's broadcast and mean, compared with plain MPI_Bcast and MPI_Reduce of float32 vectors of
+that size. The plain operations do less: fedmpi's sums have 64 bits and are exact. Prints one line per size: the
+number of parameters, and the milliseconds of both. `Idle` measures what else the engine does in a round.
 """
 
 import os
@@ -23,7 +23,7 @@ from fedmpi.training.block import Block
 
 
 class Idle(FedAvg):
-    """FedAvg with clients who have nothing to do: what is left of a round is the engine's own."""
+    """FedAvg with clients that have nothing to do. The time of a round is the engine's own."""
 
     def round(self, fed: Federation, cohort: Cohort) -> None:
         fed.broadcast(self.weights)

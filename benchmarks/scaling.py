@@ -1,5 +1,6 @@
-"""python -m benchmarks.scaling: measure a machine's constants, check the model of `benchmarks.round_time` with them,
-and work out rounds on up to 1024 ranks with up to a million clients; prints tables in Markdown and draws a figure.
+"""python -m benchmarks.scaling: measure the constants of a machine, check the model of `benchmarks.round_time` with
+them, and predict rounds on up to 1024 ranks with up to a million clients. Prints tables in Markdown and draws a
+figure.
 """
 
 from __future__ import annotations
@@ -44,9 +45,11 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("scaling.json"), help="the measurements (default: scaling.json)"
     )
-    parser.add_argument("--plot", type=Path, default=Path("scaling.png"), help="the figure (default: scaling.png)")
-    parser.add_argument("--cores", type=int, default=64, help="of a node on paper (default: 64)")
-    parser.add_argument("--ranks_a_node", type=int, default=64, help="on paper (default: 64)")
+    parser.add_argument(
+        "--plot", type=Path, default=Path("scaling.png"), help="file for the figure (default: scaling.png)"
+    )
+    parser.add_argument("--cores", type=int, default=64, help="of a predicted node (default: 64)")
+    parser.add_argument("--ranks_a_node", type=int, default=64, help="of a predicted node (default: 64)")
     parser.add_argument("--memory", type=float, default=200, help="GB/s of a node (default: 200)")
     parser.add_argument(
         "--networks",
@@ -68,7 +71,7 @@ def main() -> None:
         ("Constants", constants_table(machine, trainings)),
         ("Barriers", barriers_table(machine, measured)),
         ("Check", check_table(machine, trainings, measured)),
-        ("Rounds on paper", paper_table(machine, trainings, clusters)),
+        ("Predicted rounds", paper_table(machine, trainings, clusters)),
         ("Bookkeeping", books_table(measured)),
         ("Start", start_table(measured)),
     ):
@@ -338,9 +341,7 @@ def draw_growth(axes: Any, measured: dict[str, Any]) -> None:
     for colour, marker, cohort in zip(COLOURS, "os^", sorted({row["cohort"] for row in books}), strict=False):
         rows = [row for row in books if row["cohort"] == cohort]
         spent = [row["draw"] + row["place"] + row["states"] + row["ledger"] for row in rows]
-        axes.plot(
-            [row["clients"] for row in rows], spent, marker=marker, color=colour, label=f"a round of {cohort:,}"
-        )
+        axes.plot([row["clients"] for row in rows], spent, marker=marker, color=colour, label=f"cohort {cohort:,}")
     seconds = [row["split"] for row in start]
     axes.plot([row["clients"] for row in start], seconds, "k--", marker="D", label="at the start: make_split")
     axes.set(xscale="log", yscale="log", xlabel="Clients in all", ylabel="Seconds on every rank")

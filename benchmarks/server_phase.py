@@ -1,8 +1,8 @@
 """What FedFTG's server phase costs: python -m benchmarks.server_phase.
 
 Three iterations with LeNet on random images of Fashion-MNIST's size, on 1, 2 and 4 ranks, with cohorts of 10 and 50;
-beside it plain PyTorch that has all teachers in one process. Prints a table: seconds of a phase, what rank 0 sends
-and receives in it (in one place: the clients' models), and by how much the memory of rank 0 has grown since the
+compared with plain PyTorch that has all teachers in one process. Prints a table: seconds of a phase, what rank 0
+sends and receives in it (in one place: the clients' models), and by how much the memory of rank 0 has grown since the
 set-up, at its highest. With one rank that is also the memory of training.
 """
 

@@ -1,6 +1,6 @@
 """Memory of what clients keep: mpirun -n 3 python -m benchmarks.state 10000 100000 (clients, numbers each).
 
-All clients take part twice, a hundred a round and each time on another rank, in blocks of four. Prints by how many
+All clients take part twice, a hundred per round and each time on another rank, in blocks of four. Prints by how many
 bytes the ranks that train have grown, and how many bytes the clients' vectors have.
 """
 

@@ -3,7 +3,8 @@
 The paper's eight methods (Zhang et al., CVPR 2022, supplement) with its settings of each, measured on 2,000 of the
 test images: LeNet with batch normalisation, 20 equally large clients with class shares from Dirichlet(0.3), of whom 5
 take part in each of 40 rounds, 20 local steps in batches of 50 at a learning rate of 0.05 that falls by 0.998 per
-round, weight decay and clipping as in the paper. FedFTG besides with the two other ways to normalise the student.
+round, weight decay and clipping as in the paper. FedFTG is also trained with the two other ways to normalise the
+student.
 
 A cell is METHOD/SEED, such as fedftg/0. `--draw` draws what FedFTG's generators make.
 """

@@ -1,16 +1,16 @@
-"""What DistributionFusion's figures look at, from results files.
+"""The figures of DistributionFusion's paper, from results files.
 
     python -m studies.inferred labels RUN.h5 ...
     python -m studies.inferred statistics CENTRAL.h5 RUN.h5 ... -o cdf.png
 
-labels: the class shares that the global model is trained on, sum_k omega_k p_k(y), beside the true ones of all
-clients' samples, and those that FedAvg's weights would give. These weights are all that is inferred of data: no label
-and no density is, and a component has none of its own.
+labels: the class shares that the global model is trained on, sum_k omega_k p_k(y), compared with the true ones of all
+clients' samples and with those of FedAvg's weights. The method infers weights only: no labels, and no density of
+data.
 
-statistics: how far the running means and variances of a run's normalisation layers are, as a whole, from those of a
-model that was trained on all samples in one place (`--algorithm Centralized`): KL(global || central) of histograms
-from -2 to 2 in steps of 0.1, with one count added to each bin, and the share of values outside them; and a picture of
-the cumulative distributions. For methods with several models it is the model of most clients.
+statistics: the distance of the running means and variances of a run's normalisation layers from those of a model that
+was trained on all samples in one place (`--algorithm Centralized`). It is KL(global || central) of histograms from -2
+to 2 in steps of 0.1, with one count added to each bin. Also the share of values outside this range, and a figure of
+the cumulative distributions. For methods with several models, the model of most clients is used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Methods beside transcriptions of their papers' pseudo-code: python -m studies.parity.
+"""Methods compared with transcriptions of their papers' pseudo-code: python -m studies.parity.
 
 One deterministic problem: the embedded digits over five clients of different sizes, full batches, all clients in
 every round, three rounds of three local steps. Each method runs once as fedmpi has it (float32), and once as a few

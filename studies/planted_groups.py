@@ -1,11 +1,11 @@
-"""Whether the autoencoder of DistributionFusion finds groups that are there: python -m studies.planted_groups.
+"""Whether the autoencoder of DistributionFusion finds known groups: python -m studies.planted_groups.
 
-Vectors as long as the statistics of a LeNet, of three groups whose means are drawn from a normal distribution, and
-beside them noise of a given deviation. For every seed the adjusted Rand index of groups and most probable components,
-the components of each group, and what the weights omega make of it: their l1 distance from FedAvg's, and the share of
-their variance that lies between groups; the rest would be noise. It needs no data and takes a minute.
+The data are vectors as long as the statistics of a LeNet. They belong to three groups, whose means are drawn from a
+normal distribution, and have noise of a given deviation. Prints for every seed the adjusted Rand index between groups
+and most probable components, the components of each group, the l1 distance of the weights omega from FedAvg's, and
+the share of the variance of omega that lies between groups; the rest is noise. It needs no data and takes a minute.
 
-Beside the autoencoder as it is there is one that draws each component by itself, as in an Indian buffet process; with
+The autoencoder is compared with one that draws each component independently, as in an Indian buffet process; with
 `--wide`, also with the layers of 1,024 and 512 units of the authors' earlier code, at a learning rate of 0.001.
 """
 

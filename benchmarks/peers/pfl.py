@@ -1,7 +1,7 @@
 # mypy: disable-error-code="import-not-found,import-untyped"
 """pfl-research, as its benchmarks are written: torchrun --standalone --nproc_per_node 2 -m benchmarks.peers.pfl A 6.
 
-Only what they do beside training is left out: evaluation, metrics on disk. User data are tensors in memory, which the
+Only evaluation and metrics on disk are left out. User data are tensors in memory, which the
 guide calls fastest. Cohorts are fedmpi's; users of different sizes are balanced over the processes by their samples.
 """
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import re
 import shlex
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import yaml
 from fedmpi import results
 from fedmpi.experiment.command_line import parse
 from fedmpi.results.check import problems
+from studies import gpu_day
 from studies.__main__ import main as print_again
 from studies.__main__ import renewed
 from studies.study import KEPT, Files, Study
@@ -107,3 +110,14 @@ def test_what_differs_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert after.startswith(f"Before.\n\n{command}# ")
     assert after.endswith("\n\nAfter.\n")
     assert renewed(f"{command}![a](b.svg)\n", draw=False) == f"{command}![a](b.svg)\n"
+
+
+def test_the_list_for_a_day_with_a_gpu() -> None:
+    """Oracle: it has the lines of the papers' lists, by falling value per minute as its comments say."""
+    known = set(gpu_day.lines())
+    text = (KEPT.parent / "gpu_day.list").read_text()
+    found = re.findall(r"^# about (\d+) minutes, value ([\d.]+)\n(.*)$", text, re.MULTILINE)
+    assert len(found) > 100
+    assert {line for _, _, line in found} <= known
+    rates = [float(value) / float(minutes) for minutes, value, _ in found if int(minutes) > 20]
+    assert all(after <= before * 1.05 for before, after in pairwise(rates))
