@@ -135,7 +135,7 @@ def test_the_tutorial(tmp_path: Path) -> None:
 def test_a_data_set_a_partition_and_a_model_of_ones_own(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     page = Page("models_and_data", tmp_path)
-    (block,) = page.commands
+    block, users = page.commands
     page.run(block)
     run = results.open(tmp_path / "runs" / "own.h5")
     names = [run.settings[name]["class_path"] for name in ("model", "dataset", "partition")]
@@ -146,6 +146,10 @@ def test_a_data_set_a_partition_and_a_model_of_ones_own(tmp_path: Path) -> None:
     assert counts[0].argmax() == 0
     assert counts[-1].argmax() == 3
     assert (tmp_path / "own.png").exists()
+    page.run(users)
+    run = results.open(tmp_path / "runs" / "hospitals.h5")
+    assert sorted(run.partition["label_counts"].sum(1).tolist()) == [80, 120, 160, 200, 240]
+    assert run.accuracy().last > 0.8
 
 
 def test_the_answers(tmp_path: Path) -> None:
