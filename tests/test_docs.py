@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedmpi import results
+from fedmpi.experiment.command_line import parse
 from fedmpi.results.check import problems
 from tests.support.mpi import REPOSITORY, default_launcher, environment, mpirun, succeed
 
@@ -189,6 +190,19 @@ def test_which_clients_are_trained_side_by_side() -> None:
     assert f"fewer than {choice.WORTH_IT_ON_CPU} clients | 1 |" in table
     assert f"`--local.precision bf16` | {choice.AT_ONCE_IF_FILLED} |" in table
     assert f"| on a CPU | {choice.AT_ONCE_ON_CPU} |" in table
+
+
+def test_a_list_of_runs() -> None:
+    """The page's list for a Slurm array: settings that there are, and as many tasks as lines and seeds."""
+    text = (DOCS / "cluster.md").read_text()
+    (block,) = re.findall(r"```\n# my.list\n(.*?)```", text, re.DOTALL)
+    rows = [line.split() for line in block.splitlines()]
+    command = re.search(r"sbatch --array=0-(\d+) jobs/slurm_array.sbatch my.list (\d+)", text)
+    assert command
+    assert int(command[1]) == len(rows) * int(command[2]) - 1
+    for name, config, *options in rows:
+        settings, _ = parse(["--config", str(REPOSITORY / config), *options])
+        assert type(settings.algorithm).__name__.lower() == name
 
 
 def test_a_sweep_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
