@@ -73,9 +73,10 @@ def _run(command: str, draw: bool) -> str:
     module, *patterns = shlex.split(command)
     words = [name for word in patterns for name in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()) as printed:
-        if "-o" in words and not draw:
-            place = words.index("-o") + 1
-            words[place] = str(Path(folder, Path(words[place]).name))
+        for option in ("-o", "--draw") if not draw else ():
+            if option in words:
+                place = words.index(option) + 1
+                words[place] = str(Path(folder, Path(words[place]).name))
         program = "fedmpi.results.__main__" if module == "fedmpi.results" else module
         if importlib.import_module(program).main(words):
             raise SystemExit(f"failed: python -m {command}")

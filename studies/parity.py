@@ -199,9 +199,12 @@ def cases() -> dict[str, Case]:
 
 @dataclass
 class Outcome:
-    """[P] each: the first model, fedmpi's last one, that of the transcription, and FedAvg's."""
+    """[P] each: fedmpi's last model, that of the transcription, and FedAvg's; and the problem.
 
-    start: Vector
+    The problem has the first model.
+    """
+
+    problem: Problem
     ours: Vector
     theirs: Vector
     plain: Vector
@@ -212,7 +215,7 @@ def compared(case: Case, folder: Path) -> Outcome:
     run = trained(case.algorithm, case.model, case.conditions, folder / "method.h5")
     plain = trained(FedAvg(), case.model, Ideal(), folder / "plain.h5")
     problem = problem_of(case.model, run)
-    return Outcome(problem.start, _weights(run), case.transcription(problem), _weights(plain))
+    return Outcome(problem, _weights(run), case.transcription(problem), _weights(plain))
 
 
 def _weights(run: Run) -> Vector:
@@ -263,7 +266,7 @@ def main() -> None:
     for name, case in cases().items():
         with tempfile.TemporaryDirectory() as folder:
             found = compared(case, Path(folder))
-        others = (found.theirs, found.plain, found.start)
+        others = (found.theirs, found.plain, found.problem.start)
         difference, far, moved = (np.abs(found.ours - other).max() for other in others)
         print(f"{name:10}{difference:12.1e}{far:13.1e}{moved:16.2f}")
 

@@ -30,6 +30,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fedmpi import results
@@ -66,6 +67,7 @@ BASELINES = {
 }
 COMPONENTS = {f"fusion_M_{number}": f"{FUSION} --algorithm.components {number}" for number in (2, 5, 30)}
 SEEDS = range(5)
+WINDOW = 9  # rounds that a point of a curve is the mean of
 
 
 def cells() -> dict[str, str]:
@@ -103,7 +105,7 @@ def show(place: str, methods: Sequence[str], files: Files) -> None:
                 "train loss": of_column(paths, "train_loss", 3),
                 "rand index": of_column(paths, "adjusted_rand_index", 2),
                 "twin": of_column(paths, "twin_correlation", 2),
-                "label l1": shown(np.array([label_distances(path).mean() for path in paths]), 3),
+                "label l1": shown(np.array([second_half(label_distances(path)).mean() for path in paths]), 3),
             }
             rows.append(row)
     if rows:
@@ -120,9 +122,14 @@ def accuracy(path: Path) -> NDArray[np.float64]:
 def late(path: Path, column: str) -> NDArray[np.float64]:
     """The known values of a column in the second half of the rounds; one NaN if there are none."""
     rounds = results.open(path).rounds
-    found = np.asarray(rounds.get(column, []), dtype=np.float64)[len(rounds["round"]) // 2 :]
+    found = second_half(np.asarray(rounds.get(column, []), dtype=np.float64))
     known = found[~np.isnan(found)]
     return known if len(known) else np.array([np.nan])
+
+
+def second_half(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Those of the later rounds."""
+    return values[len(values) // 2 :]
 
 
 def of_column(paths: Sequence[Path], column: str, digits: int, scale: float = 1) -> str:
@@ -131,8 +138,10 @@ def of_column(paths: Sequence[Path], column: str, digits: int, scale: float = 1)
 
 
 def label_distances(path: Path) -> NDArray[np.float64]:
-    """Per round of the second half: l1 distance between the label mix of the cohort, weighted as the mean of the
-    clients' models is, and the label mix of all clients. NaN for methods with several models."""
+    """[rounds] l1 distance of the cohort's label mix, weighted as the clients' models, from that of all clients.
+
+    NaN for methods with several models.
+    """
     run = results.open(path)
     if "cluster_size_0" in run.rounds and "omega" not in run.clients:
         return np.array([np.nan])
@@ -144,7 +153,30 @@ def label_distances(path: Path) -> NDArray[np.float64]:
         here = run.clients["round"] == round
         mix = weights[here] @ (counts / samples[:, None])[clients[here]] / weights[here].sum()
         found.append(np.abs(mix - counts.sum(0) / samples.sum()).sum())
-    return np.array(found[len(found) // 2 :])
+    return np.array(found)
+
+
+def draw(files: Files, folder: Path) -> None:
+    """Accuracy and the distance of label mixes over rounds, where groups of clients have classes of their own."""
+    methods = {
+        "FedAvg": "fedavg",
+        "cohort's mixture": "fusion_cohort",
+        "without memory": "fusion_without_memory",
+        "DistributionFusion": "fusion",
+    }
+    figure = Figure(figsize=(7.0, 2.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for (label, method), colour in zip(methods.items(), ("#000000", "#CC79A7", "#56B4E9", "#D55E00"), strict=True):
+        paths = files.matching(f"fashion_mnist/groups/{method}/*")
+        accuracies = np.array([100 * results.open(path).rounds["test_accuracy"] for path in paths])
+        distances = np.array([label_distances(path) for path in paths])
+        for axes, values in ((left, accuracies), (right, distances)):
+            smooth = np.convolve(values.mean(0), np.ones(WINDOW) / WINDOW, "valid")
+            axes.plot(np.arange(len(smooth)) + (WINDOW + 1) / 2, smooth, label=label, color=colour, linewidth=1.2)
+    left.set(xlabel="Round", ylabel="Test accuracy (%)")
+    right.set(xlabel="Round", ylabel="Label mix: l1 distance from all clients'")
+    left.legend(fontsize=7, frameon=False)
+    figure.savefig(folder / "distribution_fusion.svg", metadata={"Date": None})
 
 
 def shown(values: NDArray[np.float64], digits: int) -> str:
@@ -165,6 +197,7 @@ STUDY = Study(
         },
         "components": partial(show, "fashion_mnist/groups", ["fedavg", *COMPONENTS, "fusion"]),
     },
+    draw=draw,
 )
 main = STUDY.main
 
