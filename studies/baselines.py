@@ -49,12 +49,12 @@ SEEDS = range(3)
 
 def show(alpha: str, files: Files) -> None:
     """Print the accuracy of each method."""
-    files.show_results("table", *(f"{alpha}/{method}/*" for method in METHODS))
+    files.show_results("table", *(f"{alpha}/{method}/*" for method in METHODS), options="--costs")
 
 
 def show_rounds(alpha: str, files: Files) -> None:
     """Print the rounds that each method takes to 70 and 80 %."""
-    files.show_results("rounds", *(f"{alpha}/{method}/*" for method in METHODS), options="--targets 0.7 0.8")
+    files.show_results("rounds", *(f"{alpha}/{method}/*" for method in METHODS), options="--costs --targets 0.7 0.8")
 
 
 STUDY = Study(

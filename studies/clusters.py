@@ -58,7 +58,7 @@ SEEDS = range(3)
 
 def show(partition: str, files: Files) -> None:
     """Print the accuracy of each method."""
-    files.show_results("table", *(f"{partition}/{method}/*" for method in METHODS[partition]))
+    files.show_results("table", *(f"{partition}/{method}/*" for method in METHODS[partition]), options="--costs")
 
 
 STUDY = Study(

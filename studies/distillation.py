@@ -40,12 +40,12 @@ SEEDS = range(3)
 
 def show(files: Files) -> None:
     """Print the accuracy of each method."""
-    files.show_results("table", *(f"{method}/*" for method in METHODS))
+    files.show_results("table", *(f"{method}/*" for method in METHODS), options="--costs")
 
 
 def show_rounds(files: Files) -> None:
     """Print the rounds that each method takes to 75, 80 and 82 %."""
-    options = "--targets 0.75 0.8 0.82 --reference FedAvg"
+    options = "--costs --targets 0.75 0.8 0.82 --reference FedAvg"
     files.show_results("rounds", *(f"{method}/*" for method in METHODS), options=options)
 
 

@@ -44,12 +44,14 @@ SEEDS = range(3)
 
 def show(experiment: str, column: str, files: Files) -> None:
     """Print one kind of accuracy of each method."""
-    files.show_results("table", *(f"{experiment}/{method}/*" for method in METHODS), options=f"--column {column}")
+    files.show_results(
+        "table", *(f"{experiment}/{method}/*" for method in METHODS), options=f"--costs --column {column}"
+    )
 
 
 def show_rounds(experiment: str, column: str, files: Files) -> None:
     """Print the rounds that each method takes to the targets."""
-    options = f"--column {column} --reference FedAvg --targets {TARGETS[experiment]}"
+    options = f"--costs --column {column} --reference FedAvg --targets {TARGETS[experiment]}"
     files.show_results("rounds", *(f"{experiment}/{method}/*" for method in METHODS), options=options)
 
 

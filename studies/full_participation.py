@@ -26,7 +26,7 @@ SEEDS = range(3)
 
 def show(data: str, files: Files) -> None:
     """Print the accuracy of each method: for several models, of each client's own on its part of the test set."""
-    files.show_results("table", *(f"{data}/{method}/*" for method in METHODS))
+    files.show_results("table", *(f"{data}/{method}/*" for method in METHODS), options="--costs")
 
 
 STUDY = Study(

@@ -13,7 +13,9 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stdout
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +63,9 @@ def flower(problem: Problem, mu: float) -> Vector:
     """Flower's strategy, with clients in this process."""
     from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
     from flwr.serverapp.strategy import FedAvg, FedProx
+    from flwr.supercore.task_identity import TaskIdentity
+
+    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1  # messages are made outside a Flower run
 
     class Nodes:
         """As much of a grid as a strategy asks for."""
@@ -127,13 +132,14 @@ def pfl_research(problem: Problem, mu: float) -> Vector:
     algorithm, parameters = (
         (FedProx(), FedProxParams(**rounds, mu=mu)) if mu else (FederatedAveraging(), NNAlgorithmParams(**rounds))
     )
-    algorithm.run(
-        parameters,
-        SimulatedBackend(training_data=data, val_data=data, postprocessors=[WeightByDatapoints()]),
-        model,
-        NNTrainHyperParams(local_learning_rate=LR, local_num_epochs=STEPS, local_batch_size=None),
-        NNEvalHyperParams(local_batch_size=None),
-    )
+    with redirect_stdout(StringIO()):  # metrics of each round
+        algorithm.run(
+            parameters,
+            SimulatedBackend(training_data=data, val_data=data, postprocessors=[WeightByDatapoints()]),
+            model,
+            NNTrainHyperParams(local_learning_rate=LR, local_num_epochs=STEPS, local_batch_size=None),
+            NNEvalHyperParams(local_batch_size=None),
+        )
     return module.vector()
 
 

@@ -37,7 +37,7 @@ ATTACKS = {
 
 def show(attack: str, files: Files) -> None:
     """Print the accuracy of each rule under an attack."""
-    files.show_results("table", f"{attack}/*")
+    files.show_results("table", f"{attack}/*", options="--costs")
 
 
 STUDY = Study(

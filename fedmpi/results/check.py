@@ -148,14 +148,14 @@ def _of_group(name: str, found: h5py.Group, group: Group, sizes: dict[str, int])
     if group.is_open and group.row == "a round" and "round" in sound:
         numbers = values(columns["round"])
         if not np.array_equal(numbers, np.arange(1, len(numbers) + 1)):
-            yield f"/{name}/round: does not count from 1"
+            yield f"/{name}/round: does not count 1, 2, 3, ..."
     if group.arrays.keys() >= {"weights", "offsets"} and sound >= {"weights", "shapes", "offsets"}:
         yield from _of_network(name, found)
 
 
 def _of_array(group: str, name: str, dataset: h5py.Dataset, array: Array, sizes: dict[str, int]) -> Iterator[str]:
     if dataset.dtype.kind not in array.kinds:
-        yield f"/{group}/{name}: holds {dataset.dtype}"
+        yield f"/{group}/{name}: has the type {dataset.dtype}"
     if array.shape == ("...",):  # any
         return
     shape = array.shape[-dataset.ndim :] if array.shape == ("M", "P") else array.shape  # one vector, or M of them
@@ -172,9 +172,9 @@ def _of_network(name: str, found: h5py.Group) -> Iterator[str]:
     weights, shapes, offsets = (values(found[key]) for key in ("weights", "shapes", "offsets"))
     ends = np.cumsum(np.where(shapes < 0, 1, shapes).prod(axis=1))
     if ends[-1:].tolist() != [len(weights)] or not np.array_equal(offsets, [0, *ends[:-1]]):
-        yield f"/{name}: shapes and offsets do not fill the weights"
+        yield f"/{name}: shapes and offsets do not match the weights"
     if hashlib.sha256(weights.astype("<f4").tobytes()).hexdigest() != str(found.attrs.get("sha256")):
-        yield f"/{name}: sha256 is not that of the weights"
+        yield f"/{name}: sha256 does not match the weights"
 
 
 def _groups(file: h5py.File) -> Iterator[tuple[str, h5py.Group]]:

@@ -1,4 +1,4 @@
-"""Are methods different, over the same seeds, and are two runs the same?"""
+"""Differences between methods over the same seeds, and between two runs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from fedmpi.options import printable
 from fedmpi.results.files import datasets, opened, values
-from fedmpi.results.formats import FORMATS, Format
-from fedmpi.results.groups import Group, columns, grouped, references, repeated, spread
+from fedmpi.results.groups import Group, columns, grouped, references, repeated
 from fedmpi.results.reader import Run, Table
-from fedmpi.results.schema import COLUMN, Direction, group_of, scale, with_unit
+from fedmpi.results.schema import COLUMN, Direction, described, group_of, scale, with_unit
 from fedmpi.results.settings import labels, methods
-from fedmpi.results.table import FIGURES, Figure, decimals
-from fedmpi.results.table import values as figures
+from fedmpi.results.spread import emphasized, spread
+from fedmpi.results.table import STATISTICS, Statistic, comparable, decimals
+from fedmpi.results.table import values as statistics
 
 # What another number of ranks changes, or the clock.
 _OF_THE_MACHINE = ("clients/rank", "environment", "ranks")
@@ -28,15 +28,14 @@ _OF_THE_MACHINE = ("clients/rank", "environment", "ranks")
 def paired(
     runs: Sequence[Run],
     column: str,
-    format: Format,
-    figure: Figure = "last",
+    statistic: Statistic = "last",
     reference: str | None = None,
     direction: Direction | None = None,
-) -> str:
-    """A table without a final newline: each setting beside the reference, over the seeds that both have.
+) -> list[list[str]]:
+    """The rows of a table, the head first: each setting and the reference, over the seeds that both have.
 
-    The mean difference of a figure, its 95 % interval by Student's t, and the p-value of Wilcoxon's signed-rank test
-    (two-sided; exact for few seeds, of which three cannot give less than 0.25, five 0.0625, six 0.03125).
+    The mean difference of a statistic, its 95 % interval by Student's t, and the p-value of Wilcoxon's signed-rank
+    test (two-sided; exact for few seeds, of which three cannot give less than 0.25, five 0.0625, six 0.03125).
 
     Args:
         column: of /rounds; differences of accuracies are in points.
@@ -48,20 +47,25 @@ def paired(
         BadInput: as `references`.
     """
     groups = grouped(runs)
-    settings = columns(groups)
-    others = _others(groups, reference)
-    title = with_unit(FIGURES[figure], column)
-    gain = "difference (points)" if scale(column) != 1 else with_unit("difference", column)
-    heads = [*settings, "runs", title, "pairs", gain, "95 % interval", "p (Wilcoxon)"]
-    rows = []
-    for k, (group, other) in enumerate(zip(groups, others, strict=True)):
-        own, beside = (_by_seed(each, column, figure, direction) for each in (group, other or []))
-        gains = np.array([own[seed] - beside[seed] for seed in own if seed in beside])
+    own = [_by_seed(group, column, statistic, direction) for group in groups]
+    found = [[*each.values()] for each in own]
+    cells = [spread(each, decimals=decimals(column)) for each in found]
+    better = direction or described(column).better
+    tests = []
+    for group, ours, other in zip(groups, own, _others(groups, reference), strict=True):
+        theirs = _by_seed(other or [], column, statistic, direction)
+        gains = np.array([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
         gains = gains[~np.isnan(gains)]
-        tests = ["-"] * 4 if other is None or group is other else [str(len(gains)), *_tests(gains, decimals(column))]
-        shown = spread([*own.values()], decimals=decimals(column))
-        rows.append([*(each[k] for each in settings.values()), str(len(group)), shown, *tests])
-    return FORMATS[format]([heads, *rows])
+        is_itself = other is None or group is other
+        tests.append(["-"] * 4 if is_itself else [str(len(gains)), *_tests(gains, decimals(column))])
+    gain = "difference (points)" if scale(column) != 1 else with_unit("difference", column)
+    parts: dict[str, Sequence[str]] = {
+        **columns(groups, ("runs", "pairs")),
+        "runs": [str(len(group)) for group in groups],
+        with_unit(STATISTICS[statistic], column): emphasized(cells, found, better, kinds=comparable(groups, column)),
+        **dict(zip(("pairs", gain, "95 % interval", "p (Wilcoxon)"), zip(*tests, strict=True), strict=True)),
+    }
+    return [list(parts), *map(list, zip(*parts.values(), strict=True))]
 
 
 def repeats(runs: Sequence[Run]) -> Iterator[tuple[Run, Run]]:
@@ -85,14 +89,15 @@ def remarks(runs: Sequence[Run]) -> Iterator[str]:
         differ = [run for run in others if any(differing_parts(kept, run))]
         name = methods([kept.identity])[0]
         left_out = ", ".join(str(run.path) for run in others)
-        found = f"the same results as {left_out}"
-        if differ:
-            found = f"not {left_out}; the results differ, `compare` tells where"
-        yield f"{name}, seed {kept.attributes['seed']}: {len(same)} runs count once: {kept.path}, {found}"
+        others_are = "other results, `compare` shows the first difference" if differ else "the same results"
+        yield (
+            f"{name}, seed {kept.attributes['seed']}: {len(same)} runs count once; used: {kept.path}; "
+            f"not used: {left_out} ({others_are})"
+        )
 
 
 def sameness(one: Run, other: Run) -> str:
-    """Whether two runs are the same bits, but for timings, and what differs between them, as lines of text."""
+    """Whether two runs are bit-identical apart from timings, and what differs between them, as lines of text."""
     parts = list(differing_parts(one, other))
     lines = [f"{one.path}", f"{other.path}"]
     settings = labels([one.identity, other.identity])
@@ -105,7 +110,7 @@ def sameness(one: Run, other: Run) -> str:
     if told:
         lines.append(f"  ran on    {', '.join(told)}")
     if not parts:
-        return "\n".join([*lines, "  bits      the same, but for timings"])
+        return "\n".join([*lines, "  bits      identical apart from timings"])
     return "\n".join([*lines, f"  differ    {parts[0]}", *(f"            {part}" for part in parts[1:])])
 
 
@@ -134,10 +139,10 @@ def _others(groups: Sequence[Group], reference: str | None) -> Sequence[Group | 
     return references(groups, reference or of[0])
 
 
-def _by_seed(group: Group, column: str, figure: Figure, direction: Direction | None) -> dict[Any, float]:
-    """A figure of each seed, in the unit of the column."""
+def _by_seed(group: Group, column: str, statistic: Statistic, direction: Direction | None) -> dict[Any, float]:
+    """A statistic of each seed, in the unit of the column."""
     seeds = [run.attributes["seed"] for run in group]
-    return dict(zip(seeds, figures(group, column, figure, direction), strict=True))
+    return dict(zip(seeds, statistics(group, column, statistic, direction), strict=True))
 
 
 def _tests(gains: NDArray[np.float64], decimals: int | None) -> list[str]:

@@ -174,11 +174,11 @@ def _look_through(file: h5py.File, path: Path) -> None:
             if not inner.isprintable():
                 raise Unfit(f"{place or '/'} holds something whose name cannot be printed")
             if link != h5l.TYPE_HARD:
-                raise Unfit(f"{shown(inner)} is a link, which results files have not")
+                raise Unfit(f"{shown(inner)} is a link; results files have no links")
             found = h5o.open(group, name)
             if isinstance(found, h5g.GroupID):
                 if inner.count("/") > DEEPEST:
-                    raise Unfit(f"{shown(inner)}: groups in groups, more than {DEEPEST} deep")
+                    raise Unfit(f"{shown(inner)}: groups are nested more than {DEEPEST} deep")
                 groups.append((inner, found))
             elif isinstance(found, h5d.DatasetID):
                 claimed += _claim(shown(inner), found)
@@ -206,7 +206,7 @@ def _claim(place: str, dataset: h5d.DatasetID) -> int:
         claimed = max(claimed, dtype.itemsize * math.prod(plan.get_chunk()) * dataset.get_num_chunks())
         filters = [plan.get_filter(number)[0] for number in range(plan.get_nfilters())]
         if len(set(filters)) < len(filters) or not FILTERS.issuperset(filters):
-            raise Unfit(f"{place} is compressed in a way that results files are not")
+            raise Unfit(f"{place} has a compression that results files do not use")
         most = MOST_COMPRESSED if h5z.FILTER_DEFLATE in filters else 1
     held = dataset.get_storage_size()
     if claimed > held * most:

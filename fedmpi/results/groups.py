@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
-
-import numpy as np
 
 from fedmpi.errors import BadInput
 from fedmpi.results.reader import Run
@@ -55,28 +52,6 @@ def references(groups: Sequence[Group], method: str) -> list[Group | None]:
     if not found:
         raise BadInput(f"--reference = {method}: must be a method of these runs ({', '.join(dict.fromkeys(of))})")
     return [group if group in found else _nearest(group, found) for group in groups]
-
-
-def spread(values: Sequence[float], of_mean: bool = False, decimals: int | None = None) -> str:
-    """`mean ± standard deviation` (with n-1) or, `of_mean`, standard error; of one value itself, of none `-`.
-
-    NaN is no value: how many there are is said, if not all.
-
-    Args:
-        decimals: null: as many as give the largest four digits.
-    """
-    known = [value for value in values if not np.isnan(value)]
-    if not known:
-        return "-"
-    some = f" ({len(known)} of {len(values)})" if len(known) < len(values) else ""
-    finite = [abs(value) for value in known if np.isfinite(value)]
-    if decimals is None:
-        largest = max(finite, default=0)
-        decimals = min(max(3 - math.floor(math.log10(largest)), 0), 8) if largest else 2
-    if len(known) == 1 or len(finite) < len(known):
-        return f"{np.mean(known):.{decimals}f}{some}"
-    deviation = np.std(known, ddof=1) / (np.sqrt(len(known)) if of_mean else 1)
-    return f"{np.mean(known):.{decimals}f} ± {deviation:.{decimals}f}{some}"
 
 
 def _by_seed(runs: Sequence[Run]) -> Iterator[dict[Any, list[Run]]]:

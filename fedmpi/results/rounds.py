@@ -6,33 +6,36 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedmpi.results.formats import FORMATS, Format, filled, short
+from fedmpi.results.formats import short
 from fedmpi.results.groups import Group, columns, grouped, references
 from fedmpi.results.reader import Run, traffic
 from fedmpi.results.schema import Direction, described, scale
+from fedmpi.results.spread import emphasized
+from fedmpi.results.table import comparable
 
 
 def tabulate_rounds(
     runs: Sequence[Run],
     column: str,
     targets: Sequence[float],
-    format: Format,
     reference: str | None = None,
     direction: Direction | None = None,
-) -> str:
-    """A table without a final newline: a line for each setting; for each target
+    costs: bool = False,
+) -> list[list[str]]:
+    """The rows of a table, the head first: a row for each setting; for each target
 
-    - the first round that has it: the mean over the runs that reached it, and how many did if not all;
+    - the first round that reaches it: the mean over the runs that reached it, and how many did if not all;
     - how much less that is than the reference's, in percent, if all runs of both reached it; -100 % is
       twice as many;
-    - the traffic until then.
+    - with `costs`, the traffic of the clients until then.
 
     Args:
         column: of /rounds.
         targets: values of it, as they are stored: accuracies in [0, 1].
-        reference: a method. Where it was run with several settings, those count that are nearest to the line's; where
+        reference: a method. Where it was run with several settings, those count that are nearest to the row's; where
             several are equally near, there is none.
         direction: from which side targets are reached: "higher" is from below. None: as the schema says.
+        costs: whether there are columns of traffic.
 
     Raises:
         BadInput: there are no runs of the reference.
@@ -40,19 +43,26 @@ def tabulate_rounds(
     direction = direction or described(column).better
     assert direction is not None
     groups = grouped(runs)
-    settings = columns(groups, ("runs",))
-    compared: list[Group | None] = references(groups, reference) if reference else [None] * len(groups)
-    lines = []
-    for k, (group, other) in enumerate(zip(groups, compared, strict=True)):
-        line = {**{name: values[k] for name, values in settings.items()}, "runs": str(len(group))}
-        for target in targets:
-            cells = _to(group, column, target, direction, other)
-            if not reference:
-                del cells["reduction to"]
-            shown = f"{scale(column) * target:g} {described(column).unit}".rstrip()
-            line |= {f"{what} {shown}": text for what, text in cells.items()}
-        lines.append(line)
-    return FORMATS[format](filled(lines))
+    parts: dict[str, Sequence[str]] = {**columns(groups, ("runs",)), "runs": [str(len(group)) for group in groups]}
+    kinds = comparable(groups, column)
+    compared: Sequence[Group | None] = references(groups, reference) if reference else []
+    for target in targets:
+        shown = f"{scale(column) * target:g} {described(column).unit}".rstrip()
+        first = [first_rounds(group, column, target, direction) for group in groups]
+        complete = [
+            [*found.values()] if len(found) == len(group) else [] for found, group in zip(first, groups, strict=True)
+        ]
+        cells = [_rounds(found, group) for found, group in zip(first, groups, strict=True)]
+        parts[f"rounds to {shown}"] = emphasized(cells, complete, "lower", kinds=kinds)
+        if reference:
+            others = [first_rounds(other or [], column, target, direction) for other in compared]
+            parts[f"reduction at {shown}"] = [
+                _reduction(rounds, [*found.values()] if len(found) == len(other or []) else [])
+                for rounds, found, other in zip(complete, others, compared, strict=True)
+            ]
+        if costs:
+            parts[f"traffic to {shown} (GB)"] = [_traffic(found) for found in first]
+    return [list(parts), *map(list, zip(*parts.values(), strict=True))]
 
 
 def first_rounds(group: Group, column: str, target: float, direction: Direction) -> dict[Run, int]:
@@ -62,21 +72,17 @@ def first_rounds(group: Group, column: str, target: float, direction: Direction)
     return {run: int(run.rounds["round"][rows[0]]) for run, rows in there.items() if len(rows)}
 
 
-def _to(group: Group, column: str, target: float, direction: Direction, reference: Group | None) -> dict[str, str]:
-    first = first_rounds(group, column, target, direction)
-    cells = {"rounds to": "-", "reduction to": "-", "GB to": "-"}
+def _rounds(first: dict[Run, int], group: Group) -> str:
     if not first:
-        return cells
+        return "-"
     some = f" ({len(first)} of {len(group)})" if len(first) < len(group) else ""
-    cells["rounds to"] = f"{_mean(first):.1f}".removesuffix(".0") + some
+    return f"{np.mean([*first.values()]):.1f}".removesuffix(".0") + some
+
+
+def _reduction(rounds: Sequence[int], of_reference: Sequence[int]) -> str:
+    return f"{100 * (1 - np.mean(rounds) / np.mean(of_reference)):.0f} %" if rounds and of_reference else "-"
+
+
+def _traffic(first: dict[Run, int]) -> str:
     spent = [traffic(run)[: np.searchsorted(run.rounds["round"], end) + 1].sum() for run, end in first.items()]
-    cells["GB to"] = short(float(np.mean(spent)))
-    if reference and not some:
-        compared = first_rounds(reference, column, target, direction)
-        if len(compared) == len(reference):
-            cells["reduction to"] = f"{100 * (1 - _mean(first) / _mean(compared)):.0f} %"
-    return cells
-
-
-def _mean(rounds: dict[Run, int]) -> float:
-    return float(np.mean(list(rounds.values())))
+    return short(float(np.mean(spent))) if spent else "-"

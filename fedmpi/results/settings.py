@@ -17,6 +17,18 @@ LAUNCH = ("config", "output", "overwrite", "resume", "checkpoint", "deadline")
 DATA = {"dataset": "data_sha256", "algorithm.proxy": "proxy_sha256"}
 #: The option of a data set that says where its files lie: that is nothing about the experiment if the data are known.
 PLACE = "root"
+#: Options that set the task. All others belong to the method; results on different tasks cannot be compared.
+TASK = (
+    "dataset",
+    "partition",
+    "clients",
+    "cohort",
+    "rounds",
+    "evaluate_every",
+    "availability",
+    "conditions",
+    "attack",
+)
 _CHECKSUM_SHOWN = 8  # digits
 _LARGEST = 2**64  # a number of more digits is none
 _COMPONENTS = ("algorithm", "dataset", "model")
@@ -122,12 +134,24 @@ def table(runs: Sequence[Settings], taken: Collection[str] = ()) -> dict[str, li
     Args:
         taken: names that other columns have.
     """
-    others = [one for one in differing(runs) if one.key != "seed" and one.key.split(".")[0] != "algorithm"]
+    others = _others(runs)
     columns = {"method": _setting("algorithm", _shown(runs)).values}
     columns |= dict(
         zip(_short_names(others, {"method", "seed", *taken}), (one.values for one in others), strict=True)
     )
     return {name: [value or "-" for value in values] for name, values in columns.items()}
+
+
+def of_method(runs: Sequence[Settings]) -> set[str]:
+    """Those of the columns of `table` that belong to the method, such as its learning rate."""
+    others = _others(runs)
+    names = _short_names(others, {"method", "seed"})
+    return {name for name, one in zip(names, others, strict=True) if not _is_task(one.key)}
+
+
+def task(settings: Settings) -> frozenset[tuple[str, str]]:
+    """Equal for settings that set the same task."""
+    return frozenset((key, value) for key, value in by_name(settings).items() if _is_task(key))
 
 
 def by_name(settings: Settings) -> dict[str, str]:
@@ -146,6 +170,15 @@ def by_name(settings: Settings) -> dict[str, str]:
 def same_but_seed(settings: Settings) -> frozenset[tuple[str, str]]:
     """Equal for settings that describe the same experiment, repeated."""
     return frozenset((key, value) for key, value in by_name(settings).items() if key != "seed")
+
+
+def _others(runs: Sequence[Settings]) -> list[Setting]:
+    """What sets runs apart, besides the method and the seed."""
+    return [one for one in differing(runs) if one.key != "seed" and one.key.split(".")[0] != "algorithm"]
+
+
+def _is_task(key: str) -> bool:
+    return key.split(".")[0] in TASK
 
 
 def _labels(settings: Sequence[Setting], count: int) -> list[str]:

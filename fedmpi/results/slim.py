@@ -29,12 +29,12 @@ def slim(source: Path, target: Path, overwrite: bool = False, without: Collectio
         The sizes of both in bytes.
 
     Raises:
-        BadInput: `target` is there already, is the file itself, or cannot be written.
+        BadInput: `target` exists already, is the file itself, or cannot be written.
     """
     if other := kind(target):
         raise BadInput(f"{target}: is {other}")
     if target.exists() and (not overwrite or target.samefile(source)):
-        raise BadInput(f"{target}: is there already{'' if target.samefile(source) else '; give --overwrite'}")
+        raise BadInput(f"{target}: exists already{'' if target.samefile(source) else '; --overwrite replaces it'}")
     with opened(source) as file:
         content = image(lambda storage: _copy(file, storage.file, storage, without))
     try:

@@ -103,7 +103,7 @@ def _accuracy(run: Run, column: str = "test_accuracy") -> str:
         return "-"
     return (
         f"last {percent(score.last)}, best {percent(score.best)} (round {score.best_round}), "
-        f"mean of last 10 {percent(score.last10)}"
+        f"last 10 evaluations {percent(score.last10)}"
     )
 
 
@@ -162,7 +162,7 @@ def _rounds_done(run: Run) -> int:
 
 def way_of_training(at_once: int, reason: str) -> str:
     """How clients are trained, and why: so many at once on each rank, for a reason that is a clause."""
-    way = "one by one" if at_once == 1 else f"up to {at_once} side by side per rank"
+    way = "one by one" if at_once == 1 else f"up to {at_once} at once per rank"
     return f"{way} ({reason})"
 
 

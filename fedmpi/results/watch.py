@@ -67,7 +67,7 @@ def sparkline(values: NDArray[np.float64], width: int = 30) -> str:
 def _view(path: Path, width: int) -> tuple[str, str]:
     """What to show of a file, and its status; `awaited` if it is not there yet."""
     if not path.exists():
-        return f"{path}: not there yet", "awaited"
+        return f"{path}: does not exist yet", "awaited"
     try:
         run = whole(path)
     except BadInput as error:
@@ -94,7 +94,7 @@ def _silence(run: Run) -> str:
     if run.status != "running":
         return ""
     age = datetime.now(timezone.utc) - datetime.fromisoformat(run.attributes["last_write"])
-    return f", as {duration(round(max(age.total_seconds(), 0)))} ago"
+    return f", last write {duration(round(max(age.total_seconds(), 0)))} ago"
 
 
 def _bar(run: Run) -> str:
@@ -102,7 +102,7 @@ def _bar(run: Run) -> str:
     facts = [f"round {done} of {planned}" if planned else f"round {done}"]
     if done:
         pace = float(np.median(run.rounds["seconds"][-10:]))
-        facts.append(f"{duration(pace)} each")
+        facts.append(f"{duration(pace)} per round")
         if planned and run.status == "running":
             facts.append(f"about {duration(pace * (planned - done))} left")
     filled = 20 * done // planned if planned else 0

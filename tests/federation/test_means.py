@@ -100,7 +100,7 @@ def test_summary(tmp_path: Path) -> None:
         values = 100 * made.rounds[column]
         assert lines[label] == (
             f"last {values[-1]:.2f} %, best {values.max():.2f} % (round {values.argmax() + 1}),"
-            f" mean of last 10 {values.mean():.2f} %"
+            f" last 10 evaluations {values.mean():.2f} %"
         )
 
 

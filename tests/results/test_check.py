@@ -49,19 +49,19 @@ def test_faults_are_found(tmp_path: Path) -> None:
         "/partition: is missing": lost("partition"),
         "/extra: is not in the schema": lambda file: file.create_group("extra"),
         "/rounds/seconds: is missing": lost("rounds/seconds"),
-        "/rounds/note: holds |S1": with_text,
+        "/rounds/note: has the type |S1": with_text,
         "/rounds/test_loss: has 19 rows, others have 20": shorter,
-        "/rounds/round: does not count from 1": lambda file: file["rounds/round"].write_direct(np.arange(20)),
+        "/rounds/round: does not count 1, 2, 3, ...": lambda file: file["rounds/round"].write_direct(np.arange(20)),
         "/partition/label_counts: has 20 clients, others have 19": fewer_clients,  # /evaluation comes first
         "/ranks/mood: is not in the schema": lambda file: file.create_dataset("ranks/mood", data=np.zeros(40)),
         "/model/weights: has 2 axes, not 1 (P)": lambda file: (
             lost("model/weights")(file),
             file.create_dataset("model/weights", data=np.zeros((1, 9), "f4")),
         ),
-        "/model: shapes and offsets do not fill the weights": lambda file: file["model/offsets"].write_direct(
+        "/model: shapes and offsets do not match the weights": lambda file: file["model/offsets"].write_direct(
             np.array([0, 5])
         ),
-        "/model: sha256 is not that of the weights": lambda file: file["model"].attrs.update(sha256="0" * 64),
+        "/model: sha256 does not match the weights": lambda file: file["model"].attrs.update(sha256="0" * 64),
     }
     for expected, change in faults.items():
         path = finished(tmp_path / "run.h5")

@@ -65,7 +65,7 @@ def test_methods_are_compared_under_the_same_conditions(tmp_path: Path, capsys: 
 def test_few_pairs_have_no_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [with_accuracy(tmp_path / f"{mu}.h5", mu, mu, 1) for mu in (0.5, 0.25, 0.75)]
     with_accuracy(tmp_path / "other seed.h5", 0.5, 0.9, 2)
-    assert main(["compare", *files, str(tmp_path / "other seed.h5"), "--figure", "best", "--format", "csv"]) == 0
+    assert main(["compare", *files, str(tmp_path / "other seed.h5"), "--statistic", "best", "--format", "csv"]) == 0
     lines = [line.split(",")[3:] for line in capsys.readouterr().out.splitlines()[1:]]
     assert lines == [["-"] * 4, ["1", "-25.00", "-", "-"], ["1", "+25.00", "-", "-"], ["0", "-", "-", "-"]]
 
@@ -82,7 +82,7 @@ def test_same_bits_but_for_timings(tmp_path: Path, capsys: pytest.CaptureFixture
         str(one),
         str(other),
         "  ran on    ranks 3 | 5",
-        "  bits      the same, but for timings",
+        "  bits      identical apart from timings",
     ]
     with h5py.File(other, "r+") as file:
         file["rounds/test_loss"][3] = np.nextafter(file["rounds/test_loss"][3], 9)
@@ -101,7 +101,7 @@ def test_same_bits_but_for_timings(tmp_path: Path, capsys: pytest.CaptureFixture
     table, repeat, note = capsys.readouterr().out.split("\n\n")
     assert table.splitlines()[2].split() == ["FedProx", "(mu", "1.0)", "1", "80.00", "1", "+0.00", "-", "-"]
     assert repeat.splitlines()[:2] == [str(one), str(other)], "the pair of one setting and seed"
-    assert note.startswith(f"FedProx, seed 7: 2 runs count once: {one}, not {other}; the results differ")
+    assert note.startswith(f"FedProx, seed 7: 2 runs count once; used: {one}; not used: {other} (other results, ")
     assert main(["compare", str(one), str(third)]) == 0
     assert "  settings  mu 0.01 | mu 1.0\n" in capsys.readouterr().out
 
@@ -109,7 +109,7 @@ def test_same_bits_but_for_timings(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_shorter_run_differs_where_it_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long, short = finished(tmp_path / "long.h5", rounds=5), finished(tmp_path / "short.h5", rounds=3)
     assert main(["compare", str(long)]) == 2
-    assert capsys.readouterr().err == f"{long}: alone; compare needs two runs or more\n"
+    assert capsys.readouterr().err == f"{long}: compare needs at least two runs\n"
     started(tmp_path / "none.h5").write()
     runs = [fedmpi.results.open(path) for path in (long, short, tmp_path / "none.h5")]
     rounds = [part for part in differing_parts(*runs[:2]) if part.startswith("rounds")]

@@ -165,7 +165,7 @@ SAID = {
     "data of another HDF5 file": "/rounds/seconds lies in other files",
     "many groups": f"has more than {MOST_OBJECTS} groups and datasets",
     "many texts": f"/rounds/note claims to be ({MOST_OBJECTS + 1},) texts",
-    "a filter of others": "/rounds/seconds is compressed in a way that results files are not",
+    "a filter of others": "/rounds/seconds has a compression that results files do not use",
     "a billion laughs": "its config has aliases that stand for far more than the text",
     f"a config: seed: 0x{'f' * 1500}"[:40]: "its config has a number of more than 1000 digits",
     f"a config: a: {'[' * 60}"[:40]: "its config has lists or mappings in one another, more than 50 deep",

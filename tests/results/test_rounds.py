@@ -30,24 +30,25 @@ def test_the_first_rounds_are_means_over_those_that_reach_the_target(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = [str(finished(tmp_path / f"{seed}.h5", rounds=rounds, seed=seed)) for seed, rounds in ((1, 4), (2, 8))]
-    (line,) = rows(capsys, *files, "--targets", "0.15", "0.3", "0.5")
+    assert list(rows(capsys, *files, "--targets", "0.15")[0]) == ["method", "runs", "rounds to 15 %"]
+    (line,) = rows(capsys, *files, "--costs", "--targets", "0.15", "0.3", "0.5")
     assert line["runs"] == "2"
     assert [line[f"rounds to {target} %"] for target in (15, 30, 50)] == ["4", "8 (1 of 2)", "-"]
-    assert [line[f"GB to {target} %"] for target in (15, 30, 50)] == ["0.016", "0.032", "-"]
+    assert [line[f"traffic to {target} % (GB)"] for target in (15, 30, 50)] == ["0.016", "0.032", "-"]
     assert main(["rounds", *files, "--targets", "70"]) == 2
-    assert capsys.readouterr().err == "--targets = 70.0: must be a share from 0 to 1 with test_accuracy\n"
+    assert capsys.readouterr().err == "--targets = 70.0: must be from 0 to 1 for test_accuracy\n"
     with pytest.raises(SystemExit) as raised:
         main(["rounds", "--targets", "0.7", *files])
     assert raised.value.code == 2
-    assert capsys.readouterr().err.endswith(f"{files[0]} is no number; files come before --targets\n")
+    assert capsys.readouterr().err.endswith(f"{files[0]} is not a number; files come before --targets\n")
 
 
 def test_a_loss_reaches_its_target_from_above(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Oracle: by hand: the test loss is 2 over the round, in even rounds, the training loss 1 over it in all."""
     files = [str(finished(tmp_path / f"{seed}.h5", rounds=rounds, seed=seed)) for seed, rounds in ((1, 4), (2, 8))]
-    (line,) = rows(capsys, *files, "--column", "test_loss", "--targets", "1.5", "0.5", "0.3")
+    (line,) = rows(capsys, *files, "--column", "test_loss", "--costs", "--targets", "1.5", "0.5", "0.3")
     assert [line[f"rounds to {target}"] for target in ("1.5", "0.5", "0.3")] == ["2", "4", "8 (1 of 2)"]
-    assert line["GB to 0.5"] == "0.016"
+    assert line["traffic to 0.5 (GB)"] == "0.016"
     (line,) = rows(capsys, *files, "--column", "train_loss", "--targets", "0.34")
     assert line["rounds to 0.34"] == "3"
     (line,) = rows(capsys, *files, "--column", "train_loss", "--targets", "0.34", "--direction", "higher")
@@ -67,10 +68,10 @@ def test_the_reduction_beside_the_reference_under_the_same_conditions(
         as_method(finished(tmp_path / "e.h5", rounds=8, changes=other), "Slow", 0.5),
     ]
     found = rows(capsys, *files, "--targets", "0.15", "0.3", "--reference", "FedAvg")
-    assert [line["reduction to 15 %"] for line in found] == ["50 %", "0 %", "0 %", "0 %", "-100 %"]
-    assert [line["reduction to 30 %"] for line in found] == ["-", "0 %", "-", "0 %", "-"]
+    assert [line["reduction at 15 %"] for line in found] == ["50 %", "0 %", "0 %", "0 %", "-100 %"]
+    assert [line["reduction at 30 %"] for line in found] == ["-", "0 %", "-", "0 %", "-"]
     assert main(["rounds", files[0], "--targets", "0.1", "--reference", "FedAvg"]) == 2
     assert capsys.readouterr().err == "--reference = FedAvg: must be a method of these runs (FedProx)\n"
     far = str(finished(tmp_path / "f.h5", changes={"alpha: 0.3": "alpha: 0.5"}))
     *_, line = rows(capsys, *files[2:4], far, "--targets", "0.1", "--reference", "FedAvg")
-    assert line["reduction to 10 %"] == "-", "two settings of the reference are equally near"
+    assert line["reduction at 10 %"] == "-", "two settings of the reference are equally near"

@@ -75,17 +75,17 @@ def test_many_files_go_into_a_folder(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert sorted(path.name for path in (tmp_path / "slim").iterdir()) == ["0.h5", "1.h5"]
     capsys.readouterr()
     assert main(["slim", *files]) == 2
-    assert capsys.readouterr().err.count("is there already; give --overwrite\n") == 2
+    assert capsys.readouterr().err.count("exists already; --overwrite replaces it\n") == 2
     assert main(["slim", "--overwrite", *files]) == 0
 
 
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        (["run.h5"], "run.h5: alone; slim needs files, and where their copies go"),
-        (["run.h5", "run.h5"], "run.h5: is there already"),
-        (["--overwrite", "run.h5", "run.h5"], "run.h5: is there already"),
-        (["run.h5", "run.h5", "no_folder"], "no_folder: is no folder, for copies of 2 files"),
+        (["run.h5"], "run.h5: slim needs files to copy, and then the target"),
+        (["run.h5", "run.h5"], "run.h5: exists already"),
+        (["--overwrite", "run.h5", "run.h5"], "run.h5: exists already"),
+        (["run.h5", "run.h5", "no_folder"], "no_folder: must be a folder, for copies of 2 files"),
         (["run.h5", "no/folder.h5"], "no/folder.h5: No such file or directory"),
         (["none.h5", "slim.h5"], "none.h5: No such file or directory"),
         (["run.h5", "/dev/null"], "/dev/null: is a device"),

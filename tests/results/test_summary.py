@@ -20,7 +20,7 @@ def test_a_summary_says_what_the_run_did(tmp_path: Path, monkeypatch: pytest.Mon
         "local       epochs 2, lr 1e-05",
         "rounds      20 of 20, 40 s",
         "untrained   accuracy 10.00 %, loss 2.5",
-        "accuracy    last 80.00 %, best 80.00 % (round 20), mean of last 10 44.00 %",
+        "accuracy    last 80.00 %, best 80.00 % (round 20), last 10 evaluations 44.00 %",
         "loss        test 0.1, training 0.05",
         "time        training 50 %, communication 5 %, evaluation 20 %, idle 25 %",
         "speed       2 clients/s, 2 s per round, 3 ranks",

@@ -24,14 +24,14 @@ def test_runs_that_differ_by_their_seed_alone_are_one_line(
     # Accuracy is 0.04 times the round, every other round: 24 % after 6 rounds, 32 % after 8.
     files = [finished(tmp_path / "a.h5", rounds=6, seed=1), finished(tmp_path / "b.h5", rounds=6, seed=2)]
     files += [finished(tmp_path / "c.h5", rounds=8, mu=1.0)]
-    plain, strong = rows(capsys, *map(str, files))
+    plain, strong = rows(capsys, *map(str, files), "--costs")
     assert (plain["method"], strong["method"]) == ("FedProx (mu 0.01)", "FedProx (mu 1.0)")
     assert (plain["runs"], strong["runs"]) == ("2", "1")
     assert (plain["last (%)"], strong["last (%)"]) == ("24.00 ± 0.00", "32.00")
     assert (plain["last 10 (%)"], strong["last 10 (%)"]) == ("16.00 ± 0.00", "20.00")
-    assert (plain["GB"], strong["GB"]) == ("0.024", "0.032")
-    assert (plain["seconds"], strong["seconds"]) == ("12", "16")
-    assert plain["whose"] == "server's"
+    assert (plain["traffic (GB)"], strong["traffic (GB)"]) == ("0.024", "0.032")
+    assert (plain["time (s)"], strong["time (s)"]) == ("12", "16")
+    assert plain["evaluated model"] == "global"
     assert "seed" not in plain
 
 
@@ -67,13 +67,22 @@ def test_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for format in ("text", "markdown", "latex"):
         assert main(["table", *files, "--format", format]) == 0
         shown[format] = capsys.readouterr().out.splitlines()
-    assert " ".join(shown["text"][0].split()) == "method runs last (%) best (%) last 10 (%) whose GB seconds"
+    assert " ".join(shown["text"][0].split()) == "method runs last (%) best (%) last 10 (%) evaluated model"
     assert shown["text"][1].startswith("FedProx     2  8.00 ± 0.00  8.00 ± 0.00"), "one of a kind, no arguments"
-    assert shown["markdown"][1] == "| --- | ---: | ---: | ---: | ---: | --- | ---: | ---: |"
+    assert shown["markdown"][1] == "| --- | ---: | ---: | ---: | ---: | --- |"
     assert shown["markdown"][2].startswith("| FedProx | 2 | 8.00 ± 0.00 | ")
-    assert shown["latex"][0] == r"\begin{tabular}{lrrrrlrr}"
-    assert shown["latex"][2].startswith(r"method & runs & last (\%) & ")
-    assert r"8.00 $\pm$ 0.00" in shown["latex"][4]
+    assert shown["latex"] == [
+        r"% needs \usepackage{booktabs}",
+        "% in all rows: runs 2",
+        "% in all rows: evaluated model global",
+        r"\begin{tabular}{lrrr}",
+        r"\toprule",
+        r"method & last (\%) & best (\%) & last 10 (\%) \\",
+        r"\midrule",
+        r"FedProx & 8.00 $\pm$ 0.00 & 8.00 $\pm$ 0.00 & 8.00 $\pm$ 0.00 \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
 
 
 def test_files_that_do_not_serve_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,14 +120,14 @@ def test_methods_by_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ("f", 1.0, 1, 14, {"alpha: 0.3": "alpha: 0.7", "cohort: 4": "cohort: 5"}),
     ):
         files.append(str(finished(tmp_path / f"{name}.h5", rounds=rounds, mu=mu, seed=seed, changes=changes)))
-    assert main(["table", *files, "--figure", "last", "--format", "csv"]) == 0
+    assert main(["table", *files, "--statistic", "last", "--format", "csv"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "method,cohort,alpha 0.3,alpha 0.7",
         "FedProx (mu 0.1),4,20.00 ± 5.66,32.00",
         "FedProx (mu 1.0),4,40.00,48.00",
         "FedProx (mu 1.0),5,-,56.00",
     ]
-    assert main(["table", *files[:2], "--figure", "best", "--format", "csv"]) == 0
+    assert main(["table", *files[:2], "--statistic", "best", "--format", "csv"]) == 0
     assert capsys.readouterr().out == "method,best (%)\nFedProx,20.00 ± 5.66\n"
 
 
@@ -159,7 +168,7 @@ def test_what_only_some_methods_have(tmp_path: Path, capsys: pytest.CaptureFixtu
             results.add_round({**row, "global_matched_accuracy": matched, "adjusted_rand_index": index})
         results.finish("finished")
     some, plain = rows(capsys, *(str(tmp_path / f"{name}.h5") for name in runs))
-    assert (some["global (%)"], plain["global (%)"]) == ("40.00 ± 14.14", "-")
+    assert (some["global test set (%)"], plain["global test set (%)"]) == ("40.00 ± 14.14", "-")
     assert (some["ARI"], plain["ARI"]) == ("0.50 ± 0.35", "-")
 
 
@@ -185,21 +194,21 @@ def test_the_best_of_a_column_is_its_highest_or_its_lowest(
         assert line.get(f"best{unit}", "?") == best
         assert line[f"last{unit}"] == ("100.00" if unit else "1.000"), "shown in its unit, or without one"
         if best != "?":
-            assert main(["table", file, "--column", column, "--figure", "best", "--format", "csv"]) == 0
+            assert main(["table", file, "--column", column, "--statistic", "best", "--format", "csv"]) == 0
             assert capsys.readouterr().out == f"method,best{unit}\nFedProx,{best}\n"
     for command in (
-        ["table", "--figure", "best"],
-        ["compare", "--figure", "best"],
+        ["table", "--statistic", "best"],
+        ["compare", "--statistic", "best"],
         ["rounds", "--targets", "1"],
     ):
         assert main([command[0], file, *command[1:], "--column", "my_accuracy"]) == 2
         assert capsys.readouterr().err == (
-            "--column = my_accuracy: say which values are better, --direction higher or lower\n"
+            "--column = my_accuracy: say which values are better by --direction higher or lower\n"
         )
     for direction, best in (("higher", "2.000"), ("lower", "0.5000")):
         (line,) = rows(capsys, file, "--column", "my_accuracy", "--direction", direction)
         assert line["best"] == best
-        arguments = ["table", file, "--column", "my_accuracy", "--figure", "best", "--direction", direction]
+        arguments = ["table", file, "--column", "my_accuracy", "--statistic", "best", "--direction", direction]
         assert main([*arguments, "--format", "csv"]) == 0
         assert capsys.readouterr().out == f"method,best\nFedProx,{best}\n"
 
@@ -213,7 +222,7 @@ def test_a_seed_that_was_run_again_counts_once(tmp_path: Path, capsys: pytest.Ca
     assert rows(capsys, *once) == rows(capsys, *files)
     assert main(["table", *files]) == 0
     output = capsys.readouterr()
-    note = f"FedProx, seed 1: 2 runs count once: {files[0]}, the same results as {files[1]}"
+    note = f"FedProx, seed 1: 2 runs count once; used: {files[0]}; not used: {files[1]} (the same results)"
     assert output.out.splitlines()[-2:] == ["", note]
     assert not output.err
     assert main(["table", *files, "--format", "latex"]) == 0
@@ -227,7 +236,7 @@ def test_a_seed_that_was_run_again_counts_once(tmp_path: Path, capsys: pytest.Ca
     assert main(["rounds", *once, longer, "--targets", "0.3"]) == 0
     shown = capsys.readouterr().out
     assert "8 (1 of 2)" in shown
-    assert f"2 runs count once: {longer}, not {files[0]}; the results differ" in shown
+    assert f"2 runs count once; used: {longer}; not used: {files[0]} (other results, " in shown
     assert main(["plot", *files, "-o", str(tmp_path / "x.png")]) == 0
     assert capsys.readouterr().err == f"{note}\n"
 

@@ -35,12 +35,12 @@ def test_a_run_is_watched_until_it_ends(tmp_path: Path, capsys: pytest.CaptureFi
         assert main(["watch", str(path), "--interval", "0.02"]) == 0
         assert writer.wait() == 0
     first, *looks = capsys.readouterr().out.split(f"{path}  ")
-    assert first.startswith(f"{path}: not there yet\n")
-    assert looks[0].startswith("running, as ")
+    assert first.startswith(f"{path}: does not exist yet\n")
+    assert looks[0].startswith("running, last write ")
     assert looks[-1].splitlines() == [
         "finished",
         "FedProx (mu 0.01), Linear, Digits, seed 7",
-        "[####################] round 20 of 20, 2 s each",
+        "[####################] round 20 of 20, 2 s per round",
         "test accuracy  ▁▂▃▃▄▅▆▆▇█ 80.00 %, best 80.00 % (round 20)",
         "training loss  █▄▃▂▂▂▂▂▁▁▁▁▁▁▁▁▁▁▁▁ 0.05",
     ]
@@ -52,7 +52,7 @@ def test_what_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         add_round(results, round)
     results.write()
     bar = progress(fedmpi.results.open(results.path)).splitlines()[2]
-    assert bar == "[#####...............] round 5 of 20, 2 s each, about 30 s left"
+    assert bar == "[#####...............] round 5 of 20, 2 s per round, about 30 s left"
     results.finish("failed")
     (tmp_path / "text.h5").write_text("no HDF5")
     files = [results.path, finished(tmp_path / "other.h5"), tmp_path / "text.h5"]

@@ -101,9 +101,9 @@ def test_what_cannot_run_side_by_side_falls_back_or_is_refused(
 def test_the_choice_is_said_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Oracle: the start line, the attributes and the summary of a run whose clients are trained side by side."""
     one = run(tmp_path / "many.h5", clients=32, cohort=32)
-    line = "up to 256 side by side per rank (a small network on a CPU)"
+    line = "up to 256 at once per rank (a small network on a CPU)"
     assert f"clients are trained {line}\n" in capsys.readouterr().out
-    assert (one.environment["clients_at_once"], one.environment["clients_at_once_reason"]) == (256, line[33:-1])
+    assert (one.environment["clients_at_once"], one.environment["clients_at_once_reason"]) == (256, line[28:-1])
     assert line in " ".join(summarize(one).split())
 
 

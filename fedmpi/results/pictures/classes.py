@@ -1,16 +1,15 @@
-"""How well each class is recognised, evaluation by evaluation."""
+"""Accuracy per class, over the evaluations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import BadInput
 from fedmpi.results.groups import grouped, names
-from fedmpi.results.pictures.figure import panels
+from fedmpi.results.pictures.figure import Sheet, panels
 from fedmpi.results.reader import Run
 
 
@@ -25,14 +24,14 @@ def class_accuracies(run: Run) -> NDArray[np.float64]:
     return 100 * run.evaluation["per_class_accuracy"]
 
 
-def draw(runs: Sequence[Run], output: Path) -> None:
+def draw(runs: Sequence[Run], sheet: Sheet) -> None:
     """Draw a panel for each setting: rounds x classes, the mean over seeds, as far as all have come.
 
     Raises:
         BadInput: as `picture` and `class_accuracies`.
     """
     groups = grouped(runs)
-    with panels(output, names(groups), 2.6, 2.2) as drawn:
+    with panels(sheet, names(groups), 2.6, 2.2) as drawn:
         from matplotlib.ticker import MaxNLocator
 
         for axes, group in zip(drawn, groups, strict=True):
@@ -44,4 +43,4 @@ def draw(runs: Sequence[Run], output: Path) -> None:
             axes.set_xticks(shown, [str(group[0].evaluation["round"][number]) for number in shown])
             axes.yaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set(xlabel="Round", ylabel="Class")
-        drawn[0].figure.colorbar(image, ax=drawn, label="Accuracy of the class (%)")
+        drawn[0].figure.colorbar(image, ax=drawn, label="Accuracy per class (%)")

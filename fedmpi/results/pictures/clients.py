@@ -1,16 +1,15 @@
-"""How well clients do, one by one: the spread of their accuracies."""
+"""The distribution of the clients' accuracies."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import BadInput
 from fedmpi.results.groups import grouped, names
-from fedmpi.results.pictures.figure import COLOURS, picture
+from fedmpi.results.pictures.figure import COLOURS, Sheet, picture, wrapped
 from fedmpi.results.reader import Run
 
 
@@ -27,7 +26,7 @@ def client_accuracies(run: Run) -> NDArray[np.float64]:
     return 100 * last[~np.isnan(last)]
 
 
-def draw(runs: Sequence[Run], output: Path) -> None:
+def draw(runs: Sequence[Run], sheet: Sheet) -> None:
     """Draw a box of the clients' accuracies for each setting: quartiles, whiskers to the 5th and 95th percentile.
 
     Dots are clients, those of all seeds.
@@ -38,7 +37,8 @@ def draw(runs: Sequence[Run], output: Path) -> None:
     groups = grouped(runs)
     found = [np.concatenate([client_accuracies(run) for run in group]) for group in groups]
     titles = names(groups)
-    with picture(output, 3.6 + max(map(len, titles)) / 14, 1.0 + 0.32 * len(groups)) as figure:
+    width = sheet.width or 3.6 + max(map(len, titles)) / 14
+    with picture(sheet, width, 1.0 + 0.32 * len(groups)) as figure:
         axes = figure.subplots()
         places = np.arange(len(groups))
         for place, values in zip(places, found, strict=True):
@@ -53,7 +53,7 @@ def draw(runs: Sequence[Run], output: Path) -> None:
             showfliers=False,
             medianprops={"color": COLOURS[1], "linewidth": 1.6},
         )
-        axes.set_yticks(places, titles)
+        axes.set_yticks(places, [wrapped(title, 0.4 * width, "ytick.labelsize") for title in titles])
         axes.invert_yaxis()
-        axes.set_xlabel("Accuracy on the client's own test samples (%)")
-        axes.grid(axis="x", alpha=0.3, linewidth=0.6)
+        axes.set_xlabel("Accuracy per client (%)")
+        axes.grid(axis="x")

@@ -1,16 +1,15 @@
-"""Which classes are taken for which, in the last evaluation."""
+"""The confusion matrix of the last evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import BadInput
 from fedmpi.results.groups import grouped, names
-from fedmpi.results.pictures.figure import panels
+from fedmpi.results.pictures.figure import Sheet, inches, panels
 from fedmpi.results.reader import Run
 
 #: More classes than these have no numbers in their cells.
@@ -18,7 +17,7 @@ NUMBERED = 12
 
 
 def confusion(run: Run) -> NDArray[np.float64]:
-    """[classes, classes], of the samples of each class, the shares in percent that are taken for each class.
+    """[true classes, predicted classes]: the share of a true class's samples, in percent, with each prediction.
 
     Raises:
         BadInput: the run has no evaluation yet.
@@ -29,14 +28,14 @@ def confusion(run: Run) -> NDArray[np.float64]:
     return 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
 
 
-def draw(runs: Sequence[Run], output: Path) -> None:
+def draw(runs: Sequence[Run], sheet: Sheet) -> None:
     """Draw a panel for each setting: true x predicted classes, the mean over seeds.
 
     Raises:
         BadInput: as `picture` and `confusion`.
     """
     groups = grouped(runs)
-    with panels(output, names(groups), 3.2, 3.0) as drawn:
+    with panels(sheet, names(groups), 3.2, 3.0) as drawn:
         from matplotlib.ticker import MaxNLocator
 
         for axes, group in zip(drawn, groups, strict=True):
@@ -44,9 +43,10 @@ def draw(runs: Sequence[Run], output: Path) -> None:
             image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=100)
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_major_locator(MaxNLocator(integer=True))
-            axes.set(xlabel="Predicted class", ylabel="Class")
+            axes.set(xlabel="Predicted class", ylabel="True class")
             if len(shares) <= NUMBERED:
+                size = min(6, 72 * inches(axes)[0] / len(shares) / 2)  # three digits are two high
                 for (row, column), share in np.ndenumerate(shares):
                     colour = "black" if share > 50 else "white"
-                    axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=6, color=colour)
-        drawn[0].figure.colorbar(image, ax=drawn, label="Share of the class's samples (%)")
+                    axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=size, color=colour)
+        drawn[0].figure.colorbar(image, ax=drawn, label="Share of the true class (%)")

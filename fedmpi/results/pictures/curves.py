@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import cycle
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import BadInput
 from fedmpi.results.groups import Group, grouped, names
-from fedmpi.results.pictures.figure import COLOURS, DASHES, legend, picture
+from fedmpi.results.pictures.figure import COLOURS, Sheet, inches, picture, wrapped
+from fedmpi.results.pictures.legend import add_legend
 from fedmpi.results.reader import Run, traffic
 from fedmpi.results.schema import label, scale
 
+if TYPE_CHECKING:
+    from matplotlib.lines import Line2D
+
 X_LABELS = {
     "round": "Round",
-    "seconds": "Wall time (s)",
-    "bytes": "Clients' traffic, both ways (GB)",
+    "seconds": "Wall-clock time (s)",
+    "bytes": "Traffic of the clients, up and down (GB)",
     "virtual_seconds": "Virtual time (s)",
 }
 #: In place of a column of /rounds: the accuracy of held-out clients while they fine-tune the final model.
 HELD_OUT = "held_out"
 
-_WIDTH = 5.0  # inches
-_MARKED = 25  # points of a curve that are marked
+_WIDTH, _ASPECT = 5.0, 0.6  # inches, and height over width
+# As many of each as have no common divisor with the number of colours, or go with these: 28 curves all differ.
+_DASHES = ("-", "--", ":", "-.")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_MARKED, _FEWEST = 8, 3  # points of a curve that have a marker, about; and at least, where curves take turns
+_BAND = 0.13  # opacity: where three lie on one another, each can still be seen
 
 Points = NDArray[np.float64]
 
@@ -75,31 +82,55 @@ def band(group: Group, column: str, x: str) -> tuple[Points, Points, Points]:
     return grid, values.mean(axis=0), values.std(axis=0, ddof=1) if len(group) > 1 else np.zeros(len(grid))
 
 
-def draw(runs: Sequence[Run], output: Path, column: str, x: str) -> None:
-    """Draw one curve for the runs of each setting into `output`, whose suffix tells the format.
+def draw(runs: Sequence[Run], sheet: Sheet, column: str, x: str) -> None:
+    """Draw one curve for the runs of each setting.
 
-    The band is mean ± standard deviation over the seeds.
+    The band is mean ± standard deviation over the seeds. Curves differ in colour, dashes and marker, and those that
+    are dashed lie above those that are not, so that equal curves can be seen. The legend has them in the order in
+    which they end, the highest first.
 
     Raises:
         BadInput: as `picture` and `curve`.
     """
     groups = grouped(runs)
-    titles = names(groups)
-    columns, height = legend(titles, _WIDTH)
-    with picture(output, _WIDTH, 3.0 + height) as figure:
+    width = sheet.width or _WIDTH
+    with picture(sheet, width, _ASPECT * width) as figure:
+        from matplotlib.ticker import MaxNLocator
+
         axes = figure.subplots()
-        styles = cycle((dash, colour) for dash in DASHES for colour in COLOURS)
-        for group, title, (dash, colour) in zip(groups, titles, styles, strict=False):
+        ends: dict[Line2D, float] = {}
+        for k, (group, title) in enumerate(zip(groups, names(groups), strict=True)):
             xs, means, deviations = band(group, column, x)
-            is_measured = all(len(curve(run, column, x)[0]) == len(xs) for run in group)  # not put together
-            marker = "o" if len(xs) <= _MARKED and is_measured else None
-            axes.plot(xs, means, dash, color=colour, marker=marker, markersize=3, linewidth=1.4, label=title)
+            (line,) = axes.plot(
+                xs,
+                means,
+                color=COLOURS[k % len(COLOURS)],
+                linestyle=_DASHES[k % len(_DASHES)],
+                marker=_MARKERS[k % len(_MARKERS)],
+                markevery=_marked(len(xs), k, len(groups)),
+                zorder=2 + k % len(_DASHES) / len(_DASHES),
+                label=wrapped(title, 0.8 * width, "legend.fontsize"),
+            )
+            ends[line] = float(means[-1])
             if len(group) > 1:
-                axes.fill_between(xs, means - deviations, means + deviations, color=colour, alpha=0.18, linewidth=0)
+                shade = axes.fill_between(xs, means - deviations, means + deviations, color=line.get_color())
+                shade.set(alpha=_BAND, linewidth=0.4, zorder=1)
         is_held_out = column == HELD_OUT
-        axes.set_xlabel("Local epochs of a held-out client" if is_held_out else X_LABELS[x])
-        axes.set_ylabel("Held-out clients' accuracy (%)" if is_held_out else label(column))
-        axes.grid(alpha=0.3, linewidth=0.6)
+        if is_held_out or x == "round":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(True)
         axes.margins(x=0.02)
+        x_label = "Local epochs of a held-out client" if is_held_out else X_LABELS[x]
+        y_label = "Held-out clients' accuracy (%)" if is_held_out else label(column)
+        axes.set_xlabel(wrapped(x_label, 0.75 * width, "axes.labelsize"))
+        figure.draw_without_rendering()  # for `inches`
+        axes.set_ylabel(wrapped(y_label, inches(axes)[1], "axes.labelsize"))
         if len(groups) > 1:
-            figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+            highest_first = sorted(ends, key=ends.__getitem__, reverse=True)
+            add_legend(figure, axes, highest_first, grows=not sheet.height)
+
+
+def _marked(points: int, number: int, count: int) -> tuple[int, int]:
+    """The first point of a curve that has a marker, and the step to the next; curves have theirs at other points."""
+    step = max(points // _MARKED, min(count, points // _FEWEST), 1)
+    return number * step // count, step

@@ -1,19 +1,18 @@
-"""Who has what: clients x classes, a bubble for the samples of each."""
+"""The partition: clients x classes, a bubble for the number of samples."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import BadInput
-from fedmpi.results.pictures.figure import COLOURS, panels, run_names
+from fedmpi.results.pictures.figure import COLOURS, Sheet, inches, panels, run_names
 from fedmpi.results.reader import Run
 
-# Area in square points of a bubble that fills its cell, times the square of how many cells there are in a row.
-_LARGEST_BUBBLE = 18_000
+# Width in points of a bubble that fills its cell, times how many cells are in a row, per inch of the panel.
+_LARGEST_BUBBLE = 60
 
 
 def samples_by_class(run: Run) -> NDArray[np.int64]:
@@ -28,7 +27,7 @@ def samples_by_class(run: Run) -> NDArray[np.int64]:
     return counts
 
 
-def draw(runs: Sequence[Run], output: Path, clients: int) -> None:
+def draw(runs: Sequence[Run], sheet: Sheet, clients: int) -> None:
     """Draw for each run a panel with a bubble for each of the first clients and each class.
 
     The area of a bubble is the number of samples, on one scale for all panels.
@@ -38,20 +37,19 @@ def draw(runs: Sequence[Run], output: Path, clients: int) -> None:
     """
     counts = [samples_by_class(run)[:clients] for run in runs]
     most = max(max(int(each.max(initial=0)) for each in counts), 1)
-    scale = _LARGEST_BUBBLE / most / max(max(each.shape) for each in counts) ** 2
-    with panels(output, run_names(runs), 2.6, 2.4) as drawn:
+    with panels(sheet, run_names(runs), 2.6, 2.4) as drawn:
         from matplotlib.ticker import MaxNLocator
 
+        largest = _LARGEST_BUBBLE * inches(drawn[0])[0] / max(max(each.shape) for each in counts)
+        scale = largest**2 / most
         for axes, each in zip(drawn, counts, strict=True):
             client, of_class = np.nonzero(each)
             axes.scatter(client, of_class, scale * each[client, of_class], COLOURS[0], linewidths=0)
             axes.set(xlabel="Client", ylabel="Class", xlim=(-0.7, len(each) - 0.3), ylim=(-0.7, each.shape[1] - 0.3))
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_major_locator(MaxNLocator(integer=True))
-            axes.grid(alpha=0.3, linewidth=0.6)
+            axes.grid(True)
             axes.set_axisbelow(True)
         sizes = sorted({-(-most // part) for part in (1, 4, 16)})
         bubbles = [drawn[0].scatter([], [], scale * size, COLOURS[0], linewidths=0) for size in sizes]
-        drawn[0].figure.legend(
-            bubbles, map(str, sizes), title="Samples", loc="outside right center", frameon=False, fontsize=8
-        )
+        drawn[0].figure.legend(bubbles, map(str, sizes), title="Samples", loc="outside right center")

@@ -1,21 +1,20 @@
-"""What each rank did when: busy or waiting, round by round."""
+"""Busy and idle time of each rank, over the rounds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import BadInput
-from fedmpi.results.pictures.figure import COLOURS, picture, run_names, wrapped
+from fedmpi.results.pictures.figure import COLOURS, Sheet, picture, run_names, wrapped
 from fedmpi.results.reader import Run
 
 _WIDTH = 5.5  # inches
 _MOST = 1000  # ranks in a picture
 _MARKED = 60  # rounds whose ends are marked by thin lines
-_KINDS = {"busy_seconds": ("busy", COLOURS[0]), "wait_seconds": ("waiting", COLOURS[4])}
+_KINDS = {"busy_seconds": ("busy", COLOURS[0]), "wait_seconds": ("idle", COLOURS[4])}
 
 
 def round_ends(run: Run) -> NDArray[np.float64]:
@@ -38,21 +37,22 @@ def ranks(run: Run) -> int:
     round_ends(run)
     numbers = run.ranks.get("rank", np.empty(0))
     if not (len(numbers) and numbers.max() < _MOST and run.ranks.keys() >= _KINDS.keys()):
-        raise BadInput(f"{run.path}: no times of ranks, or of {_MOST} or more")
+        raise BadInput(f"{run.path}: no times of ranks, or {_MOST} ranks or more")
     return int(numbers.max()) + 1
 
 
-def draw(runs: Sequence[Run], output: Path) -> None:
+def draw(runs: Sequence[Run], sheet: Sheet) -> None:
     """Draw a panel for each run, with a line for each rank.
 
-    In a round a rank's busy time comes first and its waiting then, whatever their order was; what is left white is
-    communication and books.
+    In a round a rank's busy time comes first and its idle time then, whatever their order was; what is left white is
+    communication and bookkeeping.
 
     Raises:
         BadInput: as `picture` and `ranks`.
     """
     counts = [ranks(run) for run in runs]
-    with picture(output, _WIDTH, 0.5 + sum(0.7 + 0.22 * count for count in counts)) as figure:
+    width = sheet.width or _WIDTH
+    with picture(sheet, width, 0.5 + sum(0.7 + 0.22 * count for count in counts)) as figure:
         from matplotlib.ticker import MaxNLocator
 
         drawn = figure.subplots(len(runs), 1, squeeze=False, height_ratios=[3 + count for count in counts])[:, 0]
@@ -73,9 +73,7 @@ def draw(runs: Sequence[Run], output: Path) -> None:
                 axes.vlines(ends, -0.5, count - 0.5, color="black", linewidth=0.3)
             axes.set(ylabel="Rank", ylim=(count - 0.5, -0.5), xlim=(0, ends[-1]))
             axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-            axes.set_title(wrapped(title, _WIDTH) if len(runs) > 1 else "")
-        drawn[-1].set_xlabel("Wall time (s)")
+            axes.set_title(wrapped(title, width, "axes.titlesize") if len(runs) > 1 else "")
+        drawn[-1].set_xlabel("Wall-clock time (s)")
         handles, labels = drawn[0].get_legend_handles_labels()  # of all ranks: the first are enough
-        figure.legend(
-            handles[: len(_KINDS)], labels[: len(_KINDS)], loc="outside upper right", ncols=2, frameon=False
-        )
+        figure.legend(handles[: len(_KINDS)], labels[: len(_KINDS)], loc="outside upper right", ncols=2)
