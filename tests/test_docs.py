@@ -107,7 +107,7 @@ def test_getting_started(tmp_path: Path) -> None:
             break
     process.communicate(timeout=120)
     assert results.open(tmp_path / "runs" / "long.h5").status == "interrupted"
-    assert page.run(resumed).rstrip().endswith("bits      the same, but for timings")
+    assert page.run(resumed).rstrip().endswith("bits      identical apart from timings")
 
 
 def test_the_tutorial(tmp_path: Path) -> None:
@@ -116,12 +116,12 @@ def test_the_tutorial(tmp_path: Path) -> None:
     page = Page("tutorial", tmp_path, {"--rounds 20": "--rounds 4"})
     first, prox, smooth, server, memory, one_rank, phases = page.commands
     assert "--algorithm.mu" in page.run(first)
-    assert page.run(prox).rstrip().endswith("bits      the same, but for timings")
+    assert page.run(prox).rstrip().endswith("bits      identical apart from timings")
     page.run(smooth)
     page.run(server)
     assert (results.open(tmp_path / "runs" / "my_server.h5").rounds["change"] > 0).all()
     page.run(memory)
-    assert page.run(one_rank).rstrip().endswith("bits      the same, but for timings")
+    assert page.run(one_rank).rstrip().endswith("bits      identical apart from timings")
     rows = page.run(phases)
     for path in (tmp_path / "runs").glob("my_*.h5"):
         run = results.open(path)
