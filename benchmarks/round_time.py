@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fedmpi.federation.placement import CostModel
 from fedmpi.mpi.waiting import SHORTEST_SLEEP
 
-# Numbers in a round's books: a client's (see fedmpi.federation.ledger.RECORDED) and a rank's (SPENT).
+# Numbers in the bookkeeping of a round: a client's (see fedmpi.federation.ledger.RECORDED) and a rank's (SPENT).
 A_CLIENTS_BOOKS, A_RANKS_BOOKS = 6, 6
 # Bytes that go through memory for a parameter: of a client's vector that is added to the sum (read, and the sum read
 # and written), of a rank's sum that is added up, of a mean that is written and its sum read.
@@ -49,10 +49,10 @@ class Machine:
 
     Attributes:
         cores: how many the machine has.
-        meeting: of two ranks with a core each.
-        poll: looking whether a rank of the node has come to a meeting.
-        turn: what a meeting takes longer for each rank more than one that shares a core.
-        naps: how many of the naps that ranks then take it takes longer.
+        barrier: of two ranks with a core each.
+        poll: checking whether a rank of the node has reached a barrier.
+        sharing: what a barrier takes longer for each additional rank on a core.
+        sleeps: how many of the sleeps that ranks then take it takes longer.
         sizes: numbers of parameters for which the following are known, a parameter each:
         add: adding a client's vector to the rank's sum.
         total: adding a rank's sum to those of its node.
@@ -61,14 +61,14 @@ class Machine:
         a_block: its part of a block of clients.
         a_member: bookkeeping, for a client of the cohort.
         a_client: bookkeeping, for any client there is.
-        a_number: bringing a number of the books together, for a rank of the node.
+        a_number: summing a number of the bookkeeping, for a rank of the node.
     """
 
     cores: int
-    meeting: float
+    barrier: float
     poll: float
-    turn: float
-    naps: float
+    sharing: float
+    sleeps: float
     sizes: Sequence[int]
     add: Sequence[float]
     total: Sequence[float]
@@ -84,9 +84,9 @@ class Machine:
         return float(np.interp(np.log(parameters), np.log(self.sizes), getattr(self, name)))
 
     def meet(self, ranks: int, cores: int) -> float:
-        """A meeting of the ranks of a node with so many cores."""
+        """A barrier of the ranks of a node with so many cores."""
         crowd = max(ranks / cores, 1)
-        return self.meeting + self.poll * ranks + self.turn * (crowd - 1) + self.naps * nap(crowd)
+        return self.barrier + self.poll * ranks + self.sharing * (crowd - 1) + self.sleeps * nap(crowd)
 
 
 def nap(crowd: float) -> float:
@@ -180,27 +180,27 @@ def round_time(
     broadcast = 0.0  # within a node the mean is read where it was formed
     numbers = A_CLIENTS_BOOKS * members + A_RANKS_BOOKS * ranks
     gathering = on_node * numbers * machine.a_number  # each rank of a single node, or the first of each of several
-    meeting = machine.meet(on_node, cluster.cores)
+    barrier = machine.meet(on_node, cluster.cores)
     if ranks == 1:
-        meetings = gathering = 0.0
+        barriers = gathering = 0.0
     elif nodes == 1:
-        # After the broadcast; before and after the mean is formed; when the books are brought together.
-        meetings = 4 * meeting
+        # After the broadcast; before and after the mean is formed; when the bookkeeping is summed.
+        barriers = 4 * barrier
         gathering = through_memory(gathering * crowd, 2 * SUMMED * on_node * on_node * numbers)
     else:
-        # Two more around the sum over the nodes, one more for the books; all within the nodes and then between them.
-        meetings = 7 * (2 * meeting + cluster.network.barrier(nodes)) + cluster.network.barrier(nodes)
+        # Two more around the sum over the nodes, one more for the bookkeeping; within the nodes, then between them.
+        barriers = 7 * (2 * barrier + cluster.network.barrier(nodes)) + cluster.network.barrier(nodes)
         broadcast = cluster.network.broadcast(4 * size, nodes)
         mean += cluster.network.sum(8 * size, nodes, machine.at("total", size))
         gathering += cluster.network.sum(8 * numbers, nodes, machine.a_number)
-    books = machine.a_round + machine.a_member * members + machine.a_client * clients
+    bookkeeping = machine.a_round + machine.a_member * members + machine.a_client * clients
     return {
         "training": longest,
         "adding": through_memory(longer - longest, ADDED * into_sums),
         "broadcast": broadcast,
         "mean": mean,
-        "barriers": meetings,
-        "bookkeeping": crowd * books + gathering,
+        "barriers": barriers,
+        "bookkeeping": crowd * bookkeeping + gathering,
     }
 
 

@@ -41,13 +41,15 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
-    parser.add_argument("--measured", type=Path, help="use the measurements of this file instead of measuring")
+    parser.add_argument("--measured", type=Path, help="use the measurements in this file instead of measuring")
     parser.add_argument(
-        "--output", type=Path, default=Path("scaling.json"), help="measurements (default: scaling.json)"
+        "--output", type=Path, default=Path("scaling.json"), help="the measurements (default: scaling.json)"
     )
-    parser.add_argument("--plot", type=Path, default=Path("scaling.png"), help="picture (default: scaling.png)")
-    parser.add_argument("--cores", type=int, default=64, help="cores per node on paper (default: 64)")
-    parser.add_argument("--ranks_a_node", type=int, default=64, help="on paper (default: 64)")
+    parser.add_argument(
+        "--plot", type=Path, default=Path("scaling.png"), help="file for the figure (default: scaling.png)"
+    )
+    parser.add_argument("--cores", type=int, default=64, help="of a predicted node (default: 64)")
+    parser.add_argument("--ranks_a_node", type=int, default=64, help="of a predicted node (default: 64)")
     parser.add_argument("--memory", type=float, default=200, help="GB/s of a node (default: 200)")
     parser.add_argument(
         "--networks",
@@ -67,9 +69,9 @@ def main() -> None:
     print(f"{measured['machine']}\n")
     for title, rows in (
         ("Constants", constants_table(machine, trainings)),
-        ("Barriers", meetings_table(machine, measured)),
+        ("Barriers", barriers_table(machine, measured)),
         ("Check", check_table(machine, trainings, measured)),
-        ("Rounds on paper", paper_table(machine, trainings, clusters)),
+        ("Predicted rounds", paper_table(machine, trainings, clusters)),
         ("Bookkeeping", books_table(measured)),
         ("Start", start_table(measured)),
     ):
@@ -108,9 +110,9 @@ def constants(measured: dict[str, Any]) -> tuple[Machine, dict[str, Training]]:
     spent = [sum(row[name] for name in ("draw", "place", "states", "ledger")) for row in books]
     found["a_client"], found["a_member"], _ = fit([[row["clients"], row["cohort"], 1] for row in books], spent)
     crowds = {check["ranks"] / found["cores"]: check["meeting"] for check in measured["checks"]}
-    found["meeting"] = next(iter(crowds.values()))
-    longer = {crowd: max(spent - found["meeting"], 1e-9) for crowd, spent in crowds.items() if crowd > 1}
-    found["turn"], found["naps"] = fit([[crowd - 1, nap(crowd)] for crowd in longer], list(longer.values()))
+    found["barrier"] = next(iter(crowds.values()))
+    longer = {crowd: max(spent - found["barrier"], 1e-9) for crowd, spent in crowds.items() if crowd > 1}
+    found["sharing"], found["sleeps"] = fit([[crowd - 1, nap(crowd)] for crowd in longer], list(longer.values()))
     return Machine(**found), trainings
 
 
@@ -136,27 +138,31 @@ def constants_table(machine: Machine, trainings: dict[str, Training]) -> Iterato
         ("total", "add a rank's sum to the node's"),
         ("form", "turn the sum into a mean"),
     ):
-        yield [f"`{name}`: {what}, ns a parameter", *(f"{1e9 * value:.2f}" for value in getattr(machine, name))]
+        yield [f"`{name}`: {what}, ns per parameter", *(f"{1e9 * value:.2f}" for value in getattr(machine, name))]
     blanks = [""] * (len(machine.sizes) - 1)
     for name, what in (
-        ("meeting", "of two ranks"),
-        ("poll", "a look at one rank"),
-        ("turn", "a meeting, for each rank more a core"),
+        ("barrier", "of two ranks"),
+        ("poll", "checking one rank"),
+        ("sharing", "a barrier, for each additional rank per core"),
         ("a_round", "the engine, per round"),
-        ("a_block", "the engine, a block of clients"),
-        ("a_member", "bookkeeping, a client of the cohort"),
-        ("a_client", "bookkeeping, any client"),
-        ("a_number", "summing the books, a number and a rank"),
+        ("a_block", "the engine, per block of clients"),
+        ("a_member", "bookkeeping, per client of the cohort"),
+        ("a_client", "bookkeeping, per client of all"),
+        ("a_number", "summing the bookkeeping, per number and rank"),
     ):
         yield [f"`{name}`: {what}", f"{1e6 * getattr(machine, name):.3g} us", *blanks]
-    yield ["`naps`: a meeting, where ranks share cores", f"{machine.naps:.2f} naps", *blanks]
+    yield ["`sleeps`: a barrier, where ranks share cores", f"{machine.sleeps:.2f} sleeps", *blanks]
     for name, training in trainings.items():
-        costs = {"a block": training.a_block, "a step": training.a_step, "a client's step": training.a_clients_step}
+        costs = {
+            "per block": training.a_block,
+            "per step": training.a_step,
+            "per client's step": training.a_clients_step,
+        }
         shown = ", ".join(f"{1e3 * cost:.3g} ms {of}" for of, cost in costs.items() if cost)
         yield [f"training: {SCALING[name].title}, {training.at_once} at once", shown, *blanks]
 
 
-def meetings_table(machine: Machine, measured: dict[str, Any]) -> Iterator[list[str]]:
+def barriers_table(machine: Machine, measured: dict[str, Any]) -> Iterator[list[str]]:
     yield ["ranks", "measured", "by the formula"]
     for check in measured["checks"]:
         spent = machine.meet(check["ranks"], machine.cores)
@@ -164,7 +170,17 @@ def meetings_table(machine: Machine, measured: dict[str, Any]) -> Iterator[list[
 
 
 def check_table(machine: Machine, trainings: dict[str, Training], measured: dict[str, Any]) -> Iterator[list[str]]:
-    yield ["workload", "ranks", "s per round", "measured", "fastest", "error", "cores' time", "measured", "error"]
+    yield [
+        "workload",
+        "ranks",
+        "round, predicted",
+        "measured",
+        "fastest",
+        "error",
+        "CPU time, predicted",
+        "measured",
+        "error",
+    ]
     for name in CHECKED:
         for check in measured["checks"]:
             seconds, busy = predicted(machine, trainings[name], check, name)
@@ -187,7 +203,7 @@ def predicted(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Seconds of the rounds that were measured, and those of all cores together: what one core alone would take.
 
-    Waiting ranks leave their core to others, so meetings are not among the latter.
+    Waiting ranks leave their core to others, so barriers are not among the latter.
     """
     rounds = [
         [
@@ -197,7 +213,7 @@ def predicted(
         for steps in check["rounds"][name]["steps"]
     ]
     seconds = np.array([sum(here.values()) for here, _ in rounds])
-    return seconds, np.array([sum(alone.values()) - alone["meetings"] for _, alone in rounds])
+    return seconds, np.array([sum(alone.values()) - alone["barriers"] for _, alone in rounds])
 
 
 def steps_of(cohort: int, sigma: float) -> NDArray[np.int64]:
@@ -209,7 +225,7 @@ def steps_of(cohort: int, sigma: float) -> NDArray[np.int64]:
 def paper_table(
     machine: Machine, trainings: dict[str, Training], clusters: dict[str, Cluster]
 ) -> Iterator[list[str]]:
-    yield ["workload", "ranks", "network", "s per round", "speed-up", *PARTS]
+    yield ["workload", "ranks", "network", "round", "speed-up", *PARTS]
     for title, name, cohort, sigma in CASES:
         steps, training = steps_of(cohort, sigma), trainings[name]
         for ranks in (1, 17, 64, 256, 1024):
@@ -240,7 +256,7 @@ def books_table(measured: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def start_table(measured: dict[str, Any]) -> Iterator[list[str]]:
-    yield ["clients", "`make_split`", "memory a rank", "of it label counts"]
+    yield ["clients", "`make_split`", "memory per rank", "of which label counts"]
     for row in measured["clients"]["start"]:
         yield [
             f"{row['clients']:,}",

@@ -2,41 +2,207 @@
 
 from __future__ import annotations
 
+import os
 import re
-import shlex
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from fedmpi import results
+from fedmpi.experiment.command_line import parse
 from fedmpi.results.check import problems
-from tests.support.mpi import REPOSITORY, mpirun, succeed
+from tests.support.mpi import REPOSITORY, default_launcher, environment, mpirun, succeed
 
 DOCS = REPOSITORY / "docs"
-EXTENDING = (DOCS / "extending.md").read_text()
-EXAMPLE = next(block for block in re.findall(r"```python\n(.*?)```", EXTENDING, re.DOTALL) if "# own.py" in block)
 
 
-def test_a_method_a_model_a_data_set_and_a_partition_of_ones_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "own.py").write_text(EXAMPLE)
-    monkeypatch.chdir(tmp_path)
-    text = re.search(r"^    python -m fedmpi --algorithm own.*?[^\\]$", EXTENDING, re.DOTALL | re.MULTILINE)
-    assert text
-    words = shlex.split(text[0].replace("\\\n", " "))
-    succeed(mpirun(2, *words[1:]))
+class Page:
+    """A page of the documentation, whose files are written to a folder and whose commands are run there.
+
+    Args:
+        name: of the page, without the suffix.
+        folder: in which files are written and commands run.
+        shorter: what is replaced in commands to save time.
+
+    Attributes:
+        commands: the indented blocks.
+    """
+
+    def __init__(self, name: str, folder: Path, shorter: dict[str, str] | None = None) -> None:
+        self.text, self.folder, self.shorter = (DOCS / f"{name}.md").read_text(), folder, shorter or {}
+        fences = re.sub(r"```.*?```", "", self.text, flags=re.DOTALL)
+        found = re.findall(r"(?:^    .*\n(?:\n(?=    ))?)+", fences, re.MULTILINE)
+        self.commands = [re.sub("^    ", "", block, flags=re.MULTILINE) for block in found]
+        for file, code in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", self.text, re.DOTALL):
+            (folder / file).write_text(code)
+
+    def block(self, beginning: str) -> str:
+        """The only block of commands that begins like that."""
+        (block,) = [block for block in self.commands if block.startswith(beginning)]
+        return block
+
+    def run(self, block: str) -> str:
+        """The standard output of a block of commands, each of which must end well."""
+        process = self.start(block)
+        output, errors = process.communicate(timeout=480)
+        assert process.returncode == 0, f"{block}\nexit status {process.returncode}\n{output}\n{errors}"
+        return output
+
+    def start(self, block: str) -> subprocess.Popen[str]:
+        """The same without waiting for the end."""
+        for long, short in self.shorter.items():
+            block = block.replace(long, short)
+        path = [str(Path(default_launcher()).parent), str(Path(sys.executable).parent), os.environ["PATH"]]
+        variables = {
+            **environment(),
+            "PATH": os.pathsep.join(path),
+            # Open MPI wants to be told before it starts more ranks than cores, or anything as root.
+            "OMPI_ALLOW_RUN_AS_ROOT": "1",
+            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+            "OMPI_MCA_rmaps_base_oversubscribe": "1",
+            "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+        }
+        return subprocess.Popen(
+            ["bash", "-ec", block],
+            cwd=self.folder,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+
+def test_getting_started(tmp_path: Path) -> None:
+    """Word by word from the doctor on, but for fewer rounds and seeds; Ctrl-C is pressed after three rounds."""
+    pytest.importorskip("matplotlib")
+    shorter = {"fedmpi --output": "fedmpi --rounds 6 --output", "--rounds 20": "--rounds 2", "0 1 2;": "0 1;"}
+    page = Page("getting_started", tmp_path, shorter)
+    install, doctor, demo, compare, *rest = page.commands
+    assert install.splitlines() == [
+        "python3 -m venv .venv",
+        ". .venv/bin/activate",
+        "pip install -e '.[mpich,plot]'",
+    ]
+    assert "ranks on 1 node" in (page.start(doctor).communicate(timeout=120)[0])
+    page.run(demo)
+    page.run(compare)
+    table, pairs, plot, interrupted, resumed = rest
+    printed = page.run(table).splitlines()
+    assert [line.split()[0] for line in printed] == ["method", "FedAvg", "FedDyn"]
+    assert printed[0].split() in [line.split() for line in page.text.splitlines()], "the page shows other columns"
+    assert re.search(r"^FedDyn +uniform +2 ", page.run(pairs), re.MULTILINE)
+    page.run(plot)
+    assert (tmp_path / "first.png").read_bytes().startswith(b"\x89PNG")
+
+    process = page.start(interrupted)
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("round 3/"):
+            os.killpg(process.pid, signal.SIGINT)
+        if line.startswith("interrupted"):
+            break
+    process.communicate(timeout=120)
+    assert results.open(tmp_path / "runs" / "long.h5").status == "interrupted"
+    assert page.run(resumed).rstrip().endswith("bits      identical apart from timings")
+
+
+def test_the_tutorial(tmp_path: Path) -> None:
+    """Oracles: FedProx of the package, another number of ranks, and accuracies above that of no training."""
+    pytest.importorskip("matplotlib")
+    page = Page("tutorial", tmp_path, {"--rounds 20": "--rounds 4"})
+    first, prox, smooth, server, memory, one_rank, phases = page.commands
+    assert "--algorithm.mu" in page.run(first)
+    assert page.run(prox).rstrip().endswith("bits      identical apart from timings")
+    page.run(smooth)
+    page.run(server)
+    assert (results.open(tmp_path / "runs" / "my_server.h5").rounds["change"] > 0).all()
+    page.run(memory)
+    assert page.run(one_rank).rstrip().endswith("bits      identical apart from timings")
+    rows = page.run(phases)
+    for path in (tmp_path / "runs").glob("my_*.h5"):
+        run = results.open(path)
+        assert problems(path) == [], "a column of one's own is part of the schema"
+        assert run.accuracy().last > 0.5, path
+        assert run.attributes["algorithm"] in rows
+    plain = results.open(tmp_path / "runs" / "fedprox.h5").rounds["train_loss"]
+    for name in ("my_smooth", "my_server", "my_memory", "my_phases"):
+        assert (results.open(tmp_path / "runs" / f"{name}.h5").rounds["train_loss"][1:] != plain[1:]).all()
+
+
+def test_a_data_set_a_partition_and_a_model_of_ones_own(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    page = Page("models_and_data", tmp_path)
+    block, users = page.commands
+    page.run(block)
     run = results.open(tmp_path / "runs" / "own.h5")
-    names = [run.settings[name]["class_path"] for name in ("algorithm", "model", "dataset", "partition")]
-    assert names == ["own.Cautious", "own.Tiny", "own.Rings", "own.Neighbours"]
-    assert run.settings["algorithm"]["init_args"] == {"share": 0.8}
-    assert (run.rounds["change"] > 0).all()
-    assert problems(run.path) == [], "a column of one's own is part of the schema"
+    names = [run.settings[name]["class_path"] for name in ("model", "dataset", "partition")]
+    assert names == ["own.Tiny", "own.Rings", "own.Neighbours"]
     assert run.accuracy().last > 0.7
     counts = run.partition["label_counts"]
     assert counts.sum(1).tolist() == [250] * 8
     assert counts[0].argmax() == 0
     assert counts[-1].argmax() == 3
+    assert (tmp_path / "own.png").exists()
+    page.run(users)
+    run = results.open(tmp_path / "runs" / "hospitals.h5")
+    assert sorted(run.partition["label_counts"].sum(1).tolist()) == [80, 120, 160, 200, 240]
+    assert run.accuracy().last > 0.8
+
+
+def test_the_answers(tmp_path: Path) -> None:
+    """Oracles: a run that goes on from the weights of another; one that ends when its accuracy is reached."""
+    page = Page("faq", tmp_path, {"--rounds 4": "--rounds 1"})
+    (warm,) = page.commands
+    page.run(warm)
+    first, second = (results.open(tmp_path / "runs" / f"{name}.h5") for name in ("first", "second"))
+    assert second.accuracy().initial == first.accuracy().last
+    page.run("mpirun -n 2 python -m mpi4py stop.py")
+    stopped = results.open(tmp_path / "runs" / "stop.h5")
+    assert stopped.status == "interrupted"
+    assert stopped.accuracy().last > 0.8
+    assert len(stopped.rounds["round"]) < 30
+
+
+def test_slow_clients(tmp_path: Path) -> None:
+    """Oracles: the clients that the page says there are, lost ones and late ones."""
+    pytest.importorskip("matplotlib")
+    page = Page("participation", tmp_path)
+    page.run(page.block("mpirun"))
+    run = results.open(tmp_path / "runs" / "slow.h5")
+    assert run.rounds["dropped"].sum() > 0
+    assert run.rounds["late"].sum() > 0
+    assert run.rounds["virtual_seconds"].max() <= 1
+    assert (tmp_path / "slow.png").exists()
+
+
+def test_which_clients_are_trained_side_by_side() -> None:
+    """The numbers of the page's table are those of the rule."""
+    from fedmpi.training import choice
+
+    text = (DOCS / "models_and_data.md").read_text()
+    table = text[text.index("## Which clients are trained side by side") :]
+    assert f"| on a GPU | {choice.AT_ONCE_ON_GPU} |" in table
+    assert f"more than {choice.SMALL_ON_CPU:,} parameters | 1 |" in table
+    assert f"fewer than {choice.WORTH_IT_ON_CPU} clients | 1 |" in table
+    assert f"`--local.precision bf16` | {choice.AT_ONCE_IF_FILLED} |" in table
+    assert f"| on a CPU | {choice.AT_ONCE_ON_CPU} |" in table
+
+
+def test_a_list_of_runs() -> None:
+    """The page's list for a Slurm array: settings that there are, and as many tasks as lines and seeds."""
+    text = (DOCS / "cluster.md").read_text()
+    (block,) = re.findall(r"```\n# my.list\n(.*?)```", text, re.DOTALL)
+    rows = [line.split() for line in block.splitlines()]
+    command = re.search(r"sbatch --array=0-(\d+) jobs/slurm_array.sbatch my.list (\d+)", text)
+    assert command
+    assert int(command[1]) == len(rows) * int(command[2]) - 1
+    for name, config, *options in rows:
+        settings, _ = parse(["--config", str(REPOSITORY / config), *options])
+        assert type(settings.algorithm).__name__.lower() == name
 
 
 def test_a_sweep_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,3 +230,24 @@ def test_every_method_has_a_page() -> None:
     pages = "\n".join(path.read_text() for path in [*DOCS.glob("methods*.md"), *DOCS.glob("methods/*.md")])
     missing = [name for name in known if not re.search(rf"\b{name}\b", pages)]
     assert not missing
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """mkdocs --strict checks links; a page that is left out of the navigation is only a remark there."""
+    listed = set(re.findall(r"[\w/]+\.md", (REPOSITORY / "mkdocs.yml").read_text()))
+    assert {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")} == listed
+
+
+def test_links_of_pages_outside_of_the_documentation() -> None:
+    """Files and headings that the README, CONTRIBUTING.md and the jobs' README link to."""
+    for page in (REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "jobs/papers/README.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([\w-]+))?\)", page.read_text()):
+            file = page.parent / target[0] if target[0] else page
+            assert file.exists(), f"{page.name}: {target[0]}"
+            assert not target[1] or target[1] in headings(file), f"{page.name}: {target[0]}#{target[1]}"
+
+
+def headings(page: Path) -> set[str]:
+    """The names by which a page's headings are linked to."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", line.lower()).strip().replace(" ", "-") for line in found}

@@ -49,6 +49,18 @@ def test_a_method_a_model_and_a_data_set_of_ones_own(tmp_path: Path, monkeypatch
     assert "--algorithm.share" in succeed(mpirun(0, "-m", "fedmpi", "--algorithm.help", "mine.SignedSGD"))
 
 
+def test_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it stands there, but for the number of rounds."""
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = (
+        block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "import Experiment" in block
+    )
+    assert "rounds=20" in snippet
+    (tmp_path / "snippet.py").write_text(snippet.replace("rounds=20", "rounds=1"))
+    succeed(mpirun(0, "snippet.py"))
+    assert results.open(tmp_path / "runs" / "prox.h5").settings["algorithm"]["init_args"]["mu"] == 0.01
+
+
 def test_the_first_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first command, and what the README shows of its end: all but the times."""
     monkeypatch.chdir(tmp_path)

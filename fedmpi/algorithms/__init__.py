@@ -1,8 +1,6 @@
-"""The federated methods, one file per method.
+"""One file a method. A class in this folder that derives from `Algorithm` is known by its name at once.
 
-A class in this folder that derives from `Algorithm` can be named at once.
-
-May import from federation and all packages below it; experiment imports from here.
+May import from federation and all folders below it; experiment imports from here.
 """
 
 import sys
@@ -73,4 +71,4 @@ __all__ = [
     "TrimmedMean",
 ]
 
-import_all(sys.modules[__name__])  # a new file in this folder can be named without a line above
+import_all(sys.modules[__name__])  # a new file in this folder needs no line above to be known by name

@@ -199,7 +199,7 @@ class Algorithm(metaclass=Configured):
         """One round with the clients of `cohort`. It runs on every rank; collectives are methods of `fed`.
 
         All ranks must make the same decisions. For that, the global generators of random, numpy.random and torch are
-        seeded alike, see docs/extending.md.
+        seeded alike, see docs/tutorial.md.
         """
 
     def train(self, fed: Federation, block: Block, start: Tensor, received: Tensor, phase: Phase = WHOLE) -> Trained:

@@ -1,6 +1,6 @@
 """Data sets, and how they are split among clients: each class has a name on the command line.
 
-May import only from the small files at the bottom; all packages above may import from here.
+May import only from the small files of the package; every folder above may import from here.
 """
 
 from __future__ import annotations
@@ -60,4 +60,4 @@ __all__ = [
     "make_split",
 ]
 
-import_all(sys.modules[__name__])  # a new file in this folder can be named without a line above
+import_all(sys.modules[__name__])  # a new file in this folder needs no line above to be known by name

@@ -1,4 +1,4 @@
-"""A run of an experiment: settings and their checks, rounds, recording, its end, and how it is resumed.
+"""One run of one experiment: its settings, their checks, its rounds, what it records and how it ends or goes on.
 
-May import from all packages of fedmpi. Only the programs (`fedmpi.__main__`, `fedmpi.doctor`) import from here.
+May import from every folder of fedmpi; only the programs (`fedmpi.__main__`, `fedmpi.doctor`) import from here.
 """

@@ -1,7 +1,7 @@
-"""Everything that uses MPI: the ranks of a job and their collectives, failures, deadlines, shared arrays, devices.
+"""All that speaks MPI: the ranks of a job and their collectives, failures, deadlines, shared arrays, devices.
 
-May import only from the small files at the bottom. All packages above may import from here; only this one imports
-mpi4py.
+May import only from the small files of the package; every folder above may import from here.
+Only this folder imports mpi4py.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @cache
 def whole_job() -> World:
-    """The ranks of this job; one rank if it was started without mpirun. MPI starts with the first call.
+    """The ranks of this job, one if nothing has launched it. MPI starts with the first call.
 
-    It always returns the same object, because a process may run many experiments, and the number of MPI communicators
-    is limited.
+    Always the same object, because a process may run many experiments, and MPI knows a limited number of
+    communicators.
 
     Raises:
-        BadInput: no MPI library was found.
+        BadInput: there is no MPI library.
     """
     from fedmpi.mpi import leftovers
     from fedmpi.mpi.guard import Guard

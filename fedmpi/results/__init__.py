@@ -1,6 +1,6 @@
 """One HDF5 file a run: writing it, reading it, and what people do with it next.
 
-May import from the ground alone; every room above may import from here.
+May import only from the small files of the package; every folder above may import from here.
 """
 
 from fedmpi.results.reader import Run, open

@@ -1,4 +1,4 @@
 """Flat models and the local training of clients.
 
-May import from data, results and mpi; all packages above may import from here.
+May import from data, results and mpi; every folder above may import from here.
 """

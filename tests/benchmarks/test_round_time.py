@@ -11,7 +11,7 @@ import pytest
 from benchmarks.round_time import PARTS, Cluster, Machine, Network, Training, one_node, round_time
 
 FREE = dict.fromkeys(
-    ("meeting", "poll", "turn", "naps", "a_round", "a_block", "a_member", "a_client", "a_number"), 0.0
+    ("barrier", "poll", "sharing", "sleeps", "a_round", "a_block", "a_member", "a_client", "a_number"), 0.0
 )
 NOTHING = dict.fromkeys(("add", "total", "form"), (0.0, 0.0))
 INSTANT = Network(0.0, inf)
@@ -61,9 +61,9 @@ def test_a_node_is_no_faster_than_its_memory() -> None:
 def test_several_nodes_meet_more_often() -> None:
     """Oracle: the calls of `World.meet` in FedAvg's round, 4 and 7; between nodes, ranks meet twice and leaders once,
     and once more before they broadcast."""
-    assert seconds(machine(meeting=1.0), 4, one_node(8)) == {"barriers": 4}
+    assert seconds(machine(barrier=1.0), 4, one_node(8)) == {"barriers": 4}
     nodes = Cluster(8, 2, inf, INSTANT)
-    assert seconds(machine(meeting=1.0), 4, nodes) == {"barriers": 14}
+    assert seconds(machine(barrier=1.0), 4, nodes) == {"barriers": 14}
     assert seconds(machine(), 4, Cluster(8, 2, inf, Network(1.0, inf)))["barriers"] == 7 + 1
 
 
