@@ -1,4 +1,4 @@
-"""One file a method. A class in this folder that derives from `Algorithm` is known by its name at once.
+"""One file per method. The command line knows each class here that derives from `Algorithm` by its name.
 
 May import from federation and all folders below it; experiment imports from here.
 """

@@ -16,7 +16,7 @@ This page lists every option of an experiment, and every class that can be named
 contents as this page.
 
 - Later options override earlier ones. Name a class before its options: `--algorithm FedProx --algorithm.mu 0.1`.
-- Instead of a name, give the import path of a class of your own: `--model mine.Small` ([your own method](tutorial.md)).
+- Instead of a name, give the import path of your own class: `--model mine.Small` ([tutorial](tutorial.md)).
 - Lists are written as `[64,32]`, and yes or no as `true` or `false`. What `null` means is said at each option.
 - `--config FILE` reads a YAML file of settings. `--print_config` prints the settings as such a file and exits.
 - `--overwrite` and `--resume` need no value.
