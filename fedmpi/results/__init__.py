@@ -1,6 +1,6 @@
-"""One HDF5 file a run: writing it, reading it, and what people do with it next.
+"""Results files, one HDF5 file per run: write them, read them, and make tables and pictures of them.
 
-May import only from the small files of the package; every folder above may import from here.
+This folder may import only from the single-file modules of the package. All other folders may import from it.
 """
 
 from fedmpi.results.reader import Run, open

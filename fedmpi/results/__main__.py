@@ -1,4 +1,4 @@
-"""`python -m fedmpi.results COMMAND FILE...`: tables and pictures of results files, which are never changed."""
+"""`python -m fedmpi.results COMMAND FILE...`: tables and pictures of results files. The files are only read."""
 
 from __future__ import annotations
 
@@ -37,23 +37,29 @@ T = TypeVar("T")
 def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 
+    Errors are printed to standard error, one line per error.
+
+    Args:
+        arguments: the command line without the program's name; None: `sys.argv[1:]`.
+
     Returns:
-        Exit status: 0, 1 if some of the files could not be used, 2 if none could.
+        The exit status: 0 if all files could be used, 1 if only some could, 2 if none could. `check` returns 1 if it
+        finds problems, `status` returns 1 if the run has not finished, and an interrupt (Ctrl-C) gives 130.
     """
     take_any_text()
     options = parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's, of numbers that are infinite
+            warnings.simplefilter("ignore", RuntimeWarning)  # NumPy warns about infinite values
             status = _COMMANDS[options.command](options)
-        if sys.stdout:  # else it is closed
+        if sys.stdout:  # None if it is closed
             sys.stdout.flush()
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2
-    except OSError as error:  # of standard output, as a rule: what is wrong with other files is bad input
+    except OSError as error:  # usually of standard output: errors of other files become BadInput
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # whoever read has seen enough, as in `... | head`
+        if isinstance(error, BrokenPipeError):  # the reader of the pipe has ended, as in `... | head`
             return 0
         print(f"{error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
         return 2
@@ -122,7 +128,11 @@ def _formatted(options: argparse.Namespace, rows: Rows, runs: Sequence[Run]) -> 
 
 
 def _show(options: argparse.Namespace, parts: list[str], notes: Iterable[str]) -> None:
-    """Print tables, and remarks on them: below, or, where a program may read the table, to standard error."""
+    """Print tables and remarks on them.
+
+    Text tables have the remarks below them. With the other formats the remarks are printed to standard error,
+    because a program may read the table.
+    """
     notes = list(notes)
     is_text = options.format == "text"
     if is_text and notes:
@@ -134,7 +144,7 @@ def _show(options: argparse.Namespace, parts: list[str], notes: Iterable[str]) -
 
 
 def _check_direction(options: argparse.Namespace) -> None:
-    """Raise BadInput where nobody knows which values of the column are better."""
+    """Raise BadInput if neither the schema nor --direction says which values of the column are better."""
     if not (options.direction or described(options.column).better):
         raise BadInput(f"--column = {options.column}: say which values are better by --direction higher or lower")
 
@@ -146,14 +156,14 @@ def _plot(options: argparse.Namespace) -> int:
         look = options.width, options.height, options.font_size, options.font, options.style
         draw(runs, Sheet(options.output, *look))
         print(options.output)
-        if not (options.partition or options.timeline):  # which have a panel for each run
+        if not (options.partition or options.timeline):  # these have one panel per run
             for note in remarks(runs):
                 print(note, file=sys.stderr)
     return status
 
 
 def _kind(options: argparse.Namespace) -> tuple[Callable[[Run], object], Callable[[list[Run], Sheet], None]]:
-    """What a run must have for the chosen picture, and what draws it."""
+    """Two functions for the chosen picture: one checks that a run has the data for it, the other draws it."""
     if options.partition:
         return partition.samples_by_class, partial(partition.draw, clients=options.partition)
     if options.clients:
@@ -208,7 +218,10 @@ def _slim(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    """0 only of a run that has finished: job scripts ask, for a launcher may end well although a rank has not."""
+    """Print the status of a run; the exit status is 0 only if the run has finished.
+
+    Job scripts use it, because a launcher may report success although a rank has failed.
+    """
     try:
         word = open(expanded(options.file)).status
     except BadInput as error:
@@ -224,10 +237,12 @@ def _schema(options: argparse.Namespace) -> int:
 
 
 def _with_column(options: argparse.Namespace) -> tuple[list[Run], int]:
-    """The runs that have a column, the others being named; runs that have not finished are named, too.
+    """The runs that have the chosen column, and the exit status.
+
+    Runs without the column and runs that have not finished are reported on standard error.
 
     Raises:
-        BadInput: the command does not take the column, or the format of its tables does not take other options.
+        BadInput: the command does not support the column, or --caption or --label do not fit the other options.
     """
     if options.column == curves.HELD_OUT:
         raise BadInput(f"--column = {options.column}: is for plot; table shows held-out clients without it")
@@ -247,7 +262,7 @@ def _with_column(options: argparse.Namespace) -> tuple[list[Run], int]:
 
 
 def _checked(need: Callable[[Run], object]) -> Callable[[Path], Run]:
-    """Opens a run that has what is needed: one that has not is named now, and left out."""
+    """A function that opens a run and raises BadInput if `need` does not find its data in the run."""
 
     def read(path: Path) -> Run:
         run = whole(path)
@@ -258,7 +273,7 @@ def _checked(need: Callable[[Run], object]) -> Callable[[Path], Run]:
 
 
 def _each(files: list[Path], read: Callable[[Path], T]) -> tuple[list[T], int]:
-    """What `read` makes of the files that it can read, and the exit status."""
+    """The results of `read` for all files that it can read, and the exit status: 0, 1 or 2, as for `main`."""
     found = [result for path in files if (result := _attempt(path, read)) is not None]
     return found, 0 if len(found) == len(files) else 1 if found else 2
 

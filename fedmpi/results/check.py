@@ -1,4 +1,4 @@
-"""Does a file hold what the schema says?"""
+"""Checks whether a results file is undamaged and follows the schema."""
 
 from __future__ import annotations
 
@@ -19,39 +19,45 @@ from fedmpi.results.files import Unfit, attributes, datasets, opened, values
 from fedmpi.results.schema import GROUPS, JSON, LISTS, NUMBERS, Array, Group, Status, group_of
 from fedmpi.results.storage import damage
 
-# What is as long in one group as in another.
+# Axes that have the same length in all groups.
 _SHARED = ("clients", "classes")
 _TIMES = ("started", "last_write")
 
 
 def problems(path: Path) -> list[str]:
-    """What in a file is not as it was written, or not as the schema says, a line each; none if all is.
+    """Problems of a file, one line per problem: damage, and differences from the schema.
+
+    The list is empty if the file is valid.
 
     Raises:
-        BadInput: as `opened`.
+        BadInput: the file cannot be opened, see `fedmpi.results.files.opened`.
     """
     with opened(path) as file:
         found = list(damage(file))
         try:
             found += _of_file(file)
-        except (OSError, KeyError, RuntimeError, Unfit):  # it reads what is damaged
+        except (OSError, KeyError, RuntimeError, Unfit):  # caused by the damage that was found
             if not found:
                 raise
         return found
 
 
 def check_intact(path: Path) -> None:
-    """Raise BadInput, for the first thing that is damaged, unless all in a file is as it was written."""
+    """Raise BadInput for the first damage in a file, if there is any."""
     with opened(path) as file:
         for line in damage(file):
             raise BadInput(f"{path}: {line}")
 
 
 def attributes_of(group: h5py.Group, *needed: str) -> dict[str, Any]:
-    """The attributes of a group, as far as the schema knows them of the types that it says.
+    """All attributes of a group; those in the schema have been checked for their types.
+
+    Args:
+        group: a group of a file that `opened` has opened.
+        needed: names of attributes that the group must have.
 
     Raises:
-        Unfit: one is not, or one of the `needed` is not there.
+        Unfit: an attribute has a wrong type, or one of the `needed` is missing.
     """
     found, name = attributes(group), group.name.strip("/") or "/"
     _raise_first(_missing(name, found, needed))
@@ -60,10 +66,12 @@ def attributes_of(group: h5py.Group, *needed: str) -> dict[str, Any]:
 
 
 def table_of(group: h5py.Group) -> dict[str, NDArray[Any]]:
-    """The datasets of a group that the schema knows, of the types and shapes that it says.
+    """The datasets of a group that the schema describes, as arrays whose types and shapes have been checked.
+
+    Datasets that the schema does not describe are left out.
 
     Raises:
-        Unfit: one is not, or there are datasets but none called round, where there should be.
+        Unfit: a dataset has a wrong type or shape, or the dataset `round` is missing where the schema requires it.
     """
     name = group.name.strip("/")
     described, found, sizes = group_of(name), datasets(group), dict[str, int]()
@@ -156,9 +164,9 @@ def _of_group(name: str, found: h5py.Group, group: Group, sizes: dict[str, int])
 def _of_array(group: str, name: str, dataset: h5py.Dataset, array: Array, sizes: dict[str, int]) -> Iterator[str]:
     if dataset.dtype.kind not in array.kinds:
         yield f"/{group}/{name}: has the type {dataset.dtype}"
-    if array.shape == ("...",):  # any
+    if array.shape == ("...",):  # any shape
         return
-    shape = array.shape[-dataset.ndim :] if array.shape == ("M", "P") else array.shape  # one vector, or M of them
+    shape = array.shape[-dataset.ndim :] if array.shape == ("M", "P") else array.shape  # one vector, or M vectors
     if dataset.ndim != len(shape):
         yield f"/{group}/{name}: has {dataset.ndim} axes, not {len(shape)} ({', '.join(shape)})"
         return
@@ -178,7 +186,7 @@ def _of_network(name: str, found: h5py.Group) -> Iterator[str]:
 
 
 def _groups(file: h5py.File) -> Iterator[tuple[str, h5py.Group]]:
-    """All groups below the root, and theirs."""
+    """The names and groups of the first two levels below the root."""
     for name, group in file.items():
         if isinstance(group, h5py.Group):
             yield name, group
@@ -186,7 +194,7 @@ def _groups(file: h5py.File) -> Iterator[tuple[str, h5py.Group]]:
 
 
 def _is_object(text: Any) -> bool:
-    """Whether it is a JSON object."""
+    """Whether a value is the text of a JSON object."""
     try:
         return isinstance(json.loads(text), dict)
     except (TypeError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""A table in memory that grows by rows: what rank 0 collects between two writes of the results file."""
+"""A table in memory that grows by rows. Rank 0 collects the rows of a results file in it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from numpy.typing import ArrayLike, NDArray
 
 
 class Columns:
-    """Named columns of one length: int64 or float64, each value a number or an array of a fixed shape.
+    """Named columns of equal length, of type int64 or float64.
 
-    A column may start late or miss rows: it is NaN (and float64) there. Rows are put together only when they are
-    asked for, so that adding some takes microseconds.
+    A value is a number or an array. All values of a column have the same shape. A column may start late or miss rows:
+    the missing values are NaN, and the column is then float64. Adding rows takes microseconds, because they are
+    concatenated only when values are requested.
+
+    Attributes:
+        rows: the number of rows.
     """
 
     def __init__(self) -> None:
@@ -21,11 +25,14 @@ class Columns:
         self._columns: dict[str, _Column] = {}
 
     def add(self, rows: Mapping[str, ArrayLike]) -> None:
-        """Append n rows given as columns [n, ...], or one row given as numbers.
+        """Append rows.
+
+        Args:
+            rows: name -> values [n, ...] for n rows, or name -> number for one row.
 
         Raises:
-            ValueError: the columns differ in length, a value has another shape than the earlier ones of its
-                column or is not a number, or a name holds a slash (HDF5 would make a group of it).
+            ValueError: the columns differ in length, a value is not a number or has a different shape than the
+                earlier values of its column, or a name contains a slash (HDF5 would create a group).
         """
         tables = {name: _numbers(name, values) for name, values in rows.items()}
         lengths = {len(values) for values in tables.values()}
@@ -39,27 +46,33 @@ class Columns:
         self.rows += lengths.pop()
 
     def until(self, round: int) -> Columns:
-        """Those of its rows whose column `round` is no larger."""
+        """A new table with the rows whose column `round` is at most the given one."""
         columns, kept = dict(self.items()), Columns()
         if columns:
             kept.add({name: values[columns["round"] <= round] for name, values in columns.items()})
         return kept
 
     def since(self, row: int) -> dict[str, NDArray[Any]]:
-        """Those of its rows from this one on, of the columns that have values there, in time for them alone."""
+        """The values [rows - row, ...] from this row on, of the columns that have values there.
+
+        The time that it takes depends only on the number of these rows.
+        """
         return {name: column.values(self.rows, row) for name, column in self._columns.items() if column.reaches(row)}
 
     def items(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        """Names and values [rows, ...], in the order in which the columns appeared; views, not copies."""
+        """Names and values [rows, ...] of the columns, in the order in which they were first added.
+
+        The values are views where no rows are missing at the end of a column.
+        """
         for name, column in self._columns.items():
             yield name, column.values(self.rows)
 
 
 class _Column:
-    """Pieces, put together on demand.
+    """One column: a list of arrays that are concatenated on demand.
 
     Args:
-        shape: of a value.
+        shape: shape of each value.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -68,7 +81,7 @@ class _Column:
         self._rows = 0
 
     def append(self, row: int, values: NDArray[Any]) -> None:
-        """Values from `row` on; NaN for rows that are missed."""
+        """Append values [n, *shape] whose first row is `row`; rows before it that have no value are NaN."""
         if values.shape[1:] != self._shape:
             raise ValueError(f"a value of shape {values.shape[1:]} in a column of {self._shape}")
         if row > self._rows:
@@ -80,7 +93,7 @@ class _Column:
         return self._rows > row
 
     def values(self, rows: int, first: int = 0) -> NDArray[Any]:
-        """Those from the row `first` on, until there are `rows`."""
+        """The values [rows - first, *shape] from the row `first` up to the row `rows`; NaN where there are none."""
         place, begin = len(self._pieces) - 1, self._rows - len(self._pieces[-1])
         while place and begin > first:
             place -= 1
@@ -93,7 +106,11 @@ class _Column:
 
 
 def _numbers(name: str, values: ArrayLike) -> NDArray[Any]:
-    """`values` as an array of int64 or float64 with at least one axis, of its own."""
+    """A copy of `values` as an array of int64 or float64 with at least one axis.
+
+    Raises:
+        ValueError: the values are no numbers, or the name contains a slash.
+    """
     if type(values) is float:
         array: NDArray[Any] = np.array([values])
     else:

@@ -20,14 +20,14 @@ _STATISTIC = "last: value of the last evaluation, best: of the best one, last10:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage before it."""
+    """A parser that reports errors in one line, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
 
 
 def parser() -> argparse.ArgumentParser:
-    """Parses into the options of a command, whose name is `command`."""
+    """The parser of the command line; the name of the command is its option `command`."""
     main = _Parser(prog="python -m fedmpi.results", allow_abbrev=False, description="Tables and plots of results.")
     commands = main.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         "--standard_error", action="store_true", help="± standard error of the mean instead of the standard deviation"
     )
     table.add_argument("--costs", action="store_true", help="also the clients' traffic and the wall-clock time")
-    rounds.add_argument("--costs", action="store_true", help="also the clients' traffic until then")
+    rounds.add_argument("--costs", action="store_true", help="also the clients' traffic until the target is reached")
     rounds.add_argument(
         "--targets",
         type=_number,
@@ -83,7 +83,9 @@ def parser() -> argparse.ArgumentParser:
         default="last",
         help=f"statistic to compare ({_STATISTIC}; default: %(default)s)",
     )
-    compare.add_argument("--reference", metavar="METHOD", help="method to compare with (default: the first run's)")
+    compare.add_argument(
+        "--reference", metavar="METHOD", help="method to compare with (default: method of the first run)"
+    )
 
     _add_pictures(plot)
     watch.add_argument(
@@ -97,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
         "files", nargs="+", type=Path, metavar="FILE", help="files to copy, then the target: a file or folder"
     )
     slim.add_argument("--overwrite", action="store_true", help="replace existing copies")
-    status.add_argument("file", metavar="FILE", help="as given to --output; $NAME and ~ are replaced")
+    status.add_argument("file", metavar="FILE", help="results file, as given to --output; $NAME and ~ are expanded")
     for one in (summary, table, rounds, compare, plot, watch, export, check):
         one.add_argument("files", nargs="+", type=Path, metavar="FILE", help="results files")
     return main
@@ -111,7 +113,7 @@ def _add_formats(command: argparse.ArgumentParser) -> None:
         help="output format; LaTeX needs the package booktabs (default: %(default)s)",
     )
     command.add_argument(
-        "--caption", metavar="TEXT", help="caption of a LaTeX table, which is then a whole table environment"
+        "--caption", metavar="TEXT", help="caption of a LaTeX table; the output is then a complete table environment"
     )
     command.add_argument("--label", type=_label, help="label of a LaTeX table, for \\ref; needs --caption")
 
@@ -144,14 +146,14 @@ def _add_pictures(plot: argparse.ArgumentParser) -> None:
         "--width",
         type=_width,
         metavar="INCHES",
-        help="inches, or VENUE-column or VENUE-page of NeurIPS, ICML or IEEE, such as IEEE-column",
+        help="width in inches, or VENUE-column or VENUE-page of NeurIPS, ICML or IEEE, such as IEEE-column",
     )
     paper.add_argument(
         "--height", type=_between(0.5, 40), metavar="INCHES", help="height (default: to fit the contents)"
     )
     paper.add_argument("--font_size", type=_between(4, 40), metavar="POINTS", help="size of the text (default: 9)")
     paper.add_argument("--font", metavar="NAME", help="serif, sans-serif, monospace or the name of an installed font")
-    paper.add_argument("--style", metavar="NAME", help="a style of matplotlib, or a file with one")
+    paper.add_argument("--style", metavar="NAME", help="name of a matplotlib style, or path of a style file")
 
 
 def _number(text: str) -> float:
@@ -165,7 +167,7 @@ def _number(text: str) -> float:
 
 
 def _between(least: float, most: float) -> Callable[[str], float]:
-    """Reads a number in a range."""
+    """A function that parses a number and checks that it is from `least` to `most`."""
 
     def read(text: str) -> float:
         value = _float(text)

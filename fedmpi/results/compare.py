@@ -21,7 +21,7 @@ from fedmpi.results.spread import emphasized, spread
 from fedmpi.results.table import STATISTICS, Statistic, comparable, decimals
 from fedmpi.results.table import values as statistics
 
-# What another number of ranks changes, or the clock.
+# Datasets and groups that depend on the number of ranks or on the clock, not only on the computation.
 _OF_THE_MACHINE = ("clients/rank", "environment", "ranks")
 
 
@@ -32,19 +32,25 @@ def paired(
     reference: str | None = None,
     direction: Direction | None = None,
 ) -> list[list[str]]:
-    """The rows of a table, the head first: each setting and the reference, over the seeds that both have.
+    """A table that compares each setting with the reference, paired over the seeds that both have.
 
-    The mean difference of a statistic, its 95 % interval by Student's t, and the p-value of Wilcoxon's signed-rank
-    test (two-sided; exact for few seeds, of which three cannot give less than 0.25, five 0.0625, six 0.03125).
+    The table gives the mean difference of a statistic, its 95 % confidence interval (Student's t), and the p-value of
+    the two-sided Wilcoxon signed-rank test. The test is exact for few seeds. The smallest possible p-value is 0.25
+    for three seeds, 0.0625 for five and 0.03125 for six.
 
     Args:
-        column: of /rounds; differences of accuracies are in points.
-        reference: a method, as in `references`; that of the first run if left out. Where all runs are of one method,
-            the first setting is the reference of all others.
+        runs: the runs of all settings and seeds.
+        column: a column of /rounds; differences of accuracies are in percentage points.
+        statistic: the number that is compared, one per run.
+        reference: the method to compare with, as in `references`; None: the method of the first run. If all runs have
+            the same method, the first setting is the reference of all others.
         direction: which values of the column are better; None: as the schema says.
 
+    Returns:
+        The rows of the table as texts, the head first.
+
     Raises:
-        BadInput: as `references`.
+        BadInput: no run has the reference method.
     """
     groups = grouped(runs)
     own = [_by_seed(group, column, statistic, direction) for group in groups]
@@ -69,9 +75,10 @@ def paired(
 
 
 def repeats(runs: Sequence[Run]) -> Iterator[tuple[Run, Run]]:
-    """The pairs of runs that ought to be the same: of one setting and one seed, the first and each other.
+    """Pairs of runs with the same settings and seed, whose results should be identical.
 
-    Of two runs, these, whatever their settings.
+    The first run of each setting and seed is paired with each later one. If there are only two runs, they are the
+    pair, also if their settings differ.
     """
     if len(runs) == 2:
         yield runs[0], runs[1]
@@ -81,7 +88,7 @@ def repeats(runs: Sequence[Run]) -> Iterator[tuple[Run, Run]]:
 
 
 def remarks(runs: Sequence[Run]) -> Iterator[str]:
-    """A line for each seed that some setting was run with more than once: which run of it counts."""
+    """One line per setting and seed that was run more than once: which of the runs is used in tables."""
     counted = {id(run) for group in grouped(runs) for run in group}
     for same in repeated(runs):
         (kept,) = (run for run in same if id(run) in counted)
@@ -97,7 +104,10 @@ def remarks(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def sameness(one: Run, other: Run) -> str:
-    """Whether two runs are bit-identical apart from timings, and what differs between them, as lines of text."""
+    """Lines of text: whether two runs are bit-identical apart from timings, and their differences.
+
+    The differences are settings, the user's files, the environment and the contents of the results files.
+    """
     parts = list(differing_parts(one, other))
     lines = [f"{one.path}", f"{other.path}"]
     settings = labels([one.identity, other.identity])
@@ -115,10 +125,11 @@ def sameness(one: Run, other: Run) -> str:
 
 
 def differing_parts(one: Run, other: Run) -> Iterator[str]:
-    """What is not the same bits in two files: `rounds from round 3 (train_loss, test_loss)`, `model (weights)`.
+    """The groups whose contents are not bit-identical in two files, with the datasets that differ.
 
-    Where the rows of a table belong to rounds, the first round that is not the same. Left out are times of the wall
-    clock, /ranks, /environment, and which rank trained a client.
+    Examples are `rounds from round 3 (train_loss, test_loss)` and `model (weights)`. If the rows of a table belong to
+    rounds, the text names the first round that differs. Wall-clock times, /ranks, /environment and the rank that
+    trained a client are not compared.
     """
     first, second = _contents(one), _contents(other)
     for name in dict.fromkeys(chain(first, second)):
@@ -132,7 +143,7 @@ def differing_parts(one: Run, other: Run) -> Iterator[str]:
 
 
 def _others(groups: Sequence[Group], reference: str | None) -> Sequence[Group | None]:
-    """What each group is compared with."""
+    """The reference of each group; None if it has no unique one."""
     of = methods([group[0].identity for group in groups])
     if not reference and len(set(of)) == 1:
         return [groups[0]] * len(groups)
@@ -140,13 +151,13 @@ def _others(groups: Sequence[Group], reference: str | None) -> Sequence[Group | 
 
 
 def _by_seed(group: Group, column: str, statistic: Statistic, direction: Direction | None) -> dict[Any, float]:
-    """A statistic of each seed, in the unit of the column."""
+    """Seed -> statistic of its run, in the unit in which the column is shown."""
     seeds = [run.attributes["seed"] for run in group]
     return dict(zip(seeds, statistics(group, column, statistic, direction), strict=True))
 
 
 def _tests(gains: NDArray[np.float64], decimals: int | None) -> list[str]:
-    """Mean, interval and p-value of differences."""
+    """The mean, the 95 % interval and the p-value of differences, as texts."""
     if not len(gains):
         return ["-"] * 3
 
@@ -155,7 +166,7 @@ def _tests(gains: NDArray[np.float64], decimals: int | None) -> list[str]:
 
     if len(gains) < 2:
         return [signed(gains[0]), "-", "-"]
-    from scipy import stats  # here, because it takes as long as reading a hundred files
+    from scipy import stats  # imported here: the import takes as long as reading a hundred files
 
     half = stats.t.ppf(0.975, len(gains) - 1) * stats.sem(gains)
     p = f"{stats.wilcoxon(gains).pvalue:.3g}" if gains.any() else "1"
@@ -163,7 +174,7 @@ def _tests(gains: NDArray[np.float64], decimals: int | None) -> list[str]:
 
 
 def _contents(run: Run) -> dict[str, Table]:
-    """All groups that hold what a run computed, with the columns that neither clock nor number of ranks decides."""
+    """The computed results of a run: group -> datasets that do not depend on the clock or the number of ranks."""
     groups: dict[str, h5py.Group] = {}
     with opened(run.path) as file:
         file.visititems(lambda name, item: groups.update({name: item} if isinstance(item, h5py.Group) else {}))
@@ -179,7 +190,7 @@ def _columns(name: str, group: h5py.Group) -> Table:
 
 
 def _since(name: str, columns: Table, beside: Table, rows: Mapping[str, int | None]) -> str:
-    """The first round of which a row differs; nothing where rows do not belong to rounds, as in /confusion."""
+    """` from round N` for the first row that differs; empty if rows do not belong to rounds, as in /confusion."""
     known = group_of(name)
     by_row = [key for key in rows if "rows" in ((known and known.arrays.get(key)) or COLUMN).shape]
     rounds = [
@@ -193,13 +204,13 @@ def _since(name: str, columns: Table, beside: Table, rows: Mapping[str, int | No
 
 
 def _first_difference(one: NDArray[Any], other: NDArray[Any]) -> int | None:
-    """The first row in which two arrays are not the same bits; None if they are."""
+    """The first row in which two arrays are not bit-identical; None if they are identical."""
     if one.shape[1:] != other.shape[1:]:
         return 0
     if one.dtype != other.dtype:
         if not {one.dtype.kind, other.dtype.kind} <= {"i", "f"}:
             return 0
-        one, other = one.astype(np.float64), other.astype(np.float64)  # a column of counts that has missed a row
+        one, other = one.astype(np.float64), other.astype(np.float64)  # integers with a missing row become float
     rows = min(len(one), len(other))
     if not one[:rows].size:
         return None if len(one) == len(other) else rows
@@ -214,7 +225,7 @@ def _first_difference(one: NDArray[Any], other: NDArray[Any]) -> int | None:
 
 
 def _changed_code(one: Run, other: Run) -> Iterator[str]:
-    """The files of the user's classes that were not the same, and those that they read."""
+    """The user's files that differ between two runs: source files of classes, and input files that these read."""
     for attribute in ("user_code", "input_files"):
         files, beside = (json.loads(run.attributes.get(attribute, "{}")) for run in (one, other))
         names = [name for name in dict.fromkeys([*files, *beside]) if files.get(name) != beside.get(name)]

@@ -1,4 +1,4 @@
-"""For other programs: CSV, and TensorBoard's event files."""
+"""Export to other programs: CSV files and TensorBoard event files."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from fedmpi.results.reader import Run, flat
 
 
 def to_csv(runs: Sequence[Run], output: Path, table: str = "rounds") -> None:
-    """All runs' rows of a table in one file, beside file, method, what else differs in the settings, and seed.
+    """Write one table of all runs to a CSV file.
 
-    A value that is not known is empty; numbers have all digits.
+    Each row starts with the results file, the method, the other settings in which the runs differ, and the seed.
+    Missing values (NaN) are empty cells. Numbers are written with all digits.
 
     Args:
+        runs: the runs, in the order in which their rows are written.
+        output: the file to write; an existing file is overwritten.
         table: rounds, clients, ranks, evaluation, clusters, partition or held_out.
 
     Raises:
@@ -44,12 +47,16 @@ def to_csv(runs: Sequence[Run], output: Path, table: str = "rounds") -> None:
 
 
 def to_tensorboard(runs: Sequence[Run], folder: Path) -> None:
-    """Each run's /rounds as scalars, in a folder of its own, for `tensorboard --logdir FOLDER`.
+    """Write the table /rounds of each run as TensorBoard scalars, for `tensorboard --logdir FOLDER`.
 
-    Steps are rounds, times are those of the rounds' ends.
+    The step of a scalar is its round. Its time is the end of the round.
+
+    Args:
+        runs: the runs, each of which gets its own subfolder.
+        folder: the folder to create.
 
     Raises:
-        BadInput: tensorboardX is not installed, or `folder` exists or cannot be made.
+        BadInput: tensorboardX is not installed, or `folder` exists or cannot be created.
     """
     try:
         from tensorboardX import SummaryWriter

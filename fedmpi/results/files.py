@@ -1,7 +1,8 @@
-"""Opening results files, whoever made them: what a file claims is compared with what it holds before it is read.
+"""Opens results files safely, also those from untrusted sources.
 
-A results file comes from elsewhere as often as not. HDF5 itself would follow links into other files, read raw data
-from wherever a dataset says that it lies, and allocate what a dataset claims to be, be it a petabyte.
+Results files are often shared between people, and HDF5 itself is not safe with a malicious file. It follows links
+into other files, reads raw data from any path that a dataset names, and allocates as much memory as a dataset claims
+to need. The functions here compare the claims of a file with its contents before they read any array.
 """
 
 from __future__ import annotations
@@ -23,36 +24,37 @@ from fedmpi.errors import BadInput
 from fedmpi.options import shown
 from fedmpi.results.schema import SCHEMA
 
-#: Far more than any run has: groups and datasets, or texts of a dataset; attributes of a group; and what one of these
-#: holds, as a dataset of texts in all.
+#: Limits far above the needs of any run: the number of groups and datasets, and of texts in a dataset; the depth of
+#: nested groups; the number of attributes of a group; the number of values in an attribute; the number of characters
+#: in a text, and in all texts of a dataset together.
 MOST_OBJECTS, DEEPEST, MOST_ATTRIBUTES, MOST_NUMBERS, LONGEST_TEXT = 20_000, 8, 1_000, 10_000, 1 << 20
-#: Bytes of all arrays that any file may claim; and how many times its own size a file may claim beyond that.
+#: All arrays of a file together may have SMALL bytes, or MOST_TIMES the size of the file if that is more.
 SMALL, MOST_TIMES = 1 << 27, 64
-#: The best that zlib can do.
+#: The largest compression ratio of zlib.
 MOST_COMPRESSED = 1032
 FILTERS = {h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32}
-_NUMBERS = "biuf"  # NumPy's letters for truth values, whole numbers, and others
-_ONE_VALUE = 16  # bytes: a number, or where a text lies
+_NUMBERS = "biuf"  # NumPy's kinds: bool, signed and unsigned integer, float
+_ONE_VALUE = 16  # bytes of a number, or of the reference to a text
 
 
 class Unfit(Exception):
-    """What is wrong with the contents of a file, to be read behind its name."""
+    """The contents of a file are not valid. The message follows the name of the file: `FILE: MESSAGE`."""
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
-    """A results file, to be read only, and without danger: see the module's docstring.
+    """Open a results file for reading, after the checks that the module's docstring describes.
 
-    What is raised as `Unfit` while it is open is raised as bad input that names the file.
+    An `Unfit` that is raised within the block becomes a BadInput that names the file.
 
     Raises:
-        BadInput: it is missing, no regular file, damaged, no results file, of another schema, or holds what no
-            results file has, such as links.
+        BadInput: the file is missing, not a regular file, damaged, not a results file, has another schema, or
+            contains something that no results file contains, such as a link.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise BadInput(f"{path}: {'Is a directory' if path.is_dir() else 'not a regular file'}")
-        path.open("rb").close()  # HDF5 itself is wordy about missing files
+        path.open("rb").close()  # HDF5's own message about a missing file is long
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}") from None
     try:
@@ -74,15 +76,17 @@ def opened(path: Path) -> Iterator[h5py.File]:
 
 @contextmanager
 def unlocked(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file, to be read only, whoever has locked it: results files are replaced, never changed.
+    """Open an HDF5 file for reading, also if another process has locked it.
+
+    This is safe because results files are replaced as a whole and never modified.
 
     Raises:
-        OSError: it cannot be read, or is no HDF5 file.
+        OSError: the file cannot be read, or is not an HDF5 file.
     """
     with ExitStack() as stack:
         try:
             file = h5py.File(path, "r", locking=False)
-        except BlockingIOError:  # HDF5_USE_FILE_LOCKING says TRUE, which goes before what we say
+        except BlockingIOError:  # HDF5_USE_FILE_LOCKING is TRUE, which overrides `locking`
             file = h5py.File(stack.enter_context(path.open("rb")), "r")
         yield stack.enter_context(file)
 
@@ -91,7 +95,7 @@ def attributes(group: h5py.Group) -> dict[str, Any]:
     """The attributes of a group: numbers, texts, and arrays [n] of numbers.
 
     Raises:
-        Unfit: one of them is something else, or too long.
+        Unfit: an attribute has another type or is too long, or the group has too many attributes.
     """
     if h5a.get_num_attrs(group.id) > MOST_ATTRIBUTES:
         raise Unfit(f"{group.name} has more than {MOST_ATTRIBUTES} attributes")
@@ -99,10 +103,10 @@ def attributes(group: h5py.Group) -> dict[str, Any]:
 
 
 def group_at(file: h5py.File, name: str) -> h5py.Group | None:
-    """The group of this name; None: there is none.
+    """The group with this name; None if the file has nothing with this name.
 
     Raises:
-        Unfit: it is a dataset.
+        Unfit: the name belongs to a dataset.
     """
     found = file.get(name)
     if isinstance(found, h5py.Dataset):
@@ -111,22 +115,22 @@ def group_at(file: h5py.File, name: str) -> h5py.Group | None:
 
 
 def datasets(group: h5py.Group) -> dict[str, h5py.Dataset]:
-    """Those that lie in a group itself, by name."""
+    """The datasets directly in a group, by name."""
     return {name: item for name, item in group.items() if isinstance(item, h5py.Dataset)}
 
 
 def values(dataset: h5py.Dataset) -> NDArray[Any]:
-    """All numbers or texts of a dataset.
+    """All values of a dataset, as an array of its shape; texts are an array of objects of type `str`.
 
     Raises:
-        Unfit: they are longer texts than any run has.
+        Unfit: the texts together are longer than `LONGEST_TEXT`.
     """
     if not h5py.check_string_dtype(dataset.dtype):
         return np.asarray(dataset[()])
     texts = dataset.asstr(errors="backslashreplace")
     if not dataset.ndim:
         return np.asarray(texts[()], dtype=object)
-    # All of them may be the same one, which is as long as the file.
+    # A small file may claim much text: all texts may refer to the same one, which may be as long as the file.
     found, length, step = np.empty(len(dataset), dtype=object), 0, max(SMALL // dataset.file.id.get_filesize(), 1)
     for first in range(0, len(dataset), step):
         part = found[first : first + step] = texts[first : first + step]
@@ -148,7 +152,7 @@ def _attribute(group: h5py.Group, name: str) -> Any:
             raise Unfit(f"{place} is neither a number, nor a text, nor a list of numbers")
     try:
         value = group.attrs[name]
-    except TypeError:  # NumPy has no such type
+    except TypeError:  # NumPy has no equivalent of the HDF5 type
         value = None
     if isinstance(value, str) and len(value) > LONGEST_TEXT:
         raise Unfit(f"{place} is a text of more than {LONGEST_TEXT >> 20} MiB")
@@ -159,7 +163,7 @@ def _attribute(group: h5py.Group, name: str) -> Any:
 
 
 def _look_through(file: h5py.File, path: Path) -> None:
-    """Raise `Unfit` for the first thing in a file that no results file has."""
+    """Raise `Unfit` if a file contains something that no results file contains, or claims too much memory."""
     size, claimed, objects = path.stat().st_blocks * 512, 0, 0
     groups: list[tuple[str, h5g.GroupID]] = [("", file.id)]
     while groups:
@@ -189,10 +193,11 @@ def _look_through(file: h5py.File, path: Path) -> None:
 
 
 def _claim(place: str, dataset: h5d.DatasetID) -> int:
-    """How many bytes reading a dataset takes; without those that lie elsewhere in the file, of texts.
+    """The number of bytes that reading a dataset takes, without the contents of its texts.
 
     Raises:
-        Unfit: they are not there, or not to be read without following the file elsewhere.
+        Unfit: the file does not hold that many bytes, the data lie in other files, or the dataset has a type or
+            compression that results files do not use.
     """
     dtype, plan, shape = _dtype(dataset), dataset.get_create_plist(), dataset.shape
     if dtype is None or shape is None or (dtype.kind not in _NUMBERS and len(shape) > 1):
@@ -215,10 +220,10 @@ def _claim(place: str, dataset: h5d.DatasetID) -> int:
 
 
 def _dtype(found: h5d.DatasetID | h5a.AttrID) -> np.dtype[Any] | None:
-    """Of numbers of up to 8 bytes, or of texts; None: it holds something else."""
+    """The type of a dataset or attribute of texts or of numbers of up to 8 bytes; None for any other type."""
     try:
         dtype: np.dtype[Any] = found.dtype
-    except (TypeError, ValueError):  # NumPy has no such type
+    except (TypeError, ValueError):  # NumPy has no equivalent of the HDF5 type
         return None
     if dtype.kind in _NUMBERS:
         return dtype if dtype.itemsize <= 8 else None

@@ -1,4 +1,7 @@
-"""Tables as text, Markdown, LaTeX and CSV: a list of rows of cells, the first of which is the head."""
+"""Output formats of tables: text, Markdown, LaTeX and CSV.
+
+A table is a list of rows, a row is a list of cells, and the first row is the head.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Literal
 Format = Literal["text", "markdown", "latex", "csv"]
 Rows = Sequence[Sequence[str]]
 
-#: Columns that a paper has in its text or caption: LaTeX leaves them out where all rows have the same value.
+#: Columns that a paper states in its text or caption. LaTeX tables omit them if all rows have the same value.
 CIRCUMSTANCES = ("runs", "pairs", "evaluated model")
 
 _ESCAPED = str.maketrans(
@@ -30,28 +33,30 @@ _GREEK = "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|kappa|lambda|mu|nu|xi|pi
 
 
 class Best(str):
-    """The best of those values of its column that can be compared: bold in LaTeX and Markdown."""
+    """The best of the comparable values in its column; bold in LaTeX and Markdown."""
 
 
 class Near(str):
-    """A value that overlaps with the best one, mean ± spread: underlined in LaTeX and Markdown."""
+    """A value whose range mean ± spread overlaps with that of the best; underlined in LaTeX and Markdown."""
 
 
 def short(value: float) -> str:
-    """Three digits, or all before the point."""
+    """A number with three significant digits; from 1000 on, all digits before the decimal point."""
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def latex(rows: Rows, caption: str = "", label: str = "", of_method: Collection[str] = ()) -> str:
-    """A tabular for the package booktabs; with a caption, a whole table environment.
+    """A LaTeX tabular for the package booktabs, or a complete table environment if a caption is given.
 
-    Comments before it say what the marks mean, and what was left out, for the caption or the text of the paper:
-    columns of `CIRCUMSTANCES` that have one value, and settings of the method of which each method has one value.
+    Two kinds of columns are omitted: those of `CIRCUMSTANCES` with the same value in all rows, and settings of the
+    method with only one value per method. LaTeX comments before the table give their values, for the caption or the
+    text of the paper. The comments also explain the bold and underlined values.
 
     Args:
-        caption: in LaTeX, but for %, & and #, which are escaped.
-        label: for \\ref; only with a caption.
-        of_method: the columns that are settings of the method.
+        rows: the table, the head first.
+        caption: LaTeX text; %, & and # in it are escaped.
+        label: the label for \\ref; used only with a caption.
+        of_method: names of the columns that are settings of the method.
     """
     methods, *_ = columns = list(zip(*rows, strict=True))
     same = [column for column in columns if column[0] in CIRCUMSTANCES and len(set(column[1:])) == 1]
@@ -107,7 +112,7 @@ def _text(rows: Rows) -> str:
 
 
 def _markdown(rows: Rows) -> str:
-    """Underlined by <ins>, which GitHub shows as well."""
+    """A Markdown table; values are underlined by <ins>, which GitHub supports."""
     marked = [[_marked(cell, cell.replace("|", "\\|"), "**%s**", "<ins>%s</ins>") for cell in row] for row in rows]
     lines = [" | ".join(row) for row in marked]
     lines.insert(1, " | ".join("---:" if of_numbers else "---" for of_numbers in _numeric(rows)))
@@ -121,7 +126,7 @@ def _csv(rows: Rows) -> str:
 
 
 def _numeric(rows: Rows) -> list[bool]:
-    """Of each column, whether its cells begin like numbers: these are aligned to the right."""
+    """Whether all cells of a column begin like numbers, per column; such columns are aligned to the right."""
     return [all(cell[:1] in "+-0123456789" for cell in column) for column in zip(*rows[1:], strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""Runs that repeat one experiment with several seeds: what tables have a line for, and pictures a curve."""
+"""Groups of runs that repeat one experiment with several seeds: one row in tables, one curve in pictures."""
 
 from __future__ import annotations
 
@@ -14,38 +14,50 @@ Group = Sequence[Run]
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
-    """Runs of the same settings but for the seed, in the order in which settings first appear.
+    """Groups of runs that differ only in the seed, in the order in which their settings first appear.
 
-    Of several runs of one seed, which are no independent repetitions, the one with the most rounds, the first of
-    equals.
+    A group has one run per seed, because several runs with the same seed are not independent repetitions. The run
+    with the most rounds is used, and the first one if several have equally many.
     """
     return [[max(same, key=_rounds) for same in by_seed.values()] for by_seed in _by_seed(runs)]
 
 
 def repeated(runs: Sequence[Run]) -> list[Group]:
-    """All runs of the same settings and the same seed, of which there are several."""
+    """Groups of at least two runs with the same settings and the same seed."""
     return [same for by_seed in _by_seed(runs) for same in by_seed.values() if len(same) > 1]
 
 
 def columns(groups: Sequence[Group], taken: Collection[str] = ()) -> dict[str, list[str]]:
-    """The method of each group, and the other settings in which groups differ; no name is one of those `taken`."""
+    """Columns of a table: the method of each group, and the other settings in which the groups differ.
+
+    Args:
+        groups: the groups, one row per group.
+        taken: names that other columns already have.
+
+    Returns:
+        Name of the column -> one text per group.
+    """
     return table([group[0].identity for group in groups], taken)
 
 
 def names(groups: Sequence[Group]) -> list[str]:
-    """What tells a group from the others, and no more; its method, where nothing does."""
+    """A short name per group: the settings that distinguish it from the others, or its method if none does."""
     identities = [group[0].identity for group in groups]
     without_seed = [{**identity, "seed": None} for identity in identities]
     return [label or name for label, name in zip(short_names(without_seed), methods(identities), strict=True)]
 
 
 def references(groups: Sequence[Group], method: str) -> list[Group | None]:
-    """For each group, the runs of a method that it is compared with: those whose other settings are nearest.
+    """The reference of each group: the group of the given method whose other settings differ least.
 
-    None where several are equally near.
+    A group of the method itself is its own reference. The reference is None if several groups differ equally little.
+
+    Args:
+        groups: all groups.
+        method: the name of the reference method.
 
     Raises:
-        BadInput: there are no runs of the method.
+        BadInput: no run has this method.
     """
     of = methods([group[0].identity for group in groups])
     found = [group for group, name in zip(groups, of, strict=True) if name == method]
@@ -55,7 +67,7 @@ def references(groups: Sequence[Group], method: str) -> list[Group | None]:
 
 
 def _by_seed(runs: Sequence[Run]) -> Iterator[dict[Any, list[Run]]]:
-    """For each setting, the runs of each seed."""
+    """One dictionary per setting: seed -> runs."""
     found: dict[frozenset[tuple[str, str]], dict[Any, list[Run]]] = {}
     for run in runs:
         found.setdefault(same_but_seed(run.identity), {}).setdefault(run.attributes["seed"], []).append(run)
@@ -73,5 +85,5 @@ def _nearest(group: Group, found: Sequence[Group]) -> Group | None:
 
 
 def _conditions(group: Group) -> set[tuple[str, str]]:
-    """All settings but the method's own."""
+    """All settings except those of the method."""
     return {(key, value) for key, value in same_but_seed(group[0].identity) if key.split(".")[0] != "algorithm"}

@@ -1,4 +1,4 @@
-"""What `Run.network` gives: a trained network that takes samples as they lie in a data set's arrays."""
+"""The result of `Run.network`: a trained network that takes samples as they are stored in a data set's arrays."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _TAKES = {
 
 
 class Network(nn.Module):
-    """A network that takes samples as a data set's arrays hold them, and gives logits [B, classes].
+    """A network that takes samples as they are stored in a data set's arrays, and returns logits [B, classes].
 
     Args:
-        network: takes images that are normalised already, features, or tokens as int64.
-        inputs: what the arrays hold: uint8, float32 or int64.
-        scale, shift: [C] or [1], by what pixels 0..255 of images are multiplied and what is added then.
+        network: the network itself, which takes normalised images, features, or tokens as int64.
+        inputs: the type of the data set's arrays: uint8 (images), float32 (features) or int64 (tokens).
+        scale, shift: [C] or [1]; pixels 0..255 of images are normalised as `pixel * scale + shift`.
 
     Attributes:
-        network: the same.
+        network: the network itself, without the normalisation.
     """
 
     scale: Tensor
@@ -39,15 +39,21 @@ class Network(nn.Module):
         self.register_buffer("shift", shift)
 
     def forward(self, x: Tensor | NDArray[Any]) -> Tensor:
-        """Logits [B, classes].
+        """Compute logits [B, classes].
+
+        Args:
+            x: images as uint8 [B, C, H, W], features as floating-point numbers [B, ...], or tokens as integers
+                [B, L].
 
         Raises:
-            TypeError: `x` is of another kind than the data set's arrays.
+            TypeError: the type of `x` does not match the data set's arrays.
         """
         x = torch.tensor(x) if isinstance(x, np.ndarray) else x
         found = "uint8" if x.dtype == torch.uint8 else "float32" if x.is_floating_point() else "int64"
         if found != self.inputs:
-            raise TypeError(f"the network takes {_TAKES[self.inputs]}, not {x.dtype}; the bare one is `.network`")
+            raise TypeError(
+                f"the network takes {_TAKES[self.inputs]}, not {x.dtype}; `.network` takes preprocessed inputs"
+            )
         x = x.to(self.scale.device)
         if self.inputs == "uint8":
             x = (x.movedim(1, -1).to(self.scale.dtype) * self.scale + self.shift).movedim(-1, 1)

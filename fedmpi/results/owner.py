@@ -1,4 +1,4 @@
-"""The process that has something, as others on this node or another one can tell it, and whether it is gone."""
+"""The process that owns an output or a lock, so that other processes and nodes can tell whether it still runs."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-#: Seconds from one sign of life to the next, at most, like the shortest `write_interval` of a results file; and those
-#: without one after which a process is taken to be gone that cannot be looked up from here.
+#: Longest time between two signs of life of a process, in seconds. It equals the shortest `write_interval` of a
+#: results file. A process that cannot be looked up from here is considered gone after SILENCE seconds without a sign.
 BEAT = 60.0
 SILENCE = 10 * BEAT
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process.
+    """A process that owns an output or a lock.
 
     Attributes:
-        host, boot, namespace: its node, the node's start, and its namespace of process numbers: within these, `pid`
-            stands for one process at a time.
-        start: when that began, by the kernel's clock; empty where nobody knows.
-        since: since when it has what it has, ISO 8601.
-        job, restarts: Slurm's number of its job, and how often that has been requeued; empty and 0 without Slurm.
+        host, boot, namespace: the node's name, the identifier of its last boot, and the process's PID namespace.
+        pid: the process number, which is unique at any one time within the three above.
+        start: start time of the process, in ticks of the kernel's clock; empty if unknown.
+        since: time since when the process has been the owner, ISO 8601.
+        job, restarts: number of the Slurm job, and how often it has been requeued; empty and 0 without Slurm.
     """
 
     host: str = "an unknown node"
@@ -38,7 +38,7 @@ class Owner:
 
     @classmethod
     def here(cls) -> Owner:
-        """This process."""
+        """The owner that stands for this process."""
         restarts = os.environ.get("SLURM_RESTART_COUNT", "")
         return cls(
             host=socket.gethostname(),
@@ -53,7 +53,7 @@ class Owner:
 
     @classmethod
     def parse(cls, text: str) -> Owner:
-        """Of the text of an owner; of one that is damaged, one of which nothing is known."""
+        """Read an owner from its `text`; if the text is damaged, all fields are unknown."""
         unknown = cls()
         try:
             owner = cls(**json.loads(text))
@@ -64,7 +64,7 @@ class Owner:
 
     @property
     def text(self) -> str:
-        """As JSON."""
+        """The owner as JSON."""
         return json.dumps(asdict(self))
 
     def __str__(self) -> str:
@@ -73,41 +73,38 @@ class Owner:
 
     @property
     def is_near(self) -> bool:
-        """Whether it can be looked up from here."""
+        """Whether the process can be looked up from here: same node, same boot, same PID namespace."""
         here = Owner.here()
         return (self.host, self.boot, self.namespace) == (here.host, here.boot, here.namespace)
 
     def is_gone(self, silence: float, longest: float = SILENCE) -> bool:
-        """Whether it has ended, as far as that can be told from here.
+        """Whether the process has ended, as far as this process can know.
 
         Args:
-            silence: seconds since its last sign of life.
-            longest: seconds of silence after which one that cannot be looked up is taken to be gone.
+            silence: seconds since the last sign of life.
+            longest: seconds of silence after which a process that cannot be looked up is considered gone.
         """
         here = Owner.here()
         if self.is_near:
             return not self._runs()
         if self.job and self.job == here.job and self.restarts < here.restarts:
-            return True  # Slurm requeues a job when what it ran before is over
+            return True  # Slurm requeues a job only after its earlier processes have ended
         return silence >= longest
 
     def _runs(self) -> bool:
-        """Whether a process of this node has the number, and is no later one."""
+        """Whether the process still runs on this node. A later process may have the same number."""
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return False
-        except PermissionError:  # somebody else's, but there
+        except PermissionError:  # it exists, but belongs to another user
             pass
         return not self.start or _start(self.pid) in (self.start, "")
 
 
 def _start(pid: int) -> str:
-    """When a process began, by the kernel's clock; empty: nobody knows.
-
-    Of one that has ended, and only waits to be asked how, it is no time.
-    """
-    if _link("/proc/self") != str(os.getpid()):  # there is no /proc, or it has the numbers of another namespace
+    """The start time of a process, in ticks of the kernel's clock; empty if unknown, `ended` for a zombie process."""
+    if _link("/proc/self") != str(os.getpid()):  # no /proc, or /proc of another PID namespace
         return ""
     words = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return "" if not words else "ended" if words[0] in "ZX" else words[19]

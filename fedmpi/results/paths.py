@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole, and the names of what lies beside a results file."""
+"""Atomic replacement of files, and the names of the files next to a results file."""
 
 from __future__ import annotations
 
@@ -11,25 +11,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-#: By how many bytes other names are longer than the results file's, from which they are made:
+#: Other names are made from the name of the results file, and are longer by at most this number of bytes:
 #: `NAME.checkpoint.NUMBER`, `.NAME.TOKEN.tmp`, `.NAME.lock`.
 LONGEST_DECORATION = 16
 
 
 def lock_beside(output: Path) -> Path:
-    """Where the lock of a results file lies: beside the file itself, also where `output` is a link to it."""
+    """The path of the lock of a results file; if `output` is a link, the lock is next to the file it leads to."""
     path = _real(output)
     return path.with_name(f".{path.name}.lock")
 
 
 def checkpoint_beside(output: Path, number: int = 0) -> Path:
-    """Where the last checkpoint of a results file lies, likewise; or one that is older by so many."""
+    """The path of a checkpoint of a results file; if `output` is a link, it is next to the file it leads to.
+
+    Args:
+        output: the results file.
+        number: 0 for the last checkpoint, 1 for the one before it, and so on.
+    """
     path = _real(output)
     return path.with_name(f"{path.name}.checkpoint{f'.{number}' if number else ''}")
 
 
 def checkpoints_beside(output: Path) -> list[Path]:
-    """The checkpoints of a results file that there are, the newest first."""
+    """The existing checkpoints of a results file, the newest first."""
     newest = checkpoint_beside(output)
     pattern = re.compile(rf"{re.escape(newest.name)}\.([1-9][0-9]?)")
     older = {int(found[1]): path for path in _siblings(newest) if (found := pattern.fullmatch(path.name))}
@@ -37,13 +42,13 @@ def checkpoints_beside(output: Path) -> list[Path]:
 
 
 def temporary_beside(output: Path) -> Path:
-    """A name beside a results file that no other process has: `.NAME.TOKEN.tmp`."""
+    """A name for a temporary file next to a results file, `.NAME.TOKEN.tmp`; no other process uses it."""
     path = _real(output)
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def temporaries_beside(output: Path) -> Iterator[Path]:
-    """What has a name as from `temporary_beside`."""
+    """The files next to a results file whose names have the form of `temporary_beside`."""
     path = _real(output)
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp")
     return (other for other in _siblings(path) if pattern.fullmatch(other.name))
@@ -51,19 +56,21 @@ def temporaries_beside(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing(path: Path, output: Path, confirm: Callable[[], object] | None = None) -> Iterator[IO[bytes]]:
-    """A new file, which takes the place of `path` at the end of the block; it is unharmed if anything is raised.
+    """Write a new file that replaces `path` at the end of the block. If an error is raised, `path` is unchanged.
 
-    The new file has a name that no other has until then, and is flushed first: renamed unflushed, it could be empty
-    after a crash of the node, and the old one gone. The rename is not flushed: after a crash the name stands for the
-    old file or the new one, both complete.
+    The new file has a temporary name until then, and is flushed to disk before it is renamed. Without the flush, a
+    crash of the node could leave an empty file in place of the old one. The rename itself is not flushed. After a
+    crash, `path` is therefore the old file or the new one, and both are complete.
 
     Args:
-        output: the results file, after which the new file is named until then. Its mode is that of the old file, or
-            else of this one; where there is neither it follows the umask.
-        confirm: raises an error if the old file is no longer this process's to replace.
+        path: the file to replace or create. The new file has the mode of the old one.
+        output: the results file, from whose name the temporary name is made. If `path` does not exist yet, the new
+            file has the mode of `output`; if neither exists, the umask decides.
+        confirm: a function that is called before the rename; it raises an error if this process may no longer replace
+            the file.
 
     Raises:
-        OSError: it cannot be written (a full disk, a vanished folder).
+        OSError: the file cannot be written, for example because the disk is full or the folder was removed.
     """
     temporary = temporary_beside(output)
     try:
@@ -77,13 +84,16 @@ def replacing(path: Path, output: Path, confirm: Callable[[], object] | None = N
     except OSError as error:
         if error.errno is None:
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from None  # it may name the temporary file
+        raise OSError(error.errno, error.strerror, str(path)) from None  # its own text may contain the temporary name
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def kind(path: Path) -> str | None:
-    """What a path leads to, in words, if no file can replace that; None: it is a file, or not there."""
+    """A description of what a path leads to, if a file cannot replace it, such as `a folder`.
+
+    The result is None if the path leads to a regular file or does not exist.
+    """
     if _real(path).is_symlink():
         return "a link that leads back to itself"
     try:
@@ -101,7 +111,12 @@ def kind(path: Path) -> str | None:
 
 
 def _created(path: Path, mode: int | None) -> IO[bytes]:
-    """A file that was not there: nothing that has the name is opened, nor a link followed."""
+    """Create and open a new file; fails if the name exists, even as a link.
+
+    Args:
+        path: the file to create.
+        mode: permission bits; None: the umask decides.
+    """
     new = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     number = os.open(path, new, 0o666 if mode is None else 0o600)
     if mode is not None:
@@ -110,7 +125,7 @@ def _created(path: Path, mode: int | None) -> IO[bytes]:
 
 
 def _mode(*paths: Path) -> int | None:
-    """Who may read and write the first of these files that there is."""
+    """The permission bits of the first of these files that exists; None if none exists."""
     return next((path.stat().st_mode & 0o777 for path in paths if path.exists()), None)
 
 

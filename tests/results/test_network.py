@@ -97,7 +97,9 @@ def test_what_it_takes_and_gives(trained: dict[str, results.Run]) -> None:
     scaled = ((pixels / 255 - mean) / std).float()
     torch.testing.assert_close(network(pixels), network.network(scaled))
     torch.testing.assert_close(network(pixels.numpy()), network(pixels))
-    with pytest.raises(TypeError, match=r"takes images as uint8 .*, not torch.float32; the bare one is `.network`"):
+    with pytest.raises(
+        TypeError, match=r"takes images as uint8 .*, not torch.float32; `.network` takes preprocessed inputs"
+    ):
         network(scaled)
     with pytest.raises(TypeError, match="takes tokens as whole numbers"):
         trained["text"].network()(torch.rand(2, 8))

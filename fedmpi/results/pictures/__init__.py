@@ -1,4 +1,4 @@
-"""Pictures of runs, as PNG, PDF or SVG that can go into a paper as they are: one file per kind.
+"""Pictures of runs as PNG, PDF or SVG files, ready for a paper. Each module draws one kind of picture.
 
-May import from the rest of results, of which only the command line imports from here.
+This folder may import from the rest of `fedmpi.results`. Of the rest, only the command line imports from this folder.
 """

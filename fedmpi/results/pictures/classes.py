@@ -1,4 +1,4 @@
-"""Accuracy per class, over the evaluations."""
+"""The picture of the accuracy per class over the rounds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedmpi.results.reader import Run
 
 
 def class_accuracies(run: Run) -> NDArray[np.float64]:
-    """[evaluations, classes] in percent.
+    """The accuracy per class at each evaluation, [evaluations, classes], in percent.
 
     Raises:
         BadInput: the run has no evaluation yet.
@@ -25,10 +25,12 @@ def class_accuracies(run: Run) -> NDArray[np.float64]:
 
 
 def draw(runs: Sequence[Run], sheet: Sheet) -> None:
-    """Draw a panel for each setting: rounds x classes, the mean over seeds, as far as all have come.
+    """Draw the accuracies per class as an image, rounds x classes, with one panel per setting.
+
+    The values are means over the seeds, up to the last evaluation that all seeds have reached.
 
     Raises:
-        BadInput: as `picture` and `class_accuracies`.
+        BadInput: a run has no evaluation yet, or the picture cannot be drawn or written (see `picture`).
     """
     groups = grouped(runs)
     with panels(sheet, names(groups), 2.6, 2.2) as drawn:

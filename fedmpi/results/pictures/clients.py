@@ -1,4 +1,4 @@
-"""The distribution of the clients' accuracies."""
+"""The picture of the distribution of the clients' accuracies."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from fedmpi.results.reader import Run
 
 
 def client_accuracies(run: Run) -> NDArray[np.float64]:
-    """[n] in percent: of each client that has test samples, on these, at the last evaluation.
+    """The accuracy of each client on its own test samples at the last evaluation, [n], in percent.
+
+    Clients without test samples are left out.
 
     Raises:
-        BadInput: the run has not evaluated clients, or not yet.
+        BadInput: the run has no accuracies of clients, or none yet.
     """
     accuracy = run.evaluation.get("client_accuracy", np.empty((0, 0)))
     if not accuracy.size:
@@ -27,12 +29,13 @@ def client_accuracies(run: Run) -> NDArray[np.float64]:
 
 
 def draw(runs: Sequence[Run], sheet: Sheet) -> None:
-    """Draw a box of the clients' accuracies for each setting: quartiles, whiskers to the 5th and 95th percentile.
+    """Draw the clients' accuracies as a box plot, with one box per setting.
 
-    Dots are clients, those of all seeds.
+    The box shows the quartiles. The whiskers end at the 5th and the 95th percentile. Each dot is one client of one
+    seed.
 
     Raises:
-        BadInput: as `picture` and `client_accuracies`.
+        BadInput: a run has no accuracies of clients, or the picture cannot be drawn or written (see `picture`).
     """
     groups = grouped(runs)
     found = [np.concatenate([client_accuracies(run) for run in group]) for group in groups]

@@ -1,4 +1,4 @@
-"""The confusion matrix of the last evaluation."""
+"""The picture of the confusion matrix of the last evaluation."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fedmpi.results.groups import grouped, names
 from fedmpi.results.pictures.figure import Sheet, inches, panels
 from fedmpi.results.reader import Run
 
-#: More classes than these have no numbers in their cells.
+#: The cells contain numbers if there are at most this many classes.
 NUMBERED = 12
 
 
 def confusion(run: Run) -> NDArray[np.float64]:
-    """[true classes, predicted classes]: the share of a true class's samples, in percent, with each prediction.
+    """The confusion matrix [true classes, predicted classes] in percent of the samples of each true class.
 
     Raises:
         BadInput: the run has no evaluation yet.
@@ -29,10 +29,10 @@ def confusion(run: Run) -> NDArray[np.float64]:
 
 
 def draw(runs: Sequence[Run], sheet: Sheet) -> None:
-    """Draw a panel for each setting: true x predicted classes, the mean over seeds.
+    """Draw the confusion matrix, averaged over the seeds, with one panel per setting.
 
     Raises:
-        BadInput: as `picture` and `confusion`.
+        BadInput: a run has no evaluation yet, or the picture cannot be drawn or written (see `picture`).
     """
     groups = grouped(runs)
     with panels(sheet, names(groups), 3.2, 3.0) as drawn:
@@ -45,7 +45,7 @@ def draw(runs: Sequence[Run], sheet: Sheet) -> None:
                 axis.set_major_locator(MaxNLocator(integer=True))
             axes.set(xlabel="Predicted class", ylabel="True class")
             if len(shares) <= NUMBERED:
-                size = min(6, 72 * inches(axes)[0] / len(shares) / 2)  # three digits are two high
+                size = min(6, 72 * inches(axes)[0] / len(shares) / 2)  # three digits fit into the cell
                 for (row, column), share in np.ndenumerate(shares):
                     colour = "black" if share > 50 else "white"
                     axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=size, color=colour)

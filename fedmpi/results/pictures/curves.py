@@ -1,4 +1,4 @@
-"""How a number went: one curve for each setting, with a band for its seeds."""
+"""The picture of a column over the rounds: one curve per setting, with a band for its seeds."""
 
 from __future__ import annotations
 
@@ -24,26 +24,32 @@ X_LABELS = {
     "bytes": "Traffic of the clients, up and down (GB)",
     "virtual_seconds": "Virtual time (s)",
 }
-#: In place of a column of /rounds: the accuracy of held-out clients while they fine-tune the final model.
+#: Used as the name of a column: the accuracy of held-out clients while they fine-tune the final model.
 HELD_OUT = "held_out"
 
-_WIDTH, _ASPECT = 5.0, 0.6  # inches, and height over width
-# As many of each as have no common divisor with the number of colours, or go with these: 28 curves all differ.
+_WIDTH, _ASPECT = 5.0, 0.6  # width in inches, and ratio of height to width
+# There are 7 colours and 7 markers, which change together, and 4 dashes: 28 curves are all different.
 _DASHES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_MARKED, _FEWEST = 8, 3  # points of a curve that have a marker, about; and at least, where curves take turns
-_BAND = 0.13  # opacity: where three lie on one another, each can still be seen
+_MARKED, _FEWEST = 8, 3  # markers of a curve: about 8, and at least 3 if the markers of many curves alternate
+_BAND = 0.13  # opacity, so low that three overlapping bands can still be distinguished
 
 Points = NDArray[np.float64]
 
 
 def curve(run: Run, column: str, x: str) -> tuple[Points, Points]:
-    """The points [n] of a column of /rounds: the initial model at x = 0, then the rounds that have a value.
+    """The points of a curve: the initial model at x = 0, then all rounds that have a value.
 
-    Of held-out clients, their mean accuracy after each local epoch, whatever x is.
+    Args:
+        run: the run.
+        column: a column of /rounds, or `HELD_OUT` for the mean accuracy of held-out clients after each local epoch.
+        x: the horizontal axis, a key of `X_LABELS`; ignored for `HELD_OUT`.
+
+    Returns:
+        x [n] and y [n], in the units of the axis labels, such as GB of traffic and percent of accuracy.
 
     Raises:
-        BadInput: the run has no such column, or no value in it yet; or no held-out clients.
+        BadInput: the run has no such column, no value in it yet, or no held-out clients.
     """
     if column == HELD_OUT:
         if not run.held_out:
@@ -69,10 +75,13 @@ def curve(run: Run, column: str, x: str) -> tuple[Points, Points]:
 
 
 def band(group: Group, column: str, x: str) -> tuple[Points, Points, Points]:
-    """x, mean and standard deviation (with n-1; 0 of one run) of the curves of some runs, [n] each.
+    """x, mean and standard deviation of the curves of a group, [n] each.
 
-    Where their points lie apart, as over seconds, curves are straight between points. They end where the first run
-    ends.
+    The standard deviation has the divisor n-1, and is 0 for a single run. If the runs have values at different x, as
+    over seconds, they are interpolated linearly. The mean ends at the end of the shortest curve.
+
+    Raises:
+        BadInput: a run has no such curve, see `curve`.
     """
     curves = [curve(run, column, x) for run in group]
     first, last = max(xs[0] for xs, _ in curves), min(xs[-1] for xs, _ in curves)
@@ -83,14 +92,19 @@ def band(group: Group, column: str, x: str) -> tuple[Points, Points, Points]:
 
 
 def draw(runs: Sequence[Run], sheet: Sheet, column: str, x: str) -> None:
-    """Draw one curve for the runs of each setting.
+    """Draw one curve per setting.
 
-    The band is mean ± standard deviation over the seeds. Curves differ in colour, dashes and marker, and those that
-    are dashed lie above those that are not, so that equal curves can be seen. The legend has them in the order in
-    which they end, the highest first.
+    The curve is the mean over the seeds, and the band is mean ± standard deviation. Curves differ in colour, dashes
+    and marker. Dashed curves are drawn above solid ones, so that curves with equal values remain visible. The legend
+    is sorted by the last value of the curves, the highest first.
+
+    Args:
+        runs: the runs of all settings and seeds.
+        sheet: the file and its layout.
+        column, x: as for `curve`.
 
     Raises:
-        BadInput: as `picture` and `curve`.
+        BadInput: a run has no such curve (see `curve`), or the picture cannot be drawn or written (see `picture`).
     """
     groups = grouped(runs)
     width = sheet.width or _WIDTH
@@ -123,7 +137,7 @@ def draw(runs: Sequence[Run], sheet: Sheet, column: str, x: str) -> None:
         x_label = "Local epochs of a held-out client" if is_held_out else X_LABELS[x]
         y_label = "Held-out clients' accuracy (%)" if is_held_out else label(column)
         axes.set_xlabel(wrapped(x_label, 0.75 * width, "axes.labelsize"))
-        figure.draw_without_rendering()  # for `inches`
+        figure.draw_without_rendering()  # `inches` needs the layout
         axes.set_ylabel(wrapped(y_label, inches(axes)[1], "axes.labelsize"))
         if len(groups) > 1:
             highest_first = sorted(ends, key=ends.__getitem__, reverse=True)
@@ -131,6 +145,12 @@ def draw(runs: Sequence[Run], sheet: Sheet, column: str, x: str) -> None:
 
 
 def _marked(points: int, number: int, count: int) -> tuple[int, int]:
-    """The first point of a curve that has a marker, and the step to the next; curves have theirs at other points."""
+    """The first point with a marker, and the step to the next; curves have their markers at different points.
+
+    Args:
+        points: number of points of the curve.
+        number: number of the curve, from 0.
+        count: number of curves.
+    """
     step = max(points // _MARKED, min(count, points // _FEWEST), 1)
     return number * step // count, step

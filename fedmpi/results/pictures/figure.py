@@ -1,4 +1,4 @@
-"""What all pictures share: size, style, colours, panels, and how a file is written."""
+"""The common parts of all pictures: size, style, colours, panels, and writing of the file."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which people with any colour vision tell apart, without the pale yellow.
+# The colours of Okabe and Ito without yellow; people with any colour vision can distinguish them.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 SUFFIXES = (".png", ".pdf", ".svg")
-#: Inches of what venues' LaTeX classes call \columnwidth and \textwidth: neurips_2024.sty (one column), icml2024.sty,
-#: IEEEtran.cls (252 pt and 516 pt for conferences and journals on letter paper).
+#: Widths in inches, from \columnwidth and \textwidth of the venues' LaTeX classes: neurips_2024.sty (one column),
+#: icml2024.sty, and IEEEtran.cls (252 pt and 516 pt for conferences and journals on letter paper).
 WIDTHS = {
     "NeurIPS-column": 5.5,
     "NeurIPS-page": 5.5,
@@ -44,30 +44,30 @@ _STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "legend.fontsize": "small",
     "legend.frameon": False,
-    "legend.handlelength": 3,  # so that dashes can be told apart
+    "legend.handlelength": 3,  # long enough to distinguish dashes
     "lines.linewidth": 1.3,
     "lines.markersize": 3.5,
     "pdf.fonttype": 42,
     "savefig.dpi": 300,
     "svg.fonttype": "none",
 }
-_LETTERS = 144  # that fit into an inch, times the size of the font
-_MARGIN = 0.6  # inches that panels leave to what they share
-_NARROWEST = 0.6  # of a panel, as a share of the width that it would like to have
+_LETTERS = 144  # letters per inch, times the font size in points
+_MARGIN = 0.6  # inches for what the panels share, such as a colour bar
+_NARROWEST = 0.6  # smallest width of a panel, as a fraction of its preferred width
 
 Size = Literal["axes.labelsize", "axes.titlesize", "legend.fontsize", "ytick.labelsize"]
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """Where a picture goes, and what it has to fit.
+    """The file of a picture, its size and its style.
 
     Args:
-        output: the file; its suffix says the format.
-        width, height: in inches; None: as the kind of picture needs.
-        font_size: in points; None: as the style says.
-        font: a family or the name of a font; None: as the style says.
-        style: of matplotlib, by name or as a file. Colours of data stay those of `COLOURS`.
+        output: the file to write; its suffix determines the format.
+        width, height: size in inches; None: the default of the kind of picture.
+        font_size: size of the text in points; None: the size of the style.
+        font: a font family or the name of an installed font; None: the font of the style.
+        style: name of a matplotlib style, or path of a style file; the colours of data are always `COLOURS`.
     """
 
     output: Path
@@ -80,12 +80,16 @@ class Sheet:
 
 @contextmanager
 def picture(sheet: Sheet, width: float, height: float) -> Iterator[Figure]:
-    """An empty figure, of this size in inches unless the sheet has another, that is written when it is drawn.
+    """An empty figure to draw on; it is written to the file of the sheet at the end of the block.
+
+    Args:
+        sheet: the file and its layout.
+        width, height: size in inches, unless the sheet specifies another one.
 
     Raises:
-        BadInput: matplotlib is not installed, style or font is not known, the file cannot be written, the size has no
-            room for the labels, or no picture can be made of the numbers, such as of runs of one setting with unequal
-            numbers of classes.
+        BadInput: matplotlib is not installed, the style or the font is unknown, the file cannot be written, the
+            figure is too small for its labels, or the values cannot be drawn (for example because runs with the same
+            settings have different numbers of classes).
     """
     try:
         from matplotlib import rc_context
@@ -113,9 +117,17 @@ def picture(sheet: Sheet, width: float, height: float) -> Iterator[Figure]:
 
 @contextmanager
 def panels(sheet: Sheet, titles: Sequence[str], width: float, height: float) -> Iterator[list[Axes]]:
-    """A panel for each title, at most three in a row, of a size in inches; a single one has no title.
+    """One panel per title, at most three per row. A single panel has no title.
 
-    Where the sheet has a width, panels are scaled to it, and fewer are in a row if they would be too narrow.
+    If the sheet specifies a width, the panels are scaled to it. Rows have fewer panels if they would be too narrow.
+
+    Args:
+        sheet: the file and its layout.
+        titles: one title per panel.
+        width, height: size of a panel in inches, before scaling.
+
+    Raises:
+        BadInput: the picture cannot be drawn or written, see `picture`.
     """
     across = 2 if len(titles) in (2, 4) else min(len(titles), 3)
     if sheet.width:
@@ -129,12 +141,12 @@ def panels(sheet: Sheet, titles: Sequence[str], width: float, height: float) -> 
             panel.set_title(wrapped(title, scale * width, "axes.titlesize") if len(titles) > 1 else "")
         for panel in axes[len(titles) :]:
             panel.remove()
-        figure.draw_without_rendering()  # for `inches`
+        figure.draw_without_rendering()  # `inches` needs the layout
         yield axes[: len(titles)]
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
-    """What differs between the runs' settings; with the file's name where that leaves two alike."""
+    """One name per run: the settings in which it differs from the others, plus the file name if not unique."""
     found = names([run.identity for run in runs])
     return [
         label if label and found.count(label) == 1 else f"{label} {run.path.name}".strip()
@@ -143,7 +155,13 @@ def run_names(runs: Sequence[Run]) -> list[str]:
 
 
 def wrapped(text: str, width: float, size: Size) -> str:
-    """A text in lines that fit into so many inches, where it is as large as that parameter of matplotlib says."""
+    """A text, broken into lines that fit into a width.
+
+    Args:
+        text: the text.
+        width: width in inches.
+        size: the parameter of matplotlib that determines the font size.
+    """
     from matplotlib import rcParams
     from matplotlib.font_manager import FontProperties
 
@@ -152,15 +170,15 @@ def wrapped(text: str, width: float, size: Size) -> str:
 
 
 def inches(axes: Axes) -> tuple[float, float]:
-    """Width and height of axes, as they were when the figure was last laid out."""
+    """Width and height of axes in inches, as of the last layout of the figure."""
     return axes.bbox.width / axes.figure.dpi, axes.bbox.height / axes.figure.dpi
 
 
 def _apply(sheet: Sheet) -> None:
-    """Set matplotlib's parameters.
+    """Set matplotlib's parameters for the style and the font of a sheet.
 
     Raises:
-        BadInput: style or font is not known.
+        BadInput: the style or the font is unknown.
     """
     from matplotlib import rcParams, style
     from matplotlib.font_manager import FontProperties, findfont, fontManager
@@ -178,16 +196,16 @@ def _apply(sheet: Sheet) -> None:
         near = ", ".join(get_close_matches(sheet.font, installed)) or "STIXGeneral, which is like Times"
         allowed = f"{', '.join(_FAMILIES)} or the name of an installed font, such as {near}"
         require(sheet.font in (*_FAMILIES, *installed), "--font", sheet.font, allowed)
-        rcParams["font.family"] = [sheet.font, "DejaVu Sans"]  # the second has what the first may lack, such as ±
+        rcParams["font.family"] = [sheet.font, "DejaVu Sans"]  # the second has characters such as ±
     if sheet.style:
         with _refusing(f"{sheet.style} without --font"):
             findfont(FontProperties(), fallback_to_default=False)
-    rcParams["savefig.bbox"] = None  # a style may crop the picture, which then has another width
+    rcParams["savefig.bbox"] = None  # a style may crop the picture, which changes its width
 
 
 @contextmanager
 def _refusing(style: str) -> Iterator[None]:
-    """Make matplotlib's complaints about a file of a style an error: it logs them, and leaves the line out."""
+    """Raise BadInput for matplotlib's warnings about a style; matplotlib itself only logs them and skips the line."""
 
     class Refusing(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

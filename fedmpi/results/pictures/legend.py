@@ -1,4 +1,4 @@
-"""Where the legend of curves goes: into the axes if it covers nothing there, otherwise below them."""
+"""The legend of curves: inside the axes if it covers nothing there, otherwise below them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ if TYPE_CHECKING:
 
 
 def add_legend(figure: Figure, axes: Axes, lines: Sequence[Line2D], grows: bool) -> None:
-    """Name lines, in this order.
+    """Add a legend to a figure.
 
     Args:
-        axes: the only ones of the figure, all drawn but for the legend.
-        lines: with their labels.
-        grows: whether the figure may become higher by a legend below the axes.
+        figure: the figure.
+        axes: the only axes of the figure, with everything drawn except the legend.
+        lines: lines with labels, in the order of the legend.
+        grows: whether the height of the figure may be increased for a legend below the axes.
     """
     inside = axes.legend(handles=lines, loc="best")
     inside.set_in_layout(False)  # it may be larger than the axes
-    figure.draw_without_rendering()  # only now is it known where things are
+    figure.draw_without_rendering()  # places all parts of the figure
     if not _covers(inside, axes):
         return
     inside.remove()
@@ -32,7 +33,7 @@ def add_legend(figure: Figure, axes: Axes, lines: Sequence[Line2D], grows: bool)
 
 
 def _covers(legend: Legend, axes: Axes) -> bool:
-    """Whether it covers curves or their bands, or is larger than the axes."""
+    """Whether a legend covers curves or their bands, or is larger than the axes."""
     box = legend.get_window_extent()
     if box.width > axes.bbox.width or box.height > axes.bbox.height:
         return True
@@ -42,7 +43,7 @@ def _covers(legend: Legend, axes: Axes) -> bool:
 
 
 def _below(figure: Figure, lines: Sequence[Line2D]) -> Legend:
-    """A legend in as many columns as fit into the figure."""
+    """A legend below the axes, with as many columns as fit into the figure."""
     for columns in range(len(lines), 1, -1):
         legend = figure.legend(handles=lines, loc="outside lower center", ncols=columns)
         if legend.get_window_extent().width <= figure.bbox.width:

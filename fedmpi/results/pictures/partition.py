@@ -1,4 +1,4 @@
-"""The partition: clients x classes, a bubble for the number of samples."""
+"""The picture of the partition: clients x classes, with bubbles for the numbers of samples."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from fedmpi.errors import BadInput
 from fedmpi.results.pictures.figure import COLOURS, Sheet, inches, panels, run_names
 from fedmpi.results.reader import Run
 
-# Width in points of a bubble that fills its cell, times how many cells are in a row, per inch of the panel.
+# Width of a bubble that fills its cell: points per inch of the panel, divided by the number of cells per row.
 _LARGEST_BUBBLE = 60
 
 
 def samples_by_class(run: Run) -> NDArray[np.int64]:
-    """[clients, classes] how many training samples of each class each client has.
+    """The number of training samples per client and class, [clients, classes].
 
     Raises:
-        BadInput: that is not known, or they have none.
+        BadInput: the run has no such numbers, or all of them are 0.
     """
     counts = run.partition.get("label_counts", np.empty((0, 0), np.int64))
     if not counts.max(initial=0) > 0:
@@ -28,12 +28,17 @@ def samples_by_class(run: Run) -> NDArray[np.int64]:
 
 
 def draw(runs: Sequence[Run], sheet: Sheet, clients: int) -> None:
-    """Draw for each run a panel with a bubble for each of the first clients and each class.
+    """Draw the number of samples per client and class as bubbles, with one panel per run.
 
-    The area of a bubble is the number of samples, on one scale for all panels.
+    The area of a bubble is proportional to the number of samples. All panels have the same scale.
+
+    Args:
+        runs: the runs.
+        sheet: the file and its layout.
+        clients: the number of clients to show; these are the first ones.
 
     Raises:
-        BadInput: as `picture` and `samples_by_class`.
+        BadInput: a run has no samples of clients, or the picture cannot be drawn or written (see `picture`).
     """
     counts = [samples_by_class(run)[:clients] for run in runs]
     most = max(max(int(each.max(initial=0)) for each in counts), 1)

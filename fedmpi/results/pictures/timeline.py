@@ -1,4 +1,4 @@
-"""Busy and idle time of each rank, over the rounds."""
+"""The picture of the busy and idle time of each rank over the rounds."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fedmpi.results.pictures.figure import COLOURS, Sheet, picture, run_names, w
 from fedmpi.results.reader import Run
 
 _WIDTH = 5.5  # inches
-_MOST = 1000  # ranks in a picture
-_MARKED = 60  # rounds whose ends are marked by thin lines
+_MOST = 1000  # a picture has fewer ranks than this
+_MARKED = 60  # up to this number of rounds, thin lines mark their ends
 _KINDS = {"busy_seconds": ("busy", COLOURS[0]), "wait_seconds": ("idle", COLOURS[4])}
 
 
 def round_ends(run: Run) -> NDArray[np.float64]:
-    """[rounds] seconds of wall time from the start of the first round to the end of each.
+    """The wall-clock time of the end of each round since the start of the first, [rounds], in seconds.
 
     Raises:
         BadInput: the run has no rounds yet.
@@ -29,10 +29,10 @@ def round_ends(run: Run) -> NDArray[np.float64]:
 
 
 def ranks(run: Run) -> int:
-    """How many ranks the run has.
+    """The number of ranks of a run.
 
     Raises:
-        BadInput: as `round_ends`; or what they did is not known, or they are more than a picture has room for.
+        BadInput: the run has no rounds yet, no times of ranks, or too many ranks for a picture.
     """
     round_ends(run)
     numbers = run.ranks.get("rank", np.empty(0))
@@ -42,13 +42,13 @@ def ranks(run: Run) -> int:
 
 
 def draw(runs: Sequence[Run], sheet: Sheet) -> None:
-    """Draw a panel for each run, with a line for each rank.
+    """Draw the busy and idle times, with one panel per run and one line per rank.
 
-    In a round a rank's busy time comes first and its idle time then, whatever their order was; what is left white is
-    communication and bookkeeping.
+    Within a round, a rank's busy time is always drawn first, then its idle time, also if they alternated in the run.
+    The white remainder is communication and bookkeeping.
 
     Raises:
-        BadInput: as `picture` and `ranks`.
+        BadInput: a run has no rounds or times of ranks, or the picture cannot be drawn or written (see `picture`).
     """
     counts = [ranks(run) for run in runs]
     width = sheet.width or _WIDTH
@@ -58,7 +58,7 @@ def draw(runs: Sequence[Run], sheet: Sheet) -> None:
         drawn = figure.subplots(len(runs), 1, squeeze=False, height_ratios=[3 + count for count in counts])[:, 0]
         for axes, run, count, title in zip(drawn, runs, counts, run_names(runs), strict=True):
             ends = round_ends(run)
-            known = (run.ranks["round"] >= 1) & (run.ranks["round"] <= len(ends))  # the file may have got ahead
+            known = (run.ranks["round"] >= 1) & (run.ranks["round"] <= len(ends))  # /ranks may be read later
             for rank in range(count):
                 of_rank = np.flatnonzero((run.ranks["rank"] == rank) & known)
                 start = (ends - run.rounds["seconds"])[run.ranks["round"][of_rank] - 1]
@@ -75,5 +75,5 @@ def draw(runs: Sequence[Run], sheet: Sheet) -> None:
             axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.set_title(wrapped(title, width, "axes.titlesize") if len(runs) > 1 else "")
         drawn[-1].set_xlabel("Wall-clock time (s)")
-        handles, labels = drawn[0].get_legend_handles_labels()  # of all ranks: the first are enough
+        handles, labels = drawn[0].get_legend_handles_labels()  # of all ranks; one of each is enough
         figure.legend(handles[: len(_KINDS)], labels[: len(_KINDS)], loc="outside upper right", ncols=2)
