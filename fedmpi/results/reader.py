@@ -1,4 +1,4 @@
-"""The reader's side of the results file: `open(path)` gives a `Run` of plain NumPy arrays."""
+"""Reading of results files: `open(path)` returns a `Run` of plain NumPy arrays."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ if TYPE_CHECKING:
 
 Table = dict[str, NDArray[Any]]
 
-# Attributes that tell whether it still runs.
+# Attributes that tell whether the run's process still exists.
 _OF_THE_PROCESS = ("host", "pid", "last_write", "write_interval")
+# Columns of /rounds that all commands need.
 _RELIED_UPON = ("seconds", "bytes_up", "bytes_down")
 
 
 class Accuracy(NamedTuple):
-    """A column of /rounds in five numbers, NaN where nothing was evaluated; the best one is the earliest of equals.
+    """Summary of a column of /rounds in five numbers, in the column's stored unit (accuracies are in [0, 1]).
 
-    Where nobody knows which values are better, the best one is NaN, of round 0.
+    A number is NaN if no value was measured. If several values are equally good, `best_round` is the first of their
+    rounds. If it is not known which values are better, `best` is NaN and `best_round` is 0.
     """
 
     initial: float
@@ -45,22 +47,28 @@ class Accuracy(NamedTuple):
 
 
 class Run:
-    """One run's results; the layout is described in `fedmpi.results.schema`.
+    """The results of one run. `fedmpi.results.schema` describes the layout of the file.
 
-    The tables that can be large (`clients`, `ranks`, `clusters`, `partition`, `model`) are read when first asked for,
-    from the file as it is then: those of a run that is still going on may be some rounds ahead. All else is
-    read at once. No file is kept open.
+    The tables that can be large (`clients`, `ranks`, `clusters`, `partition`, `model`) are read when they are first
+    used, from the file as it is at that time. If the run is still running, they can have more rounds than `rounds`.
+    Everything else is read when the object is created. No file is kept open.
+
+    Args:
+        path: the results file.
 
     Attributes:
-        config: the configuration, as YAML text.
-        attributes: algorithm, dataset, model, seed, started, ...
-        environment: what the job ran on.
-        initial: test_loss and test_accuracy of the model before the first round, if it was evaluated.
+        config: the settings, as YAML text.
+        attributes: the attributes of the file: algorithm, dataset, model, seed, started, ...
+        environment: the hosts, devices, ranks and versions of the job.
+        initial: test_loss and test_accuracy of the model before the first round; empty if it was not evaluated.
         rounds: columns [rounds].
         evaluation: columns [evaluations, ...].
-        inputs: what the network takes: the attributes of /model.
-        weights_sha256: of the bytes of the last global model, or None before it is known.
+        inputs: the attributes of /model, which say what samples the network takes.
+        weights_sha256: SHA-256 of the bytes of the last global model; None if the file has no model yet.
         status: running, finished, interrupted, failed or killed.
+
+    Raises:
+        BadInput: as `open`.
     """
 
     #: Names of the tables that `table` and `to_pandas` know.
@@ -84,12 +92,12 @@ class Run:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The run's configuration, parsed.
+        """The run's settings, parsed from `config`.
 
         Raises:
-            BadInput: it is no configuration, or one that is too large to be one.
+            BadInput: the text is no valid configuration, or is too large to be one.
         """
-        import yaml  # here, because it takes as long as reading ten files
+        import yaml  # imported here, because the import takes as long as reading ten files
 
         from fedmpi import small_yaml
 
@@ -102,9 +110,9 @@ class Run:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What was run: the settings, and the checksums of the data as they were read.
+        """The settings, and the checksums of the data that the run has read.
 
-        Of a file without settings, the names of method, data set and model, and the seed.
+        If the file has no settings, the names of the method, the data set and the model, and the seed.
         """
         names = {name: self.attributes.get(name) for name in ("algorithm", "dataset", "model", "seed")}
         checksums = {name: str(self.attributes[name]) for name in DATA.values() if name in self.attributes}
@@ -112,7 +120,7 @@ class Run:
 
     @cached_property
     def clients(self) -> Table:
-        """Columns [participations]; of clients that were not trained -1 in those of whole numbers, or NaN."""
+        """Columns [participations]. A client that was not trained has -1 in integer columns and NaN in others."""
         return self._read("clients")
 
     @cached_property
@@ -122,7 +130,7 @@ class Run:
 
     @cached_property
     def clusters(self) -> Table:
-        """round [rounds] and cluster [rounds, clients], of a method with several models; else nothing."""
+        """round [rounds] and cluster [rounds, clients]; empty for methods with a single model."""
         return self._read("clusters")
 
     @cached_property
@@ -132,89 +140,108 @@ class Run:
 
     @cached_property
     def held_out(self) -> Table:
-        """accuracy [held_out, epochs + 1] and epochs [held_out]; empty if there were none."""
+        """accuracy [held_out, epochs + 1] and epochs [held_out]; empty if there were no held-out clients."""
         return self._read("held_out")
 
     @cached_property
     def synthetic(self) -> Table:
-        """images uint8 [n, C, H, W] and labels [n] that the server made and pre-trained on; empty if it did not."""
+        """images uint8 [n, C, H, W] and labels [n]; empty if there are none.
+
+        The server generated the images and used them for pre-training.
+        """
         return self._read("synthetic")
 
     @cached_property
     def confusion(self) -> Table:
-        """counts [classes, classes] of the last evaluation's samples, by class and by predicted class; and its round.
+        """counts [classes, classes] and round [1] of the last evaluation; empty if there was none.
 
-        Empty if there was none.
+        `counts[i, j]` is the number of test samples of class i for which the model predicted class j.
         """
         return self._read("confusion")
 
     def stage(self, name: str) -> Table:
-        """Columns [rounds] of what was trained before the rounds, such as a generator; empty if nothing was."""
+        """Columns [rounds] of a training before the rounds, such as a generator's; empty if there was none."""
         return self._read(f"stages/{name}")
 
     @cached_property
     def model(self) -> Table:
-        """weights [P], names [T], shapes [T, D], offsets [T], and [M, P] arrays of methods with M models."""
+        """weights [P], names [T], shapes [T, D], offsets [T]; methods with M models add arrays [M, P]."""
         return self._read("model")
 
     @cached_property
     def frozen(self) -> Table:
-        """The model's tensors that training does not change, by name: frozen parameters and constant buffers."""
+        """Tensors of the model that training does not change, by name: frozen parameters and constant buffers."""
         return self._read_frozen("model")
 
     @property
     def weights(self) -> NDArray[np.float32]:
-        """The last global model in the canonical layout, [P].
+        """Weights [P] of the last global model, in the canonical layout.
 
         Raises:
-            BadInput: there is none.
+            BadInput: the file has no model.
         """
         if "weights" not in self.model:
             raise BadInput(f"{self.path}: has no model")
         return self.model["weights"]
 
     def network(self, which: int | str | None = None) -> Network:
-        """The trained network, ready to use: built from the stored settings, with the stored weights, for evaluation.
+        """Build the trained network from the stored settings and weights, ready for evaluation.
 
-        It takes batches as the data set's arrays hold them, and gives logits [B, classes]: images as uint8
-        [B, C, H, W], which it normalises by the data set's mean and std; features as float32 [B, ...]; tokens as
-        whole numbers [B, L]. What a partition changes for single clients (`Permuted`, `Rotated`, `SwappedLabels`) is
-        not done. The classes that the settings name are imported and constructed, also such as are not fedmpi's:
-        only for files from somebody whose code you would run. `FeatureFusion` gives what the network does with its
-        own extractor twice.
+        The network returns logits [B, classes]. It takes batches as the data set's arrays hold them:
+
+        - images as uint8 [B, C, H, W]; the network normalises them by the data set's mean and std;
+        - features as float32 [B, ...];
+        - tokens as whole numbers [B, L].
+
+        The partitions `Permuted`, `Rotated` and `SwappedLabels` change the samples of single clients. The network
+        does not apply these changes. With `FeatureFusion`, the network has its own extractor in both places.
+
+        The classes that the settings name are imported and constructed. They may be classes that are not part of
+        fedmpi. Use this method only for files from people whose code you would run.
 
         Args:
-            which: None: the global model, or, of a method with several, the one that most clients have; a number: of
-                such a method that model, as /clusters counts them; a name: that vector of /model, such as
+            which: None: the global model, or, for a method with several models, the model that most clients have.
+                A number: the model with this number in /clusters. A name: this vector of /model, such as
                 "pretrained".
 
         Raises:
-            BadInput: there is no such model, the file does not say how it is built, or it cannot be built as it was,
-                such as where a class of one's own cannot be imported (its folder must be on PYTHONPATH) or is another
-                one now.
+            BadInput: the model does not exist, the file does not say how it is built, or it cannot be built in the
+                same way. For example, a class of the user's own cannot be imported (its folder must be on
+                PYTHONPATH), or the class has changed.
         """
-        # By its name, because it needs what lies above: methods and models.
+        # Imported by name, because the module depends on methods and models, which depend on this one.
         rebuilding = importlib.import_module("fedmpi.experiment.rebuilding")
         network: Network = rebuilding.rebuild(self, which)
         return network
 
     def tensors(self, name: str) -> dict[str, NDArray[np.float32]]:
-        """The tensors by name of another network that the method had at the server, such as a generator."""
+        """Tensors by name of another network at the server, such as a generator; empty if the file has none.
+
+        Raises:
+            BadInput: the file is damaged.
+        """
         place = f"networks/{name}"
         return {**self._tensors(self._read(place)), **self._read_frozen(place)}
 
     def state_dict(self, weights: NDArray[np.float32] | None = None) -> dict[str, NDArray[np.float32]]:
-        """The tensors of `weights` [P] (the last global model if left out) by name, as views in their shapes.
+        """Tensors of a model by name, in their shapes; the trained tensors are views of the weights.
 
-        With those that are frozen, which all models of the run share. For other programs than `network`, which also
-        knows how the module is built and what it takes: a network is right only with samples that are normalised as
-        in training (`inputs`).
+        The frozen tensors, which all models of the run share, are included.
+
+        `network` also builds the module and normalises the samples. This method is for programs that build the
+        module themselves. They must normalise the samples as in training (see `inputs`).
+
+        Args:
+            weights: [P] in the canonical layout; None: the last global model.
+
+        Raises:
+            BadInput: the weights do not fit the model's tensors.
         """
         model = self.model if weights is None else {**self.model, "weights": weights}
         return {**self._tensors(model), **self.frozen}
 
     def table(self, name: str) -> Table:
-        """The table of that name, one of `TABLES`."""
+        """A table by its name, which is one of `TABLES`."""
         table: Table = getattr(self, name)
         return table
 
@@ -231,10 +258,11 @@ class Run:
         return pandas.DataFrame(flat(self.table(table)))
 
     def accuracy(self, column: str = "test_accuracy", direction: Direction | None = None) -> Accuracy:
-        """What is usually reported of a column of /rounds, such as one of accuracies or losses.
+        """Summarize a column of /rounds, such as an accuracy or a loss, in the numbers that are usually reported.
 
         Args:
-            direction: which values are better; None: as the schema says of its columns.
+            column: name of the column. If the file does not have it, all numbers are NaN.
+            direction: which values are better; None: the direction that the schema gives for the column.
         """
         values = self.rounds.get(column, np.empty(0))
         evaluated = np.flatnonzero(~np.isnan(values))
@@ -251,7 +279,7 @@ class Run:
         return Accuracy(initial, last, float(values[best]), best_round, last10)
 
     def _tensors(self, model: Table) -> dict[str, NDArray[np.float32]]:
-        """By name, as views of a model's weights; of no model none."""
+        """Tensors by name, as views of a model's weights; empty if there is no model."""
         tensors = {}
         try:
             parts = [model[key] for key in ("names", "shapes", "offsets")] if model else []
@@ -281,28 +309,28 @@ def open(path: str | Path) -> Run:
     """Read a run's results file.
 
     Raises:
-        BadInput: it is missing, damaged, no results file, or of another schema.
+        BadInput: the file does not exist, is damaged, is no results file, or has another schema.
     """
     return Run(path)
 
 
 def whole(path: Path) -> Run:
-    """The same for commands, which rely upon all attributes, some columns of /rounds, and the settings.
+    """Read a results file for commands, which need all attributes, some columns of /rounds, and the settings.
 
     Raises:
-        BadInput: as `open`, or something of that is not there.
+        BadInput: as `open`; or one of these is missing or damaged.
     """
     run = open(path)
     lacking = [f"/: attribute {name}" for name in GROUPS["/"].attributes if name not in run.attributes]
     lacking += [f"/rounds/{name}:" for name in _RELIED_UPON if run.rounds and name not in run.rounds]
     if lacking:
         raise BadInput(f"{path}: damaged: {lacking[0]} is missing")
-    _ = run.settings  # what is wrong with them is said now
+    _ = run.settings  # raises BadInput here if they are damaged
     return run
 
 
 def flat(table: Table) -> Table:
-    """The same with columns [n] only: a column [n, m] becomes m columns name_0, name_1, ..."""
+    """The table with columns [n] only: a column [n, m] becomes m columns name_0, name_1, ..."""
     columns: Table = {}
     for name, column in table.items():
         if column.ndim == 1:
@@ -313,7 +341,7 @@ def flat(table: Table) -> Table:
 
 
 def traffic(run: Run) -> NDArray[np.float64]:
-    """[rounds] GB that the clients sent and received, by the method's definition."""
+    """GB [rounds] that the clients sent and received in each round, by the method's definition."""
     return (run.rounds["bytes_up"] + run.rounds["bytes_down"]) / 1e9
 
 

@@ -1,4 +1,4 @@
-"""How many rounds methods need to reach given accuracies, or losses, as in papers' tables."""
+"""The number of rounds in which methods reach given accuracies or losses, as in papers' tables."""
 
 from __future__ import annotations
 
@@ -22,20 +22,25 @@ def tabulate_rounds(
     direction: Direction | None = None,
     costs: bool = False,
 ) -> list[list[str]]:
-    """The rows of a table, the head first: a row for each setting; for each target
+    """The rows of a table of the rounds to each target. The head is first, then one row per setting.
 
-    - the first round that reaches it: the mean over the runs that reached it, and how many did if not all;
-    - how much less that is than the reference's, in percent, if all runs of both reached it; -100 % is
-      twice as many;
-    - with `costs`, the traffic of the clients until then.
+    For each target, the table shows:
+
+    - the first round that reaches the target, as the mean over the runs that reach it. If not all runs reach it, the
+      number of those that do follows in brackets;
+    - with `reference`, the reduction of this number compared with the reference, in percent, if all runs of both
+      reach the target. -100 % means twice as many rounds;
+    - with `costs`, the traffic of the clients up to this round, in GB.
 
     Args:
-        column: of /rounds.
-        targets: values of it, as they are stored: accuracies in [0, 1].
-        reference: a method. Where it was run with several settings, those count that are nearest to the row's; where
-            several are equally near, there is none.
-        direction: from which side targets are reached: "higher" is from below. None: as the schema says.
-        costs: whether there are columns of traffic.
+        runs: the runs. Those that differ only in the seed are one setting.
+        column: name of a column of /rounds.
+        targets: values of the column as they are stored, such as accuracies in [0, 1].
+        reference: name of a method. If it was run with several settings, each row is compared with the nearest
+            setting. If several settings are equally near, the row has no reduction.
+        direction: which values are better. "higher": a target is reached from below. None: the direction that the
+            schema gives for the column, which must have one.
+        costs: whether the table has columns of traffic.
 
     Raises:
         BadInput: there are no runs of the reference.
@@ -66,7 +71,7 @@ def tabulate_rounds(
 
 
 def first_rounds(group: Group, column: str, target: float, direction: Direction) -> dict[Run, int]:
-    """The first round with a value as good as this or better, of those runs that reached it."""
+    """The first round whose value is at least as good as the target, for each run that reaches it."""
     reached = np.greater_equal if direction == "higher" else np.less_equal
     there = {run: np.flatnonzero(reached(run.rounds[column], target)) for run in group}
     return {run: int(run.rounds["round"][rows[0]]) for run, rows in there.items() if len(rows)}

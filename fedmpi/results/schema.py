@@ -1,7 +1,7 @@
-"""The contents of a results file, schema 1, as data: one HDF5 file per run, for h5py, h5dump, MATLAB and others.
+"""The schema of results files, version 1, as data. A run has one HDF5 file, for h5py, h5dump, MATLAB and others.
 
-The validator (`python -m fedmpi.results check`), the axis labels of pictures and the document
-(`python -m fedmpi.results schema`, which is docs/results_file.md) all come from here.
+The check (`python -m fedmpi.results check`), the axis labels of pictures and the document docs/results_file.md
+(`python -m fedmpi.results schema`) use these descriptions.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from typing import Literal
 
 SCHEMA = 1
 
-# A held-out client has settled where the next epochs gain less than this.
+# A held-out client has converged when the next SETTLED_EPOCHS epochs gain less accuracy than SETTLED_GAIN.
 SETTLED_EPOCHS, SETTLED_GAIN = 3, 0.001
 
 Status = Literal["running", "finished", "interrupted", "failed"]
 #: Which values of a column are better.
 Direction = Literal["higher", "lower"]
-#: What a column [0, 1] is shown in.
+#: The unit in which columns of shares in [0, 1] are shown.
 PERCENT = "%"
 
 
 @dataclass(frozen=True)
 class Array:
-    """A dataset of a group.
+    """The description of a dataset of a group.
 
     Args:
-        about: what it holds.
-        shape: names of its axes; axes of one name are equally long in all of the file, but for `rows`, which are
-            counted in each group by itself.
-        kinds: NumPy's letters for what its numbers may be; O for texts.
-        optional: whether a file may lack it.
-        label: of an axis of a picture, without the unit; made of the name if left out.
-        unit: of its numbers; those in % are stored as shares in [0, 1].
-        better: which of its values are better; None: neither, or that is not for us to say.
+        about: the meaning of the dataset.
+        shape: names of the axes. Axes with the same name have the same length in the whole file. The exception is
+            `rows`, whose length each group has for itself.
+        kinds: NumPy's kind letters that the dataset's type may have; O for texts.
+        optional: whether a file may lack the dataset.
+        label: axis label in pictures, without the unit. Empty: the label is made from the name.
+        unit: unit in which the numbers are shown. Numbers in % are stored as shares in [0, 1].
+        better: which values are better; None: neither, or it depends on the experiment.
     """
 
     about: str
@@ -50,16 +50,16 @@ class Array:
 
 @dataclass(frozen=True)
 class Group:
-    """A group, or a kind of groups whose name ends in *.
+    """The description of a group, or of all groups whose names match a pattern that ends in *.
 
     Args:
-        about: what it holds.
-        arrays: its datasets.
-        attributes: name -> what it says.
-        more: attributes that some files have.
+        about: the meaning of the group.
+        arrays: the datasets, by name.
+        attributes: the meanings of the attributes that every file has, by name.
+        more: the meanings of the attributes that some files have, by name.
         optional: whether a file may lack the group.
-        is_open: methods may add columns, of one number a row.
-        row: what a row is, if the group is a table.
+        is_open: whether methods may add columns, with one number per row.
+        row: the meaning of a row, if the group is a table.
     """
 
     about: str
@@ -71,7 +71,7 @@ class Group:
     row: str = ""
 
     def array(self, name: str) -> Array | None:
-        """What is known of its dataset of this name; None: nothing."""
+        """The description of a dataset by its name; None: the schema does not describe it."""
         return self.arrays.get(generic(name)) or self.arrays.get("*") or (COLUMN if self.is_open else None)
 
 
@@ -141,7 +141,7 @@ _NETWORK = {
     "offsets": _always("index in `weights` at which each tensor begins", "", ("T",), "i"),
 }
 
-#: A column that a method adds, of which no more is known.
+#: The description of a column that a method adds: it is empty.
 COLUMN = Array("")
 
 GROUPS: dict[str, Group] = {
@@ -170,10 +170,10 @@ GROUPS: dict[str, Group] = {
             "has the same number",
             "data_sha256": "SHA-256 of the data set's arrays (`Arrays.checksum`): names, types, shapes and bytes",
             "proxy_sha256": "SHA-256 of the proxy data set's arrays, if the method has one",
-            "resumed": "one line each time that the run was resumed: when, and after which round",
+            "resumed": "one line for each time that the run was resumed: the time, and the last round before it",
             "user_code": "a JSON object: the SHA-256 of each file of the user's own classes, and of what they import",
             "input_files": "a JSON object: the SHA-256 of each file that settings name, such as `--sampler.file`",
-            "missing": "what further rounds would need and only a checkpoint has, one item per line",
+            "missing": "the state that further rounds need and that only a checkpoint has, one item per line",
             "depends_on_rounds": "the settings by which results depend on the number of rounds; if there are any, no "
             "rounds can be added later",
             "texts_crc32": "checksum of all texts in the file: attributes and names of tensors",
@@ -209,7 +209,8 @@ GROUPS: dict[str, Group] = {
                 "mean of these accuracies, weighted by the clients' training samples"
             ),
             "leaky_client_accuracy": _accuracy(
-                "mean weighted likewise, of accuracies on nine tenths of the clients' training samples"
+                "mean of the clients' accuracies on nine tenths of their training samples, weighted by the number of "
+                "training samples"
             ),
             "local_accuracy": _accuracy(
                 "mean over the cohort of the local models' accuracies on their own test samples, before aggregation"
@@ -258,11 +259,11 @@ GROUPS: dict[str, Group] = {
             "twin_correlation": Array(
                 "distribution fusion: correlation of the weights with those of a second inference"
             ),
-            "draws": Array("IFCA: how often the first models were drawn"),
+            "draws": Array("IFCA: how often the initial models were drawn"),
             "server_updates": Array("FedCluster: how often the model was averaged"),
             "cas": _accuracy(
-                "classification accuracy score of a generator: accuracy on all real samples of a model that was "
-                "trained on generated images only; the same in all rounds"
+                "classification accuracy score of a generator: a model is trained on generated images only, and its "
+                "accuracy is measured on all real samples; the same in all rounds"
             ),
             "cas_test": _accuracy("classification accuracy score, on the test set"),
             "cas_compat": _accuracy("classification accuracy score, mean over epochs"),
@@ -304,7 +305,8 @@ GROUPS: dict[str, Group] = {
             "rank": Array("rank that trained the client; -1: none", kinds="i"),
             "samples": Array("training samples of the client", kinds="i"),
             "steps": Array(
-                "optimizer steps in all trainings of the client, and batches of passes for a gradient", kinds="i"
+                "optimizer steps in all trainings of the client, plus batches of passes that only compute a gradient",
+                kinds="i",
             ),
             "seconds": Array("training time in seconds"),
             "loss": Array("mean training loss over the client's samples"),
@@ -333,7 +335,8 @@ GROUPS: dict[str, Group] = {
             "predicted_seconds": Array("`client_seconds` as predicted from the previous rounds"),
             "speed": Array("estimated speed of the rank; the mean over ranks is 1; NaN until a round has ended"),
             "fixed_seconds": Array(
-                "estimated fixed time per client; with clients in one batched call, per step of all of them"
+                "estimated fixed time per client; with several clients in one batched call, fixed time per step of "
+                "the call"
             ),
             "step_seconds": Array("estimated time per step of a client"),
         },
@@ -383,7 +386,7 @@ GROUPS: dict[str, Group] = {
             "round": _always("number of the round", kinds="i"),
             "cluster": _always("number of each client's model; -1 before it has one", "", ("rows", "clients"), "i"),
         },
-        row="a round, from the first round with clusters on",
+        row="a round; the first row is the first round that has clusters",
     ),
     "held_out": Group(
         "Held-out clients: they took part in no round, and fine-tune the final model alone.",
@@ -437,8 +440,9 @@ GROUPS: dict[str, Group] = {
     ),
 }
 
-#: Attributes that are numbers, wherever they are, with NumPy's letters for what these may be; those of them that are
-#: lists; and those that are JSON objects. Others that are described above are texts.
+#: Attributes that are numbers, in any group, with NumPy's kind letters that their types may have. `LISTS` names those
+#: that are lists of numbers, and `JSON` names attributes that are JSON objects. All other attributes that are
+#: described above are texts.
 NUMBERS = {"schema": "i", "seed": "i", "pid": "i", "write_interval": "if", "texts_crc32": "iu"}
 NUMBERS |= {"ranks": "i", "threads": "i", "clients_at_once": "i", "test_loss": "if", "test_accuracy": "if"}
 NUMBERS |= {"shape": "i", "classes": "i", "mean": "if", "std": "if", "vocabulary": "i"}
@@ -447,38 +451,38 @@ JSON = ("owner", "user_code", "input_files")
 
 
 def group_of(name: str) -> Group | None:
-    """What the schema says of a group; None: nothing."""
+    """The description of a group by its name; None: the schema does not describe it."""
     return next((group for pattern, group in GROUPS.items() if fnmatch(name, pattern)), None)
 
 
 def described(column: str) -> Array:
-    """What is known of a column of /rounds; of one that the schema has not, neither unit nor direction."""
+    """The description of a column of /rounds; without unit and direction if the schema does not have the column."""
     return GROUPS["rounds"].arrays.get(generic(column), COLUMN)
 
 
 def label(column: str) -> str:
-    """What an axis says that shows a column of /rounds, with its unit."""
+    """The axis label of a column of /rounds, with its unit."""
     return with_unit(described(column).label or column.replace("_", " ").capitalize(), column)
 
 
 def with_unit(text: str, column: str) -> str:
-    """The text, and in brackets the unit of a column of /rounds, if it has one."""
+    """The text, followed by the unit of a column of /rounds in brackets, if the column has one."""
     unit = described(column).unit
     return f"{text} ({unit})" if unit else text
 
 
 def scale(column: str) -> int:
-    """How many times larger than stored a column of /rounds is shown: shares are, in percent."""
+    """The factor from stored to shown values of a column of /rounds: 100 for shares, else 1."""
     return 100 if described(column).unit == PERCENT else 1
 
 
 def generic(name: str) -> str:
-    """A numbered column's name with N in place of the number."""
+    """The name of a numbered column with N instead of the number."""
     return re.sub(r"_\d+$", "_N", name)
 
 
 def document() -> str:
-    """All of this as a page of Markdown."""
+    """The whole schema as a page of Markdown."""
     lines = [_INTRODUCTION]
     for name, group in GROUPS.items():
         path = "/" if name == "/" else f"/{name}".replace("*", "NAME")
@@ -510,14 +514,15 @@ compares files with it.
 Rank 0 writes a new file next to the old one, and then renames it to the old one's name. So any program that reads
 HDF5 can open the file at any time, also during the run. It sees a complete earlier state.
 
-Each dataset of a table is one column. Missing values are NaN (the column is then float64). A star (\\*) marks what is
-always present, columns from the first round on. Everything else is present where it applies. N stands for a number.
+Each dataset of a table is one column. Missing values are NaN (the column is then float64). A star (\\*) marks what
+every file has; columns with a star exist from the first round on. Everything else exists only if it applies to the
+run. N stands for a number.
 
 Files use the format of HDF5 1.10 (2016), with checksums. HDF5 refuses to read a damaged dataset, and the check names
 it. Texts have no checksums in HDF5, so the check compares them with `texts_crc32`.
 
-Commands show a column in the unit that is named here, and use the direction (which values are better) that is named
-here. For a column of your own method they know neither; give `--direction higher` or `lower`.
+Commands show each column in the unit that is given here. They also use the direction that is given here, which says
+which values are better. A column that your own method adds has neither; give `--direction higher` or `lower`.
 
 Groups, columns and attributes may be added without a new schema. Those described here keep their names and meanings.
 A reader of schema {SCHEMA} refuses files of another schema.

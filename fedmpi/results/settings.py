@@ -1,4 +1,4 @@
-"""A run's configuration as people speak of it: `FedProx (mu 0.01)`, `mu 0.1, seed 3`."""
+"""The settings of runs as short texts for labels and tables: `FedProx (mu 0.01)`, `mu 0.1, seed 3`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 from fedmpi.described import short_name
 from fedmpi.options import printable, shown
 
-#: A run's settings; beside them may stand the checksums of what it has read, under the names of `DATA`.
+#: The settings of a run. They may include the checksums of the data that it has read, under the names in `DATA`.
 Settings = Mapping[str, Any]
 
-#: Top-level options that say how a run is launched, and nothing about the experiment.
+#: Top-level options that say how a run is launched. They do not describe the experiment.
 LAUNCH = ("config", "output", "overwrite", "resume", "checkpoint", "deadline")
-#: Where data sets stand in the settings, and the checksum that says what was read there.
+#: The settings that are data sets, and for each the name of the checksum of its data.
 DATA = {"dataset": "data_sha256", "algorithm.proxy": "proxy_sha256"}
-#: The option of a data set that says where its files lie: that is nothing about the experiment if the data are known.
+#: The option of a data set for the folder of its files. It does not matter if the checksum of the data is known.
 PLACE = "root"
-#: Options that set the task. All others belong to the method; results on different tasks cannot be compared.
+#: Options that define the task. All others belong to the method. Results on different tasks cannot be compared.
 TASK = (
     "dataset",
     "partition",
@@ -29,13 +29,13 @@ TASK = (
     "conditions",
     "attack",
 )
-_CHECKSUM_SHOWN = 8  # digits
-_LARGEST = 2**64  # a number of more digits is none
+_CHECKSUM_SHOWN = 8  # digits of a checksum that are shown
+_LARGEST = 2**64  # larger numbers are refused
 _COMPONENTS = ("algorithm", "dataset", "model")
 
 
 class Value(NamedTuple):
-    """What one setting is: a text, which may be the name of a class."""
+    """The value of one setting as text, and whether it is the name of a class."""
 
     text: str
     is_class: bool = False
@@ -45,7 +45,13 @@ Flat = dict[str, Value]
 
 
 class Setting(NamedTuple):
-    """One setting of several runs: its dotted key, whether it is a component, and each run's value, if it has one."""
+    """One setting of several runs.
+
+    Attributes:
+        key: the dotted name.
+        is_component: whether the values are classes, with or without arguments.
+        values: the value in each run; None for a run that does not have the setting.
+    """
 
     key: str
     is_component: bool
@@ -53,10 +59,10 @@ class Setting(NamedTuple):
 
 
 def sound(settings: Any) -> dict[str, Any]:
-    """Settings as a file has them, if they are such: what the functions here can read.
+    """Check that the functions of this module can read the settings from a file, and return the settings.
 
     Raises:
-        ValueError: they are not; the message is to be read behind what they are.
+        ValueError: they cannot. The message has no subject, so that the caller can name the settings before it.
     """
     if not isinstance(settings, dict):
         raise ValueError("is no mapping")
@@ -84,7 +90,7 @@ def sound(settings: Any) -> dict[str, Any]:
 
 
 def describe(value: Any) -> str:
-    """One setting, on one line: a component with its arguments, a group of options, or a plain value."""
+    """A setting as one line of text: a component with its arguments, a group of options, or a plain value."""
     if not isinstance(value, Mapping):
         return printable(str(value))
     if "class_path" not in value:
@@ -95,11 +101,14 @@ def describe(value: Any) -> str:
 
 
 def differing(runs: Sequence[Settings]) -> list[Setting]:
-    """What sets runs apart, in the order of the settings.
+    """The settings in which runs differ, in the order of the settings.
 
-    Of a component that is not of one class in all runs, the class, with those of its arguments in which runs of
-    that class differ; of one that is, these arguments alone. Runs on different data have another place of the data,
-    or, where that does not tell them apart, another checksum of them (`data`).
+    If the runs have different classes of a component, the component is one setting. Its value is the class, with the
+    arguments in which the runs of that class differ. If all runs have the same class, each argument in which they
+    differ is a setting.
+
+    If runs read different data, the folder of the data is one of the settings. If the folders do not show which runs
+    read different data, the checksum of the data is given instead, as `data`.
     """
     flat = _shown(runs)
     keys = _differing(runs, flat)
@@ -107,12 +116,16 @@ def differing(runs: Sequence[Settings]) -> list[Setting]:
 
 
 def labels(runs: Sequence[Settings]) -> list[str]:
-    """For each run's settings, all that is not the same in the others' (empty where nothing differs)."""
+    """A label for each run, with all settings in which the runs differ; empty if they do not differ."""
     return _labels(differing(runs), len(runs))
 
 
 def names(runs: Sequence[Settings]) -> list[str]:
-    """As `labels`, but no more than it takes to tell runs apart: what the method already decides is left out."""
+    """Short labels that distinguish the runs.
+
+    A setting is left out if the settings before it already distinguish the same runs. An example is a learning rate
+    that each method has only one value of.
+    """
     kept: list[Setting] = []
     apart = 1
     for setting in differing(runs):
@@ -124,15 +137,19 @@ def names(runs: Sequence[Settings]) -> list[str]:
 
 
 def methods(runs: Sequence[Settings]) -> list[str]:
-    """The name of each run's method; with its module where methods of one name are not the same."""
+    """The name of each run's method, with its module if different methods have the same name."""
     return [flat["algorithm"].text for flat in _shown(runs)]
 
 
 def table(runs: Sequence[Settings], taken: Collection[str] = ()) -> dict[str, list[str]]:
-    """The method of each run, and all other settings but the seed in which runs differ, by short names.
+    """Columns of a table: the method, and the other settings except the seed in which runs differ.
 
     Args:
-        taken: names that other columns have.
+        runs: the settings of each run.
+        taken: names that other columns have. Settings with such a name get their dotted name.
+
+    Returns:
+        By the short name of each setting, its value in each run; `-` if the run does not have the setting.
     """
     others = _others(runs)
     columns = {"method": _setting("algorithm", _shown(runs)).values}
@@ -143,21 +160,21 @@ def table(runs: Sequence[Settings], taken: Collection[str] = ()) -> dict[str, li
 
 
 def of_method(runs: Sequence[Settings]) -> set[str]:
-    """Those of the columns of `table` that belong to the method, such as its learning rate."""
+    """The names of the columns of `table` that belong to the method, such as its learning rate."""
     others = _others(runs)
     names = _short_names(others, {"method", "seed"})
     return {name for name, one in zip(names, others, strict=True) if not _is_task(one.key)}
 
 
 def task(settings: Settings) -> frozenset[tuple[str, str]]:
-    """Equal for settings that set the same task."""
+    """A key for the task of a run: it is equal for runs on the same task."""
     return frozenset((key, value) for key, value in by_name(settings).items() if _is_task(key))
 
 
 def by_name(settings: Settings) -> dict[str, str]:
-    """All settings that say something about the experiment, by their dotted names.
+    """All settings that describe the experiment, by their dotted names.
 
-    Where the checksum of data is known, it stands in the place of where they lie, as `dataset.data`.
+    If the checksum of the data is known, it replaces the folder of the data, as `dataset.data`.
     """
     flat = dict(_flat(settings))
     for section, checksum in DATA.items():
@@ -168,12 +185,12 @@ def by_name(settings: Settings) -> dict[str, str]:
 
 
 def same_but_seed(settings: Settings) -> frozenset[tuple[str, str]]:
-    """Equal for settings that describe the same experiment, repeated."""
+    """A key for the experiment of a run: it is equal for runs that differ only in the seed."""
     return frozenset((key, value) for key, value in by_name(settings).items() if key != "seed")
 
 
 def _others(runs: Sequence[Settings]) -> list[Setting]:
-    """What sets runs apart, besides the method and the seed."""
+    """The settings in which runs differ, except the method and the seed."""
     return [one for one in differing(runs) if one.key != "seed" and one.key.split(".")[0] != "algorithm"]
 
 
@@ -194,14 +211,14 @@ def _labels(settings: Sequence[Setting], count: int) -> list[str]:
 
 
 def _short_names(settings: Sequence[Setting], taken: Collection[str] = ()) -> list[str]:
-    """The last part of each key, or all of it where that is another's as well."""
+    """The last part of each key, or the whole key if its last part is also another name."""
     leaves = [_last_part(setting.key) for setting in settings]
     alone = [leaves.count(leaf) == 1 and leaf not in taken for leaf in leaves]
     return [leaf if ok else setting.key for leaf, ok, setting in zip(leaves, alone, settings, strict=True)]
 
 
 def _shown(runs: Sequence[Settings]) -> list[Flat]:
-    """All settings of each run as they are shown, by their dotted keys."""
+    """All settings of each run in the form in which they are shown, by their dotted keys."""
     flat = [dict(_flat(settings)) for settings in runs]
     for section, checksum in DATA.items():
         flat = _with_data(flat, section, [settings.get(checksum) for settings in runs])
@@ -214,7 +231,11 @@ def _shown(runs: Sequence[Settings]) -> list[Flat]:
 
 
 def _with_data(flat: Sequence[Flat], section: str, checksums: Sequence[str | None]) -> list[Flat]:
-    """The same with what tells the data of runs apart, if other settings do not: their place, or their checksum."""
+    """The settings, changed so that the folder or the checksum of the data shows which runs read different data.
+
+    The settings are unchanged if the folders show it. Otherwise, runs with a checksum lose the folder. They get the
+    checksum if the other settings do not already distinguish the data.
+    """
     inside = [{key: value for key, value in one.items() if f"{key}.".startswith(f"{section}.")} for one in flat]
     places = [frozenset(item for item in one.items() if _is_place(item[0], section)) for one in inside]
     others = [frozenset(one.items()) - place for one, place in zip(inside, places, strict=True)]
@@ -237,11 +258,11 @@ def _is_place(key: str, section: str) -> bool:
 
 
 def _differing(runs: Sequence[Settings], flat: Sequence[Flat]) -> list[str]:
-    """The keys of `flat` that have not one value, in the order of the settings."""
+    """The keys whose values are not the same in all runs, in the order of the settings."""
     sections = list(dict.fromkeys(name for settings in runs for name in settings))
     keys = sorted(
         dict.fromkeys(key for one in flat for key in one),
-        key=lambda key: sections.index(key.split(".")[0]),  # what only some runs have stands with its section
+        key=lambda key: sections.index(key.split(".")[0]),  # a key of some runs only is next to its section
     )
     return [key for key in keys if len({one.get(key) for one in flat}) > 1]
 
@@ -252,7 +273,7 @@ def _setting(key: str, flat: Sequence[Flat]) -> Setting:
 
 
 def _value(key: str, run: Flat, flat: Sequence[Flat]) -> str | None:
-    """Of a component with the arguments in which the runs with the same class there differ."""
+    """The value of a setting in a run. A class has the arguments in which the runs of this class differ."""
     if key not in run:
         return None
     alike = [one for one in flat if one.get(key) == run[key]]
@@ -271,7 +292,7 @@ def _options(arguments: Settings) -> Iterator[str]:
 
 
 def _flat(settings: Settings) -> Iterator[tuple[str, Value]]:
-    """Dotted keys of all leaves, but for launch options and checksums."""
+    """Dotted keys and values of all settings except launch options and checksums."""
     ignored = {*LAUNCH, *DATA.values()}
     yield from _leaves({name: value for name, value in settings.items() if name not in ignored})
 

@@ -1,4 +1,4 @@
-"""A results file without what is large: tables and figures are made from it as from the whole one."""
+"""Copies of results files without the large arrays. Tables and figures can be made from the copies."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from fedmpi.results.files import opened
 from fedmpi.results.paths import kind, replacing
 from fedmpi.results.storage import Storage, image
 
-#: The groups whose arrays are left out. What describes them stays, such as the SHA-256 of the weights.
+#: The groups whose arrays are left out. Their attributes stay, such as the SHA-256 of the weights.
 LARGE = ("model", "networks", "synthetic")
 
 
 def slim(source: Path, target: Path, overwrite: bool = False, without: Collection[str] = ()) -> tuple[int, int]:
-    """Copy a results file without weights and images; other tables stay.
+    """Copy a results file without weights and images; the other tables are copied and compressed.
 
     Args:
-        source: the file.
-        target: the copy, compressed.
-        overwrite: whether the copy may replace a file.
-        without: tables that keep no row, such as evaluation.
+        source: the results file.
+        target: the file to write.
+        overwrite: whether an existing file may be replaced.
+        without: names of tables that are copied without their rows, such as evaluation.
 
     Returns:
-        The sizes of both in bytes.
+        The sizes of `source` and `target` in bytes.
 
     Raises:
-        BadInput: `target` exists already, is the file itself, or cannot be written.
+        BadInput: `source` cannot be read; or `target` exists already, is the source itself, or cannot be written.
     """
     if other := kind(target):
         raise BadInput(f"{target}: is {other}")

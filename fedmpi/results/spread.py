@@ -1,4 +1,4 @@
-"""Means over seeds with their spread, as tables show them, and which of them are the best."""
+"""Means over seeds with their spread, as text for tables, and the marks of the best means."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from fedmpi.results.schema import Direction
 
 
 def spread(values: Sequence[float], of_mean: bool = False, decimals: int | None = None) -> str:
-    """`mean ± standard deviation` (with n-1) or, `of_mean`, standard error; of one value itself, of none `-`.
+    """The text `mean ± spread` of some values.
 
-    NaN is no value: how many there are is said, if not all.
+    NaN values are left out. If there are any, the text ends with the number of values that are left, such as
+    `(2 of 3)`. The spread is not shown if only one value is left or if a value is infinite. The text is `-` if no
+    value is left.
 
     Args:
-        decimals: null: as many as give the largest four digits.
+        values: one value per run.
+        of_mean: whether the spread is the standard error of the mean; else it is the standard deviation (with n-1).
+        decimals: number of digits after the decimal point; None: so many that the largest value has four digits.
     """
     known = [value for value in values if not np.isnan(value)]
     if not known:
@@ -40,17 +44,21 @@ def emphasized(
     of_mean: bool = False,
     kinds: Sequence[str] = (),
 ) -> list[str]:
-    """The cells of a column: those of the best mean are `Best`, those whose mean ± spread overlaps with it `Near`.
+    """Mark the best cells of a column as `Best`, and those that overlap with the best as `Near`.
 
-    A row is compared if all of its runs have a finite value. None is marked where nobody knows which values are
-    better, or where all means are equal.
+    A cell is the best if its row has the best mean. It overlaps if its mean ± spread overlaps with that of the best.
+    A row is compared only if all of its runs have a finite value. No cell is marked if it is not known which values
+    are better, or if all means are equal.
 
     Args:
-        cells: what is shown in each row.
-        values: of the runs of each row.
-        better: which values are.
-        of_mean: as in `spread`.
-        kinds: of the rows; those of different kinds are not compared. Empty: all are of one kind.
+        cells: the text of each row.
+        values: for each row, the values of its runs.
+        better: which values are better; None: not known.
+        of_mean: whether the spread is the standard error, as in `spread`.
+        kinds: the kind of each row. Only rows of the same kind are compared. Empty: all rows are of one kind.
+
+    Returns:
+        The cells, of which some are now `Best` or `Near`.
     """
     kinds, marked = kinds or [""] * len(cells), list(cells)
     for kind in dict.fromkeys(kinds):
@@ -65,7 +73,7 @@ def emphasized(
 
 
 def _marks(compared: Mapping[int, tuple[float, float]], better: Direction | None) -> dict[int, type[str]]:
-    """What is marked, of the mean and the width of each row."""
+    """The rows to mark and their marks, from the mean and the spread of each row."""
     means = [mean for mean, _ in compared.values()]
     if better is None or not means or math.isclose(min(means), max(means)):
         return {}
@@ -77,7 +85,7 @@ def _marks(compared: Mapping[int, tuple[float, float]], better: Direction | None
 
 
 def _mean_and_width(values: Sequence[float], of_mean: bool) -> tuple[float, float]:
-    """Of a single value, the width is 0."""
+    """Mean and spread; the spread of a single value is 0."""
     if len(values) == 1:
         return float(values[0]), 0.0
     deviation = np.std(values, ddof=1)

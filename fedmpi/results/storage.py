@@ -1,10 +1,11 @@
-"""How a results file lies on disk: so that damage to it is noticed, by whatever reads it or by `damage`.
+"""Storage of a results file with checksums, so that damage is noticed when the file is read or checked.
 
-- Arrays lie in chunks that end with a checksum (HDF5's filter Fletcher32), which HDF5 compares when they are read.
-- What describes them (names, types, shapes, where chunks lie) and numbers in attributes have checksums in the format
-  of HDF5 1.10, of 2016. In the older format a bit that flips there can turn a column into zeros, and nothing tells.
-  The newer one cannot be read by MATLAB before R2021b and by h5dump of HDF5 1.8.
-- Texts lie in heaps, which have none in any format. The attribute `texts_crc32` is one for all of them.
+- Arrays are stored in chunks that end with a checksum (HDF5's filter Fletcher32). HDF5 compares it at every read.
+- Metadata (names, types, shapes, positions of chunks) and numbers in attributes have checksums in the format of
+  HDF5 1.10 (2016). In the older format, one flipped bit of the metadata can turn a column into zeros without an
+  error. MATLAB before R2021b and h5dump of HDF5 1.8 cannot read the newer format.
+- Texts are stored in heaps, which have no checksums in any format. The attribute `texts_crc32` is one checksum of
+  all texts. Only `damage` compares it.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-_CHUNK = 1 << 20  # bytes at most, but for rows that have more
+_CHUNK = 1 << 20  # largest chunk in bytes; a larger row is a chunk of its own
 _TEXTS = "texts_crc32"
 _FORMAT = ("v110", "v110")
 
 
 class Storage:
-    """An HDF5 file that is being written.
+    """Writes arrays, texts and attributes to an HDF5 file, so that all of them have checksums.
 
     Args:
-        file: to be written through this object alone.
+        file: the open file. Only this object may write to it.
     """
 
     def __init__(self, file: h5py.File) -> None:
@@ -35,19 +36,32 @@ class Storage:
         self._texts: list[str] = []
 
     def set_attributes(self, group: h5py.Group, values: Mapping[str, Any]) -> None:
-        """A function is called, a list becomes one text with a line for each, and None is left out."""
+        """Set attributes of a group.
+
+        A function is called, and its result is stored. A list is stored as one text with one line per item. None is
+        left out.
+        """
         for name, value in values.items():
             if callable(value):
                 value = value()
             if isinstance(value, (list, tuple)):
-                value = "\n".join(map(str, value))  # an array attribute would end at 64 KiB, a text does not
+                value = "\n".join(map(str, value))  # an array attribute is limited to 64 KiB, a text is not
             if isinstance(value, str):
                 self._texts.append(_line(group, name, value))
             if value is not None:
                 group.attrs[name] = value
 
     def add(self, group: h5py.Group, name: str, array: NDArray, compression: str | None = None) -> h5py.Dataset:
-        """A dataset in chunks; a single number lies in its description, and what is empty needs no checksum."""
+        """Add an array to a group, as a dataset in chunks with checksums.
+
+        A single number (shape ()) is stored in the metadata, which have a checksum. An empty array has none.
+
+        Args:
+            group: the group.
+            name: name of the dataset.
+            array: the array.
+            compression: HDF5's name of a compression, such as gzip; None: not compressed.
+        """
         if array.ndim == 0:
             return _described(group, name, array)
         if array.size == 0:
@@ -57,20 +71,20 @@ class Storage:
         return group.create_dataset(name, data=array, chunks=(rows, *array.shape[1:]), **filters)
 
     def add_texts(self, group: h5py.Group, name: str, texts: Sequence[str]) -> None:
-        """A dataset [n] of texts."""
+        """Add a dataset [n] of texts to a group."""
         group.create_dataset(name, data=list(texts), dtype=h5py.string_dtype())
         self._texts.append(_line(group, name, *texts))
 
     def end(self) -> None:
-        """All is there."""
+        """Store the checksum of all texts. This must be the last call."""
         self.file.attrs[_TEXTS] = _checksum(self._texts)
 
 
 class Packed:
-    """An array that HDF5 compresses when it is first stored, and not at every write.
+    """An array that is compressed only once, when it is first stored, and not at every write of the file.
 
     Args:
-        array: is copied.
+        array: the array, which is copied.
     """
 
     def __init__(self, array: NDArray) -> None:
@@ -79,6 +93,7 @@ class Packed:
         self._chunks: list[tuple[tuple[int, ...], int, bytes]] = []
 
     def store(self, storage: Storage, group: h5py.Group, name: str) -> None:
+        """Add the array to a group."""
         if self._array is None:
             stored = group.create_dataset(name, **self._how)
             for offset, mask, content in self._chunks:
@@ -93,8 +108,14 @@ class Packed:
 
 
 def image(fill: Callable[[Storage], None]) -> bytes:
-    """The bytes of a file, made in memory: HDF5 itself crashes the process when the disk is full."""
-    name = f"image {threading.get_ident()}"  # HDF5 knows open files by their names, those in memory, too
+    """The bytes of an HDF5 file that is made in memory.
+
+    It is not made on disk, because HDF5 crashes the process when the disk is full.
+
+    Args:
+        fill: writes the contents to the file.
+    """
+    name = f"image {threading.get_ident()}"  # HDF5 identifies open files by name, also those in memory
     with h5py.File(name, "w", libver=_FORMAT, driver="core", backing_store=False, block_size=2**20) as file:
         storage = Storage(file)
         fill(storage)
@@ -105,12 +126,15 @@ def image(fill: Callable[[Storage], None]) -> bytes:
 
 
 def damage(file: h5py.File) -> Iterator[str]:
-    """What in a results file is not as it was written, a line each; all of it is read, a chunk at a time."""
+    """The damaged parts of a results file, with one line of text per part.
+
+    The whole file is read, one chunk at a time.
+    """
     names: list[str] = []
     try:
         file.visit(names.append)
     except RuntimeError:
-        yield "/: the list of what is in it is damaged"
+        yield "/: the list of its contents is damaged"
         return
     texts: list[str] = []
     for name in ["", *names]:
@@ -119,11 +143,11 @@ def damage(file: h5py.File) -> Iterator[str]:
         if found is None:
             yield f"/{name}: is damaged"
     if file.attrs.get(_TEXTS, _checksum(texts)) != _checksum(texts):
-        yield "/: a text is not what was written, of an attribute or the name of a tensor"
+        yield "/: a text is damaged (an attribute or the name of a tensor)"
 
 
 def _read(file: h5py.File, name: str) -> list[str] | None:
-    """Read all of a group's attributes, or of a dataset, and give the texts; None: it is damaged."""
+    """Read all attributes of a group, or a whole dataset, and return the texts; None: it is damaged."""
     try:
         item = file[name] if name else file
         if isinstance(item, h5py.Group):
@@ -138,7 +162,7 @@ def _read(file: h5py.File, name: str) -> list[str] | None:
 
 
 def _described(group: h5py.Group, name: str, number: NDArray) -> h5py.Dataset:
-    """A dataset of one number that lies where its type is described."""
+    """Add a dataset of one number, which is stored in the dataset's metadata."""
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     layout.set_layout(h5py.h5d.COMPACT)
     kind, space = h5py.h5t.py_create(number.dtype, logical=True), h5py.h5s.create(h5py.h5s.SCALAR)
@@ -148,7 +172,7 @@ def _described(group: h5py.Group, name: str, number: NDArray) -> h5py.Dataset:
 
 
 def _offsets(dataset: h5py.Dataset) -> list[tuple[int, ...]]:
-    """Where the chunks begin that a dataset has."""
+    """The index of the first element of each stored chunk of a dataset."""
     if dataset.chunks is None:
         return []
     found = dataset.id

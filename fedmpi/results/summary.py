@@ -1,4 +1,4 @@
-"""What a run did, on one screen of 80 columns."""
+"""The summary of a run as text, wrapped at 80 characters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedmpi.results.reader import Run
 from fedmpi.results.settings import describe
 
 _LABEL_WIDTH = 12
-#: Columns of a generator's classification accuracy score (CAS), and what they are called.
+#: Columns of a generator's classification accuracy score (CAS), and their names in the summary.
 CAS = {"cas": "CAS on all images", "cas_test": "on test images", "cas_compat": "as in the authors' code"}
 
 
@@ -24,7 +24,7 @@ def summarize(run: Run) -> str:
     lines = [f"{'status':{_LABEL_WIDTH}}{_status(run)}"]
     for label, text in _entries(run):
         text = printable(text)
-        # The file's name is kept whole, so that it can be copied.
+        # Long words are not broken, so that the file's name can be copied.
         lines += textwrap.wrap(
             text,
             width=80,
@@ -143,14 +143,14 @@ def _speed(run: Run) -> str:
 
 
 def _virtual(run: Run) -> str:
-    """Virtual time, and how many of the asked clients dropped out or were late."""
+    """The virtual time, and how many of the asked clients dropped out or were late."""
     asked, dropped, late = (f"{_total(run, column):.0f}" for column in ("selected", "dropped", "late"))
     lost = f"of {asked} asked clients {dropped} dropped out, {late} were late"
     return f"{duration(_total(run, 'virtual_seconds'))}; {lost}"
 
 
 def _held_out(run: Run) -> str:
-    """Mean accuracy of the held-out clients before and after they fine-tune the global model."""
+    """The mean accuracy of the held-out clients before and after they fine-tune the global model."""
     accuracy = run.held_out["accuracy"]
     first, last, epochs = accuracy[:, 0].mean(), accuracy[:, -1].mean(), accuracy.shape[1] - 1
     after = f"after {epochs} epochs of fine-tuning {percent(last)}"
@@ -177,20 +177,28 @@ def _rounds_done(run: Run) -> int:
 
 
 def way_of_training(at_once: int, reason: str) -> str:
-    """How many clients each rank trains at once, and why."""
+    """A text about how many clients each rank trains at once, and why.
+
+    Args:
+        at_once: the largest number of clients in one batched call.
+        reason: why it is this number.
+    """
     way = "one client after another" if at_once == 1 else f"up to {at_once} clients in one batched call"
     return f"{way} on each rank ({reason})"
 
 
 def percent(value: float) -> str:
+    """A share in [0, 1] as text in percent; `-` for NaN."""
     return "-" if np.isnan(value) else f"{100 * value:.2f} %"
 
 
 def loss(value: float | None) -> str:
+    """A loss as text with four digits; `-` for None."""
     return "-" if value is None else f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:
+    """A duration as text, in seconds, in minutes and seconds, or in hours and minutes."""
     if not 60 <= seconds < 1e9:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)

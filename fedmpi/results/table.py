@@ -1,4 +1,4 @@
-"""Tables of runs: one row for those that differ by nothing but their seed, with what papers' tables have."""
+"""Tables of runs, as in papers. The runs that differ only in the seed are one row."""
 
 from __future__ import annotations
 
@@ -18,33 +18,37 @@ Statistic = Literal["last", "best", "last10"]
 STATISTICS: dict[Statistic, str] = {"last": "last", "best": "best", "last10": "last 10"}
 
 EVALUATED = "evaluated model"
-# What only some methods have in /rounds.
+# Columns of /rounds that only some methods have, by their heads in the table.
 _OF_SOME = {"global test set (%)": "global_matched_accuracy", "ARI": "adjusted_rand_index"}
-# What a row has besides its settings.
+# The heads of columns that are not settings.
 _OTHERS = ("runs", EVALUATED, "traffic (GB)", "time (s)", *STATISTICS.values(), *_OF_SOME)
 
 
 def tabulate(
     runs: Sequence[Run], column: str, of_mean: bool = False, direction: Direction | None = None, costs: bool = False
 ) -> list[list[str]]:
-    """The rows of a table of all runs, the head first.
+    """The rows of a table of all runs. The head is first, then one row per setting.
 
-    One row for the runs of one setting: what sets it apart from the others, then mean ± standard deviation (with n-1)
-    over the seeds of
+    A row begins with the method and the settings in which the rows differ. Numbers are mean ± standard deviation
+    (with n-1) over the seeds. The other columns are:
 
-    - the last and the best value of the column, and the mean of the last ten that were measured, in its unit; without
-      the best where nobody knows which values are better;
-    - which model was evaluated: the global one, or each client's personal one on the client's local test set;
-    - where there are runs with several models: the last accuracy of each client's model on all test samples, and how
-      well the clusters agree with the groups of the partition (adjusted Rand index);
-    - if there were held-out clients, the median of the epochs after which they converged, and how many did.
+    - the number of runs;
+    - the last value of the column, the best value, and the mean of the last ten measured values, in the column's
+      unit. The best value is left out if it is not known which values are better;
+    - the evaluated model: the global one, or each client's personal model on the client's local test set;
+    - if there are runs with several models: the last accuracy of each client's model on all test samples, and the
+      adjusted Rand index of the clusters and the groups of the partition;
+    - if there are held-out clients: the median of the epochs until they converged. If not all converged, the number
+      of those that did follows in brackets;
+    - with `costs`: the mean traffic of the clients (up and down, by the method's definition) in GB, and the mean
+      wall-clock time in seconds, of a whole run.
 
     Args:
-        column: of /rounds.
-        of_mean: standard errors in place of standard deviations.
-        direction: which of its values are better; None: as the schema says.
-        costs: also the traffic of the clients, up and down by the method's definition, and the wall-clock time, of a
-            whole run.
+        runs: the runs.
+        column: name of a column of /rounds.
+        of_mean: whether the spread is the standard error of the mean instead of the standard deviation.
+        direction: which values of the column are better; None: the direction that the schema gives for it.
+        costs: whether the table has columns of traffic and time.
     """
     groups = grouped(runs)
     settings = columns(groups, _OTHERS)
@@ -75,10 +79,17 @@ def cross(
     of_mean: bool = False,
     direction: Direction | None = None,
 ) -> list[list[str]]:
-    """Methods x settings: one statistic of `tabulate`, with a row for each method and a column for each setting.
+    """A table of methods x settings: one statistic of `tabulate`, with one row per method and one column per setting.
 
-    What most methods were run with several values of, makes the columns; other settings stand beside the method. So
-    does which model was evaluated, if that is not the same for all.
+    The columns are the values of those settings of which most methods have several values. All other settings in
+    which runs differ are next to the method. So is the evaluated model, if it is not the same for all runs.
+
+    Args:
+        runs: the runs.
+        column: name of a column of /rounds.
+        statistic: the statistic that is shown.
+        of_mean: whether the spread is the standard error of the mean instead of the standard deviation.
+        direction: which values of the column are better; None: the direction that the schema gives for it.
     """
     groups = grouped(runs)
     settings = columns(groups, (EVALUATED,))
@@ -105,22 +116,22 @@ def values(group: Group, column: str, statistic: Statistic, direction: Direction
 
 
 def decimals(column: str) -> int | None:
-    """How many digits behind the point a column's values are shown with; None: as many as make four in all."""
+    """The number of digits after the decimal point for a column; None: so many that the largest value has four."""
     return 2 if scale(column) != 1 or column == "adjusted_rand_index" else None
 
 
 def evaluated_model(group: Group, column: str) -> str:
-    """Whether a column is of the global model, or of each client's personal one on the client's local test set."""
+    """`global`, or `personal` if a column is of each client's own model on the client's local test set."""
     marks = {"clients_trained", "global_matched_accuracy"}
     personal = column == "local_accuracy" or any(marks & run.rounds.keys() for run in group)
     return "personal" if personal else "global"
 
 
 def comparable(groups: Sequence[Group], column: str) -> list[str]:
-    """A text for each group, equal for those that can be compared.
+    """A key for each group. It is equal for groups whose results can be compared.
 
-    They have the same task, the same value of what most methods were run with several values of, if there are several
-    methods, and the same kind of evaluated model.
+    Such groups have the same task and the same kind of evaluated model. If there are several methods, they also have
+    the same values of those settings of which most methods have several values.
     """
     settings = columns(groups)
     conditions = _varied(settings) if len({*settings["method"]}) > 1 else []
@@ -139,7 +150,7 @@ def _cells(
     direction: Direction | None,
     kinds: Sequence[str],
 ) -> list[str]:
-    """A statistic of each group; the best of each kind are marked."""
+    """The text of a statistic for each group. The best of each kind is marked."""
     found = [values(group, column, statistic, direction) for group in groups]
     texts = [spread(each, of_mean, decimals(column)) for each in found]
     return emphasized(texts, found, direction or described(column).better, of_mean, kinds)
@@ -157,12 +168,12 @@ def _varied(settings: dict[str, list[str]]) -> list[str]:
 
 
 def _said(name: str, value: str) -> str:
-    """A setting as the head of a column: `alpha 0.1`, but `Dirichlet (alpha 0.1)`."""
+    """A setting as the head of a column: `alpha 0.1`, but `Dirichlet (alpha 0.1)` without the name."""
     return f"{name} {value}" if value[:1].isdigit() or value[:1].islower() else value
 
 
 def _held_out(group: Group) -> str:
-    """The median of the epochs that held-out clients took, and how many have converged if not all have."""
+    """The median of the epochs until held-out clients converged, and how many converged if not all did."""
     epochs = np.concatenate([run.held_out.get("epochs", np.empty(0)) for run in group])
     done = epochs[~np.isnan(epochs)]
     if not len(done):

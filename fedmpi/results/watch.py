@@ -1,4 +1,4 @@
-"""A live view of running jobs in the terminal: the files are read again and again, which disturbs no job."""
+"""A live view of runs in the terminal. It reads the files repeatedly, which does not disturb the runs."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ _HOME_AND_CLEAR = "\x1b[H\x1b[J"
 
 
 def watch(paths: Sequence[Path], interval: float) -> bool:
-    """Show runs, a few lines each, until all have ended; a file that is not there yet is waited for.
+    """Show the progress of runs, in a few lines per run, until all have ended.
 
-    On a terminal the screen is painted afresh; elsewhere what has changed is printed.
+    If a file does not exist yet, the function waits for it. On a terminal, the screen is cleared and printed again.
+    Otherwise, only the runs that have changed are printed.
 
     Args:
-        interval: seconds between two looks.
+        paths: the results files.
+        interval: seconds between two updates.
 
     Returns:
-        Whether all have finished.
+        Whether all runs have finished.
     """
     shown: list[str] = []
     while True:
@@ -49,13 +51,24 @@ def watch(paths: Sequence[Path], interval: float) -> bool:
 
 
 def progress(run: Run, width: int = 80) -> str:
-    """How far a run is, in a few lines: rounds, time left, accuracy and loss as they went."""
+    """The progress of a run in a few lines: rounds, time left, and the course of accuracy and loss.
+
+    Args:
+        run: the run.
+        width: number of characters after which lines are cut, except the line of the file's name.
+    """
     path, *lines = _lines(run)
-    return "\n".join([path, *(line[:width] for line in lines)])  # a file's name is kept whole, to be copied
+    # The file's name is not cut, so that it can be copied.
+    return "\n".join([path, *(line[:width] for line in lines)])
 
 
 def sparkline(values: NDArray[np.float64], width: int = 30) -> str:
-    """The course of numbers without NaN, as text of at most so many characters: lowest ▁, highest █."""
+    """The course of some values as a line of block characters, from ▁ for the lowest to █ for the highest.
+
+    Args:
+        values: [n] without NaN.
+        width: largest number of characters. If there are more values, each character shows a mean of several.
+    """
     if len(values) > width:
         values = np.array([part.mean() for part in np.array_split(values, width)])
     lowest, range_ = values.min(initial=np.inf), np.ptp(values) if len(values) else 0
@@ -65,7 +78,7 @@ def sparkline(values: NDArray[np.float64], width: int = 30) -> str:
 
 
 def _view(path: Path, width: int) -> tuple[str, str]:
-    """What to show of a file, and its status; `awaited` if it is not there yet."""
+    """The text to show for a file, and the status of its run; `awaited` if the file does not exist yet."""
     if not path.exists():
         return f"{path}: does not exist yet", "awaited"
     try:

@@ -1,6 +1,6 @@
-"""Rank 0's side of the results file: collect rows, and now and then put a complete new file in place.
+"""Writing of the results file by rank 0: rows are collected in memory, and the whole file is replaced at times.
 
-The layout of the file is described in `fedmpi.results.schema`.
+`fedmpi.results.schema` describes the layout of the file.
 """
 
 from __future__ import annotations
@@ -31,27 +31,28 @@ from fedmpi.results.schema import SCHEMA, SETTLED_EPOCHS, SETTLED_GAIN, Status
 from fedmpi.results.storage import Packed, Storage, image
 
 _TABLES = ("rounds", "clients", "ranks", "evaluation", "partition")
-# What else a file may have; all other groups are arrays that were kept.
+# Other groups that a file may have. All further groups are arrays that were stored by `Results.keep`.
 _OTHERS = {"environment", "clusters", "held_out", "stages", "model", "networks"}
-_FIRST_ROUND = 360.0  # seconds between two writes that readers should expect before a round has ended
+_FIRST_ROUND = 360.0  # seconds between two writes that readers should expect before the first round has ended
 
 Weights = Callable[[], NDArray[np.float32]]
 
 
 class Results:
-    """The results of one run, in memory, and their file, which any program can open at any moment.
+    """The results of one run in memory, and the results file.
 
-    Every write makes a new file beside the old one and renames it over that, so a reader sees a complete
-    state and never waits; nothing is written, and an old file stays, until the first `write`.
+    Any program can open the file at any time. Each write makes a new file in the same folder and then renames it to
+    the name of the old file. So readers see a complete state and never wait. Before the first `write`, nothing is
+    written, and an old file is unchanged.
 
     Args:
-        path: the file; missing folders are made at the first write.
-        attributes: config (YAML text), algorithm, dataset, model, seed, ...; None is left out. What changes is given
-            as a function, which is called at every write.
-        environment: what the job runs on: numbers, texts, lists of texts; None is left out.
-        overwrite: whether a file that exists may be replaced.
-        confirm: called before every write, to make sure that the file is still this process's; None: no other run
-            knows the file.
+        path: the results file. Missing folders are created at the first write.
+        attributes: the attributes of the file: config (YAML text), algorithm, dataset, model, seed, ... None is left
+            out. If a value changes during the run, give a function, which is called at each write.
+        environment: the hosts, devices and versions of the job: numbers, texts and lists of texts. None is left out.
+        overwrite: whether an existing file may be replaced.
+        confirm: called before each write; raises an error if the file no longer belongs to this process. None: no
+            other run uses the file.
 
     Raises:
         BadInput: as `check_writable`.
@@ -66,7 +67,7 @@ class Results:
         confirm: Callable[[], object] | None = None,
     ) -> None:
         check_writable(path, overwrite)
-        self.path = Path(path).resolve()  # a link's target is replaced, not the link
+        self.path = Path(path).resolve()  # the target of a link is replaced, not the link
         self._attributes = {
             "schema": SCHEMA,
             "fedmpi_version": __version__,
@@ -85,33 +86,38 @@ class Results:
         self._models: dict[str, _Model] = {}
         self._kept: dict[str, dict[str, Packed]] = {}
         self._pace = _Pace()
-        # Of each table, how many rows the file has; and whether it lacks more than rows.
+        # The number of rows of each table in the file, and whether the file lacks anything other than rows.
         self._written: dict[str, int] = {}
         self._lacks = True
 
     @property
     def started(self) -> str:
-        """When the run began, before whatever interrupted it."""
+        """Start time of the run, ISO 8601, UTC. A resumed run keeps its first start time."""
         return str(self._attributes["started"])
 
     @property
     def held_out(self) -> NDArray[np.float64] | None:
-        """What `set_held_out` was given last, perhaps before the run was interrupted; None: nothing."""
+        """The accuracies [held_out, epochs + 1] that were set last; None: none were set.
+
+        They may come from the file of a run that was interrupted and resumed.
+        """
         table = self._tables.get("held_out")
         return None if table is None else np.array(dict(table.items())["accuracy"])
 
     def resume(
         self, started: str, round: int, is_over: bool = False, beyond: Mapping[str, NDArray] | None = None
     ) -> None:
-        """Take over what the file has up to a round.
+        """Read the results up to a round from the file, to continue them.
 
         Args:
-            started: when the run began, by which a file is known that somebody has put in the place of the run's.
-            is_over: whether no further round follows, so that what comes after the last one is taken over, too.
-            beyond: what `beyond_file` gave after this round; the file may have some of it by now.
+            started: start time of the run. A file with another start time is a file of another run.
+            round: the last round that is read.
+            is_over: whether no further round follows. The results after the last round are then read, too.
+            beyond: the rows that `beyond_file` returned after this round. The file may have some of them by now.
 
         Raises:
-            OSError, BadInput: it cannot be read, is of another run, or ends before.
+            OSError: the file cannot be read.
+            BadInput: the file is damaged, is of another run, or ends before the round.
         """
         with unlocked(self.path) as file:
             if file.attrs.get("started") != started:
@@ -136,10 +142,13 @@ class Results:
             raise BadInput(f"{self.path}: ends before its checkpoint, which is after round {round}")
 
     def beyond_file(self) -> dict[str, NDArray]:
-        """Rows that the file does not have, by table: [n] records of the table's columns.
+        """The rows that the file does not have yet, by table: [n] records of the table's columns.
 
-        For a checkpoint, so that it need not wait for all rows to be written once more. The file is written before
-        if that is due, or if it lacks anything else.
+        A checkpoint stores these rows, so that it need not wait until the whole file is written again. The file is
+        written first if a write is due, or if the file lacks anything other than rows.
+
+        Raises:
+            OSError: as `write`.
         """
         if self._lacks:
             self.write()
@@ -150,65 +159,80 @@ class Results:
         return {name: _records(table.since(written[name])) for name, table in tables.items()}
 
     def add_round(self, values: Mapping[str, float]) -> None:
-        """One row of /rounds: round, seconds, ... and whatever the algorithm logs."""
+        """Add one row to /rounds: round, seconds, ... and the values that the algorithm logs."""
         self._tables["rounds"].add(values)
 
     def add_clients(self, table: Mapping[str, ArrayLike]) -> None:
-        """Rows of /clients: columns [n] round, client, rank, samples, steps, seconds, loss, ..."""
+        """Add rows to /clients: columns [n] round, client, rank, samples, steps, seconds, loss, ..."""
         self._tables["clients"].add(table)
 
     def add_ranks(self, table: Mapping[str, ArrayLike]) -> None:
-        """Rows of /ranks: columns [n] round, rank, busy_seconds, wait_seconds, clients."""
+        """Add rows to /ranks: columns [n] round, rank, busy_seconds, wait_seconds, clients, ..."""
         self._tables["ranks"].add(table)
 
     def add_clusters(self, round: int, cluster: ArrayLike) -> None:
-        """One row of /clusters: the number of every client's model [clients], -1 before it has one."""
+        """Add one row to /clusters: the number of each client's model [clients]; -1 for a client without a model."""
         table = self._tables.setdefault("clusters", Columns())
         table.add({"round": np.array([round]), "cluster": np.asarray(cluster)[None]})
 
     def add_evaluation(
         self, round: int, per_class_accuracy: ArrayLike, client_accuracy: ArrayLike | None = None
     ) -> None:
-        """One row of /evaluation: accuracies in [0, 1] of all classes [classes] and all clients [clients]."""
+        """Add one row to /evaluation: accuracies in [0, 1] of all classes [classes] and all clients [clients]."""
         row = {"round": np.array([round]), "per_class_accuracy": np.asarray(per_class_accuracy)[None]}
         if client_accuracy is not None:
             row["client_accuracy"] = np.asarray(client_accuracy)[None]
         self._tables["evaluation"].add(row)
 
     def set_confusion(self, round: int, counts: NDArray) -> None:
-        """/confusion, of the last evaluation: [classes, classes] samples of each class taken for each class.
+        """Set /confusion, the confusion matrix of the last evaluation.
 
-        The file has it later: another evaluation follows before the run is over.
+        The next write stores it. `beyond_file` does not write it at once, because a later evaluation of the run
+        replaces it.
+
+        Args:
+            round: the round of the evaluation.
+            counts: [classes, classes] numbers of samples; rows are true classes, columns predicted classes.
         """
         self._kept["confusion"] = {"round": Packed(np.array([round])), "counts": Packed(counts)}
 
     def begin_stage(self, stage: str, round: int) -> None:
-        """A stage goes on after this round, or begins after none: an earlier job's later ones are dropped."""
+        """Begin or continue a stage. Later rounds of an interrupted job are dropped.
+
+        Args:
+            stage: name of the stage.
+            round: the last round of the stage that is kept; 0: none.
+        """
         self._lacks = True
         self._tables[f"stages/{stage}"] = self._tables.get(f"stages/{stage}", Columns()).until(round)
 
     def add_stage_round(self, stage: str, values: Mapping[str, float]) -> None:
-        """One row of /stages/NAME: round, seconds, ... of what is trained before the rounds."""
+        """Add one row to /stages/NAME: round, seconds, ... of a training before the rounds."""
         self._tables.setdefault(f"stages/{stage}", Columns()).add(values)
 
     def keep(self, name: str, arrays: Mapping[str, NDArray]) -> None:
-        """A group of arrays, in place of an earlier one."""
+        """Set the arrays of a group. They replace the earlier arrays of the group."""
         self._kept[name] = {array: Packed(values) for array, values in arrays.items()}
         self._lacks = True
 
     def set_initial(self, test_loss: float, test_accuracy: float) -> None:
-        """How the model does before the first round."""
+        """Set the test loss and the test accuracy, in [0, 1], of the initial model."""
         self._initial = {"test_loss": test_loss, "test_accuracy": test_accuracy}
         self._lacks = True
 
     def set_partition(self, label_counts: ArrayLike, samples: ArrayLike) -> None:
-        """How many samples of each class [clients, classes], and in all [clients], the clients hold."""
+        """Set the numbers of the clients' training samples: per class [clients, classes], and in all [clients]."""
         partition = self._tables["partition"] = Columns()
         partition.add({"label_counts": label_counts, "samples": samples})
         self._lacks = True
 
     def set_held_out(self, accuracy: NDArray[np.float64]) -> None:
-        """[held_out, epochs + 1] the accuracy of each on its own test samples, before and after each epoch."""
+        """Set the accuracies of the held-out clients.
+
+        Args:
+            accuracy: [held_out, epochs + 1], in [0, 1], of each client on its own test samples: before fine-tuning,
+                and after each epoch.
+        """
         held_out = self._tables["held_out"] = Columns()
         held_out.add({"accuracy": accuracy, "epochs": [settled(one) for one in accuracy]})
         self._lacks = True
@@ -222,13 +246,14 @@ class Results:
         others: Mapping[str, Weights] | None = None,
         frozen: Mapping[str, NDArray] | None = None,
     ) -> None:
-        """Say how the model looks and where its weights come from.
+        """Set the layout of the model, and the functions that return its weights.
 
         Args:
-            names, shapes, offsets: of the T tensors in the canonical layout; offsets count values, not bytes.
-            weights: gives the canonical weights [P]; called whenever the file is written, and only then.
-            others: the same for further arrays, such as the [M, P] centers of a method with M models.
-            frozen: by name, the network's tensors that training does not change.
+            names, shapes, offsets: of the T tensors in the canonical layout. Offsets count values, not bytes.
+            weights: returns the canonical weights [P]. It is called at each write of the file, and only then.
+            others: by name, functions that return further arrays, such as the [M, P] centers of a method with M
+                models.
+            frozen: by name, the tensors of the network that training does not change.
         """
         arrays = {"weights": weights, **(others or {})}
         self._models["model"] = _Model(names, shapes, offsets, arrays, frozen or {})
@@ -242,12 +267,13 @@ class Results:
         std: Sequence[float] | None = None,
         vocabulary: int | None = None,
     ) -> None:
-        """Say what the model takes, so that it can be used without the data set: attributes of /model.
+        """Set the attributes of /model that describe its samples, so that it can be used without the data set.
 
         Args:
-            inputs: what the data set's arrays hold: uint8, float32 or int64.
-            shape: of a sample, without the batch.
-            mean, std, vocabulary: as of a `Dataset`.
+            inputs: kind of samples, as in /model of the schema.
+            shape: shape of a sample, without the batch.
+            classes: number of classes.
+            mean, std, vocabulary: as in `Dataset`.
         """
         numbers = {"shape": shape, "mean": mean, "std": std}
         arrays = {name: np.array(values) for name, values in numbers.items() if values is not None}
@@ -262,24 +288,32 @@ class Results:
         weights: Weights,
         frozen: Mapping[str, NDArray] | None = None,
     ) -> None:
-        """The same for another network that the method has at the server."""
+        """Set the layout and the weights of another network at the server; the arguments are as in `set_model`."""
         self._models[f"networks/{name}"] = _Model(names, shapes, offsets, {"weights": weights}, frozen or {})
 
     def write_if_due(self) -> None:
-        """Write if the last write is long enough ago that writing takes at most two percent of the run."""
+        """Write the file if the last write is so long ago that writes take at most two percent of the run time.
+
+        Raises:
+            OSError: as `write`.
+        """
         if self._pace.due():
             self.write()
 
     def finish(self, status: Status) -> None:
-        """Set how the run ended and write."""
+        """Set the final status of the run, and write the file.
+
+        Raises:
+            OSError: as `write`.
+        """
         self._status = status
         self.write()
 
     def write(self) -> None:
-        """Put a new file in the old one's place.
+        """Replace the file by a new one.
 
         Raises:
-            OSError: the file cannot be written (a full disk, a vanished folder); the old one is unharmed.
+            OSError: the file cannot be written (a full disk, a missing folder). The old file is then unchanged.
         """
         with self._pace.writing():
             content = image(self._store)
@@ -296,7 +330,8 @@ class Results:
         storage.set_attributes(file, {**self._attributes, **now})
         storage.set_attributes(file.create_group("environment"), self._environment)
         for name, table in self._tables.items():
-            group = file.create_group(name, track_order=True)  # readers list columns in the order they came
+            # Readers list the columns in the order in which they were added.
+            group = file.create_group(name, track_order=True)
             for column, values in table.items():
                 storage.add(group, column, values)
         storage.set_attributes(file["evaluation"], self._initial)
@@ -337,7 +372,7 @@ class _Model:
 
 
 class _Pace:
-    """When to write next, and how long it was between two writes at most."""
+    """The time of the next write, and the longest time between two writes so far."""
 
     def __init__(self) -> None:
         self.longest_gap = 60.0  # seconds
@@ -354,17 +389,21 @@ class _Pace:
             self.longest_gap = max(self.longest_gap, began - self._ended)
         try:
             yield
-        finally:  # a write that fails counts as well, or the next would follow at once
+        finally:  # a failed write counts, too; otherwise, the next write would follow at once
             self._ended = monotonic()
             self._duration = self._ended - began
 
 
 def check_writable(path: str | Path, overwrite: bool) -> None:
-    """Make sure, without writing anything, that `path` can become a results file.
+    """Check that `path` can become a results file, without writing anything.
+
+    Args:
+        path: the results file.
+        overwrite: whether an existing file may be replaced.
 
     Raises:
-        BadInput: it exists and may not be overwritten, is no file but a folder or a device, or its folder cannot be
-            made or written.
+        BadInput: the path exists and may not be overwritten, is a folder or a device, or its folder cannot be created
+            or written.
     """
     if other := kind(Path(path)):
         raise BadInput(f"{path}: is {other}, not a file")
@@ -379,7 +418,7 @@ def check_writable(path: str | Path, overwrite: bool) -> None:
 
 
 def _table(group: h5py.Group, round: int | None = None) -> Columns:
-    """What a file has up to a round; None: all."""
+    """The rows of a table in a file up to a round; None: all rows."""
     columns = Columns()
     if len(group):
         columns.add({name: dataset[()] for name, dataset in group.items()})
@@ -387,7 +426,7 @@ def _table(group: h5py.Group, round: int | None = None) -> Columns:
 
 
 def _records(columns: Mapping[str, NDArray]) -> NDArray:
-    """[n] records of columns [n, ...]."""
+    """Records [n] of columns [n, ...]."""
     kinds = [(name, values.dtype, values.shape[1:]) for name, values in columns.items()]
     records = np.empty(len(next(iter(columns.values()))), dtype=kinds)
     for name, values in columns.items():
@@ -400,10 +439,12 @@ def _now() -> str:
 
 
 def settled(accuracy: NDArray[np.float64]) -> float:
-    """The first epoch from which the next few gain less than a tenth of a point; NaN if there is none.
+    """The number of epochs until a held-out client has converged; NaN if it has not.
+
+    It has converged at the first epoch after which the next `SETTLED_EPOCHS` epochs gain less than `SETTLED_GAIN`.
 
     Args:
-        accuracy: [epochs + 1], before training and after each epoch.
+        accuracy: [epochs + 1], in [0, 1], before training and after each epoch.
     """
     for epoch in range(len(accuracy) - SETTLED_EPOCHS):
         if accuracy[epoch + 1 : epoch + 1 + SETTLED_EPOCHS].max() - accuracy[epoch] < SETTLED_GAIN:

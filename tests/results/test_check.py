@@ -16,7 +16,7 @@ from tests.results.made_runs import finished, started
 from tests.support.mpi import REPOSITORY
 
 #: Is also said of attributes that another program has changed.
-CHANGED_TEXT = "/: a text is not what was written, of an attribute or the name of a tensor"
+CHANGED_TEXT = "/: a text is damaged (an attribute or the name of a tensor)"
 
 
 def test_faults_are_found(tmp_path: Path) -> None:
