@@ -120,7 +120,7 @@ def _unknown_option(option: str, name: str, owner: list[str], parser: jsonargpar
         return f"--{option}: options of a class must be under init_args, not next to class_path"
     base, short = base_of(option), owner[0].rpartition(".")[2]
     known = {cls.__name__: list(inspect.signature(cls).parameters) for cls in subclasses(base)}
-    has, others = known.get(short), [cls for cls, options in known.items() if name in options]
+    has, others = known.get(short), [cls.__name__ for cls in public(base) if name in known[cls.__name__]]
     facts = [f"{short} has no such option", f"it has {', '.join(has)}" if has else ""]
     facts.append(f"it is an option of {_few(others)}" if others else "")
     return f"--{option}.{name}: {', '.join(filter(None, facts))}"

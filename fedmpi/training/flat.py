@@ -134,18 +134,15 @@ class FlatModel:
             for _, parameter in self._parameters:
                 parameter.grad = None
         for entry, parameter in self._parameters:
-            if (
-                parameter.requires_grad and entry.name not in self._hooked
-            ):  # a tensor without gradient cannot have a hook
+            # A tensor without gradient cannot have a hook.
+            if parameter.requires_grad and entry.name not in self._hooked:
                 self._hooked.add(entry.name)
                 parameter.register_post_accumulate_grad_hook(partial(self._pass_on, entry))
         self._update = update
         self._updated = set()
         _backward(losses)
-        for (
-            entry,
-            parameter,
-        ) in self._parameters:  # the gradient is zero for parameters that the losses do not depend on
+        # The gradient is zero for parameters that the losses do not depend on.
+        for entry, parameter in self._parameters:
             if parameter.requires_grad and entry.name not in self._updated:
                 update(entry, parameter.data, torch.zeros_like(parameter))
         self._settle()

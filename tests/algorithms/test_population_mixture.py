@@ -253,7 +253,7 @@ def test_the_state_is_all_there_is(tmp_path: Path) -> None:
 def test_refusals(tmp_path: Path) -> None:
     for options in ({"mixture": "cohort"}, {"allocation": "soft"}):
         with pytest.raises(
-            BadInput, match="memory = true: must be false, but with mixture population and allocation"
+            BadInput, match="memory = true: must be false, except with mixture population and allocation"
         ):
             DistributionFusion(memory=True, **options)  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="server keeps its own mean over all clients"):

@@ -186,7 +186,7 @@ class Odd(nn.Module):
         ("grouped", "a convolution in groups that is not depthwise"),
         ("transposed", "the network uses transpose"),
         ("along", "concatenates along dimension 2"),
-        ("scaled", "the network uses mul with a tensor of its own"),
+        ("scaled", "the network uses mul with a constant tensor"),
     ],
 )
 def test_what_cannot_be_followed_is_named(kind: str, message: str) -> None:
