@@ -174,7 +174,7 @@ def draw(files: Files, folder: Path) -> None:
             smooth = np.convolve(values.mean(0), np.ones(WINDOW) / WINDOW, "valid")
             axes.plot(np.arange(len(smooth)) + (WINDOW + 1) / 2, smooth, label=label, color=colour, linewidth=1.2)
     left.set(xlabel="Round", ylabel="Test accuracy (%)")
-    right.set(xlabel="Round", ylabel="Label mix: l1 distance from all clients'")
+    right.set(xlabel="Round", ylabel="l1 distance of label mix")
     left.legend(fontsize=7, frameon=False)
     figure.savefig(folder / "distribution_fusion.svg", metadata={"Date": None})
 
