@@ -24,7 +24,7 @@ from fedmpi.described import as_yaml, import_path, short_name
 from fedmpi.errors import BadInput
 from fedmpi.experiment.catalogue import COMPONENTS, GROUPS, bases, own_class
 from fedmpi.experiment.experiment import Experiment
-from fedmpi.experiment.help import Help
+from fedmpi.experiment.help import Help, of_one_class
 from fedmpi.experiment.messages import failed_import, flat, in_one_line, unknown_class
 from fedmpi.options import Configured, expanded
 from fedmpi.randomness import globals_kept, key, seed_globals
@@ -62,6 +62,9 @@ def parse(arguments: list[str], speaks: bool = True) -> tuple[Experiment, str]:
     with contextlib.ExitStack() as quiet:
         if not speaks:
             quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
+        if lines := list(of_one_class(arguments)):
+            print("\n".join(lines))
+            raise HelpPrinted
         try:
             settings = parser.parse_args([f"{a}=true" if a in FLAGS else a for a in arguments])
         except _Exit:

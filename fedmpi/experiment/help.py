@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from argparse import SUPPRESS, Action
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from itertools import pairwise
 from typing import Any
 
 from fedmpi.errors import BadInput
-from fedmpi.experiment.catalogue import COMPONENTS, NESTED, public
+from fedmpi.experiment.catalogue import COMPONENTS, NESTED, base_of, own_class, public
 from fedmpi.experiment.documented import Option, options, subjects, summary
 
 USAGE = "mpirun -n RANKS python -m fedmpi [--config FILE] [--OPTION VALUE ...]"
@@ -56,6 +58,36 @@ class Help(Action):
         parser.exit()
 
 
+def of_one_class(arguments: Sequence[str]) -> Iterator[str]:
+    """The description that `--algorithm.help FedProx` asks for; nothing if the arguments ask for no known class."""
+    for argument, following in pairwise([*arguments, ""]):
+        option, _, name = argument.removeprefix("--").partition(".help")
+        if argument.startswith("--") and option.split(".")[0] in COMPONENTS and argument != f"--{option}":
+            base, name = base_of(option), name.removeprefix("=") or following
+            if not name or name.startswith("--"):
+                yield from _wrapped(f"--{option}.help needs a name: {', '.join(c.__name__ for c in public(base))}", 0)
+            elif cls := _class_named(name, base):
+                yield from _of_class(option, cls)
+
+
+def _class_named(name: str, base: type) -> type | None:
+    """One of fedmpi's classes, or a class at an import path. If it cannot be imported, the parser says why."""
+    module, _, short = name.rpartition(".")
+    if own := own_class(name, base):
+        return own
+    try:
+        found = getattr(import_module(module), short)
+    except Exception:  # a user's file may raise anything
+        return None
+    return found if isinstance(found, type) and issubclass(found, base) else None
+
+
+def _of_class(option: str, cls: type) -> Iterator[str]:
+    yield from _wrapped(f"--{option} {cls.__name__}  {summary(cls)}", 0)
+    for known in options(cls, f"{option}."):
+        yield from _entry(known, 4)
+
+
 def overview() -> Iterator[str]:
     """The usual options of the experiment with their defaults, each in a few words, and the names of all classes."""
     yield from _beginning()
@@ -89,9 +121,7 @@ def everything() -> Iterator[str]:
     for name, base in [*COMPONENTS.items(), *NESTED.items()]:
         for cls in public(base):
             yield ""
-            yield from _wrapped(f"--{name} {cls.__name__}  {summary(cls)}", 2)
-            for option in options(cls, f"{name}."):
-                yield from _entry(option, 6)
+            yield from _of_class(name, cls)
 
 
 def _beginning() -> Iterator[str]:

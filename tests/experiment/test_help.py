@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -93,3 +94,39 @@ def test_the_page_is_what_the_classes_say() -> None:
     for base in [*COMPONENTS.values(), *NESTED.values()]:
         assert all(f"### {cls.__name__}\n" in page for cls in public(base))
     assert "`--local.lr` | a number | above 0 | `0.1` | learning rate" in page
+
+
+OWN = """
+from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.options import with_options
+
+
+@with_options
+class Own(FedAvg):
+    \"\"\"FedAvg of mine.
+
+    Args:
+        gain: a factor.
+    \"\"\"
+
+    gain: float = 0.5
+"""
+
+
+def test_help_of_one_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle, by hand: a class of fedmpi by its name, a nested one, and an own class by its import path."""
+    (tmp_path / "own_help.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for words, lines in (
+        (["--algorithm.help", "FedProx"], ["--algorithm FedProx  FedAvg with", "    --algorithm.mu  strength of"]),
+        (["--model.over.help=LeNet"], ["--model.over LeNet  ", "    --model.over.norm  "]),
+        (
+            ["--algorithm.help", "own_help.Own"],
+            ["--algorithm Own  FedAvg of mine.", "    --algorithm.gain  a factor."],
+        ),
+    ):
+        text = printed(capsys, *words)
+        assert all(line in text for line in lines), text
+        assert "usage" not in text
