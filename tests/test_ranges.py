@@ -126,12 +126,12 @@ def test_what_an_option_refuses(option: str, value: Any, words: str) -> None:
 
 
 def test_the_help_of_options(capsys: pytest.CaptureFixture[str]) -> None:
-    """Types as they are without their ranges; docs and defaults."""
+    """Docs, types, ranges and defaults."""
     with pytest.raises(HelpPrinted):
         parse(["--algorithm.help", f"{__name__}.Ranged"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "--algorithm.natural NATURAL how many. (type: int, default: 0)" in text
-    assert "--algorithm.maybe MAYBE or none. (type: int | null, default: null)" in text
+    assert "--algorithm.natural how many. (a whole number, at least 0; default: 0)" in text
+    assert "--algorithm.maybe or none. (a whole number or null, at least 1; default: null)" in text
 
 
 @with_options
