@@ -24,10 +24,11 @@ half of the rounds, then mean ± standard deviation over seeds:
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -113,15 +114,21 @@ def show(place: str, methods: Sequence[str], files: Files) -> None:
         files.show([used, *([row[name] for name in used] for row in rows)])
 
 
+@cache
+def rounds_of(path: Path) -> Mapping[str, NDArray[Any]]:
+    """The table /rounds of a file, read once."""
+    return dict(results.open(path).rounds)
+
+
 def accuracy(path: Path) -> NDArray[np.float64]:
     """Accuracy on the whole test set in the second half of the rounds, of one model or on average over clients."""
-    has_several = "global_matched_accuracy" in results.open(path).rounds
+    has_several = "global_matched_accuracy" in rounds_of(path)
     return late(path, "global_matched_accuracy" if has_several else "test_accuracy")
 
 
 def late(path: Path, column: str) -> NDArray[np.float64]:
     """The known values of a column in the second half of the rounds; one NaN if there are none."""
-    rounds = results.open(path).rounds
+    rounds = rounds_of(path)
     found = second_half(np.asarray(rounds.get(column, []), dtype=np.float64))
     known = found[~np.isnan(found)]
     return known if len(known) else np.array([np.nan])
@@ -137,6 +144,7 @@ def of_column(paths: Sequence[Path], column: str, digits: int, scale: float = 1)
     return shown(scale * np.array([late(path, column).mean() for path in paths]), digits)
 
 
+@cache
 def label_distances(path: Path) -> NDArray[np.float64]:
     """[rounds] l1 distance of the cohort's label mix, weighted as the clients' models, from that of all clients.
 
@@ -168,7 +176,7 @@ def draw(files: Files, folder: Path) -> None:
     left, right = figure.subplots(1, 2)
     for (label, method), colour in zip(methods.items(), ("#000000", "#CC79A7", "#56B4E9", "#D55E00"), strict=True):
         paths = files.matching(f"fashion_mnist/groups/{method}/*")
-        accuracies = np.array([100 * results.open(path).rounds["test_accuracy"] for path in paths])
+        accuracies = np.array([100 * rounds_of(path)["test_accuracy"] for path in paths])
         distances = np.array([label_distances(path) for path in paths])
         for axes, values in ((left, accuracies), (right, distances)):
             smooth = np.convolve(values.mean(0), np.ones(WINDOW) / WINDOW, "valid")
