@@ -43,7 +43,7 @@ PARTITIONS = {
     "iid": "--partition IID",
     **{
         alpha: f"--partition Dirichlet --partition.min_samples 40 --partition.alpha {alpha}"
-        for alpha in ("1", "0.1", "0.01")
+        for alpha in ("100", "10", "1", "0.1", "0.01")
     },
 }
 KINDS = {"pretrained": "", "control": "--algorithm.pretrain false --algorithm.cas_epochs 0"}
