@@ -116,6 +116,8 @@ class Study:
             parser.error("--options needs --results: the files that are kept are of the study's own options")
         if chosen.cells and not any(fnmatch(name, pattern) for name in self.cells for pattern in chosen.cells):
             parser.error(f"no cell matches {' '.join(chosen.cells)}: they are like {next(iter(self.cells))}")
+        is_kept = chosen.results == KEPT / self.name
+        chosen.runs = chosen.runs or (Path("runs") / self.name if is_kept else chosen.results / "whole")
         went_well = True
         if chosen.cells is not None:
             wanted = [name for name in self.cells if any(fnmatch(name, pattern) for pattern in chosen.cells)]
@@ -138,7 +140,7 @@ class Study:
         add("tables", nargs="*", metavar="TABLE", help=f"one of {', '.join(self.tables)} (default: all)")
         add("--cells", nargs="+", metavar="PATTERN", help="train these of the cells, unless their files are there")
         add("--data", type=Path, default=Path("data"), help="root of the data sets (default: %(default)s)")
-        add("--runs", type=Path, default=Path("runs") / self.name, help="for whole files (default: %(default)s)")
+        add("--runs", type=Path, help=f"for whole files (default: runs/{self.name}, or whole/ in a given --results)")
         add("--results", type=Path, default=KEPT / self.name, help="for files without weights (default: those kept)")
         add("--options", default="", help="further options of every experiment, as one text")
         if self.draw:
