@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -23,11 +24,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
+import yaml
 from tqdm import tqdm
 
 from fedmpi import results
-from fedmpi.errors import BadInput
 from fedmpi.results.formats import FORMATS, Format
 from fedmpi.results.slim import slim
 
@@ -156,6 +158,12 @@ class Study:
             return _train(f"{own} {options}", path_of(runs, name), path_of(kept, name), self.unused)
 
         found: list[str] = []
+        for name in names:
+            path = path_of(kept, name)
+            if path.exists() and not is_of(path, f"{self.cells[name]} {options}"):
+                found.append(f"{path}: is of other options; give another --results")
+        if found:
+            names = []
         with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(names), unit="run") as progress:
             for is_later in (False, True):
                 for problem in pool.map(
@@ -177,20 +185,27 @@ def _train(options: str, whole: Path, kept: Path, unused: Sequence[str]) -> str:
     """Run one experiment unless it has been; what it printed if it failed."""
     if kept.exists():
         return ""
-    if not is_finished(whole):
-        whole.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "fedmpi", *shlex.split(options), "--output", str(whole), "--overwrite"]
-        found = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        if found.returncode:
-            return f"{whole}: {found.stderr.strip()}"
+    whole.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "fedmpi", *shlex.split(options), "--output", str(whole), "--resume"]
+    found = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if found.returncode:
+        return f"{whole}: {found.stderr.strip()}"
     kept.parent.mkdir(parents=True, exist_ok=True)
     slim(whole, kept, without=unused)
     return ""
 
 
-def is_finished(path: Path) -> bool:
-    """Whether the results file of a run that has finished is there."""
-    try:
-        return results.open(path).status == "finished"
-    except BadInput:
-        return False
+def is_of(path: Path, options: str) -> bool:
+    """Whether a results file is of a run that has finished, and that these options describe today."""
+    from fedmpi.experiment.command_line import parse
+
+    run = results.open(path)
+    _, config = parse(shlex.split(f"{options} --output x.h5"))
+    return run.status == "finished" and _settings(config) == _settings(run.attributes["config"])
+
+
+def _settings(config: str) -> dict[str, Any]:
+    """Those that results depend on; where data lie is none of them."""
+    found = yaml.safe_load(re.sub(r"^ *root: .*$", "", config, flags=re.MULTILINE))
+    launch = ("output", "overwrite", "resume", "checkpoint", "device", "threads", "deadline")
+    return {name: value for name, value in found.items() if name not in launch}
