@@ -141,7 +141,7 @@ HELD_OUT: Sequence[Rule[Choices]] = (
     Rule(
         "held_out",
         "above 0",
-        "must be 0 with {algorithm}, because its clients keep more than the global model",
+        "must be 0 with {algorithm}, because its local training may need more than the global model",
         lambda chosen: chosen.held_out > 0,
         lambda algorithm: not algorithm.takes_held_out,
     ),

@@ -31,7 +31,7 @@ REFUSED: list[tuple[Rule[Any], dict[str, Any], str]] = [
     (
         HELD_OUT[0],
         {"algorithm": FedBN(), "held_out": 3},
-        "held_out = 3: must be 0 with FedBN, because its clients keep more than the global model",
+        "held_out = 3: must be 0 with FedBN, because its local training may need more than the global model",
     ),
     (
         CHANCES[0],
