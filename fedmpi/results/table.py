@@ -71,7 +71,7 @@ def tabulate(
         of_some = key.replace("MAIN", runs[0].main_metric)
         if any(of_some in run.rounds for run in runs):
             cells = _cells(groups, of_some, "last", of_mean, None, comparable(groups, of_some))
-            parts[described(runs, of_some).with_unit(title)] = cells
+            parts[runs[0].described(of_some).with_unit(title)] = cells
     if any(run.held_out for run in runs):
         parts["epochs of held-out clients"] = [_held_out(group) for group in groups]
     if costs:

@@ -64,7 +64,11 @@ def made(
 
 
 def regression(path: Path, values: Sequence[float] = (3, 1, 2, NAN), **more: Any) -> str:
-    columns = {"test_rmse": values, "test_r2": [-value for value in values], "test_loss": np.square(values)}
+    columns: dict[str, Sequence[float]] = {
+        "test_rmse": values,
+        "test_r2": [-value for value in values],
+        "test_loss": [value**2 for value in values],
+    }
     clients = {f"client_rmse_{name}": values for name in ("mean", "std", "p90", "worst10")}
     return made(path, {**columns, **clients}, "rmse", REGRESSION, **more)
 
@@ -269,6 +273,9 @@ def test_runs_with_several_main_metrics(tmp_path: Path, capsys: pytest.CaptureFi
         assert main([command[0], *files, *command[1:]]) == 2
         assert capsys.readouterr().err == f"{told}{advice}\n", command
     assert [line["last"] for line in rows(capsys, "table", *files, "--column", "train_loss")] == ["0.05000", "0.2500"]
+    personal = made(tmp_path / "personal.h5", {"global_matched_accuracy": [0.25]}, mu=3.0)
+    lines = rows(capsys, "table", personal, files[1], "--column", "train_loss")
+    assert [line["global test set (%)"] for line in lines] == ["25.00", "-"]
     other = made(tmp_path / "c.h5", {"test_accuracy": [1]}, metrics={"accuracy": NUMBER, "loss": LOSS})
     assert main(["table", files[0], other]) == 2
     said = "--column = test_accuracy: has another unit or direction in"

@@ -87,11 +87,12 @@ def test_each_of_several_models(trained: dict[str, results.Run]) -> None:
 def test_the_best_on_the_validation_set(trained: dict[str, results.Run], tmp_path: Path) -> None:
     """Oracle: half of the last weights, stored as the best ones; a file without them is refused."""
     last, copied = trained["digits"], tmp_path / "copy.h5"
+    half = (last.weights / 2).astype(np.float32)
     shutil.copy(last.path, copied)
     with h5py.File(copied, "r+") as file:
-        file["best/weights"] = last.weights / 2
+        file["best/weights"] = half
     network = results.open(copied).network("best")
-    state = results.open(copied).state_dict(last.weights / 2)
+    state = results.open(copied).state_dict(half)
     for name, tensor in network.network.named_parameters():
         np.testing.assert_array_equal(tensor.detach(), state[name])
     with pytest.raises(BadInput, match=r"no model 'best': the run has no validation set, or no evaluation yet"):
