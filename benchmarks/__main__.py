@@ -171,7 +171,7 @@ def lr_mnist(repeats: int, folder: Path, data: Path) -> Iterator[Row]:
         began = time.time()
         run = fedmpi(3, f"{LR_MNIST} --dataset.root {data}", folder)
         seconds.append(time.time() - began)
-        accuracy.append(run.accuracy().last)
+        accuracy.append(run.statistics().last)
     what = f"100 rounds, whole run (accuracy {100 * np.median(accuracy):.1f} %), compared with FLUTE on CPU"
     yield Row("lr_mnist", what, "s", float(np.median(seconds)), 200.0, [200.0 / s for s in seconds])
 

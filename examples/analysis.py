@@ -18,8 +18,8 @@ overview = pandas.DataFrame(
         "seed": run.attributes["seed"],
         "learning rate": run.settings["local"]["lr"],
         "status": run.status,
-        "last": run.accuracy().last,
-        "best": run.accuracy().best,
+        "last": run.statistics().last,
+        run.best_is(run.main_column): run.statistics().best,
         "seconds": run.rounds["seconds"].sum(),
     }
     for run in runs

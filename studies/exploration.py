@@ -195,7 +195,7 @@ def show_pseudo_data(files: Files) -> None:
     rows, lines = show_quality(biased, *np.mean(found, 0))
     files.show(rows)
     print("\n".join(lines))
-    print(f"the judge has {100 * well_trained.accuracy().last:.2f} % on the test set")
+    print(f"the judge has {100 * well_trained.statistics().last:.2f} % on the test set")
 
 
 STUDY = Study(

@@ -126,7 +126,7 @@ def test_the_tutorial(tmp_path: Path) -> None:
     for path in (tmp_path / "runs").glob("my_*.h5"):
         run = results.open(path)
         assert problems(path) == [], "a column of one's own is part of the schema"
-        assert run.accuracy().last > 0.5, path
+        assert run.statistics().last > 0.5, path
         assert run.attributes["algorithm"] in rows
     plain = results.open(tmp_path / "runs" / "fedprox.h5").rounds["train_loss"]
     for name in ("my_smooth", "my_server", "my_memory", "my_phases"):
@@ -141,7 +141,7 @@ def test_a_data_set_a_partition_and_a_model_of_ones_own(tmp_path: Path) -> None:
     run = results.open(tmp_path / "runs" / "own.h5")
     names = [run.settings[name]["class_path"] for name in ("model", "dataset", "partition")]
     assert names == ["own.Tiny", "own.Rings", "own.Neighbours"]
-    assert run.accuracy().last > 0.7
+    assert run.statistics().last > 0.7
     counts = run.partition["label_counts"]
     assert counts.sum(1).tolist() == [250] * 8
     assert counts[0].argmax() == 0
@@ -150,7 +150,7 @@ def test_a_data_set_a_partition_and_a_model_of_ones_own(tmp_path: Path) -> None:
     page.run(users)
     run = results.open(tmp_path / "runs" / "hospitals.h5")
     assert sorted(run.partition["label_counts"].sum(1).tolist()) == [80, 120, 160, 200, 240]
-    assert run.accuracy().last > 0.8
+    assert run.statistics().last > 0.8
 
 
 def test_the_answers(tmp_path: Path) -> None:
@@ -159,11 +159,11 @@ def test_the_answers(tmp_path: Path) -> None:
     (warm,) = page.commands
     page.run(warm)
     first, second = (results.open(tmp_path / "runs" / f"{name}.h5") for name in ("first", "second"))
-    assert second.accuracy().initial == first.accuracy().last
+    assert second.statistics().initial == first.statistics().last
     page.run("mpirun -n 2 python -m mpi4py stop.py")
     stopped = results.open(tmp_path / "runs" / "stop.h5")
     assert stopped.status == "interrupted"
-    assert stopped.accuracy().last > 0.8
+    assert stopped.statistics().last > 0.8
     assert len(stopped.rounds["round"]) < 30
 
 
@@ -215,7 +215,7 @@ def test_a_sweep_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     output = succeed(mpirun(2, "-m", "mpi4py", "sweep.py"))
     runs = [results.open(path) for path in sorted((tmp_path / "runs").iterdir())]
     assert [run.settings["algorithm"]["init_args"]["mu"] for run in runs] == [0.01, 1.0]
-    assert all(output.count(f"{run.accuracy().last}") == 2 for run in runs), "both ranks have the results"
+    assert all(output.count(f"{run.statistics().last}") == 2 for run in runs), "both ranks have the results"
     rows = succeed(mpirun(0, "-m", "fedmpi.results", "table", *(run.path for run in runs)))
     assert re.search(r"FedProx \(mu 0.01\).*\n.*FedProx \(mu 1.0\)", rows)
 

@@ -40,7 +40,7 @@ def test_an_example(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert problems(path) == []
     assert f"examples.{name}." in run.config
     if name == "own_data":
-        assert run.accuracy().last > 0.9
+        assert run.statistics().last > 0.9
 
 
 def test_every_example_is_run() -> None:

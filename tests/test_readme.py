@@ -44,8 +44,8 @@ def test_a_method_a_model_and_a_data_set_of_ones_own(tmp_path: Path, monkeypatch
         "extractor.0.bias",
     ]
     assert len(run.rounds["round"]) == 20
-    assert run.accuracy().last > 0.9
-    assert f"{100 * run.accuracy().last:.2f} %" in output
+    assert run.statistics().last > 0.9
+    assert f"{100 * run.statistics().last:.2f} %" in output
     assert "--algorithm.share" in succeed(mpirun(0, "-m", "fedmpi", "--algorithm.help", "mine.SignedSGD"))
 
 
@@ -68,12 +68,12 @@ def test_the_first_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     output = succeed(mpirun(4, "-m", "fedmpi"))
     (file,) = (tmp_path / "runs").iterdir()
     run = results.open(file)
-    assert run.accuracy().last > 0.95
+    assert run.statistics().last > 0.95
     (line,) = [line for line in output.splitlines() if line.startswith("experiment")]
     assert line in README, "the README shows another experiment: paste the new one"
     accuracy = re.search(r"^accuracy +last ([\d.]+) %", README, re.MULTILINE)
     assert accuracy
-    assert 100 * run.accuracy().last == pytest.approx(float(accuracy[1]), abs=1), (
+    assert 100 * run.statistics().last == pytest.approx(float(accuracy[1]), abs=1), (
         "the last bits depend on the processor"
     )
     for shown in ("status", "time ", "speed", "file"):
@@ -87,6 +87,6 @@ def test_the_first_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (load, use) = [line.partition("  #")[0] for line in snippet.splitlines() if "network" in line]
     known: dict[str, Any] = {"run": run, "images": images.test_x}
     exec(f"{load}\n{use}", known)
-    assert (known["logits"].argmax(1).numpy() == images.test_y).mean() == run.accuracy().last
+    assert (known["logits"].argmax(1).numpy() == images.test_y).mean() == run.statistics().last
     flat = np.concatenate([run.state_dict()[name].ravel() for name in run.model["names"]])
     np.testing.assert_array_equal(flat, run.weights)

@@ -41,6 +41,10 @@ def rebuild(run: Run, which: int | str | None) -> Network:
 
 def _weights(run: Run, which: int | str | None) -> NDArray[np.float32]:
     """[P], the weights of the chosen model."""
+    if which == "best":
+        if "weights" not in run.best:
+            raise BadInput(f"{run.path}: no model 'best': the run has no validation set, or no evaluation yet")
+        return run.best["weights"]
     models = {name: values for name, values in run.model.items() if values.dtype == np.float32}
     name = "weights" if which is None else "centers" if isinstance(which, int) else which
     found = models.get(name)

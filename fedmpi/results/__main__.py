@@ -15,15 +15,17 @@ from fedmpi.errors import BadInput, require
 from fedmpi.options import expanded
 from fedmpi.results.check import problems
 from fedmpi.results.command_line import parser
+from fedmpi.results.common import chosen, described
 from fedmpi.results.compare import paired, remarks, repeats, sameness
 from fedmpi.results.export import to_csv, to_tensorboard
 from fedmpi.results.formats import FORMATS, Rows, latex
 from fedmpi.results.groups import grouped
+from fedmpi.results.metrics import PERCENT
 from fedmpi.results.pictures import classes, clients, confusion, curves, partition, timeline
 from fedmpi.results.pictures.figure import Sheet
 from fedmpi.results.reader import Run, open, whole
 from fedmpi.results.rounds import tabulate_rounds
-from fedmpi.results.schema import PERCENT, SCHEMA, described, document
+from fedmpi.results.schema import SCHEMA, document
 from fedmpi.results.settings import of_method
 from fedmpi.results.slim import slim
 from fedmpi.results.summary import summarize
@@ -76,12 +78,12 @@ def _summary(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
-    if options.statistic == "best":
-        _check_direction(options)
     if options.statistic and options.costs:
         raise BadInput("--costs and --statistic cannot be combined: a table with one statistic per cell has no costs")
     runs, status = _with_column(options)
     if runs:
+        if options.statistic == "best":
+            _check_direction(options, runs)
         how = options.standard_error, options.direction
         if options.statistic:
             rows = cross(runs, options.column, options.statistic, *how)
@@ -92,12 +94,12 @@ def _table(options: argparse.Namespace) -> int:
 
 
 def _rounds(options: argparse.Namespace) -> int:
-    _check_direction(options)
-    if described(options.column).unit == PERCENT:
-        for target in options.targets:
-            require(0 <= target <= 1, "--targets", target, f"from 0 to 1 for {options.column}")
     runs, status = _with_column(options)
     if runs:
+        _check_direction(options, runs)
+        if described(runs, options.column).unit == PERCENT:
+            for target in options.targets:
+                require(0 <= target <= 1, "--targets", target, f"from 0 to 1 for {options.column}")
         how = options.reference, options.direction, options.costs
         rows = tabulate_rounds(runs, options.column, options.targets, *how)
         _show(options, [_formatted(options, rows, runs)], remarks(runs))
@@ -105,9 +107,9 @@ def _rounds(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    if options.statistic == "best":
-        _check_direction(options)
     runs, status = _with_column(options)
+    if runs and options.statistic == "best":
+        _check_direction(options, runs)
     if len(runs) == 1:
         raise BadInput(f"{runs[0].path}: compare needs at least two runs")
     parts, notes = [], []
@@ -143,9 +145,9 @@ def _show(options: argparse.Namespace, parts: list[str], notes: Iterable[str]) -
         print(note, file=sys.stderr)
 
 
-def _check_direction(options: argparse.Namespace) -> None:
-    """Raise BadInput if neither the schema nor --direction says which values of the column are better."""
-    if not (options.direction or described(options.column).better):
+def _check_direction(options: argparse.Namespace, runs: Sequence[Run]) -> None:
+    """Raise BadInput if neither the files nor --direction say which values of the column are better."""
+    if not (options.direction or described(runs, options.column).better):
         raise BadInput(f"--column = {options.column}: say which values are better by --direction higher or lower")
 
 
@@ -167,15 +169,18 @@ def _kind(options: argparse.Namespace) -> tuple[Callable[[Run], object], Callabl
     if options.partition:
         return partition.samples_by_class, partial(partition.draw, clients=options.partition)
     if options.clients:
-        return clients.client_accuracies, clients.draw
+        return clients.client_values, clients.draw
     if options.classes:
         return classes.class_accuracies, classes.draw
     if options.confusion:
         return confusion.confusion, confusion.draw
     if options.timeline:
         return timeline.ranks, timeline.draw
-    points = {"column": options.column, "x": options.x}
-    return partial(curves.curve, **points), partial(curves.draw, **points)
+
+    def draw(runs: list[Run], sheet: Sheet) -> None:
+        curves.draw(runs, sheet, chosen(runs, options.column), options.x)
+
+    return lambda run: curves.curve(run, options.column or run.main_column, options.x), draw
 
 
 def _watch(options: argparse.Namespace) -> int:
@@ -239,10 +244,12 @@ def _schema(options: argparse.Namespace) -> int:
 def _with_column(options: argparse.Namespace) -> tuple[list[Run], int]:
     """The runs that have the chosen column, and the exit status.
 
-    Runs without the column and runs that have not finished are reported on standard error.
+    Runs without the column and runs that have not finished are reported on standard error. Afterwards,
+    `options.column` is a name also if the user has given none.
 
     Raises:
-        BadInput: the command does not support the column, or --caption or --label do not fit the other options.
+        BadInput: the command does not support the column, no column is given for runs with several main metrics, or
+            --caption or --label do not fit the other options.
     """
     if options.column == curves.HELD_OUT:
         raise BadInput(f"--column = {options.column}: is for plot; table shows held-out clients without it")
@@ -253,12 +260,15 @@ def _with_column(options: argparse.Namespace) -> tuple[list[Run], int]:
         raise BadInput("--label needs --caption: LaTeX numbers a table where its caption is")
 
     def read(path: Path) -> Run:
-        run = _checked(partial(curves.curve, column=options.column, x="round"))(path)
+        run = _checked(lambda run: curves.curve(run, options.column or run.main_column, "round"))(path)
         if run.status != "finished":
             print(f"{path}: {run.status}, included up to its last round", file=sys.stderr)
         return run
 
-    return _each(options.files, read)
+    runs, status = _each(options.files, read)
+    if runs:
+        options.column = chosen(runs, options.column)
+    return runs, status
 
 
 def _checked(need: Callable[[Run], object]) -> Callable[[Path], Run]:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from fedmpi.errors import BadInput
 from fedmpi.options import shown
 from fedmpi.results.files import Unfit, attributes, datasets, opened, values
-from fedmpi.results.schema import GROUPS, JSON, LISTS, NUMBERS, Array, Group, Status, group_of
+from fedmpi.results.metrics import best_row, metrics_of
+from fedmpi.results.schema import GROUPS, JSON, LISTS, NUMBERS, Array, Group, Status, group_of, of_metrics
 from fedmpi.results.storage import damage
 
 # Axes that have the same length in all groups.
@@ -49,11 +50,12 @@ def check_intact(path: Path) -> None:
             raise BadInput(f"{path}: {line}")
 
 
-def attributes_of(group: h5py.Group, *needed: str) -> dict[str, Any]:
+def attributes_of(group: h5py.Group, groups: Mapping[str, Group], *needed: str) -> dict[str, Any]:
     """All attributes of a group; those in the schema have been checked for their types.
 
     Args:
         group: a group of a file that `opened` has opened.
+        groups: the schema of the file.
         needed: names of attributes that the group must have.
 
     Raises:
@@ -61,20 +63,24 @@ def attributes_of(group: h5py.Group, *needed: str) -> dict[str, Any]:
     """
     found, name = attributes(group), group.name.strip("/") or "/"
     _raise_first(_missing(name, found, needed))
-    _raise_first(_of_attributes(name, found))
+    _raise_first(_of_attributes(name, found, groups))
     return found
 
 
-def table_of(group: h5py.Group) -> dict[str, NDArray[Any]]:
+def table_of(group: h5py.Group, groups: Mapping[str, Group]) -> dict[str, NDArray[Any]]:
     """The datasets of a group that the schema describes, as arrays whose types and shapes have been checked.
 
     Datasets that the schema does not describe are left out.
+
+    Args:
+        group: a group of a file that `opened` has opened.
+        groups: the schema of the file.
 
     Raises:
         Unfit: a dataset has a wrong type or shape, or the dataset `round` is missing where the schema requires it.
     """
     name = group.name.strip("/")
-    described, found, sizes = group_of(name), datasets(group), dict[str, int]()
+    described, found, sizes = group_of(name, groups), datasets(group), dict[str, int]()
     if described is None:
         return {}
     known = {key: array for key in found if (array := described.array(key))}
@@ -92,21 +98,28 @@ def _raise_first(lines: Iterator[str]) -> None:
 
 def _of_file(file: h5py.File) -> Iterator[str]:
     sizes: dict[str, int] = {}
-    yield from _missing("/", attributes(file), GROUPS["/"].attributes)
-    yield from _of_attributes("/", attributes(file))
-    for name, group in GROUPS.items():
+    about = attributes(file)
+    yield from _missing("/", about, GROUPS["/"].attributes)
+    yield from _of_attributes("/", about, GROUPS)
+    try:
+        metrics = metrics_of(about)
+    except ValueError:  # is among the problems by now
+        metrics = metrics_of({})
+    groups = of_metrics(metrics)
+    for name, group in groups.items():
         if name != "/" and "*" not in name and name not in file and not group.optional:
             yield f"/{name}: is missing"
     for name in datasets(file):
-        yield f"/{name}: is a dataset, {'not a group' if group_of(name) else 'which is not in the schema'}"
+        yield f"/{name}: is a dataset, {'not a group' if group_of(name, groups) else 'which is not in the schema'}"
     for name, found in _groups(file):
-        described = group_of(name)
+        described = group_of(name, groups)
         if described is None:
             yield f"/{name}: is not in the schema"
         else:
             yield from _missing(name, attributes(found), described.attributes)
-            yield from _of_attributes(name, attributes(found))
+            yield from _of_attributes(name, attributes(found), groups)
             yield from _of_group(name, found, described, sizes)
+    yield from _of_best(file, groups["rounds"])
 
 
 def _missing(name: str, found: Mapping[str, Any], needed: Iterable[str]) -> Iterator[str]:
@@ -115,11 +128,12 @@ def _missing(name: str, found: Mapping[str, Any], needed: Iterable[str]) -> Iter
             yield f"/{name.strip('/')}: attribute {key} is missing"
 
 
-def _of_attributes(name: str, found: Mapping[str, Any]) -> Iterator[str]:
-    described, place = group_of(name) or Group(""), f"/{name.strip('/')}"
+def _of_attributes(name: str, found: Mapping[str, Any], groups: Mapping[str, Group]) -> Iterator[str]:
+    described, place = group_of(name, groups) or Group(""), f"/{name.strip('/')}"
     for key, value in found.items():
-        if key in NUMBERS:
-            is_right = np.asarray(value).dtype.kind in NUMBERS[key] and np.ndim(value) == (key in LISTS)
+        is_of_metric = name == "evaluation" and key in described.more
+        if kinds := NUMBERS["test_METRIC"] if is_of_metric else NUMBERS.get(key):
+            is_right = np.asarray(value).dtype.kind in kinds and np.ndim(value) == (key in LISTS)
         elif key in JSON:
             is_right = _is_object(value)
         else:
@@ -134,6 +148,10 @@ def _of_attributes(name: str, found: Mapping[str, Any]) -> Iterator[str]:
     for key in _TIMES:
         if key in texts and not _is_time(texts[key]):
             yield f"/: {key} is {shown(texts[key])}, not a time in ISO 8601"
+    try:
+        metrics_of(found)
+    except ValueError as error:
+        yield f"/: {error}"
 
 
 def _of_group(name: str, found: h5py.Group, group: Group, sizes: dict[str, int]) -> Iterator[str]:
@@ -181,8 +199,33 @@ def _of_network(name: str, found: h5py.Group) -> Iterator[str]:
     ends = np.cumsum(np.where(shapes < 0, 1, shapes).prod(axis=1))
     if ends[-1:].tolist() != [len(weights)] or not np.array_equal(offsets, [0, *ends[:-1]]):
         yield f"/{name}: shapes and offsets do not match the weights"
+    yield from _of_checksum(name, weights, found)
+
+
+def _of_checksum(name: str, weights: NDArray[np.float32], found: h5py.Group) -> Iterator[str]:
     if hashlib.sha256(weights.astype("<f4").tobytes()).hexdigest() != str(found.attrs.get("sha256")):
         yield f"/{name}: sha256 does not match the weights"
+
+
+def _of_best(file: h5py.File, rounds: Group) -> Iterator[str]:
+    """Problems of /best that its own datasets do not show."""
+    best = file.get("best")
+    if not isinstance(best, h5py.Group):
+        return
+    weights, model = best.get("weights"), file.get("model/weights")
+    if isinstance(weights, h5py.Dataset):
+        yield from _of_checksum("best", values(weights), best)
+        if isinstance(model, h5py.Dataset) and model.shape != weights.shape:
+            yield f"/best/weights: has the shape {weights.shape}, /model/weights has {model.shape}"
+    column, round = str(best.attrs.get("column")), best.attrs.get("round")
+    measured, numbers = (file.get(f"rounds/{name}") for name in (column, "round"))
+    better = described.better if (described := rounds.array(column)) else None
+    if not isinstance(measured, h5py.Dataset):
+        yield f"/best: column is {shown(column)}, which /rounds does not have"
+    elif better and measured.dtype.kind == "f" and isinstance(numbers, h5py.Dataset):
+        row = best_row(values(measured), better)
+        if row is not None and numbers[row] != round:
+            yield f"/best: round is {shown(round)}, {column} is the best in round {numbers[row]}"
 
 
 def _groups(file: h5py.File) -> Iterator[tuple[str, h5py.Group]]:

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import NoReturn, get_args
 
 from fedmpi.results.formats import FORMATS
+from fedmpi.results.metrics import Direction
 from fedmpi.results.pictures.curves import HELD_OUT, X_LABELS
 from fedmpi.results.pictures.figure import SUFFIXES, WIDTHS
 from fedmpi.results.reader import Run
-from fedmpi.results.schema import Direction
 from fedmpi.results.table import STATISTICS
 
-_STATISTIC = "last: value of the last evaluation, best: of the best one, last10: mean of the last 10 evaluations"
+_STATISTIC = (
+    "last: value of the last evaluation; best: of the round that is the best on the validation set, or on the test "
+    "set if there is no validation set; last10: mean of the last 10 evaluations"
+)
+_MAIN = "default: main metric on the test set, such as test_accuracy"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,12 +55,12 @@ def parser() -> argparse.ArgumentParser:
     command("schema", "describe the contents of a results file, as Markdown")
 
     for one in (table, rounds, compare):
-        one.add_argument("--column", default="test_accuracy", help="a column of /rounds (default: %(default)s)")
+        one.add_argument("--column", help=f"a column of /rounds ({_MAIN})")
         _add_formats(one)
         one.add_argument(
             "--direction",
             choices=get_args(Direction),
-            help="which values of the column are better (default: as the schema says)",
+            help="which values of the column are better (default: as the files say)",
         )
     table.add_argument(
         "--statistic",
@@ -128,16 +132,15 @@ def _add_pictures(plot: argparse.ArgumentParser) -> None:
     )
     plot.add_argument(
         "--column",
-        default="test_accuracy",
-        help=f"a column of /rounds, or {HELD_OUT}: accuracy of held-out clients while they fine-tune the final model "
-        "(default: %(default)s)",
+        help=f"a column of /rounds, or {HELD_OUT}: main metric of held-out clients while they fine-tune the final "
+        f"model ({_MAIN})",
     )
     plot.add_argument(
         "--x", choices=list(X_LABELS), default="round", help="horizontal axis of curves (default: %(default)s)"
     )
     kinds = plot.add_mutually_exclusive_group()
     kinds.add_argument("--partition", type=_count, metavar="CLIENTS", help="samples per class of the first clients")
-    kinds.add_argument("--clients", action="store_true", help="distribution of the clients' accuracies")
+    kinds.add_argument("--clients", action="store_true", help="distribution of the main metric over clients")
     kinds.add_argument("--classes", action="store_true", help="accuracy per class over rounds")
     kinds.add_argument("--confusion", action="store_true", help="confusion matrix of the last evaluation")
     kinds.add_argument("--timeline", action="store_true", help="busy and idle time of each rank")

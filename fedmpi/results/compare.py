@@ -12,13 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.options import printable
+from fedmpi.results.common import described
 from fedmpi.results.files import datasets, opened, values
+from fedmpi.results.formats import STATISTIC
 from fedmpi.results.groups import Group, columns, grouped, references, repeated
+from fedmpi.results.metrics import PERCENT, Direction
 from fedmpi.results.reader import Run, Table
-from fedmpi.results.schema import COLUMN, Direction, described, group_of, scale, with_unit
+from fedmpi.results.schema import COLUMN, GROUPS, group_of
 from fedmpi.results.settings import labels, methods
 from fedmpi.results.spread import emphasized, spread
-from fedmpi.results.table import STATISTICS, Statistic, comparable, decimals
+from fedmpi.results.table import STATISTICS, Statistic, comparable, decimals, heads
 from fedmpi.results.table import values as statistics
 
 # Datasets and groups that depend on the number of ranks or on the clock, not only on the computation.
@@ -34,6 +37,8 @@ def paired(
 ) -> list[list[str]]:
     """A table that compares each setting with the reference, paired over the seeds that both have.
 
+    The best value of a run with a validation set is not paired with that of a run without one (see `Run.best_is`).
+
     The table gives the mean difference of a statistic, its 95 % confidence interval (Student's t), and the p-value of
     the two-sided Wilcoxon signed-rank test. The test is exact for few seeds. The smallest possible p-value is 0.25
     for three seeds, 0.0625 for five and 0.03125 for six.
@@ -44,31 +49,37 @@ def paired(
         statistic: the number that is compared, one per run.
         reference: the method to compare with, as in `references`; None: the method of the first run. If all runs have
             the same method, the first setting is the reference of all others.
-        direction: which values of the column are better; None: as the schema says.
+        direction: which values of the column are better; None: as the files say.
 
     Returns:
         The rows of the table as texts, the head first.
 
     Raises:
-        BadInput: no run has the reference method.
+        BadInput: no run has the reference method, or the files do not give the same unit and direction for the
+            column.
     """
     groups = grouped(runs)
+    about = described(runs, column)
+    digits, titles = decimals(column, about.unit), heads(groups, column, statistic)
     own = [_by_seed(group, column, statistic, direction) for group in groups]
     found = [[*each.values()] for each in own]
-    cells = [spread(each, decimals=decimals(column)) for each in found]
-    better = direction or described(column).better
+    cells = [spread(each, decimals=digits) for each in found]
     tests = []
     for group, ours, other in zip(groups, own, _others(groups, reference), strict=True):
-        theirs = _by_seed(other or [], column, statistic, direction)
+        is_alike = other is not None and len({*heads([group, other], column, statistic)}) == 1
+        theirs = _by_seed(other if other and is_alike else [], column, statistic, direction)
         gains = np.array([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
         gains = gains[~np.isnan(gains)]
         is_itself = other is None or group is other
-        tests.append(["-"] * 4 if is_itself else [str(len(gains)), *_tests(gains, decimals(column))])
-    gain = "difference (points)" if scale(column) != 1 else with_unit("difference", column)
+        tests.append(["-"] * 4 if is_itself else [str(len(gains)), *_tests(gains, digits)])
+    gain = "difference (points)" if about.unit == PERCENT else about.with_unit("difference")
+    is_one = len(set(titles)) == 1
+    marked = emphasized(cells, found, direction or about.better, kinds=comparable(groups, column))
     parts: dict[str, Sequence[str]] = {
-        **columns(groups, ("runs", "pairs")),
+        **columns(groups, ("runs", "pairs", STATISTIC)),
+        **({} if is_one else {STATISTIC: titles}),
         "runs": [str(len(group)) for group in groups],
-        with_unit(STATISTICS[statistic], column): emphasized(cells, found, better, kinds=comparable(groups, column)),
+        about.with_unit(titles[0] if is_one else STATISTICS[statistic]): marked,
         **dict(zip(("pairs", gain, "95 % interval", "p (Wilcoxon)"), zip(*tests, strict=True), strict=True)),
     }
     return [list(parts), *map(list, zip(*parts.values(), strict=True))]
@@ -191,7 +202,7 @@ def _columns(name: str, group: h5py.Group) -> Table:
 
 def _since(name: str, columns: Table, beside: Table, rows: Mapping[str, int | None]) -> str:
     """` from round N` for the first row that differs; empty if rows do not belong to rounds, as in /confusion."""
-    known = group_of(name)
+    known = group_of(name, GROUPS)
     by_row = [key for key in rows if "rows" in ((known and known.arrays.get(key)) or COLUMN).shape]
     rounds = [
         int(table["round"][row])

@@ -14,8 +14,10 @@ from typing import Literal
 Format = Literal["text", "markdown", "latex", "csv"]
 Rows = Sequence[Sequence[str]]
 
+#: The column that says how the best round is chosen, if the heads of the numbers do not say it.
+STATISTIC = "statistic"
 #: Columns that a paper states in its text or caption. LaTeX tables omit them if all rows have the same value.
-CIRCUMSTANCES = ("runs", "pairs", "evaluated model")
+CIRCUMSTANCES = ("runs", "pairs", "evaluated model", STATISTIC)
 
 _ESCAPED = str.maketrans(
     {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 from fedmpi.errors import BadInput
 from fedmpi.results.check import attributes_of, table_of
 from fedmpi.results.files import Unfit, group_at, opened, values
+from fedmpi.results.metrics import Direction, best_row, metrics_of
 from fedmpi.results.owner import Owner
-from fedmpi.results.schema import GROUPS, Direction, described
+from fedmpi.results.schema import COLUMN, GROUPS, Array, of_metrics
 from fedmpi.results.settings import DATA, sound
 
 if TYPE_CHECKING:
@@ -32,16 +34,17 @@ _OF_THE_PROCESS = ("host", "pid", "last_write", "write_interval")
 _RELIED_UPON = ("seconds", "bytes_up", "bytes_down")
 
 
-class Accuracy(NamedTuple):
+class Statistics(NamedTuple):
     """Summary of a column of /rounds in five numbers, in the column's stored unit (accuracies are in [0, 1]).
 
-    A number is NaN if no value was measured. If several values are equally good, `best_round` is the first of their
-    rounds. If it is not known which values are better, `best` is NaN and `best_round` is 0.
+    A number is NaN if no value was measured. `Run.best_is` says what decides which round is the best. If several
+    rounds are equally good, `best_round` is the first of them. If it is not known which values are better, `best` is
+    NaN and `best_round` is 0.
     """
 
     initial: float
     last: float
-    best: float
+    best: float  # the column's value in `best_round`
     best_round: int
     last10: float  # mean of the last ten evaluations
 
@@ -60,7 +63,10 @@ class Run:
         config: the settings, as YAML text.
         attributes: the attributes of the file: algorithm, dataset, model, seed, started, ...
         environment: the hosts, devices, ranks and versions of the job.
-        initial: test_loss and test_accuracy of the model before the first round; empty if it was not evaluated.
+        task: name of the task's class, such as Classification.
+        main_metric: name of the main metric, such as accuracy.
+        metrics: by name, the direction and the unit of each metric that the run computes.
+        initial: the metrics of the model before the first round, such as test_loss; empty if it was not evaluated.
         rounds: columns [rounds].
         evaluation: columns [evaluations, ...].
         inputs: the attributes of /model, which say what samples the network takes.
@@ -77,17 +83,20 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         with opened(self.path) as file:
-            self.attributes: dict[str, Any] = attributes_of(file, "config", "status", *_OF_THE_PROCESS)
+            self.attributes: dict[str, Any] = attributes_of(file, GROUPS, "config", "status", *_OF_THE_PROCESS)
             self.config: str = self.attributes["config"]
             self.status = _status(self.attributes)
             environment, rounds, evaluation = (
                 _needed(file, name) for name in ("environment", "rounds", "evaluation")
             )
-            self.environment: dict[str, Any] = attributes_of(environment)
-            self.initial: dict[str, float] = attributes_of(evaluation)
-            self.rounds, self.evaluation = table_of(rounds), table_of(evaluation)
+            metrics = metrics_of(self.attributes)
+            self.task, self.main_metric, self.metrics = metrics
+            self._groups = of_metrics(metrics)
+            self.environment: dict[str, Any] = attributes_of(environment, self._groups)
+            self.initial: dict[str, float] = attributes_of(evaluation, self._groups)
+            self.rounds, self.evaluation = (table_of(table, self._groups) for table in (rounds, evaluation))
             model = group_at(file, "model")
-            self.inputs: dict[str, Any] = attributes_of(model, "sha256") if model else {}
+            self.inputs: dict[str, Any] = attributes_of(model, self._groups, "sha256") if model else {}
             self.weights_sha256: str | None = self.inputs.get("sha256")
 
     @cached_property
@@ -135,12 +144,12 @@ class Run:
 
     @cached_property
     def partition(self) -> Table:
-        """label_counts [clients, classes] and samples [clients]."""
+        """label_counts [clients, classes] and samples [clients]; validation [clients] with a validation set."""
         return self._read("partition")
 
     @cached_property
     def held_out(self) -> Table:
-        """accuracy [held_out, epochs + 1] and epochs [held_out]; empty if there were no held-out clients."""
+        """The main metric [held_out, epochs + 1], by its name, and epochs [held_out]; empty without such clients."""
         return self._read("held_out")
 
     @cached_property
@@ -167,6 +176,11 @@ class Run:
     def model(self) -> Table:
         """weights [P], names [T], shapes [T, D], offsets [T]; methods with M models add arrays [M, P]."""
         return self._read("model")
+
+    @cached_property
+    def best(self) -> Table:
+        """The arrays of /model in the round that is the best on the validation set; empty without one."""
+        return self._read("best")
 
     @cached_property
     def frozen(self) -> Table:
@@ -201,8 +215,8 @@ class Run:
 
         Args:
             which: None: the global model, or, for a method with several models, the model that most clients have.
-                A number: the model with this number in /clusters. A name: this vector of /model, such as
-                "pretrained".
+                A number: the model with this number in /clusters. "best": the same as None, in the round that is
+                the best on the validation set. Another name: this vector of /model, such as "pretrained".
 
         Raises:
             BadInput: the model does not exist, the file does not say how it is built, or it cannot be built in the
@@ -257,26 +271,62 @@ class Run:
             raise BadInput("pandas is not installed: pip install 'fedmpi[plot]'") from None
         return pandas.DataFrame(flat(self.table(table)))
 
-    def accuracy(self, column: str = "test_accuracy", direction: Direction | None = None) -> Accuracy:
+    @property
+    def main_column(self) -> str:
+        """The column of /rounds that has the main metric on the test set, such as test_accuracy."""
+        return f"test_{self.main_metric}"
+
+    def described(self, column: str) -> Array:
+        """The description of a column of /rounds: its label, its unit, and which values are better.
+
+        Columns that a method has added have no unit and no direction.
+        """
+        found = self._groups["rounds"].array(column) or COLUMN
+        return replace(found, label=found.label or column.replace("_", " ").capitalize())
+
+    def decides(self, column: str) -> str:
+        """The column whose best value decides which round is the best for a column of /rounds.
+
+        For columns that are measured on test samples, it is the main metric on the validation set, if the run has
+        one. Otherwise it is the column itself.
+        """
+        main = f"validation_{self.main_metric}"
+        is_valid = main in self.rounds and self.described(main).better is not None
+        return main if is_valid and self.described(column).is_on_test else column
+
+    def best_is(self, column: str) -> str:
+        """What `Statistics.best` is for a column.
+
+        - "best on validation": the value in the round that is the best on the validation set.
+        - "best on test, optimistic": the best of the values on test samples. It is better than what can be expected
+          on other samples, because the test samples themselves have decided which round is the best.
+        - "best": the best value of a column that is not measured on test samples.
+        """
+        if not self.described(column).is_on_test:
+            return "best"
+        return "best on test, optimistic" if self.decides(column) == column else "best on validation"
+
+    def statistics(self, column: str | None = None, direction: Direction | None = None) -> Statistics:
         """Summarize a column of /rounds, such as an accuracy or a loss, in the numbers that are usually reported.
 
         Args:
-            column: name of the column. If the file does not have it, all numbers are NaN.
-            direction: which values are better; None: the direction that the schema gives for the column.
+            column: name of the column. If the file does not have it, all numbers are NaN. None: `main_column`.
+            direction: which values are better; None: the direction that the file or the schema gives for the column.
+                It does not matter if a validation set decides which round is the best.
         """
+        column = column or self.main_column
         values = self.rounds.get(column, np.empty(0))
-        evaluated = np.flatnonzero(~np.isnan(values))
+        known = values[~np.isnan(values)]
         initial = float(self.initial.get(column, np.nan))
-        if not evaluated.size:
-            return Accuracy(initial, np.nan, np.nan, 0, np.nan)
-        values = values[evaluated]
-        last, last10 = float(values[-1]), float(values[-10:].mean())
-        direction = direction or described(column).better
-        if direction is None:
-            return Accuracy(initial, last, np.nan, 0, last10)
-        best = int(values.argmax() if direction == "higher" else values.argmin())
-        best_round = int(self.rounds["round"][evaluated[best]])
-        return Accuracy(initial, last, float(values[best]), best_round, last10)
+        if not known.size:
+            return Statistics(initial, np.nan, np.nan, 0, np.nan)
+        last, last10 = float(known[-1]), float(known[-10:].mean())
+        decides = self.decides(column)
+        better = (direction if decides == column else None) or self.described(decides).better
+        row = best_row(self.rounds[decides], better) if better else None
+        if row is None:
+            return Statistics(initial, last, np.nan, 0, last10)
+        return Statistics(initial, last, float(values[row]), int(self.rounds["round"][row]), last10)
 
     def _tensors(self, model: Table) -> dict[str, NDArray[np.float32]]:
         """Tensors by name, as views of a model's weights; empty if there is no model."""
@@ -302,7 +352,7 @@ class Run:
     def _read(self, name: str) -> Table:
         with opened(self.path) as file:
             group = group_at(file, name)
-            return table_of(group) if group else {}
+            return table_of(group, self._groups) if group else {}
 
 
 def open(path: str | Path) -> Run:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fedmpi.results.common import described
 from fedmpi.results.formats import short
 from fedmpi.results.groups import Group, columns, grouped, references
+from fedmpi.results.metrics import Direction
 from fedmpi.results.reader import Run, traffic
-from fedmpi.results.schema import Direction, described, scale
 from fedmpi.results.spread import emphasized
 from fedmpi.results.table import comparable
 
@@ -39,20 +40,22 @@ def tabulate_rounds(
         reference: name of a method. If it was run with several settings, each row is compared with the nearest
             setting. If several settings are equally near, the row has no reduction.
         direction: which values are better. "higher": a target is reached from below. None: the direction that the
-            schema gives for the column, which must have one.
+            files give for the column, which must have one.
         costs: whether the table has columns of traffic.
 
     Raises:
-        BadInput: there are no runs of the reference.
+        BadInput: there are no runs of the reference, or the files do not give the same unit and direction for the
+            column.
     """
-    direction = direction or described(column).better
+    about = described(runs, column)
+    direction = direction or about.better
     assert direction is not None
     groups = grouped(runs)
     parts: dict[str, Sequence[str]] = {**columns(groups, ("runs",)), "runs": [str(len(group)) for group in groups]}
     kinds = comparable(groups, column)
     compared: Sequence[Group | None] = references(groups, reference) if reference else []
     for target in targets:
-        shown = f"{scale(column) * target:g} {described(column).unit}".rstrip()
+        shown = f"{about.scale * target:g} {about.unit}".rstrip()
         first = [first_rounds(group, column, target, direction) for group in groups]
         complete = [
             [*found.values()] if len(found) == len(group) else [] for found, group in zip(first, groups, strict=True)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from typing import Literal
+
+from fedmpi.results.metrics import DEFAULTS, PERCENT, Direction, Metric, Metrics
 
 SCHEMA = 1
 
@@ -18,10 +20,8 @@ SCHEMA = 1
 SETTLED_EPOCHS, SETTLED_GAIN = 3, 0.001
 
 Status = Literal["running", "finished", "interrupted", "failed"]
-#: Which values of a column are better.
-Direction = Literal["higher", "lower"]
-#: The unit in which columns of shares in [0, 1] are shown.
-PERCENT = "%"
+#: Stand for names of metrics in names of datasets and attributes: of each metric, and of the main metric.
+METRIC, MAIN = "METRIC", "MAIN"
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class Array:
         label: axis label in pictures, without the unit. Empty: the label is made from the name.
         unit: unit in which the numbers are shown. Numbers in % are stored as shares in [0, 1].
         better: which values are better; None: neither, or it depends on the experiment.
+        is_metric: whether the numbers are those of the metric in the dataset's name. The unit is then that of the
+            metric, and so is the direction if `better` is None.
+        is_on_test: whether the numbers are measured on test samples. The best of several rounds is then optimistic
+            if these numbers themselves decide which round is the best.
     """
 
     about: str
@@ -46,6 +50,27 @@ class Array:
     label: str = ""
     unit: str = ""
     better: Direction | None = None
+    is_metric: bool = False
+    is_on_test: bool = False
+
+    def of(self, metric: Metric) -> Array:
+        """The description for one metric, with its unit and its direction; the same if it is of no metric."""
+        return replace(self, unit=metric.unit, better=self.better or metric.better) if self.is_metric else self
+
+    @property
+    def scale(self) -> int:
+        """The factor from stored to shown values: 100 for shares, else 1."""
+        return 100 if self.unit == PERCENT else 1
+
+    def with_unit(self, text: str) -> str:
+        """The text, followed by the unit in brackets, if there is one."""
+        return f"{text} ({self.unit})" if self.unit else text
+
+    def shown(self, value: float) -> str:
+        """A stored value as text: shares in percent with two decimals, others with four digits; `-` for NaN."""
+        if value != value:
+            return "-"
+        return f"{100 * value:.2f} %" if self.unit == PERCENT else f"{value:.4g} {self.unit}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -72,7 +97,8 @@ class Group:
 
     def array(self, name: str) -> Array | None:
         """The description of a dataset by its name; None: the schema does not describe it."""
-        return self.arrays.get(generic(name)) or self.arrays.get("*") or (COLUMN if self.is_open else None)
+        found = self.arrays.get(name) or self.arrays.get(generic(name)) or self.arrays.get("*")
+        return found or (COLUMN if self.is_open else None)
 
 
 def _always(
@@ -86,8 +112,13 @@ def _always(
     return Array(about, shape, kinds, False, label, unit, better)
 
 
-def _accuracy(about: str, better: Direction = "higher") -> Array:
-    return Array(about, unit=PERCENT, better=better)
+def _accuracy(about: str) -> Array:
+    return Array(about, unit=PERCENT, better="higher", is_on_test=True)
+
+
+def _tested(about: str, better: Direction | None = None) -> Array:
+    """A column of a metric on test samples."""
+    return Array(about, better=better, is_metric=True, is_on_test=True)
 
 
 def _seconds(about: str, label: str = "") -> Array:
@@ -176,6 +207,11 @@ GROUPS: dict[str, Group] = {
             "missing": "the state that further rounds need and that only a checkpoint has, one item per line",
             "depends_on_rounds": "the settings by which results depend on the number of rounds; if there are any, no "
             "rounds can be added later",
+            "task": f"name of the task's class; absent: {DEFAULTS['task']}",
+            "main_metric": f"name of the main metric, by which runs are compared; absent: {DEFAULTS['main_metric']}",
+            "metrics": "a JSON object: for each metric of the run, by name, which values are `better` (higher, lower "
+            "or null: neither), and the `unit` in which they are shown (%: the numbers are shares in [0, 1]); "
+            f"absent: `{DEFAULTS['metrics']}`",
             "texts_crc32": "checksum of all texts in the file: attributes and names of tensors",
         },
         optional=False,
@@ -191,41 +227,47 @@ GROUPS: dict[str, Group] = {
         "Metrics of each round. Row r is the state after round r.",
         {
             **_ROUND,
-            "test_loss": Array(
-                "loss of the model on the test set; NaN in rounds that are not evaluated",
-                label="Test loss",
-                better="lower",
+            "test_METRIC": _tested(
+                "value of the metric on the test set; with several models, of each client's model on its own test "
+                "samples; NaN in rounds that are not evaluated"
             ),
-            "test_accuracy": _accuracy(
-                "accuracy of the model on the test set, in [0, 1]; with several models, accuracy of each client's "
-                "model on its own test samples"
+            "validation_METRIC": Array(
+                "value of the metric on the validation samples, for the same models; NaN in rounds that are not "
+                "evaluated; only with a validation set",
+                is_metric=True,
             ),
-            "client_accuracy_mean": _accuracy("mean over clients of the accuracies on their own test samples"),
-            "client_accuracy_std": _accuracy("standard deviation of these accuracies over clients", better="lower"),
-            "client_accuracy_p10": _accuracy("10th percentile of these accuracies over clients"),
-            "client_accuracy_p50": _accuracy("median of these accuracies over clients"),
-            "client_accuracy_p90": _accuracy("90th percentile of these accuracies over clients"),
-            "weighted_client_accuracy": _accuracy(
-                "mean of these accuracies, weighted by the clients' training samples"
+            "client_MAIN_mean": _tested("mean over clients of the main metric on their own test samples"),
+            "client_MAIN_std": _tested("standard deviation of these values over clients", better="lower"),
+            "client_MAIN_p10": _tested("10th percentile of these values over clients"),
+            "client_MAIN_p50": _tested("median of these values over clients"),
+            "client_MAIN_p90": _tested("90th percentile of these values over clients"),
+            "client_MAIN_worst10": _tested(
+                "mean of these values over the tenth of the clients whose values are the worst, at least one client"
             ),
+            "weighted_client_MAIN": _tested("mean of these values, weighted by the clients' training samples"),
             "leaky_client_accuracy": _accuracy(
                 "mean of the clients' accuracies on nine tenths of their training samples, weighted by the number of "
                 "training samples"
             ),
-            "local_accuracy": _accuracy(
-                "mean over the cohort of the local models' accuracies on their own test samples, before aggregation"
+            "local_MAIN": _tested(
+                "mean over the cohort of the main metric of the local models on their own test samples, before "
+                "aggregation"
+            ),
+            "fine_tuned_MAIN": _tested(
+                "mean over the cohort of the main metric on their own test samples, of the global model after "
+                "fine-tuning at the client"
             ),
             "clients_trained": Array("number of distinct clients trained so far"),
-            "cohort_mean_accuracy": _accuracy("accuracy of the mean of the round's local models, on the test set"),
-            "clients_mean_accuracy": _accuracy("accuracy of the mean of all clients' last models, on the test set"),
-            "global_accuracy": _accuracy(
-                "accuracy of the global model on the test set, for methods with personal models"
+            "cohort_mean_MAIN": _tested("main metric of the mean of the round's local models, on the test set"),
+            "clients_mean_MAIN": _tested("main metric of the mean of all clients' last models, on the test set"),
+            "global_MAIN": _tested(
+                "main metric of the global model on the test set, for methods with personal models"
             ),
-            "global_matched_accuracy": _accuracy(
-                "mean accuracy of the clients' models on all test samples, weighted by training samples"
+            "global_matched_MAIN": _tested(
+                "mean of the main metric of the clients' models on all test samples, weighted by training samples"
             ),
-            "global_matched_accuracy_std": _accuracy(
-                "standard deviation over clients of the accuracies on all test samples", better="lower"
+            "global_matched_MAIN_std": _tested(
+                "standard deviation over clients of the main metric on all test samples", better="lower"
             ),
             "with_previous_extractor_accuracy": _accuracy(
                 "feature fusion: accuracy with the extractor of the previous round"
@@ -310,7 +352,8 @@ GROUPS: dict[str, Group] = {
             ),
             "seconds": Array("training time in seconds"),
             "loss": Array("mean training loss over the client's samples"),
-            "local_accuracy": Array("accuracy of the client's model on its own test samples, before aggregation"),
+            "local_MAIN": Array("main metric of the client's model on its own test samples, before aggregation"),
+            "fine_tuned_MAIN": Array("main metric of the fine-tuned model on the client's own test samples"),
             "virtual_seconds": Array("virtual time from the start of the round to the arrival of the update"),
             "diverged": Array("1 for a client whose training diverged, else 0"),
             "malicious": Array("1 for clients that attack, 0 for the others"),
@@ -344,23 +387,24 @@ GROUPS: dict[str, Group] = {
         row="a (round, rank)",
     ),
     "evaluation": Group(
-        "Accuracies per class and per client.",
+        "Metrics per class and per client.",
         {
             "round": Array("number of the round", kinds="i"),
-            "per_class_accuracy": Array("accuracy on each class, in [0, 1]", ("rows", "classes"), "f"),
-            "client_accuracy": Array(
-                "accuracy on each client's own test samples; NaN for a client that has none", ("rows", "clients"), "f"
+            "per_class_accuracy": Array(
+                "accuracy on each class, in [0, 1]; only for Classification", ("rows", "classes"), "f"
+            ),
+            "client_MAIN": Array(
+                "main metric on each client's own test samples; NaN for a client that has none",
+                ("rows", "clients"),
+                "f",
             ),
         },
-        more={
-            "test_loss": "test loss of the initial model, if it was evaluated",
-            "test_accuracy": "test accuracy of the initial model, if it was evaluated",
-        },
+        more={"test_METRIC": "value of the metric on the test set for the initial model, if it was evaluated"},
         optional=False,
         row="an evaluation",
     ),
     "confusion": Group(
-        "Confusion matrix of the last evaluation.",
+        "Confusion matrix of the last evaluation, for Classification.",
         {
             "round": _always("number of the round", "", ("1",), "i"),
             "counts": _always(
@@ -374,8 +418,14 @@ GROUPS: dict[str, Group] = {
     "partition": Group(
         "Training samples of the clients.",
         {
-            "label_counts": _always("training samples per client and class", "", ("clients", "classes"), "i"),
+            "label_counts": Array(
+                "training samples per client and class; for other tasks than Classification, per group of samples "
+                "with similar targets, if the task has such groups",
+                ("clients", "classes"),
+                "i",
+            ),
             "samples": _always("training samples per client", "", ("clients",), "i"),
+            "validation": Array("validation samples per client; only with a validation set", ("clients",), "i"),
         },
         optional=False,
         row="a client",
@@ -391,8 +441,8 @@ GROUPS: dict[str, Group] = {
     "held_out": Group(
         "Held-out clients: they took part in no round, and fine-tune the final model alone.",
         {
-            "accuracy": _always(
-                "accuracy on the client's own test samples: of the global model, then after each epoch",
+            "MAIN": _always(
+                "main metric on the client's own test samples: of the global model, then after each epoch",
                 "",
                 ("rows", "epochs + 1"),
                 "f",
@@ -434,6 +484,19 @@ GROUPS: dict[str, Group] = {
         " All models of the run share them, and they are never sent. They are not part of `weights`.",
         {"*": Array("row-major in its PyTorch shape", ("...",), "fiub")},
     ),
+    "best": Group(
+        "The models of the evaluated round that is the best on the validation set, the earliest of several. The "
+        "tensors are laid out as /model says. Only with a validation set.",
+        {
+            "weights": _always("global model, with the layout of /model/weights", "", ("P",), "f"),
+            "*": Array("further models of the method, with the layout of `weights`", ("M", "P"), "f"),
+        },
+        {
+            "round": "number of the round",
+            "column": "column of /rounds by which it is the best, such as validation_accuracy",
+            "sha256": "SHA-256 of the bytes of `weights`",
+        },
+    ),
     "networks": Group("Further networks at the server, such as a generator. One group per network."),
     "networks/*": Group(
         "Like /model, including `frozen`.", _NETWORK, {"sha256": "SHA-256 of the bytes of `weights`"}
@@ -444,36 +507,32 @@ GROUPS: dict[str, Group] = {
 #: that are lists of numbers, and `JSON` names attributes that are JSON objects. All other attributes that are
 #: described above are texts.
 NUMBERS = {"schema": "i", "seed": "i", "pid": "i", "write_interval": "if", "texts_crc32": "iu"}
-NUMBERS |= {"ranks": "i", "threads": "i", "clients_at_once": "i", "test_loss": "if", "test_accuracy": "if"}
+NUMBERS |= {"ranks": "i", "threads": "i", "clients_at_once": "i", "round": "i", "test_METRIC": "if"}
 NUMBERS |= {"shape": "i", "classes": "i", "mean": "if", "std": "if", "vocabulary": "i"}
 LISTS = ("shape", "mean", "std")
 JSON = ("owner", "user_code", "input_files")
 
 
-def group_of(name: str) -> Group | None:
+def of_metrics(metrics: Metrics) -> dict[str, Group]:
+    """The groups of the schema for one file, in which METRIC and MAIN are the names of the file's metrics."""
+
+    def names(key: str) -> dict[str, Metric]:
+        known = metrics.all if METRIC in key else {metrics.main: metrics.all[metrics.main]}
+        return {key.replace(METRIC, name).replace(MAIN, name): metric for name, metric in known.items()}
+
+    def named(group: Group) -> Group:
+        arrays = {
+            name: array.of(metric) for key, array in group.arrays.items() for name, metric in names(key).items()
+        }
+        more = {name: about for key, about in group.more.items() for name in names(key)}
+        return replace(group, arrays=arrays, more=more)
+
+    return {name: named(group) for name, group in GROUPS.items()}
+
+
+def group_of(name: str, groups: Mapping[str, Group]) -> Group | None:
     """The description of a group by its name; None: the schema does not describe it."""
-    return next((group for pattern, group in GROUPS.items() if fnmatch(name, pattern)), None)
-
-
-def described(column: str) -> Array:
-    """The description of a column of /rounds; without unit and direction if the schema does not have the column."""
-    return GROUPS["rounds"].arrays.get(generic(column), COLUMN)
-
-
-def label(column: str) -> str:
-    """The axis label of a column of /rounds, with its unit."""
-    return with_unit(described(column).label or column.replace("_", " ").capitalize(), column)
-
-
-def with_unit(text: str, column: str) -> str:
-    """The text, followed by the unit of a column of /rounds in brackets, if the column has one."""
-    unit = described(column).unit
-    return f"{text} ({unit})" if unit else text
-
-
-def scale(column: str) -> int:
-    """The factor from stored to shown values of a column of /rounds: 100 for shares, else 1."""
-    return 100 if described(column).unit == PERCENT else 1
+    return next((group for pattern, group in groups.items() if fnmatch(name, pattern)), None)
 
 
 def generic(name: str) -> str:
@@ -518,11 +577,23 @@ Each dataset of a table is one column. Missing values are NaN (the column is the
 every file has; columns with a star exist from the first round on. Everything else exists only if it applies to the
 run. N stands for a number.
 
+METRIC stands for the name of each metric that the run computes, and MAIN for the name of its main metric. The root
+attributes `metrics` and `main_metric` name them.
+
+| task | MAIN | columns |
+| --- | --- | --- |
+| Classification | accuracy | `test_accuracy`, `test_loss`, `client_accuracy_mean`, ... |
+| Regression | rmse | `test_rmse`, `test_loss`, `client_rmse_mean`, ... |
+| MultiLabel | map | `test_map`, `test_loss`, `client_map_mean`, ... |
+| Segmentation | mean_iou | `test_mean_iou`, `test_loss`, `client_mean_iou_mean`, ... |
+| LanguageModel | perplexity | `test_perplexity`, `test_loss`, `client_perplexity_mean`, ... |
+
 Files use the format of HDF5 1.10 (2016), with checksums. HDF5 refuses to read a damaged dataset, and the check names
 it. Texts have no checksums in HDF5, so the check compares them with `texts_crc32`.
 
 Commands show each column in the unit that is given here. They also use the direction that is given here, which says
-which values are better. A column that your own method adds has neither; give `--direction higher` or `lower`.
+which values are better. Columns of a metric have the unit and the direction that `metrics` gives. A column that your
+own method adds has neither; give `--direction higher` or `lower`.
 
 Groups, columns and attributes may be added without a new schema. Those described here keep their names and meanings.
 A reader of schema {SCHEMA} refuses files of another schema.
@@ -533,6 +604,8 @@ def _line(name: str, array: Array) -> str:
     numbers = "float32" if array.kinds == "f" and "P" in array.shape else _TYPES[array.kinds]
     shown = "others" if name == "*" else f"`{name}`"
     facts = [array.about]
+    if array.is_metric:
+        facts.append("shown in the metric's unit")
     if array.unit:
         facts.append(f"shown in {array.unit}")
     if array.better:

@@ -19,8 +19,10 @@ DATA = {"dataset": "data_sha256", "algorithm.proxy": "proxy_sha256"}
 PLACE = "root"
 #: Options that define the task. All others belong to the method. Results on different tasks cannot be compared.
 TASK = (
+    "task",
     "dataset",
     "partition",
+    "validation",
     "clients",
     "cohort",
     "rounds",

@@ -13,7 +13,7 @@ from fedmpi.results.paths import kind, replacing
 from fedmpi.results.storage import Storage, image
 
 #: The groups whose arrays are left out. Their attributes stay, such as the SHA-256 of the weights.
-LARGE = ("model", "networks", "synthetic")
+LARGE = ("model", "best", "networks", "synthetic")
 
 
 def slim(source: Path, target: Path, overwrite: bool = False, without: Collection[str] = ()) -> tuple[int, int]:

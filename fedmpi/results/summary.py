@@ -20,7 +20,7 @@ CAS = {"cas": "CAS on all images", "cas_test": "on test images", "cas_compat": "
 
 
 def summarize(run: Run) -> str:
-    """Settings, accuracies, speed and traffic of a run, as text without a final newline."""
+    """Settings, metrics, speed and traffic of a run, as text without a final newline."""
     lines = [f"{'status':{_LABEL_WIDTH}}{_status(run)}"]
     for label, text in _entries(run):
         text = printable(text)
@@ -28,7 +28,7 @@ def summarize(run: Run) -> str:
         lines += textwrap.wrap(
             text,
             width=80,
-            initial_indent=f"{label:{_LABEL_WIDTH}}",
+            initial_indent=f"{label:{_LABEL_WIDTH - 1}} ",
             subsequent_indent=" " * _LABEL_WIDTH,
             break_long_words=False,
             break_on_hyphens=False,
@@ -51,20 +51,26 @@ def _entries(run: Run) -> Iterator[tuple[str, str]]:
         frozen = sum(tensor.size for tensor in run.frozen.values())
         yield "model", f"{len(run.weights):,} values trained and sent, {frozen:,} frozen"
     yield "rounds", _rounds(run)
-    if not np.isnan(run.accuracy().initial):
-        accuracy, before = percent(run.accuracy().initial), loss(run.initial.get("test_loss"))
-        yield "untrained", f"accuracy {accuracy}, loss {before} (of the initial model)"
+    main = run.main_metric
+    if not np.isnan(run.statistics().initial):
+        before = [f"{name} {_shown(run, f'test_{name}', 'initial')}" for name in dict.fromkeys((main, "loss"))]
+        yield "untrained", f"{', '.join(before)} (of the initial model)"
     if _rounds_done(run):
-        yield "accuracy", _accuracy(run)
-        for label, column in (("cohort mean", "cohort_mean_accuracy"), ("client mean", "clients_mean_accuracy")):
+        yield main, _measured(run, run.main_column)
+        columns = {"validation": f"validation_{main}", "cohort mean": f"cohort_mean_{main}"}
+        columns |= {"client mean": f"clients_mean_{main}"}
+        columns |= {name: f"test_{name}" for name in run.metrics if name not in (main, "loss")}
+        for label, column in columns.items():
             if column in run.rounds:
-                yield label, _accuracy(run, column)
+                yield label, _measured(run, column)
         scores = [name for name in CAS if name in run.rounds]
         if scores:
-            yield "generator", ", ".join(f"{CAS[name]} {percent(run.accuracy(name).last)}" for name in scores)
-        if run.held_out:
+            yield "generator", ", ".join(f"{CAS[name]} {_shown(run, name)}" for name in scores)
+        if main in run.held_out:
             yield "held-out", _held_out(run)
-        yield "loss", f"test {loss(_last(run, 'test_loss'))}, training {loss(_last(run, 'train_loss'))}"
+        losses = {"test": "test_loss", "validation": "validation_loss", "training": "train_loss"}
+        known = {name: column for name, column in losses.items() if name != "validation" or column in run.rounds}
+        yield "loss", ", ".join(f"{name} {_shown(run, column)}" for name, column in known.items())
         if diverged := _total(run, "diverged_clients"):
             some = "local training; its update was" if diverged == 1 else "local trainings; their updates were"
             yield "diverged", f"{diverged:.0f} {some} excluded"
@@ -100,15 +106,26 @@ def _rounds(run: Run) -> str:
     return f"{text}, {duration(_total(run, 'seconds'))}" if done else text
 
 
-def _accuracy(run: Run, column: str = "test_accuracy") -> str:
-    score = run.accuracy(column)
-    if np.isnan(score.last):
+def _measured(run: Run, column: str) -> str:
+    """The last value of a column, the best one if it is known which values are better, and the last ten."""
+    if column not in run.rounds or np.isnan(run.statistics(column).last):
         return "-"
     averaged = min(10, np.count_nonzero(~np.isnan(run.rounds[column])))
-    return (
-        f"last {percent(score.last)}, best {percent(score.best)} (round {score.best_round}), "
-        f"last {averaged} evaluations {percent(score.last10)}"
-    )
+    last, last10 = (_shown(run, column, statistic) for statistic in ("last", "last10"))
+    return ", ".join([f"last {last}", *best(run, column), f"last {averaged} evaluations {last10}"])
+
+
+def best(run: Run, column: str) -> list[str]:
+    """The best value of a column and its round, as text; empty if it is not known which values are better."""
+    found = run.statistics(column)
+    if not found.best_round:
+        return []
+    how, *remark = run.best_is(column).split(", ")
+    return [f"{how} {_shown(run, column, 'best')} ({', '.join([f'round {found.best_round}', *remark])})"]
+
+
+def _shown(run: Run, column: str, statistic: str = "last") -> str:
+    return run.described(column).shown(getattr(run.statistics(column), statistic))
 
 
 def _time_split(run: Run) -> str:
@@ -150,11 +167,11 @@ def _virtual(run: Run) -> str:
 
 
 def _held_out(run: Run) -> str:
-    """The mean accuracy of the held-out clients before and after they fine-tune the global model."""
-    accuracy = run.held_out["accuracy"]
-    first, last, epochs = accuracy[:, 0].mean(), accuracy[:, -1].mean(), accuracy.shape[1] - 1
-    after = f"after {epochs} epochs of fine-tuning {percent(last)}"
-    return f"{len(accuracy)} clients, accuracy of the global model {percent(first)}, {after}"
+    """The mean of the held-out clients' main metric before and after they fine-tune the global model."""
+    values, about = run.held_out[run.main_metric], run.described(run.main_column)
+    first, last, epochs = values[:, 0].mean(), values[:, -1].mean(), values.shape[1] - 1
+    after = f"after {epochs} epochs of fine-tuning {about.shown(last)}"
+    return f"{len(values)} clients, {run.main_metric} of the global model {about.shown(first)}, {after}"
 
 
 def _traffic(run: Run) -> str:
@@ -164,12 +181,6 @@ def _traffic(run: Run) -> str:
 
 def _total(run: Run, column: str) -> float:
     return float(np.nansum(run.rounds.get(column, np.nan)))
-
-
-def _last(run: Run, column: str) -> float | None:
-    values = run.rounds.get(column, np.empty(0))
-    values = values[~np.isnan(values)]
-    return float(values[-1]) if values.size else None
 
 
 def _rounds_done(run: Run) -> int:
@@ -185,16 +196,6 @@ def way_of_training(at_once: int, reason: str) -> str:
     """
     way = "one client after another" if at_once == 1 else f"up to {at_once} clients in one batched call"
     return f"{way} on each rank ({reason})"
-
-
-def percent(value: float) -> str:
-    """A share in [0, 1] as text in percent; `-` for NaN."""
-    return "-" if np.isnan(value) else f"{100 * value:.2f} %"
-
-
-def loss(value: float | None) -> str:
-    """A loss as text with four digits; `-` for None."""
-    return "-" if value is None else f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from fedmpi.errors import BadInput
 from fedmpi.results.reader import Run, whole
 from fedmpi.results.settings import describe
-from fedmpi.results.summary import duration, loss, percent
+from fedmpi.results.summary import best, duration
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
+_LABEL_WIDTH = 15
 _HOME_AND_CLEAR = "\x1b[H\x1b[J"
 
 
@@ -51,7 +52,7 @@ def watch(paths: Sequence[Path], interval: float) -> bool:
 
 
 def progress(run: Run, width: int = 80) -> str:
-    """The progress of a run in a few lines: rounds, time left, and the course of accuracy and loss.
+    """The progress of a run in a few lines: rounds, time left, and the course of the main metric and of the loss.
 
     Args:
         run: the run.
@@ -94,13 +95,11 @@ def _lines(run: Run) -> Iterator[str]:
     names = [describe(settings[name]) for name in ("algorithm", "model", "dataset")]
     yield ", ".join([*names, f"seed {settings['seed']}"])
     yield _bar(run)
-    score, accuracies = run.accuracy(), _known(run, "test_accuracy")
-    if len(accuracies):
-        best = f"best {percent(score.best)} (round {score.best_round})"
-        yield f"test accuracy  {sparkline(accuracies)} {percent(score.last)}, {best}"
-    losses = _known(run, "train_loss")
-    if len(losses):
-        yield f"training loss  {sparkline(losses)} {loss(losses[-1])}"
+    for label, column in ((f"test {run.main_metric}", run.main_column), ("training loss", "train_loss")):
+        if len(values := _known(run, column)):
+            yield f"{label:{_LABEL_WIDTH - 1}} {sparkline(values)} {run.described(column).shown(values[-1])}"
+            if column == run.main_column:
+                yield from (f"{'':{_LABEL_WIDTH}}{text}" for text in best(run, column))
 
 
 def _silence(run: Run) -> str:

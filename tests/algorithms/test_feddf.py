@@ -125,7 +125,7 @@ def test_it_learns(tmp_path: Path) -> None:
     settings |= {"partition": Dirichlet(0.1), "local": LocalTraining(epochs=1, batch_size=20)}
     made = run(tmp_path / "run.h5", FedDF(Digits(), student_steps=20, student_lr=0.003), **settings)
     assert made.rounds["test_accuracy"].mean() > made.rounds["cohort_mean_accuracy"].mean()
-    assert made.accuracy().last > 0.6
+    assert made.statistics().last > 0.6
 
 
 # What cannot be

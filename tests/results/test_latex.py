@@ -108,7 +108,7 @@ def test_global_and_personal_models_are_not_compared(tmp_path: Path, capsys: pyt
     row = {"round": 4, "test_accuracy": 0.9, "clients_trained": 9, "bytes_up": 0, "bytes_down": 0, "seconds": 0}
     personal.add_round(row)
     personal.finish("finished")
-    assert open_run(tmp_path / "personal.h5").accuracy().last == 0.9
+    assert open_run(tmp_path / "personal.h5").statistics().last == 0.9
     assert main(["table", *files, str(tmp_path / "personal.h5"), "--statistic", "last", "--format", "latex"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if " & " in line]
     assert lines[0] == r"method & evaluated model & last (\%) \\"

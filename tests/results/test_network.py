@@ -62,7 +62,7 @@ def test_the_stored_accuracy_is_the_networks(trained: dict[str, results.Run]) ->
     runs = {str(run.path): run for name, run in trained.items() if name != "several"}
     found = json.loads(succeed(mpirun(0, "-c", COUNT, *runs)))
     for path, (hits, samples) in found.items():
-        assert hits / samples == runs[path].accuracy().last, path
+        assert hits / samples == runs[path].statistics().last, path
         assert hits / samples > 0.15, f"{path}: better than chance"
 
 
@@ -82,6 +82,21 @@ def test_each_of_several_models(trained: dict[str, results.Run]) -> None:
     for which in (2, -1, "centers", "nothing"):
         with pytest.raises(BadInput, match=r"no model .*, but 0 to 1, 'origin', 'weights'"):
             run.network(which)
+
+
+def test_the_best_on_the_validation_set(trained: dict[str, results.Run], tmp_path: Path) -> None:
+    """Oracle: half of the last weights, stored as the best ones; a file without them is refused."""
+    last, copied = trained["digits"], tmp_path / "copy.h5"
+    half = (last.weights / 2).astype(np.float32)
+    shutil.copy(last.path, copied)
+    with h5py.File(copied, "r+") as file:
+        file["best/weights"] = half
+    network = results.open(copied).network("best")
+    state = results.open(copied).state_dict(half)
+    for name, tensor in network.network.named_parameters():
+        np.testing.assert_array_equal(tensor.detach(), state[name])
+    with pytest.raises(BadInput, match=r"no model 'best': the run has no validation set, or no evaluation yet"):
+        last.network("best")
 
 
 def test_what_it_takes_and_gives(trained: dict[str, results.Run]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import fedmpi.results
 from fedmpi.results.__main__ import main
-from fedmpi.results.pictures.clients import client_accuracies
+from fedmpi.results.pictures.clients import client_values
 from fedmpi.results.pictures.curves import band, curve
 from tests.results.made_runs import add_round, finished, started
 
@@ -138,9 +138,9 @@ def test_the_other_kinds(tmp_path: Path, drawn: list[Any], capsys: pytest.Captur
     young = started(tmp_path / "young.h5")
     young.write()
     reasons = {
-        "clients": "no accuracies of clients yet",
-        "classes": "no evaluations yet",
-        "confusion": "no evaluations yet",
+        "clients": "no client_accuracy yet",
+        "classes": "no accuracies per class yet",
+        "confusion": "no confusion matrix yet",
         "timeline": "no rounds yet",
     }
     for kind, reason in reasons.items():
@@ -168,4 +168,4 @@ def test_the_other_kinds(tmp_path: Path, drawn: list[Any], capsys: pytest.Captur
     ]  # rank 0 has no rows here; then busy, waiting of ranks 1, 2
     assert [(corners.min(), corners.max()) for corners in of_rank_1[:2]] == [(0, 1.0), (2, 3.0)]
 
-    assert client_accuracies(fedmpi.results.open(files[0])).tolist() == [50.0] * 20
+    assert client_values(fedmpi.results.open(files[0])).tolist() == [50.0] * 20

@@ -44,7 +44,7 @@ def test_a_run_reads_back_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_accuracies_are_taken_from_the_evaluated_rounds(tmp_path: Path) -> None:
-    score = fedmpi.results.open(finished(tmp_path / "run.h5")).accuracy()
+    score = fedmpi.results.open(finished(tmp_path / "run.h5")).statistics()
     assert score == pytest.approx((0.1, 0.8, 0.8, 20, 0.04 * np.mean(np.arange(2, 21, 2))))
 
 
@@ -53,7 +53,7 @@ def test_the_earliest_of_equally_good_rounds_is_the_best(tmp_path: Path) -> None
     for round, accuracy in enumerate([0.2, np.nan, 0.5, 0.5, 0.4], start=1):
         results.add_round({"round": round, "test_accuracy": accuracy})
     results.finish("failed")
-    score = fedmpi.results.open(results.path).accuracy()
+    score = fedmpi.results.open(results.path).statistics()
     assert score == pytest.approx((0.1, 0.4, 0.5, 3, 0.4))
 
 
@@ -63,9 +63,9 @@ def test_the_best_loss_is_the_least(tmp_path: Path) -> None:
         results.add_round({"round": round, "train_loss": loss, "mine": loss})
     results.finish("finished")
     run = fedmpi.results.open(results.path)
-    assert run.accuracy("train_loss")[1:4] == (0.3, 0.2, 2)
-    assert run.accuracy("mine", "higher")[2:4] == (0.4, 1)
-    last, best, best_round = run.accuracy("mine")[1:4]
+    assert run.statistics("train_loss")[1:4] == (0.3, 0.2, 2)
+    assert run.statistics("mine", "higher")[2:4] == (0.4, 1)
+    last, best, best_round = run.statistics("mine")[1:4]
     assert (last, best_round) == (0.3, 0)
     assert np.isnan(best), "nobody knows which is better"
 
@@ -75,8 +75,8 @@ def test_a_run_without_rounds_has_no_accuracies(tmp_path: Path) -> None:
     results.write()
     run = fedmpi.results.open(results.path)
     assert run.rounds == {}
-    assert np.isnan(run.accuracy()[1:3]).all()
-    assert run.accuracy().best_round == 0
+    assert np.isnan(run.statistics()[1:3]).all()
+    assert run.statistics().best_round == 0
 
 
 def test_the_weights_load_into_a_torch_module(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_a_copy_has_all_but_what_is_large(source: Path, tmp_path: Path, capsys: 
 def test_networks_and_images_go_as_well(source: Path, tmp_path: Path) -> None:
     assert main(["slim", str(source), str(tmp_path / "slim.h5")]) == 0
     with h5py.File(tmp_path / "slim.h5") as file:
-        assert [list(file["networks/inner"]), list(file["synthetic"])] == [[], []]
+        assert [list(file[name]) for name in ("networks/inner", "synthetic", "best")] == [[], [], []]
 
 
 def test_many_files_go_into_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,9 +40,9 @@ def test_spread_is_over_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for seed, rounds in ((1, 4), (2, 6), (3, 8)):  # as if trained for as long, and learnt as much
         files.append(str(finished(tmp_path / f"{seed}.h5", rounds=rounds, seed=seed)))
     (line,) = rows(capsys, *files)
-    assert line["best (%)"] == "24.00 ± 8.00"  # of 16, 24, 32, with n-1
+    assert line["best on test, optimistic (%)"] == "24.00 ± 8.00"  # of 16, 24, 32, with n-1
     (line,) = rows(capsys, *files, "--standard_error")
-    assert line["best (%)"] == "24.00 ± 4.62"  # 8 / sqrt(3)
+    assert line["best on test, optimistic (%)"] == "24.00 ± 4.62"  # 8 / sqrt(3)
     (line,) = rows(capsys, *files, "--column", "train_loss")
     assert line["last"] == line["best"] == "0.1806 ± 0.0636"  # of 1/4, 1/6, 1/8: losses fall
 
@@ -67,8 +67,10 @@ def test_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for format in ("text", "markdown", "latex"):
         assert main(["table", *files, "--format", format]) == 0
         shown[format] = capsys.readouterr().out.splitlines()
-    assert " ".join(shown["text"][0].split()) == "method runs last (%) best (%) last 10 (%) evaluated model"
-    assert shown["text"][1].startswith("FedProx     2  8.00 ± 0.00  8.00 ± 0.00"), "one of a kind, no arguments"
+    head = "method runs last (%) best on test, optimistic (%) last 10 (%) evaluated model"
+    assert " ".join(shown["text"][0].split()) == head
+    first = "FedProx     2  8.00 ± 0.00                   8.00 ± 0.00"
+    assert shown["text"][1].startswith(first), "one of a kind, no arguments"
     assert shown["markdown"][1] == "| --- | ---: | ---: | ---: | ---: | --- |"
     assert shown["markdown"][2].startswith("| FedProx | 2 | 8.00 ± 0.00 | ")
     assert shown["latex"] == [
@@ -77,7 +79,7 @@ def test_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "% in all rows: evaluated model global",
         r"\begin{tabular}{lrrr}",
         r"\toprule",
-        r"method & last (\%) & best (\%) & last 10 (\%) \\",
+        r"method & last (\%) & best on test, optimistic (\%) & last 10 (\%) \\",
         r"\midrule",
         r"FedProx & 8.00 $\pm$ 0.00 & 8.00 $\pm$ 0.00 & 8.00 $\pm$ 0.00 \\",
         r"\bottomrule",
@@ -128,7 +130,7 @@ def test_methods_by_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "FedProx (mu 1.0),5,-,56.00",
     ]
     assert main(["table", *files[:2], "--statistic", "best", "--format", "csv"]) == 0
-    assert capsys.readouterr().out == "method,best (%)\nFedProx,20.00 ± 5.66\n"
+    assert capsys.readouterr().out == 'method,"best on test, optimistic (%)"\nFedProx,20.00 ± 5.66\n'
 
 
 def test_held_out_clients_have_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,11 +193,13 @@ def test_the_best_of_a_column_is_its_highest_or_its_lowest(
         file = with_column(tmp_path / f"{column}.h5", column, [2, 0.5, 1])
         unit = " (%)" if column == "local_accuracy" else ""
         (line,) = rows(capsys, file, "--column", column)
-        assert line.get(f"best{unit}", "?") == best
+        title = "best" if column == "epsilon" else "best on test, optimistic"
+        assert line.get(f"{title}{unit}", "?") == best
         assert line[f"last{unit}"] == ("100.00" if unit else "1.000"), "shown in its unit, or without one"
         if best != "?":
             assert main(["table", file, "--column", column, "--statistic", "best", "--format", "csv"]) == 0
-            assert capsys.readouterr().out == f"method,best{unit}\nFedProx,{best}\n"
+            head, shown = csv.reader(capsys.readouterr().out.splitlines())
+            assert (head, shown) == (["method", f"{title}{unit}"], ["FedProx", best])
     for command in (
         ["table", "--statistic", "best"],
         ["compare", "--statistic", "best"],
@@ -262,7 +266,11 @@ def test_what_was_not_measured_is_no_number(tmp_path: Path, capsys: pytest.Captu
     with h5py.File(nothing, "r+") as file:
         file["rounds/test_accuracy"][:] = np.nan
     (line,) = rows(capsys, nothing, other)
-    assert (line["runs"], line["last (%)"], line["best (%)"]) == ("2", "50.00 (1 of 2)", "50.00 (1 of 2)")
+    assert (line["runs"], line["last (%)"], line["best on test, optimistic (%)"]) == (
+        "2",
+        "50.00 (1 of 2)",
+        "50.00 (1 of 2)",
+    )
     for path in (nothing, other):
         with h5py.File(path, "r+") as file:
             file.attrs["config"] = ""

@@ -41,7 +41,8 @@ def test_a_run_is_watched_until_it_ends(tmp_path: Path, capsys: pytest.CaptureFi
         "finished",
         "FedProx (mu 0.01), Linear, Digits, seed 7",
         "[####################] round 20 of 20, 2 s per round",
-        "test accuracy  ▁▂▃▃▄▅▆▆▇█ 80.00 %, best 80.00 % (round 20)",
+        "test accuracy  ▁▂▃▃▄▅▆▆▇█ 80.00 %",
+        "               best on test 80.00 % (round 20, optimistic)",
         "training loss  █▄▃▂▂▂▂▂▁▁▁▁▁▁▁▁▁▁▁▁ 0.05",
     ]
 

@@ -17,10 +17,10 @@ def class_accuracies(run: Run) -> NDArray[np.float64]:
     """The accuracy per class at each evaluation, [evaluations, classes], in percent.
 
     Raises:
-        BadInput: the run has no evaluation yet.
+        BadInput: the run has no evaluation yet, or no classes.
     """
     if not len(run.evaluation.get("per_class_accuracy", ())):
-        raise BadInput(f"{run.path}: no evaluations yet")
+        raise BadInput(f"{run.path}: no accuracies per class yet")
     return 100 * run.evaluation["per_class_accuracy"]
 
 

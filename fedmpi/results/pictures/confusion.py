@@ -20,10 +20,10 @@ def confusion(run: Run) -> NDArray[np.float64]:
     """The confusion matrix [true classes, predicted classes] in percent of the samples of each true class.
 
     Raises:
-        BadInput: the run has no evaluation yet.
+        BadInput: the run has no evaluation yet, or no classes.
     """
     if "counts" not in run.confusion:
-        raise BadInput(f"{run.path}: no evaluations yet")
+        raise BadInput(f"{run.path}: no confusion matrix yet")
     counts = run.confusion["counts"].astype(np.float64)
     return 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
 

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import BadInput
+from fedmpi.results.common import described, main_metric
 from fedmpi.results.groups import Group, grouped, names
 from fedmpi.results.pictures.figure import COLOURS, Sheet, inches, picture, wrapped
 from fedmpi.results.pictures.legend import add_legend
 from fedmpi.results.reader import Run, traffic
-from fedmpi.results.schema import label, scale
 
 if TYPE_CHECKING:
     from matplotlib.lines import Line2D
@@ -24,7 +24,7 @@ X_LABELS = {
     "bytes": "Traffic of the clients, up and down (GB)",
     "virtual_seconds": "Virtual time (s)",
 }
-#: Used as the name of a column: the accuracy of held-out clients while they fine-tune the final model.
+#: Used as the name of a column: the main metric of held-out clients while they fine-tune the final model.
 HELD_OUT = "held_out"
 
 _WIDTH, _ASPECT = 5.0, 0.6  # width in inches, and ratio of height to width
@@ -42,7 +42,8 @@ def curve(run: Run, column: str, x: str) -> tuple[Points, Points]:
 
     Args:
         run: the run.
-        column: a column of /rounds, or `HELD_OUT` for the mean accuracy of held-out clients after each local epoch.
+        column: a column of /rounds, or `HELD_OUT` for the mean over held-out clients of the main metric after each
+            local epoch.
         x: the horizontal axis, a key of `X_LABELS`; ignored for `HELD_OUT`.
 
     Returns:
@@ -52,10 +53,10 @@ def curve(run: Run, column: str, x: str) -> tuple[Points, Points]:
         BadInput: the run has no such column, no value in it yet, or no held-out clients.
     """
     if column == HELD_OUT:
-        if not run.held_out:
+        if run.main_metric not in run.held_out:
             raise BadInput(f"{run.path}: no held-out clients")
-        accuracy = run.held_out["accuracy"].mean(axis=0)
-        return np.arange(len(accuracy), dtype=np.float64), 100 * accuracy
+        means = run.held_out[run.main_metric].mean(axis=0)
+        return np.arange(len(means), dtype=np.float64), run.described(run.main_column).scale * means
     for needed in (column, *({x} & {"virtual_seconds"})):
         if needed not in run.rounds:
             known = ", ".join(run.rounds) or "no rounds yet"
@@ -71,7 +72,7 @@ def curve(run: Run, column: str, x: str) -> tuple[Points, Points]:
     known_values = ~np.isnan(ys)
     if not known_values.any():
         raise BadInput(f"{run.path}: column {column!r} has no value yet")
-    return xs[known_values], ys[known_values] * scale(column)
+    return xs[known_values], ys[known_values] * run.described(column).scale
 
 
 def band(group: Group, column: str, x: str) -> tuple[Points, Points, Points]:
@@ -104,8 +105,10 @@ def draw(runs: Sequence[Run], sheet: Sheet, column: str, x: str) -> None:
         column, x: as for `curve`.
 
     Raises:
-        BadInput: a run has no such curve (see `curve`), or the picture cannot be drawn or written (see `picture`).
+        BadInput: a run has no such curve (see `curve`), the files do not give the same unit for the column, or the
+            picture cannot be drawn or written (see `picture`).
     """
+    y_label = _y_label(runs, column)
     groups = grouped(runs)
     width = sheet.width or _WIDTH
     with picture(sheet, width, _ASPECT * width) as figure:
@@ -135,13 +138,20 @@ def draw(runs: Sequence[Run], sheet: Sheet, column: str, x: str) -> None:
         axes.grid(True)
         axes.margins(x=0.02)
         x_label = "Local epochs of a held-out client" if is_held_out else X_LABELS[x]
-        y_label = "Held-out clients' accuracy (%)" if is_held_out else label(column)
         axes.set_xlabel(wrapped(x_label, 0.75 * width, "axes.labelsize"))
         figure.draw_without_rendering()  # `inches` needs the layout
         axes.set_ylabel(wrapped(y_label, inches(axes)[1], "axes.labelsize"))
         if len(groups) > 1:
             highest_first = sorted(ends, key=ends.__getitem__, reverse=True)
             add_legend(figure, axes, highest_first, grows=not sheet.height)
+
+
+def _y_label(runs: Sequence[Run], column: str) -> str:
+    if column != HELD_OUT:
+        about = described(runs, column)
+        return about.with_unit(about.label)
+    main = main_metric(runs, "plot them one by one")
+    return described(runs, f"test_{main}").with_unit(f"Held-out clients' {main.replace('_', ' ')}")
 
 
 def _marked(points: int, number: int, count: int) -> tuple[int, int]:

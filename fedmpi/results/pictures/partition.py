@@ -23,7 +23,7 @@ def samples_by_class(run: Run) -> NDArray[np.int64]:
     """
     counts = run.partition.get("label_counts", np.empty((0, 0), np.int64))
     if not counts.max(initial=0) > 0:
-        raise BadInput(f"{run.path}: no samples of clients")
+        raise BadInput(f"{run.path}: no samples per client and class")
     return counts
 
 
