@@ -196,7 +196,9 @@ class Results:
         before = self._best.value if self._best else np.nan
         is_better = np.isnan(before) or (value > before if better == "higher" else value < before)
         if is_better and not np.isnan(value):
-            arrays = {name: Packed(np.array(give())) for name, give in self._models["model"].arrays.items()}
+            arrays = {
+                name: Packed(np.asarray(give(), dtype="<f4")) for name, give in self._models["model"].arrays.items()
+            }
             self._best = _Best(round, column, value, arrays)
             self._lacks = True
 
@@ -409,6 +411,8 @@ class _Best:
         storage.set_attributes(group, {"round": self.round, "column": self.column, "value": self.value})
         for name, array in self.arrays.items():
             array.store(storage, group, name)
+        sha256 = hashlib.sha256(group["weights"][()].data).hexdigest()
+        storage.set_attributes(group, {"sha256": sha256})
 
     @classmethod
     def read(cls, group: h5py.Group) -> _Best:

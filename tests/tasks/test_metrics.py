@@ -12,12 +12,14 @@ from torch import nn
 from fedmpi.errors import BadInput
 from fedmpi.tasks import (
     Classification,
+    Described,
     LanguageModel,
     Measures,
     Metric,
     MultiLabel,
     Ratio,
     Regression,
+    Rows,
     Segmentation,
     Task,
     metric,
@@ -165,7 +167,8 @@ def test_losses_are_those_that_pytorch_means() -> None:
 
 def test_strata() -> None:
     class About:
-        classes, vocabulary = 3, None
+        classes = 3
+        vocabulary: int | None = None
 
     y = np.arange(100, dtype=np.float32)[:, None]
     train, test, count = Regression().strata(y, y[::10] + 0.5, About())
@@ -187,12 +190,14 @@ def test_strata() -> None:
 
 def test_targets_are_checked() -> None:
     class About:
-        classes, vocabulary = 3, 5
+        classes = 3
+        vocabulary: int | None = 5
 
     class Nothing:
-        classes, vocabulary = 0, None
+        classes = 0
+        vocabulary: int | None = None
 
-    def problem(task: Task, y: NDArray, about: type = About) -> str:
+    def problem(task: Task, y: NDArray, about: type[Described] = About) -> str:
         found = task.problem(y, about())
         assert found is not None
         return found
@@ -218,15 +223,15 @@ def test_targets_are_checked() -> None:
 
 
 @metric(better="lower", needs=("scores",))
-def brier(rows: dict[str, NDArray], targets: NDArray, owners: NDArray) -> float:
+def brier(rows: Rows, targets: NDArray, owners: NDArray) -> float:
     return float(np.square(rows["scores"] - np.eye(rows["scores"].shape[1])[targets]).sum(1).mean())
 
 
-def worst_owner(rows: dict[str, NDArray], targets: NDArray, owners: NDArray) -> float:
+def worst_owner(rows: Rows, targets: NDArray, owners: NDArray) -> float:
     return float(min(rows["correct"][owners == owner].mean() for owner in np.unique(owners)))
 
 
-def accuracy(rows: dict[str, NDArray], targets: NDArray, owners: NDArray) -> float:
+def accuracy(rows: Rows, targets: NDArray, owners: NDArray) -> float:
     return 0.0
 
 
