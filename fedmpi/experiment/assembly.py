@@ -16,6 +16,7 @@ from fedmpi.data import Arrays, Dataset, Split, make_split
 from fedmpi.errors import named, option_of
 from fedmpi.experiment import compatibility
 from fedmpi.experiment.alike import check_rebuilt, check_set_up
+from fedmpi.experiment.initial_model import read_initial_model
 from fedmpi.experiment.networks import Networks, networks_of
 from fedmpi.experiment.samples import PixelOrders, load_shared
 from fedmpi.experiment.settings import Settings
@@ -68,7 +69,7 @@ def assemble(experiment: Settings, world: World) -> Assembled:
     device = pick_device(world, experiment.device, experiment.algorithm.trains_at_server)
     arrays = load_shared(world, experiment.dataset)
     proxy = load_shared(world, experiment.algorithm.proxy) if experiment.algorithm.proxy else None
-    networks = networks_of(experiment, arrays, device)
+    networks = networks_of(experiment, arrays, device, read_initial_model(world, experiment.init))
     with world.agreed():
         model = networks(0)
         compatibility.check_loaded(_loaded(experiment, arrays, proxy, model))

@@ -38,13 +38,21 @@ class Recorder:
         is_open: whether anything is recorded.
         path: the results file.
         started: when the run first began.
-        held_out: [held_out, epochs + 1] accuracies so far; None: none.
     """
 
     is_open = False
     path = Path()
     started = ""
-    held_out: NDArray[np.float64] | None = None
+
+    @property
+    def held_out(self) -> NDArray[np.float64] | None:
+        """[held_out, epochs + 1], the accuracies of held-out clients so far; None: there are none."""
+        return None
+
+    @property
+    def rounds(self) -> dict[str, NDArray]:
+        """The columns of /rounds so far."""
+        return {}
 
     def begin_stage(self, name: str, rounds: int, done: int) -> None:
         """Called when a stage begins, or continues after `done` rounds."""
@@ -57,6 +65,9 @@ class Recorder:
 
     def add_round(self, outcome: Outcome) -> None:
         """Called at the end of a round."""
+
+    def stop(self, reason: str) -> None:
+        """Called when the run ends before all its rounds are done."""
 
     def end_rounds(self) -> None:
         """Called at the end of a stage's rounds."""
@@ -97,7 +108,14 @@ class ResultsRecorder(Recorder):
         self._progress: Progress
         self.path = results.path
         self.started = results.started
-        self.held_out = results.held_out
+
+    @property
+    def held_out(self) -> NDArray[np.float64] | None:
+        return self._results.held_out
+
+    @property
+    def rounds(self) -> dict[str, NDArray]:
+        return self._results.rounds
 
     def begin_stage(self, name: str, rounds: int, done: int) -> None:
         self._results.begin_stage(name, done)
@@ -122,6 +140,11 @@ class ResultsRecorder(Recorder):
             results.add_evaluation(round, found.class_accuracy, found.client_accuracy)
             results.set_confusion(round, found.confusion)
         self._progress.show(outcome.row)
+
+    def stop(self, reason: str) -> None:
+        self._results.set_stopped(reason)
+        self._progress.close()
+        say(f"stopped by {reason}")
 
     def end_rounds(self) -> None:
         self._progress.close()
@@ -182,7 +205,7 @@ def open_recorder(
                 results = _begun(experiment, config, assembled, environment, lock)
                 if place:
                     done = 0 if place.stage else place.round
-                    results.resume(place.started, done, done == experiment.rounds, checkpoints.rows)
+                    results.resume(place.started, done, checkpoints.rows)
                 else:
                     checkpoints.remove()
                 results.write()
