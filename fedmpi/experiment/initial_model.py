@@ -48,7 +48,8 @@ class InitialModel:
         for name in dict.fromkeys([*needed, *given]):
             mine, theirs = (kinds.get(name, "missing") for kinds in (needed, given))
             if mine != theirs:
-                raise BadInput(f"= {self.path}: its {name} is {theirs}, and that of the model is {mine}", "--init")
+                reason = f"its tensor {name} is {theirs}, and {mine} in the network of this run"
+                raise BadInput(f"= {self.path}: {reason}", "--init")
         for name, values in self.trained.items():
             views[name].copy_(torch.tensor(values))
         for name, values in self.frozen.items():

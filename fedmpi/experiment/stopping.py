@@ -88,7 +88,7 @@ def may_stop(stop: Stopping, every: int, round: int) -> bool:
 
 
 def reason_to_stop(stop: Stopping, every: int, rounds: Mapping[str, NDArray]) -> str | None:
-    """Why a run ends after these rounds, in words; None: it goes on.
+    """Why a run ends after these rounds, in words; None: it continues.
 
     Args:
         every: as for `may_stop`.

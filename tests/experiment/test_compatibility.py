@@ -10,11 +10,22 @@ from typing import Any
 import pytest
 
 from fedmpi import Experiment
-from fedmpi.algorithms import Centralized, FedAvg, FedBN, FedDF, FedDyn, FedPer, FeSEM, GenFL, Median
+from fedmpi.algorithms import IFCA, Centralized, FedAvg, FedBN, FedDF, FedDyn, FedPer, FeSEM, GenFL, Median
 from fedmpi.data import Digits, Permuted, Rotated
 from fedmpi.errors import BadInput
 from fedmpi.experiment import compatibility
-from fedmpi.experiment.compatibility import CHANCES, DATA, HELD_OUT, METHODS, PRIVATE, SECTIONS, Loaded, Rule
+from fedmpi.experiment.compatibility import (
+    CHANCES,
+    DATA,
+    HELD_OUT,
+    METHODS,
+    PRIVATE,
+    SECTIONS,
+    STOPPING,
+    Loaded,
+    Rule,
+)
+from fedmpi.experiment.stopping import Stopping
 from fedmpi.policies import Bernoulli, Heterogeneous, Independent, PowerOfChoice, Weighted
 from fedmpi.policies.attacks import SignFlip
 from fedmpi.policies.compression import TopK
@@ -32,6 +43,27 @@ REFUSED: list[tuple[Rule[Any], dict[str, Any], str]] = [
         HELD_OUT[0],
         {"algorithm": FedBN(), "held_out": 3},
         "held_out = 3: must be 0 with FedBN, because its local training may need more than the global model",
+    ),
+    (
+        STOPPING[0],
+        {"stop": Stopping(patience=2, metric="test_loss"), "evaluate_every": 0},
+        "stop.patience = 2: must be null with --evaluate_every 0, because there are no evaluations",
+    ),
+    (
+        STOPPING[1],
+        {"stop": Stopping(target=0.5, metric="test_loss"), "evaluate_every": 0},
+        "stop.target = 0.5: must be null with --evaluate_every 0, because there are no evaluations",
+    ),
+    (
+        STOPPING[2],
+        {"stop": Stopping(patience=2)},
+        "stop.metric = null: must be a column of /rounds, because there is no validation set; with a column of the"
+        " test set, such as test_accuracy, the test set chooses the model that it measures",
+    ),
+    (
+        STOPPING[3],
+        {"stop": Stopping(virtual_seconds=5)},
+        "stop.virtual_seconds = 5.0: must be null without a virtual clock, as that of --conditions Heterogeneous",
     ),
     (
         CHANCES[0],
@@ -125,6 +157,11 @@ REFUSED: list[tuple[Rule[Any], dict[str, Any], str]] = [
         {"algorithm": Centralized(), "partition": Permuted()},
         "algorithm = Centralized: cannot pool the samples if each client sees them differently, as with Permuted",
     ),
+    (
+        METHODS[13],
+        {"algorithm": IFCA(), "init": "runs/first.h5"},
+        "init = runs/first.h5: must be null with IFCA, whose initial models must differ",
+    ),
 ]
 
 
@@ -207,7 +244,7 @@ def test_what_is_refused_when_the_data_are_there(settings: dict[str, Any], known
 
 
 def test_every_rule_is_here() -> None:
-    rules = [rule for section in (HELD_OUT, CHANCES, PRIVATE, METHODS) for rule in section]
+    rules = [rule for section in (HELD_OUT, STOPPING, CHANCES, PRIVATE, METHODS) for rule in section]
     assert [rule for rule, _, _ in REFUSED] == rules
     assert len(LOADED) == len(DATA)
     assert len(rules) + len(DATA) == sum(map(len, SECTIONS.values()))
