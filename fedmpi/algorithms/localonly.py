@@ -14,8 +14,8 @@ class LocalOnly(Algorithm):
     A client trains in the rounds in which it is chosen, as with any other method. With --sampler All, all clients
     train in every round. Each client's model is evaluated on the client's local test set. After the last round it is
     also evaluated on the whole test set: global_matched_accuracy is the mean weighted by the clients' training
-    samples, and global_matched_accuracy_std is the standard deviation over clients. There is no global model; in its
-    place, the results file has the initial weights.
+    samples, and global_matched_accuracy_std is the standard deviation over clients. A run that a --stop option ends
+    lacks these two columns. There is no global model; in its place, the results file has the initial weights.
     """
 
     takes_compression = False  # nothing is sent

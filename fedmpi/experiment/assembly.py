@@ -17,6 +17,7 @@ from fedmpi.data.base import check_targets
 from fedmpi.errors import named, option_of
 from fedmpi.experiment import compatibility
 from fedmpi.experiment.alike import check_rebuilt, check_set_up
+from fedmpi.experiment.initial_model import read_initial_model
 from fedmpi.experiment.networks import Networks, networks_of
 from fedmpi.experiment.samples import PixelOrders, load_shared
 from fedmpi.experiment.settings import Settings
@@ -74,7 +75,7 @@ def assemble(experiment: Settings, world: World) -> Assembled:
     with world.agreed():
         check_targets(dataset, arrays, task)
     outputs = task.outputs(arrays.train_y, dataset)
-    networks = networks_of(experiment, arrays, outputs, device)
+    networks = networks_of(experiment, arrays, outputs, device, read_initial_model(world, experiment.init))
     with world.agreed():
         model = networks(0)
         compatibility.check_loaded(_loaded(experiment, arrays, proxy, model))

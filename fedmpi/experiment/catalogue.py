@@ -10,6 +10,7 @@ from fedmpi.components import subclasses
 from fedmpi.data import Dataset, Partition
 from fedmpi.described import short_name
 from fedmpi.experiment.settings import Checkpointing
+from fedmpi.experiment.stopping import Stopping
 from fedmpi.models import Model
 from fedmpi.models.generators import Generator
 from fedmpi.policies import Availability, Conditions, Sampler
@@ -40,7 +41,7 @@ BY_DATA = {"task"}
 #: An option of a component that takes the name of a class -> the base class.
 NESTED: dict[str, type] = {"algorithm.generator": Generator}
 #: Groups of options.
-GROUPS: dict[str, type] = {"local": LocalTraining, "checkpoint": Checkpointing}
+GROUPS: dict[str, type] = {"local": LocalTraining, "stop": Stopping, "checkpoint": Checkpointing}
 
 
 def bases() -> list[type]:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeVar
 
-from fedmpi.algorithms import Algorithm
+from fedmpi.algorithms import IFCA, Algorithm
 from fedmpi.data import Dataset, Partition
 from fedmpi.errors import BadInput
+from fedmpi.experiment.stopping import Stopping, direction
 from fedmpi.models import Model
+from fedmpi.options import Configured, shown
 from fedmpi.policies import Always, Availability, Bernoulli, Conditions, Ideal, Sampler, Weighting
 from fedmpi.policies.attacks import Attack, NoAttack
 from fedmpi.policies.compression import Compression, Dense
@@ -43,9 +45,16 @@ class Choices(Protocol):
     cohort: int
     weighting: Weighting
     local: LocalTraining
+    stop: Stopping
+    evaluate_every: int
     evaluate_means: Any
     evaluate_fine_tuned: int
     held_out: int
+    init: Any
+    validation: float
+
+    @property
+    def described_metrics(self) -> dict[str, str]: ...
 
 
 @dataclass(frozen=True)
@@ -147,6 +156,41 @@ HELD_OUT: Sequence[Rule[Choices]] = (
         "must be 0 with {algorithm}, because its local training may need more than the global model",
         lambda chosen: chosen.held_out > 0,
         lambda algorithm: not algorithm.takes_held_out,
+    ),
+)
+STOPPING: Sequence[Rule[Choices]] = (
+    Rule(
+        "stop.patience",
+        "a number, with --evaluate_every 0",
+        "must be null with --evaluate_every 0, because there are no evaluations",
+        lambda chosen: chosen.stop.patience is not None and not chosen.evaluate_every,
+    ),
+    Rule(
+        "stop.target",
+        "a number, with --evaluate_every 0",
+        "must be null with --evaluate_every 0, because there are no evaluations",
+        lambda chosen: chosen.stop.target is not None and not chosen.evaluate_every,
+    ),
+    Rule(
+        "stop.metric",
+        "null, with --stop.patience or --stop.target, without a validation set",
+        "must be a column of /rounds, because there is no validation set; with a column of the test set, such as"
+        " test_accuracy, the test set chooses the model that it measures",
+        lambda chosen: chosen.stop.needs_metric and chosen.stop.metric is None and not chosen.validation,
+    ),
+    Rule(
+        "stop.metric",
+        "a column of which it is not known which values are better",
+        "must be a column of /rounds of which it is known which values are better, such as test_accuracy",
+        lambda chosen: (
+            chosen.stop.metric is not None and direction(chosen.stop.metric, chosen.described_metrics) is None
+        ),
+    ),
+    Rule(
+        "stop.virtual_seconds",
+        "a number, without a virtual clock",
+        "must be null without a virtual clock, as that of --conditions Heterogeneous",
+        lambda chosen: chosen.stop.virtual_seconds is not None and not _is_held_up(chosen),
     ),
 )
 #: The probability that a client's update is used must be known, and not zero.
@@ -342,6 +386,13 @@ METHODS: Sequence[Rule[Choices]] = (
         lambda chosen: chosen.partition.permutes_pixels or chosen.partition.relabels,
         _pools_clients,
     ),
+    Rule(
+        "init",
+        "a file",
+        "must be null with {algorithm}, whose initial models must differ",
+        lambda chosen: chosen.init is not None,
+        lambda algorithm: isinstance(algorithm, IFCA),
+    ),
 )
 #: Known only after the data are loaded and the network is built.
 DATA: Sequence[Rule[Loaded]] = (
@@ -399,6 +450,7 @@ DATA: Sequence[Rule[Loaded]] = (
 #: In the order in which they are checked.
 SECTIONS: dict[str, Sequence[Rule[Any]]] = {
     "Held-out clients": HELD_OUT,
+    "Stopping early": STOPPING,
     "Horvitz-Thompson weights": CHANCES,
     "Privacy": PRIVATE,
     "Tasks": TASKS,
@@ -443,10 +495,10 @@ def _refuse(rules: Sequence[Rule[Facts]], facts: Facts, chosen: Choices, words: 
     for rule in rules:
         if (rule.methods is None or rule.methods(chosen.algorithm)) and rule.is_broken(facts):
             value = attrgetter(rule.option)(chosen)
-            shown = value if isinstance(value, (str, int)) else type(value).__name__
+            given = type(value).__name__ if isinstance(type(value), Configured) else shown(value)
             names = {name: type(getattr(chosen, name)).__name__ for name in NAMED}
             why = rule.why.format_map({**names, "fewest": _fewest(chosen), **words})
-            raise BadInput(f"= {shown}: {why}", f"{prefix}{rule.option}")
+            raise BadInput(f"= {given}: {why}", f"{prefix}{rule.option}")
 
 
 def page(methods: Sequence[Algorithm]) -> Iterator[str]:

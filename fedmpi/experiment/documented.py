@@ -14,7 +14,18 @@ from fedmpi.options import kinds, shown
 
 #: The experiment's own options by subject. GROUPS are options with a prefix, such as --local.lr.
 SUBJECTS: dict[str, tuple[str, ...]] = {
-    "What is trained": ("algorithm", "dataset", "task", "partition", "model", "clients", "cohort", "rounds", "seed"),
+    "What is trained": (
+        "algorithm",
+        "dataset",
+        "task",
+        "partition",
+        "model",
+        "clients",
+        "cohort",
+        "rounds",
+        "seed",
+        "init",
+    ),
     "Local training of a client": ("local",),
     "Clients of a round, and the server": (
         "sampler",
@@ -36,6 +47,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
         "held_out",
         "held_out_epochs",
     ),
+    "Stopping before all rounds are done": ("stop",),
     "Results file, checkpoints": ("output", "overwrite", "resume", "checkpoint"),
     "Hardware": ("device", "threads", "deadline"),
 }

@@ -86,7 +86,8 @@ def check_data(run: Run, checksums: Mapping[str, str]) -> None:
 
 
 def _checksums(config: str) -> dict[str, dict[str, str]]:
-    components = list(_components(yaml.safe_load(config) or {}))
+    settings = yaml.safe_load(config) or {}
+    components = list(_components(settings))
     code: dict[str, str] = {}
     seen: set[str] = set()
     for _, cls, _ in components:
@@ -99,6 +100,8 @@ def _checksums(config: str) -> dict[str, dict[str, str]]:
         for place, cls, options in components
         for option, path in _files(cls, options)
     }
+    if (initial := settings.get("init")) and Path(initial).is_file():
+        files[f"--init = {initial}"] = _sha256(Path(initial))
     return {"user_code": code, "input_files": files}
 
 

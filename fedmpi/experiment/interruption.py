@@ -117,17 +117,17 @@ class Interruptions:
         """Requests of this rank at the end of a round: an exit status, or 0; and whether to write a checkpoint."""
         return self._status, self.recorder.is_open and self.checkpoints.is_due(round)
 
-    def act_on(self, outcome: Outcome, rounds: int, stage: SavedFederation | None = None) -> None:
+    def act_on(self, outcome: Outcome, is_last: bool, stage: SavedFederation | None = None) -> None:
         """Fulfil the requests of a round, and those made while its checkpoint was written; a collective.
 
         Args:
+            is_last: whether no round of the same kind follows.
             stage: the stage that the round belongs to; None: the experiment itself.
 
         Raises:
             Interrupted: the run must end.
         """
         round, status = int(outcome.row["round"]), outcome.status
-        is_last = round == rounds
         if is_last and not (stage or self._follows):
             return  # it ends by itself
         if status or outcome.checkpoint or is_last:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedmpi import randomness
 from fedmpi.data import Arrays
 from fedmpi.errors import BadInput, option_of
+from fedmpi.experiment.initial_model import InitialModel
 from fedmpi.experiment.settings import Settings
 from fedmpi.models import Model
 from fedmpi.training.dry_run import constant_buffers, materialise
@@ -20,12 +21,15 @@ from fedmpi.training.flat import FlatModel
 class Networks:
     """number -> a network with newly drawn weights, the same on every rank. Frozen parameters are the same in all.
 
+    The first network that is asked for must be number 0. If there is an initial model, number 0 has its weights.
+
     Args:
         make: makes the network, with the global random generators.
         seed: seed of the weights, together with the number.
         device: device of the networks.
         constants: for the first network, the names of buffers that training does not change.
         said_of: the option that bad input about a network names.
+        initial: the model of another run; None: the initial weights are drawn.
     """
 
     def __init__(
@@ -35,12 +39,14 @@ class Networks:
         device: torch.device,
         constants: Callable[[nn.Module], Collection[str]] = lambda network: (),
         said_of: Callable[[], AbstractContextManager[None]] = nullcontext,
+        initial: InitialModel | None = None,
     ) -> None:
         self._make = make
         self._seed = seed
         self._device = device
         self._constants = constants
         self._said_of = said_of
+        self._initial = initial
         self._frozen: Mapping[str, Tensor] | None = None
 
     def __call__(self, number: int) -> FlatModel:
@@ -49,11 +55,15 @@ class Networks:
         with self._said_of():
             constants = self._constants(network) if self._frozen is None else ()
             model = FlatModel(network, self._device, constants, self._frozen)
+        if number == 0 and self._initial:
+            self._initial.load_into(model)
         self._frozen = model.layout.frozen
         return model
 
 
-def networks_of(experiment: Settings, arrays: Arrays, outputs: int, device: torch.device) -> Networks:
+def networks_of(
+    experiment: Settings, arrays: Arrays, outputs: int, device: torch.device, initial: InitialModel | None
+) -> Networks:
     """The networks of the experiment's model, extended by its method, for these samples, with this many outputs."""
     model, shape = experiment.model, arrays.train_x.shape[1:]
     is_text = experiment.dataset.vocabulary is not None
@@ -75,7 +85,7 @@ def networks_of(experiment: Settings, arrays: Arrays, outputs: int, device: torc
     def constants(network: nn.Module) -> Collection[str]:
         return constant_buffers(network, example)
 
-    return Networks(make, experiment.seed, device, constants, lambda: _said_of(model))
+    return Networks(make, experiment.seed, device, constants, lambda: _said_of(model), initial)
 
 
 @contextmanager

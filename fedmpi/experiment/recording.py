@@ -40,13 +40,21 @@ class Recorder:
         is_open: whether anything is recorded.
         path: the results file.
         started: when the run first began.
-        held_out: [held_out, epochs + 1] accuracies so far; None: none.
     """
 
     is_open = False
     path = Path()
     started = ""
-    held_out: NDArray[np.float64] | None = None
+
+    @property
+    def held_out(self) -> NDArray[np.float64] | None:
+        """[held_out, epochs + 1], the accuracies of held-out clients so far; None: there are none."""
+        return None
+
+    @property
+    def rounds(self) -> dict[str, NDArray]:
+        """The columns of /rounds so far."""
+        return {}
 
     def begin_stage(self, name: str, rounds: int, done: int) -> None:
         """Called when a stage begins, or continues after `done` rounds."""
@@ -59,6 +67,9 @@ class Recorder:
 
     def add_round(self, outcome: Outcome) -> None:
         """Called at the end of a round."""
+
+    def stop(self, reason: str) -> None:
+        """Called when the run ends before all its rounds are done."""
 
     def end_rounds(self) -> None:
         """Called at the end of a stage's rounds."""
@@ -100,7 +111,14 @@ class ResultsRecorder(Recorder):
         self._progress: Progress
         self.path = results.path
         self.started = results.started
-        self.held_out = results.held_out
+
+    @property
+    def held_out(self) -> NDArray[np.float64] | None:
+        return self._results.held_out
+
+    @property
+    def rounds(self) -> dict[str, NDArray]:
+        return self._results.rounds
 
     def begin_stage(self, name: str, rounds: int, done: int) -> None:
         self._results.begin_stage(name, done)
@@ -123,6 +141,11 @@ class ResultsRecorder(Recorder):
         if outcome.evaluation is not None:
             self._add_evaluation(round, outcome.evaluation, outcome)
         self._progress.show(outcome.row)
+
+    def stop(self, reason: str) -> None:
+        self._results.set_stopped(reason)
+        self._progress.close()
+        say(f"stopped by {reason}")
 
     def _add_evaluation(self, round: int, found: Evaluation, outcome: Outcome) -> None:
         results, task = self._results, found.measures.task
@@ -196,7 +219,7 @@ def open_recorder(
                 results = _begun(experiment, config, assembled, environment, lock)
                 if place:
                     done = 0 if place.stage else place.round
-                    results.resume(place.started, done, done == experiment.rounds, checkpoints.rows)
+                    results.resume(place.started, done, checkpoints.rows)
                 else:
                     checkpoints.remove()
                 results.write()
@@ -227,8 +250,8 @@ def _begun(
     """The results before the first round."""
     fed = assembled.engine.federation
     measures = fed.context.evaluator.measures
-    names = {name: type(getattr(experiment, name)).__name__ for name in ("algorithm", "dataset", "task", "model")}
-    names |= {"main_metric": experiment.task.main, "metrics": measures.described()}
+    names = {name: type(getattr(experiment, name)).__name__ for name in ("algorithm", "dataset", "model")}
+    names |= experiment.described_metrics
     attributes = {**names, "seed": experiment.seed, "config": config, **assembled.checksums}
     attributes |= {**inputs.describe(config), **_after_more_rounds(experiment, assembled)}
     results = Results(experiment.output, attributes, environment, overwrite=True, confirm=lock.confirm)

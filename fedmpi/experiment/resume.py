@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from fedmpi.errors import BadInput, require
 from fedmpi.experiment import inputs
 from fedmpi.experiment.checkpoint import Checkpoints, Place, SavedFederation, server_state
 from fedmpi.experiment.settings import Settings
+from fedmpi.experiment.stopping import Stopping, reason_to_stop
 from fedmpi.results import Run
 from fedmpi.results.check import check_intact
 from fedmpi.results.paths import checkpoints_beside
@@ -21,7 +23,8 @@ from fedmpi.streams import say
 
 #: Settings that may differ when a run is resumed (rounds only increased). Data may be elsewhere, because they are
 #: compared.
-FREE = ("rounds", "threads", "device", "deadline", "dataset.root", "algorithm.proxy.root")
+FREE = {"rounds", "threads", "device", "deadline", "dataset.root", "algorithm.proxy.root"}
+FREE |= {f"stop.{one.name}" for one in fields(Stopping)}
 
 
 def missing_in_results(saved: SavedFederation) -> list[str]:
@@ -45,12 +48,10 @@ def restore_weights(saved: SavedFederation, output: Path) -> None:
         saved.algorithm.parts[0].weights = saved.engine.federation.layout.from_canonical(weights)
 
 
-def find(output: Path, rounds: int, config: str, checkpoints: Checkpoints) -> Place | None:
+def find(experiment: Settings, config: str, checkpoints: Checkpoints) -> Place | None:
     """Find where a resumed run continues, and print a line about it; None: at its start. At rank 0.
 
     Args:
-        output: the results file.
-        rounds: number of rounds in the settings.
         config: the settings.
         checkpoints: the checkpoint that the run continues from is then open.
 
@@ -59,6 +60,7 @@ def find(output: Path, rounds: int, config: str, checkpoints: Checkpoints) -> Pl
             with other settings, code or files; all checkpoints are damaged; or a finished run cannot have more
             rounds.
     """
+    output, rounds = experiment.output, experiment.rounds
     kept = checkpoints_beside(output)
     if kept and not output.exists():
         reason = (
@@ -82,9 +84,12 @@ def find(output: Path, rounds: int, config: str, checkpoints: Checkpoints) -> Pl
     if is_over and rounds <= done:
         say(f"{output}: the run has finished, nothing to do (--rounds adds rounds)")
         return Place(run.attributes["started"], done, is_end=True)
+    if is_over and (stopped_by := _stopped_by(experiment, run)):
+        say(f"{output}: the run has finished, nothing to do (stopped by {stopped_by})")
+        return Place(run.attributes["started"], done, is_end=True)
     _check_rounds(run, rounds)
     if not kept:
-        place = _after_the_end(run, done, rounds)
+        place = _after_the_end(run, done)
         say(f"{output}: resuming after {place}, from the model in this file")
         return place
     archive = checkpoints.open()
@@ -96,6 +101,10 @@ def find(output: Path, rounds: int, config: str, checkpoints: Checkpoints) -> Pl
     place = Place(about["started"], about["round"], about["stage"])
     say(f"{output}: resuming after {place}")
     return place
+
+
+def _stopped_by(experiment: Settings, run: Run) -> str | None:
+    return reason_to_stop(experiment.stop, experiment.evaluate_every, run.rounds, experiment.described_metrics)
 
 
 def continuation(experiment: Settings, ranks: int) -> str:
@@ -120,7 +129,7 @@ def _check_rounds(run: Run, rounds: int) -> None:
         )
 
 
-def _after_the_end(run: Run, done: int, rounds: int) -> Place:
+def _after_the_end(run: Run, done: int) -> Place:
     """Where a finished run without a checkpoint continues.
 
     Raises:
@@ -129,7 +138,7 @@ def _after_the_end(run: Run, done: int, rounds: int) -> Place:
     missing = str(run.attributes.get("missing", "what the run needs")).splitlines()
     if missing:
         needed = f"more rounds need {', '.join(missing)}, and only a checkpoint has that (--checkpoint.keep true)"
-        raise BadInput(f"= {rounds}: must be {done}: {run.path} is finished, {needed}", "--rounds")
+        raise BadInput(f"--resume: {run.path} has finished after round {done}; {needed}")
     if (version := run.attributes["fedmpi_version"]) != __version__:
         raise BadInput(f"--resume: {run.path} was written by fedmpi {version}")
     return Place(run.attributes["started"], done, is_in_results=True)

@@ -22,6 +22,7 @@ from fedmpi.experiment.recording import Recorder, open_recorder
 from fedmpi.experiment.resume import continuation, find, restore_weights
 from fedmpi.experiment.rounds import begin_before, evaluate_start, play
 from fedmpi.experiment.settings import BY_HAND, Latest, Settings
+from fedmpi.experiment.stopping import may_stop, reason_to_stop
 from fedmpi.federation.engine import Engine
 from fedmpi.federation.ledger import Outcome
 from fedmpi.mpi.failures import Silence
@@ -136,15 +137,18 @@ class _Course:
             self._measure_start(engine)
             interruptions.pause()
         self.recorder.begin_rounds(experiment.rounds, done)
-        for round in range(done + 1, experiment.rounds + 1):
-            outcome = play(experiment, engine, experiment.algorithm, round, interruptions)
+        is_over = self._is_over(done)
+        while not is_over:
+            done += 1
+            outcome = play(experiment, engine, experiment.algorithm, done, interruptions)
             self.recorder.add_round(outcome)
             yield outcome
-            interruptions.act_on(outcome, experiment.rounds)
+            is_over = self._is_over(done)
+            interruptions.act_on(outcome, is_over)
         if experiment.held_out:
-            self._train_held_out(assembled)
+            self._train_held_out(assembled, done)
         if experiment.checkpoint.keep:
-            interruptions.save(experiment.rounds)
+            interruptions.save(done)
         self.recorder.finish("finished")
         self.recorder.sum_up()
         self._remove(checkpoints)
@@ -184,7 +188,7 @@ class _Course:
         if experiment.resume:
             with world.agreed():
                 if world.is_server:
-                    place = find(experiment.output, experiment.rounds, self._settings, checkpoints)
+                    place = find(experiment, self._settings, checkpoints)
             place = world.from_server(place)
         return place
 
@@ -237,7 +241,7 @@ class _Course:
             for round in range(done + 1, rounds + 1):
                 outcome = play(experiment, other, algorithm, round, interruptions)
                 recorder.add_stage_round(name, outcome)
-                interruptions.act_on(outcome, rounds, saved)
+                interruptions.act_on(outcome, round == rounds, saved)
             recorder.end_rounds()
             engine.stage = None
 
@@ -248,7 +252,31 @@ class _Course:
             if evaluation:
                 self.recorder.set_initial(evaluation.columns)
 
-    def _train_held_out(self, assembled: Assembled) -> None:
+    def _is_over(self, done: int) -> bool:
+        """Whether no further round follows: all are done, or a --stop option ends the run. A collective.
+
+        Raises:
+            BadInput: the run does not have what a --stop option needs; on every rank alike. A checkpoint is written
+                first, so no round is lost.
+        """
+        experiment, world, reason = self._experiment, self._world, None
+        if done == experiment.rounds or not may_stop(experiment.stop, experiment.evaluate_every, done):
+            return done == experiment.rounds
+        try:
+            with world.agreed():
+                if world.is_server:
+                    rows, metrics = self.recorder.rounds, experiment.described_metrics
+                    reason = reason_to_stop(experiment.stop, experiment.evaluate_every, rows, metrics)
+        except BadInput:
+            self.interruptions.save(done)
+            raise
+        reason = world.from_server(reason)
+        if reason is not None:
+            self.recorder.stop(reason)
+        return reason is not None
+
+    def _train_held_out(self, assembled: Assembled, last: int) -> None:
+        """Train the held-out clients after the last round."""
         experiment, interruptions = self._experiment, self.interruptions
         known = self._world.from_server(self.recorder.held_out)
         interruptions.begin_round()
@@ -256,7 +284,7 @@ class _Course:
             assembled.engine,
             experiment.algorithm,
             assembled.held_out,
-            experiment.rounds,
+            last,
             experiment.held_out_epochs,
             known,
         ):

@@ -14,6 +14,7 @@ from fedmpi.data import Dataset, Digits, Dirichlet, Partition
 from fedmpi.described import as_yaml, settings_of
 from fedmpi.errors import BadInput, require
 from fedmpi.experiment import compatibility
+from fedmpi.experiment.stopping import Stopping
 from fedmpi.models import LeNet, Model
 from fedmpi.options import Configured, with_ranges
 from fedmpi.policies import (
@@ -31,7 +32,7 @@ from fedmpi.policies.privacy import NoPrivacy, Privacy
 from fedmpi.policies.server_optimizers import Replace, ServerOptimizer
 from fedmpi.ranges import NonNegativeInt, PositiveInt, interval
 from fedmpi.tasks import Task
-from fedmpi.tasks.measures import named_metrics
+from fedmpi.tasks.measures import described, named_metrics
 from fedmpi.training.settings import LocalTraining
 
 #: Exit statuses of a run that `--resume` continues: the job should be queued again, or the user has interrupted it.
@@ -94,6 +95,7 @@ class Settings(metaclass=Configured):
         clients: number of clients.
         cohort: clients per round; null: 10, or all clients if there are fewer.
         rounds: number of communication rounds.
+        stop: when the run ends before all rounds are done.
         weighting: weight of a client in a mean. samples: its number of training samples. uniform: 1.
             horvitz_thompson: its share of all samples, divided by the probability that it is drawn and that its
             update is used. The old global model gets the weight that is missing in a round, so the expected mean is
@@ -122,11 +124,16 @@ class Settings(metaclass=Configured):
         device: where clients are trained. auto uses a GPU if the rank sees one, else the CPU.
         threads: CPU threads per rank. OMP_NUM_THREADS is ignored. More than one is rarely faster: start more ranks.
         seed: seed of all random numbers. The same seed gives bit-identical results on any number of ranks.
+        init: results file of another run, whose last global model is the initial model. Both networks must have the
+            same tensors. Tensors that training does not change are also taken from the file. null: initial weights
+            are drawn.
         output: the results file; null: a new file under runs/, named by method, data set, seed and time.
         overwrite: replace the results file if it exists.
         resume: continue an interrupted run from the checkpoint next to its results file. The number of ranks may be
             another one. The results are bit-identical to those of a run without an interruption. If there is no
-            checkpoint, a new run starts. If the run has finished, nothing is done.
+            checkpoint, a new run starts. If the run has finished, nothing is done, unless rounds are added (or it was
+            stopped early, and no longer would be). They start from the checkpoint if it was kept. Else they start
+            from the model in the results file, if the method keeps nothing else between rounds.
         checkpoint: when checkpoints are written, in addition to those of interrupted runs.
         deadline: longest time in seconds that a rank waits for other ranks. Then the missing ranks are named and the
             job ends. auto: 20 times the longest round so far, but at least 10 minutes; 30 minutes before the first
@@ -160,6 +167,7 @@ class Settings(metaclass=Configured):
         clients: PositiveInt = 100,
         cohort: PositiveInt | None = None,
         rounds: PositiveInt = 50,
+        stop: Stopping = Stopping(),  # noqa: B008 (frozen)
         weighting: Weighting | None = None,
         local: LocalTraining = LocalTraining(),  # noqa: B008 (frozen)
         evaluate_every: NonNegativeInt = 1,
@@ -172,6 +180,7 @@ class Settings(metaclass=Configured):
         device: Literal["auto", "cpu", "cuda"] = "auto",
         threads: PositiveInt = 1,
         seed: Annotated[int, interval(f"[0, {2**63})", "at least 0 and below 2^63")] = 0,
+        init: Path | str | None = None,
         output: Path | str | None = None,
         overwrite: bool = False,
         resume: bool = False,
@@ -206,6 +215,7 @@ class Settings(metaclass=Configured):
         self.clients = clients
         self.cohort = cohort or min(10, clients)
         self.rounds = rounds
+        self.stop = stop
         self.weighting: Weighting = weighting or algorithm.weighting
         self.local = local
         self.evaluate_every = evaluate_every
@@ -218,6 +228,7 @@ class Settings(metaclass=Configured):
         self.device: Literal["auto", "cpu", "cuda"] = device
         self.threads = threads
         self.seed = seed
+        self.init = Path(init) if init else None
         self._latest = Latest(Path(output) if output else _readable_name(algorithm, dataset, seed))
         self.names_output = output is None
         self.overwrite = overwrite
@@ -226,7 +237,10 @@ class Settings(metaclass=Configured):
         self.deadline: float | Literal["auto"] = deadline
         require(cohort is None or cohort <= clients, "cohort", cohort, f"at most the number of clients, {clients}")
         compatibility.check(compatibility.HELD_OUT, self)
+        compatibility.check(compatibility.STOPPING, self)
         require(output is not None or not resume, "output", "null", "given with resume")
+        if init and Path(init).resolve() == self.output.resolve():
+            raise BadInput(f"= {init}: must be another file than the output", "init")
         if overwrite and resume:
             raise BadInput("and --resume cannot be combined", "overwrite")
         sampler.check(clients, self.cohort)
@@ -254,6 +268,11 @@ class Settings(metaclass=Configured):
     def exit_status(self) -> int:
         """Exit status of the program after the run, see `Experiment`."""
         return self._latest.exit_status
+
+    @property
+    def described_metrics(self) -> dict[str, str]:
+        """Attributes of the results file that describe the metrics."""
+        return described(self.task, self.measured)
 
     @property
     def settings(self) -> dict[str, Any]:

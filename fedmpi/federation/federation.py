@@ -172,6 +172,7 @@ class Federation:
     def initial_weights(self, number: int = 0) -> Tensor:
         """[P] newly drawn weights, the same on every rank; different for each number.
 
+        Number 0 is the initial model of the run, which `--init` takes from another run.
         Frozen parameters are not part of them: all models have those of number 0.
         """
         return self.context.build(number).weights[0].to("cpu", copy=True)

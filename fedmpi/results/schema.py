@@ -202,6 +202,7 @@ GROUPS: dict[str, Group] = {
             "data_sha256": "SHA-256 of the data set's arrays (`Arrays.checksum`): names, types, shapes and bytes",
             "proxy_sha256": "SHA-256 of the proxy data set's arrays, if the method has one",
             "resumed": "one line for each time that the run was resumed: the time, and the last round before it",
+            "stopped_by": "why the run ended before all rounds were done: a `--stop` option, and what was reached",
             "user_code": "a JSON object: the SHA-256 of each file of the user's own classes, and of what they import",
             "input_files": "a JSON object: the SHA-256 of each file that settings name, such as `--sampler.file`",
             "missing": "the state that further rounds need and that only a checkpoint has, one item per line",

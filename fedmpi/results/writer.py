@@ -107,15 +107,19 @@ class Results:
         table = self._tables.get("held_out")
         return None if table is None else np.array(dict(table.items())[self._main])
 
-    def resume(
-        self, started: str, round: int, is_over: bool = False, beyond: Mapping[str, NDArray] | None = None
-    ) -> None:
+    @property
+    def rounds(self) -> dict[str, NDArray[Any]]:
+        """The columns of /rounds so far."""
+        return dict(self._tables["rounds"].items())
+
+    def resume(self, started: str, round: int, beyond: Mapping[str, NDArray] | None = None) -> None:
         """Read the results up to a round from the file, to continue them.
+
+        Those of held-out clients are read if they belong to this round.
 
         Args:
             started: start time of the run. A file with another start time is a file of another run.
             round: the last round that is read.
-            is_over: whether no further round follows. The results after the last round are then read, too.
             beyond: the rows that `beyond_file` returned after this round. The file may have some of them by now.
 
         Raises:
@@ -132,7 +136,7 @@ class Results:
             for name in ("rounds", "clients", "ranks", "evaluation", "clusters"):
                 if name in file:
                     self._tables[name] = _table(file[name], round)
-            after = ["held_out"] if is_over and "held_out" in file else []
+            after = ["held_out"] if "held_out" in file and len(file["rounds/round"]) == round else []
             self._tables |= {name: _table(file[name]) for name in [*stages, *after]}
             # It may be of a later round than `round`: then it is the best of all up to that round, which comes again.
             self._best = _Best.read(file["best"]) if "best" in file else None
@@ -164,8 +168,12 @@ class Results:
         return {name: _records(table.since(written[name])) for name, table in tables.items()}
 
     def add_round(self, values: Mapping[str, float]) -> None:
-        """Add one row to /rounds: round, seconds, ... and the values that the algorithm logs."""
+        """Add one row to /rounds: round, seconds, ... and the values that the algorithm logs.
+
+        Results of held-out clients, which are of an earlier round then, are removed.
+        """
         self._tables["rounds"].add(values)
+        self._tables.pop("held_out", None)
 
     def add_clients(self, table: Mapping[str, ArrayLike]) -> None:
         """Add rows to /clients: columns [n] round, client, rank, samples, steps, seconds, loss, ..."""
@@ -315,6 +323,11 @@ class Results:
     ) -> None:
         """Set the layout and the weights of another network at the server; the arguments are as in `set_model`."""
         self._models[f"networks/{name}"] = _Model(names, shapes, offsets, {"weights": weights}, frozen or {})
+
+    def set_stopped(self, reason: str) -> None:
+        """Set the reason why the run ends before all its rounds are done."""
+        self._attributes["stopped_by"] = reason
+        self._lacks = True
 
     def write_if_due(self) -> None:
         """Write the file if the last write is so long ago that writes take at most two percent of the run time.

@@ -55,9 +55,11 @@ class Measures:
         parts = dict(zip(self._names, np.split(measured, ends[:-1]), strict=True))
         return {name: part[0] if self._widths[name] == 1 else part.T for name, part in parts.items()}
 
-    def described(self) -> str:
-        """JSON: the direction and the unit of each metric, for the results file."""
-        return json.dumps({name: {"better": one.better, "unit": one.unit} for name, one in self.metrics.items()})
+
+def described(task: Task, metrics: Mapping[str, Metric]) -> dict[str, str]:
+    """Attributes of the results file that describe the metrics: their names, directions and units."""
+    about = {name: {"better": metric.better, "unit": metric.unit} for name, metric in metrics.items()}
+    return {"task": type(task).__name__, "main_metric": task.main, "metrics": json.dumps(about)}
 
 
 def named_metrics(task: Task, names: str | Sequence[str] | None) -> dict[str, Metric]:

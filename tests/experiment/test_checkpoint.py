@@ -158,7 +158,7 @@ def test_other_settings(interrupted: Path) -> None:
     free = f"{SOME} --rounds 4 --threads 2 --device cpu --checkpoint.keep true --output {interrupted} --resume"
     experiment, config = parse(free.split())
     checkpoints = Checkpoints(Alone(), interrupted, experiment.checkpoint, Lock())
-    place = find(interrupted, experiment.rounds, config, checkpoints)
+    place = find(experiment, config, checkpoints)
     assert place
     assert (place.round, place.stage) == (1, None)
 
@@ -196,8 +196,8 @@ def test_more_rounds(tmp_path: Path) -> None:
     assert go(SOME, whole) == 0
     assert_same_bits(results.open(path), results.open(whole))
     assert refusal(f"{SOME} --rounds 4", path) == (
-        f"--rounds = 4: must be 3: {path} is finished, more rounds need the server's control (SCAFFOLD), the"
-        " clients' control (SCAFFOLD), and only a checkpoint has that (--checkpoint.keep true)"
+        f"--resume: {path} has finished after round 3; more rounds need the server's control (SCAFFOLD), the clients'"
+        " control (SCAFFOLD), and only a checkpoint has that (--checkpoint.keep true)"
     )
 
 

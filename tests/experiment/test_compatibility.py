@@ -10,16 +10,42 @@ from typing import Any
 import pytest
 
 from fedmpi import Experiment
-from fedmpi.algorithms import Centralized, FedAvg, FedBN, FedDF, FedDyn, FedPer, FeSEM, GenFL, Median
-from fedmpi.data import Digits, Permuted, Rotated
+from fedmpi.algorithms import (
+    IFCA,
+    Centralized,
+    FedAvg,
+    FedBN,
+    FedDF,
+    FedDyn,
+    FedFTG,
+    FedPer,
+    FeSEM,
+    GenFL,
+    LocalOnly,
+    Median,
+)
+from fedmpi.data import Digits, Permuted, Rotated, SwappedLabels
 from fedmpi.errors import BadInput
 from fedmpi.experiment import compatibility
-from fedmpi.experiment.compatibility import CHANCES, DATA, HELD_OUT, METHODS, PRIVATE, SECTIONS, Loaded, Rule
+from fedmpi.experiment.compatibility import (
+    CHANCES,
+    DATA,
+    HELD_OUT,
+    METHODS,
+    PRIVATE,
+    SECTIONS,
+    STOPPING,
+    TASKS,
+    Loaded,
+    Rule,
+)
+from fedmpi.experiment.stopping import Stopping
 from fedmpi.policies import Bernoulli, Heterogeneous, Independent, PowerOfChoice, Weighted
-from fedmpi.policies.attacks import SignFlip
+from fedmpi.policies.attacks import LabelFlip, SignFlip
 from fedmpi.policies.compression import TopK
 from fedmpi.policies.privacy import CentralDP
 from fedmpi.policies.server_optimizers import Momentum
+from fedmpi.tasks import LanguageModel, MultiLabel, Regression, Segmentation
 from fedmpi.training.settings import LocalTraining
 from tests.support.experiments import Reader
 from tests.support.mpi import REPOSITORY
@@ -32,6 +58,33 @@ REFUSED: list[tuple[Rule[Any], dict[str, Any], str]] = [
         HELD_OUT[0],
         {"algorithm": FedBN(), "held_out": 3},
         "held_out = 3: must be 0 with FedBN, because its local training may need more than the global model",
+    ),
+    (
+        STOPPING[0],
+        {"stop": Stopping(patience=2, metric="test_loss"), "evaluate_every": 0},
+        "stop.patience = 2: must be null with --evaluate_every 0, because there are no evaluations",
+    ),
+    (
+        STOPPING[1],
+        {"stop": Stopping(target=0.5, metric="test_loss"), "evaluate_every": 0},
+        "stop.target = 0.5: must be null with --evaluate_every 0, because there are no evaluations",
+    ),
+    (
+        STOPPING[2],
+        {"stop": Stopping(patience=2)},
+        "stop.metric = null: must be a column of /rounds, because there is no validation set; with a column of the"
+        " test set, such as test_accuracy, the test set chooses the model that it measures",
+    ),
+    (
+        STOPPING[3],
+        {"stop": Stopping(patience=3, metric="cluster_size_0")},
+        "stop.metric = cluster_size_0: must be a column of /rounds of which it is known which values are better, such"
+        " as test_accuracy",
+    ),
+    (
+        STOPPING[4],
+        {"stop": Stopping(virtual_seconds=5)},
+        "stop.virtual_seconds = 5.0: must be null without a virtual clock, as that of --conditions Heterogeneous",
     ),
     (
         CHANCES[0],
@@ -64,6 +117,36 @@ REFUSED: list[tuple[Rule[Any], dict[str, Any], str]] = [
     (PRIVATE[2], DP | {"compression": TopK()}, "compression = TopK: must be Dense with CentralDP"),
     (PRIVATE[3], DP | {"availability": Independent()}, "availability = Independent: must be Always with CentralDP"),
     (PRIVATE[4], DP | {"conditions": Heterogeneous()}, "conditions = Heterogeneous: must be Ideal with CentralDP"),
+    (
+        TASKS[0],
+        {"algorithm": FedFTG(), "task": Regression()},
+        "algorithm = FedFTG: needs samples with classes, which Regression does not have",
+    ),
+    (
+        TASKS[1],
+        {"task": LanguageModel()},
+        "partition = Dirichlet: looks at labels, which LanguageModel does not have: use Users, IID or LogNormal",
+    ),
+    (
+        TASKS[2],
+        {"partition": SwappedLabels(), "task": MultiLabel()},
+        "partition = SwappedLabels: swaps classes, which MultiLabel does not have",
+    ),
+    (
+        TASKS[3],
+        {"partition": Permuted(), "task": Segmentation()},
+        "partition = Permuted: moves the pixels of images, but not of the masks of Segmentation",
+    ),
+    (
+        TASKS[4],
+        {"local": LocalTraining(augmentation="flip"), "task": Segmentation()},
+        "local.augmentation = flip: moves the pixels of images, but not of the masks of Segmentation",
+    ),
+    (
+        TASKS[5],
+        {"attack": LabelFlip(), "task": Regression()},
+        "attack = LabelFlip: changes classes, which Regression does not have",
+    ),
     (
         METHODS[0],
         {"algorithm": GenFL(), "sampler": PowerOfChoice()},
@@ -122,8 +205,18 @@ REFUSED: list[tuple[Rule[Any], dict[str, Any], str]] = [
     ),
     (
         METHODS[12],
+        {"algorithm": LocalOnly(), "evaluate_fine_tuned": 1},
+        "evaluate_fine_tuned = 1: LocalOnly has no global model that clients could fine-tune",
+    ),
+    (
+        METHODS[13],
         {"algorithm": Centralized(), "partition": Permuted()},
         "algorithm = Centralized: cannot pool the samples if each client sees them differently, as with Permuted",
+    ),
+    (
+        METHODS[14],
+        {"algorithm": IFCA(), "init": "runs/first.h5"},
+        "init = runs/first.h5: must be null with IFCA, whose initial models must differ",
     ),
 ]
 
@@ -207,7 +300,7 @@ def test_what_is_refused_when_the_data_are_there(settings: dict[str, Any], known
 
 
 def test_every_rule_is_here() -> None:
-    rules = [rule for section in (HELD_OUT, CHANCES, PRIVATE, METHODS) for rule in section]
+    rules = [rule for section in (HELD_OUT, STOPPING, CHANCES, PRIVATE, TASKS, METHODS) for rule in section]
     assert [rule for rule, _, _ in REFUSED] == rules
     assert len(LOADED) == len(DATA)
     assert len(rules) + len(DATA) == sum(map(len, SECTIONS.values()))

@@ -62,7 +62,7 @@ def after(output: Path) -> int:
     """After which round the run would go on."""
     experiment, config = parse([*EVERY.split(), "--output", str(output), "--resume"])
     checkpoints = Checkpoints(Alone(), output, experiment.checkpoint, Lock())
-    place = find(output, experiment.rounds, config, checkpoints)
+    place = find(experiment, config, checkpoints)
     checkpoints.close()
     assert place
     return place.round

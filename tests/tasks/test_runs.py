@@ -15,6 +15,7 @@ from fedmpi.algorithms import (
     IFCA,
     MOON,
     SCAFFOLD,
+    Algorithm,
     Ditto,
     FedCluster,
     FedDyn,
@@ -224,7 +225,7 @@ REFUSED = {
     f"--dataset {DATA}.Diabetes --model MLP --attack LabelFlip": "changes classes, which Regression does not have",
     f"--dataset {DATA}.Diabetes --model MLP --partition SwappedLabels": "swaps classes, which Regression",
     "--validation 1": "--validation = 1.0: must be at least 0 and below 1",
-    "--validation 0.9 --clients 60": "leaves client",
+    "--validation 0.9 --clients 60 --partition.alpha 0.05": "leaves client",
     "--metrics f2": "--metrics = f2: must be a metric of Classification (accuracy, loss, macro_f1",
     "--metrics no_module.f": "--metrics = no_module.f: cannot be imported",
     "--algorithm LocalOnly --evaluate_fine_tuned 1": "LocalOnly has no global model that clients could fine-tune",
@@ -232,19 +233,27 @@ REFUSED = {
 }
 
 
+def attempt(options: str) -> None:
+    experiment, config = parse(options.split())
+    experiment.run(Alone(), config)
+
+
 def test_refused_in_one_line(tmp_path: Path) -> None:
     for number, (options, reason) in enumerate(REFUSED.items()):
         path = tmp_path / f"{number}.h5"
         with pytest.raises(BadInput) as refused:
-            experiment, config = parse([*f"--clients 4 --rounds 1 {options}".split(), "--output", str(path)])
-            experiment.run(Alone(), config)
+            attempt(f"--clients 4 --rounds 1 --output {path} {options}")
         assert reason in str(refused.value), options
         assert len(str(refused.value).splitlines()) == 1
         assert not path.exists()
 
 
 def test_refused_by_all_ranks_together(tmp_path: Path) -> None:
-    for options in ("--dataset Digits --task Regression", f"--dataset {DATA}.Masks", "--validation 0.9 --clients 60"):
+    for options in (
+        "--dataset Digits --task Regression",
+        f"--dataset {DATA}.Masks",
+        "--validation 0.9 --clients 60 --partition.alpha 0.05",
+    ):
         done = fedmpi(3, *options.split(), "--output", tmp_path / "run.h5")
         assert done.returncode == 2, done.stderr
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
@@ -253,18 +262,8 @@ def test_refused_by_all_ranks_together(tmp_path: Path) -> None:
 
 def test_methods_without_classes(tmp_path: Path) -> None:
     """Methods of every kind with a task that has no classes."""
-    methods = [
-        SCAFFOLD(),
-        FedDyn(),
-        FedNova(),
-        MOON(),
-        Ditto(),
-        FedPer(),
-        FedRep(),
-        IFCA(),
-        LocalOnly(),
-        FedCluster(),
-    ]
+    methods: list[Algorithm] = [SCAFFOLD(), FedDyn(), FedNova(), MOON(), Ditto(), FedPer(), FedRep(), LocalOnly()]
+    methods += [IFCA(models=2), FedCluster(clusters=2)]
     for method in methods:
         made = run(tmp_path / f"{type(method).__name__}.h5", method, dataset=Diabetes(), model=MLP(hidden=(8,)))
         assert np.isfinite(made.rounds["test_rmse"]).all(), method
