@@ -132,7 +132,7 @@ class MNISTMasks(MNIST):
 
     Args:
         root: folder that holds MNIST/raw, or MNIST with the four files, unpacked or as .gz.
-        threshold: grey value from 0 to 255; brighter pixels belong to the digit.
+        threshold: grey value above which a pixel belongs to the digit; white is 255.
     """
 
     threshold: Annotated[int, interval("[0, 254]")] = 127

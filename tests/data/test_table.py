@@ -392,7 +392,7 @@ def write_diabetes(path: Path) -> None:
 
 
 def test_runs(tmp_path: Path) -> None:
-    """Oracle: the same bits as the class that reads the same numbers; users that are files; three classes of text."""
+    """Oracle: the same bits as the class that reads the same numbers, also if resumed; a client for each user's file."""
     write_diabetes(tmp_path / "diabetes.csv")
     wine = read(Wine())
     (tmp_path / "wine").mkdir()
@@ -403,14 +403,16 @@ def test_runs(tmp_path: Path) -> None:
     regression = f"--dataset.path {tmp_path}/diabetes.csv --dataset.target progression --dataset.split part"
     lines = [
         f"bundled {common} --dataset Diabetes",
-        f"table {common} --dataset Table {regression} --dataset.task Regression",
+        f"table {common} --dataset Table {regression} --dataset.task Regression --rounds 2",
+        f"table {common} --dataset Table {regression} --dataset.task Regression --resume",
         f"users {common} --dataset Table --dataset.path {tmp_path}/wine --dataset.target kind --partition Users",
         f"cancer {common} --dataset BreastCancer",
     ]
     (tmp_path / "all").mkdir()
     (tmp_path / "all" / "lines").write_text("\n".join(lines))
     succeed(mpirun(3, REPOSITORY / "tests/jobs/runs.py", tmp_path, "all:0:3"))
-    bundled, table, users, cancer = (results.open(tmp_path / "all" / f"{line.split()[0]}.h5") for line in lines)
+    names = ("bundled", "table", "users", "cancer")
+    bundled, table, users, cancer = (results.open(tmp_path / "all" / f"{name}.h5") for name in names)
     assert table.weights_sha256 == bundled.weights_sha256
     assert table.rounds["test_rmse"].tolist() == bundled.rounds["test_rmse"].tolist()
     assert table.rounds["test_rmse"][-1] < 0.85, "better than the mean"
