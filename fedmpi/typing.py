@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fedmpi.algorithms.toolbox.distillation import Order as Order
     from fedmpi.algorithms.toolbox.distillation import Student as Student
     from fedmpi.data import Dataset as Dataset
+    from fedmpi.data._frames import Frame as Frame
     from fedmpi.federation.federation import Federation as Federation
     from fedmpi.federation.local import Trained as Trained
     from fedmpi.federation.stack import Stack as Stack

@@ -47,6 +47,8 @@ NEEDED = dict.fromkeys(("ALIE", "Gaussian", "LabelFlip", "SignFlip"), "--attack.
     "BiLSTM": "--dataset words.Words",
     "LeNet5": "--dataset tests.net.Enlarged",
     "VGG11": "--dataset tests.net.Enlarged",
+    "NextToken": "--dataset tests.support.task_data.Characters --partition Users",
+    "UNet": "--dataset tests.support.task_data.Masks",
 }
 #: Numbers that depend on the machine.
 OF_THE_MACHINE = re.compile(r"(ranks|environment)(/|$)|clients/rank$|(.*/)?(?!virtual_)\w*seconds$")

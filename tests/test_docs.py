@@ -167,6 +167,14 @@ def test_the_answers(tmp_path: Path) -> None:
     assert len(stopped.rounds["round"]) < 30
 
 
+def test_tables_of_ones_own(tmp_path: Path) -> None:
+    """Oracles: accuracies and errors that are better than those of guessing."""
+    page = Page("data", tmp_path)
+    page.run(page.block("python write_table.py"))
+    assert results.open(tmp_path / "runs" / "tumours.h5").rounds["test_accuracy"][-1] > 0.9
+    assert results.open(tmp_path / "runs" / "area.h5").rounds["test_r2"][-1] > 0.8
+
+
 def test_slow_clients(tmp_path: Path) -> None:
     """Oracles: the clients that the page says there are, lost ones and late ones."""
     pytest.importorskip("matplotlib")

@@ -9,9 +9,10 @@ import sys
 
 from fedmpi.components import import_all
 from fedmpi.data.base import Arrays, Dataset, Progress, as_seen, as_stored
+from fedmpi.data.bundled import BreastCancer, Diabetes, Wine
 from fedmpi.data.digits import Digits
 from fedmpi.data.folders import ImageFolder, TinyImageNet
-from fedmpi.data.images import CIFAR10, CIFAR100, MNIST, FashionMNIST
+from fedmpi.data.images import CIFAR10, CIFAR100, MNIST, FashionMNIST, MNISTMasks
 from fedmpi.data.leaf import FEMNIST, Shakespeare
 from fedmpi.data.partitions import (
     IID,
@@ -26,8 +27,9 @@ from fedmpi.data.partitions import (
     SwappedLabels,
     Users,
 )
-from fedmpi.data.sentiment140 import Sentiment140
+from fedmpi.data.sentiment140 import Sentiment140, TweetCharacters
 from fedmpi.data.split import Split, make_split
+from fedmpi.data.table import Table
 
 __all__ = [
     "CIFAR10",
@@ -36,14 +38,17 @@ __all__ = [
     "IID",
     "MNIST",
     "Arrays",
+    "BreastCancer",
     "ClassesPerClient",
     "Dataset",
+    "Diabetes",
     "Digits",
     "Dirichlet",
     "DirichletPrior",
     "FashionMNIST",
     "ImageFolder",
     "LogNormal",
+    "MNISTMasks",
     "Partition",
     "Permuted",
     "Progress",
@@ -53,8 +58,11 @@ __all__ = [
     "Shards",
     "Split",
     "SwappedLabels",
+    "Table",
     "TinyImageNet",
+    "TweetCharacters",
     "Users",
+    "Wine",
     "as_seen",
     "as_stored",
     "make_split",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from fedmpi.data._published import Published, damaged, one_line
 from fedmpi.data.base import Arrays, Progress
 from fedmpi.errors import BadInput
+from fedmpi.options import with_options
+from fedmpi.ranges import interval
+from fedmpi.tasks import Segmentation
 
 _GZIP = b"\x1f\x8b"
 
@@ -121,6 +124,32 @@ class MNIST(_Idx):
     crc32 = (0xE9F4D8B3, 0xE0CB4AD2, 0x91373BDF, 0x4AB9EFF9)
     mean = (0.1307,)
     std = (0.3081,)
+
+
+@with_options
+class MNISTMasks(MNIST):
+    """MNIST as a segmentation task: pixels of a digit d are of class d + 1, and all others of class 0.
+
+    Args:
+        root: folder that holds MNIST/raw, or MNIST with the four files, unpacked or as .gz.
+        threshold: grey value above which a pixel belongs to the digit; white is 255.
+    """
+
+    threshold: Annotated[int, interval("[0, 254]")] = 127
+
+    task = Segmentation()
+    classes = 11
+
+    def folder(self) -> Path:
+        return self.home() / f"masks-threshold-{self.threshold}"
+
+    def decode(self, progress: Progress) -> Arrays:
+        digits = super().decode(progress)
+        train_y, test_y = (
+            np.where(x[:, 0] > self.threshold, y[:, None, None] + 1, 0)
+            for x, y in ((digits.train_x, digits.train_y), (digits.test_x, digits.test_y))
+        )
+        return Arrays(digits.train_x, train_y, digits.test_x, test_y)
 
 
 class FashionMNIST(_Idx):

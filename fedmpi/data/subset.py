@@ -29,7 +29,7 @@ class Subset(Dataset):
     test_samples: PositiveInt | None = None
 
     def __post_init__(self) -> None:
-        self.mean, self.std = self.over.mean, self.over.std
+        self.task, self.mean, self.std = self.over.task, self.over.mean, self.over.std
 
     @property
     def classes(self) -> int:  # type: ignore[override]

@@ -17,8 +17,10 @@ from fedmpi.models.exquisitenet import ExquisiteNetV1
 from fedmpi.models.lenet import LeNet, LeNet5
 from fedmpi.models.mlp import MLP, LogisticRegression
 from fedmpi.models.mobilenet import MobileNetV2
+from fedmpi.models.next_token import NextToken
 from fedmpi.models.projected import Projected
 from fedmpi.models.resnet import ResNet18, ResNet34
+from fedmpi.models.unet import UNet
 from fedmpi.models.vgg import VGG11
 
 # The files of models write `models.Backbone` and have no TYPE_CHECKING block, because jsonargparse runs such blocks
@@ -40,10 +42,12 @@ __all__ = [
     "McMahanCNN",
     "MobileNetV2",
     "Model",
+    "NextToken",
     "Norm",
     "Projected",
     "ResNet18",
     "ResNet34",
+    "UNet",
 ]
 
 import_all(sys.modules[__name__])  # a new file in this folder can be named without a line above

@@ -13,8 +13,8 @@ from fedmpi.models.base import Norm
 class Backbone(nn.Module):
     """A network in two parts, classifier(extractor(x)), for algorithms that look at the features in between.
 
-    Features are maps [B, C, H, W] if the classifier begins with a flatten layer, else vectors [B, features]. The
-    classifier gives raw logits [B, classes].
+    For one output per sample, features are maps [B, C, H, W] if the classifier begins with a flatten layer, else
+    vectors [B, features]. The classifier gives the network's output: raw logits [B, classes] for classification.
     """
 
     def __init__(self, extractor: nn.Module, classifier: nn.Module) -> None:
@@ -64,6 +64,35 @@ class DenseLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x, self.layer(x)], 1)
+
+
+class Padded(nn.Module):
+    """A layer of maps [B, C, H, W] whose sides must be multiples of `side`.
+
+    Other maps are padded with zeros at the bottom and on the right, and the result is cropped.
+    """
+
+    def __init__(self, layer: nn.Module, side: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        whole: Tensor = self.layer(nn.functional.pad(x, (0, -width % self.side, 0, -height % self.side)))
+        return whole[..., :height, :width]
+
+
+class PerPixel(nn.Module):
+    """A layer of vectors [..., C], applied to each pixel of maps [B, C, H, W]."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x.movedim(1, -1))
+        return y.movedim(-1, 1)
 
 
 class SqueezeExcitation(nn.Module):

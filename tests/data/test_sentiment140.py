@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedmpi.data import Sentiment140, Users, prepared
+from fedmpi.data import Sentiment140, TweetCharacters, Users, prepared
 from fedmpi.data.__main__ import main
 from fedmpi.errors import BadInput
 from fedmpi.training.settings import LocalTraining
@@ -79,6 +79,41 @@ def test_tokens_by_hand(root: Path) -> None:
     assert arrays.train_users is not None
     assert arrays.train_users.tolist() == [0, 1, 0, 2]
     assert arrays.test_users is None
+
+
+def test_characters_by_hand(root: Path) -> None:
+    """Oracle: counted by hand; a tweet of one character has nothing to learn."""
+    rows = [("0", "ann", "abab a"), ("4", "bob", "b"), ("4", "bob", "baaz"), ("0", "ann", "zzyx")]
+    write(root / "sentiment140" / TRAIN, rows)
+    write(root / "sentiment140" / TEST, [("4", "ann", "za"), ("2", "eve", "bQb"), ("0", "eve", "")])
+    a, b, z = 2, 3, 4  # five, four (one of them not counted) and three; the space, y and x are rarer
+    arrays = prepared.load(TweetCharacters(root, vocabulary=5, length=5), lambda line: None)
+    assert arrays.train_x.dtype == np.int32
+    assert arrays.train_y.dtype == np.int64
+    assert arrays.train_x.tolist() == [[a, b, a, b, 1], [b, a, a, z, 0], [z, z, 1, 1, 0]]
+    assert arrays.train_y.tolist() == [[b, a, b, -1, a], [a, a, z, -1, -1], [z, -1, -1, -1, -1]]
+    assert arrays.test_x.tolist() == [[z, a, 0, 0, 0], [b, 1, b, 0, 0]]
+    assert arrays.test_y.tolist() == [[a, -1, -1, -1, -1], [-1, b, -1, -1, -1]]
+    assert arrays.train_users is not None
+    assert arrays.train_users.tolist() == [0, 1, 0]
+    assert arrays.test_users is None
+    assert Sentiment140(root).folder() != TweetCharacters(root).folder()
+
+
+def test_characters_of_published_tweets(real: Path) -> None:
+    """Oracle: one tweet after another, with a Counter."""
+    arrays = read(TweetCharacters(real, vocabulary=60, length=30))
+    with (real / "sentiment140" / TRAIN).open(encoding="utf-8", newline="") as file:
+        texts = [row[5] for row in csv.reader(file)]
+    number = {c: n for n, (c, _) in enumerate(Counter("".join(texts)).most_common(58), start=2)}
+    expected = []
+    for text in texts:
+        codes = [number.get(c, 1) for c in text][:31] + [0] * max(31 - len(text), 0)
+        following = [code if code > 1 else -1 for code in codes[1:]]
+        if max(following) > 0:
+            expected.append((codes[:-1], following))
+    assert arrays.train_x.tolist() == [x for x, _ in expected]
+    assert arrays.train_y.tolist() == [y for _, y in expected]
 
 
 def plain_tokens(text: str) -> list[str]:

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedmpi.data import Digits
+from fedmpi.data import Diabetes, Digits
 from fedmpi.data.subset import Subset
 from fedmpi.errors import BadInput
+from fedmpi.tasks import Regression
 from tests.jobs.words import Words
 from tests.support.experiments import read, run
 
@@ -33,6 +34,8 @@ def test_users_and_words_stay() -> None:
     whole, part = read(Words()), read(Subset(Words(), 20, 7))
     assert Subset(Words()).vocabulary == Words().vocabulary
     assert Subset(Words()).classes == 2
+    assert isinstance(Subset(Diabetes()).task, Regression)
+    assert read(Subset(Diabetes(), 20)).train_y.shape == (20, 1)
     assert part.train_users is not None
     assert whole.train_users is not None
     for x, user in zip(part.train_x, part.train_users, strict=True):

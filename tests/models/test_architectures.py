@@ -148,6 +148,17 @@ def test_extractor_and_classifier_make_the_network(
     assert torch.equal(network.classifier(z), logits)
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        *(LeNet(), LeNet5(), McMahanCNN(), CifarCNN(), MLP(), LogisticRegression(), ResNet18(), ResNet34()),
+        *(DenseNet121(growth=4), MobileNetV2(), VGG11(), ExquisiteNetV1()),
+    ],
+)
+def test_one_output_for_regression(model: Model) -> None:
+    assert build(model, CIFAR, 1)(torch.randn(2, *CIFAR)).shape == (2, 1)
+
+
 @pytest.mark.parametrize(("stem", "first"), [("cifar", 32), ("imagenet", 8)])
 def test_each_residual_stage_but_the_first_halves_the_image(stem: Literal["cifar", "imagenet"], first: int) -> None:
     x = torch.randn(1, *CIFAR)

@@ -26,8 +26,10 @@ from fedmpi.models import (
     LogisticRegression,
     MobileNetV2,
     Model,
+    NextToken,
+    UNet,
 )
-from fedmpi.tasks import Classification
+from fedmpi.tasks import Classification, LanguageModel, Segmentation
 from fedmpi.training.block import WHOLE, Block, Phase, Work
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.plain import PlainTrainer
@@ -42,6 +44,12 @@ from tests.support.experiments import CPU, SEED, Reader, texts
 SIZES = [21, 13, 9, 9, 5, 4, 3, 1]
 
 
+class Writer(NextToken):
+    """A model of texts of 30 different tokens, of whatever data set."""
+
+    vocabulary = 30
+
+
 MODELS: dict[str, Model] = {
     "logistic": LogisticRegression(),
     "mlp": MLP((17, 5)),
@@ -51,6 +59,9 @@ MODELS: dict[str, Model] = {
     "dropout": CifarCNN(),
     "bilstm": Reader(embedding=33, hidden=17, norm="none"),
     "bilstm batch": Reader(embedding=5, hidden=7),
+    "unet batch": UNet(width=4),
+    "unet group": UNet(width=4, depth=1, norm="group"),
+    "next token": Writer(embedding=5, hidden=9, projection=3),
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -58,6 +69,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {"optimizer": "adam", "lr": 0.01, "weight_decay": 0.01},
     "steps": {"steps": 7},
     "augmented": {"augmentation": "crop_flip"},
+}
+#: The class of a model -> a task for which it has an output per place, and the shape of a target.
+TASKS: dict[type[Model], tuple[Any, tuple[int, ...]]] = {
+    UNet: (Segmentation(), (8, 8)),
+    Writer: (LanguageModel(), (7,)),
 }
 
 
@@ -77,7 +93,11 @@ class Both:
         x: NDArray = rng.integers(0, 256, (sum(SIZES), 3, 8, 8), dtype=np.uint8)
         if model.vocabulary:
             x = texts(rng, sum(SIZES), 7, model.vocabulary)
-        samples = Samples(x, rng.integers(0, 10, sum(SIZES)), (0.5,) * 3, (0.25,) * 3, CPU)
+        self.task, places = TASKS.get(type(model), (Classification(), ()))
+        y = rng.integers(0, 10, (sum(SIZES), *places))
+        if places:
+            y[rng.random(y.shape) < 0.3] = self.task.ignore
+        samples = Samples(x, y, (0.5,) * 3, (0.25,) * 3, CPU, self.task.weights(y))
         shards = np.split(rng.permutation(sum(SIZES)), np.cumsum(SIZES)[:-1])
         orders = [torch.from_numpy(rng.permutation(64)) for _ in SIZES]
         local = LocalTraining(**{"epochs": 2, "batch_size": 4, "lr": 0.05, **settings})
@@ -89,10 +109,8 @@ class Both:
             torch.manual_seed(SEED)
             return FlatModel(model.build(x.shape[1:], 10), CPU)
 
-        self.plain = PlainTrainer(LocalWork(Classification(), network(), samples, shards, pixels, local, SEED))
-        self.side = SideBySideTrainer(
-            LocalWork(Classification(), network(), samples, shards, pixels, local, SEED), at_once
-        )
+        self.plain = PlainTrainer(LocalWork(self.task, network(), samples, shards, pixels, local, SEED))
+        self.side = SideBySideTrainer(LocalWork(self.task, network(), samples, shards, pixels, local, SEED), at_once)
         self.start = self.plain.model.weights.clone()
 
     def one_by_one(
@@ -102,6 +120,7 @@ class Both:
         completed: NDArray[np.float64] | None = None,
         **vectors: Tensor,
     ) -> tuple[Tensor, list[Work]]:
+        algorithm.task = self.task
         works, weights = [], []
         everybody = block(list(range(len(SIZES))), vectors, completed)
         for client in range(len(SIZES)):
@@ -118,6 +137,7 @@ class Both:
         completed: NDArray[np.float64] | None = None,
         **vectors: Tensor,
     ) -> Work:
+        algorithm.task = self.task
         chosen = list(clients or range(len(SIZES)))
         start = self.start.expand(len(chosen), -1)
         return self.side.train(block(chosen, vectors, completed), start, algorithm, 3, 10, phase)
@@ -148,7 +168,9 @@ def compare(
 @pytest.mark.parametrize(
     ("model", "settings"),
     [
-        *product([name for name in MODELS if "bilstm" not in name], SETTINGS),
+        *product(
+            [name for name in MODELS if not MODELS[name].vocabulary and type(MODELS[name]) not in TASKS], SETTINGS
+        ),
         ("bilstm batch", "momentum"),
         ("bilstm batch", "steps"),
     ],
@@ -157,6 +179,14 @@ def compare(
 def test_a_round_in_double_precision(model: str, settings: str) -> None:
     """Oracle: training one by one; 1e-12 of the way."""
     compare(Both(MODELS[model], **SETTINGS[settings]), FedAvg(), 1e-12)
+
+
+@pytest.mark.parametrize("model", ["unet batch", "next token"])
+@pytest.mark.parametrize("settings", ["momentum", "adam"])
+@pytest.mark.usefixtures("double")
+def test_samples_of_different_weights(model: str, settings: str) -> None:
+    """Oracle: training one by one; 1e-7 of the way, because the weights of samples are float32."""
+    compare(Both(MODELS[model], **SETTINGS[settings]), FedAvg(), 1e-7)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -1,0 +1,185 @@
+"""Columns of CSV and Parquet files. Private, because importing it imports pyarrow."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import csv as arrow_csv
+from pyarrow import parquet
+
+from fedmpi.data._published import one_line
+from fedmpi.errors import BadInput
+from fedmpi.options import shown
+
+#: Characters between the fields of a CSV file; the most frequent one in its first line is used.
+SEPARATORS = ",;\t|"
+#: pyarrow infers types from the first block only. So a file is one block, as far as pyarrow allows.
+LARGEST_BLOCK = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The rows of one file, or of several files, one after another.
+
+    Attributes:
+        path: the file, or the folder of the files.
+        files: the files.
+        rows: number of rows of each file.
+        names: the names of all columns.
+        table: the columns that were read.
+    """
+
+    path: Path
+    files: Sequence[Path]
+    rows: Sequence[int]
+    names: Sequence[str]
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return sum(self.rows)
+
+    def is_numeric(self, name: str) -> bool:
+        """Whether a column has numbers. Otherwise it has texts, or true and false.
+
+        Raises:
+            BadInput: it has dates, nested or other values.
+        """
+        kind, types = self.table.schema.field(name).type, pa.types
+        if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_null(kind):
+            return True
+        if types.is_boolean(kind) or types.is_string(kind) or types.is_large_string(kind):
+            return False
+        found = "dates or times" if types.is_temporal(kind) else "nested values" if types.is_nested(kind) else kind
+        raise self.refused(name, f"has {found}: make numbers or texts of them, or add --dataset.drop [{name}]")
+
+    def values(self, name: str) -> NDArray:
+        """[rows] a column, as float64 numbers with NaN, or as texts with None, where values are missing."""
+        column = self.table.column(name)
+        if self.is_numeric(name):
+            return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), np.float64)
+        return np.asarray(column.cast(pa.string()).to_numpy(zero_copy_only=False), object)
+
+    def without_gaps(self, name: str, remedy: str) -> NDArray:
+        """`values`, none of which is missing.
+
+        Raises:
+            BadInput: some are missing; the line ends with the remedy.
+        """
+        values = self.values(name)
+        if (gaps := missing(values)).any():
+            count = f"{gaps.sum()} missing value{'s' * (int(gaps.sum()) > 1)}"
+            raise self.refused(name, f"has {count}, the first in {self._place(int(gaps.argmax()))}: {remedy}")
+        return values
+
+    def refused(self, name: str, reason: str) -> BadInput:
+        """The error that a column cannot be used."""
+        return BadInput(f"{self.path}: column {name} {reason}")
+
+    def unknown(self, name: str, option: str) -> BadInput:
+        """The error that an option names a column that the files do not have."""
+        near = get_close_matches(name, self.names, 1)
+        known = f"the nearest name is {near[0]}" if near else f"its columns are {shown(', '.join(self.names))}"
+        return BadInput(f"= {shown(name)}: {self.path} has no such column; {known}", option)
+
+    def _place(self, row: int) -> str:
+        """A row in words, counted from 1 without the line of names."""
+        file = int(np.searchsorted(np.cumsum(self.rows), row, side="right"))
+        number = row - sum(self.rows[:file]) + 1
+        return f"row {number}" if len(self.files) == 1 else f"row {number} of {self.files[file].name}"
+
+
+def missing(values: NDArray) -> NDArray[np.bool_]:
+    """[rows] which of the values of a column are missing."""
+    return np.isnan(values) if values.dtype == np.float64 else np.array([each is None for each in values.tolist()])
+
+
+def read(path: Path, files: Sequence[Path], wanted: Collection[str] | None = None) -> Frame:
+    """The rows of files that have the same columns.
+
+    Args:
+        path: the file, or the folder of the files.
+        wanted: the names of the columns that are read; None: all.
+
+    Raises:
+        BadInput: a file is empty or damaged, has columns without names or with the same name, or the files differ.
+    """
+    heads = [_head(file) for file in files]
+    _, names = heads[0]
+    for file, (_, others) in zip(files, heads, strict=True):
+        if apart := sorted({*names} ^ {*others}):
+            only = file if apart[0] in others else files[0]
+            raise BadInput(f"{path}: only {only.name} has a column {apart[0]}: all files must have the same columns")
+    chosen = [name for name in names if wanted is None or name in wanted]
+    tables = [_rows(file, separator, chosen) for file, (separator, _) in zip(files, heads, strict=True)]
+    try:
+        table = pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise BadInput(f"{path}: the files have values of different types: {one_line(error)}") from error
+    rows = [each.num_rows for each in tables]
+    if sum(rows) == 0:
+        raise BadInput(f"{path} has no rows")
+    return Frame(path, files, rows, names, table)
+
+
+def _head(path: Path) -> tuple[str, list[str]]:
+    """The separator of a CSV file ("" for Parquet), and the names of the columns."""
+    with _said_of(path):
+        if not _is_csv(path):
+            separator, names = "", list(parquet.read_schema(path).names)
+        else:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                separator = max(SEPARATORS, key=file.readline().count)
+                file.seek(0)
+                names = next(csv.reader(file, delimiter=separator), [])
+    if not names:
+        raise BadInput(f"{path} is empty: its first line must have the names of the columns")
+    if "" in names:
+        place = names.index("") + 1
+        raise BadInput(f"{path}: column {place} has no name (row numbers of pandas? save with index=False)")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise BadInput(f"{path} has two columns named {twice}: rename one")
+    return separator, names
+
+
+def _rows(path: Path, separator: str, names: list[str]) -> pa.Table:
+    with _said_of(path):
+        if not _is_csv(path):
+            table = parquet.read_table(path, columns=names)
+        else:
+            table = arrow_csv.read_csv(
+                path,
+                # Without threads, pyarrow's messages have the number of the row.
+                arrow_csv.ReadOptions(use_threads=False, block_size=min(max(path.stat().st_size, 1), LARGEST_BLOCK)),
+                arrow_csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+                arrow_csv.ConvertOptions(include_columns=names, strings_can_be_null=True),
+            )
+    for place, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):  # pandas' categories
+            table = table.set_column(place, field.name, table.column(place).cast(field.type.value_type))
+    return table
+
+
+@contextmanager
+def _said_of(path: Path) -> Iterator[None]:
+    """Name the file in errors about its contents."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    except (pa.ArrowException, csv.Error, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # it cannot be opened
+        kind = "CSV" if _is_csv(path) else "Parquet"
+        raise BadInput(f"{path} cannot be read as {kind}: {shown(one_line(error))}") from error
+
+
+def _is_csv(path: Path) -> bool:
+    return path.suffix.lower() == ".csv"
