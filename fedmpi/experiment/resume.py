@@ -98,28 +98,6 @@ def find(output: Path, rounds: int, config: str, checkpoints: Checkpoints) -> Pl
     return place
 
 
-def check_settings(run: Run, config: str) -> None:
-    """Check that a run can be continued with these settings.
-
-    Some may differ (`FREE`), and so may the place of the data if the file has their checksum.
-
-    Args:
-        config: the settings, as YAML.
-
-    Raises:
-        BadInput: the first setting that differs from those of the run.
-    """
-    known = {name: run.attributes[name] for name in DATA.values() if name in run.attributes}
-    before, now = (by_name({**settings, **known}) for settings in (run.settings, yaml.safe_load(config) or {}))
-    for name in dict.fromkeys([*now, *before]):
-        if name not in FREE and now.get(name) != before.get(name):
-            value, was = (settings.get(name, "null") for settings in (now, before))
-            raise BadInput(f"= {value}: must be {was}, as in the run that is resumed", f"--{name}")
-    if "rounds" in before:
-        planned = f"at least {before['rounds']}, as in the run that is resumed"
-        require(int(now["rounds"]) >= int(before["rounds"]), "--rounds", now["rounds"], planned)
-
-
 def continuation(experiment: Settings, ranks: int) -> str:
     """The command that continues an interrupted run on this number of ranks."""
     if experiment.arguments is None:
@@ -155,3 +133,19 @@ def _after_the_end(run: Run, done: int, rounds: int) -> Place:
     if (version := run.attributes["fedmpi_version"]) != __version__:
         raise BadInput(f"--resume: {run.path} was written by fedmpi {version}")
     return Place(run.attributes["started"], done, is_in_results=True)
+
+
+def check_settings(run: Run, config: str) -> None:
+    """Raise BadInput for the first setting that differs from those of the run, except those that may (`FREE`).
+
+    The place of the data may differ if the file has their checksum.
+    """
+    known = {name: run.attributes[name] for name in DATA.values() if name in run.attributes}
+    before, now = (by_name({**settings, **known}) for settings in (run.settings, yaml.safe_load(config) or {}))
+    for name in dict.fromkeys([*now, *before]):
+        if name not in FREE and now.get(name) != before.get(name):
+            value, was = (settings.get(name, "null") for settings in (now, before))
+            raise BadInput(f"= {value}: must be {was}, as in the run that is resumed", f"--{name}")
+    if "rounds" in before:
+        planned = f"at least {before['rounds']}, as in the run that is resumed"
+        require(int(now["rounds"]) >= int(before["rounds"]), "--rounds", now["rounds"], planned)

@@ -56,9 +56,9 @@ def _run(options: argparse.Namespace, further: Sequence[str]) -> int:
     unfinished = [job for job in jobs if not job.finished()]
     waiting = [job for job in unfinished if not job.is_running()]
     if not options.dry_run:
-        numbers = len(jobs) - len(unfinished), len(unfinished) - len(waiting), len(waiting)
-        counts = "{} finished, {} running, {} to be started or continued".format(*numbers)
-        say(f"{len(plan.settings)} settings x {len(plan.seeds)} seeds: {counts}")
+        done, running = len(jobs) - len(unfinished), len(unfinished) - len(waiting)
+        counts = f"{done} finished, {running} running, {len(waiting)} to be started or continued"
+        say(f"settings: {len(plan.settings)}; seeds: {len(plan.seeds)}; runs: {counts}")
     if options.slurm:
         return submit(plan, waiting, options.ranks, further, options.dry_run) if waiting else 0
     if options.local and options.dry_run:

@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 
 from fedmpi import results, small_yaml
+from fedmpi.described import as_yaml
 from fedmpi.errors import BadInput
 from fedmpi.experiment.command_line import HelpPrinted, parse
-from fedmpi.experiment.experiment import Experiment
 from fedmpi.experiment.resume import check_settings
 from fedmpi.options import check_length, shown
 from fedmpi.results import Run
@@ -52,12 +52,12 @@ class Job:
     Attributes:
         output: the results file.
         arguments: the options of `python -m fedmpi` that start the run or continue it.
-        experiment: what they mean.
+        settings: of the experiment, all of them.
     """
 
     output: Path
     arguments: list[str]
-    experiment: Experiment
+    settings: dict[str, Any]
 
     @property
     def name(self) -> str:
@@ -71,7 +71,7 @@ class Job:
     def finished(self) -> Run | None:
         """The results, if the run has finished; raises BadInput as `is_running`."""
         run = self._found()
-        is_whole = run and run.status == "finished" and run.settings["rounds"] >= self.experiment.rounds
+        is_whole = run and run.status == "finished" and run.settings["rounds"] >= self.settings["rounds"]
         return run if is_whole else None
 
     def is_running(self) -> bool:
@@ -88,7 +88,7 @@ class Job:
             return None
         run = results.open(self.output)
         try:
-            check_settings(run, self.experiment.config)
+            check_settings(run, as_yaml(self.settings))
         except BadInput as error:
             raise BadInput(f"{self.output}: {error}; another --output starts a new sweep") from None
         return run
@@ -120,23 +120,31 @@ class Plan:
         known: dict[frozenset[tuple[str, str]], str] = {}
         for setting in self.settings:
             try:
-                jobs.append([self._job(setting, seed) for seed in self.seeds])
+                jobs.append(list(self._of(setting)))
             except BadInput as error:
                 raise BadInput(f"{self.path}, setting {setting.name}: {error}") from None
-            other = known.setdefault(same_but_seed(jobs[-1][0].experiment.settings), setting.name)
+            other = known.setdefault(same_but_seed(jobs[-1][0].settings), setting.name)
             if other != setting.name:
                 raise BadInput(f"{self.path}: the settings {other} and {setting.name} are the same experiment")
         return jobs
 
-    def _job(self, setting: Setting, seed: int) -> Job:
-        output = self.folder / f"{setting.name}-{seed}.h5"
-        check_length(output, LONGEST_DECORATION)
-        check_writable(output, overwrite=True)
-        arguments = [*setting.arguments, f"--seed={seed}", f"--output={output}", "--resume"]
-        try:
-            return Job(output, arguments, parse(arguments, speaks=False)[0])
-        except HelpPrinted:
-            raise BadInput("must hold settings only, and neither --help nor --print_config") from None
+    def _of(self, setting: Setting) -> Iterator[Job]:
+        """The runs of a setting. Its options are read once, because that takes a tenth of a second."""
+        settings: dict[str, Any] = {}
+        for seed in self.seeds:
+            output = self.folder / f"{setting.name}-{seed}.h5"
+            check_length(output, LONGEST_DECORATION)
+            check_writable(output, overwrite=True)
+            arguments = [*setting.arguments, f"--seed={seed}", f"--output={output}", "--resume"]
+            settings = settings or _settings(arguments)
+            yield Job(output, arguments, {**settings, "seed": seed})
+
+
+def _settings(arguments: list[str]) -> dict[str, Any]:
+    try:
+        return parse(arguments, speaks=False)[0].settings
+    except HelpPrinted:
+        raise BadInput("must hold settings only, and neither --help nor --print_config") from None
 
 
 def read(path: Path, seeds: Sequence[int] | None, folder: Path | None) -> Plan:
@@ -160,7 +168,7 @@ def read(path: Path, seeds: Sequence[int] | None, folder: Path | None) -> Plan:
         raise BadInput(f"{path}: is not UTF-8 (byte {error.start})") from None
     try:
         settings, own = (list(_listed(text)), [0]) if path.suffix == LIST else _grid(text)
-        chosen = _distinct("seeds", seeds or own)
+        chosen = _seeds(seeds or own)
     except yaml.YAMLError as error:
         raise BadInput(f"{path}: {small_yaml.reason(error)}") from None
     except BadInput as error:
@@ -187,8 +195,8 @@ def _listed(text: str) -> Iterator[Setting]:
         raise BadInput("has no line with a name, a YAML file and options")
 
 
-def _grid(text: str) -> tuple[list[Setting], list[int]]:
-    """The settings of a grid file, and its seeds."""
+def _grid(text: str) -> tuple[list[Setting], Any]:
+    """The settings of a grid file, and its seeds, which are not checked yet."""
     given = small_yaml.load(text)
     if not isinstance(given, dict) or "grid" not in given:
         raise BadInput("must hold a grid, as in `grid: {local.lr: [0.01, 0.1]}`")
@@ -204,14 +212,14 @@ def _grid(text: str) -> tuple[list[Setting], list[int]]:
             raise BadInput(f"{option}: must be either in options or in grid")
         if not isinstance(values, list) or not values:
             raise BadInput(f"grid: {option} = {shown(values)}: must be a list of values, as in [0.01, 0.1]")
-        _distinct(f"grid: {option}", [_part(names[option], value) for value in values])
+        _refuse_repeated(f"grid: {option}", [_part(names[option], value) for value in values])
     settings = []
     for values in product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
         varied = {names[option]: _shown(value) for option, value in chosen.items() if len(grid[option]) > 1}
         name = "-".join(_part(names[option], value) for option, value in chosen.items())
         settings.append(Setting(name, _arguments({**options, **chosen}), varied))
-    return settings, _seeds(given.get("seeds", [0]))
+    return settings, given.get("seeds", [0])
 
 
 def _options(key: str, given: Any) -> dict[str, Any]:
@@ -229,16 +237,17 @@ def _refuse_own(place: str, option: str) -> None:
 
 
 def _seeds(given: Any) -> list[int]:
-    if not isinstance(given, list) or not given or not all(type(seed) is int for seed in given):
-        raise BadInput(f"seeds = {shown(given)}: must be a list of whole numbers, as in [0, 1, 2]")
-    return given
+    is_sound = isinstance(given, list) and given and all(type(seed) is int and 0 <= seed < 2**63 for seed in given)
+    if not is_sound:
+        raise BadInput(f"seeds = {shown(given)}: must be a list of whole numbers from 0 to 2^63 - 1, as in [0, 1, 2]")
+    _refuse_repeated("seeds", given)
+    return list(given)
 
 
-def _distinct(place: str, values: Sequence[Any]) -> Sequence[Any]:
+def _refuse_repeated(place: str, values: Sequence[Any]) -> None:
     for value in values:
         if values.count(value) > 1:
             raise BadInput(f"{place}: {shown(value)} is given twice")
-    return values
 
 
 def _short(options: Mapping[str, Any]) -> dict[str, str]:

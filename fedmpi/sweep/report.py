@@ -132,7 +132,7 @@ def report(settings: Sequence[Setting], runs: Sequence[Sequence[Run]], seeds: in
         return [*lines, "no setting has finished with all seeds"]
     chosen = ", ".join(f"{name} {value}" for name, value in settings[best].values.items()) or settings[best].name
     how = "best on validation" if has_validation else "best on test, optimistic"
-    return [*lines, f"{how}: {chosen}: test {metric.name} {metric.said(tests[best])} ({seeds} seeds)"]
+    return [*lines, f"{how}: {chosen}: test {metric.name} {metric.said(tests[best])} (seeds: {seeds})"]
 
 
 def _best(values: Sequence[Sequence[float]], seeds: int, better: Direction) -> int | None:

@@ -83,7 +83,7 @@ def test_by_validation(tmp_path: Path) -> None:
             *["*"] * (number == best),
         ]
     lr = SETTINGS[best].values["lr"]
-    assert last == f"best on validation: lr {lr}: test accuracy {text(100 * chosen[best])} % (3 seeds)"
+    assert last == f"best on validation: lr {lr}: test accuracy {text(100 * chosen[best])} % (seeds: 3)"
 
     # A single run without validation values, and the test set decides for all.
     runs[0][0] = made(tmp_path / "without.h5", {"test_accuracy": test[0, 0]})
@@ -91,7 +91,7 @@ def test_by_validation(tmp_path: Path) -> None:
     table, last = report(SETTINGS, runs, SEEDS)
     assert "validation" not in table
     lr = SETTINGS[best].values["lr"]
-    assert last == f"best on test, optimistic: lr {lr}: test accuracy {text(100 * on_test[best])} % (3 seeds)"
+    assert last == f"best on test, optimistic: lr {lr}: test accuracy {text(100 * on_test[best])} % (seeds: 3)"
 
 
 def test_a_metric_of_which_less_is_better(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_metric_of_which_less_is_better(tmp_path: Path) -> None:
     best = 1 + int(lowest[1:].mean(1).argmin())
     lr = SETTINGS[best].values["lr"]
     *_, last = report(SETTINGS, runs, SEEDS)
-    assert last == f"best on test, optimistic: lr {lr}: test rmse {text(lowest[best], 4)} cm (3 seeds)"
+    assert last == f"best on test, optimistic: lr {lr}: test rmse {text(lowest[best], 4)} cm (seeds: 3)"
 
     runs[best].pop()
     table, last = report(SETTINGS, runs, SEEDS)

@@ -61,7 +61,10 @@ def test_interrupted_and_continued(tmp_path: Path) -> None:
     command = grid, "--local", "2", "--output", folder
     process = sweep(*command)
     assert process.stdout
-    assert process.stdout.readline() == "4 settings x 2 seeds: 0 finished, 0 running, 8 to be started or continued\n"
+    assert (
+        process.stdout.readline()
+        == "settings: 4; seeds: 2; runs: 0 finished, 0 running, 8 to be started or continued\n"
+    )
     until(lambda: bool(running(folder)))
     killed = running(folder)[0]
     os.kill(int(killed.attributes["pid"]), signal.SIGKILL)
@@ -103,7 +106,7 @@ def test_interrupted_and_continued(tmp_path: Path) -> None:
     assert [len(row) == 7 for row in rows] == [number == chosen for number in range(4)], "one row has the mark"
     assert printed.splitlines()[-1] == (
         f"best on test, optimistic: lr {rows[chosen][0]}, alpha {rows[chosen][1]}: test accuracy {text[chosen]} % "
-        "(2 seeds)"
+        "(seeds: 2)"
     )
 
 
@@ -130,7 +133,26 @@ def test_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert not Path("runs/genfl").exists()
 
 
-# Programs that print what they are given.
+def test_a_run_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is named with its reason, the other one is run all the same, here on two ranks, and the table has both."""
+    listed, folder = tmp_path / "two.list", tmp_path / "runs"
+    small = "--model LogisticRegression --clients 4 --rounds 1"
+    listed.write_text(f"bad {small} --dataset MNIST --dataset.root {tmp_path}\ngood {small}\n")
+    assert main([str(listed), "--local", "1", "--ranks", "2", "--output", str(folder)]) == 1
+    _, bad, good, head, *rows, last = capsys.readouterr().out.splitlines()
+    assert bad.startswith(f"1/2  bad-0  failed (fedmpi: error: {tmp_path}/MNIST/raw/")
+    assert bad.endswith(f"), see {folder}/bad-0.log")
+    assert good.startswith("2/2  good-0  finished in ")
+    run = results.open(folder / "good-0.h5")
+    accuracy = f"{100 * run.rounds['test_accuracy'][-1]:.2f}"
+    assert good.endswith(f", test accuracy {accuracy} %")
+    assert head.split() == ["setting", "seeds", "test", "accuracy", "(%)", "best"]
+    assert [row.split() for row in rows] == [["bad", "0", "-"], ["good", "1", accuracy, "*"]]
+    assert last == f"best on test, optimistic: setting good: test accuracy {accuracy} % (seeds: 1)"
+    assert run.environment["ranks"] == 2
+
+
+# A program that writes down what it is given.
 SBATCH = """#!/usr/bin/env bash
 printf '%s\n' "$@" >"$TOLD"
 echo Submitted batch job 4711
@@ -202,7 +224,7 @@ GOOD = "grid: {local.lr: [0.1, 0.2]}"
         (f"{GOOD}\nseeds: 3", [], "seeds = 3: must be a list of whole numbers"),
         (f"{GOOD}\nseeds: []", [], "seeds = []: must be a list of whole numbers"),
         (f"{GOOD}\nseeds: [0, 0]", [], "seeds: 0 is given twice"),
-        (f"{GOOD}\nseeds: [-1]", [], "--seed = -1: must be at least 0"),
+        (f"{GOOD}\nseeds: [-1]", [], "seeds = [-1]: must be a list of whole numbers from 0"),
         (GOOD, ["--seeds", "1", "1"], "seeds: 1 is given twice"),
         (GOOD, ["--seeds", "x"], "argument --seeds: invalid int value"),
         (GOOD, ["--local", "0"], "argument --local: 0 must be a whole number, at least 1"),
