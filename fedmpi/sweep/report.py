@@ -2,101 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from fedmpi.errors import BadInput
 from fedmpi.results import Run
+from fedmpi.results.common import main_metric
 from fedmpi.results.formats import FORMATS
-from fedmpi.results.schema import PERCENT, Direction, described
+from fedmpi.results.metrics import Direction
 from fedmpi.results.spread import spread
+from fedmpi.results.table import decimals
 from fedmpi.sweep.plan import Setting
-
-
-class Metric(NamedTuple):
-    """The metric that runs are compared by.
-
-    Attributes:
-        name: such as accuracy, whose columns are validation_accuracy and test_accuracy.
-        better: which values are better; None: not known.
-        unit: in which values are shown. Values in % are stored as shares in [0, 1].
-    """
-
-    name: str
-    better: Direction | None
-    unit: str
-
-    @property
-    def test(self) -> str:
-        return f"test_{self.name}"
-
-    @property
-    def validation(self) -> str:
-        return f"validation_{self.name}"
-
-    def cell(self, values: Sequence[float]) -> str:
-        """Mean ± standard deviation of values, in the unit."""
-        is_share = self.unit == PERCENT
-        return spread([100 * value if is_share else value for value in values], decimals=2 if is_share else None)
-
-    def head(self, column: str) -> str:
-        """The head of a column of `cell`."""
-        return f"{column} ({self.unit})" if self.unit else column
-
-    def said(self, values: Sequence[float]) -> str:
-        """Mean ± standard deviation of values, with the unit."""
-        return f"{self.cell(values)} {self.unit}".rstrip()
-
-
-def main_metric(run: Run) -> Metric:
-    """The main metric of a run."""
-    name = str(run.attributes.get("main_metric", "accuracy"))
-    known, schema = json.loads(run.attributes.get("metrics", "{}")).get(name, {}), described(f"test_{name}")
-    return Metric(name, known.get("better", schema.better), known.get("unit", schema.unit))
 
 
 def last_value(run: Run) -> str:
     """The last test value of the main metric, as text."""
-    metric = main_metric(run)
-    return f"test {metric.name} {metric.said([run.accuracy(metric.test).last])}"
-
-
-class Choice(NamedTuple):
-    """The values of a run at its chosen round; NaN if no round was evaluated.
-
-    Attributes:
-        decisive: the value by which the round was chosen.
-        test: the value on the test set.
-    """
-
-    decisive: float
-    test: float
-
-
-def choose(run: Run, column: str, metric: Metric) -> Choice:
-    """The values of a run at its best round; of equally good rounds, at the first.
-
-    Args:
-        column: of /rounds, which decides.
-        metric: the main metric.
-    """
-    missing = np.full(1, np.nan)
-    decisive, test = run.rounds.get(column, missing), run.rounds.get(metric.test, missing)
-    known = np.flatnonzero(~(np.isnan(decisive) | np.isnan(test)))
-    if not known.size:
-        return Choice(np.nan, np.nan)
-    best = known[decisive[known].argmax() if metric.better == "higher" else decisive[known].argmin()]
-    return Choice(float(decisive[best]), float(test[best]))
+    return _with_unit(run, [run.statistics().last])
 
 
 def report(settings: Sequence[Setting], runs: Sequence[Sequence[Run]], seeds: int) -> list[str]:
     """The lines of a report: a table with one row per setting, and the best setting.
 
-    A run counts with its values at its best round by the validation set. If a run has no validation values, the test
-    values decide for all runs.
+    A run counts with the values of its main metric in its best round. The validation set decides which round and
+    which setting are the best, or the test set if there is no validation set (see `Run.best_is`).
 
     Args:
         settings: all settings.
@@ -104,35 +33,34 @@ def report(settings: Sequence[Setting], runs: Sequence[Sequence[Run]], seeds: in
         seeds: number of seeds. The best setting is one of those that have so many finished runs.
 
     Raises:
-        BadInput: the runs have different main metrics, or it is not known which values are better.
+        BadInput: the runs have different main metrics, some have no validation set and others have one, or it is not
+            known which values are better.
     """
-    metrics = list({main_metric(run) for of_setting in runs for run in of_setting})
-    if not metrics:
+    every = [run for of_setting in runs for run in of_setting]
+    if not every:
         return ["no run has finished"]
-    metric = metrics[0]
-    if len(metrics) > 1:
-        names = ", ".join(sorted(each.name for each in metrics))
-        raise BadInput(f"runs with different main metrics cannot be compared: {names}")
-    if metric.better is None:
-        raise BadInput(f"it is not known which values of {metric.test} are better")
-    has_validation = all(metric.validation in run.rounds for of_setting in runs for run in of_setting)
-    column = metric.validation if has_validation else metric.test
-    choices = [[choose(run, column, metric) for run in of_setting] for of_setting in runs]
-    tests = [[choice.test for choice in of_setting] for of_setting in choices]
-    decisive = [[choice.decisive for choice in of_setting] for of_setting in choices]
-    best = _best(decisive, seeds, metric.better)
+    metric, one = main_metric(every, "such runs cannot be compared"), every[0]
+    test, column = one.main_column, one.decides(one.main_column)
+    if any(run.decides(test) != column for run in every):
+        raise BadInput("runs with and without a validation set cannot be compared")
+    about = one.described(test)
+    if about.better is None:
+        raise BadInput(f"it is not known which values of {test} are better")
+    decisive, tests = (
+        [[run.statistics(name).best for run in of_setting] for of_setting in runs] for name in (column, test)
+    )
+    best = _best(decisive, seeds, about.better)
     parts = {name: [setting.values[name] for setting in settings] for name in settings[0].values}
     parts["seeds"] = [str(len(of_setting)) for of_setting in runs]
-    if has_validation:
-        parts[metric.head(f"validation {metric.name}")] = [metric.cell(values) for values in decisive]
-    parts[metric.head(f"test {metric.name}")] = [metric.cell(values) for values in tests]
+    if column != test:
+        parts[about.with_unit(f"validation {metric}")] = [_cell(one, values) for values in decisive]
+    parts[about.with_unit(f"test {metric}")] = [_cell(one, values) for values in tests]
     parts["best"] = ["*" if number == best else "" for number in range(len(settings))]
     lines = [FORMATS["text"]([list(parts), *map(list, zip(*parts.values(), strict=True))])]
     if best is None:
         return [*lines, "no setting has finished with all seeds"]
     chosen = ", ".join(f"{name} {value}" for name, value in settings[best].values.items()) or settings[best].name
-    how = "best on validation" if has_validation else "best on test, optimistic"
-    return [*lines, f"{how}: {chosen}: test {metric.name} {metric.said(tests[best])} (seeds: {seeds})"]
+    return [*lines, f"{one.best_is(test)}: {chosen}: {_with_unit(one, tests[best])} (seeds: {seeds})"]
 
 
 def _best(values: Sequence[Sequence[float]], seeds: int, better: Direction) -> int | None:
@@ -145,3 +73,14 @@ def _best(values: Sequence[Sequence[float]], seeds: int, better: Direction) -> i
     if not means:
         return None
     return (max if better == "higher" else min)(means, key=means.__getitem__)
+
+
+def _cell(run: Run, values: Sequence[float]) -> str:
+    """Mean ± standard deviation of values of a run's main metric, in its unit."""
+    about = run.described(run.main_column)
+    return spread([about.scale * value for value in values], decimals=decimals(run.main_column, about.unit))
+
+
+def _with_unit(run: Run, values: Sequence[float]) -> str:
+    unit = run.described(run.main_column).unit
+    return f"test {run.main_metric} {_cell(run, values)}{f' {unit}' if unit else ''}"
