@@ -213,6 +213,24 @@ def test_a_list_of_runs() -> None:
         assert type(settings.algorithm).__name__.lower() == name
 
 
+def test_sweeps(tmp_path: Path) -> None:
+    """The page's grid and its commands, without the runs themselves: as many as the page says, and their files."""
+    (tmp_path / "jobs").symlink_to(REPOSITORY / "jobs")
+    shorter = {"--local 2  ": "--local 2 --dry_run", "--slurm": "--slurm --dry_run", "--seeds 0 1 2": "--seeds 0"}
+    page = Page("sweeps", tmp_path, shorter)
+    (grid,) = re.findall(r"```yaml\n(# mu.yaml\n.*?)```", page.text, re.DOTALL)
+    (tmp_path / "mu.yaml").write_text(grid)
+    local, listed, slurm = page.commands
+    commands = page.run(local.splitlines()[0]).splitlines()
+    assert len(commands) == 2 * 2 * 3
+    assert "runs/mu/mu_0.001-lr_0.01-0.h5" in commands[0]
+    assert "`mu_0.001-lr_0.01-0.h5`" in page.text
+    assert "runs/genfl/mnist-genfl_local-0.h5" in page.run(listed)
+    *lines, command = page.run(slurm).splitlines()
+    assert len(lines) == len(commands)
+    assert "--array=0-11 --output=runs/mu/slurm-%A_%a.log --ntasks-per-node=5 --time=01:00:00" in command
+
+
 def test_a_sweep_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the page has it, but for the number of rounds; on two ranks."""
     text = (DOCS / "python.md").read_text()

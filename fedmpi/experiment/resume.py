@@ -75,7 +75,7 @@ def find(experiment: Settings, config: str, checkpoints: Checkpoints) -> Place |
         check_intact(output)
     except BadInput as error:
         raise BadInput(f"--resume: {error}") from None
-    _check_settings(run, config)
+    check_settings(run, config)
     done, is_over = len(run.rounds.get("round", ())), run.status == "finished"
     if not (kept or is_over):
         say(f"{output}: has no checkpoint yet, starting a new run")
@@ -144,8 +144,8 @@ def _after_the_end(run: Run, done: int) -> Place:
     return Place(run.attributes["started"], done, is_in_results=True)
 
 
-def _check_settings(run: Run, config: str) -> None:
-    """Raise BadInput for the first setting that differs from those of the run.
+def check_settings(run: Run, config: str) -> None:
+    """Raise BadInput for the first setting that differs from those of the run, except those that may (`FREE`).
 
     The place of the data may differ if the file has their checksum.
     """

@@ -89,14 +89,17 @@ class Site:
         (folder / "bin" / "srun").write_text(NO_MPI)
         (folder / "bin" / "srun").chmod(0o755)
 
+    def user(self, by_mpirun: bool = False) -> Slurm:
+        """Slurm as a user sees it who has this Python, and perhaps no srun that can start MPI."""
+        path = [str(self.folder / "bin")] * by_mpirun + [str(Path(sys.executable).parent), os.environ["PATH"]]
+        variables = {"PATH": os.pathsep.join(path), "PYTHONPATH": f"{REPOSITORY}:{PROGRAMS}"}
+        return Slurm({**self.slurm.environment, **variables})
+
     def submit(self, *options: str, script: str = "slurm.sbatch", file: str = "", by_mpirun: bool = False) -> Job:
         """Submit one of the scripts for two ranks; options before -- are sbatch's."""
         at = options.index("--")
-        path = [str(self.folder / "bin")] * by_mpirun + [str(Path(sys.executable).parent), os.environ["PATH"]]
-        variables = {"PATH": os.pathsep.join(path), "PYTHONPATH": f"{REPOSITORY}:{PROGRAMS}"}
-        slurm = Slurm({**self.slurm.environment, **variables})
         place = f"--chdir={self.folder}"
-        said = slurm.call(
+        said = self.user(by_mpirun).call(
             "sbatch", "--parsable", "--ntasks-per-node=2", place, *options[:at], f"jobs/{script}", *options[at + 1 :]
         )
         number = said.strip()
@@ -193,3 +196,21 @@ def test_array(site: Site, jobs: dict[str, Job], sha256: str | None) -> None:
     assert {name: run.status for name, run in runs.items()} == {"only-0.h5": "finished", "only-1.h5": "finished"}
     assert {name: run.settings["seed"] for name, run in runs.items()} == {"only-0.h5": 0, "only-1.h5": 1}
     assert runs["only-0.h5"].weights_sha256 == sha256 != runs["only-1.h5"].weights_sha256
+
+
+def test_sweep(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grid as one array. Oracle: its files, and the report of the program that has submitted it."""
+    monkeypatch.chdir(site.folder)
+    Path("sweep.yaml").write_text(
+        "options: {model: LogisticRegression, clients: 8, rounds: 2}\ngrid: {local.lr: [0.01, 0.1]}\nseeds: [4]\n"
+    )
+    user, command = site.user(), [sys.executable, "-m", "fedmpi.sweep", "sweep.yaml"]
+    said = user.call(*command, "--slurm", "--ranks", "2", "--", "--time=10")
+    number = said.split()[-1]
+    assert user.about(f"{number}_1")["TimeLimit"] == "00:10:00"
+    until(lambda: not user.call("squeue", "--noheader", f"--jobs={number}").strip())
+    for lr in ("0.01", "0.1"):
+        run = results.open(Path("runs", "sweep", f"lr_{lr}-4.h5"))
+        assert (run.status, run.environment["ranks"], run.settings["local"]["lr"]) == ("finished", 2, float(lr))
+    assert "best on test, optimistic: lr 0." in user.call(*command, "--report")
+    assert "2 finished, 0 running, 0 to be started" in user.call(*command, "--slurm")

@@ -1,0 +1,311 @@
+"""Sweeps on this machine: real runs that are interrupted and continued, lists, the Slurm array, and refusals."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedmpi import results
+from fedmpi.experiment.command_line import parse
+from fedmpi.sweep.__main__ import main
+from tests.slurm.cluster import until
+from tests.support.mpi import REPOSITORY, environment
+from tests.test_jobs import JOBS
+from tests.test_jobs import run as run_script
+
+PROGRAMS = REPOSITORY / "tests" / "jobs"
+GRID = """
+options:
+  algorithm.hold: {hold}  # a file; while it exists, rounds take 0.3 s
+  algorithm: patient.Patient
+  model: LogisticRegression
+  local: {{epochs: 1}}
+  clients: 8
+  cohort: 4
+  rounds: 6
+grid:
+  local.lr: [0.01, 1e-1]
+  partition.alpha: [0.1, 10]
+seeds: [0, 3]
+"""
+NAMES = [f"lr_{lr}-alpha_{alpha}-{seed}" for lr, alpha, seed in product(("0.01", "1e-1"), ("0.1", "10"), (0, 3))]
+
+
+def sweep(*words: str | Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "fedmpi.sweep", *map(str, words)]
+    path = f"{environment()['PYTHONPATH']}{os.pathsep}{PROGRAMS}"
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
+
+
+def running(folder: Path) -> list[results.Run]:
+    return [one for path in sorted(folder.glob("*.h5")) if (one := results.open(path)).status == "running"]
+
+
+def test_interrupted_and_continued(tmp_path: Path) -> None:
+    """One run is killed, later all are interrupted, and the same command continues.
+
+    Oracles: each run alone, of FedAvg, whose weights are the same bits; and NumPy for the choice.
+    """
+    hold, folder = tmp_path / "hold", tmp_path / "runs"
+    hold.touch()
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(GRID.format(hold=hold))
+    command = grid, "--local", "2", "--output", folder
+    process = sweep(*command)
+    assert process.stdout
+    assert (
+        process.stdout.readline()
+        == "settings: 4; seeds: 2; runs: 0 finished, 0 running, 8 to be started or continued\n"
+    )
+    until(lambda: bool(running(folder)))
+    killed = running(folder)[0]
+    os.kill(int(killed.attributes["pid"]), signal.SIGKILL)
+    lines: list[str] = []
+    while not {"failed", "finished"} <= {line.split()[2] for line in lines}:
+        lines.append(process.stdout.readline())
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert f"{killed.path.stem}  failed (exit status -9), see {killed.path.with_suffix('.log')}\n" in "".join(lines)
+    assert "SIGINT: " in rest
+    assert "interrupted" in rest
+    statuses = [results.open(path).status for path in folder.glob("*.h5")]
+    assert set(statuses) <= {"finished", "killed", "interrupted"}
+    assert "finished" in statuses
+    assert len(statuses) < len(NAMES)
+
+    hold.unlink()
+    process = sweep(*command)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    runs = {path.stem: results.open(path) for path in folder.glob("*.h5")}
+    assert sorted(runs) == sorted(NAMES)
+    options = ["--model", "LogisticRegression", "--local.epochs", "1"]
+    options += ["--clients", "8", "--cohort", "4", "--rounds", "6"]
+    for lr, alpha, seed in product(("0.01", "0.1"), ("0.1", "10"), ("0", "3")):
+        own = ["--local.lr", lr, "--partition.alpha", alpha, "--seed", seed]
+        alone = parse([*options, *own, "--output", str(tmp_path / f"{lr}-{alpha}-{seed}.h5")])[0].run()
+        again = runs[f"lr_{lr.replace('0.1', '1e-1')}-alpha_{alpha}-{seed}"]
+        assert again.weights_sha256 == alone.weights_sha256
+        np.testing.assert_array_equal(again.rounds["test_accuracy"], alone.rounds["test_accuracy"])
+
+    best = np.array([runs[name].rounds["test_accuracy"].max() for name in NAMES]).reshape(4, 2)
+    rows = [line.split() for line in printed.splitlines()[-5:-1]]
+    assert [row[:3] for row in rows] == [[lr, alpha, "2"] for lr, alpha in product(("0.01", "1e-1"), ("0.1", "10"))]
+    text = [f"{100 * two.mean():.2f} ± {100 * two.std(ddof=1):.2f}" for two in best]
+    assert [" ".join(row[3:6]) for row in rows] == text
+    chosen = int(best.mean(1).argmax())
+    assert [len(row) == 7 for row in rows] == [number == chosen for number in range(4)], "one row has the mark"
+    assert printed.splitlines()[-1] == (
+        f"best on test, optimistic: lr {rows[chosen][0]}, alpha {rows[chosen][1]}: test accuracy {text[chosen]} % "
+        "(seeds: 2)"
+    )
+
+
+def test_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What would be run: commands of an existing list, with the files of its Slurm array; nothing is written."""
+    lines = (JOBS / "papers" / "genfl.list").read_text().splitlines()[:7]  # the others are like these
+    listed = tmp_path / "genfl.list"
+    listed.write_text("\n".join(lines))
+    monkeypatch.chdir(REPOSITORY)
+    assert main([str(listed), "--seeds", "1", "4", "--local", "2", "--ranks", "3", "--dry_run"]) == 0
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    rows = [line.split() for line in lines if line and not line.startswith("#")]
+    assert len(rows) > 2
+    assert len(commands) == 2 * len(rows)
+    for (name, config, *options), seed, words in zip(
+        (row for row in rows for _ in range(2)), [1, 4] * len(rows), commands, strict=True
+    ):
+        at = words.index("fedmpi")
+        assert words[1:3] == ["-n", "3"]
+        assert words[at + 1 :] == [
+            *("--config", config, *options),
+            *(f"--seed={seed}", f"--output=runs/genfl/{name}-{seed}.h5", "--resume"),
+        ]
+    assert not Path("runs/genfl").exists()
+
+
+def test_a_run_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is named with its reason, the other one is run all the same, here on two ranks, and the table has both."""
+    listed, folder = tmp_path / "two.list", tmp_path / "runs"
+    small = "--model LogisticRegression --clients 4 --rounds 1"
+    listed.write_text(f"bad {small} --dataset MNIST --dataset.root {tmp_path}\ngood {small}\n")
+    assert main([str(listed), "--local", "1", "--ranks", "2", "--output", str(folder)]) == 1
+    _, bad, good, head, *rows, last = capsys.readouterr().out.splitlines()
+    assert bad.startswith(f"1/2  bad-0  failed (fedmpi: error: {tmp_path}/MNIST/raw/")
+    assert bad.endswith(f"), see {folder}/bad-0.log")
+    assert good.startswith("2/2  good-0  finished in ")
+    run = results.open(folder / "good-0.h5")
+    accuracy = f"{100 * run.rounds['test_accuracy'][-1]:.2f}"
+    assert good.endswith(f", test accuracy {accuracy} %")
+    assert head.split() == ["setting", "seeds", "test", "accuracy", "(%)", "best"]
+    assert [row.split() for row in rows] == [["bad", "0", "-"], ["good", "1", accuracy, "*"]]
+    assert last == f"best on test, optimistic: setting good: test accuracy {accuracy} % (seeds: 1)"
+    assert run.environment["ranks"] == 2
+
+
+# A program that writes down what it is given.
+SBATCH = """#!/usr/bin/env bash
+printf '%s\n' "$@" >"$TOLD"
+echo Submitted batch job 4711
+"""
+
+
+def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a make-believe Slurm: one array, of the runs that have not finished, whose tasks are these runs."""
+    (tmp_path / "jobs").symlink_to(JOBS)
+    (tmp_path / "sbatch").write_text(SBATCH)
+    (tmp_path / "sbatch").chmod(0o755)
+    grid = tmp_path / "two.yaml"
+    grid.write_text(
+        "options: {model: LogisticRegression, clients: 8, rounds: 1}\n"
+        "grid: {cohort: [2, 4], partition: [IID, {class_path: Dirichlet, init_args: {alpha: 0.3}}]}\nseeds: [1, 2]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("TOLD", str(tmp_path / "told"))
+    command = [str(grid), "--slurm", "--ranks", "5", "--", "--time=01:00:00", "--array=0-3%2"]
+    options = ["--model", "LogisticRegression", "--clients", "8", "--rounds", "1", "--cohort", "2"]
+    options += ["--partition", "IID", "--seed", "1", "--output", "runs/two/cohort_2-IID-1.h5"]
+    parse(options)[0].run()
+    assert main(command) == 0
+    told = (tmp_path / "told").read_text().splitlines()
+    assert told[:-1] == [
+        *("--job-name=two", "--array=0-6", "--output=runs/two/slurm-%A_%a.log", "--ntasks-per-node=5"),
+        *("--time=01:00:00", "--array=0-3%2", "jobs/slurm_array.sbatch"),
+    ]
+    listed = Path(told[-1])
+    names = [line.split()[0] for line in listed.read_text().splitlines()]
+    assert (
+        names
+        == [
+            f"cohort_{cohort}-{partition}-{seed}"
+            for cohort, partition, seed in product((2, 4), ("IID", "Dirichlet_alpha_0.3"), (1, 2))
+        ][1:]
+    )
+    granted = {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "4715", "SLURM_ARRAY_TASK_ID": "6"}
+    run_script("slurm_array.sbatch", listed, path=None, folder=tmp_path, **granted)
+    made = results.open(tmp_path / "runs" / "two" / f"{names[6]}.h5")
+    assert (made.status, made.settings["seed"], made.settings["cohort"]) == ("finished", 2, 4)
+    assert made.settings["partition"]["init_args"]["alpha"] == 0.3
+
+
+GOOD = "grid: {local.lr: [0.1, 0.2]}"
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "message"),
+    [
+        ("grid: {local.lr: [0.1, -1]}", [], "setting lr_-1: --local.lr = -1.0: must be"),
+        ("grid: {local.learning_rate: [0.1]}", [], "setting learning_rate_0.1: --local.learning_rate"),
+        (f"options: {{rounds: 0}}\n{GOOD}", [], "--rounds = 0: must be"),
+        (f"options: {{help: all}}\n{GOOD}", [], "must hold settings only"),
+        ("local.lr: [0.1]", [], "must hold a grid"),
+        ("", [], "must hold a grid"),
+        ("grid: [", [], "is not YAML (line 2"),
+        (f"{GOOD}\nseed: [0]", [], "unknown key seed: must be one of options, grid, seeds"),
+        ("grid: {}", [], "grid = {}: must hold at least one option"),
+        ("grid: {local.lr: 0.1}", [], "grid: local.lr = 0.1: must be a list of values"),
+        ("grid: {local.lr: []}", [], "grid: local.lr = []: must be a list of values"),
+        ("grid: {local.lr: [0.1, 0.1]}", [], "grid: local.lr: lr_0.1 is given twice"),
+        ("grid: {local.lr: [0.1, 1e-1]}", [], "the settings lr_0.1 and lr_1e-1 are the same experiment"),
+        (f"options: {{local.lr: 0.1}}\n{GOOD}", [], "local.lr: must be either in options or in grid"),
+        (f"options: 3\n{GOOD}", [], "options = 3: must hold options"),
+        ("grid: {seed: [0, 1]}", [], "grid: seed cannot be given here: use the sweep's seeds"),
+        (f"options: {{output: a.h5}}\n{GOOD}", [], "options: output cannot be given here"),
+        (f"{GOOD}\nseeds: 3", [], "seeds = 3: must be a list of whole numbers"),
+        (f"{GOOD}\nseeds: []", [], "seeds = []: must be a list of whole numbers"),
+        (f"{GOOD}\nseeds: [0, 0]", [], "seeds: 0 is given twice"),
+        (f"{GOOD}\nseeds: [-1]", [], "seeds = [-1]: must be a list of whole numbers from 0"),
+        (GOOD, ["--seeds", "1", "1"], "seeds: 1 is given twice"),
+        (GOOD, ["--seeds", "x"], "argument --seeds: invalid int value"),
+        (GOOD, ["--local", "0"], "argument --local: 0 must be a whole number, at least 1"),
+        (GOOD, ["--slurm"], "not allowed with argument"),
+        (GOOD, ["--", "--time=1"], "need --slurm"),
+        (GOOD, ["--output", "/dev/null"], "/dev/null is a file, not a folder"),
+        (GOOD, ["--output", "x" * 300], "a name has 300 bytes"),
+    ],
+)
+def test_refusals(
+    text: str, words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is run: one line, and exit status 2."""
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(text)
+    assert main([str(grid), "--local", "1", "--output", str(tmp_path / "runs"), *words]) == 2
+    assert message in refused(capsys)
+    assert list(tmp_path.iterdir()) == [grid]
+
+
+def refused(capsys: pytest.CaptureFixture[str]) -> str:
+    """The message, which must be one line."""
+    prefix, error = "fedmpi.sweep: error: ", capsys.readouterr().err
+    assert error.startswith(prefix)
+    assert error.endswith("\n")
+    assert error.count("\n") == 1
+    return error.removeprefix(prefix)
+
+
+def test_refusals_of_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text, message in (
+        ("a.list", "# nothing\n", "a.list: has no line"),
+        ("a.list", "one\none\n", "a.list: two lines have the name one"),
+        ("a.list", "one --seed=3\n", "a.list: one: seed cannot be given here"),
+        ("a.list", "one missing.yaml\n", "a.list, setting one: --config = missing.yaml: No such file"),
+        ("a.txt", "", "a.txt: must end in .yaml, .yml (a grid) or .list"),
+    ):
+        (tmp_path / name).write_text(text)
+        assert main([name, "--local", "1"]) == 2
+        assert refused(capsys).startswith(message)
+    assert main(["none.list", "--local", "1"]) == 2
+    assert refused(capsys) == "none.list: No such file or directory\n"
+
+
+def test_refusals_of_slurm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Job scripts or programs that are missing, and a value that a list cannot hold."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(GOOD)
+    assert main(["grid.yaml", "--slurm"]) == 2
+    assert refused(capsys).startswith("--slurm: jobs/slurm_array.sbatch is missing")
+    (tmp_path / "jobs").symlink_to(JOBS)
+    assert main(["grid.yaml", "--slurm"]) == 2
+    assert refused(capsys) == "--slurm: sbatch was not found\n"
+    assert main(["grid.yaml", "--slurm", "--output", "two words"]) == 2
+    assert refused(capsys).startswith("--slurm: --output=two words/lr_0.1-0.h5: must have no spaces")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["grid.yaml", "jobs"]
+
+
+def test_files_of_another_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A grid that was changed does not take the results of the grid before, unless only rounds are added."""
+    grid, folder = tmp_path / "grid.yaml", tmp_path / "runs"
+    options = ["--model", "LogisticRegression", "--clients", "4", "--rounds", "1", "--local.lr", "0.1"]
+    parse([*options, "--output", str(folder / "lr_0.1-0.h5")])[0].run()
+    text = "options: {{model: {}, clients: 4, rounds: {}}}\ngrid: {{local.lr: [0.1]}}"
+    grid.write_text(text.format("MLP", 1))
+    assert main([str(grid), "--report", "--output", str(folder)]) == 2
+    assert refused(capsys) == (
+        f"{folder}/lr_0.1-0.h5: --model = MLP: must be LogisticRegression, as in the run that is resumed; another "
+        "--output starts a new sweep\n"
+    )
+    grid.write_text(text.format("LogisticRegression", 2))
+    assert main([str(grid), "--local", "1", "--dry_run", "--output", str(folder)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert main([str(grid), "--report", "--output", str(folder)]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "no run has finished"
+    grid.write_text(text.format("LogisticRegression", 1))
+    assert main([str(grid), "--report", "--output", str(folder)]) == 0
