@@ -392,7 +392,7 @@ def write_diabetes(path: Path) -> None:
 
 
 def test_runs(tmp_path: Path) -> None:
-    """Oracle: the same bits as the class that reads the same numbers, also if resumed; a client for each user's file."""
+    """Oracle: the same bits as the class that reads the same numbers, also if resumed; a client per file."""
     write_diabetes(tmp_path / "diabetes.csv")
     wine = read(Wine())
     (tmp_path / "wine").mkdir()
