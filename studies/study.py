@@ -208,4 +208,9 @@ def _settings(config: str) -> dict[str, Any]:
     """Those that results depend on; where data lie is none of them."""
     found = yaml.safe_load(re.sub(r"^ *root: .*$", "", config, flags=re.MULTILINE))
     launch = ("output", "overwrite", "resume", "checkpoint", "device", "threads", "deadline")
-    return {name: value for name, value in found.items() if name not in launch}
+    return {name: value for name, value in found.items() if name not in launch and not _is_off(value)}
+
+
+def _is_off(value: Any) -> bool:
+    """Whether a setting is null, or a group of such settings: as before there was such a setting."""
+    return value is None or (isinstance(value, dict) and all(map(_is_off, value.values())))

@@ -151,9 +151,8 @@ def _set_apart(shard: Integers, labels: Integers, share: float, client: int, see
     if number == 0:
         return shard[:0]
     if number == len(shard):
-        raise BadInput(
-            f"= {share}: leaves client {client}, which has {len(shard)}, without training samples", "--validation"
-        )
+        reason = f"leaves client {client}, which has {len(shard)} training samples, without any"
+        raise BadInput(f"= {share}: {reason}", "--validation")
     rng = stream(seed, "validation", client=client)
     known, sizes = np.unique(labels, return_counts=True)
     taken = zip(known, apportion(sizes, number, rng).tolist(), strict=True)

@@ -261,7 +261,7 @@ def _split(experiment: Settings, arrays: Arrays, world: World) -> Split:
             experiment.seed,
             arrays.train_users,
             arrays.test_users,
-            experiment.validation,
+            experiment.validation or 0.0,
             experiment.held_out,
         )
     if experiment.partition.moved and world.is_server:

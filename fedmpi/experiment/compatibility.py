@@ -48,10 +48,10 @@ class Choices(Protocol):
     stop: Stopping
     evaluate_every: int
     evaluate_means: Any
-    evaluate_fine_tuned: int
+    evaluate_fine_tuned: int | None
     held_out: int
     init: Any
-    validation: float
+    validation: float | None
 
     @property
     def described_metrics(self) -> dict[str, str]: ...
@@ -374,9 +374,9 @@ METHODS: Sequence[Rule[Choices]] = (
     ),
     Rule(
         "evaluate_fine_tuned",
-        "above 0",
+        "a number",
         "{algorithm} has no global model that clients could fine-tune",
-        lambda chosen: chosen.evaluate_fine_tuned > 0,
+        lambda chosen: chosen.evaluate_fine_tuned is not None,
         lambda algorithm: not algorithm.has_global_model,
     ),
     Rule(

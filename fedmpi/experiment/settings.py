@@ -113,11 +113,11 @@ class Settings(metaclass=Configured):
         evaluate_fine_tuned: epochs for which each client fine-tunes the global model on its own training samples, in
             every evaluated round, only to be measured: its model is evaluated on its own test samples and then thrown
             away. Column fine_tuned_accuracy, over all test samples, and per client in /evaluation. This is the
-            baseline of every personalised method. It costs a training of all clients per evaluation. 0: none.
+            baseline of every personalised method. It costs a training of all clients per evaluation. null: none.
         validation: share of each client's training samples that is never trained on, at least one of ten samples.
             Together they are the validation set, on which models are evaluated as on the test set (columns
             validation_loss, validation_accuracy, ...). The best round is then chosen by it, and its model is kept in
-            /best. 0: no validation set.
+            /best. null: no validation set.
         held_out: number of additional clients that take part in no round. They have their own samples. After the last
             round each of them fine-tunes the global model alone; the accuracies are in /held_out.
         held_out_epochs: epochs of a held-out client's fine-tuning.
@@ -163,7 +163,7 @@ class Settings(metaclass=Configured):
         availability: Availability | None = None,
         conditions: Conditions | None = None,
         task: Task | None = None,
-        metrics: tuple[str, ...] | str = (),
+        metrics: tuple[str, ...] | str | None = None,
         clients: PositiveInt = 100,
         cohort: PositiveInt | None = None,
         rounds: PositiveInt = 50,
@@ -173,8 +173,8 @@ class Settings(metaclass=Configured):
         evaluate_every: NonNegativeInt = 1,
         evaluate_means: Literal["none", "cohort", "clients", "both"] = "none",
         evaluate_local: bool = False,
-        evaluate_fine_tuned: NonNegativeInt = 0,
-        validation: Annotated[float, interval("[0, 1)", "at least 0 and below 1")] = 0.0,
+        evaluate_fine_tuned: PositiveInt | None = None,
+        validation: Annotated[float, interval("(0, 1)", "above 0 and below 1")] | None = None,
         held_out: NonNegativeInt = 0,
         held_out_epochs: PositiveInt = 20,
         device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -277,7 +277,8 @@ class Settings(metaclass=Configured):
     @property
     def settings(self) -> dict[str, Any]:
         """All arguments of the constructor, with defaults filled in, as values for YAML (and paths)."""
-        return {name: settings_of(getattr(self, name), name) for name in inspect.signature(Settings).parameters}
+        found = {name: settings_of(getattr(self, name), name) for name in inspect.signature(Settings).parameters}
+        return {**found, "task": None} if self.task is self.dataset.task else found
 
     @property
     def config(self) -> str:

@@ -56,6 +56,7 @@ CASES |= {
     "compressed": f"{SMALL} --algorithm SCAFFOLD --compression TopK --server_optimizer Yogi --evaluate_means both",
     "forgets": f"{SMALL} --compression TopK --compression.forget_after 1 --held_out 1 --held_out_epochs 1",
     "private": f"{SMALL} --model.norm none --weighting uniform --privacy CentralDP --server_optimizer Momentum",
+    "validated": f"{SMALL} --rounds 3 --validation 0.2 --evaluate_fine_tuned 1 --metrics macro_f1",
     "drawn": f"{SMALL} --rounds 3 --cohort 2 --algorithm Ditto --sampler PowerOfChoice --evaluate_every 2",
     "mixture_of_the_cohort": f"{SMALL} --algorithm DistributionFusion --algorithm.mixture cohort",
     # From the second round on some of the components have no client in the cohort.

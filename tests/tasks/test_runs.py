@@ -224,7 +224,7 @@ REFUSED = {
     f"--dataset {DATA}.Masks": "must be floating-point [2, 11, 8, 8]",
     f"--dataset {DATA}.Diabetes --model MLP --attack LabelFlip": "changes classes, which Regression does not have",
     f"--dataset {DATA}.Diabetes --model MLP --partition SwappedLabels": "swaps classes, which Regression",
-    "--validation 1": "--validation = 1.0: must be at least 0 and below 1",
+    "--validation 1": "--validation = 1.0: must be above 0 and below 1",
     "--validation 0.9 --clients 60 --partition.alpha 0.05": "leaves client",
     "--metrics f2": "--metrics = f2: must be a metric of Classification (accuracy, loss, macro_f1",
     "--metrics no_module.f": "--metrics = no_module.f: cannot be imported",
