@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedmpi import results
@@ -173,6 +175,33 @@ def test_tables_of_ones_own(tmp_path: Path) -> None:
     page.run(page.block("python write_table.py"))
     assert results.open(tmp_path / "runs" / "tumours.h5").rounds["test_accuracy"][-1] > 0.9
     assert results.open(tmp_path / "runs" / "area.h5").rounds["test_r2"][-1] > 0.8
+
+
+def test_tasks(tmp_path: Path) -> None:
+    """Oracles: a fit that explains something, the page's own functions, a round that validation has chosen."""
+    pytest.importorskip("matplotlib")
+    page = Page(
+        "tasks", tmp_path, {"--clients 50 --rounds 40": "--clients 10 --rounds 3", "--clients 20 -": "--clients 5 -"}
+    )
+    page.run(page.block("python -m fedmpi --dataset Diabetes"))
+    assert results.open(tmp_path / "runs" / "diabetes.h5").rounds["test_r2"][-1] > 0.3
+    assert (tmp_path / "diabetes.png").exists()
+    page.run(page.block("python -m fedmpi --clients 20 --rounds 5"))
+    fair = results.open(tmp_path / "runs" / "fair.h5")
+    assert fair.rounds["test_worst_client"][-1] == np.nanmin(fair.evaluation["client_accuracy"][-1])
+    assert fair.described("test_brier").better == "lower"
+    page.run(page.block("python -m fedmpi --dataset counts.Visits"))
+    visits = results.open(tmp_path / "runs" / "visits.h5")
+    assert visits.rounds["test_deviance"][-1] < 0.9 * visits.initial["test_deviance"]
+    output = page.run(page.block("python -m fedmpi --clients 50"))
+    assert "best on validation" in output
+    page.run(page.block("python -m fedmpi --clients 20 --partition.alpha"))
+    tuned = results.open(tmp_path / "runs" / "fine_tuned.h5")
+    assert tuned.rounds["fine_tuned_accuracy"][-1] > tuned.rounds["test_accuracy"][-1]
+    for block in page.commands:
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("python -m fedmpi --"):
+                parse(shlex.split(line)[3:])
 
 
 def test_slow_clients(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ class Reports:
     def evaluate_fine_tuned(self, weights: Tensor, hooks: Hooks, predict: Prediction, epochs: int) -> Evaluation:
         """Each client's model on the client's own samples, after fine-tuning of the global model by the client alone.
 
-        The trained models are not kept, and no method is told of them.
+        The trained models are not kept, and no method gets them.
 
         Args:
             weights: [P], the server's model.

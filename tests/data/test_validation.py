@@ -80,9 +80,7 @@ def test_held_out_clients_keep_their_samples() -> None:
 
 
 def test_a_client_without_training_samples_is_refused() -> None:
-    with pytest.raises(
-        BadInput, match=r"= 0\.9: leaves client \d+, which has \d+ training samples, without"
-    ):
+    with pytest.raises(BadInput, match=r"= 0\.9: leaves client \d+, which has \d+ training samples, without"):
         split_of(Dirichlet(0.05, min_samples=3), 0.9)
 
 
