@@ -306,9 +306,7 @@ def test_runs_with_several_main_metrics(tmp_path: Path, capsys: pytest.CaptureFi
         ({"task": 7}, "attribute task is 7"),
     ],
 )
-def test_attributes_that_are_wrong(
-    attributes: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_attributes_that_are_wrong(attributes: dict[str, Any], said: str, tmp_path: Path) -> None:
     path = finished(tmp_path / "run.h5")
     with h5py.File(path, "r+") as file:
         file.attrs.update(attributes)
