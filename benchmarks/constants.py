@@ -218,7 +218,7 @@ def books(world: World, states: StateKeeper, samples: NDArray[np.int64], size: i
         "draw": seconds(9, lambda: draw(Uniform())),
         "place": seconds(9, lambda: CostModel(SOME_RANKS).place(cohort.samples)),
         "states": seconds(9, lambda: states.gather(cohort.clients, ranks)),
-        "ledger": seconds(9, lambda: Ledger(world, 1, RoundPlan(cohort), (), 0.0).close(0, {}, None)),
+        "ledger": seconds(9, lambda: Ledger(world, 1, RoundPlan(cohort), (), (), 0.0).close(0, {}, None)),
         "bernoulli": seconds(9, lambda: draw(Bernoulli())),
         "weighted": seconds(9, lambda: draw(Weighted())),
     }

@@ -79,7 +79,7 @@ def test_a_run_of_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_no_bar_without_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
-    progress.Progress(3).show({"train_loss": 1.0, "round": 1, "seconds": 1.0})
+    progress.Progress(3, "accuracy", "%").show({"train_loss": 1.0, "round": 1, "seconds": 1.0})
 
 
 def test_results_that_cannot_be_shown(capfd: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fedmpi.lazy import nn
 from fedmpi.options import Configured
+from fedmpi.tasks import Classification, Task
 from fedmpi.training.block import WHOLE, Phase
 from fedmpi.typing import (
     Batch,
@@ -42,6 +43,7 @@ class Algorithm(metaclass=Configured):
 
     Attributes:
         weights: [P], the global model; written to the results file.
+        task: what is learned; set by the experiment.
     """
 
     #: Names of the attributes that hold the server's state.
@@ -66,11 +68,14 @@ class Algorithm(metaclass=Configured):
     averages_models: bool = False
     #: Whether the method uses updates from a part of the local training; else they are dropped.
     accepts_partial_work: bool = False
+    #: Whether samples must have classes (`Task.has_classes`).
+    needs_classes: bool = False
     #: Names of the values per client that the method records with `Federation.record`; columns of /clients.
     client_metrics: tuple[str, ...] = ()
 
     weights: Tensor
     server_optimizer: ServerOptimizer
+    task: Task = Classification()
 
     @property
     def parts(self) -> tuple[Algorithm, ...]:
@@ -101,6 +106,11 @@ class Algorithm(metaclass=Configured):
     def pools_clients(self) -> bool:
         """Whether the training samples of all clients are pooled, as those of client 0 (`Cohort.pooled`)."""
         return False
+
+    @property
+    def has_global_model(self) -> bool:
+        """Whether `weights` is a model for all clients, so that `--evaluate_fine_tuned` can start from it."""
+        return not self.pools_clients and any("weights" in part.server_state for part in self.parts)
 
     @property
     def changes_loss(self) -> bool:
@@ -230,16 +240,14 @@ class Algorithm(metaclass=Configured):
         Args:
             net: the network with the client's weights: `net(x)`, `net.features(x)`, `net.classify(z)`;
                 `net.at(weights)` is the network with other weights.
-            batch: inputs, labels and sample numbers.
+            batch: inputs, targets and sample numbers.
             start: [P], the weights the client received.
             client: this client's rows of the vectors that were given to `Federation.train`.
         """
-        from fedmpi.training.losses import cross_entropy
-
-        return cross_entropy(self.predict(net, batch, client), batch.y)
+        return self.task.loss(self.predict(net, batch, client), batch.y)
 
     def predict(self, net: Net, batch: Batch, client: Mapping[str, Tensor]) -> Tensor:
-        """[B, classes], the logits of a model, in training and in `Federation.evaluate` with this method.
+        """[B, ...], the output of a model, in training and in `Federation.evaluate` with this method.
 
         Args:
             net: the network with the model's weights.

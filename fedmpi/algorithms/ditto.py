@@ -53,7 +53,7 @@ class Ditto(FedAvg):
     def evaluate(self, fed: Federation) -> None:
         """Each client's personal model on the client's test samples, and the global model on the whole test set."""
         fed.report_personal(fed.evaluate_clients(self.weights, lambda block, weights: self.personal[block]))
-        fed.log(global_accuracy=fed.evaluate(self.weights).accuracy)
+        fed.log(**{f"global_{fed.task.main}": fed.evaluate(self.weights).main})
 
 
 class Pulled:

@@ -125,4 +125,4 @@ class FeatureFusion(FedAvg):
             "self": fed.evaluate(self.weights),
         }
         fed.report(measured[self.evaluated_with])
-        fed.log(**{f"with_{name}_extractor_accuracy": evaluation.accuracy for name, evaluation in measured.items()})
+        fed.log(**{f"with_{name}_extractor_{fed.task.main}": found.main for name, found in measured.items()})

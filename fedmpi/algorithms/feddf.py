@@ -61,6 +61,8 @@ class FedDF(Distilled):
     weight_decay: NonNegativeFloat = null_for()
     student_mode: Literal["restored", "train", "eval"] = "train"
 
+    needs_classes = True
+
     def __post_init__(self) -> None:
         self.base = FedAvg()
         super().__post_init__()

@@ -71,6 +71,7 @@ class FedFTG(Distilled):
     diversity_weight: NonNegativeFloat = 1.0
     student_mode: Literal["restored", "train", "eval"] = "train"
 
+    needs_classes = True
     server_state = ("generator_weights",)
 
     def __post_init__(self) -> None:

@@ -68,6 +68,7 @@ class FedGen(FedAvg):
     lr_decay: UpToOne = 0.98
     weight_decay: NonNegativeFloat = 1e-2
 
+    needs_classes = True
     server_state = ("weights", "generator_weights", "moments", "moves", "known")
     looks_at_models = True
     takes_privacy = False
@@ -158,7 +159,7 @@ class FedGen(FedAvg):
         if "features" not in client:
             return super().loss(net, batch, start, client)
 
-        from fedmpi.training.losses import cross_entropy
+        from fedmpi.tasks.losses import cross_entropy
 
         features, (alpha, beta) = client["features"], client["strength"]
         # By the sample's number, so that a client's draws do not depend on other clients. They differ between rounds.
@@ -213,7 +214,7 @@ def ensemble_losses(features: Tensor, labels: Tensor, weight: Tensor, bias: Tens
         weight, bias: [m, C, f] and [m, C] of the clients' heads; bias [m, 0]: they have none.
         shares: [m, C], a_k(y).
     """
-    from fedmpi.training.losses import cross_entropy
+    from fedmpi.tasks.losses import cross_entropy
 
     logits = features @ weight.transpose(1, 2)  # [m, B, C]
     if bias.shape[1]:

@@ -59,7 +59,7 @@ class FedMA(Algorithm):
         # The class of each value of the outputs; the number of classes: none.
         self.class_of = np.full(len(self.matching.outputs), classes)
         for entry in fed.layout.entries:
-            if entry.segment == "head" and entry.shape[0] == classes:
+            if fed.task.has_classes and entry.segment == "head" and entry.shape[0] == classes:
                 first = np.searchsorted(self.matching.outputs, entry.offset)
                 self.class_of[first : first + entry.size] = np.arange(entry.size) // (entry.size // classes)
 

@@ -82,6 +82,8 @@ class GenFL(FedAvg):
     stop_at_skew: UpToOne | None = None
     paper_compat: bool = False
 
+    needs_classes = True
+
     def __post_init__(self) -> None:
         if not isinstance(self.generator, LearningGenerator):
             kind = type(self.generator).__name__
@@ -195,8 +197,8 @@ class GenFL(FedAvg):
     def score(self, fed: Federation, weights: Tensor) -> tuple[float, float]:
         """The accuracy on all real images, and on the test images."""
         tested = fed.evaluate(weights)
-        hits = fed.reports.training_hits(weights, fed.shards).sum() + np.nansum(tested.correct)
-        return float(hits / (fed.samples.sum() + len(tested.correct))), tested.accuracy
+        hits = fed.reports.training_hits(weights, fed.shards).sum() + tested.rows["correct"].sum()
+        return float(hits / (fed.samples.sum() + len(tested.targets))), tested.main
 
     def round(self, fed: Federation, cohort: Cohort) -> None:
         if self.stops:
@@ -215,11 +217,11 @@ class GenFL(FedAvg):
             on_all, on_test = self.scores.tolist()
             fed.log(**{"cas_compat" if self.paper_compat else "cas": on_all, "cas_test": on_test})
         if self.paper_compat:
-            from fedmpi.federation.evaluation import weighted_accuracy
+            from fedmpi.federation.evaluation import weighted_mean_of
 
             tested = [order[len(order) // 10 :] for order in self.shuffled(fed)]
             accuracy = fed.reports.training_hits(self.weights, tested) / np.array(list(map(len, tested)))
-            fed.log(leaky_client_accuracy=weighted_accuracy(accuracy, fed.samples))
+            fed.log(leaky_client_accuracy=weighted_mean_of(accuracy, fed.samples))
 
     def shuffled(self, fed: Federation) -> list[NDArray[np.int64]]:
         """The samples of each client, in a random order for this round."""

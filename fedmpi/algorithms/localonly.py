@@ -20,6 +20,10 @@ class LocalOnly(Algorithm):
 
     takes_compression = False  # nothing is sent
 
+    @property
+    def has_global_model(self) -> bool:
+        return False
+
     def setup(self, fed: Federation) -> None:
         super().setup(fed)
         self.own = fed.client_state("own", fed.initial_weights())
@@ -37,6 +41,6 @@ class LocalOnly(Algorithm):
 
         fed.report_personal(fed.evaluate_clients(self.weights, own))
         if not fed.has_round(fed.round + 1):
-            accuracies = fed.reports.accuracies(self.weights, own)
-            fed.log(global_matched_accuracy=float(accuracies @ fed.samples / fed.samples.sum()))
-            fed.log(global_matched_accuracy_std=float(np.std(accuracies)))
+            values, column = fed.reports.values(self.weights, own), f"global_matched_{fed.task.main}"
+            fed.log(**{column: float(values @ fed.samples / fed.samples.sum())})
+            fed.log(**{f"{column}_std": float(np.std(values))})

@@ -59,12 +59,12 @@ class MOON(FedAvg):
         if not self.mu:
             return super().loss(net, batch, start, client)
 
-        from fedmpi.training.losses import cross_entropy
+        from fedmpi.tasks.losses import cross_entropy
 
         features = net.features(batch.x)
         theirs = (net.at(weights).features(batch.x) for weights in (start, client["previous"]))
         cosines = [functional.cosine_similarity(features.flatten(1), other.flatten(1)) for other in theirs]
         # As in the paper's code. A softplus would be shorter, but its last bits depend on the position of an element,
         # and so on the other clients in a batched call.
-        contrast = cross_entropy(torch.stack(cosines, 1) / self.tau, torch.zeros_like(batch.y))
-        return cross_entropy(net.classify(features), batch.y) + self.mu * contrast
+        contrast = cross_entropy(torch.stack(cosines, 1) / self.tau, torch.zeros_like(batch.index))
+        return self.task.loss(net.classify(features), batch.y) + self.mu * contrast

@@ -22,6 +22,10 @@ class PartlyShared(Algorithm):
 
     takes_server_optimizer = takes_privacy = True
 
+    @property
+    def has_global_model(self) -> bool:
+        return False
+
     @abstractmethod
     def split(self, layout: Layout) -> tuple[slice, slice]:
         """`own` and `shared`."""

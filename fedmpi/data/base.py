@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fedmpi.errors import BadInput
 from fedmpi.options import Configured
+from fedmpi.tasks import Classification, Task
 
 Progress = Callable[[str], None]
 
@@ -26,7 +27,7 @@ class Arrays:
     Attributes:
         train_x: images uint8 [n, C, H, W], features float32 [n, ...], or tokens int32 or int64 [n, L]. The
             channels of images come last in memory in what `prepared` returns.
-        train_y: int64 [n], labels 0 .. classes - 1.
+        train_y: [n, ...], targets as the task says; for `Classification` int64 [n], labels 0 .. classes - 1.
         test_x: like `train_x`.
         test_y: like `train_y`.
         train_users: int64 [n], numbers from 0 of the people (or devices) that the samples come from; None: unknown.
@@ -36,9 +37,9 @@ class Arrays:
     """
 
     train_x: NDArray
-    train_y: NDArray[np.int64]
+    train_y: NDArray
     test_x: NDArray
-    test_y: NDArray[np.int64]
+    test_y: NDArray
     train_users: NDArray[np.int64] | None = None
     test_users: NDArray[np.int64] | None = None
     on_disk: bool = field(default=False, kw_only=True)
@@ -79,7 +80,8 @@ class Dataset(metaclass=Configured):
     Import heavy packages inside `read` only, so that `--help` stays fast.
 
     Attributes:
-        classes: number of classes.
+        task: what the targets are, and so what is learned; classification unless the data set says otherwise.
+        classes: number of classes; 0: the task has none.
         mean: per channel, for uint8 images on the scale 0..1; None: images are only scaled to 0..1.
         std: like `mean`.
         vocabulary: number of different tokens; None: no text.
@@ -87,7 +89,8 @@ class Dataset(metaclass=Configured):
             prepared again.
     """
 
-    classes: int
+    task: Task = Classification()
+    classes: int = 0
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     vocabulary: int | None = None
@@ -120,17 +123,36 @@ class Dataset(metaclass=Configured):
         raise BadInput(f"{type(self).__name__} has nothing to fetch: it is not a data set to download")
 
 
-def check_arrays(dataset: Dataset, arrays: Arrays) -> None:
-    """Raise `BadInput`, with the first problem, unless `arrays` are as `Arrays` describes them."""
+def check_arrays(dataset: Dataset, arrays: Arrays, task: Task | None = None) -> None:
+    """Raise `BadInput`, with the first problem, unless `arrays` are as `Arrays` describes them.
+
+    Args:
+        task: what the targets are for; None: the data set's own task.
+    """
     for problem in _problems(dataset, arrays):
         raise BadInput(f"data set {type(dataset).__name__}: {problem}")
+    check_targets(dataset, arrays, task or dataset.task)
+
+
+def check_targets(dataset: Dataset, arrays: Arrays, task: Task) -> None:
+    """Raise `BadInput`, with the first problem, unless the targets are what the task needs."""
+    for problem in _problems_of_targets(dataset, arrays, task):
+        raise BadInput(f"data set {type(dataset).__name__}: {problem}")
+
+
+def _problems_of_targets(dataset: Dataset, arrays: Arrays, task: Task) -> Iterator[str]:
+    for name, y in (("train_y", arrays.train_y), ("test_y", arrays.test_y)):
+        if problem := task.problem(y, dataset):
+            yield f"{name} {problem}"
+    if arrays.train_y.shape[1:] != arrays.test_y.shape[1:]:
+        yield f"train_y has shape {arrays.train_y.shape}, but test_y {arrays.test_y.shape}"
+    if task.is_spatial and arrays.train_y.shape[1:] != arrays.train_x.shape[2:]:
+        yield f"images are {arrays.train_x.shape[2:]}, but masks {arrays.train_y.shape[1:]}: both must be the same"
 
 
 def _problems(dataset: Dataset, arrays: Arrays) -> Iterator[str]:
     if not isinstance(arrays, Arrays):
         yield f"read() returned a {type(arrays).__name__}: it must return Arrays(train_x, train_y, test_x, test_y)"
-    if not isinstance(getattr(dataset, "classes", None), (int, np.integer)):
-        yield f"classes is {getattr(dataset, 'classes', 'missing')}: it must be the number of classes"
     for part, x, y in (("train", arrays.train_x, arrays.train_y), ("test", arrays.test_x, arrays.test_y)):
         for name, array in ((f"{part}_x", x), (f"{part}_y", y)):
             if not isinstance(array, np.ndarray):
@@ -143,10 +165,8 @@ def _problems(dataset: Dataset, arrays: Arrays) -> Iterator[str]:
             yield f"{part}_x is uint8 of shape {x.shape}: images are [samples, channels, height, width]"
         if x.dtype == np.float32 and not np.isfinite(x).all():
             yield f"{part}_x has values that are not finite"
-        if y.dtype != np.int64 or y.shape != x.shape[:1]:
-            yield f"{part}_y is {y.dtype} of shape {y.shape}: it must be int64 of shape ({len(x)},)"
-        if y.min() < 0 or y.max() >= dataset.classes:
-            yield f"{part}_y is from {y.min()} to {y.max()}: labels are 0 to {dataset.classes - 1}"
+        if y.shape[:1] != x.shape[:1]:
+            yield f"{part}_y has shape {y.shape}: it must have a row for each of {len(x)} samples"
         if (x.dtype.kind == "i") != (dataset.vocabulary is not None):
             yield f"{part}_x is {x.dtype}, but the vocabulary is {dataset.vocabulary}: text has one, nothing else"
         if dataset.vocabulary is not None and not 0 <= x.min() <= x.max() < dataset.vocabulary:
@@ -154,7 +174,7 @@ def _problems(dataset: Dataset, arrays: Arrays) -> Iterator[str]:
         users = arrays.train_users if part == "train" else arrays.test_users
         if users is not None and not isinstance(users, np.ndarray):
             yield f"{part}_users is a {type(users).__name__}: it must be a NumPy array, or None"
-        if users is not None and (users.dtype != np.int64 or users.shape != y.shape or users.min() < 0):
+        if users is not None and (users.dtype != np.int64 or users.shape != x.shape[:1] or users.min() < 0):
             yield f"{part}_users is {users.dtype} of shape {users.shape}: it must be int64 >= 0 of shape ({len(x)},)"
     train_x, test_x = arrays.train_x, arrays.test_x
     if train_x.shape[1:] != test_x.shape[1:] or train_x.dtype != test_x.dtype:

@@ -31,6 +31,8 @@ class Partition(metaclass=Configured):
         permutes_pixels: whether clients see the pixels of their samples in another order (`pixels`).
         turns_images: whether this order is a rotation of square images.
         relabels: whether clients see other labels (`relabelled`).
+        by_label: whether `split` looks at the labels. For tasks other than classification they are strata of the
+            targets (`Task.strata`). A task without strata needs a partition that does not look at them.
         by_user: whether `split` is given the users of the samples instead of their labels. Clients then also get
             their users' test samples, if these are known.
         moved: number of samples that the last split moved to clients with too few samples.
@@ -39,6 +41,7 @@ class Partition(metaclass=Configured):
     permutes_pixels: bool = False
     turns_images: bool = False
     relabels: bool = False
+    by_label: bool = True
     by_user: bool = False
     moved: int = 0
 
@@ -80,6 +83,8 @@ class Partition(metaclass=Configured):
 class IID(Partition):
     """Every client gets a random part of all samples; the parts' sizes differ by one at most."""
 
+    by_label = False
+
     def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
         _require_samples(len(labels), clients, 1)
         return np.array_split(rng.permutation(len(labels)), clients)
@@ -96,6 +101,8 @@ class LogNormal(Partition):
 
     sigma: Annotated[float, interval("[0, 10]", "between 0 and 10")] = 1.0
     min_samples: PositiveInt = 2
+
+    by_label = False
 
     def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
         _require_samples(len(labels), clients, self.min_samples)
@@ -250,6 +257,7 @@ class Users(Partition):
 
     min_samples: PositiveInt = 1
 
+    by_label = False
     by_user = True
 
     def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
@@ -278,6 +286,7 @@ class SeenDifferently(Partition):
     over: Partition = null_for(IID)
 
     def __post_init__(self) -> None:
+        self.by_label = self.over.by_label
         self.by_user = self.over.by_user
 
     @property

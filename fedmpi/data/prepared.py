@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from fedmpi.data.base import Arrays, Dataset, Progress, check_arrays
 from fedmpi.errors import BadInput, named
 from fedmpi.randomness import globals_kept, key, seed_globals
+from fedmpi.tasks import Task
 
 OURS = "fedmpi-"  # beginning of the names of everything that is kept next to published files
 FOLDER = f"{OURS}1"  # the number of the format
@@ -66,12 +67,15 @@ class UnreadableArrays(BadInput):
         return type(self), (self.path, self.reason)
 
 
-def load(dataset: Dataset, progress: Progress) -> Arrays:
+def load(dataset: Dataset, progress: Progress, task: Task | None = None) -> Arrays:
     """The arrays of a data set: mapped if they are or can be prepared (`on_disk`), else in memory.
 
     Damaged arrays are prepared again. Arrays that cannot be read are not touched, and the data set is decoded in
     memory. Both need the published files. Let one process call this before the others call `open_prepared`, which
     never decodes.
+
+    Args:
+        task: what the targets are for; None: the data set's own task.
 
     Raises:
         BadInput: a published file is missing or damaged, or `read` returned invalid arrays.
@@ -93,8 +97,8 @@ def load(dataset: Dataset, progress: Progress) -> Arrays:
             if not _has_sources(dataset):
                 raise
             progress(f"{error}; until then the arrays are decoded into memory, for this job only")
-            return Arrays.of_stored(_decode(dataset, progress))
-        return _prepare(dataset, progress)
+            return Arrays.of_stored(_decode(dataset, progress, task))
+        return _prepare(dataset, progress, task)
 
 
 def open_prepared(dataset: Dataset) -> Arrays | None:
@@ -272,14 +276,14 @@ def _alone(folder: Path | None) -> Iterator[None]:
         yield
 
 
-def _prepare(dataset: Dataset, progress: Progress) -> Arrays:
+def _prepare(dataset: Dataset, progress: Progress, task: Task | None) -> Arrays:
     """Decode the published files and keep the arrays. If they cannot be kept, return them in memory."""
     folder = dataset.folder()
     try:
         sources = {} if folder is None else _fingerprints(dataset.sources(), folder)  # before they are read
     except OSError as error:
         raise _unreadable(dataset, error) from error
-    stored = _decode(dataset, progress)
+    stored = _decode(dataset, progress, task)
     arrays = Arrays.of_stored(stored)
     if folder is None:
         return arrays
@@ -293,14 +297,14 @@ def _prepare(dataset: Dataset, progress: Progress) -> Arrays:
     return open_prepared(dataset) or arrays
 
 
-def _decode(dataset: Dataset, progress: Progress) -> dict[str, NDArray]:
+def _decode(dataset: Dataset, progress: Progress, task: Task | None) -> dict[str, NDArray]:
     try:
         with globals_kept():  # the same samples for every seed, because they may be kept
             seed_globals(key(0, f"samples of {named(dataset)}"))
             decoded = dataset.read(progress)
     except OSError as error:
         raise _unreadable(dataset, error) from error
-    check_arrays(dataset, decoded)
+    check_arrays(dataset, decoded, task)
     return decoded.stored()
 
 

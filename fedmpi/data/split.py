@@ -11,16 +11,21 @@ from fedmpi.data.partitions import Partition
 from fedmpi.errors import BadInput
 from fedmpi.randomness import globals_kept, key, seed_globals, stream
 
+#: A client with this many training samples gives at least one to the validation set.
+LEAST_FOR_ONE = 10
+
 
 @dataclass(frozen=True)
 class Split:
     """The samples of each client.
 
     Attributes:
-        train: for each client, int64 indices of its training samples, in rising order.
+        train: for each client, int64 indices of its training samples, in rising order, without validation samples.
         test: the same for its test samples. Every test sample belongs to exactly one client, so the mean of a model's
             client accuracies, weighted by test samples, is its accuracy on the whole test set.
-        label_counts: int64 [clients, classes] numbers of training samples, by the label that the client sees.
+        validation: for each client, those of its training samples that are never trained on.
+        label_counts: int64 [clients, strata] numbers of training samples, by the label that the client sees, or by
+            the stratum of its target (`Task.strata`).
         groups: int64 [clients] the true groups, if the partition has any.
         partition: determines how clients see their samples.
         seed: seed of the partition.
@@ -28,6 +33,7 @@ class Split:
 
     train: list[Integers]
     test: list[Integers]
+    validation: list[Integers]
     label_counts: Integers
     groups: Integers | None
     partition: Partition
@@ -38,11 +44,16 @@ class Split:
         """[clients] numbers of training samples."""
         return np.asarray(self.label_counts.sum(axis=1))
 
+    @property
+    def owned(self) -> list[Integers]:
+        """For each client, its training and validation samples."""
+        return [np.concatenate(both) for both in zip(self.train, self.validation, strict=True)]
+
     def first(self, clients: int) -> Split:
         """The split of the first clients. The order in which they see pixels stays the same."""
         groups = None if self.groups is None else self.groups[:clients]
-        parts = self.train[:clients], self.test[:clients], self.label_counts[:clients]
-        return Split(*parts, groups, self.partition, self.seed)
+        lists = self.train[:clients], self.test[:clients], self.validation[:clients]
+        return Split(*lists, self.label_counts[:clients], groups, self.partition, self.seed)
 
     def pixels(self, client: int, count: int) -> Integers | None:
         """[count] the order in which a client sees the pixels of its samples; None: pixels are not permuted."""
@@ -78,10 +89,18 @@ def make_split(
     seed: int,
     train_users: Integers | None = None,
     test_users: Integers | None = None,
+    validation: float = 0,
+    without: int = 0,
 ) -> Split:
     """Split the training samples as the partition says, and the test samples in the same proportions.
 
     A partition by users also gives a client the test samples of its users, and deals out the others like that.
+
+    Args:
+        train_y, test_y: the labels, or the strata of other targets.
+        classes: number of labels or strata.
+        validation: share of each client's training samples that is set apart.
+        without: number of clients, the last ones, of which nothing is set apart.
 
     Raises:
         BadInput: there are too few samples for this number of clients, the partition returned an invalid split, or it
@@ -93,24 +112,53 @@ def make_split(
     seed_globals(key(seed, "partition"))
     train = [np.sort(part) for part in partition.split(given, clients, stream(seed, "partition"))]
     _check(partition, train, clients)
-    used = np.concatenate(train)
-    owners = np.repeat(np.arange(clients), [len(samples) for samples in train])
 
-    def count(labels: Integers) -> Integers:
-        cells = owners * classes + labels[used]
+    def owners(shards: list[Integers]) -> Integers:
+        return np.repeat(np.arange(clients), list(map(len, shards)))
+
+    def count(labels: Integers, shards: list[Integers]) -> Integers:
+        cells = owners(shards) * classes + labels[np.concatenate(shards)]
         return np.bincount(cells, minlength=clients * classes).reshape(clients, classes)
 
     test_owner = np.full(len(test_y), NOBODY)
     if partition.by_user and test_users is not None:
         client_of = np.full(max(given.max(), test_users.max()) + 1, NOBODY)
-        client_of[given[used]] = owners
+        client_of[given[np.concatenate(train)]] = owners(train)
         test_owner = client_of[test_users]
-    label_counts = count(train_y)
+    label_counts = count(train_y, train)
     test_owner = _deal_out(test_owner, label_counts, test_y, stream(seed, "test shards"))
     seed_globals(key(seed, "groups"))
     groups = partition.groups(clients, stream(seed, "groups"))
-    split = Split(train, by_owner(test_owner, clients), label_counts, groups, partition, seed)
-    return replace(split, label_counts=count(split.labels_seen(train_y, train)))
+    apart = [
+        _set_apart(shard, train_y[shard], validation if client < clients - without else 0, client, seed)
+        for client, shard in enumerate(train)
+    ]
+    kept = [np.setdiff1d(shard, some, assume_unique=True) for shard, some in zip(train, apart, strict=True)]
+    split = Split(kept, by_owner(test_owner, clients), apart, label_counts, groups, partition, seed)
+    return replace(split, label_counts=count(split.labels_seen(train_y, split.owned), kept))
+
+
+def _set_apart(shard: Integers, labels: Integers, share: float, client: int, seed: int) -> Integers:
+    """The validation samples of a client, stratified by label: at least one of ten samples.
+
+    Args:
+        shard, labels: its samples, and their labels.
+        share: of its samples.
+    """
+    number = int(np.floor(share * len(shard) + 0.5))
+    if share and len(shard) >= LEAST_FOR_ONE:
+        number = max(number, 1)
+    if number == 0:
+        return shard[:0]
+    if number == len(shard):
+        raise BadInput(
+            f"= {share}: leaves client {client}, which has {len(shard)}, without training samples", "--validation"
+        )
+    rng = stream(seed, "validation", client=client)
+    known, sizes = np.unique(labels, return_counts=True)
+    taken = zip(known, apportion(sizes, number, rng).tolist(), strict=True)
+    parts = [rng.permutation(shard[labels == label])[:some] for label, some in taken]
+    return np.sort(np.concatenate(parts))
 
 
 def _check(partition: Partition, train: list[Integers], clients: int) -> None:

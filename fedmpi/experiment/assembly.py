@@ -13,6 +13,7 @@ from torch import nn
 from fedmpi import randomness
 from fedmpi.algorithms import Algorithm
 from fedmpi.data import Arrays, Dataset, Split, make_split
+from fedmpi.data.base import check_targets
 from fedmpi.errors import named, option_of
 from fedmpi.experiment import compatibility
 from fedmpi.experiment.alike import check_rebuilt, check_set_up
@@ -22,7 +23,7 @@ from fedmpi.experiment.settings import Settings
 from fedmpi.federation.adversary import Adversary
 from fedmpi.federation.context import Context
 from fedmpi.federation.engine import Engine
-from fedmpi.federation.evaluation import Evaluator
+from fedmpi.federation.evaluation import Evaluator, Measured
 from fedmpi.federation.federation import Federation
 from fedmpi.mpi import leftovers
 from fedmpi.mpi.devices import computes_bf16, pick_device
@@ -31,12 +32,13 @@ from fedmpi.policies import Cohort
 from fedmpi.policies.privacy import Released
 from fedmpi.policies.sampling import masses
 from fedmpi.streams import say
+from fedmpi.tasks import Measures, Strata
 from fedmpi.training.choice import choose, make_trainer
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.output_check import check_outputs
 from fedmpi.training.samples import Samples
 from fedmpi.training.settings import Choice, LocalTraining
-from fedmpi.training.trainer import Task
+from fedmpi.training.trainer import LocalWork
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,19 @@ def assemble(experiment: Settings, world: World) -> Assembled:
     _connect(experiment)
     removed = _remove_leftovers(world)
     device = pick_device(world, experiment.device, experiment.algorithm.trains_at_server)
-    arrays = load_shared(world, experiment.dataset)
+    task, dataset = experiment.task, experiment.dataset
+    arrays = load_shared(world, dataset, task)
     proxy = load_shared(world, experiment.algorithm.proxy) if experiment.algorithm.proxy else None
-    networks = networks_of(experiment, arrays, device)
+    with world.agreed():
+        check_targets(dataset, arrays, task)
+    outputs = task.outputs(arrays.train_y, dataset)
+    networks = networks_of(experiment, arrays, outputs, device)
     with world.agreed():
         model = networks(0)
         compatibility.check_loaded(_loaded(experiment, arrays, proxy, model))
         everyone = _split(experiment, arrays, world)
-    shared = _put_together(experiment, world, arrays, proxy, everyone, model)
+    measures = Measures(task, experiment.measured, outputs)
+    shared = _put_together(experiment, world, arrays, proxy, everyone, measures, model)
     fed, choice = shared.federation(
         networks,
         shared.train,
@@ -105,6 +112,7 @@ def set_up(algorithm: Algorithm, engine: Engine) -> None:
         BadInput: its options do not fit the federation; on every rank alike.
     """
     for part in algorithm.parts:
+        part.task = engine.federation.task
         if "server_optimizer" in vars(part):
             part.server_optimizer.state.clear()
     fed = engine.federation
@@ -125,7 +133,7 @@ class _Shared:
         everyone: the samples of all clients, including held-out clients.
         split: the samples of the clients that take part in rounds.
         shards: for each client, the numbers of its training samples.
-        owners: [test samples] the client that each test sample belongs to.
+        measures: what evaluations measure.
         pixels: the order in which a client sees the pixels of its samples.
     """
 
@@ -135,10 +143,11 @@ class _Shared:
     everyone: Split
     split: Split
     shards: list[NDArray[np.int64]]
-    owners: NDArray[np.int64]
+    measures: Measures
     pixels: PixelOrders
     train: Samples
-    test: Samples
+    test: Measured
+    validation: Measured | None
     proxy: Samples | None
     adversary: Adversary | None
     released: Released
@@ -149,25 +158,24 @@ class _Shared:
         """The federation of the clients for networks of the kind `what`, and how a rank trains them."""
         experiment, world, everyone = self.experiment, self.world, self.everyone
         with world.agreed():
-            task = Task(networks(0), train, self.shards, self.pixels, local, seed)
+            work = LocalWork(experiment.task, networks(0), train, self.shards, self.pixels, local, seed)
             measured = networks(0)
-            check_rebuilt(task.model.module, measured.module, what)
+            check_rebuilt(work.model.module, measured.module, what)
         at_most = 1 if experiment.algorithm.pools_clients else experiment.cohort
-        choice = choose(world, task, at_most, experiment.algorithm)
+        choice = choose(world, work, at_most, experiment.algorithm)
         evaluator = Evaluator(
             measured,
+            self.measures,
             train,
-            self.test,
             everyone.train,
-            everyone.test,
-            self.owners,
-            experiment.dataset.classes,
+            self.test,
+            self.validation,
             self.pixels,
             experiment.clients,
         )
         context = Context(
             world=world,
-            trainer=make_trainer(task, choice.at_once),
+            trainer=make_trainer(work, choice.at_once),
             evaluator=evaluator,
             split=self.split,
             train=train,
@@ -197,6 +205,8 @@ class _Shared:
 def _connect(experiment: Settings) -> None:
     """Connect the components. This is done here because a component may be used in several experiments."""
     experiment.model.vocabulary = experiment.dataset.vocabulary
+    for part in experiment.algorithm.parts:
+        part.task = experiment.task
     if experiment.algorithm.takes_server_optimizer:
         experiment.algorithm.server_optimizer = experiment.server_optimizer
 
@@ -238,16 +248,20 @@ def _kind(arrays: Arrays, dataset: Dataset) -> str:
 
 def _split(experiment: Settings, arrays: Arrays, world: World) -> Split:
     """The samples of all clients, including held-out clients."""
+    train_y, test_y = arrays.train_y, arrays.test_y
+    strata = experiment.task.strata(train_y, test_y, experiment.dataset)
+    if strata is None:  # the partition does not look at them
+        strata = Strata(np.zeros(len(train_y), np.int64), np.zeros(len(test_y), np.int64), 1)
     with option_of("partition"):
         everyone = make_split(
             experiment.partition,
-            arrays.train_y,
-            arrays.test_y,
-            experiment.dataset.classes,
+            *strata,
             experiment.clients + experiment.held_out,
             experiment.seed,
             arrays.train_users,
             arrays.test_users,
+            experiment.validation,
+            experiment.held_out,
         )
     if experiment.partition.moved and world.is_server:
         moved = f"{experiment.partition.moved:,} sample{'s' * (experiment.partition.moved > 1)}"
@@ -256,12 +270,19 @@ def _split(experiment: Settings, arrays: Arrays, world: World) -> Split:
 
 
 def _put_together(
-    experiment: Settings, world: World, arrays: Arrays, proxy: Arrays | None, everyone: Split, model: FlatModel
+    experiment: Settings,
+    world: World,
+    arrays: Arrays,
+    proxy: Arrays | None,
+    everyone: Split,
+    measures: Measures,
+    model: FlatModel,
 ) -> _Shared:
     """Combine clients and samples, after checking that all ranks have the same.
 
     Args:
         proxy: unlabelled samples of the server; None: none.
+        measures: what evaluations measure.
         model: a network with its initial weights.
 
     Raises:
@@ -272,10 +293,11 @@ def _put_together(
     adversary = Adversary.of(world, experiment.attack, experiment.clients, experiment.seed)
     seen, test_labels = (
         everyone.labels_seen(labels, shards)
-        for labels, shards in ((arrays.train_y, everyone.train), (arrays.test_y, everyone.test))
+        for labels, shards in ((arrays.train_y, everyone.owned), (arrays.test_y, everyone.test))
     )
-    labels = adversary.poison(seen, split.train, dataset.classes) if adversary else seen
-    train = Samples(arrays.train_x, labels, dataset.mean, dataset.std, device)
+    labels = adversary.poison(seen, split.train, measures.outputs) if adversary else seen
+    weights = experiment.task.weights(labels)
+    train = Samples(arrays.train_x, labels, dataset.mean, dataset.std, device, weights)
     test = Samples(arrays.test_x, test_labels, dataset.mean, dataset.std, device)
     data: dict[str, tuple[object, Arrays]] = {"dataset": (dataset, arrays)}
     proxies: Samples | None = None
@@ -285,10 +307,8 @@ def _put_together(
         data["algorithm.proxy"] = algorithm.proxy, proxy
     check_set_up(world, experiment, model.module, data, everyone, train.pixels, (seen, test_labels), labels)
     with world.agreed():
-        check_outputs(model, train, dataset.classes, algorithm, named(experiment.model), named(algorithm))
-    owners = np.empty(len(arrays.test_y), dtype=np.int64)
-    for client, shard in enumerate(everyone.test):
-        owners[shard] = client
+        names = named(experiment.model), named(algorithm)
+        check_outputs(model, train, experiment.task, measures.outputs, algorithm, *names)
     return _Shared(
         experiment,
         world,
@@ -296,10 +316,11 @@ def _put_together(
         everyone,
         split,
         shards=[np.sort(np.concatenate(split.train))] if algorithm.pools_clients else everyone.train,
-        owners=owners,
+        measures=measures,
         pixels=PixelOrders(everyone, train.pixels, device),
         train=train,
-        test=test,
+        test=Measured.of(test, everyone.test),
+        validation=Measured.of(train.relabelled(seen), everyone.validation) if experiment.validation else None,
         proxy=proxies,
         adversary=adversary,
         released=Released(),

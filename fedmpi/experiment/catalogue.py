@@ -17,12 +17,14 @@ from fedmpi.policies.attacks import Attack
 from fedmpi.policies.compression import Compression
 from fedmpi.policies.privacy import Privacy
 from fedmpi.policies.server_optimizers import ServerOptimizer
+from fedmpi.tasks import Task
 from fedmpi.training.settings import LocalTraining
 
 #: The options that take the name of a class -> the base class.
 COMPONENTS: dict[str, type] = {
     "algorithm": Algorithm,
     "dataset": Dataset,
+    "task": Task,
     "partition": Partition,
     "model": Model,
     "sampler": Sampler,
@@ -33,6 +35,8 @@ COMPONENTS: dict[str, type] = {
     "availability": Availability,
     "conditions": Conditions,
 }
+#: Those whose default the data set says.
+BY_DATA = {"task"}
 #: An option of a component that takes the name of a class -> the base class.
 NESTED: dict[str, type] = {"algorithm.generator": Generator}
 #: Groups of options.

@@ -22,7 +22,7 @@ import yaml
 from fedmpi import small_yaml
 from fedmpi.described import as_yaml, import_path, short_name
 from fedmpi.errors import BadInput
-from fedmpi.experiment.catalogue import COMPONENTS, GROUPS, bases, own_class
+from fedmpi.experiment.catalogue import BY_DATA, COMPONENTS, GROUPS, bases, own_class
 from fedmpi.experiment.experiment import Experiment
 from fedmpi.experiment.help import Help, of_one_class
 from fedmpi.experiment.messages import failed_import, flat, in_one_line, unknown_class
@@ -106,8 +106,8 @@ def make_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("-h", "--help", action=Help)
     parser.add_argument("--config", action="config", help="YAML file of settings, as --print_config prints them.")
     parser.add_class_arguments(Experiment, fail_untyped=True)
-    default = Experiment()
-    parser.set_defaults({name: {"class_path": import_path(type(getattr(default, name)))} for name in COMPONENTS})
+    default, known = Experiment(), set(COMPONENTS) - BY_DATA
+    parser.set_defaults({name: {"class_path": import_path(type(getattr(default, name)))} for name in known})
     return parser
 
 

@@ -20,6 +20,7 @@ from fedmpi.policies.attacks import Attack, NoAttack
 from fedmpi.policies.compression import Compression, Dense
 from fedmpi.policies.privacy import NoPrivacy, Privacy
 from fedmpi.policies.server_optimizers import Replace, ServerOptimizer
+from fedmpi.tasks import Task
 from fedmpi.training.settings import LocalTraining
 
 
@@ -28,6 +29,7 @@ class Choices(Protocol):
 
     algorithm: Algorithm
     dataset: Dataset
+    task: Task
     partition: Partition
     model: Model
     sampler: Sampler
@@ -42,6 +44,7 @@ class Choices(Protocol):
     weighting: Weighting
     local: LocalTraining
     evaluate_means: Any
+    evaluate_fine_tuned: int
     held_out: int
 
 
@@ -201,6 +204,45 @@ PRIVATE: Sequence[Rule[Choices]] = (
         lambda chosen: _is_private(chosen) and _is_held_up(chosen),
     ),
 )
+TASKS: Sequence[Rule[Choices]] = (
+    Rule(
+        "algorithm",
+        "these methods, with a task whose samples have no classes",
+        "needs samples with classes, which {task} does not have",
+        lambda chosen: not chosen.task.has_classes,
+        lambda algorithm: algorithm.needs_classes,
+    ),
+    Rule(
+        "partition",
+        "one that looks at labels, with a task without them (LanguageModel)",
+        "looks at labels, which {task} does not have: use Users, IID or LogNormal",
+        lambda chosen: chosen.partition.by_label and type(chosen.task).strata is Task.strata,
+    ),
+    Rule(
+        "partition",
+        "one that changes labels (SwappedLabels), with a task whose samples have no classes",
+        "swaps classes, which {task} does not have",
+        lambda chosen: chosen.partition.relabels and not chosen.task.has_classes,
+    ),
+    Rule(
+        "partition",
+        "one that moves pixels (Permuted, Rotated), with a task whose targets have places (Segmentation)",
+        "moves the pixels of images, but not of the masks of {task}",
+        lambda chosen: chosen.partition.permutes_pixels and chosen.task.is_spatial,
+    ),
+    Rule(
+        "local.augmentation",
+        "other than none, with a task whose targets have places (Segmentation)",
+        "moves the pixels of images, but not of the masks of {task}",
+        lambda chosen: chosen.local.augmentation != "none" and chosen.task.is_spatial,
+    ),
+    Rule(
+        "attack",
+        "one that changes labels (LabelFlip), with a task whose samples have no classes",
+        "changes classes, which {task} does not have",
+        lambda chosen: type(chosen.attack).poison is not Attack.poison and not chosen.task.has_classes,
+    ),
+)
 METHODS: Sequence[Rule[Choices]] = (
     Rule(
         "sampler",
@@ -287,6 +329,13 @@ METHODS: Sequence[Rule[Choices]] = (
         lambda algorithm: not algorithm.averages_models,
     ),
     Rule(
+        "evaluate_fine_tuned",
+        "above 0",
+        "{algorithm} has no global model that clients could fine-tune",
+        lambda chosen: chosen.evaluate_fine_tuned > 0,
+        lambda algorithm: not algorithm.has_global_model,
+    ),
+    Rule(
         "algorithm",
         "if each client sees pixels or labels differently (Permuted, Rotated, SwappedLabels)",
         "cannot pool the samples if each client sees them differently, as with {partition}",
@@ -352,6 +401,7 @@ SECTIONS: dict[str, Sequence[Rule[Any]]] = {
     "Held-out clients": HELD_OUT,
     "Horvitz-Thompson weights": CHANCES,
     "Privacy": PRIVATE,
+    "Tasks": TASKS,
     "Methods": METHODS,
     "Data and networks": DATA,
 }
@@ -362,11 +412,12 @@ ABOUT = (
     " method that extends another one (`--algorithm.base`) may accept more or less with another base."
 )
 #: The components that a reason may name.
-NAMED = ("algorithm", "dataset", "partition", "sampler", "privacy", "conditions")
+NAMED = ("algorithm", "dataset", "task", "partition", "sampler", "privacy", "conditions")
 #: How the page calls what a message names.
 IN_GENERAL = {
     "algorithm": "the method",
     "dataset": "the data set",
+    "task": "the task",
     "partition": "the partition",
     "sampler": "such a sampler",
     "privacy": "privacy",

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from docstring_parser import parse as parse_docstring
 
-from fedmpi.experiment.catalogue import COMPONENTS, GROUPS
+from fedmpi.experiment.catalogue import BY_DATA, COMPONENTS, GROUPS
 from fedmpi.experiment.experiment import Experiment
 from fedmpi.options import kinds, shown
 
 #: The experiment's own options by subject. GROUPS are options with a prefix, such as --local.lr.
 SUBJECTS: dict[str, tuple[str, ...]] = {
-    "What is trained": ("algorithm", "dataset", "partition", "model", "clients", "cohort", "rounds", "seed"),
+    "What is trained": ("algorithm", "dataset", "task", "partition", "model", "clients", "cohort", "rounds", "seed"),
     "Local training of a client": ("local",),
     "Clients of a round, and the server": (
         "sampler",
@@ -26,7 +26,16 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
         "privacy",
         "attack",
     ),
-    "Evaluation": ("evaluate_every", "evaluate_means", "evaluate_local", "held_out", "held_out_epochs"),
+    "Evaluation": (
+        "evaluate_every",
+        "metrics",
+        "validation",
+        "evaluate_means",
+        "evaluate_local",
+        "evaluate_fine_tuned",
+        "held_out",
+        "held_out_epochs",
+    ),
     "Results file, checkpoints": ("output", "overwrite", "resume", "checkpoint"),
     "Hardware": ("device", "threads", "deadline"),
 }
@@ -91,7 +100,8 @@ def subjects() -> Iterator[tuple[str, list[Option]]]:
             if name in GROUPS:
                 found += options(GROUPS[name], f"{name}.")
             elif name in COMPONENTS:
-                base, default = COMPONENTS[name].__name__, type(getattr(usual, name)).__name__
+                base = COMPONENTS[name].__name__
+                default = "as the data set" if name in BY_DATA else type(getattr(usual, name)).__name__
                 found.append(Option(name, f"a class of {base}", "", default, known[name].text))
             else:
                 found.append(known[name])

@@ -23,7 +23,7 @@ def train_held_out(
     epochs: int,
     known: NDArray[np.float64] | None,
 ) -> Iterator[NDArray[np.float64]]:
-    """[held_out, epochs + 1]: accuracy of each client on its test samples, before training and after each epoch.
+    """[held_out, epochs + 1]: main metric of each client on its test samples, before training and after each epoch.
 
     Training starts from the global model, with the learning rate of the last round, and an optimizer that is reset
     every epoch. Whenever each rank has trained one client, all results so far are yielded, with NaN for the rest.
@@ -53,7 +53,7 @@ def train_held_out(
                     trained = algorithm.train(fed, block, weights, received, phase).weights
                     weights = trained[0].clone()
                 predict = predict_with(algorithm.predict, {"received": received})
-                found[k, epoch] = context.evaluator.client_accuracy(weights, client, predict)
+                found[k, epoch] = context.evaluator.value_of_client(weights, client, predict)
         context.world.sum(found)
         accuracy[turn] = found
         yield accuracy

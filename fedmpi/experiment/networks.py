@@ -53,15 +53,15 @@ class Networks:
         return model
 
 
-def networks_of(experiment: Settings, arrays: Arrays, device: torch.device) -> Networks:
-    """The networks of the experiment's model, extended by its method, for these samples."""
+def networks_of(experiment: Settings, arrays: Arrays, outputs: int, device: torch.device) -> Networks:
+    """The networks of the experiment's model, extended by its method, for these samples, with this many outputs."""
     model, shape = experiment.model, arrays.train_x.shape[1:]
     is_text = experiment.dataset.vocabulary is not None
     example = torch.ones(2, *shape, dtype=torch.int64 if is_text else torch.float32)
 
     def make() -> nn.Module:
         with option_of("model"):
-            network = model.build(shape, experiment.dataset.classes)
+            network = model.build(shape, outputs)
         if not isinstance(network, nn.Module):
             kind, found = type(model).__name__, type(network).__name__
             raise BadInput(f"= {kind}: build() returned a {found}, which must be a torch.nn.Module", "--model")

@@ -16,12 +16,16 @@ class Progress:
 
     Args:
         rounds: number of rounds of the run.
+        main: name of the main metric, such as accuracy.
+        unit: its unit, "%" or nothing.
         what: the word for a round.
         done: number of rounds that are done already.
     """
 
-    def __init__(self, rounds: int, what: str = "round", done: int = 0) -> None:
+    def __init__(self, rounds: int, main: str, unit: str, what: str = "round", done: int = 0) -> None:
         self._rounds = rounds
+        self._main = main
+        self._unit = unit
         self._what = what
         self._bar = None
         if sys.stdout and not sys.stdout.closed and sys.stdout.isatty():
@@ -32,11 +36,11 @@ class Progress:
     def show(self, row: Mapping[str, float]) -> None:
         """A round has ended with this row of /rounds."""
         facts = [f"train loss {_loss(row['train_loss'])}"]
-        if "test_accuracy" in row:
-            facts += [
-                f"test loss {_loss(row['test_loss'])}",
-                f"test accuracy {100 * row['test_accuracy']:.2f} %",
-            ]
+        for kind in ("test", "validation"):
+            if (value := row.get(f"{kind}_{self._main}")) is not None:
+                shown = f"{100 * value:.2f} %" if self._unit else _loss(value)
+                facts += [f"{kind} loss {_loss(row[f'{kind}_loss'])}"] if kind == "test" else []
+                facts.append(f"{kind} {self._main.replace('_', ' ')} {shown}")
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(facts), refresh=False)
             self._bar.update()

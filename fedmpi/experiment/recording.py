@@ -20,6 +20,7 @@ from fedmpi.experiment.ownership import Lock
 from fedmpi.experiment.progress import Progress
 from fedmpi.experiment.resume import missing_in_results
 from fedmpi.experiment.settings import Settings
+from fedmpi.federation.evaluation import Evaluation
 from fedmpi.federation.ledger import Outcome
 from fedmpi.mpi.world import World
 from fedmpi.policies.privacy import NoPrivacy
@@ -28,6 +29,7 @@ from fedmpi.results.schema import Status
 from fedmpi.results.settings import describe as setting
 from fedmpi.results.summary import way_of_training
 from fedmpi.streams import say
+from fedmpi.tasks import Measures
 from fedmpi.training.layout import Layout
 
 
@@ -61,10 +63,10 @@ class Recorder:
     def end_rounds(self) -> None:
         """Called at the end of a stage's rounds."""
 
-    def set_initial(self, loss: float, accuracy: float) -> None:
-        """Set the evaluation of the initial model."""
+    def set_initial(self, values: Mapping[str, float]) -> None:
+        """Set the evaluation of the initial model, by column."""
 
-    def set_held_out(self, accuracy: NDArray[np.float64]) -> None:
+    def set_held_out(self, values: NDArray[np.float64]) -> None:
         """Set the results of held-out clients so far."""
 
     def keep(self, name: str, arrays: Mapping[str, NDArray]) -> None:
@@ -92,8 +94,9 @@ class ResultsRecorder(Recorder):
 
     is_open = True
 
-    def __init__(self, results: Results) -> None:
+    def __init__(self, results: Results, measures: Measures) -> None:
         self._results = results
+        self._shown = measures.task.main, measures.main.unit
         self._progress: Progress
         self.path = results.path
         self.started = results.started
@@ -101,14 +104,14 @@ class ResultsRecorder(Recorder):
 
     def begin_stage(self, name: str, rounds: int, done: int) -> None:
         self._results.begin_stage(name, done)
-        self._progress = Progress(rounds, f"{name} round", done)
+        self._progress = Progress(rounds, *self._shown, f"{name} round", done)
 
     def add_stage_round(self, name: str, outcome: Outcome) -> None:
         self._results.add_stage_round(name, outcome.row)
         self._progress.show(outcome.row)
 
     def begin_rounds(self, rounds: int, done: int) -> None:
-        self._progress = Progress(rounds, done=done)
+        self._progress = Progress(rounds, *self._shown, done=done)
 
     def add_round(self, outcome: Outcome) -> None:
         results, round = self._results, int(outcome.row["round"])
@@ -118,19 +121,30 @@ class ResultsRecorder(Recorder):
         if outcome.clusters is not None:
             results.add_clusters(round, outcome.clusters)
         if outcome.evaluation is not None:
-            found = outcome.evaluation
-            results.add_evaluation(round, found.class_accuracy, found.client_accuracy)
-            results.set_confusion(round, found.confusion)
+            self._add_evaluation(round, outcome.evaluation, outcome)
         self._progress.show(outcome.row)
+
+    def _add_evaluation(self, round: int, found: Evaluation, outcome: Outcome) -> None:
+        results, task = self._results, found.measures.task
+        columns: dict[str, NDArray] = {f"client_{task.main}": found.of_clients}
+        if task.has_classes:
+            columns = {"per_class_accuracy": found.class_accuracy, **columns}
+            results.set_confusion(round, found.confusion)
+        if outcome.fine_tuned:
+            columns[f"fine_tuned_{task.main}"] = outcome.fine_tuned.of_clients
+        results.add_evaluation(round, columns)
+        if found.validation:
+            column = f"validation_{task.main}"
+            results.keep_if_best(round, column, outcome.row[column], found.measures.main.better)
 
     def end_rounds(self) -> None:
         self._progress.close()
 
-    def set_initial(self, loss: float, accuracy: float) -> None:
-        self._results.set_initial(loss, accuracy)
+    def set_initial(self, values: Mapping[str, float]) -> None:
+        self._results.set_initial(values)
 
-    def set_held_out(self, accuracy: NDArray[np.float64]) -> None:
-        self._results.set_held_out(accuracy)
+    def set_held_out(self, values: NDArray[np.float64]) -> None:
+        self._results.set_held_out(values)
         self._results.write_if_due()
 
     def keep(self, name: str, arrays: Mapping[str, NDArray]) -> None:
@@ -190,15 +204,16 @@ def open_recorder(
                 reason = f"cannot be written ({error.strerror or error})"
                 raise BadInput(f"= {experiment.output}: {reason}", "--output") from None
             _say_what_is_trained(experiment, assembled, world)
-            recorder = ResultsRecorder(results)
+            recorder = ResultsRecorder(results, assembled.engine.federation.context.evaluator.measures)
     return recorder
 
 
 def _say_what_is_trained(experiment: Settings, assembled: Assembled, world: World) -> None:
     fed, choice = assembled.engine.federation, assembled.choice
     data, size = setting(settings_of(experiment.dataset, "dataset")), fed.samples
-    tested = sum(map(len, fed.context.split.test))
-    say(f"data: {data}, {size.sum():,} training samples, {tested:,} test samples")
+    tested, validated = (sum(map(len, each)) for each in (fed.context.split.test, fed.context.split.validation))
+    apart = f"{validated:,} validation samples, " if validated else ""
+    say(f"data: {data}, {size.sum():,} training samples, {apart}{tested:,} test samples")
     each = f"{size.min():,} to {size.max():,}" if size.min() < size.max() else f"{size.min():,}"
     say(f"clients: {fed.clients}, {experiment.cohort} per round, with {each} training samples each")
     working = f"{world.size - 1} of {world.size} ranks" if world.size > 1 else "1 rank"
@@ -211,14 +226,17 @@ def _begun(
 ) -> Results:
     """The results before the first round."""
     fed = assembled.engine.federation
-    names = {name: type(getattr(experiment, name)).__name__ for name in ("algorithm", "dataset", "model")}
+    measures = fed.context.evaluator.measures
+    names = {name: type(getattr(experiment, name)).__name__ for name in ("algorithm", "dataset", "task", "model")}
+    names |= {"main_metric": experiment.task.main, "metrics": measures.described()}
     attributes = {**names, "seed": experiment.seed, "config": config, **assembled.checksums}
     attributes |= {**inputs.describe(config), **_after_more_rounds(experiment, assembled)}
     results = Results(experiment.output, attributes, environment, overwrite=True, confirm=lock.confirm)
-    results.set_partition(fed.label_counts, fed.samples)
+    validation = list(map(len, fed.context.split.validation)) if experiment.validation else None
+    results.set_partition(fed.label_counts, fed.samples, validation)
     _describe_models(results, experiment.algorithm, fed.layout)
     data, kind = experiment.dataset, "uint8" if fed.has_images else "int64" if fed.is_text else "float32"
-    results.set_inputs(kind, fed.shape, data.classes, data.mean, data.std, data.vocabulary)
+    results.set_inputs(kind, fed.shape, measures.outputs, data.mean, data.std, data.vocabulary)
     return results
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedmpi.algorithms import Algorithm
 from fedmpi.checksum import REMEDY, checksum
@@ -19,6 +21,9 @@ from fedmpi.federation.evaluation import Evaluation
 from fedmpi.federation.ledger import Outcome
 from fedmpi.policies import All, Always, Cohort, Pool, RoundPlan
 from fedmpi.policies.privacy import NoPrivacy
+from fedmpi.training.block import Block
+from fedmpi.training.flat import Net
+from fedmpi.training.samples import Batch
 
 
 def play(
@@ -42,9 +47,29 @@ def play(
         with fed.context.doing("evaluation"):
             algorithm.evaluate(fed)
             engine.evaluate_means()
+            if experiment.evaluate_fine_tuned:
+                weights = algorithm.weights if fed.is_server else torch.empty(fed.layout.size)
+                hooks = FineTuning(algorithm)
+                engine.evaluate_fine_tuned(hooks, weights, algorithm.predict, experiment.evaluate_fine_tuned)
         engine.account(experiment.sampler, experiment.cohort)
     kept = {name: value for part in algorithm.parts for name, value in vars(part).items()}
     return engine.finish(kept, *interruptions.asks(round))
+
+
+class FineTuning:
+    """The hooks of plain training by the method's task and prediction: what a client does with a received model."""
+
+    direction_is_elementwise = True
+    changes_loss = changes_direction = False
+
+    def __init__(self, algorithm: Algorithm) -> None:
+        self._algorithm = algorithm
+
+    def loss(self, net: Net, batch: Batch, start: Tensor, client: Mapping[str, Tensor]) -> Tensor:
+        return self._algorithm.task.loss(self._algorithm.predict(net, batch, client), batch.y)
+
+    def direction(self, gradient: Tensor, weights: Tensor, start: Tensor, block: Block) -> Tensor:
+        return gradient
 
 
 def evaluate_start(experiment: Settings, engine: Engine) -> Evaluation | None:

@@ -246,13 +246,13 @@ class _Course:
         if self._experiment.evaluate_every:
             evaluation = evaluate_start(self._experiment, engine)
             if evaluation:
-                self.recorder.set_initial(evaluation.loss, evaluation.accuracy)
+                self.recorder.set_initial(evaluation.columns)
 
     def _train_held_out(self, assembled: Assembled) -> None:
         experiment, interruptions = self._experiment, self.interruptions
         known = self._world.from_server(self.recorder.held_out)
         interruptions.begin_round()
-        for accuracy in train_held_out(
+        for values in train_held_out(
             assembled.engine,
             experiment.algorithm,
             assembled.held_out,
@@ -260,7 +260,7 @@ class _Course:
             experiment.held_out_epochs,
             known,
         ):
-            self.recorder.set_held_out(accuracy)
+            self.recorder.set_held_out(values)
             interruptions.pause()
 
     def _remove(self, checkpoints: Checkpoints) -> None:

@@ -11,10 +11,14 @@ from fedmpi.errors import BadInput, option_of
 from fedmpi.mpi.shared import share
 from fedmpi.mpi.world import World
 from fedmpi.streams import say
+from fedmpi.tasks import Task
 
 
-def load_shared(world: World, dataset: Dataset) -> Arrays:
+def load_shared(world: World, dataset: Dataset, task: Task | None = None) -> Arrays:
     """The arrays of a data set, one copy per node: mapped from prepared files, or in memory that the ranks share.
+
+    Args:
+        task: what the targets are for; None: the data set's own task.
 
     Raises:
         BadInput: a node cannot read the data; on every rank alike.
@@ -22,7 +26,7 @@ def load_shared(world: World, dataset: Dataset) -> Arrays:
     arrays: Arrays | None = None
     with world.agreed(), option_of("dataset"):
         if world.is_server:
-            arrays = prepared.load(dataset, say)
+            arrays = prepared.load(dataset, say, task)
     if world.from_server(arrays is not None and arrays.on_disk):
         with world.agreed():
             arrays = arrays or prepared.open_prepared(dataset)
@@ -32,7 +36,7 @@ def load_shared(world: World, dataset: Dataset) -> Arrays:
         return arrays
 
     def read() -> dict[str, np.ndarray]:
-        return (arrays or prepared.load(dataset, lambda line: None)).stored()
+        return (arrays or prepared.load(dataset, lambda line: None, task)).stored()
 
     return Arrays.of_stored(share(world, read))
 

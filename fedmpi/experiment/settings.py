@@ -30,6 +30,8 @@ from fedmpi.policies.compression import Compression, Dense
 from fedmpi.policies.privacy import NoPrivacy, Privacy
 from fedmpi.policies.server_optimizers import Replace, ServerOptimizer
 from fedmpi.ranges import NonNegativeInt, PositiveInt, interval
+from fedmpi.tasks import Task
+from fedmpi.tasks.measures import named_metrics
 from fedmpi.training.settings import LocalTraining
 
 #: Exit statuses of a run that `--resume` continues: the job should be queued again, or the user has interrupted it.
@@ -86,6 +88,9 @@ class Settings(metaclass=Configured):
         attack: what malicious clients do. The classes have an option for the share of malicious clients.
         availability: which clients can be reached in a round.
         conditions: simulated speed of the clients (on a virtual clock), and lost updates.
+        task: what is learned: what the targets are, the loss, and the metrics. null: the data set's own task.
+        metrics: further metrics of the evaluated models, one or a list: names of metrics of the task, or import paths
+            of functions (measured rows, targets, owners) -> number. Columns test_NAME.
         clients: number of clients.
         cohort: clients per round; null: 10, or all clients if there are fewer.
         rounds: number of communication rounds.
@@ -103,6 +108,14 @@ class Settings(metaclass=Configured):
         evaluate_local: also evaluate client models before aggregation. After local training, each client's model is
             evaluated on the client's own test samples. Columns: local_accuracy of /clients, and its mean over the
             cohort in /rounds.
+        evaluate_fine_tuned: epochs for which each client fine-tunes the global model on its own training samples, in
+            every evaluated round, only to be measured: its model is evaluated on its own test samples and then thrown
+            away. Column fine_tuned_accuracy, over all test samples, and per client in /evaluation. This is the
+            baseline of every personalised method. It costs a training of all clients per evaluation. 0: none.
+        validation: share of each client's training samples that is never trained on, at least one of ten samples.
+            Together they are the validation set, on which models are evaluated as on the test set (columns
+            validation_loss, validation_accuracy, ...). The best round is then chosen by it, and its model is kept in
+            /best. 0: no validation set.
         held_out: number of additional clients that take part in no round. They have their own samples. After the last
             round each of them fine-tunes the global model alone; the accuracies are in /held_out.
         held_out_epochs: epochs of a held-out client's fine-tuning.
@@ -120,6 +133,7 @@ class Settings(metaclass=Configured):
             round has ended.
 
     Attributes:
+        measured: the metrics of evaluated models, by name.
         names_output: whether `output` was named automatically.
         exit_status: exit status of the program after the run: 0; 85 if the run was interrupted by SIGUSR1 or SIGTERM,
             or by itself shortly before Slurm's time limit; 130 if it was interrupted by SIGINT.
@@ -141,6 +155,8 @@ class Settings(metaclass=Configured):
         attack: Attack | None = None,
         availability: Availability | None = None,
         conditions: Conditions | None = None,
+        task: Task | None = None,
+        metrics: tuple[str, ...] | str = (),
         clients: PositiveInt = 100,
         cohort: PositiveInt | None = None,
         rounds: PositiveInt = 50,
@@ -149,6 +165,8 @@ class Settings(metaclass=Configured):
         evaluate_every: NonNegativeInt = 1,
         evaluate_means: Literal["none", "cohort", "clients", "both"] = "none",
         evaluate_local: bool = False,
+        evaluate_fine_tuned: NonNegativeInt = 0,
+        validation: Annotated[float, interval("[0, 1)", "at least 0 and below 1")] = 0.0,
         held_out: NonNegativeInt = 0,
         held_out_epochs: PositiveInt = 20,
         device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -173,6 +191,9 @@ class Settings(metaclass=Configured):
         conditions = Ideal() if conditions is None else conditions
         self.algorithm = algorithm
         self.dataset = dataset
+        self.task = dataset.task if task is None else task
+        self.metrics = metrics
+        self.measured = named_metrics(self.task, metrics)
         self.partition = partition
         self.model = model
         self.sampler = sampler
@@ -190,6 +211,8 @@ class Settings(metaclass=Configured):
         self.evaluate_every = evaluate_every
         self.evaluate_means: Literal["none", "cohort", "clients", "both"] = evaluate_means
         self.evaluate_local = evaluate_local
+        self.evaluate_fine_tuned = evaluate_fine_tuned
+        self.validation = validation
         self.held_out = held_out
         self.held_out_epochs = held_out_epochs
         self.device: Literal["auto", "cpu", "cuda"] = device
@@ -213,6 +236,7 @@ class Settings(metaclass=Configured):
         compatibility.check(compatibility.CHANCES, self)
         privacy.check(sampler)
         compatibility.check(compatibility.PRIVATE, self)
+        compatibility.check(compatibility.TASKS, self)
         compatibility.check(compatibility.METHODS, self)
         _ = self.settings  # settings that YAML cannot hold are refused before anything runs
 

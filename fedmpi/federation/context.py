@@ -253,8 +253,12 @@ class Context:
 
     def alone(self, client: int) -> Block:
         """A block of one client."""
-        one = np.array([client])
-        return Block(one, self.split.samples[one], self.split.samples[one])
+        return self.block(np.array([client]))
+
+    def block(self, clients: NDArray[np.int64]) -> Block:
+        """A block of these clients, outside of a cohort."""
+        samples = self.split.samples[clients]
+        return Block(clients, samples, samples)
 
 
 def _named(block: Block) -> str:

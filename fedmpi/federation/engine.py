@@ -14,8 +14,9 @@ from fedmpi.federation.context import Round
 from fedmpi.federation.evaluation import Prediction
 from fedmpi.federation.federation import Federation
 from fedmpi.federation.ledger import Ledger, Outcome
-from fedmpi.federation.observers import CohortMean, LastModels, LocalAccuracy
+from fedmpi.federation.observers import CohortMean, LastModels, LocalEvaluation
 from fedmpi.policies import Cohort, RoundPlan, Sampler
+from fedmpi.training.block import Hooks
 from fedmpi.training.layout import Columns
 
 
@@ -91,13 +92,18 @@ class Engine:
         Args:
             client_metrics: names of the values that the method records per client.
             predict: computes logits with a client's trained model, which is evaluated on the client's test samples
-                (column local_accuracy); None: no such evaluation.
+                (column local_accuracy, or that of another main metric); None: no such evaluation.
         """
-        context, round, metrics = self._context, self._context.round, client_metrics
+        context, round = self._context, self._context.round
+        averaged: tuple[str, ...] = ()
         if predict is not None:
-            metrics = (*metrics, "local_accuracy")
-            round.observers.append(LocalAccuracy(context, predict))
-        round.ledger = Ledger(context.world, round.number, plan, metrics, round.began, context.layout.name_at)
+            local = LocalEvaluation(context, predict)
+            averaged = (local.column,)
+            round.observers.append(local)
+        metrics = (*client_metrics, *averaged)
+        round.ledger = Ledger(
+            context.world, round.number, plan, metrics, averaged, round.began, context.layout.name_at
+        )
         context.reseed("method")
 
     def finish(self, kept: Mapping[str, object], status: int = 0, checkpoint: bool = False) -> Outcome:
@@ -148,9 +154,16 @@ class Engine:
         """Evaluate the means of client models, and log the results."""
         fed = self.federation
         if self._cohort_mean is not None:
-            fed.log(cohort_mean_accuracy=fed.evaluate(self._cohort_mean.reduce()).accuracy)
+            fed.log(**{f"cohort_mean_{fed.task.main}": fed.evaluate(self._cohort_mean.reduce()).main})
         if self._last_models is not None:
-            fed.log(clients_mean_accuracy=fed.evaluate(self._last_models.reduce()).accuracy)
+            fed.log(**{f"clients_mean_{fed.task.main}": fed.evaluate(self._last_models.reduce()).main})
+
+    def evaluate_fine_tuned(self, hooks: Hooks, weights: Tensor, predict: Prediction, epochs: int) -> None:
+        """Evaluate clients that have fine-tuned the global model, see `Reports.evaluate_fine_tuned`, and log it."""
+        fed = self.federation
+        found = fed.reports.evaluate_fine_tuned(weights, hooks, predict, epochs)
+        self._context.round.ledger.fine_tuned = found
+        fed.log(**{f"fine_tuned_{fed.task.main}": found.main})
 
     def account(self, sampler: Sampler, cohort: int) -> None:
         """Log the privacy budget that the means so far, including this round, have spent (column epsilon)."""

@@ -1,109 +1,167 @@
-"""Evaluation of models on the test set: per sample, and from that per class, per client and overall.
+"""Evaluation of models on the test set, and on the validation set if there is one.
 
-The test set is cut into fixed blocks, which are distributed over the ranks. Ranks exchange the loss and the predicted
-class of every sample, and add up in the order of the test set. So the result is bit-identical on any number of ranks.
+Each set is cut into fixed blocks, which are distributed over the ranks. Ranks exchange what the task measures of
+every sample, and metrics are made of it in the order of the set. So the results are bit-identical on any number of
+ranks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 from fedmpi.randomness import key, seed_globals
+from fedmpi.tasks import Measures, Metric, Rows
 from fedmpi.training.flat import FlatModel, Net
-from fedmpi.training.losses import cross_entropy
 from fedmpi.training.samples import Batch, Samples
 from fedmpi.training.trainer import PixelOrder
 
 BLOCK = 250
 
-#: (network, inputs) -> logits [B, classes]
+#: (network, inputs) -> output [B, ...]
 Predict = Callable[[Net, Batch], torch.Tensor]
-#: (network, inputs, vectors by name) -> logits [B, classes], as `Algorithm.predict`
+#: (network, inputs, vectors by name) -> output [B, ...], as `Algorithm.predict`
 Prediction = Callable[[Net, Batch, Mapping[str, torch.Tensor]], torch.Tensor]
 
 
 def by_the_network(net: Net, batch: Batch) -> torch.Tensor:
-    """The network's own logits."""
+    """The network's own output."""
     return net(batch.x)
 
 
 def predict_with(predict: Prediction | None, vectors: Mapping[str, torch.Tensor]) -> Predict:
-    """The prediction function of a model with these vectors; for None, the network's own logits."""
+    """The prediction function of a model with these vectors; for None, the network's own output."""
     return by_the_network if predict is None else lambda net, batch: predict(net, batch, vectors)
 
 
-class Evaluation:
-    """Results of one model, or of each client's model, on the test set.
+@dataclass(frozen=True)
+class Measured:
+    """A set of samples on which models are measured: the test set, or the validation set.
 
     Attributes:
-        losses: [n] float32, cross entropy of each test sample; NaN if it was not evaluated.
-        predicted: [n] float32, the predicted class; NaN if it was not evaluated.
-        labels: [n] int64.
+        samples: where the samples are.
+        index: [n] int64, their numbers in `samples`.
+        owners: [n] int64, the client that each belongs to.
+        shards: for each client, the positions in `index` of its samples.
+    """
+
+    samples: Samples
+    index: NDArray[np.int64]
+    owners: NDArray[np.int64]
+    shards: Sequence[NDArray[np.int64]]
+
+    @classmethod
+    def of(cls, samples: Samples, shards: Sequence[NDArray[np.int64]]) -> Measured:
+        """The set of the clients' samples `shards` (numbers in `samples`), in rising order of these numbers."""
+        index = np.concatenate(shards)
+        owners = np.repeat(np.arange(len(shards)), list(map(len, shards)))
+        order = np.argsort(index, kind="stable")
+        place = np.empty(len(index), dtype=np.int64)
+        place[order] = np.arange(len(index))
+        ends = np.cumsum(list(map(len, shards)))
+        return cls(samples, index[order], owners[order], np.split(place, ends[:-1]))
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @cached_property
+    def targets(self) -> NDArray:
+        """[n, ...]"""
+        return self.samples.y.cpu().numpy()[self.index]
+
+
+class Evaluation:
+    """Results of one model, or of each client's model, on a set of samples.
+
+    Attributes:
+        measures: what was measured.
+        measured: [S, n] float32, the measurements of each sample.
+        known: [n], whether the sample was evaluated.
+        targets: [n, ...]
         owners: [n] int64, the client that a sample belongs to.
-        classes, clients: numbers of classes and clients.
+        clients: number of clients.
+        validation: the results of the same models on the validation set; None: there is none.
     """
 
     def __init__(
         self,
+        measures: Measures,
         measured: NDArray[np.float32],
-        labels: NDArray[np.int64],
+        targets: NDArray,
         owners: NDArray[np.int64],
-        classes: int,
         clients: int,
+        known: NDArray[np.bool_] | None = None,
+        validation: Evaluation | None = None,
     ) -> None:
-        self.losses, self.predicted = measured
-        self.labels = labels
+        self.measures = measures
+        self.measured = measured
+        self.known = np.ones(len(targets), dtype=bool) if known is None else known
+        self.targets = targets
         self.owners = owners
-        self.classes = classes
         self.clients = clients
+        self.validation = validation
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The measurements of the evaluated samples, by name."""
+        return self.measures.rows(self.measured[:, self.known])
+
+    def value(self, metric: Metric) -> float:
+        """A metric over the evaluated samples; NaN if there are none."""
+        return metric(self.rows, self.targets[self.known], self.owners[self.known])
 
     @property
-    def correct(self) -> NDArray[np.float32]:
-        """[n], 1 if the sample was classified correctly, else 0; NaN if it was not evaluated."""
-        return _correct(self.predicted, self.labels)
+    def main(self) -> float:
+        """The task's main metric, such as the accuracy, over the evaluated samples."""
+        return self.value(self.measures.main)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All metrics of the experiment by name; only for rank 0, because some take long."""
+        return {name: self.value(metric) for name, metric in self.measures.metrics.items()}
+
+    @property
+    def columns(self) -> dict[str, float]:
+        """The metrics of both sets by column: test_loss, ..., validation_loss, ...; only for rank 0."""
+        found = {f"test_{name}": value for name, value in self.metrics.items()}
+        validated = self.validation.metrics if self.validation else {}
+        return found | {f"validation_{name}": value for name, value in validated.items()}
+
+    @cached_property
+    def of_clients(self) -> NDArray[np.float64]:
+        """[clients] the main metric of each on its own samples; NaN for a client without evaluated samples."""
+        targets, owners = self.targets[self.known], self.owners[self.known]
+        return self.measures.main.of_owners(self.rows, targets, owners, self.clients)
 
     @property
     def confusion(self) -> NDArray[np.int64]:
-        """[classes, classes], number of evaluated samples by true class and predicted class."""
-        known = ~np.isnan(self.predicted)
-        pairs = self.labels[known] * self.classes + self.predicted[known].astype(np.int64)
-        return np.bincount(pairs, minlength=self.classes**2).reshape(self.classes, self.classes)
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the evaluated samples that are classified correctly."""
-        return _share(self.correct)
-
-    @property
-    def loss(self) -> float:
-        """Mean cross entropy over the evaluated samples."""
-        measured = self.losses[~np.isnan(self.predicted)]
-        return float(measured.mean(dtype=np.float64)) if len(measured) else math.nan
+        """[classes, classes], number of evaluated samples by true and predicted class; only for classification."""
+        classes = self.measures.outputs
+        pairs = self.targets[self.known] * classes + self.rows["predicted"].astype(np.int64)
+        return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
     @property
     def class_accuracy(self) -> NDArray[np.float64]:
-        """[classes], NaN for a class without test samples."""
-        return _shares(self.correct, self.labels, self.classes)
-
-    @property
-    def client_accuracy(self) -> NDArray[np.float64]:
-        """[clients], each on its own test samples; NaN for a client without test samples."""
-        return _shares(self.correct, self.owners, self.clients)
+        """[classes], NaN for a class without evaluated samples; only for classification."""
+        counts = self.confusion
+        samples = counts.sum(axis=1)
+        return np.divide(counts.diagonal(), samples, out=np.full(len(samples), np.nan), where=samples > 0)
 
     @classmethod
     def matched(cls, models: Sequence[Evaluation], choice: NDArray[np.int64]) -> Evaluation:
         """For each sample the result of its owner's model; not evaluated if the owner has none (-1)."""
         one = models[0]
         number = choice[one.owners]
-        each = np.array([[model.losses, model.predicted] for model in models])
-        measured = each[number, :, np.arange(len(number))].T
-        measured[:, number < 0] = np.nan
-        return cls(measured, one.labels, one.owners, one.classes, one.clients)
+        measured = np.stack([model.measured for model in models])[number, :, np.arange(len(number))].T
+        validations = [model.validation for model in models if model.validation]
+        validation = cls.matched(validations, choice) if validations else None
+        return cls(one.measures, measured, one.targets, one.owners, one.clients, number >= 0, validation)
 
 
 class Evaluator:
@@ -111,10 +169,11 @@ class Evaluator:
 
     Args:
         model: a separate network, so that evaluations do not affect training.
-        train, test: the data.
-        train_shards, test_shards: the training and test samples of each client.
-        owners: [n] int64, the client that each test sample belongs to.
-        classes: number of classes.
+        measures: what is measured.
+        train: the training samples.
+        train_shards: the training samples of each client.
+        test: the test set.
+        validation: the validation set; None: there is none.
         pixels: client -> the order in which it sees the pixels of its images, or None.
         clients: number of clients without held-out clients, whose test samples do not count.
     """
@@ -122,31 +181,37 @@ class Evaluator:
     def __init__(
         self,
         model: FlatModel,
+        measures: Measures,
         train: Samples,
-        test: Samples,
         train_shards: list[NDArray[np.int64]],
-        test_shards: list[NDArray[np.int64]],
-        owners: NDArray[np.int64],
-        classes: int,
+        test: Measured,
+        validation: Measured | None,
         pixels: PixelOrder,
         clients: int,
     ) -> None:
+        self.measures = measures
         self._model = model
         self._model.module.eval()
         self._train = train
-        self._test = test
         self._shards = train_shards
-        self._test_shards = test_shards
-        self._owners = owners
-        self._classes = classes
-        self._labels = test.y.cpu().numpy()
+        self._sets = [test, validation] if validation else [test]
         self._pixels = pixels
         self._clients = clients
-        self._counted = np.flatnonzero(owners < clients)
+        self._counted = [np.flatnonzero(one.owners < clients) for one in self._sets]
 
     def nothing(self) -> NDArray[np.float32]:
-        """[2, n] zeros, which `measure` fills, and which are then added up over the ranks."""
-        return np.zeros((2, len(self._labels)), dtype=np.float32)
+        """[S, n] zeros, which `measure` fills, and which are then added up over the ranks.
+
+        n is the number of samples of the test set and the validation set.
+        """
+        return np.zeros((self.measures.width, sum(map(len, self._sets))), dtype=np.float32)
+
+    def _parts(self, into: NDArray[np.float32]) -> Iterator[tuple[int, Measured, NDArray[np.float32]]]:
+        """The part of the measurements for each set."""
+        first = 0
+        for number, one in enumerate(self._sets):
+            yield number, one, into[:, first : first + len(one)]
+            first += len(one)
 
     @torch.inference_mode()
     def measure(
@@ -157,15 +222,18 @@ class Evaluator:
         into: NDArray[np.float32],
         predict: Predict = by_the_network,
     ) -> None:
-        """Fill in loss and predicted class of every block b of test samples for which b mod `parts` is `part`.
+        """Fill in the measurements of every block b of samples for which b mod `parts` is `part`.
 
         Args:
             weights: [P], of the network.
-            predict: computes logits with the network.
+            predict: computes the output with the network.
         """
         self._model.load(weights)
-        for start in range(part * BLOCK, len(self._counted), parts * BLOCK):
-            self._measure(self._counted[start : start + BLOCK], into, predict)
+        for number, one, place in self._parts(into):
+            counted = self._counted[number]
+            for start in range(part * BLOCK, len(counted), parts * BLOCK):
+                block = counted[start : start + BLOCK]
+                place[:, block] = self._measured(one, block, predict)
 
     @torch.inference_mode()
     def measure_client(
@@ -175,53 +243,67 @@ class Evaluator:
         into: NDArray[np.float32],
         predict: Predict = by_the_network,
     ) -> None:
-        """Fill in loss and predicted class of a client's test samples; arguments as for `measure`."""
+        """Fill in the measurements of a client's samples; arguments as for `measure`."""
         self._model.load(weights)
-        shard = self._test_shards[client]
-        for start in range(0, len(shard), BLOCK):
-            self._measure(shard[start : start + BLOCK], into, predict)
+        for _, one, place in self._parts(into):
+            shard = one.shards[client]
+            for start in range(0, len(shard), BLOCK):
+                block = shard[start : start + BLOCK]
+                place[:, block] = self._measured(one, block, predict)
 
-    def client_accuracy(self, weights: torch.Tensor, client: int, predict: Predict) -> float:
-        """Share of a client's own test samples that are classified correctly; NaN if it has none."""
-        measured = self.nothing()
-        self.measure_client(weights, client, measured, predict)
-        shard = self._test_shards[client]
-        return _share(_correct(measured[1, shard], self._labels[shard]))
+    @torch.inference_mode()
+    def value_of_client(self, weights: torch.Tensor, client: int, predict: Predict) -> float:
+        """The main metric on a client's own test samples; NaN if it has none."""
+        test = self._sets[0]
+        shard = test.shards[client]
+        if not len(shard):
+            return math.nan
+        self._model.load(weights)
+        blocks = (shard[start : start + BLOCK] for start in range(0, len(shard), BLOCK))
+        measured = np.concatenate([self._measured(test, block, predict) for block in blocks], axis=1)
+        return self.measures.main(self.measures.rows(measured), test.targets[shard], test.owners[shard])
 
-    def accuracy(self, weights: torch.Tensor) -> float:
-        """Share of all test samples that `weights` classifies correctly."""
+    def value(self, weights: torch.Tensor) -> float:
+        """The main metric of `weights` over all test samples."""
         measured = self.nothing()
         self.measure(weights, 0, 1, measured)
-        return self.evaluation(measured).accuracy
+        return self.evaluation(measured).main
 
-    def _measure(self, index: NDArray[np.int64], into: NDArray[np.float32], predict: Predict) -> None:
+    def _measured(self, one: Measured, positions: NDArray[np.int64], predict: Predict) -> NDArray[np.float32]:
+        """[S, B], of a block of samples."""
+        index = one.index[positions]
         _seed_draws(index)
-        batch = self._test.batch(index, self._seen_pixels(self._owners[index]))
-        logits = predict(Net(self._model), batch)
-        into[0, index] = cross_entropy(logits, batch.y).cpu().numpy()
-        into[1, index] = logits.argmax(1).cpu().numpy()
+        batch = one.samples.batch(index, self._seen_pixels(one.owners[positions]))
+        return self.measures.measure(predict(Net(self._model), batch), batch.y)
 
     def evaluation(self, measured: NDArray[np.float32]) -> Evaluation:
         """The evaluation, from the values added up over the ranks."""
-        some = self._counted
-        return Evaluation(measured[:, some], self._labels[some], self._owners[some], self._classes, self._clients)
+        found: Evaluation | None = None
+        for number, one, part in reversed(list(self._parts(measured))):
+            some = self._counted[number]
+            found = Evaluation(
+                self.measures, part[:, some], one.targets[some], one.owners[some], self._clients, validation=found
+            )
+        assert found is not None
+        return found
 
     @torch.inference_mode()
     def training_losses(self, client: int, models: torch.Tensor) -> list[float]:
-        """Mean cross entropy of each of `models` [M, P] on all training samples of a client, unaugmented.
+        """Mean loss of each of `models` [M, P] on all training samples of a client, unaugmented.
 
         Each batch is gathered once and run through one model after another. On a CPU, `torch.vmap` over the models
         takes 1.1 (one layer) to 4 times (LeNet) as long.
         """
-        shard = self._shards[client]
-        totals = [0.0] * len(models)
+        shard, loss = self._shards[client], self.measures.task.loss
+        totals, count = [0.0] * len(models), 0.0
         for start in range(0, len(shard), BLOCK):
             batch = self._train.batch(shard[start : start + BLOCK], self._pixels(client))
+            count += batch.mass
             for number, weights in enumerate(models):
                 _seed_draws(shard[start:])
                 self._model.load(weights)
-                totals[number] += cross_entropy(self._model.module(batch.x), batch.y).sum().item()
-        return [total / len(shard) if len(shard) else math.nan for total in totals]
+                totals[number] += batch.total(loss(self._model.module(batch.x), batch.y))
+        return [total / count if count else math.nan for total in totals]
 
     @torch.inference_mode()
     def training_hits(
@@ -254,10 +336,10 @@ def _seed_draws(index: NDArray[np.int64]) -> None:
     seed_globals(key(0, "evaluation", client=int(index[0])))
 
 
-def weighted_accuracy(accuracy: NDArray[np.float64], samples: NDArray[np.int64]) -> float:
-    """sum_k n_k a_k / sum_k n_k over the clients k whose accuracy [clients] is known."""
-    known = ~np.isnan(accuracy) & (samples > 0)
-    return float(accuracy[known] @ samples[known] / samples[known].sum()) if known.any() else np.nan
+def weighted_mean_of(values: NDArray[np.float64], samples: NDArray[np.int64]) -> float:
+    """sum_k n_k a_k / sum_k n_k over the clients k whose value [clients] is known."""
+    known = ~np.isnan(values) & (samples > 0)
+    return float(values[known] @ samples[known] / samples[known].sum()) if known.any() else np.nan
 
 
 def adjusted_rand_index(some: ArrayLike, others: ArrayLike) -> float:
@@ -268,19 +350,3 @@ def adjusted_rand_index(some: ArrayLike, others: ArrayLike) -> float:
     from sklearn.metrics import adjusted_rand_score
 
     return float(adjusted_rand_score(some, others)) if np.size(some) else np.nan
-
-
-def _correct(predicted: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:
-    return np.where(np.isnan(predicted), np.nan, predicted == labels).astype(np.float32)
-
-
-def _share(correct: NDArray[np.float32]) -> float:
-    measured = correct[~np.isnan(correct)]
-    return float(measured.sum(dtype=np.float64) / len(measured)) if len(measured) else math.nan
-
-
-def _shares(correct: NDArray[np.float32], of: NDArray[np.int64], count: int) -> NDArray[np.float64]:
-    measured = ~np.isnan(correct)
-    samples = np.bincount(of[measured], minlength=count)
-    hits = np.bincount(of[measured], weights=correct[measured], minlength=count)
-    return np.divide(hits, samples, out=np.full(count, np.nan), where=samples > 0)

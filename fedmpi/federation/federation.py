@@ -41,9 +41,10 @@ class Federation:
         clients: number of clients.
         samples: [clients] number of training samples of each client.
         masses: [clients] weight of each client in a mean, if it is drawn once.
-        label_counts: [clients, classes] number of training samples of each client and class.
+        label_counts: [clients, classes] number of training samples of each client and class, or stratum of targets.
         shards: for each client, int64 numbers of its training samples.
-        classes: how many there are.
+        classes: how many there are, or strata.
+        task: what is learned.
         shape: shape of a sample, as networks take it.
         is_text: whether samples are tokens.
         has_images: whether samples are images of pixels from 0 to 255.
@@ -71,6 +72,7 @@ class Federation:
         self.label_counts = split.label_counts
         self.shards = split.train
         self.classes = split.label_counts.shape[1]
+        self.task = context.evaluator.measures.task
         self.shape = train.shape
         self.is_text = train.is_text
         self.has_images = train.x.dtype == torch.uint8
@@ -248,7 +250,7 @@ class Federation:
         """Evaluate the server's model `weights` [P] on the test set, distributed over the ranks that train.
 
         Args:
-            predict: computes logits, usually `Algorithm.predict`; None: the network's own logits.
+            predict: computes the output, usually `Algorithm.predict`; None: the network's own output.
             vectors: vectors of the server that `predict` may read.
         """
         return self.reports.evaluate(weights, predict, **vectors)
@@ -263,10 +265,11 @@ class Federation:
         return self.reports.evaluate_clients(weights, personal)
 
     def report(self, evaluation: Evaluation) -> None:
-        """Report an evaluation as that of the round: test_loss and test_accuracy, per class and per client.
+        """Report an evaluation as that of the round: test_loss, test_accuracy and other metrics, and per client.
 
-        These are over all test samples. Further columns are mean, standard deviation and three percentiles of the
-        clients' accuracies on their test samples, and the mean weighted by their training samples.
+        These are over all test samples. Further columns are, for the main metric on the clients' own test samples:
+        mean, standard deviation, three percentiles, mean of the worst tenth of the clients, and the mean weighted by
+        their training samples.
         """
         self.reports.report(evaluation)
 

@@ -60,6 +60,7 @@ class Outcome:
     ranks: dict[str, NDArray]
     evaluation: Evaluation | None
     clusters: NDArray[np.int64] | None = None
+    fine_tuned: Evaluation | None = None
     status: int = 0
     checkpoint: bool = False
 
@@ -72,7 +73,8 @@ class Ledger:
         round: number of the round.
         plan: of the round. Every rank has a row for each client of the cohort, and fills in the clients that it
             trained.
-        client_metrics: names of the values that the algorithm records per client.
+        client_metrics: names of the values that are recorded per client.
+        averaged: names of those whose mean over the cohort is a column of the round's row.
         began: start of the round, by `time.perf_counter`.
         name_at: the name of the tensor that an element of a model belongs to.
 
@@ -86,6 +88,7 @@ class Ledger:
         round: int,
         plan: RoundPlan,
         client_metrics: tuple[str, ...],
+        averaged: tuple[str, ...],
         began: float,
         name_at: Callable[[int], str] = str,
     ) -> None:
@@ -93,9 +96,11 @@ class Ledger:
         self.cohort = cohort = plan.cohort
         self._plan = plan
         self._began = began
+        self._averaged = averaged
         self.bytes_down = self.bytes_up = 0
         self.evaluation: Evaluation | None = None
         self.clusters: NDArray[np.int64] | None = None
+        self.fine_tuned: Evaluation | None = None
         self._world = world
         self._name_at = name_at
         self._columns = [*RECORDED, *client_metrics, *LOST]
@@ -225,7 +230,7 @@ class Ledger:
         by_rank = self._columns_of_ranks(ranks, of_workers)
         by_client = self._columns_of_clients(records, malicious)
         row = self._row(ranks, records)
-        return Outcome(row, by_client, by_rank, self.evaluation, self.clusters, *asked)
+        return Outcome(row, by_client, by_rank, self.evaluation, self.clusters, self.fine_tuned, *asked)
 
     def _row(
         self, ranks: Mapping[str, NDArray[np.float64]], records: Mapping[str, NDArray[np.float64]]
@@ -240,14 +245,14 @@ class Ledger:
             "diverged_clients": int(np.nansum(records["diverged"])),
             **self._logged,
         }
-        if "local_accuracy" in records:
-            known = records["local_accuracy"][~np.isnan(records["local_accuracy"])]
-            row["local_accuracy"] = float(known.mean()) if len(known) else math.nan
+        for name in self._averaged:
+            known = records[name][~np.isnan(records[name])]
+            row[name] = float(known.mean()) if len(known) else math.nan
         if ranks["server_seconds"].any():
             row["teacher_seconds"] = float(ranks["teacher_seconds"][workers].mean())
             row["server_seconds"] = float(ranks["server_seconds"][0])
-        if self.evaluation is not None:
-            row |= {"test_loss": self.evaluation.loss, "test_accuracy": self.evaluation.accuracy}
+        if self.evaluation is not None and self._world.is_server:
+            row |= self.evaluation.columns
         return {**row, **self._plan.row, "seconds": time.perf_counter() - self._began}
 
     def _columns_of_clients(

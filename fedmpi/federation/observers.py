@@ -75,23 +75,27 @@ class KeptModels:
         self.models |= {int(block.clients[k]): weights[k].clone() for k in counted}
 
 
-class LocalAccuracy:
-    """Evaluates each trained client model on the client's test samples (column local_accuracy).
+class LocalEvaluation:
+    """Evaluates each trained client model on the client's test samples.
 
     Args:
         context: of the federation.
-        predict: computes logits with a model.
+        predict: computes the output with a model.
+
+    Attributes:
+        column: its name, such as local_accuracy.
     """
 
     def __init__(self, context: Context, predict: Prediction) -> None:
         self._context = context
         self._predict = predict
+        self.column = f"local_{context.evaluator.measures.task.main}"
 
     def trained(self, block: Block, weights: Tensor) -> None:
         ledger, evaluator = self._context.round.ledger, self._context.evaluator
         with self._context.doing("measuring what was trained", block), ledger.timed("evaluation_seconds"):
             found = [
-                evaluator.client_accuracy(model, client, predict_with(self._predict, block.row(k)))
+                evaluator.value_of_client(model, client, predict_with(self._predict, block.row(k)))
                 for k, (client, model) in enumerate(zip(block.clients.tolist(), weights, strict=True))
             ]
-        ledger.record(block, {"local_accuracy": found})
+        ledger.record(block, {self.column: found})

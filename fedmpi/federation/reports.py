@@ -15,9 +15,9 @@ from fedmpi.federation.evaluation import (
     Prediction,
     adjusted_rand_index,
     predict_with,
-    weighted_accuracy,
+    weighted_mean_of,
 )
-from fedmpi.training.block import Block
+from fedmpi.training.block import Block, Hooks, Phase
 
 #: (a block of clients, the vector that the server has sent) -> their models [K, P].
 Personal = Callable[[Block, Tensor], Tensor]
@@ -59,8 +59,36 @@ class Reports:
         self._bring_together(measured)
         return evaluator.evaluation(measured)
 
-    def accuracies(self, weights: Tensor, personal: Personal) -> NDArray[np.float64]:
-        """[clients], accuracy of every client's model on the whole test set; costs one evaluation per client.
+    def evaluate_fine_tuned(self, weights: Tensor, hooks: Hooks, predict: Prediction, epochs: int) -> Evaluation:
+        """Each client's model on the client's own samples, after fine-tuning of the global model by the client alone.
+
+        The trained models are not kept, and no method is told of them.
+
+        Args:
+            weights: [P], the server's model.
+            hooks: of the fine-tuning; they may read the vector "received".
+            predict: computes the output with a model.
+            epochs: passes over the client's training samples.
+        """
+        context, evaluator, trainer = self._context, self._context.evaluator, self._context.trainer
+        received, measured = context.distribute(weights), evaluator.nothing()
+        phase, round = Phase("fine-tuning ", epochs=epochs), max(context.round.number, 1)
+        with self._measuring():
+            mine = context.at_home()
+            longest_first = mine[np.argsort(-context.split.samples[mine], kind="stable")]
+            for first in range(0, len(mine), trainer.at_once):
+                block = context.block(longest_first[first : first + trainer.at_once])
+                context.turn_to(int(block.clients[0]))
+                block.give({"received": received})
+                start = received.expand(len(block), -1)
+                trained = trainer.train(block, start, hooks, round, context.rounds, phase).weights.clone()
+                for k, client in enumerate(block.clients.tolist()):
+                    evaluator.measure_client(trained[k], client, measured, predict_with(predict, block.row(k)))
+        self._bring_together(measured)
+        return evaluator.evaluation(measured)
+
+    def values(self, weights: Tensor, personal: Personal) -> NDArray[np.float64]:
+        """[clients], the main metric of every client's model on the whole test set; one evaluation per client.
 
         Args:
             weights, personal: as for `Federation.evaluate_clients`.
@@ -71,7 +99,7 @@ class Reports:
         with self._measuring():
             for client in context.at_home().tolist():
                 context.turn_to(client)
-                found[client] = context.evaluator.accuracy(personal(context.alone(client), received)[0])
+                found[client] = context.evaluator.value(personal(context.alone(client), received)[0])
         self._bring_together(found)
         return found
 
@@ -107,13 +135,22 @@ class Reports:
     def report(self, evaluation: Evaluation) -> None:
         """See `Federation.report`."""
         self._context.round.ledger.evaluation = evaluation
-        known = evaluation.client_accuracy[~np.isnan(evaluation.client_accuracy)]
-        if self._context.world.is_server and len(known):
-            weighted = weighted_accuracy(evaluation.client_accuracy, self._context.split.samples)
-            self.log(weighted_client_accuracy=weighted)
+        if not self._context.world.is_server:
+            return
+        metric, values = evaluation.measures.main, evaluation.of_clients
+        known = values[~np.isnan(values)]
+        if len(known):
+            worst_first = np.sort(known) if metric.better == "higher" else np.sort(known)[::-1]
             shares = dict(zip((10, 50, 90), np.percentile(known, (10, 50, 90)).tolist(), strict=True))
-            self.log(client_accuracy_mean=float(known.mean()), client_accuracy_std=float(known.std()))
-            self.log(**{f"client_accuracy_p{percent}": value for percent, value in shares.items()})
+            figures = {
+                "mean": float(known.mean()),
+                "std": float(known.std()),
+                **{f"p{percent}": value for percent, value in shares.items()},
+                "worst10": float(worst_first[: max(len(known) // 10, 1)].mean()),
+            }
+            main = evaluation.measures.task.main
+            self.log(**{f"weighted_client_{main}": weighted_mean_of(values, self._context.split.samples)})
+            self.log(**{f"client_{main}_{name}": value for name, value in figures.items()})
 
     def report_personal(self, evaluation: Evaluation) -> None:
         """See `Federation.report_personal`."""
@@ -123,15 +160,16 @@ class Reports:
     def report_matched(self, models: Sequence[Evaluation], choice: Tensor) -> None:
         """Report the evaluations of several models. Client k uses the model `choice[k]`; -1: none yet.
 
-        test_accuracy and test_loss are client-matched: each client's model on the client's test samples. The column
-        global_matched_accuracy has each client's model on the whole test set, weighted by the client's training
-        samples. Clients without a model are left out.
+        test_loss and the test metrics are client-matched: each client's model on the client's test samples. The
+        column global_matched_accuracy (or that of another main metric) has each client's model on the whole test
+        set, weighted by the client's training samples. Clients without a model are left out.
         """
         if self._context.world.is_server:
             chosen = choice.numpy()
             samples = np.where(chosen < 0, 0, self._context.split.samples)
-            accuracy = np.array([model.accuracy for model in models])[chosen]
-            self.log(global_matched_accuracy=float(accuracy @ samples / samples.sum()) if samples.any() else np.nan)
+            values = np.array([model.main for model in models])[chosen]
+            mean = float(values @ samples / samples.sum()) if samples.any() else np.nan
+            self.log(**{f"global_matched_{models[0].measures.task.main}": mean})
             self.report(Evaluation.matched(models, chosen))
 
     def report_clusters(self, assignment: Tensor, models: int) -> None:

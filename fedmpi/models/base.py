@@ -29,10 +29,10 @@ class Model(metaclass=Configured):
         class Small(Model):
             maps: PositiveInt = 16
 
-            def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
+            def build(self, shape: tuple[int, ...], outputs: int) -> Backbone:
                 channels, height, width = self.image(shape)
                 extractor = nn.Sequential(nn.Conv2d(channels, self.maps, 3, padding=1), nn.ReLU())
-                classifier = nn.Sequential(nn.Flatten(), nn.Linear(self.maps * height * width, classes))
+                classifier = nn.Sequential(nn.Flatten(), nn.Linear(self.maps * height * width, outputs))
                 return Backbone(extractor, classifier)
 
     If several clients are trained in one batched call (`torch.func.vmap`), control flow must not depend on values.
@@ -45,8 +45,8 @@ class Model(metaclass=Configured):
     vocabulary: int | None = None
 
     @abstractmethod
-    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-        """A freshly initialised float32 network, from inputs [B, *shape] to raw logits [B, classes].
+    def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """A freshly initialised float32 network, from inputs [B, *shape] to raw logits [B, outputs].
 
         Random numbers come from the global generators of torch, numpy.random or random, which the caller seeds. The
         network must be the same on every rank, and each time it is built. Parameters with `requires_grad` False are

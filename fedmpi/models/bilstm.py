@@ -35,7 +35,7 @@ class BiLSTM(Model):
     def __post_init__(self) -> None:
         require_groups(self, widths=(2 * self.hidden,))
 
-    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
+    def build(self, shape: tuple[int, ...], outputs: int) -> Backbone:
         from fedmpi.models._layers import Backbone, dropout_layer, norm_layer
         from fedmpi.models._recurrent import TextEncoder
 
@@ -44,5 +44,5 @@ class BiLSTM(Model):
             TextEncoder(self.text(shape), self.embedding, self.hidden),
             norm_layer(self.norm, width, self.groups, of_maps=False),
         )
-        classifier = nn.Sequential(dropout_layer(self.dropout), nn.Linear(width, classes))
+        classifier = nn.Sequential(dropout_layer(self.dropout), nn.Linear(width, outputs))
         return Backbone(extractor, classifier)

@@ -34,7 +34,7 @@ class McMahanCNN(Model):
     def __post_init__(self) -> None:
         require_groups(self, widths=(32, 64))
 
-    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
+    def build(self, shape: tuple[int, ...], outputs: int) -> Backbone:
         from fedmpi.models._layers import Backbone, dropout_layer, norm_layer
 
         padding, smallest = (2, 4) if self.padding == "same" else (0, 16)
@@ -56,7 +56,7 @@ class McMahanCNN(Model):
             nn.Linear(64 * height * width, 512),
             nn.ReLU(),
             dropout_layer(self.dropout),
-            nn.Linear(512, classes),
+            nn.Linear(512, outputs),
         )
         return Backbone(extractor, classifier)
 
@@ -82,7 +82,7 @@ class CifarCNN(Model):
     def __post_init__(self) -> None:
         require_groups(self, widths=(64,))
 
-    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
+    def build(self, shape: tuple[int, ...], outputs: int) -> Backbone:
         from fedmpi.models._layers import Backbone, dropout_layer, norm_layer
 
         channels, height, width = self.image(shape)
@@ -105,7 +105,7 @@ class CifarCNN(Model):
             nn.Linear(384, 192),
             nn.ReLU(),
             dropout_layer(self.dropout),
-            nn.Linear(192, classes),
+            nn.Linear(192, outputs),
         )
         network = Backbone(extractor, classifier)
         for name, parameter in network.named_parameters():

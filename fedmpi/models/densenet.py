@@ -36,7 +36,7 @@ class DenseNet121(Model):
     def __post_init__(self) -> None:
         require_groups(self, widths=(2 * self.growth, 3 * self.growth))  # the others are multiples of growth, too
 
-    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
+    def build(self, shape: tuple[int, ...], outputs: int) -> Backbone:
         from fedmpi.models._layers import Backbone, DenseLayer, norm_layer, normalised_convolution
 
         channels, _, _ = self.image(shape, at_least=8)
@@ -62,4 +62,4 @@ class DenseNet121(Model):
                 width += growth
             layers += normalisation(width)
         extractor = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        return Backbone(extractor, nn.Linear(width, classes))
+        return Backbone(extractor, nn.Linear(width, outputs))

@@ -36,7 +36,7 @@ class ExquisiteNetV1(Model):
     def __post_init__(self) -> None:
         require_groups(self, widths=_WIDTHS)
 
-    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
+    def build(self, shape: tuple[int, ...], outputs: int) -> Backbone:
         from fedmpi.models._layers import (
             Backbone,
             Residual,
@@ -63,4 +63,4 @@ class ExquisiteNetV1(Model):
             layers.append(Residual(nn.Sequential(Residual(half(width)), half(width))))
             inputs = width
         layers += [nn.Conv2d(inputs, 640, 1), nn.Hardswish(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-        return Backbone(nn.Sequential(*layers), nn.Sequential(dropout_layer(self.dropout), nn.Linear(640, classes)))
+        return Backbone(nn.Sequential(*layers), nn.Sequential(dropout_layer(self.dropout), nn.Linear(640, outputs)))

@@ -28,7 +28,7 @@ class LeNet(Model):
     def __post_init__(self) -> None:
         require_groups(self, widths=(16, 32))
 
-    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
+    def build(self, shape: tuple[int, ...], outputs: int) -> Backbone:
         from fedmpi.models._layers import Backbone, norm_layer
 
         channels, height, width = self.image(shape, at_least=4)
@@ -46,7 +46,7 @@ class LeNet(Model):
             nn.Flatten(),
             nn.Linear(32 * (height // 4) * (width // 4), 60),
             nn.ReLU(),
-            nn.Linear(60, classes),
+            nn.Linear(60, outputs),
         )
         return Backbone(extractor, classifier)
 
@@ -70,7 +70,7 @@ class LeNet5(Model):
     def __post_init__(self) -> None:
         require_groups(self, widths=(6, 16))
 
-    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
+    def build(self, shape: tuple[int, ...], outputs: int) -> Backbone:
         from fedmpi.models._layers import Backbone, norm_layer
 
         channels, height, width = self.image(shape, at_least=12)
@@ -90,6 +90,6 @@ class LeNet5(Model):
             nn.ReLU(),
             nn.Linear(120, 84),
             nn.ReLU(),
-            nn.Linear(84, classes),
+            nn.Linear(84, outputs),
         )
         return Backbone(extractor, classifier)

@@ -35,25 +35,25 @@ class MLP(Model):
     def __post_init__(self) -> None:
         require_groups(self, widths=self.hidden)
 
-    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
+    def build(self, shape: tuple[int, ...], outputs: int) -> Backbone:
         from fedmpi.models._layers import Backbone, norm_layer
 
         layers: list[nn.Module] = [nn.Flatten()]
         width = prod(shape)
-        for outputs in self.hidden:
+        for units in self.hidden:
             layers += [
-                nn.Linear(width, outputs),
-                norm_layer(self.norm, outputs, self.groups, of_maps=False),
+                nn.Linear(width, units),
+                norm_layer(self.norm, units, self.groups, of_maps=False),
                 nn.ReLU(),
             ]
-            width = outputs
-        return Backbone(nn.Sequential(*layers), nn.Linear(width, classes))
+            width = units
+        return Backbone(nn.Sequential(*layers), nn.Linear(width, outputs))
 
 
 class LogisticRegression(Model):
     """One linear layer; its features are the flat inputs. On 1x28x28 and 10 classes: 7,850 parameters."""
 
-    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
+    def build(self, shape: tuple[int, ...], outputs: int) -> Backbone:
         from fedmpi.models._layers import Backbone
 
-        return Backbone(nn.Flatten(), nn.Linear(prod(shape), classes))
+        return Backbone(nn.Flatten(), nn.Linear(prod(shape), outputs))

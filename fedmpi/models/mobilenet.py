@@ -41,7 +41,7 @@ class MobileNetV2(Model):
         # All other widths are multiples of one of these.
         require_groups(self, widths=(_STEM, *(width for _, width, _, _ in _STAGES)))
 
-    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
+    def build(self, shape: tuple[int, ...], outputs: int) -> Backbone:
         from fedmpi.models._layers import Backbone, Residual, normalised_convolution
 
         channels, _, _ = self.image(shape)
@@ -73,4 +73,4 @@ class MobileNetV2(Model):
         features = 1280 if self.variant == "cifar" else 960
         layers += [*convolution(inputs, features, 1), nn.ReLU()]
         extractor = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        return Backbone(extractor, nn.Linear(features, classes))
+        return Backbone(extractor, nn.Linear(features, outputs))

@@ -27,15 +27,15 @@ class Projected(Model):
     over: Model = null_for(LeNet)
     size: PositiveInt = 256
 
-    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
+    def build(self, shape: tuple[int, ...], outputs: int) -> Backbone:
         from fedmpi.models._layers import Backbone
 
         self.over.vocabulary = self.vocabulary
-        network = self.over.build(shape, classes)
+        network = self.over.build(shape, outputs)
         classifier = network.classifier if isinstance(network, Backbone) else None
         *hidden, last = classifier if isinstance(classifier, nn.Sequential) else [classifier]
         if not isinstance(network, Backbone) or not isinstance(last, nn.Linear):
             raise BadInput(f"= {type(self.over).__name__}: must be a Backbone that ends in a linear layer", "over")
         width = last.in_features
         projection = nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.size)
-        return Backbone(nn.Sequential(network.extractor, *hidden, *projection), nn.Linear(self.size, classes))
+        return Backbone(nn.Sequential(network.extractor, *hidden, *projection), nn.Linear(self.size, outputs))

@@ -37,7 +37,7 @@ class ResNet18(Model):
     def __post_init__(self) -> None:
         require_groups(self, widths=_WIDTHS)
 
-    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
+    def build(self, shape: tuple[int, ...], outputs: int) -> Backbone:
         from fedmpi.models._layers import (
             Backbone,
             ResidualBlock,
@@ -59,7 +59,7 @@ class ResNet18(Model):
                 inputs = width
         extractor = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         start_from_kaiming_normal(extractor)
-        return Backbone(extractor, nn.Linear(512, classes))
+        return Backbone(extractor, nn.Linear(512, outputs))
 
 
 class ResNet34(ResNet18):

@@ -33,25 +33,25 @@ class VGG11(Model):
     def __post_init__(self) -> None:
         require_groups(self, widths=(width for widths in _STAGES for width in widths))
 
-    def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
+    def build(self, shape: tuple[int, ...], outputs: int) -> Backbone:
         from fedmpi.models._layers import Backbone, norm_layer, start_from_kaiming_normal
 
         inputs, height, width = self.image(shape, at_least=32)
         layers: list[nn.Module] = []
         for widths in _STAGES:
-            for outputs in widths:
+            for maps in widths:
                 layers += [
-                    nn.Conv2d(inputs, outputs, 3, padding=1),
-                    norm_layer(self.norm, outputs, self.groups),
+                    nn.Conv2d(inputs, maps, 3, padding=1),
+                    norm_layer(self.norm, maps, self.groups),
                     nn.ReLU(),
                 ]
-                inputs = outputs
+                inputs = maps
             layers.insert(-1, nn.MaxPool2d(2))  # before the ReLU, as in McMahanCNN
         extractor = nn.Sequential(*layers)
         start_from_kaiming_normal(extractor)
         head: list[nn.Module] = [nn.Flatten()]
         inputs *= (height // 32) * (width // 32)
-        for outputs in self.hidden:
-            head += [nn.Linear(inputs, outputs), nn.ReLU()]
-            inputs = outputs
-        return Backbone(extractor, nn.Sequential(*head, nn.Linear(inputs, classes)))
+        for units in self.hidden:
+            head += [nn.Linear(inputs, units), nn.ReLU()]
+            inputs = units
+        return Backbone(extractor, nn.Sequential(*head, nn.Linear(inputs, outputs)))

@@ -131,7 +131,7 @@ def _missing(name: str, found: Mapping[str, Any], needed: Iterable[str]) -> Iter
 def _of_attributes(name: str, found: Mapping[str, Any], groups: Mapping[str, Group]) -> Iterator[str]:
     described, place = group_of(name, groups) or Group(""), f"/{name.strip('/')}"
     for key, value in found.items():
-        is_of_metric = name == "evaluation" and key in described.more
+        is_of_metric = name == "evaluation" and key in described.more  # test_METRIC, validation_METRIC
         if kinds := NUMBERS["test_METRIC"] if is_of_metric else NUMBERS.get(key):
             is_right = np.asarray(value).dtype.kind in kinds and np.ndim(value) == (key in LISTS)
         elif key in JSON:
@@ -224,7 +224,8 @@ def _of_best(file: h5py.File, rounds: Group) -> Iterator[str]:
         yield f"/best: column is {shown(column)}, which /rounds does not have"
     elif better and measured.dtype.kind == "f" and isinstance(numbers, h5py.Dataset):
         row = best_row(values(measured), better)
-        if row is not None and numbers[row] != round:
+        is_to_come = round is not None and round > numbers[-1]  # after a resumption from an older checkpoint
+        if row is not None and numbers[row] != round and not is_to_come:
             yield f"/best: round is {shown(round)}, {column} is the best in round {numbers[row]}"
 
 

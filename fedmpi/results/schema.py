@@ -353,7 +353,6 @@ GROUPS: dict[str, Group] = {
             "seconds": Array("training time in seconds"),
             "loss": Array("mean training loss over the client's samples"),
             "local_MAIN": Array("main metric of the client's model on its own test samples, before aggregation"),
-            "fine_tuned_MAIN": Array("main metric of the fine-tuned model on the client's own test samples"),
             "virtual_seconds": Array("virtual time from the start of the round to the arrival of the update"),
             "diverged": Array("1 for a client whose training diverged, else 0"),
             "malicious": Array("1 for clients that attack, 0 for the others"),
@@ -398,8 +397,14 @@ GROUPS: dict[str, Group] = {
                 ("rows", "clients"),
                 "f",
             ),
+            "fine_tuned_MAIN": Array(
+                "the same after the client has fine-tuned the global model", ("rows", "clients"), "f"
+            ),
         },
-        more={"test_METRIC": "value of the metric on the test set for the initial model, if it was evaluated"},
+        more={
+            "test_METRIC": "value of the metric on the test set for the initial model, if it was evaluated",
+            "validation_METRIC": "likewise on the validation set",
+        },
         optional=False,
         row="an evaluation",
     ),
@@ -494,6 +499,7 @@ GROUPS: dict[str, Group] = {
         {
             "round": "number of the round",
             "column": "column of /rounds by which it is the best, such as validation_accuracy",
+            "value": "its value in this column",
             "sha256": "SHA-256 of the bytes of `weights`",
         },
     ),
@@ -507,7 +513,7 @@ GROUPS: dict[str, Group] = {
 #: that are lists of numbers, and `JSON` names attributes that are JSON objects. All other attributes that are
 #: described above are texts.
 NUMBERS = {"schema": "i", "seed": "i", "pid": "i", "write_interval": "if", "texts_crc32": "iu"}
-NUMBERS |= {"ranks": "i", "threads": "i", "clients_at_once": "i", "round": "i", "test_METRIC": "if"}
+NUMBERS |= {"ranks": "i", "threads": "i", "clients_at_once": "i", "round": "i", "test_METRIC": "if", "value": "f"}
 NUMBERS |= {"shape": "i", "classes": "i", "mean": "if", "std": "if", "vocabulary": "i"}
 LISTS = ("shape", "mean", "std")
 JSON = ("owner", "user_code", "input_files")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import socket
@@ -27,12 +28,12 @@ from fedmpi.results.columns import Columns
 from fedmpi.results.files import unlocked
 from fedmpi.results.owner import Owner
 from fedmpi.results.paths import kind, replacing
-from fedmpi.results.schema import SCHEMA, SETTLED_EPOCHS, SETTLED_GAIN, Status
+from fedmpi.results.schema import SCHEMA, SETTLED_EPOCHS, SETTLED_GAIN, Direction, Status
 from fedmpi.results.storage import Packed, Storage, image
 
 _TABLES = ("rounds", "clients", "ranks", "evaluation", "partition")
 # Other groups that a file may have. All further groups are arrays that were stored by `Results.keep`.
-_OTHERS = {"environment", "clusters", "held_out", "stages", "model", "networks"}
+_OTHERS = {"environment", "clusters", "held_out", "stages", "model", "best", "networks"}
 _FIRST_ROUND = 360.0  # seconds between two writes that readers should expect before the first round has ended
 
 Weights = Callable[[], NDArray[np.float32]]
@@ -77,6 +78,7 @@ class Results:
             "owner": Owner.here().text,
             **attributes,
         }
+        self._main = str(attributes.get("main_metric", "accuracy"))
         self._environment = environment
         self._confirm = confirm
         self._status: Status = "running"
@@ -85,6 +87,7 @@ class Results:
         self._inputs: dict[str, Any] = {}
         self._models: dict[str, _Model] = {}
         self._kept: dict[str, dict[str, Packed]] = {}
+        self._best: _Best | None = None
         self._pace = _Pace()
         # The number of rows of each table in the file, and whether the file lacks anything other than rows.
         self._written: dict[str, int] = {}
@@ -97,12 +100,12 @@ class Results:
 
     @property
     def held_out(self) -> NDArray[np.float64] | None:
-        """The accuracies [held_out, epochs + 1] that were set last; None: none were set.
+        """The values [held_out, epochs + 1] that were set last; None: none were set.
 
         They may come from the file of a run that was interrupted and resumed.
         """
         table = self._tables.get("held_out")
-        return None if table is None else np.array(dict(table.items())["accuracy"])
+        return None if table is None else np.array(dict(table.items())[self._main])
 
     def resume(
         self, started: str, round: int, is_over: bool = False, beyond: Mapping[str, NDArray] | None = None
@@ -131,6 +134,8 @@ class Results:
                     self._tables[name] = _table(file[name], round)
             after = ["held_out"] if is_over and "held_out" in file else []
             self._tables |= {name: _table(file[name]) for name in [*stages, *after]}
+            # It may be of a later round than `round`: then it is the best of all up to that round, which comes again.
+            self._best = _Best.read(file["best"]) if "best" in file else None
             for name in set(file) - {*_TABLES, *_OTHERS}:
                 self.keep(name, {array: values[()] for array, values in file[name].items()})
         for name, rows in (beyond or {}).items():
@@ -175,14 +180,27 @@ class Results:
         table = self._tables.setdefault("clusters", Columns())
         table.add({"round": np.array([round]), "cluster": np.asarray(cluster)[None]})
 
-    def add_evaluation(
-        self, round: int, per_class_accuracy: ArrayLike, client_accuracy: ArrayLike | None = None
-    ) -> None:
-        """Add one row to /evaluation: accuracies in [0, 1] of all classes [classes] and all clients [clients]."""
-        row = {"round": np.array([round]), "per_class_accuracy": np.asarray(per_class_accuracy)[None]}
-        if client_accuracy is not None:
-            row["client_accuracy"] = np.asarray(client_accuracy)[None]
-        self._tables["evaluation"].add(row)
+    def add_evaluation(self, round: int, columns: Mapping[str, ArrayLike]) -> None:
+        """Add one row to /evaluation: per_class_accuracy [classes], client_accuracy [clients], ..."""
+        rows = {name: np.asarray(values)[None] for name, values in columns.items()}
+        self._tables["evaluation"].add({"round": np.array([round]), **rows})
+
+    def keep_if_best(self, round: int, column: str, value: float, better: Direction) -> None:
+        """Keep the current model in /best if its value of this column is better than that of the kept model.
+
+        Args:
+            round: the round of the evaluation.
+            column: such as validation_accuracy.
+            value: of the current model. NaN is never better.
+        """
+        before = self._best.value if self._best else np.nan
+        is_better = np.isnan(before) or (value > before if better == "higher" else value < before)
+        if is_better and not np.isnan(value):
+            arrays = {
+                name: Packed(np.asarray(give(), dtype="<f4")) for name, give in self._models["model"].arrays.items()
+            }
+            self._best = _Best(round, column, value, arrays)
+            self._lacks = True
 
     def set_confusion(self, round: int, counts: NDArray) -> None:
         """Set /confusion, the confusion matrix of the last evaluation.
@@ -215,26 +233,33 @@ class Results:
         self._kept[name] = {array: Packed(values) for array, values in arrays.items()}
         self._lacks = True
 
-    def set_initial(self, test_loss: float, test_accuracy: float) -> None:
-        """Set the test loss and the test accuracy, in [0, 1], of the initial model."""
-        self._initial = {"test_loss": test_loss, "test_accuracy": test_accuracy}
+    def set_initial(self, values: Mapping[str, float]) -> None:
+        """Set the evaluation of the initial model: test_loss, test_accuracy, ..."""
+        self._initial = dict(values)
         self._lacks = True
 
-    def set_partition(self, label_counts: ArrayLike, samples: ArrayLike) -> None:
-        """Set the numbers of the clients' training samples: per class [clients, classes], and in all [clients]."""
-        partition = self._tables["partition"] = Columns()
-        partition.add({"label_counts": label_counts, "samples": samples})
-        self._lacks = True
-
-    def set_held_out(self, accuracy: NDArray[np.float64]) -> None:
-        """Set the accuracies of the held-out clients.
+    def set_partition(self, label_counts: ArrayLike, samples: ArrayLike, validation: ArrayLike | None = None) -> None:
+        """Set the numbers of the clients' training samples: per class [clients, classes], and in all [clients].
 
         Args:
-            accuracy: [held_out, epochs + 1], in [0, 1], of each client on its own test samples: before fine-tuning,
-                and after each epoch.
+            validation: [clients] numbers of validation samples; None: there is no validation set.
+        """
+        partition = self._tables["partition"] = Columns()
+        apart = {} if validation is None else {"validation": validation}
+        partition.add({"label_counts": label_counts, "samples": samples, **apart})
+        self._lacks = True
+
+    def set_held_out(self, values: NDArray[np.float64]) -> None:
+        """Set the results of the held-out clients.
+
+        Args:
+            values: [held_out, epochs + 1], the main metric of each client on its own test samples: before
+                fine-tuning, and after each epoch.
         """
         held_out = self._tables["held_out"] = Columns()
-        held_out.add({"accuracy": accuracy, "epochs": [settled(one) for one in accuracy]})
+        described = json.loads(self._attributes.get("metrics", "{}")).get(self._main, {})
+        sign = -1 if described.get("better") == "lower" else 1
+        held_out.add({self._main: values, "epochs": [settled(sign * one) for one in values]})
         self._lacks = True
 
     def set_model(
@@ -339,6 +364,8 @@ class Results:
             model.store(storage, file.create_group(place))
         if "model" in file:
             storage.set_attributes(file["model"], self._inputs)
+        if self._best:
+            self._best.store(storage, file.create_group("best"))
         for place, arrays in self._kept.items():
             group = file.create_group(place)
             for name, packed in arrays.items():
@@ -369,6 +396,28 @@ class _Model:
             frozen = group.create_group("frozen")
             for name, tensor in self.frozen.items():
                 storage.add(frozen, name, np.ascontiguousarray(tensor).reshape(tensor.shape))
+
+
+@dataclass
+class _Best:
+    """The model of the round that is best on the validation set."""
+
+    round: int
+    column: str
+    value: float
+    arrays: dict[str, Packed]
+
+    def store(self, storage: Storage, group: h5py.Group) -> None:
+        storage.set_attributes(group, {"round": self.round, "column": self.column, "value": self.value})
+        for name, array in self.arrays.items():
+            array.store(storage, group, name)
+        sha256 = hashlib.sha256(group["weights"][()].data).hexdigest()
+        storage.set_attributes(group, {"sha256": sha256})
+
+    @classmethod
+    def read(cls, group: h5py.Group) -> _Best:
+        arrays = {name: Packed(values[()]) for name, values in group.items()}
+        return cls(int(group.attrs["round"]), str(group.attrs["column"]), float(group.attrs["value"]), arrays)
 
 
 class _Pace:

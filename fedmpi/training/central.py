@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from fedmpi import randomness
+from fedmpi.tasks.losses import cross_entropy
 from fedmpi.training.clientwise import Keyed
 from fedmpi.training.flat import FlatModel, Net
-from fedmpi.training.losses import cross_entropy
 from fedmpi.training.optimizers import Adam
 from fedmpi.training.samples import Samples
 from fedmpi.training.settings import LocalTraining

@@ -11,7 +11,7 @@ from fedmpi.training.flat import FlatModel
 from fedmpi.training.plain import PlainTrainer
 from fedmpi.training.settings import Choice, LocalTraining
 from fedmpi.training.sidebyside import SideBySideTrainer
-from fedmpi.training.trainer import Task, Trainer
+from fedmpi.training.trainer import LocalWork, Trainer
 from fedmpi.training.trial import obstacle
 
 # On a CPU, small networks spend most of their time between operations. Larger ones fill the caches.
@@ -24,7 +24,7 @@ AT_ONCE_ON_GPU = 32
 WORTH_IT_ON_CPU = 32
 
 
-def choose(world: World, task: Task, cohort: int, hooks: Hooks) -> Choice:
+def choose(world: World, work: LocalWork, cohort: int, hooks: Hooks) -> Choice:
     """How many clients a rank trains at once; the same on every rank, a collective.
 
     Before several clients are trained at once, this is tested: see `obstacle`.
@@ -36,13 +36,13 @@ def choose(world: World, task: Task, cohort: int, hooks: Hooks) -> Choice:
         BadInput: the user asks for several clients at once, but the network or the method does not allow it; on every
             rank alike.
     """
-    wanted = rule(task.model, task.settings, cohort)
-    found = obstacle(task, hooks) if wanted.at_once > 1 else None
+    wanted = rule(work.model, work.settings, cohort)
+    found = obstacle(work, hooks) if wanted.at_once > 1 else None
     # Different processors may give different answers, so the first rank with an objection decides.
     found = next(filter(None, world.gather_text(found or "")), None)
     if found is None:
         return wanted
-    if task.settings.vectorize != "auto":
+    if work.settings.vectorize != "auto":
         raise _agreed(BadInput(f"= {wanted.at_once}: must be auto or off, because {found}", "--local.vectorize"))
     return Choice(1, found)
 
@@ -69,9 +69,9 @@ def rule(model: FlatModel, settings: LocalTraining, cohort: int) -> Choice:
     )
 
 
-def make_trainer(task: Task, at_once: int) -> Trainer:
+def make_trainer(work: LocalWork, at_once: int) -> Trainer:
     """The trainer of one rank."""
-    return PlainTrainer(task) if at_once == 1 else SideBySideTrainer(task, at_once)
+    return PlainTrainer(work) if at_once == 1 else SideBySideTrainer(work, at_once)
 
 
 def _agreed(error: BadInput) -> BadInput:

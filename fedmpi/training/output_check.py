@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedmpi.errors import BadInput
+from fedmpi.tasks import Task
 from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.samples import Batch, Samples
 
@@ -30,19 +31,21 @@ class Predicting(Protocol):
 
 
 def check_outputs(
-    model: FlatModel, samples: Samples, classes: int, algorithm: Predicting, name: str, method: str
+    model: FlatModel, samples: Samples, task: Task, outputs: int, algorithm: Predicting, name: str, method: str
 ) -> None:
     """Run a few samples through a network, and through `Algorithm.predict` if that is already possible.
 
     Args:
         model: a network that is not used afterwards, because its statistics change.
         samples: training samples.
-        classes: number of classes.
+        task: what is learned.
+        outputs: number of outputs of the network.
         name, method: how the command line names the classes of the model and of the method.
 
     Raises:
-        BadInput: forward fails, or does not return logits [B, classes].
+        BadInput: forward fails, or does not return the output that the task needs.
     """
+    shape = task.output_shape(tuple(samples.y.shape[1:]), outputs)
     for size in (TRAINED, *MEASURED):
         training = size == TRAINED
         model.module.train(training)
@@ -56,14 +59,14 @@ def check_outputs(
                     continue  # normalised by what one sample has in itself, it may have no variance
                 inputs = f"inputs {_described(batch.x)} in {mode} mode"
                 raise BadInput(f"= {name}: forward fails on {inputs}: {_place(error)}", "--model") from None
-            if problem := _problem(output, size, classes):
+            if problem := _problem(output, (size, *shape)):
                 raise BadInput(f"= {name}: gives {problem}", "--model")
             trains = training and any(parameter.requires_grad for parameter in model.module.parameters())
             if trains and not output.requires_grad:
                 problem = "an output without gradient in training mode: forward must not detach it"
                 raise BadInput(f"= {name}: gives {problem}", "--model")
             predicted = _predicted(algorithm, model, batch)
-            if predicted is not None and (problem := _problem(predicted, size, classes)):
+            if predicted is not None and (problem := _problem(predicted, (size, *shape))):
                 raise BadInput(f"= {method}: predict gives {problem}", "--algorithm")
 
 
@@ -75,13 +78,17 @@ def _predicted(algorithm: Predicting, model: FlatModel, batch: Batch) -> Any:
         return None
 
 
-def _problem(output: object, size: int, classes: int) -> str | None:
-    """What is wrong with the logits, what is expected, and what may help."""
-    given, wanted = _described(output), f"must be logits, floating-point [{size}, {classes}]"
+def _problem(output: object, shape: tuple[int, ...]) -> str | None:
+    """What is wrong with the output, what is expected, and what may help."""
+    size = shape[0]
+    given, wanted = _described(output), f"must be floating-point {list(shape)}"
+    if len(shape) == 2:
+        wanted = f"must be logits, floating-point {list(shape)}"
     if not isinstance(output, Tensor):
-        return f"{given} for {size} samples: {wanted}{_way_to_logits(output, size, classes)}"
-    if output.shape != (size, classes):
-        return f"{given} for {size} samples: {wanted}; {_way_to_shape(tuple(output.shape), size, classes)}"
+        return f"{given} for {size} samples: {wanted}{_way_to_logits(output, shape)}"
+    if output.shape != shape:
+        help = f"; {_way_to_shape(tuple(output.shape), *shape)}" if len(shape) == 2 else ""
+        return f"{given} for {size} samples: {wanted}{help}"
     if not output.is_floating_point():
         return f"{given} for {size} samples: {wanted}, not the classes themselves"
     if size > 1 and output.isnan().any():
@@ -89,7 +96,7 @@ def _problem(output: object, size: int, classes: int) -> str | None:
     return None
 
 
-def _way_to_logits(output: object, size: int, classes: int) -> str:
+def _way_to_logits(output: object, shape: tuple[int, ...]) -> str:
     """How the logits can be taken out of a container."""
     ways: Iterator[tuple[str, object]]
     if getattr(output, "logits", None) is not None:
@@ -100,7 +107,7 @@ def _way_to_logits(output: object, size: int, classes: int) -> str:
         ways = ((f"output[{place}]", part) for place, part in enumerate(output))
     else:
         return ""
-    fit = [way for way, part in ways if isinstance(part, Tensor) and part.shape == (size, classes)]
+    fit = [way for way, part in ways if isinstance(part, Tensor) and part.shape == shape]
     return f"; let forward return {fit[0]}" if fit else ""
 
 

@@ -45,6 +45,7 @@ class PlainTrainer(Trainer):
         columns = self._prepare(phase, lone_sample=len(self._shards[client]) == 1)
         step = self._step(block, start, hooks, self.settings.rate(round, rounds), columns)
         seen: list[Tensor] = []  # losses of samples
+        mass: list[Tensor] = []  # their weights, if they differ
         model.load(start[0])
         self.seed_others(key)
         keyed = Keyed(key)
@@ -52,16 +53,20 @@ class PlainTrainer(Trainer):
             with keyed.step(number):
                 losses = hooks.loss(net, batch, start[0], rows)
             check_losses(losses, batch.y)
-            step(losses)
+            step(losses, batch.weight)
             seen.append(losses.detach())
-        mean = torch.cat(seen).mean().item() if seen else math.nan
+            mass += [] if batch.weight is None else [batch.weight]
+        mean = _mean(torch.cat(seen), torch.cat(mass) if mass else None) if seen else math.nan
         seconds = time.perf_counter() - began
         return Work(model.weights, np.array([mean]), np.array([count]), np.array([seconds]))
 
     def _step(
         self, block: Block, start: Tensor, hooks: Hooks, lr: float, trained: tuple[slice, ...]
-    ) -> Callable[[Tensor], None]:
-        """Makes a function that updates the weights in the columns `trained` from the losses [B] of a batch."""
+    ) -> Callable[[Tensor, Tensor | None], None]:
+        """Makes a function that updates the weights in the columns `trained`, from a batch.
+
+        Its arguments are the losses [B] and the samples' weights [B] or None.
+        """
         model, optimizer, has_direction = self.model, self._optimizer, hooks.changes_direction
         count = model.layout.parameters
         weights, start = model.weights[:, :count], start[:, :count]
@@ -80,9 +85,9 @@ class PlainTrainer(Trainer):
         runs = [cut(columns) for columns in trained]
 
         @torch.no_grad()
-        def at_once(losses: Tensor) -> None:
+        def at_once(losses: Tensor, weight: Tensor | None) -> None:
             optimizer.advance()
-            model.backward(losses)
+            model.backward(losses, weight)
             steps = self._clipped([direct(run, model.gradient[:, run.columns]) for run in runs])
             for run, step in zip(runs, steps, strict=True):
                 optimizer.step(run.weights, step, lr, run.columns)
@@ -105,9 +110,15 @@ class PlainTrainer(Trainer):
 
         is_plain = self.settings.is_plain_sgd and not has_direction
 
-        def in_parts(losses: Tensor) -> None:
+        def in_parts(losses: Tensor, weight: Tensor | None) -> None:
             optimizer.advance()
-            model.backward_in_parts(losses, descend if is_plain else update_part)
+            model.backward_in_parts(losses, descend if is_plain else update_part, weight)
 
         separable = self.settings.clip_norm is None and (hooks.direction_is_elementwise or not has_direction)
         return in_parts if separable and count >= LARGE else at_once
+
+
+def _mean(losses: Tensor, weights: Tensor | None) -> float:
+    if weights is None:
+        return losses.mean().item()
+    return ((losses * weights).sum() / weights.sum().clamp(min=1)).item()

@@ -21,19 +21,30 @@ class Batch:
 
     Attributes:
         x: [B, ...] float32 inputs (tokens: int64).
-        y: [B] int64 labels.
+        y: [B, ...] targets; for classification int64 labels.
         index: [B] int64, the samples' numbers in the data set, which are the same in every round.
         place: [B] int64, the samples' numbers among the client's training samples; None: they are not training
             samples.
+        weight: [B], the weight of each sample's loss in the batch's mean; None: all count alike.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor
     place: Tensor | None = None
+    weight: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @property
+    def mass(self) -> float:
+        """The sum of the samples' weights."""
+        return len(self) if self.weight is None else self.weight.sum().item()
+
+    def total(self, losses: Tensor) -> float:
+        """The weighted sum of losses [B] of the samples."""
+        return (losses if self.weight is None else losses * self.weight).sum().item()
 
 
 class Samples:
@@ -42,30 +53,39 @@ class Samples:
     Args:
         x: [n, ...]; images as uint8 [n, C, H, W], in any memory order. Gathering is fastest if every sample is
             contiguous, and the network is fastest if channels come last.
-        y: [n] int64 labels.
+        y: [n, ...] targets; for classification int64 labels.
         mean, std: per channel, on the scale 0..1; None: images stay on the scale 0..1.
         device: of the batches. The whole data set is kept there.
+        weights: [n] of the samples' losses, see `Task.weights`; None: all count alike.
     """
 
     def __init__(
         self,
         x: NDArray,
-        y: NDArray[np.int64],
+        y: NDArray,
         mean: tuple[float, ...] | None,
         std: tuple[float, ...] | None,
         device: torch.device,
+        weights: NDArray[np.float32] | None = None,
     ) -> None:
         self.images = x.ndim == 4
         # Memory order [n, H, W, C]: a gathered batch is then channels_last as it lies.
         stored = torch.from_numpy(x).movedim(1, -1) if self.images else torch.from_numpy(x)
         self.x = stored.contiguous().to(device)
         self.y = torch.from_numpy(y).to(device)
+        self._weights = None if weights is None else torch.from_numpy(weights).to(device)
         self.device = device
         self._normalise(mean, std)
 
     def like(self, x: NDArray, y: NDArray[np.int64]) -> Samples:
         """Other samples, normalised in the same way."""
         return Samples(x, y, self._mean, self._std, self.device)
+
+    def relabelled(self, y: NDArray) -> Samples:
+        """The same samples in the same memory, with other targets [n, ...]."""
+        same = copy(self)
+        same.y = torch.from_numpy(y).to(self.device)
+        return same
 
     def unnormalised(self) -> Samples:
         """The same samples in the same memory, with images on the scale 0..1."""
@@ -101,6 +121,10 @@ class Samples:
         places = self.x.shape[1:-1] if self.images else self.x.shape[1:]
         return places.numel()
 
+    def mass(self, index: NDArray[np.int64]) -> float:
+        """The sum of the weights of the samples `index`."""
+        return len(index) if self._weights is None else self._weights[torch.from_numpy(index)].sum().item()
+
     def batch(
         self,
         index: NDArray[np.int64],
@@ -125,7 +149,8 @@ class Samples:
             x = x.to(self._scale.dtype).mul_(self._scale).add_(self._shift)
         else:
             x = x.to(torch.get_default_dtype()) if x.is_floating_point() else x.long()
-        return Batch(x.movedim(-1, 1) if self.images else x, self.y.index_select(0, where), where)
+        weight = None if self._weights is None else self._weights.index_select(0, where)
+        return Batch(x.movedim(-1, 1) if self.images else x, self.y.index_select(0, where), where, weight=weight)
 
 
 def image_scale(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> tuple[Tensor, Tensor]:

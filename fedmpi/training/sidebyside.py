@@ -22,7 +22,7 @@ from fedmpi.training.clientwise import ClientWise
 from fedmpi.training.flat import Net
 from fedmpi.training.layout import Entry, aligned_rows
 from fedmpi.training.samples import Batch
-from fedmpi.training.trainer import Task, Trainer, check_losses
+from fedmpi.training.trainer import LocalWork, Trainer, check_losses
 
 
 @dataclass
@@ -47,9 +47,9 @@ class SideBySideTrainer(Trainer):
     afterwards. `ClientWise` handles what depends on the row of a client.
     """
 
-    def __init__(self, task: Task, at_once: int) -> None:
-        super().__init__(task, at_once)
-        model = task.model
+    def __init__(self, work: LocalWork, at_once: int) -> None:
+        super().__init__(work, at_once)
+        model = work.model
         convolves = any(isinstance(layer, _ConvNd) for layer in model.module.modules())
         self._fewest = at_once if convolves or model.in_bf16 else 2
         layout = model.layout
@@ -91,6 +91,7 @@ class SideBySideTrainer(Trainer):
         is_plain = not has_direction and self.settings.is_plain_sgd
         keys = torch.from_numpy(self._dropout_keys(phase, round, block.clients)).to(self.model.device)
         total = torch.zeros(len(block), device=self.model.device)
+        seen = torch.zeros(len(block), dtype=torch.float64, device=self.model.device)
         self._weights[: len(block)].copy_(start)
         self.model.reset_counters()
         self._optimizer.reset()
@@ -100,7 +101,7 @@ class SideBySideTrainer(Trainer):
             put_back = self._weights[active : rows.stop].clone()
             leaves = [entry.view(self._weights[rows]).detach().requires_grad_() for entry in self._parameters]
             here = block.rows(rows)
-            losses, share, statistics = self._losses(here, step, leaves, keys[rows], start[rows], hooks)
+            losses, share, mass, statistics = self._losses(here, step, leaves, keys[rows], start[rows], hooks)
             gradients = torch.autograd.grad(losses, leaves, share, allow_unused=True, materialize_grads=True)
             with torch.no_grad():
                 if is_plain:
@@ -125,17 +126,21 @@ class SideBySideTrainer(Trainer):
                 for entry, new in zip(self._statistics, statistics, strict=True):
                     entry.view(self._weights[rows]).copy_(new)
                 self._weights[active : rows.stop] = put_back
-                counts = torch.from_numpy(step.counts).to(total.device)
-                total[:active] += ((losses * share).sum(1) * counts)[:active]
-        seen = self._samples_seen(block.clients, steps)
-        loss = np.divide(total.cpu().numpy(), seen, out=np.full(len(block), np.nan), where=seen > 0)
+                total[:active] += ((losses * share).sum(1) * mass)[:active]
+                seen[:active] += mass[:active]
+        count = seen.cpu().numpy()
+        loss = np.divide(total.cpu().numpy(), count, out=np.full(len(block), np.nan), where=count > 0)
         seconds = (time.perf_counter() - began) * steps / max(steps.sum(), 1)
         return Work(self._weights[: len(block)], loss, steps, seconds)
 
     def _losses(
         self, block: Block, step: Step, leaves: list[Tensor], keys: Tensor, start: Tensor, hooks: Hooks
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """[K, B] the loss of every row, [K, B] its weight in the client's mean (0: padding), and new statistics."""
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """One step of every client.
+
+        Returns: [K, B] the loss of every row; [K, B] its share in the client's mean (0: padding); [K] the weight of
+            the client's samples (usually their number); and new statistics.
+        """
         device = self.model.device
         real = torch.from_numpy(np.arange(step.index.shape[1]) < step.counts[:, None]).to(device, start.dtype)
         batch, place = self._batch(block.clients, step), torch.from_numpy(step.place).to(device)
@@ -171,7 +176,11 @@ class SideBySideTrainer(Trainer):
         losses, changed = torch.vmap(one)(
             leaves, others, statistics, batch.x, batch.y, batch.index, place, real, keys, start, block.vectors, unsent
         )
-        return losses, real / real.sum(1, keepdim=True), changed
+        if batch.weight is None:
+            return losses, real / real.sum(1, keepdim=True), torch.from_numpy(step.counts).to(device), changed
+        weight = real * batch.weight
+        mass = weight.sum(1)
+        return losses, weight / mass.clamp(min=1)[:, None], mass, changed
 
     def _select(self, phase: Phase) -> tuple[slice, ...]:
         """Select the columns that a phase trains."""
@@ -215,7 +224,7 @@ class SideBySideTrainer(Trainer):
             yield Step(number, index, chosen, counts, draws)
 
     def _batch(self, clients: NDArray[np.int64], step: Step) -> Batch:
-        """x [K, B, ...], y and index [K, B]."""
+        """x and y [K, B, ...], index and weight [K, B]."""
         shape = step.index.shape
         pixels = None
         if self._pixels(int(clients[0])) is not None:  # all clients have an order of their own, or none
@@ -223,10 +232,5 @@ class SideBySideTrainer(Trainer):
             pixels = torch.stack(orders).repeat_interleave(shape[1], dim=0)
         bits = None if step.bits is None else step.bits.reshape(-1, 3)
         flat = self.samples.batch(step.index.reshape(-1), pixels, self.settings.augmentation, bits)
-        return Batch(flat.x.unflatten(0, shape), flat.y.view(shape), flat.index.view(shape))
-
-    def _samples_seen(self, clients: NDArray[np.int64], steps: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[K] number of samples in this number of steps; repeated samples count again."""
-        sizes, size = self._sizes[clients], self.settings.batch_size
-        passes, rest = np.divmod(steps, np.maximum(self._cuts[clients], 1))
-        return np.asarray(passes * sizes + rest * size)
+        weight = None if flat.weight is None else flat.weight.view(shape)
+        return Batch(flat.x.unflatten(0, shape), flat.y.unflatten(0, shape), flat.index.view(shape), weight=weight)

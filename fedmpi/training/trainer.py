@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedmpi import randomness
+from fedmpi.tasks import Task
 from fedmpi.training.block import GRADIENT, WHOLE, Block, Hooks, Phase, Work
 from fedmpi.training.clientwise import Keyed
 from fedmpi.training.flat import FlatModel, Net
@@ -30,10 +31,11 @@ PixelOrder = Callable[[int], Tensor | None]
 
 
 @dataclass(frozen=True)
-class Task:
+class LocalWork:
     """Everything that a rank needs for training.
 
     Attributes:
+        task: what is learned.
         model: the network.
         samples: the whole training set.
         shards: the samples of each client.
@@ -42,6 +44,7 @@ class Task:
         seed: of the experiment.
     """
 
+    task: Task
     model: FlatModel
     samples: Samples
     shards: list[NDArray[np.int64]]
@@ -54,21 +57,21 @@ class Trainer(ABC):
     """Trains the clients of one rank.
 
     Args:
-        task: what is trained.
+        work: what is trained.
         at_once: K, the largest number of clients per call of `train`.
     """
 
-    def __init__(self, task: Task, at_once: int = 1) -> None:
+    def __init__(self, work: LocalWork, at_once: int = 1) -> None:
         self.at_once = at_once
-        self.model = model = task.model
-        self.settings = task.settings
-        model.in_bf16 = task.settings.precision == "bf16"
-        self.samples = task.samples
-        self._pixels = task.pixels
-        self._seed = task.seed
+        self.model = model = work.model
+        self.settings = work.settings
+        model.in_bf16 = work.settings.precision == "bf16"
+        self.samples = work.samples
+        self._pixels = work.pixels
+        self._seed = work.seed
         self._optimizer = self._make_optimizer()
         self._shards: list[NDArray[np.int64]] = []
-        self.deal(task.shards)
+        self.deal(work.shards)
 
     def deal(self, shards: Sequence[NDArray[np.int64]]) -> None:
         """Give these training samples to the first clients."""
@@ -109,8 +112,8 @@ class Trainer(ABC):
                 with keyed.step(step):
                     losses = hooks.loss(net, batch, weights[k], block.row(k))
                 check_losses(losses, batch.y)
-                model.backward(losses)
-                result[k].add_(model.gradient[0], alpha=len(batch) / len(shard))
+                model.backward(losses, batch.weight)
+                result[k].add_(model.gradient[0], alpha=batch.mass / max(self.samples.mass(shard), 1))
         return result
 
     @torch.no_grad()
@@ -233,7 +236,7 @@ class Trainer(ABC):
         return [part * scale for part in parts]
 
 
-def check_losses(losses: Tensor, labels: Tensor) -> None:
+def check_losses(losses: Tensor, targets: Tensor) -> None:
     """Raise ValueError unless there is one loss per sample."""
-    if losses.shape != labels.shape:
-        raise ValueError(f"loss returned {list(losses.shape)}, not a loss for each of {len(labels)} samples")
+    if losses.shape != targets.shape[:1]:
+        raise ValueError(f"loss returned {list(losses.shape)}, not a loss for each of {len(targets)} samples")

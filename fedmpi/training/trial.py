@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedmpi.tasks import Task
 from fedmpi.training.block import Block, Hooks
 from fedmpi.training.flat import FlatModel, Net
-from fedmpi.training.losses import cross_entropy
 from fedmpi.training.plain import PlainTrainer
 from fedmpi.training.samples import Batch
 from fedmpi.training.settings import LocalTraining
 from fedmpi.training.sidebyside import SideBySideTrainer
-from fedmpi.training.trainer import Task
+from fedmpi.training.trainer import LocalWork
 
 # Samples per batch, and samples of the two clients: two batches, of which the second is padded, and a part of one.
 BATCH, SIZES = 4, (7, 3)
@@ -44,14 +44,17 @@ class _Plain:
     direction_is_elementwise = True
     changes_loss = changes_direction = False
 
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
     def loss(self, net: Net, batch: Batch, start: Tensor, client: Mapping[str, Tensor]) -> Tensor:
-        return cross_entropy(net(batch.x), batch.y)
+        return self._task.loss(net(batch.x), batch.y)
 
     def direction(self, gradient: Tensor, weights: Tensor, start: Tensor, block: Block) -> Tensor:
         return gradient
 
 
-def obstacle(task: Task, hooks: Hooks) -> str | None:
+def obstacle(work: LocalWork, hooks: Hooks) -> str | None:
     """Why this network's clients cannot be trained in one batched call, as a clause; None: they can.
 
     Two clients of different sizes take two steps, one after another and in one batched call. If the batched call
@@ -66,12 +69,12 @@ def obstacle(task: Task, hooks: Hooks) -> str | None:
         hooks: of the method. If its loss or direction needs vectors given to `Federation.train`, or state made by
             `setup`, it cannot be tested yet; then only the network is tested.
     """
-    before = task.model.weights[0].clone()
-    tasks = [task]
+    before = work.model.weights[0].clone()
+    works = [work]
     with suppress(Exception):  # of any kind
-        tasks.insert(0, _in_double(task))
+        works.insert(0, _in_double(work))
     try:
-        for tried, precise in product((hooks, _Plain()), tasks):
+        for tried, precise in product((hooks, _Plain(work.task)), works):
             start = precise.model.weights.clone()
             with _arithmetic(precise):
                 try:
@@ -81,56 +84,56 @@ def obstacle(task: Task, hooks: Hooks) -> str | None:
                 return _difference(precise, tried, start, *one_by_one)
         return None
     finally:
-        task.model.load(before)
+        work.model.load(before)
 
 
-def _both_clients(task: Task, hooks: Hooks, start: Tensor) -> tuple[float, list[tuple[Tensor, float]]]:
+def _both_clients(work: LocalWork, hooks: Hooks, start: Tensor) -> tuple[float, list[tuple[Tensor, float]]]:
     """A learning rate, and the weights [P] and mean loss of each client after separate training.
 
     Args:
         start: [1, P], the received weights of both.
     """
-    trainer = PlainTrainer(_small(task, 1.0))
+    trainer = PlainTrainer(_small(work, 1.0))
     largest = trainer.gradients(_block(0), start, hooks, round=0).abs().max().item()
     lr = LONGEST_STEP / largest
-    trainer = PlainTrainer(_small(task, lr))
+    trainer = PlainTrainer(_small(work, lr))
     done = []
     for client in range(len(SIZES)):
-        work = trainer.train(_block(client), start, hooks, 0, 1)
-        done.append((work.weights[0].clone(), float(work.loss[0])))
+        trained = trainer.train(_block(client), start, hooks, 0, 1)
+        done.append((trained.weights[0].clone(), float(trained.loss[0])))
     return lr, done
 
 
 def _difference(
-    task: Task, hooks: Hooks, start: Tensor, lr: float, one_by_one: list[tuple[Tensor, float]]
+    work: LocalWork, hooks: Hooks, start: Tensor, lr: float, one_by_one: list[tuple[Tensor, float]]
 ) -> str | None:
     whose = "the network or the method" if hooks.changes_loss or hooks.changes_direction else "the network"
     if not all(weights.isfinite().all() for weights, _ in one_by_one):
         return None
     try:
-        trainer = SideBySideTrainer(_small(task, lr), len(SIZES))
-        work = trainer.train(_block(*range(len(SIZES))), start.expand(len(SIZES), -1), hooks, 0, 1)
+        trainer = SideBySideTrainer(_small(work, lr), len(SIZES))
+        trained = trainer.train(_block(*range(len(SIZES))), start.expand(len(SIZES), -1), hooks, 0, 1)
     except Exception as error:
         return f"{whose} cannot run for several clients in one batched call: {_meaning(error)}"
-    entries = task.model.layout.entries
+    entries = work.model.layout.entries
     for k, (weights, loss) in enumerate(one_by_one):
         for entry in entries:
-            expected, found = entry.view(weights), entry.view(work.weights[k])
+            expected, found = entry.view(weights), entry.view(trained.weights[k])
             apart = (found - expected).abs().max().item() if entry.size else 0.0
             if not apart <= TOLERANCE * max(1.0, expected.abs().max().item() if entry.size else 0.0):
                 differs = f"{entry.name} differs by {apart:.1g}"
                 return f"{whose} gives other results in a batched call than for one client ({differs})"
-        if not abs(work.loss[k] - loss) <= TOLERANCE * max(1.0, abs(loss)):
-            differs = f"{work.loss[k]:.6g}, not {loss:.6g}"
+        if not abs(trained.loss[k] - loss) <= TOLERANCE * max(1.0, abs(loss)):
+            differs = f"{trained.loss[k]:.6g}, not {loss:.6g}"
             return f"{whose} gives another loss in a batched call than for one client ({differs})"
     return None
 
 
-def _small(task: Task, lr: float) -> Task:
+def _small(work: LocalWork, lr: float) -> LocalWork:
     """Two clients with some of the first samples, and plain SGD."""
     ends = np.cumsum(SIZES)
-    places = [np.arange(end - size, end) % len(task.samples.y) for end, size in zip(ends, SIZES, strict=True)]
-    return replace(task, shards=places, settings=LocalTraining(epochs=1, batch_size=BATCH, lr=lr))
+    places = [np.arange(end - size, end) % len(work.samples.y) for end, size in zip(ends, SIZES, strict=True)]
+    return replace(work, shards=places, settings=LocalTraining(epochs=1, batch_size=BATCH, lr=lr))
 
 
 def _block(*clients: int) -> Block:
@@ -138,9 +141,9 @@ def _block(*clients: int) -> Block:
     return Block(np.array(clients), sizes, sizes)
 
 
-def _in_double(task: Task) -> Task:
-    """The same task with a copy of the network and samples in double precision."""
-    model = task.model
+def _in_double(work: LocalWork) -> LocalWork:
+    """The same work with a copy of the network and samples in double precision."""
+    model = work.model
     network = copy.deepcopy(model.frozen).double()
     for layer in network.modules():
         floating = {n: x for n, x in vars(layer).items() if isinstance(x, Tensor) and x.is_floating_point()}
@@ -149,15 +152,15 @@ def _in_double(task: Task) -> Task:
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in trained)
     with _default_type(torch.float64):
-        return replace(task, model=FlatModel(network, model.device, model.layout.frozen), samples=task.samples.anew())
+        return replace(work, model=FlatModel(network, model.device, model.layout.frozen), samples=work.samples.anew())
 
 
 @contextmanager
-def _arithmetic(task: Task) -> Iterator[None]:
-    """The context for the precision of a task, without TF32 convolutions on GPUs."""
+def _arithmetic(work: LocalWork) -> Iterator[None]:
+    """The context for the precision of the network, without TF32 convolutions on GPUs."""
     library = torch.backends.cudnn
     as_it_is = {name: getattr(library, name) for name in ("enabled", "benchmark", "deterministic")}
-    with _default_type(task.model.weights.dtype), library.flags(**as_it_is, allow_tf32=False):
+    with _default_type(work.model.weights.dtype), library.flags(**as_it_is, allow_tf32=False):
         yield
 
 

@@ -20,7 +20,7 @@ from fedmpi.algorithms.genfl import GenFL, label_skew
 from fedmpi.data import Dirichlet
 from fedmpi.errors import BadInput
 from fedmpi.experiment.command_line import parse
-from fedmpi.federation.evaluation import weighted_accuracy
+from fedmpi.federation.evaluation import weighted_mean_of
 from fedmpi.models.generators.cvae import CVAE
 from fedmpi.models.mlp import LogisticRegression
 from fedmpi.training.clientwise import ClientWise
@@ -229,10 +229,10 @@ def test_the_file_says_what_was_made(whole: results.Run) -> None:
 # The metric
 
 
-def test_the_weighted_accuracy(whole: results.Run) -> None:
+def test_the_weighted_mean_of(whole: results.Run) -> None:
     """Oracles: 90 samples at 1 and 10 at 0 are 0.9; the clients' accuracies in the file, by hand."""
-    assert weighted_accuracy(np.array([1.0, 0.0, np.nan]), np.array([90, 10, 5])) == pytest.approx(0.9)
-    assert np.isnan(weighted_accuracy(np.array([np.nan]), np.array([5])))
+    assert weighted_mean_of(np.array([1.0, 0.0, np.nan]), np.array([90, 10, 5])) == pytest.approx(0.9)
+    assert np.isnan(weighted_mean_of(np.array([np.nan]), np.array([5])))
     uneven = whole.evaluation["client_accuracy"][-1]
     samples = whole.partition["samples"]
     assert whole.rounds["weighted_client_accuracy"][-1] == pytest.approx((uneven * samples).sum() / samples.sum())

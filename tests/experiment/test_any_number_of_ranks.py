@@ -52,6 +52,13 @@ CASES = {
     "augmented": f"{SMALL} --model LogisticRegression --local.augmentation crop_flip --local.clip_norm 1",
     "permuted": f"{SMALL} --model MLP --partition Permuted --partition.over Dirichlet --partition.over.alpha 0.1",
     "users": f"{SMALL} --dataset words.Words --model words.Bag --partition Users",
+    "regression": f"{SMALL} --dataset tests.support.task_data.Diabetes --model MLP --validation 0.2"
+    " --evaluate_fine_tuned 1",
+    "multilabel": f"{SIDE_BY_SIDE} --dataset tests.support.task_data.Attributes --validation 0.1",
+    "segmentation": f"{SMALL} --dataset tests.support.task_data.Masks --model tests.support.task_data.PerPixel",
+    "language_model": f"{SMALL} --dataset tests.support.task_data.Characters --partition Users --local.vectorize 3"
+    " --model tests.support.task_data.Bigrams --validation 0.1 --evaluate_fine_tuned 1",
+    "validation": f"{CLUSTERS} --algorithm IFCA --validation 0.2 --metrics '[macro_f1, auroc]' --evaluate_local true",
     "weighted": f"{SMALL} --model LogisticRegression --sampler Weighted --local.schedule cosine",
     "bernoulli": f"{SMALL} --model LogisticRegression --sampler Bernoulli --weighting uniform",
     "all": "--clients 7 --rounds 2 --sampler All --model LogisticRegression --local.steps 3",

@@ -309,9 +309,9 @@ def test_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal while the third of them is trained: three are done, and two are trained when the run goes on."""
     path, turns = tmp_path / "run.h5", []
     with monkeypatch.context() as patch:
-        signal_at(patch, Evaluator, "client_accuracy", call=12)
+        signal_at(patch, Evaluator, "value_of_client", call=12)
         assert go(HELD_OUT, path) == REQUEUE
-    run, measure = results.open(path), Evaluator.client_accuracy
+    run, measure = results.open(path), Evaluator.value_of_client
     assert run.status == "interrupted"
     assert np.isnan(run.held_out["accuracy"]).any(1).tolist() == [False] * 3 + [True] * 2
 
@@ -319,7 +319,7 @@ def test_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         turns.append(arguments)
         return measure(*arguments)
 
-    monkeypatch.setattr(Evaluator, "client_accuracy", counted)
+    monkeypatch.setattr(Evaluator, "value_of_client", counted)
     assert go(HELD_OUT, path, "--resume") == 0
     assert len(turns) == 2 * 5
     assert_same_bits(results.open(path), unbroken(HELD_OUT, tmp_path))

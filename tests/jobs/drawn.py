@@ -190,7 +190,7 @@ class Method(FedAvg):
         if fed.is_server:
             self.weights = self.weights * (0.99 + 0.01 * float(draw(1)[0]))
         found = fed.evaluate_clients(self.weights, self.own)
-        fed.log(own_accuracy=found.accuracy + float(draw(1)[0]))
+        fed.log(own_accuracy=found.main + float(draw(1)[0]))
         super().evaluate(fed)
 
     @staticmethod

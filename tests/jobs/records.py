@@ -50,7 +50,7 @@ def main(folder: str) -> None:
 
     clients = np.array([4, 7])
     ones = np.ones(2, dtype=np.int64)
-    ledger = Ledger(world, 1, RoundPlan(Cohort(clients, ones, ones)), ("twice",), 0.0)
+    ledger = Ledger(world, 1, RoundPlan(Cohort(clients, ones, ones)), ("twice",), (), 0.0)
     ledger.record(Block(clients, ones, ones), {"twice": ones})
     try:
         ledger.gather()

@@ -64,7 +64,7 @@ def started(
     }
     environment = {"ranks": 3, "hosts": ["ä", "b"], "slurm_job": None}
     results = Results(path, attributes, environment, overwrite=overwrite)
-    results.set_initial(test_loss=2.5, test_accuracy=0.1)
+    results.set_initial({"test_loss": 2.5, "test_accuracy": 0.1})
     results.set_partition(np.ones((20, 10), dtype=np.int32), np.full(20, 10))
     results.set_model(NAMES, SHAPES, OFFSETS, weights)
     return results
@@ -89,7 +89,8 @@ def add_round(results: Results, round: int, clock: bool = False) -> None:
         row |= {"virtual_seconds": 2.5, "selected": 7, "dropped": 1, "late": 2}
     if round % 2 == 0:
         row |= {"test_loss": 2 / round, "test_accuracy": 0.04 * round}
-        results.add_evaluation(round, np.linspace(0, 1, 10), np.full(20, 0.5))
+        columns = {"per_class_accuracy": np.linspace(0, 1, 10), "client_accuracy": np.full(20, 0.5)}
+        results.add_evaluation(round, columns)
         results.set_confusion(round, np.diag(np.arange(10)) + np.eye(10, k=1, dtype=np.int64))
     results.add_round(row)
     results.add_clients({"round": np.full(4, round), "client": np.arange(4), "loss": np.ones(4, np.float32)})

@@ -29,12 +29,13 @@ from fedmpi.models import BiLSTM, Model
 from fedmpi.models.mlp import LogisticRegression
 from fedmpi.mpi.world import World
 from fedmpi.policies import All
+from fedmpi.tasks import Classification
 from fedmpi.training.block import WHOLE, Block, Phase, Work
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.plain import PlainTrainer
 from fedmpi.training.samples import Samples
 from fedmpi.training.settings import LocalTraining
-from fedmpi.training.trainer import Task
+from fedmpi.training.trainer import LocalWork
 
 torch.set_num_threads(1)  # as in a job: threads that wait for one another take seconds on a busy machine
 
@@ -231,7 +232,9 @@ class Client:
         self.samples = len(y)
         mean, std = (dataset.mean, dataset.std) if dataset else (None, None)
         shards = [np.arange(len(y))]
-        task = Task(self.model, Samples(x, y, mean, std, CPU), shards, lambda client: pixels, settings, SEED)
+        task = LocalWork(
+            Classification(), self.model, Samples(x, y, mean, std, CPU), shards, lambda client: pixels, settings, SEED
+        )
         self._trainer = PlainTrainer(task)
 
     def train(

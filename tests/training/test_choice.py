@@ -16,11 +16,12 @@ from fedmpi.errors import BadInput
 from fedmpi.models import MLP, CifarCNN, LogisticRegression, Model
 from fedmpi.mpi.devices import computes_bf16
 from fedmpi.results.summary import summarize
+from fedmpi.tasks import Classification
 from fedmpi.training.choice import choose, rule
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.samples import Samples
 from fedmpi.training.settings import Choice, LocalTraining
-from fedmpi.training.trainer import Task
+from fedmpi.training.trainer import LocalWork
 from tests.jobs.methods import Recurrent
 from tests.support.experiments import CPU, Alone, Client, Reader, network, normalised, plain_training, read, run
 
@@ -69,7 +70,7 @@ def test_ranks_agree_though_only_one_has_something_against_it(vectorize: Any) ->
     samples = Samples(digits.train_x, digits.train_y, None, None, CPU)
     settings = LocalTraining(vectorize=vectorize)
     flat = FlatModel(network(LogisticRegression(), SHAPE, 10), CPU)
-    task = Task(flat, samples, [np.arange(10)] * 100, lambda client: None, settings, 0)
+    task = LocalWork(Classification(), flat, samples, [np.arange(10)] * 100, lambda client: None, settings, 0)
     assert choose(Alone(), task, 100, FedAvg()).at_once > 1
     if vectorize == "auto":
         assert choose(Two(), task, 100, FedAvg()) == Choice(1, "it is odd")

@@ -12,12 +12,13 @@ from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.data import Digits
 from fedmpi.models import MLP, CifarCNN, LeNet, Model
+from fedmpi.tasks import Classification
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.plain import PlainTrainer
 from fedmpi.training.samples import Samples
 from fedmpi.training.settings import LocalTraining
 from fedmpi.training.sidebyside import SideBySideTrainer
-from fedmpi.training.trainer import Task, Trainer
+from fedmpi.training.trainer import LocalWork, Trainer
 from tests.support.experiments import CPU, SEED, block, network, normalised, read
 
 SHAPE, SIZES = (1, 8, 8), (50, 1, 33, 0)
@@ -29,7 +30,7 @@ def trainer(model: Model, settings: LocalTraining, at_once: int = 1) -> Trainer:
     """Of four clients with digits, one of them without any."""
     samples = Samples(DIGITS.train_x, DIGITS.train_y, Digits.mean, Digits.std, CPU)
     flat = FlatModel(network(model, SHAPE, 10), CPU)
-    task = Task(flat, samples, SHARDS, lambda client: None, settings, SEED)
+    task = LocalWork(Classification(), flat, samples, SHARDS, lambda client: None, settings, SEED)
     return SideBySideTrainer(task, at_once) if at_once > 1 else PlainTrainer(task)
 
 

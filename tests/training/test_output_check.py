@@ -16,6 +16,7 @@ from fedmpi.data import Digits, Sentiment140
 from fedmpi.errors import BadInput
 from fedmpi.experiment import assembly
 from fedmpi.models import MLP, CifarCNN, LeNet, Projected
+from fedmpi.tasks import Classification
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.output_check import check_outputs
 from fedmpi.training.samples import Samples
@@ -64,7 +65,8 @@ def check(
     method = algorithm or FedAvg()
     extended = method.extend(made, torch.ones(2, *arrays.train_x.shape[1:]))
     samples = Samples(arrays.train_x, arrays.train_y, data.mean, data.std, CPU)
-    check_outputs(FlatModel(extended, CPU), samples, data.classes, method, "mine.Net", "mine.Method")
+    task, names = Classification(), ("mine.Net", "mine.Method")
+    check_outputs(FlatModel(extended, CPU), samples, task, data.classes, method, *names)
 
 
 @pytest.mark.parametrize("kind", ODD)
@@ -122,7 +124,7 @@ def test_texts_pass() -> None:
     tokens = texts(np.random.default_rng(0), 4, 6, Reader.vocabulary)
     samples = Samples(tokens, np.arange(4) % 2, None, None, CPU)
     made = FlatModel(network(Reader(embedding=3, hidden=4), (6,), Sentiment140.classes), CPU)
-    check_outputs(made, samples, 2, FedAvg(), "Reader", "FedAvg")
+    check_outputs(made, samples, Classification(), 2, FedAvg(), "Reader", "FedAvg")
 
 
 def test_looking_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

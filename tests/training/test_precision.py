@@ -15,6 +15,7 @@ from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.data import Digits
 from fedmpi.models import MLP, LeNet, Model
 from fedmpi.mpi.devices import computes_bf16
+from fedmpi.tasks import Classification
 from fedmpi.training.block import Block
 from fedmpi.training.clientwise import ClientWise
 from fedmpi.training.flat import FlatModel, Net
@@ -22,7 +23,7 @@ from fedmpi.training.plain import PlainTrainer
 from fedmpi.training.samples import Batch, Samples
 from fedmpi.training.settings import LocalTraining
 from fedmpi.training.sidebyside import SideBySideTrainer
-from fedmpi.training.trainer import Task, Trainer
+from fedmpi.training.trainer import LocalWork, Trainer
 from tests.support.experiments import CPU, SEED, Client, block, network, normalised, plain_training, read, run
 
 SHAPE = (1, 8, 8)
@@ -84,7 +85,9 @@ def trainer(kind: str, model: Model, sizes: list[int], **settings: Any) -> Train
     shards = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
     samples = Samples(DIGITS.train_x, DIGITS.train_y, Digits.mean, Digits.std, CPU)
     local = LocalTraining(**{"epochs": 1, "precision": "bf16", **settings})
-    task = Task(FlatModel(network(model, SHAPE, 10), CPU), samples, shards, lambda client: None, local, SEED)
+    task = LocalWork(
+        Classification(), FlatModel(network(model, SHAPE, 10), CPU), samples, shards, lambda client: None, local, SEED
+    )
     return PlainTrainer(task) if kind == "one by one" else SideBySideTrainer(task, 8)
 
 

@@ -27,13 +27,14 @@ from fedmpi.models import (
     MobileNetV2,
     Model,
 )
+from fedmpi.tasks import Classification
 from fedmpi.training.block import WHOLE, Block, Phase, Work
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.plain import PlainTrainer
 from fedmpi.training.samples import Samples
 from fedmpi.training.settings import LocalTraining
 from fedmpi.training.sidebyside import SideBySideTrainer
-from fedmpi.training.trainer import Task
+from fedmpi.training.trainer import LocalWork
 from tests.support.experiments import CPU, SEED, Reader, texts
 
 # Of every kind that matters with batches of 4: less than one batch, one, one and a single sample more, several; a
@@ -88,8 +89,10 @@ class Both:
             torch.manual_seed(SEED)
             return FlatModel(model.build(x.shape[1:], 10), CPU)
 
-        self.plain = PlainTrainer(Task(network(), samples, shards, pixels, local, SEED))
-        self.side = SideBySideTrainer(Task(network(), samples, shards, pixels, local, SEED), at_once)
+        self.plain = PlainTrainer(LocalWork(Classification(), network(), samples, shards, pixels, local, SEED))
+        self.side = SideBySideTrainer(
+            LocalWork(Classification(), network(), samples, shards, pixels, local, SEED), at_once
+        )
         self.start = self.plain.model.weights.clone()
 
     def one_by_one(

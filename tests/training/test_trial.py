@@ -18,13 +18,14 @@ from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.moon import MOON
 from fedmpi.algorithms.scaffold import SCAFFOLD
 from fedmpi.models import MLP, ResNet18
+from fedmpi.tasks import Classification
+from fedmpi.tasks.losses import cross_entropy
 from fedmpi.training import trial
 from fedmpi.training.block import Block
 from fedmpi.training.flat import FlatModel
-from fedmpi.training.losses import cross_entropy
 from fedmpi.training.samples import Samples
 from fedmpi.training.settings import LocalTraining
-from fedmpi.training.trainer import Task
+from fedmpi.training.trainer import LocalWork
 from fedmpi.training.trial import obstacle
 from tests.jobs.networks import Floor
 from tests.support.experiments import CPU, SEED
@@ -32,12 +33,14 @@ from tests.training.test_draws import RANDOM, Attending
 from tests.training.test_sidebyside import Function
 
 
-def task(network: nn.Module) -> Task:
+def task(network: nn.Module) -> LocalWork:
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (40, 3, 8, 8), dtype=np.uint8), rng.integers(0, 10, 40)
     samples = Samples(x, y, (0.5,) * 3, (0.25,) * 3, CPU)
     shards = [np.arange(10), np.arange(10, 40)]
-    return Task(FlatModel(network, CPU), samples, shards, lambda client: None, LocalTraining(), SEED)
+    return LocalWork(
+        Classification(), FlatModel(network, CPU), samples, shards, lambda client: None, LocalTraining(), SEED
+    )
 
 
 def around(layer: nn.Module | Callable[[Tensor], Tensor]) -> nn.Module:
