@@ -254,8 +254,7 @@ GROUPS: dict[str, Group] = {
                 "aggregation"
             ),
             "fine_tuned_MAIN": _tested(
-                "mean over the cohort of the main metric on their own test samples, of the global model after "
-                "fine-tuning at the client"
+                "main metric over all test samples, each predicted by the model that its client has fine-tuned"
             ),
             "clients_trained": Array("number of distinct clients trained so far"),
             "cohort_mean_MAIN": _tested("main metric of the mean of the round's local models, on the test set"),

@@ -322,7 +322,8 @@ def test_what_the_check_knows(tmp_path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file["partition/validation"] = np.ones(20, np.int64)
         file["best/weights"], file["best/centers"] = weights(), np.zeros((3, 9), "f4")
-        file["best"].attrs.update(round=3, column="validation_accuracy", sha256=file["model"].attrs["sha256"])
+        about = {"round": 3, "column": "validation_accuracy", "value": 0.8}
+        file["best"].attrs.update(sha256=file["model"].attrs["sha256"], **about)
     assert problems(path) == [CHANGED_TEXT]
     np.testing.assert_array_equal(results.open(path).best["weights"], weights())
     assert results.open(path).partition["validation"].sum() == 20
