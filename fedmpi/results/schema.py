@@ -452,8 +452,8 @@ GROUPS: dict[str, Group] = {
                 "f",
             ),
             "epochs": _always(
-                f"epochs until convergence: the next {SETTLED_EPOCHS} epochs gain less than {100 * SETTLED_GAIN:g} "
-                "points; NaN: not converged"
+                f"epochs until convergence: the next {SETTLED_EPOCHS} epochs improve the main metric by less than "
+                f"{SETTLED_GAIN:g} (of accuracies {100 * SETTLED_GAIN:g} points); NaN: not converged"
             ),
         },
         row="a held-out client",

@@ -136,6 +136,9 @@ def test_tables_of_a_regression(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert second["best on test, optimistic"] == "1.500"
     assert main(["table", *files, "--format", "markdown"]) == 0
     assert "| **2.000** | **1.000** | **2.000** |" in capsys.readouterr().out
+    tuned = made(tmp_path / "c.h5", {"fine_tuned_rmse": [1.0]}, "rmse", REGRESSION)
+    (line,) = rows(capsys, "table", tuned, "--column", "fine_tuned_rmse")
+    assert (line["last"], line["evaluated model"]) == ("1.000", "personal")
     (line, _) = rows(capsys, "table", *files, "--column", "client_rmse_worst10", "--statistic", "best")
     assert line["best on test, optimistic"] == "1.000"
     assert [line["rounds to 1.5"] for line in rows(capsys, "rounds", *files, "--targets", "1.5")] == ["2", "2"]
