@@ -222,10 +222,12 @@ def _of_best(file: h5py.File, rounds: Group) -> Iterator[str]:
     better = described.better if (described := rounds.array(column)) else None
     if not isinstance(measured, h5py.Dataset):
         yield f"/best: column is {shown(column)}, which /rounds does not have"
-    elif better and measured.dtype.kind == "f" and isinstance(numbers, h5py.Dataset):
+    elif (
+        better and measured.dtype.kind == "f" and isinstance(numbers, h5py.Dataset) and isinstance(round, np.integer)
+    ):
         row = best_row(values(measured), better)
-        is_to_come = round is not None and round > numbers[-1]  # after a resumption from an older checkpoint
-        if row is not None and numbers[row] != round and not is_to_come:
+        # A round after the last row is to come again: the run was resumed from an older checkpoint.
+        if row is not None and round <= numbers[-1] and numbers[row] != round:
             yield f"/best: round is {shown(round)}, {column} is the best in round {numbers[row]}"
 
 

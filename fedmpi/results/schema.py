@@ -255,8 +255,7 @@ GROUPS: dict[str, Group] = {
                 "aggregation"
             ),
             "fine_tuned_MAIN": _tested(
-                "mean over the cohort of the main metric on their own test samples, of the global model after "
-                "fine-tuning at the client"
+                "main metric over all test samples, each predicted by the model that its client has fine-tuned"
             ),
             "clients_trained": Array("number of distinct clients trained so far"),
             "cohort_mean_MAIN": _tested("main metric of the mean of the round's local models, on the test set"),
@@ -454,8 +453,8 @@ GROUPS: dict[str, Group] = {
                 "f",
             ),
             "epochs": _always(
-                f"epochs until convergence: the next {SETTLED_EPOCHS} epochs gain less than {100 * SETTLED_GAIN:g} "
-                "points; NaN: not converged"
+                f"epochs until convergence: the next {SETTLED_EPOCHS} epochs improve the main metric by less than "
+                f"{SETTLED_GAIN:g} (of accuracies {100 * SETTLED_GAIN:g} points); NaN: not converged"
             ),
         },
         row="a held-out client",

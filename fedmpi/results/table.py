@@ -145,7 +145,7 @@ def evaluated_model(group: Group, column: str) -> str:
     """`global`, or `personal` if a column is of each client's own model on the client's local test set."""
     main = group[0].main_metric
     marks = {"clients_trained", f"global_matched_{main}"}
-    personal = column == f"local_{main}" or any(marks & run.rounds.keys() for run in group)
+    personal = column in (f"local_{main}", f"fine_tuned_{main}") or any(marks & run.rounds.keys() for run in group)
     return "personal" if personal else "global"
 
 

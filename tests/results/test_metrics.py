@@ -136,6 +136,9 @@ def test_tables_of_a_regression(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert second["best on test, optimistic"] == "1.500"
     assert main(["table", *files, "--format", "markdown"]) == 0
     assert "| **2.000** | **1.000** | **2.000** |" in capsys.readouterr().out
+    tuned = made(tmp_path / "c.h5", {"fine_tuned_rmse": [1.0]}, "rmse", REGRESSION)
+    (line,) = rows(capsys, "table", tuned, "--column", "fine_tuned_rmse")
+    assert (line["last"], line["evaluated model"]) == ("1.000", "personal")
     (line, _) = rows(capsys, "table", *files, "--column", "client_rmse_worst10", "--statistic", "best")
     assert line["best on test, optimistic"] == "1.000"
     assert [line["rounds to 1.5"] for line in rows(capsys, "rounds", *files, "--targets", "1.5")] == ["2", "2"]
@@ -306,9 +309,7 @@ def test_runs_with_several_main_metrics(tmp_path: Path, capsys: pytest.CaptureFi
         ({"task": 7}, "attribute task is 7"),
     ],
 )
-def test_attributes_that_are_wrong(
-    attributes: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_attributes_that_are_wrong(attributes: dict[str, Any], said: str, tmp_path: Path) -> None:
     path = finished(tmp_path / "run.h5")
     with h5py.File(path, "r+") as file:
         file.attrs.update(attributes)
@@ -324,7 +325,8 @@ def test_what_the_check_knows(tmp_path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file["partition/validation"] = np.ones(20, np.int64)
         file["best/weights"], file["best/centers"] = weights(), np.zeros((3, 9), "f4")
-        file["best"].attrs.update(round=3, column="validation_accuracy", sha256=file["model"].attrs["sha256"])
+        about = {"round": 3, "column": "validation_accuracy", "value": 0.8}
+        file["best"].attrs.update(sha256=file["model"].attrs["sha256"], **about)
     assert problems(path) == [CHANGED_TEXT]
     np.testing.assert_array_equal(results.open(path).best["weights"], weights())
     assert results.open(path).partition["validation"].sum() == 20

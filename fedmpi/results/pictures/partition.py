@@ -16,7 +16,7 @@ _LARGEST_BUBBLE = 60
 
 
 def samples_by_class(run: Run) -> NDArray[np.int64]:
-    """The number of training samples per client and class, [clients, classes].
+    """The number of training samples per client and class (or group of similar targets), [clients, classes].
 
     Raises:
         BadInput: the run has no such numbers, or all of them are 0.
@@ -47,10 +47,11 @@ def draw(runs: Sequence[Run], sheet: Sheet, clients: int) -> None:
 
         largest = _LARGEST_BUBBLE * inches(drawn[0])[0] / max(max(each.shape) for each in counts)
         scale = largest**2 / most
-        for axes, each in zip(drawn, counts, strict=True):
+        for axes, run, each in zip(drawn, runs, counts, strict=True):
             client, of_class = np.nonzero(each)
             axes.scatter(client, of_class, scale * each[client, of_class], COLOURS[0], linewidths=0)
-            axes.set(xlabel="Client", ylabel="Class", xlim=(-0.7, len(each) - 0.3), ylim=(-0.7, each.shape[1] - 0.3))
+            groups = "Class" if run.task == "Classification" else "Group of similar targets"
+            axes.set(xlabel="Client", ylabel=groups, xlim=(-0.7, len(each) - 0.3), ylim=(-0.7, each.shape[1] - 0.3))
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(True)
