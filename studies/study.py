@@ -82,10 +82,11 @@ class Study:
 
     Args:
         module: whose program it is; its last part is the name of the study's folders.
-        cells: name -> options of the experiment, without the root of its data sets and its output; `{runs}` stands
-            for the folder of the whole files, and such a cell is trained after those that do not need them.
+        cells: name -> options of the experiment, without its output; `{data}` stands for the folder of the data sets.
+            `{runs}` stands for the folder of the whole files; such a cell is trained after those that do not need
+            them.
         tables: name -> what prints it.
-        root: the option that is given the folder of the data sets.
+        root: the option of all experiments that is given the folder of the data sets; empty: there is none.
         draw: what draws the study's figures into a folder.
         unused: tables of results files that no table of the study reads; they have no rows in the kept files.
     """
@@ -123,8 +124,8 @@ class Study:
         went_well = True
         if chosen.cells is not None:
             wanted = [name for name in self.cells if any(fnmatch(name, pattern) for pattern in chosen.cells)]
-            always = f"{self.root} {shlex.quote(str(chosen.data))} {chosen.options}"
-            went_well = self._train(wanted, chosen.runs, chosen.results, always)
+            root = f"{self.root} {{data}}" if self.root else ""
+            went_well = self._train(wanted, chosen.runs, chosen.results, chosen.data, f"{root} {chosen.options}")
         files = Files(chosen.results, chosen.runs, list(self.cells), chosen.format)
         if self.draw and chosen.draw:
             chosen.draw.mkdir(parents=True, exist_ok=True)
@@ -150,12 +151,14 @@ class Study:
         add("--format", choices=list(FORMATS), default="text", help="of the tables (default: %(default)s)")
         return parser
 
-    def _train(self, names: Sequence[str], runs: Path, kept: Path, options: str) -> bool:
+    def _train(self, names: Sequence[str], runs: Path, kept: Path, data: Path, options: str) -> bool:
         """Train cells; whether all went well. What those that failed printed, is printed."""
 
         def train(name: str) -> str:
-            own = self.cells[name].replace("{runs}", shlex.quote(str(runs)))
-            return _train(f"{own} {options}", path_of(runs, name), path_of(kept, name), self.unused)
+            own = f"{self.cells[name]} {options}"
+            for place, folder in (("{runs}", runs), ("{data}", data)):
+                own = own.replace(place, shlex.quote(str(folder)))
+            return _train(own, path_of(runs, name), path_of(kept, name), self.unused)
 
         found: list[str] = []
         for name in names:
