@@ -20,6 +20,7 @@ from fedmpi.models.generators import Generator
 from fedmpi.models.generators.features import FeatureGenerator
 from fedmpi.options import null_for, with_options
 from fedmpi.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, UpToOne, interval
+from fedmpi.tasks.losses import cross_entropy
 from fedmpi.typing import Batch, Block, Cohort, Federation, FlatModel, Layout, Net, Tensor, Vectors
 
 #: Minimum of the weights of the clients' two terms, as in the authors' code.
@@ -159,8 +160,6 @@ class FedGen(FedAvg):
         if "features" not in client:
             return super().loss(net, batch, start, client)
 
-        from fedmpi.tasks.losses import cross_entropy
-
         features, (alpha, beta) = client["features"], client["strength"]
         # By the sample's number, so that a client's draws do not depend on other clients. They differ between rounds.
         label, any_class, own_class = client["draws"][batch.index % DRAWS].unbind(-1)
@@ -214,8 +213,6 @@ def ensemble_losses(features: Tensor, labels: Tensor, weight: Tensor, bias: Tens
         weight, bias: [m, C, f] and [m, C] of the clients' heads; bias [m, 0]: they have none.
         shares: [m, C], a_k(y).
     """
-    from fedmpi.tasks.losses import cross_entropy
-
     logits = features @ weight.transpose(1, 2)  # [m, B, C]
     if bias.shape[1]:
         logits = logits + bias[:, None]

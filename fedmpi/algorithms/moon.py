@@ -12,6 +12,7 @@ from fedmpi.errors import BadInput
 from fedmpi.lazy import functional, torch
 from fedmpi.options import with_options
 from fedmpi.ranges import NonNegativeFloat, PositiveFloat
+from fedmpi.tasks.losses import cross_entropy
 from fedmpi.typing import Batch, Cohort, Federation, Net, Tensor
 
 
@@ -58,8 +59,6 @@ class MOON(FedAvg):
     def loss(self, net: Net, batch: Batch, start: Tensor, client: Mapping[str, Tensor]) -> Tensor:
         if not self.mu:
             return super().loss(net, batch, start, client)
-
-        from fedmpi.tasks.losses import cross_entropy
 
         features = net.features(batch.x)
         theirs = (net.at(weights).features(batch.x) for weights in (start, client["previous"]))

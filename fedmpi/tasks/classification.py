@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.tasks.base import PERCENT, Described, Metric, Ratio, Rows, Strata, Task
+from fedmpi.tasks.losses import cross_entropy
 from fedmpi.typing import Tensor
 
 
@@ -89,8 +90,6 @@ class Classification(Task):
         return int(about.classes)
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
-        from fedmpi.tasks.losses import cross_entropy
-
         return cross_entropy(output, y)
 
     def columns(self, outputs: int) -> Mapping[str, int]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fedmpi.options import with_options
 from fedmpi.tasks.base import PERCENT, Described, Metric, Ratio, Task
+from fedmpi.tasks.losses import cross_entropy_of_places, mean_of_places
 from fedmpi.typing import Tensor
 
 
@@ -54,8 +55,6 @@ class LanguageModel(Task):
         return (*target, outputs)
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
-        from fedmpi.tasks.losses import cross_entropy_of_places, mean_of_places
-
         return mean_of_places(*cross_entropy_of_places(output, y, -1, self.ignore))
 
     def weights(self, y: NDArray) -> NDArray[np.float32]:
@@ -65,7 +64,5 @@ class LanguageModel(Task):
         return {"loss": 1, "tokens": 1, "hits": 1}
 
     def measure(self, output: Tensor, y: Tensor, names: tuple[str, ...]) -> Mapping[str, Tensor]:
-        from fedmpi.tasks.losses import cross_entropy_of_places
-
         losses, counted = cross_entropy_of_places(output, y, -1, self.ignore)
         return {"loss": losses.sum(1), "tokens": counted.sum(1), "hits": (output.argmax(-1) == y).sum(1)}

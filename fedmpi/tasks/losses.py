@@ -1,11 +1,9 @@
-"""Losses per sample, and per place of a sample. Importing this file imports torch."""
+"""Losses per sample, and per place of a sample."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch._C._functorch import is_batchedtensor
-from torch.nn import functional
+from fedmpi.lazy import functional, torch
+from fedmpi.typing import Tensor
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -17,6 +15,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: the targets are not labels. PyTorch would take numbers [B, classes] for probabilities.
     """
+    from torch._C._functorch import is_batchedtensor
+
     if labels.dtype != torch.int64 or labels.dim() != 1:
         shape = f"{str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
         raise ValueError(

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmpi.lazy import functional
 from fedmpi.tasks.base import PERCENT, Described, Metric, Ratio, Rows, Strata, Task
 from fedmpi.typing import Tensor
 
@@ -43,8 +44,6 @@ class MultiLabel(Task):
         return int(y.shape[1])
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
-        from torch.nn import functional
-
         # log(1 + e^-z) for labels that apply, and log(1 + e^z) for the others
         return functional.softplus((1 - 2 * y.to(output.dtype)) * output).mean(-1)
 

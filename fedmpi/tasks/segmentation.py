@@ -8,8 +8,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmpi.lazy import functional
 from fedmpi.options import with_options
 from fedmpi.tasks.base import PERCENT, Described, Metric, Ratio, Rows, Strata, Task
+from fedmpi.tasks.losses import cross_entropy_of_places, mean_of_places
 from fedmpi.typing import Tensor
 
 
@@ -55,8 +57,6 @@ class Segmentation(Task):
         return (outputs, *target)
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
-        from fedmpi.tasks.losses import cross_entropy_of_places, mean_of_places
-
         return mean_of_places(*cross_entropy_of_places(output, y, 1, self.ignore))
 
     def weights(self, y: NDArray) -> NDArray[np.float32]:
@@ -66,10 +66,6 @@ class Segmentation(Task):
         return {"loss": 1, "pixels": 1, "hits": 1, "intersection": outputs, "union": outputs}
 
     def measure(self, output: Tensor, y: Tensor, names: tuple[str, ...]) -> Mapping[str, Tensor]:
-        from torch.nn import functional
-
-        from fedmpi.tasks.losses import cross_entropy_of_places
-
         losses, counted = cross_entropy_of_places(output, y, 1, self.ignore)
         classes, is_counted = output.shape[1], counted.bool()
         predicted = functional.one_hot(output.argmax(1), classes).bool() & is_counted[..., None]

@@ -343,7 +343,10 @@ def test_what_is_refused_reserves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     for options, message in (
         ({"dataset": Tuples()}, "data set Tuples: read() returned a tuple: it must return Arrays(train_x,"),
         ({"dataset": Nothing()}, "data set Nothing: read() returned a NoneType: it must return Arrays("),
-        ({"dataset": NoClasses()}, "data set NoClasses: classes is missing: it must be the number of classes"),
+        (
+            {"dataset": NoClasses()},
+            "data set NoClasses: train_y needs `classes` of the data set, the number of classes, which is 0",
+        ),
         ({"model": NoNetwork()}, "--model = NoNetwork: build() returned a NoneType, which must be a torch.nn.Module"),
     ):
         with pytest.raises(BadInput) as caught:
