@@ -31,6 +31,7 @@ options:
   clients: 8
   cohort: 4
   rounds: 6
+  validation: 0.1
 grid:
   local.lr: [0.01, 1e-1]
   partition.alpha: [0.1, 10]
@@ -72,7 +73,7 @@ def test_interrupted_and_continued(tmp_path: Path) -> None:
     while not {"failed", "finished"} <= {line.split()[2] for line in lines}:
         lines.append(process.stdout.readline())
     process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=300)
+    rest, _ = process.communicate(timeout=480)
     assert process.returncode == 130
     assert f"{killed.path.stem}  failed (exit status -9), see {killed.path.with_suffix('.log')}\n" in "".join(lines)
     assert "SIGINT: " in rest
@@ -84,12 +85,12 @@ def test_interrupted_and_continued(tmp_path: Path) -> None:
 
     hold.unlink()
     process = sweep(*command)
-    printed, _ = process.communicate(timeout=300)
+    printed, _ = process.communicate(timeout=480)
     assert process.returncode == 0, printed
     runs = {path.stem: results.open(path) for path in folder.glob("*.h5")}
     assert sorted(runs) == sorted(NAMES)
     options = ["--model", "LogisticRegression", "--local.epochs", "1"]
-    options += ["--clients", "8", "--cohort", "4", "--rounds", "6"]
+    options += ["--clients", "8", "--cohort", "4", "--rounds", "6", "--validation", "0.1"]
     for lr, alpha, seed in product(("0.01", "0.1"), ("0.1", "10"), ("0", "3")):
         own = ["--local.lr", lr, "--partition.alpha", alpha, "--seed", seed]
         alone = parse([*options, *own, "--output", str(tmp_path / f"{lr}-{alpha}-{seed}.h5")])[0].run()
@@ -97,17 +98,23 @@ def test_interrupted_and_continued(tmp_path: Path) -> None:
         assert again.weights_sha256 == alone.weights_sha256
         np.testing.assert_array_equal(again.rounds["test_accuracy"], alone.rounds["test_accuracy"])
 
-    best = np.array([runs[name].rounds["test_accuracy"].max() for name in NAMES]).reshape(4, 2)
-    rows = [line.split() for line in printed.splitlines()[-5:-1]]
-    assert [row[:3] for row in rows] == [[lr, alpha, "2"] for lr, alpha in product(("0.01", "1e-1"), ("0.1", "10"))]
-    text = [f"{100 * two.mean():.2f} ± {100 * two.std(ddof=1):.2f}" for two in best]
-    assert [" ".join(row[3:6]) for row in rows] == text
-    chosen = int(best.mean(1).argmax())
-    assert [len(row) == 7 for row in rows] == [number == chosen for number in range(4)], "one row has the mark"
-    assert printed.splitlines()[-1] == (
-        f"best on test, optimistic: lr {rows[chosen][0]}, alpha {rows[chosen][1]}: test accuracy {text[chosen]} % "
-        "(seeds: 2)"
+    validation, test = (
+        np.array([runs[name].rounds[f"{of}_accuracy"] for name in NAMES]).reshape(4, 2, 6)
+        for of in ("validation", "test")
     )
+    rounds = validation.argmax(2)[:, :, None]
+    decisive, chosen = (np.take_along_axis(found, rounds, 2)[:, :, 0] for found in (validation, test))
+    best = int(decisive.mean(1).argmax())
+    rows = [line.split() for line in printed.splitlines()[-5:-1]]
+    settings = product(("0.01", "1e-1"), ("0.1", "10"))
+    for number, (row, (lr, alpha)) in enumerate(zip(rows, settings, strict=True)):
+        texts = [
+            f"{100 * two.mean():.2f} ± {100 * two.std(ddof=1):.2f}" for two in (decisive[number], chosen[number])
+        ]
+        assert row == [lr, alpha, "2", *texts[0].split(), *texts[1].split(), *["*"] * (number == best)]
+        if number == best:
+            said = f"best on validation: lr {lr}, alpha {alpha}: test accuracy {texts[1]} % (seeds: 2)"
+            assert printed.splitlines()[-1] == said
 
 
 def test_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
