@@ -20,7 +20,7 @@ from fedmpi.experiment.resume import check_settings
 from fedmpi.options import check_length, shown
 from fedmpi.results import Run
 from fedmpi.results.paths import LONGEST_DECORATION
-from fedmpi.results.settings import describe, same_but_seed
+from fedmpi.results.settings import by_name, describe, same_but_seed
 from fedmpi.results.writer import check_writable
 
 KEYS = ("options", "grid", "seeds")
@@ -89,6 +89,8 @@ class Job:
         run = results.open(self.output)
         try:
             check_settings(run, as_yaml(self.settings))
+            if run.status == "finished" and _stop(run.settings) != _stop(self.settings):
+                raise BadInput("--stop: must be as in the run that has finished")
         except BadInput as error:
             raise BadInput(f"{self.output}: {error}; another --output starts a new sweep") from None
         return run
@@ -138,6 +140,11 @@ class Plan:
             arguments = [*setting.arguments, f"--seed={seed}", f"--output={output}", "--resume"]
             settings = settings or _settings(arguments)
             yield Job(output, arguments, {**settings, "seed": seed})
+
+
+def _stop(settings: dict[str, Any]) -> dict[str, str]:
+    """The options that may end a run early."""
+    return {name: value for name, value in by_name(settings).items() if name.startswith("stop.")}
 
 
 def _settings(arguments: list[str]) -> dict[str, Any]:

@@ -314,5 +314,8 @@ def test_files_of_another_setting(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert len(capsys.readouterr().out.splitlines()) == 1
     assert main([str(grid), "--report", "--output", str(folder)]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "no run has finished"
+    grid.write_text(text.format("LogisticRegression", "1, stop.seconds: 9"))
+    assert main([str(grid), "--report", "--output", str(folder)]) == 2
+    assert "/lr_0.1-0.h5: --stop: must be as in the run that has finished; another" in refused(capsys)
     grid.write_text(text.format("LogisticRegression", 1))
     assert main([str(grid), "--report", "--output", str(folder)]) == 0
