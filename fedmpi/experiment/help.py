@@ -24,6 +24,7 @@ RARE = (
     "local.clip_norm",
     "local.vectorize",
     "local.precision",
+    "evaluate_fine_tuned",
     "held_out_epochs",
     "stop.seconds",
     "stop.virtual_seconds",

@@ -90,7 +90,7 @@ class Settings(metaclass=Configured):
         availability: which clients can be reached in a round.
         conditions: simulated speed of the clients (on a virtual clock), and lost updates.
         task: what is learned: what the targets are, the loss, and the metrics. null: the data set's own task.
-        metrics: further metrics of the evaluated models, one or a list: names of metrics of the task, or import paths
+        metrics: further metrics of the evaluated models. One or a list: names of metrics of the task, or import paths
             of functions (measured rows, targets, owners) -> number. Columns test_NAME.
         clients: number of clients.
         cohort: clients per round; null: 10, or all clients if there are fewer.
@@ -124,9 +124,9 @@ class Settings(metaclass=Configured):
         device: where clients are trained. auto uses a GPU if the rank sees one, else the CPU.
         threads: CPU threads per rank. OMP_NUM_THREADS is ignored. More than one is rarely faster: start more ranks.
         seed: seed of all random numbers. The same seed gives bit-identical results on any number of ranks.
-        init: results file of another run, whose last global model is the initial model. Both networks must have the
-            same tensors. Tensors that training does not change are also taken from the file. null: initial weights
-            are drawn.
+        init: results file whose model is the initial model. It is the last global model of another run. Both networks
+            must have the same tensors. Tensors that training does not change are also taken from the file. null:
+            initial weights are drawn.
         output: the results file; null: a new file under runs/, named by method, data set, seed and time.
         overwrite: replace the results file if it exists.
         resume: continue an interrupted run from the checkpoint next to its results file. The number of ranks may be

@@ -31,12 +31,12 @@ class Stopping(metaclass=Configured):
     evaluations, every round can be the last one.
 
     Args:
-        patience: number of evaluations in a row that are not better than the best evaluation before them. The initial
-            model does not count. null: no such condition.
-        metric: the column of /rounds that patience and target look at. null: the main metric on the validation set,
+        patience: evaluations without improvement that end the run. They come one after another, and none of them is
+            better than the best one before. The initial model does not count. null: no such condition.
+        metric: column of /rounds that patience and target look at. null: the main metric on the validation set,
             such as validation_accuracy, if there is a validation set.
-        target: value of the metric that ends the run: at least this, or at most this if lower values are better.
-            null: no such condition.
+        target: value of the metric that ends the run. The metric must be at least this, or at most this if lower
+            values are better. null: no such condition.
         seconds: wall time of all rounds so far, summed over all jobs of a resumed run; null: no limit.
         virtual_seconds: time of all rounds so far on the virtual clock; null: no limit.
         gigabytes: what clients have sent and received so far (columns bytes_up and bytes_down), in 10^9 bytes; null:
@@ -106,7 +106,7 @@ def reason_to_stop(
     if stop.seconds is not None and (spent := math.fsum(rounds["seconds"])) >= stop.seconds:
         return f"seconds: the rounds have taken {spent:,.6g} s, and the limit is {stop.seconds:,.6g} s"
     if stop.virtual_seconds is not None:
-        spent = math.fsum(rounds["virtual_seconds"])
+        spent = math.fsum(_column(rounds, "virtual_seconds", metrics, "virtual_seconds"))
         if spent >= stop.virtual_seconds:
             limit = f"{stop.virtual_seconds:,.6g} s"
             return f"virtual_seconds: the virtual clock is at {spent:,.6g} s, and the limit is {limit}"
@@ -121,11 +121,7 @@ def _reason_of_metric(
     stop: Stopping, every: int, rounds: Mapping[str, NDArray], metrics: Mapping[str, str]
 ) -> str | None:
     metric = stop.metric or f"validation_{metrics['main_metric']}"
-    if metric not in rounds:
-        known = ", ".join(column for column in rounds if direction(column, metrics))
-        reason = f"needs the column {metric}, and this run's are {known}; --resume continues with other options"
-        raise BadInput(f"= {metric}: {reason}", "--stop.metric")
-    values, numbers = rounds[metric], rounds["round"]
+    values, numbers = _column(rounds, metric, metrics, "metric"), rounds["round"]
     # A former last round, after which rounds were added, has an evaluation that a longer run would not have.
     selected = numbers % every == 0
     values, numbers = values[selected], numbers[selected]
@@ -140,3 +136,11 @@ def _reason_of_metric(
         count = f"{stop.patience} evaluation{'s' * (stop.patience > 1)}"
         return f"patience: {metric} has not improved for {count} since round {numbers[best]}"
     return None
+
+
+def _column(rounds: Mapping[str, NDArray], name: str, metrics: Mapping[str, str], option: str) -> NDArray:
+    if name not in rounds:
+        known = ", ".join(column for column in rounds if direction(column, metrics))
+        reason = f"needs the column {name}, and this run's are {known}; --resume continues with other options"
+        raise BadInput(reason, f"--stop.{option}")
+    return rounds[name]

@@ -327,6 +327,8 @@ class Results:
     def set_stopped(self, reason: str) -> None:
         """Set the reason why the run ends before all its rounds are done."""
         self._attributes["stopped_by"] = reason
+        if self._best and self._best.round > self._tables["rounds"].rows:  # an earlier, killed job had more rounds
+            self._best = None
         self._lacks = True
 
     def write_if_due(self) -> None:

@@ -132,6 +132,21 @@ def test_where_runs_stop(whole: Run, tmp_path: Path) -> None:
         assert ("stopped_by" in three.attributes) == (last < PLANNED)
 
 
+def test_by_the_validation_set(tmp_path: Path) -> None:
+    """Its main metric is looked at unless another one is named. Oracle: the rows of a run that nothing ends early."""
+    options = f"{OPTIONS} --held_out 0 --validation 0.2 --rounds {PLANNED}"
+    assert go(options, tmp_path / "whole.h5") == 0
+    values = results.open(tmp_path / "whole.h5").rounds["validation_accuracy"][EVERY - 1 :: EVERY]
+    evaluations = settled((-values).tolist(), 2)
+    assert evaluations
+    assert go(f"{options} --stop.patience 2", tmp_path / "run.h5") == 0
+    run, best = results.open(tmp_path / "run.h5"), EVERY * (evaluations - 2)
+    assert run.rounds["round"][-1] == EVERY * evaluations
+    said = f"patience: validation_accuracy has not improved for 2 evaluations since round {best}"
+    assert run.attributes["stopped_by"] == said
+    assert run.statistics().best_round == best
+
+
 def test_without_evaluations(tmp_path: Path) -> None:
     """Every round can be the last one."""
     options = f"{OPTIONS} --evaluate_every 0 --rounds 9 --stop.seconds 1e-9"
@@ -214,7 +229,7 @@ def test_a_metric_that_the_run_does_not_have(whole: Run, tmp_path: Path) -> None
     result = fedmpi(3, *shlex.split(wrong))
     assert result.returncode == 2
     assert result.stderr.startswith(
-        "fedmpi: error: --stop.metric = global_accuracy: needs the column global_accuracy, and this run's are"
+        "fedmpi: error: --stop.metric needs the column global_accuracy, and this run's are"
     )
     assert "test_accuracy" in result.stderr
     assert result.stderr.endswith("; --resume continues with other options\n")

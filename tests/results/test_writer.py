@@ -329,3 +329,21 @@ def test_what_a_checkpoint_carries(tmp_path: Path, clock: Clock) -> None:
     short = started(path, overwrite=True)
     with pytest.raises(BadInput, match="ends before its checkpoint, which is after round 7"):
         short.resume(begun, 7)
+
+
+def test_the_best_model_of_rounds_that_do_not_come_again(tmp_path: Path) -> None:
+    """A killed job had a better round than those after which the resumed run stops."""
+    results = started(tmp_path / "run.h5")
+    for round in range(1, 4):
+        add_round(results, round)
+    results.keep_if_best(3, "validation_accuracy", 0.5, "higher")
+    results.write()
+    for rounds, is_kept in ((2, False), (3, True)):
+        resumed = started(results.path, overwrite=True)
+        resumed.resume(results.started, rounds)
+        resumed.set_stopped("seconds")
+        resumed.path = tmp_path / f"{rounds}.h5"
+        resumed.finish("finished")
+        run = fedmpi.results.open(resumed.path)
+        assert run.attributes["stopped_by"] == "seconds"
+        assert bool(run.best) == is_kept
