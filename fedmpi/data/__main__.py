@@ -38,9 +38,12 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(command: str, name: str, options: list[str]) -> None:
-    dataset = _dataset(name, options)
-    if dataset.folder() is None:
-        raise BadInput(f"{name} needs no files: there is nothing to {command}")
+    known = _known()
+    if name not in known:
+        raise BadInput(f"unknown data set {name}: must be one of {', '.join(known)}")
+    if known[name].folder is Dataset.folder:
+        raise BadInput(f"{name} keeps no arrays on disk: there is nothing to {command}")
+    dataset = _dataset(known[name], options)
     if command == "fetch":
         dataset.fetch()
     if command == "check":
@@ -71,15 +74,12 @@ def _known() -> dict[str, type[Dataset]]:
     return {cls.__name__: cls for cls in named}
 
 
-def _dataset(name: str, options: list[str]) -> Dataset:
-    known = _known()
-    if name not in known:
-        raise BadInput(f"unknown data set {name}: must be one of {', '.join(known)}")
-    types = get_type_hints(known[name].__init__)
+def _dataset(cls: type[Dataset], options: list[str]) -> Dataset:
+    types = get_type_hints(cls.__init__)
     parser = _Parser(allow_abbrev=False, argument_default=SUPPRESS, add_help=False)
-    for option in inspect.signature(known[name]).parameters:
+    for option in inspect.signature(cls).parameters:
         parser.add_argument(f"--{option}", type=types[option])
-    return known[name](**vars(parser.parse_args(options)))
+    return cls(**vars(parser.parse_args(options)))
 
 
 def _say(line: str) -> None:

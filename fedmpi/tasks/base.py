@@ -196,3 +196,12 @@ class Task(metaclass=Configured):
     def strata(self, train_y: NDArray, test_y: NDArray, about: Described) -> Strata | None:
         """Groups of samples with similar targets; None: there are none, so samples cannot be split by label."""
         return None
+
+
+def extremes(y: NDArray[np.int64], ignore: int) -> tuple[int, int]:
+    """The smallest and the largest of the targets that count, without a copy of them.
+
+    If there are none, they are the largest and the smallest int64.
+    """
+    counts, limits = y != ignore, np.iinfo(np.int64)
+    return int(y.min(where=counts, initial=limits.max)), int(y.max(where=counts, initial=limits.min))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.options import with_options
-from fedmpi.tasks.base import PERCENT, Described, Metric, Ratio, Task
+from fedmpi.tasks.base import PERCENT, Described, Metric, Ratio, Task, extremes
 from fedmpi.tasks.losses import cross_entropy_of_places, mean_of_places
 from fedmpi.typing import Tensor
 
@@ -41,10 +41,11 @@ class LanguageModel(Task):
             return "needs `vocabulary`, the number of different tokens, which is None"
         if y.dtype != np.int64 or y.ndim != 2:
             return f"is {y.dtype} of shape {y.shape}: LanguageModel needs int64 of shape ({len(y)}, tokens)"
-        known = y[y != self.ignore]
-        if known.size and (known.min() < 0 or known.max() >= about.vocabulary):
-            found = f"from {known.min()} to {known.max()}"
-            return f"is {found}: tokens are 0 to {about.vocabulary - 1}, and {self.ignore} is ignored"
+        least, largest = extremes(y, self.ignore)
+        if least < 0 or largest >= about.vocabulary:
+            return (
+                f"is from {least} to {largest}: tokens are 0 to {about.vocabulary - 1}, and {self.ignore} is ignored"
+            )
         return None
 
     def outputs(self, y: NDArray, about: Described) -> int:

@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 
 from fedmpi.lazy import functional
 from fedmpi.options import with_options
-from fedmpi.tasks.base import PERCENT, Described, Metric, Ratio, Rows, Strata, Task
+from fedmpi.tasks.base import PERCENT, Described, Metric, Ratio, Rows, Strata, Task, extremes
 from fedmpi.tasks.losses import cross_entropy_of_places, mean_of_places
 from fedmpi.typing import Tensor
+
+#: Pixels are counted for so many masks at a time, because intermediate results are as large as the masks.
+MASKS_AT_ONCE = 1000
 
 
 @with_options
@@ -44,10 +47,9 @@ class Segmentation(Task):
             return f"needs `classes` of the data set, the number of classes, which is {about.classes}"
         if y.dtype != np.int64 or y.ndim != 3:
             return f"is {y.dtype} of shape {y.shape}: Segmentation needs int64 of shape ({len(y)}, height, width)"
-        known = y[y != self.ignore]
-        if known.size and (known.min() < 0 or known.max() >= about.classes):
-            found = f"from {known.min()} to {known.max()}"
-            return f"is {found}: classes are 0 to {about.classes - 1}, and {self.ignore} is ignored"
+        least, largest = extremes(y, self.ignore)
+        if least < 0 or largest >= about.classes:
+            return f"is from {least} to {largest}: classes are 0 to {about.classes - 1}, and {self.ignore} is ignored"
         return None
 
     def outputs(self, y: NDArray, about: Described) -> int:
@@ -83,9 +85,15 @@ class Segmentation(Task):
         classes = self.outputs(train_y, about)
 
         def counts(y: NDArray) -> NDArray[np.int64]:
-            cells = np.arange(len(y))[:, None, None] * (classes + 1) + np.where(y == self.ignore, classes, y)
-            found = np.bincount(cells.ravel(), minlength=len(y) * (classes + 1))
-            return found.reshape(len(y), classes + 1)[:, :classes]
+            found = np.empty((len(y), classes), np.int64)
+            for first in range(0, len(y), MASKS_AT_ONCE):
+                some = y[first : first + MASKS_AT_ONCE]
+                cells = np.arange(len(some))[:, None, None] * (classes + 1) + np.where(
+                    some == self.ignore, classes, some
+                )
+                each = np.bincount(cells.ravel(), minlength=len(some) * (classes + 1))
+                found[first : first + len(some)] = each.reshape(len(some), classes + 1)[:, :classes]
+            return found
 
         train, test = counts(train_y), counts(test_y)
         background = int(train.sum(0).argmax())

@@ -667,8 +667,9 @@ def test_commands(small_mnist: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["list"]) == 0
     listed = capsys.readouterr().out
     assert [line.split()[0] for line in listed.splitlines()] == [
-        *("CIFAR10", "CIFAR100", "Digits", "FEMNIST", "FashionMNIST", "ImageFolder", "MNIST", "Sentiment140"),
-        *("Shakespeare", "Subset", "TinyImageNet"),
+        *("BreastCancer", "CIFAR10", "CIFAR100", "Diabetes", "Digits", "FEMNIST", "FashionMNIST", "ImageFolder"),
+        *("MNIST", "MNISTMasks", "Sentiment140", "Shakespeare", "Subset", "Table", "TinyImageNet"),
+        *("TweetCharacters", "Wine"),
     ]
 
 
@@ -676,8 +677,9 @@ def test_commands(small_mnist: Path, capsys: pytest.CaptureFixture[str]) -> None
     ("arguments", "message"),
     [
         (["prepare", "MNIST", "--root", "nowhere"], "nowhere/MNIST/raw/train-images-idx3-ubyte is missing"),
-        (["prepare", "MNISTT"], "unknown data set MNISTT: must be one of CIFAR10"),
-        (["prepare", "Digits"], "Digits needs no files"),
+        (["prepare", "MNISTT"], "unknown data set MNISTT: must be one of BreastCancer, CIFAR10"),
+        (["prepare", "Digits"], "Digits keeps no arrays on disk: there is nothing to prepare"),
+        (["check", "Table", "--target", "price"], "Table keeps no arrays on disk: there is nothing to check"),
         (["fetch"], "name"),
         (["fetch", "MNIST", "--roo", "x"], "--roo"),
         (["prepare", "MNIST", "--size", "32"], "--size"),
