@@ -8,6 +8,8 @@ from itertools import count
 from pathlib import Path
 from typing import NoReturn, cast
 
+import numpy as np
+
 from fedmpi import results
 from fedmpi.described import leaves
 from fedmpi.errors import BadInput
@@ -259,21 +261,25 @@ class _Course:
             BadInput: the run does not have what a --stop option needs; on every rank alike. A checkpoint is written
                 first, so no round is lost.
         """
-        experiment, world, reason = self._experiment, self._world, None
+        experiment, world, reason, problem = self._experiment, self._world, None, None
         if done == experiment.rounds or not may_stop(experiment.stop, experiment.evaluate_every, done):
             return done == experiment.rounds
-        try:
-            with world.agreed():
-                if world.is_server:
-                    rows, metrics = self.recorder.rounds, experiment.described_metrics
-                    reason = reason_to_stop(experiment.stop, experiment.evaluate_every, rows, metrics)
-        except BadInput:
+        if world.is_server:
+            rows, metrics = self.recorder.rounds, experiment.described_metrics
+            try:
+                reason = reason_to_stop(experiment.stop, experiment.evaluate_every, rows, metrics)
+            except BadInput as error:
+                problem = error
+        found = np.array([reason is not None, problem is not None], dtype=np.int64)
+        stops, fails = world.tell(found).tolist()
+        if fails:
             self.interruptions.save(done)
-            raise
-        reason = world.from_server(reason)
+            with world.agreed():
+                if problem:
+                    raise problem
         if reason is not None:
             self.recorder.stop(reason)
-        return reason is not None
+        return bool(stops)
 
     def _train_held_out(self, assembled: Assembled, last: int) -> None:
         """Train the held-out clients after the last round."""
