@@ -26,6 +26,7 @@ TASK = (
     "clients",
     "cohort",
     "rounds",
+    "stop",
     "evaluate_every",
     "availability",
     "conditions",
