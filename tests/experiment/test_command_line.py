@@ -107,6 +107,7 @@ def test_defaults() -> None:
     assert {name: type(getattr(made, name)).__name__ for name in COMPONENTS} == {
         "algorithm": "FedAvg",
         "dataset": "Digits",
+        "task": "Classification",
         "partition": "Dirichlet",
         "model": "LeNet",
         "sampler": "Uniform",
@@ -288,8 +289,10 @@ def test_a_users_class_with_a_name_of_ours(user_file: Any) -> None:
 
 REFUSED = {
     # names
-    "--clent 3": "--clent: no such option, did you mean --clients or --dataset.length (Sentiment140)?",
-    "--clent=3": "--clent: no such option, did you mean --clients or --dataset.length (Sentiment140)?",
+    "--clent 3": "--clent: no such option, did you mean --clients or --dataset.length (Sentiment140,"
+    " TweetCharacters)?",
+    "--clent=3": "--clent: no such option, did you mean --clients or --dataset.length (Sentiment140,"
+    " TweetCharacters)?",
     "--lr 3": "--lr: no such option, did you mean --local.lr or --algorithm.lr (FedAdagrad, FedAdam, FedAvgM, ...) or"
     " --server_optimizer.lr (Adagrad, Adam, Momentum, ...)?",
     "--alpha 3": "--alpha: no such option, did you mean --algorithm.alpha (FedDyn, FedGen) or --partition.alpha"
