@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.options import Configured
+from fedmpi.ranges import interval
 from fedmpi.typing import Tensor
 
 #: name of a measurement -> its values [n], or [n, width], one row per evaluated sample
@@ -18,6 +19,8 @@ Rows = Mapping[str, NDArray[np.float32]]
 #: (measured rows, targets [n, ...], owners [n]: the client of each sample) -> a number
 Compute = Callable[[Rows, NDArray, NDArray[np.int64]], float]
 Better = Literal["higher", "lower"]
+#: A value in masks or texts.
+Target = Annotated[int, interval("[-1e9, 1e9]", "from -1e9 to 1e9")]
 PERCENT = "%"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.options import with_options
-from fedmpi.tasks.base import PERCENT, Described, Metric, Ratio, Task, extremes
+from fedmpi.tasks.base import PERCENT, Described, Metric, Ratio, Target, Task, extremes
 from fedmpi.tasks.losses import cross_entropy_of_places, mean_of_places
 from fedmpi.typing import Tensor
 
@@ -26,7 +26,7 @@ class LanguageModel(Task):
         ignore: the target of places that do not count, such as padding.
     """
 
-    ignore: int = -1
+    ignore: Target = -1
 
     main = "perplexity"
     usual = ("loss", "perplexity", "token_accuracy")

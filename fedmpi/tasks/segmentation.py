@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedmpi.lazy import functional
 from fedmpi.options import with_options
-from fedmpi.tasks.base import PERCENT, Described, Metric, Ratio, Rows, Strata, Task, extremes
+from fedmpi.tasks.base import PERCENT, Described, Metric, Ratio, Rows, Strata, Target, Task, extremes
 from fedmpi.tasks.losses import cross_entropy_of_places, mean_of_places
 from fedmpi.typing import Tensor
 
@@ -31,7 +31,7 @@ class Segmentation(Task):
         ignore: the value of pixels in masks that do not count.
     """
 
-    ignore: int = 255
+    ignore: Target = 255
 
     main = "mean_iou"
     usual = ("loss", "mean_iou", "pixel_accuracy")
