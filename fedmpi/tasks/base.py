@@ -20,7 +20,7 @@ Rows = Mapping[str, NDArray[np.float32]]
 Compute = Callable[[Rows, NDArray, NDArray[np.int64]], float]
 Better = Literal["higher", "lower"]
 #: A value in masks or texts.
-Target = Annotated[int, interval("[-1e9, 1e9]", "from -1e9 to 1e9")]
+Target = Annotated[int, interval("[-1e6, 1e6]", "from -1,000,000 to 1,000,000")]
 PERCENT = "%"
 
 
