@@ -100,7 +100,7 @@ def class_name(cls: type) -> str:
 
 
 def short_name(path: str) -> str:
-    """For fedmpi's classes the name alone, because names are unique; for others the import path."""
+    """For fedmpi's classes the name alone, which is unique for each option; for others the import path."""
     return path.rpartition(".")[2] if path.startswith("fedmpi.") else path
 
 

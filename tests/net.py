@@ -42,7 +42,9 @@ OPTIONS = {
 #: What a class needs in addition.
 NEEDED = dict.fromkeys(("ALIE", "Gaussian", "LabelFlip", "SignFlip"), "--attack.share 0.4") | {
     "FixedList": "--sampler.file FOLDER/numbers",
-    "Trace": "--availability.file FOLDER/numbers",
+    "availability Trace": "--availability.file FOLDER/numbers",
+    "Intervals": "--availability.path FOLDER/times.csv --conditions Heterogeneous",
+    "conditions Trace": "--conditions.path FOLDER/devices.csv",
     "Users": "--dataset words.Words --model BiLSTM",
     "BiLSTM": "--dataset words.Words",
     "LeNet5": "--dataset tests.net.Enlarged",
@@ -91,7 +93,8 @@ def cases() -> dict[str, str]:
         for cls in subclasses(base):
             own = cls.__module__.startswith("fedmpi.") and not cls.__name__.startswith("_")
             if own and not inspect.isabstract(cls):
-                found[f"{option} {cls.__name__}"] = f"{options} {cls.__name__} {NEEDED.get(cls.__name__, '')}"
+                name = f"{option} {cls.__name__}"
+                found[name] = f"{options} {cls.__name__} {NEEDED.get(name, NEEDED.get(cls.__name__, ''))}"
     return found
 
 
@@ -102,6 +105,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "all").mkdir()
         Path(folder, "numbers").write_text("0 2 3\n1 2 4 5\n")
+        Path(folder, "times.csv").write_text("client,begin,end\n0,0,9\n1,0,1\n4,1,9\n")
+        Path(folder, "devices.csv").write_text("seconds_per_step,download,upload\n1,1e6,1e5\n2,1e5,1e4\n")
         lines = [f"{number} {options}" for number, options in enumerate(runs.values())]
         Path(folder, "all", "lines").write_text("\n".join(lines).replace("FOLDER", folder))
         succeed(mpirun(3, programs / "runs.py", folder, "all:0:3", PYTHONPATH=f"{REPOSITORY}:{programs}"))

@@ -214,6 +214,9 @@ def test_slow_clients(tmp_path: Path) -> None:
     assert run.rounds["late"].sum() > 0
     assert run.rounds["virtual_seconds"].max() <= 1
     assert (tmp_path / "slow.png").exists()
+    page.run(page.block("printf"))
+    measured = results.open(tmp_path / "runs" / "measured.h5")
+    assert 0 < measured.rounds["unavailable"].sum() < 500
 
 
 def test_which_clients_are_trained_side_by_side() -> None:

@@ -1,17 +1,19 @@
 """Data sets on disk: `python -m fedmpi.data fetch|prepare|check NAME --root DIR`, and `list`.
 
 Other options of a data set are given likewise: `prepare ImageFolder --root photographs --size 32`.
+`python -m fedmpi.data traces KIND FILE OUTPUT` converts measurements of devices (`fedmpi.data.device_traces`).
 """
 
 from __future__ import annotations
 
 import inspect
 import sys
-from argparse import SUPPRESS, ArgumentParser
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace
+from pathlib import Path
 from typing import NoReturn, get_type_hints
 
 from fedmpi.components import subclasses
-from fedmpi.data import Dataset, prepared
+from fedmpi.data import Dataset, device_traces, prepared
 from fedmpi.errors import BadInput
 from fedmpi.streams import outlast
 
@@ -29,6 +31,9 @@ def main(arguments: list[str]) -> int:
             _Parser().parse_args(own)
             for name, cls in _known().items():
                 print(f"{name:15} {(cls.__doc__ or '').splitlines()[0]}")
+        elif options.command == "traces":
+            _Parser().parse_args(own)
+            _convert(options)
         else:
             _run(options.command, options.name, own)
     except BadInput as error:
@@ -53,6 +58,32 @@ def _run(command: str, name: str, options: list[str]) -> None:
     _say(f"{name}: intact" if command == "check" else f"{name}: ready")
 
 
+def _convert(options: Namespace) -> None:
+    """Convert a file of measurements, and print what the new file has."""
+    period = None
+    if options.kind == "fedscale-devices":
+        header, rows = device_traces.SPEEDS, device_traces.fedscale_devices(options.file, options.batch_size)
+    elif options.kind == "flash-devices":
+        header, rows = device_traces.SPEEDS, device_traces.flash_devices(options.file, options.seconds_per_step)
+    else:
+        read = device_traces.fedscale_times if options.kind == "fedscale-times" else device_traces.flash_times
+        header, (rows, period) = device_traces.TIMES, read(options.file)
+    if not rows:
+        raise BadInput(f"{options.file}: no device is ever available")
+    device_traces.write(options.output, header, rows)
+    if period is None:
+        _say(f"{options.output}: {len(rows)} device{'s' * (len(rows) > 1)}")
+    else:
+        devices = len({row[0] for row in rows})
+        _say(f"{options.output}: {len(rows)} intervals of {devices} devices; --availability.period {period:.10g}")
+
+
+def _above_0(text: str) -> float:
+    if not 0 < (value := float(text)) < float("inf"):
+        raise ArgumentTypeError(f"{text}: must be a number above 0")
+    return value
+
+
 def _parser() -> ArgumentParser:
     about = "Data sets on disk. Options of a data set, such as --root: `python -m fedmpi --dataset.help NAME`."
     parser = _Parser(prog="python -m fedmpi.data", description=about, allow_abbrev=False)
@@ -65,6 +96,15 @@ def _parser() -> ArgumentParser:
         sub = commands.add_parser(command, help=what, description=about, allow_abbrev=False)
         sub.add_argument("name", help="name of the data set, for example FashionMNIST")
     commands.add_parser("list", help="show the known data sets")
+    about = "Convert measurements of devices to the files of --conditions Trace and --availability Intervals."
+    traces = commands.add_parser("traces", help=about[0].lower() + about[1:-1], description=about, allow_abbrev=False)
+    traces.add_argument("kind", choices=("fedscale-devices", "fedscale-times", "flash-devices", "flash-times"))
+    traces.add_argument("file", type=Path, help="the published file")
+    traces.add_argument("output", type=Path, help="the CSV file to write")
+    size = "fedscale-devices: samples per step (default 10)"
+    traces.add_argument("--batch_size", type=_above_0, default=10, help=size)
+    seconds = "flash-devices: virtual seconds per step, which that file does not have (default 0.05)"
+    traces.add_argument("--seconds_per_step", type=_above_0, default=0.05, help=seconds)
     return parser
 
 

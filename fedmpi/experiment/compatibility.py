@@ -248,6 +248,14 @@ PRIVATE: Sequence[Rule[Choices]] = (
         lambda chosen: _is_private(chosen) and _is_held_up(chosen),
     ),
 )
+CLOCK: Sequence[Rule[Choices]] = (
+    Rule(
+        "availability",
+        "one by times (Intervals), without a virtual clock",
+        "needs a virtual clock, as that of --conditions Heterogeneous",
+        lambda chosen: chosen.availability.by_clock and not _is_held_up(chosen),
+    ),
+)
 TASKS: Sequence[Rule[Choices]] = (
     Rule(
         "algorithm",
@@ -453,6 +461,7 @@ SECTIONS: dict[str, Sequence[Rule[Any]]] = {
     "Stopping early": STOPPING,
     "Horvitz-Thompson weights": CHANCES,
     "Privacy": PRIVATE,
+    "Availability": CLOCK,
     "Tasks": TASKS,
     "Methods": METHODS,
     "Data and networks": DATA,

@@ -26,7 +26,7 @@ import yaml
 from fedmpi.data import Dataset
 from fedmpi.errors import BadInput
 from fedmpi.experiment import environment
-from fedmpi.experiment.catalogue import bases, own_class
+from fedmpi.experiment.catalogue import base_of, bases, own_class
 from fedmpi.results import Run
 from fedmpi.streams import say
 
@@ -110,14 +110,14 @@ def _components(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple
     for name, value in settings.items():
         if isinstance(value, Mapping) and "class_path" in value:
             options = value.get("init_args") or {}
-            cls = _class_of(value["class_path"])
+            cls = _class_of(value["class_path"], prefix + name)
             if isinstance(cls, type):
                 yield prefix + name, cls, options
             yield from _components(options, f"{prefix}{name}.")
 
 
-def _class_of(path: str) -> object:
-    own = (own_class(path, base) for base in bases())
+def _class_of(path: str, option: str) -> object:
+    own = (own_class(path, base) for base in [base_of(option), *bases()])
     return next(filter(None, own), None) or pydoc.locate(path)
 
 

@@ -269,6 +269,7 @@ def _after_more_rounds(experiment: Settings, assembled: Assembled) -> dict[str, 
 
     def missing() -> str:
         spent = [] if isinstance(experiment.privacy, NoPrivacy) else ["the privacy budget spent so far"]
+        spent += ["the virtual clock"] if experiment.availability.by_clock else []
         return "\n".join([*missing_in_results(SavedFederation("rounds", engine, algorithm)), *spent])
 
     def depends_on_rounds() -> str | None:

@@ -20,6 +20,7 @@ from fedmpi.federation.engine import Engine
 from fedmpi.federation.evaluation import Evaluation
 from fedmpi.federation.ledger import Outcome
 from fedmpi.policies import All, Always, Cohort, Pool, RoundPlan
+from fedmpi.policies.clock import TICKS, to_ticks
 from fedmpi.policies.privacy import NoPrivacy
 from fedmpi.training.block import Block
 from fedmpi.training.flat import Net
@@ -52,6 +53,7 @@ def play(
                 hooks = FineTuning(algorithm)
                 engine.evaluate_fine_tuned(hooks, weights, algorithm.predict, experiment.evaluate_fine_tuned)
         engine.account(experiment.sampler, experiment.cohort)
+    engine.clock += int(to_ticks(plan.row.get("virtual_seconds", 0.0)))
     kept = {name: value for part in algorithm.parts for name, value in vars(part).items()}
     return engine.finish(kept, *interruptions.asks(round))
 
@@ -92,7 +94,7 @@ def plan_round(experiment: Settings, engine: Engine, algorithm: Algorithm, round
         RanksDiffer: user code made different plans. It may be raised later, see `World.vouch`.
     """
     fed, seed, is_private = engine.federation, experiment.seed, _is_private(experiment)
-    present = experiment.availability.present(round, experiment.clients, seed)
+    present, waited = _reachable(experiment, engine, round)
     pool = Pool(fed.samples, fed.label_counts, np.flatnonzero(present), may_be_empty=is_private)
     wanted = algorithm.clients_to_ask(round, experiment.cohort, experiment.clients)
     size = experiment.conditions.asked(wanted)
@@ -116,10 +118,28 @@ def plan_round(experiment: Settings, engine: Engine, algorithm: Algorithm, round
         plan = replace(plan, cohort=thinned)
     engine.vouch(_claims(experiment, reached, checksum(chosen, asked.checksum), plan.cohort.checksum))
     row = plan.row
+    if waited:
+        row = {**row, "virtual_seconds": waited + row["virtual_seconds"]}
     if not isinstance(experiment.availability, Always):
         row = {**row, "unavailable": experiment.clients - len(pool.available)}
     lost = 4 * fed.layout.size * (len(drawn) - len(asked)) + plan.bytes_lost  # what others received
     return replace(plan, row=row, bytes_lost=lost)
+
+
+def _reachable(experiment: Settings, engine: Engine, round: int) -> tuple[NDArray[np.bool_], float]:
+    """[clients] whether each client can be reached, and the virtual seconds for which a round waits for the first.
+
+    Only rounds that begin by the virtual clock wait. If nobody comes any more, they do not wait either.
+    """
+    availability, clients, seed = experiment.availability, experiment.clients, experiment.seed
+    if not availability.by_clock:
+        return availability.present(round, clients, seed), 0.0
+    now = engine.clock
+    present = availability.present(now, clients, seed)
+    later = None if present.any() else availability.next_arrival(now, ~present, seed)
+    if later is None:
+        return present, 0.0
+    return availability.present(later, clients, seed), (later - now) / TICKS
 
 
 def _claims(experiment: Settings, *checksums: int) -> dict[str, int]:

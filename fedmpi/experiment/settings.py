@@ -245,11 +245,12 @@ class Settings(metaclass=Configured):
             raise BadInput("and --resume cannot be combined", "overwrite")
         sampler.check(clients, self.cohort)
         availability.check(clients)
-        conditions.check(local)
+        conditions.check(clients, local)
         algorithm.check(self.cohort)
         compatibility.check(compatibility.CHANCES, self)
         privacy.check(sampler)
         compatibility.check(compatibility.PRIVATE, self)
+        compatibility.check(compatibility.CLOCK, self)
         compatibility.check(compatibility.TASKS, self)
         compatibility.check(compatibility.METHODS, self)
         _ = self.settings  # settings that YAML cannot hold are refused before anything runs

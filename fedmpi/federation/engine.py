@@ -29,9 +29,11 @@ class Engine:
     Attributes:
         federation: the interface for methods.
         stage: name and engine of the current stage before the rounds.
+        clock: virtual time of all rounds so far, in ticks (`fedmpi.policies.clock`).
     """
 
     stage: tuple[str, Engine] | None = None
+    clock: int = 0
 
     def __init__(self, federation: Federation) -> None:
         self.federation = federation
@@ -66,13 +68,15 @@ class Engine:
 
     @property
     def estimates(self) -> dict[str, NDArray]:
-        """What the placement has learnt so far, and the privacy cost so far; on every rank."""
-        return {**self._context.costs.learnt, "released": np.array(self._context.released.means)}
+        """What the placement has learnt so far, the privacy cost and the virtual time so far; on every rank."""
+        counts = {"released": np.array(self._context.released.means), "clock": np.array(self.clock)}
+        return {**self._context.costs.learnt, **counts}
 
     @estimates.setter
     def estimates(self, estimates: dict[str, NDArray]) -> None:
         self._context.costs.learnt = estimates
         self._context.released.means = int(estimates["released"])
+        self.clock = int(estimates["clock"])
 
     # A round
 

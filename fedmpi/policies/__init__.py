@@ -6,7 +6,7 @@ arrive (`conditions`). On the way, updates may be changed (`attacks`, `privacy`,
 May import from training, data, results and mpi; federation, algorithms and experiment import from here.
 """
 
-from fedmpi.policies.availability import Always, Availability, Diurnal, Independent, Markov, Trace
+from fedmpi.policies.availability import Always, Availability, Diurnal, Independent, Intervals, Markov, Trace
 from fedmpi.policies.conditions import Conditions, Heterogeneous, Ideal, RoundPlan, Workload
 from fedmpi.policies.sampling import (
     All,
@@ -35,6 +35,7 @@ __all__ = [
     "Heterogeneous",
     "Ideal",
     "Independent",
+    "Intervals",
     "Markov",
     "Pool",
     "PowerOfChoice",

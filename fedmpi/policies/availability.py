@@ -1,7 +1,8 @@
-"""Which clients can be reached in a round: pure functions of (seed, round, client), the same on every rank."""
+"""Which clients can be reached: pure functions of (seed, round or time, client), the same on every rank."""
 
 from abc import abstractmethod
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,12 +10,17 @@ from numpy.typing import NDArray
 from fedmpi import randomness
 from fedmpi.errors import require
 from fedmpi.options import Configured, with_options
+from fedmpi.policies.clock import to_ticks
 from fedmpi.policies.lists import check_numbers, read_lists
+from fedmpi.policies.traces import read_table
 from fedmpi.ranges import PositiveFloat, Probability, UpToOne
 
 
 class Availability(metaclass=Configured):
     """Base of the availability models. The sampler chooses among the clients that can be reached."""
+
+    #: Whether `present` takes the time on the virtual clock, in ticks (`clock.TICKS`), instead of the round.
+    by_clock = False
 
     def check(self, clients: int) -> None:
         """Raise BadInput if the options do not fit this number of clients."""
@@ -22,6 +28,16 @@ class Availability(metaclass=Configured):
     @abstractmethod
     def present(self, round: int, clients: int, seed: int) -> NDArray[np.bool_]:
         """[clients] whether each client can be reached in a round. Rounds are numbered from 1."""
+
+    def next_arrival(self, now: int, waiting: NDArray[np.bool_], seed: int) -> int | None:
+        """The first tick after `now` at which one of the waiting clients becomes available; None: never.
+
+        Only for models with `by_clock`.
+
+        Args:
+            waiting: [clients] which of all clients are waited for.
+        """
+        return None
 
 
 class Always(Availability):
@@ -114,3 +130,87 @@ class Trace(Availability):
 
     def present(self, round: int, clients: int, seed: int) -> NDArray[np.bool_]:
         return np.isin(np.arange(clients), self._rounds[(round - 1) % len(self._rounds)])
+
+
+@with_options
+class Intervals(Availability):
+    """Clients that can be reached at times of the virtual clock, which a file lists.
+
+    Args:
+        path: CSV file with the columns client, begin and end. The client can be reached from begin to before end, in
+            virtual seconds. Lines may have any order.
+        period: virtual seconds after which the times of the file are repeated; null: after its last end, a client can
+            not be reached any more.
+        assign: client: the column client has the numbers of clients, and others can never be reached. draw: it has
+            numbers of devices, and for each client one of the devices in the file is drawn.
+    """
+
+    path: Path
+    period: PositiveFloat | None = None
+    assign: Literal["client", "draw"] = "client"
+
+    by_clock = True
+
+    def __post_init__(self) -> None:
+        self._table = table = read_table(self.path, ("client", "begin", "end"))
+        begin, end = table.columns["begin"], table.columns["end"]
+        table.refuse(begin < 0, "begin", "at least 0")
+        table.refuse(end <= begin, "end", "above begin")
+        if self.period is not None:
+            table.refuse(end > self.period, "end", f"at most the period, {self.period:.16g}")
+        order = np.lexsort((begin, table.columns["client"]))
+        clients = table.columns["client"][order]
+        overlaps = (clients[1:] == clients[:-1]) & (begin[order][1:] < end[order][:-1])
+        wrong = np.zeros(len(table), dtype=bool)
+        wrong[order[1:][overlaps]] = True
+        table.refuse(wrong, "begin", "at least the end of the same client's interval before")
+        self._numbers, devices = np.unique(clients, return_inverse=True)
+        self._begin, self._end = to_ticks(begin)[order], to_ticks(end)[order]
+        self._period = None if self.period is None else max(int(to_ticks(self.period)), 1)
+        # One sorted list for all devices: the device first, then the rank of the interval's begin among all begins.
+        self._begins = np.unique(self._begin)
+        self._keys = devices * (len(self._begins) + 1) + np.searchsorted(self._begins, self._begin)
+
+    def check(self, clients: int) -> None:
+        if self.assign == "client":
+            numbers = self._table.columns["client"]
+            allowed = f"below the number of clients, {clients}"
+            self._table.refuse(numbers >= clients, "client", allowed, "availability.path")
+
+    def present(self, now: int, clients: int, seed: int) -> NDArray[np.bool_]:
+        """[clients] whether each client can be reached at this tick."""
+        devices = self._assign(clients, seed)
+        time = now if self._period is None else now % self._period
+        last = self._last_begun(devices, time)
+        return (devices >= 0) & (last >= self._first(devices)) & (time < self._end[last])
+
+    def next_arrival(self, now: int, waiting: NDArray[np.bool_], seed: int) -> int | None:
+        devices = self._assign(len(waiting), seed)[waiting]
+        devices = devices[devices >= 0]
+        if not len(devices):
+            return None
+        time = now if self._period is None else now % self._period
+        following = self._last_begun(devices, time) + 1
+        is_there = following < self._first(devices + 1)
+        later = self._begin[following[is_there]] - time
+        if self._period is not None:
+            later = np.append(later, self._begin[self._first(devices)] - time + self._period)
+        return now + int(later.min()) if len(later) else None
+
+    def _assign(self, clients: int, seed: int) -> NDArray[np.int64]:
+        """[clients] the place of each client's device among the sorted numbers; -1: it has none."""
+        everyone = np.arange(clients)
+        if self.assign == "draw":
+            share = randomness.uniform(seed, "device times", 0, everyone)
+            return (share * len(self._numbers)).astype(np.int64)
+        places = np.minimum(np.searchsorted(self._numbers, everyone), len(self._numbers) - 1)
+        return np.where(self._numbers[places] == everyone, places, -1)
+
+    def _first(self, devices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The place of each device's first interval."""
+        return np.searchsorted(self._keys, devices * (len(self._begins) + 1))
+
+    def _last_begun(self, devices: NDArray[np.int64], time: int) -> NDArray[np.int64]:
+        """The place of the last interval of each device, or of one before it, that has begun at this tick."""
+        rank = np.searchsorted(self._begins, time, side="right") - 1
+        return np.searchsorted(self._keys, devices * (len(self._begins) + 1) + rank, side="right") - 1

@@ -45,7 +45,8 @@ METHODS = [
 SIZES = (20, 30, 20, 30, 20, 30, 20)
 #: On this clock a step takes a second, and the bytes both ways are those times the bandwidth that are left.
 BANDWIDTH = 1e4
-CLOCK = Heterogeneous(1.0, 0.0, BANDWIDTH, BANDWIDTH, 0.0)
+SPEEDS: dict[str, float] = {"seconds_per_step": 1.0, "speed_spread": 0.0, "bandwidth_spread": 0.0}
+CLOCK = Heterogeneous(**SPEEDS, download=BANDWIDTH, upload=BANDWIDTH)
 
 
 def two_rounds(path: Path, algorithm: Algorithm, **settings: Any) -> results.Run:
@@ -137,7 +138,8 @@ def test_what_is_lost_was_received(tmp_path: Path) -> None:
     """Oracle: by hand; who comes for the first time trains twice, is too late, and has received three models more."""
     (tmp_path / "rounds").write_text("0 1 2 3 4\n3 5 6\n")
     sampler, model = FixedList(tmp_path / "rounds"), 4 * FlatModel(network(LeNet(), (1, 8, 8), 10), CPU).layout.size
-    slow = Heterogeneous(1.0, 0.0, BANDWIDTH, BANDWIDTH, 0.0, deadline=3.1 + 2 * model / BANDWIDTH)
+    deadline = 3.1 + 2 * model / BANDWIDTH
+    slow = Heterogeneous(**SPEEDS, download=BANDWIDTH, upload=BANDWIDTH, deadline=deadline)
     made = two_rounds(tmp_path / "run.h5", FedGroup(2, pretrain_epochs=1), sampler=sampler, conditions=slow)
     assert made.clients["client"].tolist() == [0, 1, 2, 3, 4, 3]
     assert made.rounds["late"].tolist() == [0, 2]

@@ -526,7 +526,10 @@ def _numbers() -> list[tuple[str, str]]:
     ]
     for option, base in COMPONENTS.items():
         for cls in public(base):
-            found += [(f"--{option} {cls.__name__}", f"{option}.{name}") for name in _numeric(cls)]
+            named = f"--{option} {cls.__name__}"
+            if "path" in inspect.signature(cls).parameters:
+                named += f" --{option}.path a_file"  # numbers are looked at before the file is read
+            found += [(named, f"{option}.{name}") for name in _numeric(cls)]
     return found
 
 

@@ -29,6 +29,7 @@ from fedmpi.errors import BadInput
 from fedmpi.experiment import compatibility
 from fedmpi.experiment.compatibility import (
     CHANCES,
+    CLOCK,
     DATA,
     HELD_OUT,
     METHODS,
@@ -40,7 +41,7 @@ from fedmpi.experiment.compatibility import (
     Rule,
 )
 from fedmpi.experiment.stopping import Stopping
-from fedmpi.policies import Bernoulli, Heterogeneous, Independent, PowerOfChoice, Weighted
+from fedmpi.policies import Always, Bernoulli, Heterogeneous, Independent, PowerOfChoice, Weighted
 from fedmpi.policies.attacks import LabelFlip, SignFlip
 from fedmpi.policies.compression import TopK
 from fedmpi.policies.privacy import CentralDP
@@ -49,6 +50,13 @@ from fedmpi.tasks import LanguageModel, MultiLabel, Regression, Segmentation
 from fedmpi.training.settings import LocalTraining
 from tests.support.experiments import Reader
 from tests.support.mpi import REPOSITORY
+
+
+class ByTheClock(Always):
+    """Takes the time instead of the round."""
+
+    by_clock = True
+
 
 HT: dict[str, Any] = {"weighting": "horvitz_thompson"}
 DP: dict[str, Any] = {"privacy": CentralDP(), "weighting": "uniform", "sampler": Bernoulli()}
@@ -117,6 +125,11 @@ REFUSED: list[tuple[Rule[Any], dict[str, Any], str]] = [
     (PRIVATE[2], DP | {"compression": TopK()}, "compression = TopK: must be Dense with CentralDP"),
     (PRIVATE[3], DP | {"availability": Independent()}, "availability = Independent: must be Always with CentralDP"),
     (PRIVATE[4], DP | {"conditions": Heterogeneous()}, "conditions = Heterogeneous: must be Ideal with CentralDP"),
+    (
+        CLOCK[0],
+        {"availability": ByTheClock()},
+        "availability = ByTheClock: needs a virtual clock, as that of --conditions Heterogeneous",
+    ),
     (
         TASKS[0],
         {"algorithm": FedFTG(), "task": Regression()},
@@ -300,7 +313,7 @@ def test_what_is_refused_when_the_data_are_there(settings: dict[str, Any], known
 
 
 def test_every_rule_is_here() -> None:
-    rules = [rule for section in (HELD_OUT, STOPPING, CHANCES, PRIVATE, TASKS, METHODS) for rule in section]
+    rules = [rule for section in (HELD_OUT, STOPPING, CHANCES, PRIVATE, CLOCK, TASKS, METHODS) for rule in section]
     assert [rule for rule, _, _ in REFUSED] == rules
     assert len(LOADED) == len(DATA)
     assert len(rules) + len(DATA) == sum(map(len, SECTIONS.values()))

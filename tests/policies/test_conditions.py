@@ -188,16 +188,18 @@ def test_partial_work_counts_steps_where_steps_are_given(tmp_path: Path) -> None
 def test_profiles() -> None:
     """Oracles: the lognormal distribution, 4 sigma; no spread gives the medians; a client keeps its profile."""
     count = 20_000
-    profile = Heterogeneous(0.2, 0.5, 3e6, 1e6, 1.5).profile(np.arange(count), count, 3)
+    rates: dict[str, float] = {"seconds_per_step": 0.2, "download": 3e6, "upload": 1e6}
+    spread = Heterogeneous(**rates, speed_spread=0.5, bandwidth_spread=1.5)
+    profile = spread.profile(np.arange(count), count, 3)
     logs = np.log([profile.seconds_per_step / 0.2, profile.download / 3e6, profile.upload / 1e6])
-    for log, spread in zip(logs, (0.5, 1.5, 1.5), strict=True):
-        assert abs(log.mean()) < 4 * spread / np.sqrt(count)
-        assert abs(log.std() - spread) < 4 * spread / np.sqrt(2 * count)
+    for log, sigma in zip(logs, (0.5, 1.5, 1.5), strict=True):
+        assert abs(log.mean()) < 4 * sigma / np.sqrt(count)
+        assert abs(log.std() - sigma) < 4 * sigma / np.sqrt(2 * count)
     together = np.corrcoef(logs)[np.triu_indices(3, 1)]
     assert np.abs(together).max() < 4 / np.sqrt(count)
-    alike = Heterogeneous(0.2, 0, 3e6, 1e6, 0).profile(np.arange(5), 5, 3)
+    alike = Heterogeneous(**rates, speed_spread=0, bandwidth_spread=0).profile(np.arange(5), 5, 3)
     assert [set(column) for column in vars(alike).values()] == [{0.2}, {3e6}, {1e6}]
-    some = Heterogeneous(0.2, 0.5, 3e6, 1e6, 1.5).profile(np.array([7, 3]), 9, 3)
+    some = spread.profile(np.array([7, 3]), 9, 3)
     assert some.upload.tolist() == profile.upload[[7, 3]].tolist()
 
 
