@@ -66,6 +66,10 @@ class Algorithm(metaclass=Configured):
     #: Whether a client trains one model per round, by one call of `Federation.train` (not counting a `Phase` with a
     #: name), so that `--evaluate_means` can average these models.
     averages_models: bool = False
+    #: Names of those of `server_state` that are no models of the method, and so are not written to /model.
+    hidden_state: tuple[str, ...] = ()
+    #: Whether clients train at the same time from different versions of the model, see `Asynchronous`.
+    is_asynchronous: bool = False
     #: Whether the method uses updates from a part of the local training; else they are dropped.
     accepts_partial_work: bool = False
     #: Whether samples must have classes (`Task.has_classes`).

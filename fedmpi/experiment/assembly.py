@@ -20,6 +20,7 @@ from fedmpi.experiment.alike import check_rebuilt, check_set_up
 from fedmpi.experiment.initial_model import read_initial_model
 from fedmpi.experiment.networks import Networks, networks_of
 from fedmpi.experiment.samples import PixelOrders, load_shared
+from fedmpi.experiment.schedule import timeline_of
 from fedmpi.experiment.settings import Settings
 from fedmpi.federation.adversary import Adversary
 from fedmpi.federation.context import Context
@@ -32,6 +33,7 @@ from fedmpi.mpi.world import World
 from fedmpi.policies import Cohort
 from fedmpi.policies.privacy import Released
 from fedmpi.policies.sampling import masses
+from fedmpi.policies.timeline import Timeline
 from fedmpi.streams import say
 from fedmpi.tasks import Measures, Strata
 from fedmpi.training.choice import choose, make_trainer
@@ -49,12 +51,14 @@ class Assembled:
     Attributes:
         engine: of the federation.
         held_out: the held-out clients.
+        timeline: the schedule of an asynchronous method; None: the method is synchronous.
         choice: how many clients a rank trains at once, and why.
         checksums: of the data, as in the results file (data_sha256, proxy_sha256); on rank 0.
     """
 
     engine: Engine
     held_out: Cohort
+    timeline: Timeline | None
     choice: Choice
     checksums: Mapping[str, str]
 
@@ -103,7 +107,7 @@ def assemble(experiment: Settings, world: World) -> Assembled:
     checksums = {name: data.checksum for name, data in read.items() if data} if world.is_server else {}
     if removed and world.is_server:
         say(f"removed files that killed jobs had left in /dev/shm: {', '.join(removed)}")
-    return Assembled(engine, held_out, choice, checksums)
+    return Assembled(engine, held_out, timeline_of(experiment, engine), choice, checksums)
 
 
 def set_up(algorithm: Algorithm, engine: Engine) -> None:

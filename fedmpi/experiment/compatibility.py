@@ -190,7 +190,9 @@ STOPPING: Sequence[Rule[Choices]] = (
         "stop.virtual_seconds",
         "a number, without a virtual clock",
         "must be null without a virtual clock, as that of --conditions Heterogeneous",
-        lambda chosen: chosen.stop.virtual_seconds is not None and not _is_held_up(chosen),
+        lambda chosen: (
+            chosen.stop.virtual_seconds is not None and not (_is_held_up(chosen) or chosen.algorithm.is_asynchronous)
+        ),
     ),
 )
 #: The probability that a client's update is used must be known, and not zero.

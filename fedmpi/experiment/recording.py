@@ -296,7 +296,7 @@ def _describe_models(results: Results, algorithm: Algorithm, layout: Layout) -> 
     models = {
         name: current(part, name, layout)
         for name, part in states.items()
-        if getattr(part, name).shape[-1:] == (layout.size,) and name not in algorithm.networks
+        if getattr(part, name).shape[-1:] == (layout.size,) and name not in {*algorithm.networks, *part.hidden_state}
     }
     models.pop("weights", None)
     results.set_model(*tensors(layout), current(algorithm, "weights", layout), models, frozen(layout))

@@ -22,19 +22,34 @@ from fedmpi.federation.ledger import Outcome
 from fedmpi.policies import All, Always, Cohort, Pool, RoundPlan
 from fedmpi.policies.clock import TICKS, to_ticks
 from fedmpi.policies.privacy import NoPrivacy
+from fedmpi.policies.timeline import Timeline
 from fedmpi.training.block import Block
 from fedmpi.training.flat import Net
 from fedmpi.training.samples import Batch
 
 
 def play(
-    experiment: Settings, engine: Engine, algorithm: Algorithm, round: int, interruptions: Interruptions
+    experiment: Settings,
+    engine: Engine,
+    algorithm: Algorithm,
+    round: int,
+    interruptions: Interruptions,
+    timeline: Timeline | None = None,
 ) -> Outcome:
-    """Play a round of the experiment, or of a stage."""
+    """Play a round of the experiment, or of a stage.
+
+    Args:
+        timeline: the schedule of an asynchronous method; None: the method is synchronous.
+    """
     fed = engine.federation
     interruptions.begin_round()
     engine.begin(round)
-    plan = plan_round(experiment, engine, algorithm, round)
+    if timeline is None:
+        plan = plan_round(experiment, engine, algorithm, round)
+    else:
+        plan = timeline.row(round).plan
+        engine.schedule = np.array(timeline.state)
+        engine.vouch({f"the schedule: ranks disagree; {REMEDY}": plan.cohort.checksum})
     is_evaluated = algorithm is experiment.algorithm and _is_evaluated(experiment, round)
     if algorithm.pools_clients and plan.cohort.total_mass:
         plan = replace(plan, cohort=plan.cohort.pooled(fed.samples, by_steps=experiment.local.steps is not None))
@@ -42,7 +57,8 @@ def play(
     engine.invite(plan, algorithm.client_metrics, predict)
     if is_evaluated and experiment.evaluate_means in ("cohort", "both"):
         engine.observe_cohort(cohort)
-    if cohort.total_mass or _is_private(experiment):  # otherwise there is no information to protect
+    # Without clients there is nothing to do, unless a private mean must hide this, or a schedule goes on.
+    if cohort.total_mass or _is_private(experiment) or timeline is not None:
         algorithm.round(fed, cohort)
     if is_evaluated:
         with fed.context.doing("evaluation"):
@@ -119,7 +135,7 @@ def plan_round(experiment: Settings, engine: Engine, algorithm: Algorithm, round
     engine.vouch(_claims(experiment, reached, checksum(chosen, asked.checksum), plan.cohort.checksum))
     row = plan.row
     if waited:
-        row = {**row, "virtual_seconds": waited + row["virtual_seconds"]}
+        row = {**row, "virtual_seconds": waited + row.get("virtual_seconds", 0.0)}
     if not isinstance(experiment.availability, Always):
         row = {**row, "unavailable": experiment.clients - len(pool.available)}
     lost = 4 * fed.layout.size * (len(drawn) - len(asked)) + plan.bytes_lost  # what others received

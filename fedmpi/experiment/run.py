@@ -23,6 +23,7 @@ from fedmpi.experiment.ownership import Lock, claim
 from fedmpi.experiment.recording import Recorder, open_recorder
 from fedmpi.experiment.resume import continuation, find, restore_weights
 from fedmpi.experiment.rounds import begin_before, evaluate_start, play
+from fedmpi.experiment.schedule import replay
 from fedmpi.experiment.settings import BY_HAND, Latest, Settings
 from fedmpi.experiment.stopping import may_stop, reason_to_stop
 from fedmpi.federation.engine import Engine
@@ -135,6 +136,7 @@ class _Course:
             self._run_stages(engine, checkpoints, place)
             interruptions.save(0)
         done = place.round if place and not place.stage else 0
+        replay(engine, experiment.algorithm, assembled.timeline, done)
         if not done:
             self._measure_start(engine)
             interruptions.pause()
@@ -142,7 +144,7 @@ class _Course:
         is_over = self._is_over(done)
         while not is_over:
             done += 1
-            outcome = play(experiment, engine, experiment.algorithm, done, interruptions)
+            outcome = play(experiment, engine, experiment.algorithm, done, interruptions, assembled.timeline)
             self.recorder.add_round(outcome)
             yield outcome
             is_over = self._is_over(done)

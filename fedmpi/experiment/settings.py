@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fedmpi.algorithms import Algorithm, FedAvg
+from fedmpi.algorithms.asynchronous import Asynchronous
 from fedmpi.data import Dataset, Digits, Dirichlet, Partition
 from fedmpi.described import as_yaml, settings_of
 from fedmpi.errors import BadInput, require
@@ -30,6 +31,7 @@ from fedmpi.policies.attacks import Attack, NoAttack
 from fedmpi.policies.compression import Compression, Dense
 from fedmpi.policies.privacy import NoPrivacy, Privacy
 from fedmpi.policies.server_optimizers import Replace, ServerOptimizer
+from fedmpi.policies.timeline import check_asynchronous
 from fedmpi.ranges import NonNegativeInt, PositiveInt, interval
 from fedmpi.tasks import Task
 from fedmpi.tasks.measures import described, named_metrics
@@ -247,6 +249,9 @@ class Settings(metaclass=Configured):
         availability.check(clients)
         conditions.check(clients, local)
         algorithm.check(self.cohort)
+        if isinstance(algorithm, Asynchronous):
+            flying, buffer = algorithm.in_flight(self.cohort, clients), algorithm.buffer(self.cohort)
+            check_asynchronous(flying, clients, buffer, sampler, conditions, self.weighting)
         compatibility.check(compatibility.CHANCES, self)
         privacy.check(sampler)
         compatibility.check(compatibility.PRIVATE, self)

@@ -19,7 +19,7 @@ from fedmpi.federation.adversary import Adversary
 from fedmpi.federation.client_state import StateKeeper
 from fedmpi.federation.evaluation import Evaluator
 from fedmpi.federation.ledger import Ledger
-from fedmpi.federation.mean import WeightedMean
+from fedmpi.federation.mean import Arrive, WeightedMean
 from fedmpi.federation.placement import CostModel
 from fedmpi.federation.uplink import Uplink
 from fedmpi.mpi.world import World
@@ -198,6 +198,7 @@ class Context:
         columns: Columns = slice(None),
         expected_mass: float | None = None,
         uplink: Uplink | None = None,
+        arrive: Arrive | None = None,
     ) -> WeightedMean:
         """An empty mean of vectors that are these columns of a model; arguments as for `WeightedMean`."""
         size, parameters = self.layout.extent(columns)
@@ -210,6 +211,7 @@ class Context:
             self.device,
             expected_mass,
             uplink,
+            arrive,
             lambda place: self.layout.name_at(place, columns),
         )
 

@@ -30,6 +30,7 @@ class Engine:
         federation: the interface for methods.
         stage: name and engine of the current stage before the rounds.
         clock: virtual time of all rounds so far, in ticks (`fedmpi.policies.clock`).
+        schedule: how far the schedule of an asynchronous method has come (`Timeline.state`).
     """
 
     stage: tuple[str, Engine] | None = None
@@ -40,6 +41,7 @@ class Engine:
         self._context = federation.context
         self._cohort_mean: CohortMean | None = None
         self._last_models: LastModels | None = None
+        self.schedule = np.zeros(3, dtype=np.int64)
 
     # What ranks agree on
 
@@ -68,15 +70,16 @@ class Engine:
 
     @property
     def estimates(self) -> dict[str, NDArray]:
-        """What the placement has learnt so far, the privacy cost and the virtual time so far; on every rank."""
+        """What the placement has learnt, privacy cost, virtual time and schedule so far; on every rank."""
         counts = {"released": np.array(self._context.released.means), "clock": np.array(self.clock)}
-        return {**self._context.costs.learnt, **counts}
+        return {**self._context.costs.learnt, **counts, "schedule": self.schedule}
 
     @estimates.setter
     def estimates(self, estimates: dict[str, NDArray]) -> None:
         self._context.costs.learnt = estimates
         self._context.released.means = int(estimates["released"])
         self.clock = int(estimates["clock"])
+        self.schedule = estimates["schedule"]
 
     # A round
 

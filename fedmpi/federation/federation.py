@@ -18,7 +18,7 @@ from fedmpi.federation.client_state import ClientState
 from fedmpi.federation.context import Context
 from fedmpi.federation.evaluation import Evaluation, Prediction
 from fedmpi.federation.local import Local, Trained
-from fedmpi.federation.mean import WeightedMean
+from fedmpi.federation.mean import Arrive, WeightedMean
 from fedmpi.federation.reports import Personal, Reports
 from fedmpi.federation.server import Server
 from fedmpi.federation.stack import Stack
@@ -197,6 +197,7 @@ class Federation:
         start: Tensor | None = None,
         groups: int | None = None,
         columns: Columns = slice(None),
+        arrive: Arrive | None = None,
     ) -> WeightedMean:
         """An empty mean over `cohort` of vectors [P] that its clients send, or several means (`groups`).
 
@@ -206,9 +207,10 @@ class Federation:
             start: [P] or [groups, P], the received vector, if the vectors are models; None: they are changes.
             groups: number of means.
             columns: the part of the model that is sent; None: all of it.
+            arrive: changes the vectors where they arrive, see `WeightedMean`.
         """
         uplink = self.context.uplink(cohort, start, columns)
-        return self.context.mean_over(cohort, groups, columns, cohort.expected_mass, uplink)
+        return self.context.mean_over(cohort, groups, columns, cohort.expected_mass, uplink, arrive)
 
     def fraction_heard(self, mean: WeightedMean) -> float:
         """The share of all clients' total weight in this mean: m / N if all clients have equal weights."""

@@ -31,6 +31,9 @@ CLASS_BITS = 16
 # Large enough that the cost of calls does not count, small enough for a cache.
 BLOCK_ELEMENTS = 1 << 17
 
+#: (vectors [K, P] of a block, the block) -> vectors [K, P]
+Arrive = Callable[[Tensor, Block], Tensor]
+
 
 def diverged(weights: Tensor) -> dict[int, tuple[int, float]]:
     """The models [K, P] that are not finite: number, first element that is not finite, and its value."""
@@ -58,6 +61,8 @@ class WeightedMean:
         expected_mass: divide the parameters by this mass (Horvitz-Thompson); `empty` in `reduce` fills the
             difference. None: divide by the mass that was added.
         uplink: changes the vectors on their way; None: they are not changed.
+        arrive: (vectors [K, P] after the uplink, their block) -> the vectors that are averaged; None: these. The
+            groups given to `add` are then only those of the starts; there is one mean.
         name_at: the name of the tensor that an element of a vector belongs to.
 
     Attributes:
@@ -77,6 +82,7 @@ class WeightedMean:
         device: torch.device,
         expected_mass: float | None = None,
         uplink: Uplink | None = None,
+        arrive: Arrive | None = None,
         name_at: Callable[[int], str] = str,
     ) -> None:
         if groups is not None and expected_mass is not None:
@@ -87,6 +93,7 @@ class WeightedMean:
         self._total_mass = total_mass
         self._expected_mass = expected_mass
         self._uplink = uplink
+        self._arrive = arrive
         self._name_at = name_at
         self._grouped = groups is not None
         kinds = ((parameters, PARAMETER_KIND), (size, BUFFER_KIND))
@@ -150,6 +157,8 @@ class WeightedMean:
         return result
 
     def _add(self, vectors: Tensor, block: Block, groups: NDArray[np.int64]) -> None:
+        if self._arrive:
+            vectors, groups = self._arrive(vectors, block), np.zeros_like(groups)
         counted = np.flatnonzero(block.mass)
         if len(counted) < len(vectors):
             vectors, groups, block = vectors[counted], groups[counted], block.rows(counted.tolist())

@@ -72,6 +72,16 @@ class Stack:
         self._rows.close()
         self.present, self.rejected = self._rows.present, self._rows.rejected
 
+    def collect(self) -> Tensor:
+        """[m, P] at the server (a meta tensor on other ranks): all vectors, in the order of the cohort.
+
+        NaN for a client whose vector is missing or was rejected.
+        """
+        rows = self._rows.collect()
+        if self._world.is_server:
+            return torch.from_numpy(rows)
+        return torch.empty(len(self._clients), self._size, device="meta")
+
     def combine(self, rule: Callable[[NDArray[np.float32]], NDArray]) -> Tensor:
         """[P] at the server (a meta tensor on other ranks): a rule applied to each coordinate separately.
 

@@ -77,6 +77,7 @@ class Arrivals(Cohort):
         staleness: [m] int64, the server updates between the client's start and its arrival.
         order: [m] int64, the place of each client's arrival among those of the row, from 0.
         seconds: [m] float64, virtual seconds that each client's job took.
+        arrived_at: [m] float64, virtual time of each arrival since the start of the run.
         needed_versions: [v] int64, ascending: versions that jobs in flight at the end of the row have started from,
             and the present one. No other version is needed after the row.
         columns: values for /rounds.
@@ -87,6 +88,7 @@ class Arrivals(Cohort):
     staleness: NDArray[np.int64] = field(kw_only=True)
     order: NDArray[np.int64] = field(kw_only=True)
     seconds: NDArray[np.float64] = field(kw_only=True)
+    arrived_at: NDArray[np.float64] = field(kw_only=True)
     needed_versions: NDArray[np.int64] = field(kw_only=True)
     columns: Mapping[str, float] = field(default_factory=dict, kw_only=True)
     bytes_lost: int = field(default=0, kw_only=True)
@@ -108,13 +110,14 @@ class Arrivals(Cohort):
             "staleness": self.staleness,
             "virtual_seconds": self.seconds,
             "arrival": self.order,
+            "arrived_at": self.arrived_at,
         }
         columns = {name: values.astype(np.float64) for name, values in clients.items()}
         return RoundPlan(self, dict(self.columns), columns, self.bytes_lost)
 
     def subset(self, positions: NDArray[np.int64]) -> Arrivals:
         """The members at these positions."""
-        names = ("clients", "samples", "mass", "version", "staleness", "order", "seconds")
+        names = ("clients", "samples", "mass", "version", "staleness", "order", "seconds", "arrived_at")
         return replace(self, **{name: getattr(self, name)[positions] for name in names})
 
     def waves(self) -> Iterator[Arrivals]:
@@ -275,6 +278,7 @@ class Timeline:
             staleness=np.array(staleness, dtype=np.int64),
             order=np.array([places[client] for client in clients], dtype=np.int64),
             seconds=np.array([(job.end - job.began) / TICKS for job in jobs]),
+            arrived_at=np.array([job.end / TICKS for job in jobs]),
             needed_versions=np.array(sorted({*flying, self.version}), dtype=np.int64),
             bytes_lost=self._bytes_lost,
         )

@@ -21,7 +21,7 @@ from fedmpi.results.export import to_csv, to_tensorboard
 from fedmpi.results.formats import FORMATS, Rows, latex
 from fedmpi.results.groups import grouped
 from fedmpi.results.metrics import PERCENT
-from fedmpi.results.pictures import classes, clients, confusion, curves, partition, timeline
+from fedmpi.results.pictures import classes, clients, confusion, curves, jobs, partition, timeline
 from fedmpi.results.pictures.figure import Sheet
 from fedmpi.results.reader import Run, open, whole
 from fedmpi.results.rounds import tabulate_rounds
@@ -158,7 +158,7 @@ def _plot(options: argparse.Namespace) -> int:
         look = options.width, options.height, options.font_size, options.font, options.style
         draw(runs, Sheet(options.output, *look))
         print(options.output)
-        if not (options.partition or options.timeline):  # these have one panel per run
+        if not (options.partition or options.timeline or options.jobs):  # these have one panel per run
             for note in remarks(runs):
                 print(note, file=sys.stderr)
     return status
@@ -176,6 +176,8 @@ def _kind(options: argparse.Namespace) -> tuple[Callable[[Run], object], Callabl
         return confusion.confusion, confusion.draw
     if options.timeline:
         return timeline.ranks, timeline.draw
+    if options.jobs:
+        return jobs.check, jobs.draw
 
     def draw(runs: list[Run], sheet: Sheet) -> None:
         curves.draw(runs, sheet, chosen(runs, options.column), options.x)

@@ -144,6 +144,7 @@ def _add_pictures(plot: argparse.ArgumentParser) -> None:
     kinds.add_argument("--classes", action="store_true", help="accuracy per class over rounds")
     kinds.add_argument("--confusion", action="store_true", help="confusion matrix of the last evaluation")
     kinds.add_argument("--timeline", action="store_true", help="busy and idle time of each rank")
+    kinds.add_argument("--jobs", action="store_true", help="when clients trained, of an asynchronous method")
     paper = plot.add_argument_group("for a paper")
     paper.add_argument(
         "--width",

@@ -184,6 +184,7 @@ def test_columns_by_hand() -> None:
         "staleness": [0, 2, 5],
         "virtual_seconds": [2, 3, 7],
         "arrival": [0, 1, 2],
+        "arrived_at": [6, 6, 7],
     }
 
 

@@ -1,0 +1,206 @@
+"""FedBuff and FedAsync: limits in which they are FedAvg, weights by hand, any number of ranks, kills."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import nn
+
+from fedmpi import results
+from fedmpi.algorithms import FedAvg
+from fedmpi.algorithms.asynchronous import Asynchronous
+from fedmpi.algorithms.fedasync import FedAsync
+from fedmpi.algorithms.fedbuff import FedBuff
+from fedmpi.data import Arrays, Dataset, Progress
+from fedmpi.errors import BadInput
+from fedmpi.experiment.command_line import parse
+from fedmpi.models import LeNet, Model
+from fedmpi.models.mlp import LogisticRegression
+from fedmpi.policies import Heterogeneous, Uniform
+from fedmpi.policies.clock import TICKS
+from fedmpi.policies.conditions import Conditions, Job, JobCosts, RoundPlan, Workload
+from fedmpi.policies.sampling import Cohort
+from fedmpi.policies.server_optimizers import Momentum
+from fedmpi.results.check import problems
+from fedmpi.tasks import Regression
+from fedmpi.training.settings import LocalTraining
+from tests.support.experiments import Cut, run
+from tests.support.mpi import REPOSITORY, fedmpi, mpirun, start, succeed
+from tests.support.same_bits import assert_same_bits
+
+#: What the clients of the schedule by hand return, and how many seconds each takes.
+RETURNED, SECONDS = (1.0, 2.0, 4.0), (2, 3, 7)
+
+
+class Numbers(Dataset):
+    """Client k's only sample is (1, RETURNED[k])."""
+
+    task = Regression()
+
+    def read(self, progress: Progress) -> Arrays:
+        x, y = np.ones((3, 1), np.float32), np.array(RETURNED, np.float32)[:, None]
+        return Arrays(x, y, x, y)
+
+
+class One(Model):
+    """One number, which begins as 0."""
+
+    def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        network = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(network.weight)
+        return network
+
+
+class Fixed(Conditions):
+    """Client k's jobs take SECONDS[k]."""
+
+    def check_asynchronous(self) -> None:
+        pass
+
+    def job(self, costs: JobCosts, seed: int) -> Job:
+        return lambda client, number: (SECONDS[client] * TICKS, "arrives")
+
+    def plan(self, asked: Cohort, size: int, workload: Workload, seed: int) -> RoundPlan:
+        raise NotImplementedError
+
+
+def by_hand(path: Path, method: Asynchronous, cohort: int, rounds: int) -> results.Run:
+    parts: dict[str, Any] = {"dataset": Numbers(), "model": One(), "partition": Cut(1, 1, 1), "conditions": Fixed()}
+    local = LocalTraining(epochs=1, lr=0.5)  # the gradient is 2 (w - b), so one step ends at b
+    settings = {**parts, "sampler": Uniform(), "clients": 3, "cohort": cohort, "rounds": rounds, "local": local}
+    return run(path, method, overwrite=True, **settings)
+
+
+def test_weights_by_hand(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    expected: dict[int, float] = {1: 1.030330, 2: 1.019607, 3: 1.847672}
+    for rounds, weight in expected.items():
+        made = by_hand(path, FedAsync(concurrency=3, alpha=0.5), cohort=3, rounds=rounds)
+        assert made.weights[0] == pytest.approx(weight, abs=1e-6)
+    assert made.rounds["updates"].tolist() == [2, 1, 3]
+    assert made.rounds["virtual_seconds"].tolist() == [3, 1, 3]
+    assert made.clients["start_version"].tolist() == [0, 0, 1, 3, 2, 0]
+    assert made.clients["staleness"].tolist() == [0, 1, 1, 0, 2, 5]
+    for rounds, weight in enumerate((1.5, 1.5, 2.404701, 1.879127), 1):
+        made = by_hand(path, FedBuff(concurrency=3), cohort=2, rounds=rounds)
+        assert made.weights[0] == pytest.approx(weight, abs=1e-6)
+    assert made.clients["staleness"].tolist() == [0, 0, 0, 0, 0, 2, 0, 1]
+    assert not problems(path)
+
+
+def few(cohort: int, rounds: int = 3, **more: Any) -> dict[str, Any]:
+    local = LocalTraining(steps=3, batch_size=10)
+    settings = {"clients": 12, "cohort": cohort, "rounds": rounds, "sampler": Uniform(), "weighting": "uniform"}
+    return {**settings, "local": local, "model": LogisticRegression(), **more}
+
+
+def test_in_step_they_are_fedavg(tmp_path: Path) -> None:
+    """As many in flight as in a buffer, all equally fast: FedAvg's bits. One client at a time, alpha 1: too."""
+    equal = Heterogeneous(speed_spread=0, bandwidth_spread=0)
+    cases: list[dict[str, Any]] = [{}, {"conditions": equal, "server_optimizer": Momentum()}, {"model": LeNet()}]
+    for number, more in enumerate(cases):
+        plain = run(tmp_path / f"plain{number}.h5", FedAvg(), **few(4, **more))
+        buffered = run(tmp_path / f"buffered{number}.h5", FedBuff(concurrency=4), **few(4, **more))
+        assert buffered.weights_sha256 == plain.weights_sha256
+        assert buffered.clients["client"].tolist() == plain.clients["client"].tolist()
+        assert buffered.rounds["staleness_max"].tolist() == [0, 0, 0]
+    plain = run(tmp_path / "plain.h5", FedAvg(), **few(1))
+    method = FedAsync(concurrency=1, alpha=1.0, discount="constant")
+    alone = run(tmp_path / "alone.h5", method, **few(1))
+    assert alone.weights_sha256 == plain.weights_sha256
+    twice = run(tmp_path / "twice.h5", FedBuff(concurrency=10), **few(5, rounds=4, clients=24))
+    assert twice.rounds["staleness_mean"].tolist() == [0, 1, 0, 1]
+
+
+LOSSY = (
+    "--clients 14 --cohort 4 --rounds 6 --local.epochs 1 --algorithm.concurrency 6 --algorithm.max_staleness 9"
+    " --conditions Heterogeneous --conditions.speed_spread 1 --conditions.dropout 0.2 --conditions.deadline 1.5"
+)
+CASES = {
+    "buffered": f"--algorithm FedBuff {LOSSY}",
+    "buffered_side_by_side": f"--algorithm FedBuff {LOSSY} --model MLP --model.hidden [33,17] --local.vectorize 3",
+    "buffered_compressed": f"--algorithm FedBuff {LOSSY} --model MLP --compression TopK --server_optimizer Momentum",
+    "mixed": f"--algorithm FedAsync {LOSSY} --algorithm.mu 0.1",
+    "mixed_side_by_side": f"--algorithm FedAsync {LOSSY} --model MLP --local.vectorize 3 --algorithm.discount hinge",
+}
+
+
+def test_any_number_of_ranks(tmp_path: Path) -> None:
+    for ranks in (1, 3, 5):
+        folder = tmp_path / str(ranks)
+        (folder / "all").mkdir(parents=True)
+        (folder / "all" / "lines").write_text("\n".join(f"{name} {options}" for name, options in CASES.items()))
+        succeed(mpirun(ranks, REPOSITORY / "tests" / "jobs" / "runs.py", folder, f"all:0:{ranks}"))
+    for name in CASES:
+        one, three, five = (results.open(tmp_path / ranks / "all" / f"{name}.h5") for ranks in "135")
+        assert_same_bits(one, three)
+        assert_same_bits(one, five)
+        assert one.rounds["discarded"].sum() + one.rounds["dropped"].sum() + one.rounds["late"].sum() > 0
+    assert results.open(tmp_path / "1" / "all" / "mixed.h5").rounds["waves"].max() > 1
+
+
+def test_killed_and_continued(tmp_path: Path) -> None:
+    """kill -9 in the middle, then on another number of ranks; and more rounds after the end: the bits of one run."""
+    for name in ("buffered", "mixed"):
+        options = f"{CASES[name]} --rounds 40 --evaluate_every 10 --checkpoint.every_rounds 1"
+        whole, path = tmp_path / f"{name}.h5", tmp_path / f"{name}_killed.h5"
+        succeed(fedmpi(0, *options.split(), "--output", whole))
+        process = start(3, "-m", "fedmpi", *options.split(), "--output", path)
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("round  7/"):
+                break
+        time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        succeed(fedmpi(2, *options.split(), "--output", path, "--resume"))
+        assert_same_bits(results.open(whole), results.open(path))
+    longer = tmp_path / "longer.h5"
+    options = f"{CASES['buffered']} --evaluate_every 10 --checkpoint.keep true"
+    succeed(fedmpi(0, *options.split(), "--rounds", "15", "--output", longer))
+    succeed(fedmpi(0, *options.split(), "--rounds", "40", "--output", longer, "--resume"))
+    assert results.open(longer).weights_sha256 == results.open(tmp_path / "buffered.h5").weights_sha256
+
+
+def test_nobody_is_in_time(tmp_path: Path) -> None:
+    """A deadline before the fastest job: empty rows, and a model that does not change."""
+    slow = Heterogeneous(deadline=1e-6)
+    for method in (FedBuff(concurrency=4), FedAsync(concurrency=4)):
+        made = run(tmp_path / f"{type(method).__name__}.h5", method, **few(4, conditions=slow))
+        assert made.rounds["updates"].tolist() == [0, 0, 0]
+        assert made.rounds["test_loss"].tolist() == [made.initial["test_loss"]] * 3
+        assert made.rounds["late"].sum() > 0
+
+
+def test_little(tmp_path: Path) -> None:
+    """Mean staleness is (C - 1) / Z, whatever the speeds; the versions that are kept are those in flight."""
+    clocked = Heterogeneous(speed_spread=1)
+    made = run(tmp_path / "run.h5", FedBuff(concurrency=20), **few(5, rounds=200, clients=60, conditions=clocked))
+    assert made.rounds["staleness_mean"][50:].mean() == pytest.approx(19 / 5, rel=0.1)
+    assert "versions" not in made.model
+    assert made.rounds["in_flight"].max() <= 20
+
+
+REFUSED = {
+    "--algorithm.concurrency 13": "--algorithm.concurrency = 13: must be at most the number of clients, 12",
+    "--sampler All": "cannot be combined with an asynchronous method",
+    "--sampler PowerOfChoice": "cannot be combined with an asynchronous method",
+    "--conditions Heterogeneous --conditions.over_select 1.3": "--conditions.over_select = 1.3: must be 1",
+    "--conditions Heterogeneous --conditions.stragglers 0.3 --local.epochs 3": "--conditions.stragglers = 0.3:",
+    "--weighting horvitz_thompson": "--weighting = horvitz_thompson: ",
+    "--privacy CentralDP --weighting uniform": "must be a method whose server sees only one mean of models",
+    "--evaluate_means cohort": "FedBuff does not average its clients' models",
+}
+
+
+def test_refused(tmp_path: Path) -> None:
+    for options, reason in REFUSED.items():
+        words = f"--algorithm FedBuff --clients 12 --cohort 4 --rounds 1 --output {tmp_path}/run.h5 {options}"
+        with pytest.raises(BadInput) as refused:
+            parse(words.split())
+        assert reason in str(refused.value), options
