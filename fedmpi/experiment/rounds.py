@@ -119,7 +119,7 @@ def plan_round(experiment: Settings, engine: Engine, algorithm: Algorithm, round
     engine.vouch(_claims(experiment, reached, checksum(chosen, asked.checksum), plan.cohort.checksum))
     row = plan.row
     if waited:
-        row = {**row, "virtual_seconds": waited + row["virtual_seconds"]}
+        row = {**row, "virtual_seconds": waited + row.get("virtual_seconds", 0.0)}
     if not isinstance(experiment.availability, Always):
         row = {**row, "unavailable": experiment.clients - len(pool.available)}
     lost = 4 * fed.layout.size * (len(drawn) - len(asked)) + plan.bytes_lost  # what others received
