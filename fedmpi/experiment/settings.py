@@ -90,8 +90,8 @@ class Settings(metaclass=Configured):
         compression: how clients compress their updates.
         attack: what malicious clients do. The classes have an option for the share of malicious clients.
         availability: which clients can be reached in a round.
-        conditions: simulated speed of the clients (on a virtual clock), and lost updates.
-        task: what is learned: what the targets are, the loss, and the metrics. null: the data set's own task.
+        conditions: simulated speed of clients, and lost updates. Time is that of a virtual clock.
+        task: what is learned. It says what the targets are, the loss, and the metrics. null: the data set's own task.
         metrics: further metrics of the evaluated models. One or a list: names of metrics of the task, or import paths
             of functions (measured rows, targets, owners) -> number. Columns test_NAME.
         clients: number of clients.
@@ -116,10 +116,10 @@ class Settings(metaclass=Configured):
             every evaluated round, only to be measured: its model is evaluated on its own test samples and then thrown
             away. Column fine_tuned_accuracy, over all test samples, and per client in /evaluation. This is the
             baseline of every personalised method. It costs a training of all clients per evaluation. null: none.
-        validation: share of each client's training samples that is never trained on, at least one of ten samples.
-            Together they are the validation set, on which models are evaluated as on the test set (columns
-            validation_loss, validation_accuracy, ...). The best round is then chosen by it, and its model is kept in
-            /best. null: no validation set.
+        validation: share of training samples to validate on. Each client sets this share apart, at least one of ten
+            samples, and never trains on it. Together they are the validation set, on which models are evaluated as on
+            the test set (columns validation_loss, validation_accuracy, ...). The best round is then chosen by it, and
+            its model is kept in /best. null: no validation set.
         held_out: number of additional clients that take part in no round. They have their own samples. After the last
             round each of them fine-tunes the global model alone; the accuracies are in /held_out.
         held_out_epochs: epochs of a held-out client's fine-tuning.

@@ -123,12 +123,12 @@ class Evaluation:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """All metrics of the experiment by name; only for rank 0, because some take long."""
+        """All metrics of the experiment by name."""
         return {name: self.value(metric) for name, metric in self.measures.metrics.items()}
 
     @property
     def columns(self) -> dict[str, float]:
-        """The metrics of both sets by column: test_loss, ..., validation_loss, ...; only for rank 0."""
+        """The metrics of both sets by column: test_loss, ..., validation_loss, ..."""
         found = {f"test_{name}": value for name, value in self.metrics.items()}
         validated = self.validation.metrics if self.validation else {}
         return found | {f"validation_{name}": value for name, value in validated.items()}

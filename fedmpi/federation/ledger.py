@@ -251,7 +251,7 @@ class Ledger:
         if ranks["server_seconds"].any():
             row["teacher_seconds"] = float(ranks["teacher_seconds"][workers].mean())
             row["server_seconds"] = float(ranks["server_seconds"][0])
-        if self.evaluation is not None and self._world.is_server:
+        if self.evaluation is not None:
             row |= self.evaluation.columns
         return {**row, **self._plan.row, "seconds": time.perf_counter() - self._began}
 

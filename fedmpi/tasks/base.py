@@ -46,7 +46,7 @@ class Strata(NamedTuple):
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that says how good a model is on a set of samples. It is computed on rank 0.
+    """A number that says how good a model is on a set of samples. It is computed on every rank from the same numbers.
 
     Attributes:
         compute: makes the number of the rows of these samples.
