@@ -65,5 +65,6 @@ class MOON(FedAvg):
         cosines = [functional.cosine_similarity(features.flatten(1), other.flatten(1)) for other in theirs]
         # As in the paper's code. A softplus would be shorter, but its last bits depend on the position of an element,
         # and so on the other clients in a batched call.
-        contrast = cross_entropy(torch.stack(cosines, 1) / self.tau, torch.zeros_like(batch.index))
+        logits = torch.stack(cosines, 1) / self.tau
+        contrast = cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64))
         return self.task.loss(net.classify(features), batch.y) + self.mu * contrast

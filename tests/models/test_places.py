@@ -180,7 +180,7 @@ def test_runs(tmp_path: Path) -> None:
     rows = [("04"[n % 2], f"author {n % 6}", text[3 * n : 3 * n + 24]) for n in range(60)]
     for name in TweetCharacters.files:
         write_tweets(tmp_path / "sentiment140" / name, rows)
-    common = "--partition IID --clients 6 --rounds 2 --local.epochs 2 --local.lr 0.1"
+    common = "--partition IID --clients 6 --rounds 2 --local.epochs 1 --local.lr 0.05"
     masks = f"{common} --dataset MNISTMasks --dataset.root {tmp_path} --model UNet --model.width 4 --model.norm group"
     texts = f"--dataset TweetCharacters --dataset.root {tmp_path} --dataset.length 24"
     characters = f"{common} {texts} --model NextToken --partition Users"
@@ -196,7 +196,7 @@ def test_runs(tmp_path: Path) -> None:
         alone, together = (results.open(tmp_path / "all" / f"{name}-{at_once}.h5") for at_once in ("off", 4))
         assert (together.environment["clients_at_once"], alone.environment["clients_at_once"]) == (4, 1)
         apart = {key: together.state_dict()[key] - tensor for key, tensor in alone.state_dict().items()}
-        assert max(np.linalg.norm(x) / np.linalg.norm(alone.state_dict()[key]) for key, x in apart.items()) < 1e-3
+        assert max(np.abs(x).max() for x in apart.values()) < 1e-4  # of weights, most of which are above 1e-2
         assert alone.rounds["test_loss"][-1] < alone.rounds["test_loss"][0]
 
 
