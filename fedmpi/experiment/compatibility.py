@@ -123,6 +123,10 @@ def _is_held_up(chosen: Choices) -> bool:
     return not isinstance(chosen.conditions, Ideal)
 
 
+def _has_clock(chosen: Choices) -> bool:
+    return _is_held_up(chosen) or chosen.algorithm.is_asynchronous
+
+
 def _is_attacked(chosen: Choices) -> bool:
     return not isinstance(chosen.attack, NoAttack)
 
@@ -190,9 +194,7 @@ STOPPING: Sequence[Rule[Choices]] = (
         "stop.virtual_seconds",
         "a number, without a virtual clock",
         "must be null without a virtual clock, as that of --conditions Heterogeneous",
-        lambda chosen: (
-            chosen.stop.virtual_seconds is not None and not (_is_held_up(chosen) or chosen.algorithm.is_asynchronous)
-        ),
+        lambda chosen: chosen.stop.virtual_seconds is not None and not _has_clock(chosen),
     ),
 )
 #: The probability that a client's update is used must be known, and not zero.
@@ -255,7 +257,7 @@ CLOCK: Sequence[Rule[Choices]] = (
         "availability",
         "one by times (Intervals), without a virtual clock",
         "needs a virtual clock, as that of --conditions Heterogeneous",
-        lambda chosen: chosen.availability.by_clock and not _is_held_up(chosen),
+        lambda chosen: chosen.availability.by_clock and not _has_clock(chosen),
     ),
 )
 TASKS: Sequence[Rule[Choices]] = (
