@@ -154,16 +154,19 @@ class Study:
     def _train(self, names: Sequence[str], runs: Path, kept: Path, data: Path, options: str) -> bool:
         """Train cells; whether all went well. What those that failed printed, is printed."""
 
-        def train(name: str) -> str:
+        def whole_options(name: str) -> str:
             own = f"{self.cells[name]} {options}"
             for place, folder in (("{runs}", runs), ("{data}", data)):
                 own = own.replace(place, shlex.quote(str(folder)))
-            return _train(own, path_of(runs, name), path_of(kept, name), self.unused)
+            return own
+
+        def train(name: str) -> str:
+            return _train(whole_options(name), path_of(runs, name), path_of(kept, name), self.unused)
 
         found: list[str] = []
         for name in names:
             path = path_of(kept, name)
-            if path.exists() and not is_of(path, f"{self.cells[name]} {options}"):
+            if path.exists() and not is_of(path, whole_options(name)):
                 found.append(f"{path}: is of other options; give another --results")
         if found:
             names = []

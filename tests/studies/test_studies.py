@@ -68,7 +68,8 @@ def test_options_of_cells_are_known(name: str) -> None:
         words = {pair.strip() for pair in f" {options}".split(" --")}
         if words - seen:
             seen |= words | {f"seed {seed}" for seed in range(9)}
-            parse(shlex.split(f"{options} {study.root} data --output x.h5"))
+            root = f"{study.root} {{data}}" if study.root else ""
+            parse(shlex.split(f"{options} {root} --output x.h5".replace("{data}", "data")))
     assert len(seen) > 9
     assert study.main([]) == 0
 
