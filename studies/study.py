@@ -64,8 +64,9 @@ class Files:
         return [path for name in names if (path := path_of(self.runs, name)).exists()]
 
     def show(self, rows: Sequence[Sequence[str]]) -> None:
-        """Print a table whose first row is its head."""
-        print(FORMATS[self.format](rows))
+        """Print a table whose first row is its head, unless it has no other rows."""
+        if len(rows) > 1:
+            print(FORMATS[self.format](rows))
 
     def show_results(self, command: str, *patterns: str, options: str = "") -> None:
         """Print what `python -m fedmpi.results COMMAND` makes of files."""

@@ -59,6 +59,12 @@ def test_cells_are_trained_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert f"no {'table two' if wrong == ['two'] else 'cell matches nothing/*'}: " in capsys.readouterr().err
 
 
+def whole(study: Study, options: str) -> str:
+    """The options of a cell, with the folder of the data."""
+    root = f"{study.root} {{data}}" if study.root else ""
+    return f"{options} {root}".replace("{data}", "data")
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_options_of_cells_are_known(name: str) -> None:
     """Oracle: the command line accepts every option of the study; its tables can be printed from what is kept."""
@@ -68,8 +74,7 @@ def test_options_of_cells_are_known(name: str) -> None:
         words = {pair.strip() for pair in f" {options}".split(" --")}
         if words - seen:
             seen |= words | {f"seed {seed}" for seed in range(9)}
-            root = f"{study.root} {{data}}" if study.root else ""
-            parse(shlex.split(f"{options} {root} --output x.h5".replace("{data}", "data")))
+            parse(shlex.split(f"{whole(study, options)} --output x.h5"))
     assert len(seen) > 9
     assert study.main([]) == 0
 
@@ -85,7 +90,7 @@ def test_kept_files_are_of_the_study_as_it_is(name: str) -> None:
         plain = re.sub(r"--seed \d+", "", options)
         if plain not in known:  # reading the options of all seeds takes longer than the rest of the test
             known.add(plain)
-            assert is_of(path, f"{options} {study.root} data"), path
+            assert is_of(path, whole(study, options)), path
         run = results.open(path)
         assert run.status == "finished"
         assert f"--seed {run.attributes['seed']} " in f"{options} "
