@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from fedmpi.algorithms import IFCA, Algorithm
 from fedmpi.data import Dataset, Partition
 from fedmpi.errors import BadInput
+from fedmpi.experiment.evaluated import Evaluated
 from fedmpi.experiment.stopping import Stopping, direction
 from fedmpi.models import Model
 from fedmpi.options import Configured, shown
@@ -47,12 +48,15 @@ class Choices(Protocol):
     local: LocalTraining
     stop: Stopping
     evaluate_every: int
+    evaluate_seconds: float | None
     evaluate_means: Any
     evaluate_fine_tuned: int | None
     held_out: int
     init: Any
     validation: float | None
 
+    @property
+    def evaluated(self) -> Evaluated: ...
     @property
     def described_metrics(self) -> dict[str, str]: ...
 
@@ -167,13 +171,13 @@ STOPPING: Sequence[Rule[Choices]] = (
         "stop.patience",
         "a number, with --evaluate_every 0",
         "must be null with --evaluate_every 0, because there are no evaluations",
-        lambda chosen: chosen.stop.patience is not None and not chosen.evaluate_every,
+        lambda chosen: chosen.stop.patience is not None and not chosen.evaluated,
     ),
     Rule(
         "stop.target",
         "a number, with --evaluate_every 0",
         "must be null with --evaluate_every 0, because there are no evaluations",
-        lambda chosen: chosen.stop.target is not None and not chosen.evaluate_every,
+        lambda chosen: chosen.stop.target is not None and not chosen.evaluated,
     ),
     Rule(
         "stop.metric",
@@ -258,6 +262,12 @@ CLOCK: Sequence[Rule[Choices]] = (
         "one by times (Intervals), without a virtual clock",
         "needs a virtual clock, as that of --conditions Heterogeneous",
         lambda chosen: chosen.availability.by_clock and not _has_clock(chosen),
+    ),
+    Rule(
+        "evaluate_seconds",
+        "a number, without a virtual clock",
+        "must be null without a virtual clock, as that of --conditions Heterogeneous",
+        lambda chosen: chosen.evaluate_seconds is not None and not _has_clock(chosen),
     ),
 )
 TASKS: Sequence[Rule[Choices]] = (
@@ -465,7 +475,7 @@ SECTIONS: dict[str, Sequence[Rule[Any]]] = {
     "Stopping early": STOPPING,
     "Horvitz-Thompson weights": CHANCES,
     "Privacy": PRIVATE,
-    "Availability": CLOCK,
+    "Virtual clock": CLOCK,
     "Tasks": TASKS,
     "Methods": METHODS,
     "Data and networks": DATA,

@@ -39,6 +39,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     ),
     "Evaluation": (
         "evaluate_every",
+        "evaluate_seconds",
         "metrics",
         "validation",
         "evaluate_means",

@@ -25,6 +25,7 @@ RARE = (
     "local.vectorize",
     "local.precision",
     "local.augmentation",
+    "evaluate_seconds",
     "evaluate_means",
     "evaluate_local",
     "evaluate_fine_tuned",

@@ -104,7 +104,7 @@ def find(experiment: Settings, config: str, checkpoints: Checkpoints) -> Place |
 
 
 def _stopped_by(experiment: Settings, run: Run) -> str | None:
-    return reason_to_stop(experiment.stop, experiment.evaluate_every, run.rounds, experiment.described_metrics)
+    return reason_to_stop(experiment.stop, experiment.evaluated, run.rounds, experiment.described_metrics)
 
 
 def continuation(experiment: Settings, ranks: int) -> str:

@@ -50,7 +50,9 @@ def play(
         plan = timeline.row(round).plan
         engine.schedule = np.array(timeline.state)
         engine.vouch({f"the schedule: ranks disagree; {REMEDY}": plan.cohort.checksum})
-    is_evaluated = algorithm is experiment.algorithm and _is_evaluated(experiment, round)
+    clock = engine.clock + int(to_ticks(plan.row.get("virtual_seconds", 0.0)))
+    is_selected = round == experiment.rounds or experiment.evaluated.selects(round, engine.clock, clock)
+    is_evaluated = algorithm is experiment.algorithm and bool(experiment.evaluated) and is_selected
     if algorithm.pools_clients and plan.cohort.total_mass:
         plan = replace(plan, cohort=plan.cohort.pooled(fed.samples, by_steps=experiment.local.steps is not None))
     cohort, predict = plan.cohort, algorithm.predict if is_evaluated and experiment.evaluate_local else None
@@ -69,7 +71,7 @@ def play(
                 hooks = FineTuning(algorithm)
                 engine.evaluate_fine_tuned(hooks, weights, algorithm.predict, experiment.evaluate_fine_tuned)
         engine.account(experiment.sampler, experiment.cohort)
-    engine.clock += int(to_ticks(plan.row.get("virtual_seconds", 0.0)))
+    engine.clock = clock
     kept = {name: value for part in algorithm.parts for name, value in vars(part).items()}
     return engine.finish(kept, *interruptions.asks(round))
 
@@ -170,8 +172,3 @@ def _claims(experiment: Settings, *checksums: int) -> dict[str, int]:
 
 def _is_private(experiment: Settings) -> bool:
     return not isinstance(experiment.privacy, NoPrivacy)
-
-
-def _is_evaluated(experiment: Settings, round: int) -> bool:
-    every = experiment.evaluate_every
-    return bool(every) and (round % every == 0 or round == experiment.rounds)

@@ -25,7 +25,7 @@ from fedmpi.experiment.resume import continuation, find, restore_weights
 from fedmpi.experiment.rounds import begin_before, evaluate_start, play
 from fedmpi.experiment.schedule import replay
 from fedmpi.experiment.settings import BY_HAND, Latest, Settings
-from fedmpi.experiment.stopping import may_stop, reason_to_stop
+from fedmpi.experiment.stopping import reason_to_stop
 from fedmpi.federation.engine import Engine
 from fedmpi.federation.ledger import Outcome
 from fedmpi.mpi.failures import Silence
@@ -251,7 +251,7 @@ class _Course:
 
     def _measure_start(self, engine: Engine) -> None:
         """Evaluate the initial model."""
-        if self._experiment.evaluate_every:
+        if self._experiment.evaluated:
             evaluation = evaluate_start(self._experiment, engine)
             if evaluation:
                 self.recorder.set_initial(evaluation.columns)
@@ -264,12 +264,12 @@ class _Course:
                 first, so no round is lost.
         """
         experiment, world, reason, problem = self._experiment, self._world, None, None
-        if done == experiment.rounds or not may_stop(experiment.stop, experiment.evaluate_every, done):
+        if done == experiment.rounds or not (done and experiment.stop.has_conditions):
             return done == experiment.rounds
         if world.is_server:
             rows, metrics = self.recorder.rounds, experiment.described_metrics
             try:
-                reason = reason_to_stop(experiment.stop, experiment.evaluate_every, rows, metrics)
+                reason = reason_to_stop(experiment.stop, experiment.evaluated, rows, metrics)
             except BadInput as error:
                 problem = error
         found = np.array([reason is not None, problem is not None], dtype=np.int64)

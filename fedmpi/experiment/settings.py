@@ -15,6 +15,7 @@ from fedmpi.data import Dataset, Digits, Dirichlet, Partition
 from fedmpi.described import as_yaml, settings_of
 from fedmpi.errors import BadInput, require
 from fedmpi.experiment import compatibility
+from fedmpi.experiment.evaluated import Evaluated
 from fedmpi.experiment.stopping import Stopping
 from fedmpi.models import LeNet, Model
 from fedmpi.options import Configured, with_ranges
@@ -32,7 +33,7 @@ from fedmpi.policies.compression import Compression, Dense
 from fedmpi.policies.privacy import NoPrivacy, Privacy
 from fedmpi.policies.server_optimizers import Replace, ServerOptimizer
 from fedmpi.policies.timeline import check_asynchronous
-from fedmpi.ranges import NonNegativeInt, PositiveInt, interval
+from fedmpi.ranges import NonNegativeInt, PositiveFloat, PositiveInt, interval
 from fedmpi.tasks import Task
 from fedmpi.tasks.measures import described, named_metrics
 from fedmpi.training.settings import LocalTraining
@@ -106,6 +107,8 @@ class Settings(metaclass=Configured):
         local: local training at a client.
         evaluate_every: rounds from one evaluation to the next. The initial and the last model are always evaluated.
             0: no evaluation.
+        evaluate_seconds: virtual seconds from one evaluation to the next, instead of evaluate_every. The first round
+            that ends at or after each multiple is evaluated. null: by rounds.
         evaluate_means: also evaluate means of client models. cohort: the mean over the round's cohort (column
             cohort_mean_accuracy). clients: the mean over all clients' last models (column clients_mean_accuracy;
             needs memory for one model per client).
@@ -173,6 +176,7 @@ class Settings(metaclass=Configured):
         weighting: Weighting | None = None,
         local: LocalTraining = LocalTraining(),  # noqa: B008 (frozen)
         evaluate_every: NonNegativeInt = 1,
+        evaluate_seconds: PositiveFloat | None = None,
         evaluate_means: Literal["none", "cohort", "clients", "both"] = "none",
         evaluate_local: bool = False,
         evaluate_fine_tuned: PositiveInt | None = None,
@@ -221,6 +225,7 @@ class Settings(metaclass=Configured):
         self.weighting: Weighting = weighting or algorithm.weighting
         self.local = local
         self.evaluate_every = evaluate_every
+        self.evaluate_seconds = evaluate_seconds
         self.evaluate_means: Literal["none", "cohort", "clients", "both"] = evaluate_means
         self.evaluate_local = evaluate_local
         self.evaluate_fine_tuned = evaluate_fine_tuned
@@ -274,6 +279,11 @@ class Settings(metaclass=Configured):
     def exit_status(self) -> int:
         """Exit status of the program after the run, see `Experiment`."""
         return self._latest.exit_status
+
+    @property
+    def evaluated(self) -> Evaluated:
+        """Which rounds are evaluated."""
+        return Evaluated(self.evaluate_every, self.evaluate_seconds)
 
     @property
     def described_metrics(self) -> dict[str, str]:

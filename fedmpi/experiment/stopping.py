@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import BadInput, require
+from fedmpi.experiment.evaluated import Evaluated
 from fedmpi.options import Configured, with_ranges
 from fedmpi.ranges import PositiveFloat, PositiveInt, interval
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 class Stopping(metaclass=Configured):
     """When a run ends before all its rounds are done. It ends after the first round for which one condition holds.
 
-    Only rounds that `evaluate_every` selects can be the last one, so the last model is always evaluated. Without
-    evaluations, every round can be the last one.
+    Only rounds that `evaluate_every` or `evaluate_seconds` selects can be the last one, so the last model is always
+    evaluated. Without evaluations, every round can be the last one.
 
     Args:
         patience: evaluations without improvement that end the run. They come one after another, and none of them is
@@ -79,29 +80,22 @@ def direction(column: str, metrics: Mapping[str, str]) -> "Direction | None":
     return found.better if found else None
 
 
-def may_stop(stop: Stopping, every: int, round: int) -> bool:
-    """Whether a run may end early after this round.
-
-    Args:
-        every: rounds from one evaluation to the next; 0: no evaluations.
-    """
-    return stop.has_conditions and round > 0 and round % max(every, 1) == 0
-
-
 def reason_to_stop(
-    stop: Stopping, every: int, rounds: Mapping[str, NDArray], metrics: Mapping[str, str]
+    stop: Stopping, evaluated: Evaluated, rounds: Mapping[str, NDArray], metrics: Mapping[str, str]
 ) -> str | None:
-    """Why a run ends after these rounds, in words; None: it continues.
+    """Why a run ends after these rounds, in words; None: it continues, or may not end after such a round.
 
     Args:
-        every: as for `may_stop`.
-        rounds: columns [rounds] of /rounds, at least one round. The metric is read in rounds that `every` selects.
+        evaluated: the rounds that can be the last one, and in which the metric is read.
+        rounds: columns [rounds] of /rounds, at least one round.
         metrics: as for `direction`.
 
     Raises:
         BadInput: a column that a condition needs does not exist.
     """
-    if stop.needs_metric and (reason := _reason_of_metric(stop, every, rounds, metrics)):
+    if not evaluated.among(rounds)[-1]:
+        return None
+    if stop.needs_metric and (reason := _reason_of_metric(stop, evaluated, rounds, metrics)):
         return reason
     if stop.seconds is not None and (spent := math.fsum(rounds["seconds"])) >= stop.seconds:
         return f"seconds: the rounds have taken {spent:,.6g} s, and the limit is {stop.seconds:,.6g} s"
@@ -118,12 +112,12 @@ def reason_to_stop(
 
 
 def _reason_of_metric(
-    stop: Stopping, every: int, rounds: Mapping[str, NDArray], metrics: Mapping[str, str]
+    stop: Stopping, evaluated: Evaluated, rounds: Mapping[str, NDArray], metrics: Mapping[str, str]
 ) -> str | None:
     metric = stop.metric or f"validation_{metrics['main_metric']}"
     values, numbers = _column(rounds, metric, metrics, "metric"), rounds["round"]
     # A former last round, after which rounds were added, has an evaluation that a longer run would not have.
-    selected = numbers % every == 0
+    selected = evaluated.among(rounds)
     values, numbers = values[selected], numbers[selected]
     if not len(values):
         return None

@@ -186,6 +186,19 @@ def test_little(tmp_path: Path) -> None:
     assert made.rounds["in_flight"].max() <= 20
 
 
+def test_evaluated_by_the_clock(tmp_path: Path) -> None:
+    """The first round that ends at or after each multiple, and the last one; also for a synchronous method."""
+    clocked = Heterogeneous(speed_spread=1)
+    for number, method in enumerate((FedBuff(concurrency=6), FedAvg())):
+        more: dict[str, Any] = {"conditions": clocked, "evaluate_seconds": 0.7}
+        made = run(tmp_path / f"{number}.h5", method, **few(3, rounds=20, **more))
+        ends = np.cumsum(made.rounds["virtual_seconds"])
+        expected = np.diff(np.floor(ends / 0.7), prepend=0) > 0
+        expected[-1] = True
+        assert np.isfinite(made.rounds["test_accuracy"]).tolist() == expected.tolist()
+        assert 1 < expected.sum() < 20
+
+
 REFUSED = {
     "--algorithm.concurrency 13": "--algorithm.concurrency = 13: must be at most the number of clients, 12",
     "--sampler All": "cannot be combined with an asynchronous method",

@@ -131,6 +131,11 @@ REFUSED: list[tuple[Rule[Any], dict[str, Any], str]] = [
         "availability = ByTheClock: needs a virtual clock, as that of --conditions Heterogeneous",
     ),
     (
+        CLOCK[1],
+        {"evaluate_seconds": 3.0},
+        "evaluate_seconds = 3.0: must be null without a virtual clock, as that of --conditions Heterogeneous",
+    ),
+    (
         TASKS[0],
         {"algorithm": FedFTG(), "task": Regression()},
         "algorithm = FedFTG: needs samples with classes, which Regression does not have",

@@ -11,6 +11,7 @@ import pytest
 from fedmpi import results
 from fedmpi.errors import BadInput
 from fedmpi.experiment.command_line import parse
+from fedmpi.experiment.evaluated import Evaluated
 from fedmpi.experiment.settings import REQUEUE
 from fedmpi.experiment.stopping import Stopping, reason_to_stop
 from fedmpi.federation.evaluation import Evaluator
@@ -70,14 +71,18 @@ def test_patience() -> None:
         patience = int(rng.integers(1, 8))
         stop = Stopping(patience=patience, metric="test_loss")
         rows = ({"round": np.arange(1, n + 1), "test_loss": losses[:n]} for n in range(1, 31))
-        found = next((n for n, rounds in enumerate(rows, 1) if reason_to_stop(stop, 1, rounds, METRICS)), None)
+        found = next(
+            (n for n, rounds in enumerate(rows, 1) if reason_to_stop(stop, Evaluated(1), rounds, METRICS)), None
+        )
         assert found == settled(np.nan_to_num(losses, nan=np.inf).tolist(), patience)
     stop = Stopping(patience=1, metric="test_accuracy")
     rounds = {"round": np.arange(1, 7), "test_accuracy": np.array([np.nan, 0.5, np.nan, 0.7, 0.9, 0.8])}
-    assert reason_to_stop(stop, 2, rounds, METRICS) is None, "round 5 was evaluated as a former last round only"
+    assert reason_to_stop(stop, Evaluated(2), rounds, METRICS) is None, (
+        "round 5 was evaluated as a former last round only"
+    )
     rounds["test_accuracy"][3] = 0.8
     assert (
-        reason_to_stop(stop, 2, rounds, METRICS)
+        reason_to_stop(stop, Evaluated(2), rounds, METRICS)
         == "patience: test_accuracy has not improved for 1 evaluation since round 4"
     )
 
