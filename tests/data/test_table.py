@@ -319,7 +319,7 @@ def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
         Table(Path("t.csv"), **options)
 
 
-def test_paths_and_folders_that_are_refused(tmp_path: Path) -> None:
+def test_paths(tmp_path: Path) -> None:
     """Oracle: the lines."""
 
     def refused(path: Path, message: str, **options: Any) -> None:
