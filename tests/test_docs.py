@@ -177,7 +177,7 @@ def test_tables_of_ones_own(tmp_path: Path) -> None:
     assert results.open(tmp_path / "runs" / "area.h5").rounds["test_r2"][-1] > 0.8
 
 
-def test_tasks(tmp_path: Path) -> None:
+def test_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracles: a fit that explains something, the page's own functions, a round that validation has chosen."""
     pytest.importorskip("matplotlib")
     page = Page(
@@ -199,6 +199,7 @@ def test_tasks(tmp_path: Path) -> None:
     page.run(page.block("python -m fedmpi --clients 20 --partition.alpha"))
     tuned = results.open(tmp_path / "runs" / "fine_tuned.h5")
     assert tuned.rounds["fine_tuned_accuracy"][-1] > tuned.rounds["test_accuracy"][-1]
+    monkeypatch.syspath_prepend(str(tmp_path))
     for block in page.commands:
         for line in block.replace("\\\n", " ").splitlines():
             if line.startswith("python -m fedmpi --"):
@@ -209,7 +210,7 @@ def test_slow_clients(tmp_path: Path) -> None:
     """Oracles: the clients that the page says there are, lost ones and late ones."""
     pytest.importorskip("matplotlib")
     page = Page("participation", tmp_path)
-    page.run(page.block("mpirun"))
+    page.run(page.block("mpirun -n 3 python -m fedmpi --conditions"))
     run = results.open(tmp_path / "runs" / "slow.h5")
     assert run.rounds["dropped"].sum() > 0
     assert run.rounds["late"].sum() > 0

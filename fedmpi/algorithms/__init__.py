@@ -11,8 +11,10 @@ from fedmpi.algorithms.cfl import CFL
 from fedmpi.algorithms.distribution_fusion import DistributionFusion
 from fedmpi.algorithms.ditto import Ditto
 from fedmpi.algorithms.feature_fusion import FeatureFusion
+from fedmpi.algorithms.fedasync import FedAsync
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedbn import FedBN
+from fedmpi.algorithms.fedbuff import FedBuff
 from fedmpi.algorithms.fedcluster import FedCluster
 from fedmpi.algorithms.feddf import FedDF
 from fedmpi.algorithms.feddyn import FedDyn
@@ -48,9 +50,11 @@ __all__ = [
     "FeatureFusion",
     "FedAdagrad",
     "FedAdam",
+    "FedAsync",
     "FedAvg",
     "FedAvgM",
     "FedBN",
+    "FedBuff",
     "FedCluster",
     "FedDF",
     "FedDyn",

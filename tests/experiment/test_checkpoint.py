@@ -43,6 +43,8 @@ GENFL = (
 #: What methods need to be quick, or to have something to remember after one round.
 OPTIONS = {
     "CFL": "--algorithm.warmup 0 --algorithm.mean_below 1e6 --algorithm.largest_above 0",
+    "FedAsync": "--sampler Uniform --algorithm.concurrency 3",
+    "FedBuff": "--sampler Uniform --algorithm.concurrency 3",
     "FedDF": "--algorithm.generator_steps 2 --algorithm.student_steps 2",
     "FedFTG": "--algorithm.iterations 2",
     "FedGen": "--algorithm.steps 3",

@@ -45,7 +45,7 @@ METHODS = {
     cls.round: cls
     for cls in reversed(subclasses(Algorithm))
     if issubclass(cls, Algorithm) and cls.__module__.startswith("fedmpi.") and not inspect.isabstract(cls)
-    if cls.takes_compression and not (cls.looks_at_models or cls.__name__.startswith("_"))
+    if cls.takes_compression and not (cls.looks_at_models or cls.is_asynchronous or cls.__name__.startswith("_"))
 }
 #: Training that costs little.
 SHORT = LocalTraining(epochs=1, batch_size=100)
