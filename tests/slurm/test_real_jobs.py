@@ -198,6 +198,7 @@ def test_array(site: Site, jobs: dict[str, Job], sha256: str | None) -> None:
     assert runs["only-0.h5"].weights_sha256 == sha256 != runs["only-1.h5"].weights_sha256
 
 
+@pytest.mark.slow
 def test_sweep(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A grid as one array. Oracle: its files, and the report of the program that has submitted it."""
     monkeypatch.chdir(site.folder)
