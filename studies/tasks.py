@@ -62,7 +62,7 @@ def show_optimism(files: Files) -> None:
     rows = [["method", "chosen on validation (%)", "chosen on test (%)", "optimism (points)", "last (%)"]]
     for method in METHODS:
         runs = [results.open(path) for path in files.matching(f"choice/{method}/*")]
-        if runs:
+        if len(runs) > 1:
             chosen, best, last = (np.array(each) for each in zip(*map(_values, runs), strict=True))
             cells = [f"{part.mean():.2f} ± {part.std(ddof=1):.2f}" for part in (chosen, best, best - chosen, last)]
             rows.append([runs[0].attributes["algorithm"], *cells])
