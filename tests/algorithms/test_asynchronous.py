@@ -157,7 +157,7 @@ def test_killed_and_continued(tmp_path: Path) -> None:
                 break
         time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.communicate()
         succeed(fedmpi(2, *options.split(), "--output", path, "--resume"))
         assert_same_bits(results.open(whole), results.open(path))
     longer = tmp_path / "longer.h5"
