@@ -13,7 +13,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
@@ -21,8 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.asynchronous import ARRIVALS, WAVES, schedule_seconds, seconds_of_later_rounds, simulated_speed_up
 from benchmarks.launch import mpirun, output_of
-from benchmarks.methods import METHODS
+from benchmarks.methods import ASYNCHRONOUS, METHODS
 from benchmarks.workloads import TRAINING
 from fedmpi import results
 
@@ -126,15 +127,35 @@ def null(repeats: int, folder: Path) -> Iterator[Row]:
 
 def methods(repeats: int, folder: Path) -> Iterator[Row]:
     """Seconds per round of other methods on workload A, compared with FedAvg."""
-    for method in METHODS:
+    yield from _compared_with_fedavg("methods", METHODS, repeats)
+
+
+def asynchronous(repeats: int, folder: Path) -> Iterator[Row]:
+    """FedBuff compared with FedAvg, FedAsync on two workers compared with one, and the schedule without training."""
+    yield from _compared_with_fedavg("asynchronous", ASYNCHRONOUS, repeats)
+    found = []
+    for _ in range(repeats):
+        one, two = fedmpi(2, WAVES, folder), fedmpi(3, WAVES, folder)
+        measured = seconds_of_later_rounds(one) / seconds_of_later_rounds(two)
+        found.append((measured, simulated_speed_up(two, workers=2)))
+    ours, simulated = np.median(found, axis=0).tolist()
+    what = "FedAsync on workload A: speed-up by a second worker, compared with the simulated one"
+    yield Row("asynchronous", what, "times", ours, simulated, [a / b for a, b in found])
+    seconds = [schedule_seconds() for _ in range(repeats)]
+    what = f"the schedule of {ARRIVALS:,} arrivals, compared with the target"
+    yield Row("asynchronous", what, "s", float(np.median(seconds)), 10.0, [10.0 / s for s in seconds])
+
+
+def _compared_with_fedavg(rung: str, methods: Mapping[str, str], repeats: int) -> Iterator[Row]:
+    for method in methods:
         pairs = [
             [float(seconds) for seconds in line.split()]
             for _ in range(repeats)
             for line in output_of([*mpirun(3), "-m", "benchmarks.methods", method, "4"]).splitlines()
         ]
         ours, plain = np.median(pairs, axis=0).tolist()
-        what = f"{method} on workload A {METHODS[method]}".strip()
-        yield Row("methods", f"{what}, compared with FedAvg", "s", ours, plain, [b / a for a, b in pairs])
+        what = f"{method} on workload A {methods[method]}".strip()
+        yield Row(rung, f"{what}, compared with FedAvg", "s", ours, plain, [b / a for a, b in pairs])
 
 
 def state(repeats: int, folder: Path) -> Iterator[Row]:
@@ -201,7 +222,8 @@ def peers(repeats: int, folder: Path) -> Iterator[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    measures = {"null": null, "start": start, "methods": methods, "state": state, "peers": peers}
+    measures = {"null": null, "start": start, "methods": methods, "asynchronous": asynchronous}
+    measures |= {"state": state, "peers": peers}
     known = [*TRAINING, *measures, "lr_mnist"]
     parser.add_argument("rungs", nargs="*", metavar="NAME", help=f"one of {', '.join(known)} (default: all)")
     parser.add_argument("--repeats", type=int, default=3, help="repeats of every measurement (default: 3)")
@@ -212,7 +234,7 @@ def main() -> None:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}: there are {', '.join(known)}")
     facts = machine()
     print(f"{facts}\n", flush=True)
-    print(f"{'name':9}{'fedmpi':>10}{'reference':>10}   {'ratio (of pairs)':22}  what", flush=True)
+    print(f"{'name':13}{'fedmpi':>10}{'reference':>10}   {'ratio (of pairs)':22}  what", flush=True)
     with tempfile.TemporaryDirectory() as folder, options.output.open("w", newline="", buffering=1) as file:
         file.writelines(f"# {fact}\n" for fact in facts.splitlines())
         writer = csv.writer(file)
@@ -230,7 +252,7 @@ def main() -> None:
                 ratios = sorted(row.ratios)
                 spread = f"{np.median(ratios):5.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})" if ratios else ""
                 figures = f"{row.fedmpi:10.3g}{row.reference:10.3g}"
-                print(f"{row.rung:9}{figures}   {spread:22}  {row.what} [{row.unit}]", flush=True)
+                print(f"{row.rung:13}{figures}   {spread:22}  {row.what} [{row.unit}]", flush=True)
                 kept = " ".join(map(str, row.ratios))
                 writer.writerow([row.rung, row.what, row.unit, row.fedmpi, row.reference, kept])
 

@@ -27,6 +27,7 @@ METHODS = {
     },
     "FeatureFusion --algorithm.cache_mb 0": "--local.epochs 5 --cohort 10",
 }
+ASYNCHRONOUS = {"FedBuff --algorithm.concurrency 100": "--conditions Heterogeneous --conditions.speed_spread 1"}
 
 
 def main(method: str, pairs: int) -> None:
@@ -39,7 +40,7 @@ def main(method: str, pairs: int) -> None:
 
         def outcomes(algorithm: str, name: str) -> "Iterator[Outcome]":
             options = f"{TRAINING['A'].options} --algorithm {algorithm} --evaluate_every 0 --rounds {pairs + 1}"
-            options += f" {METHODS[method]}"
+            options += f" {(METHODS | ASYNCHRONOUS)[method]}"
             experiment, config = parse([*shlex.split(options), "--output", f"{folder}/{name}.h5"], speaks=False)
             return experiment.outcomes(world, config)
 

@@ -264,6 +264,12 @@ CLOCK: Sequence[Rule[Choices]] = (
         lambda chosen: chosen.availability.by_clock and not _has_clock(chosen),
     ),
     Rule(
+        "availability.interrupts",
+        "true, with a synchronous method",
+        "must be false with a synchronous method",
+        lambda chosen: chosen.availability.interrupts and not chosen.algorithm.is_asynchronous,
+    ),
+    Rule(
         "evaluate_seconds",
         "a number, without a virtual clock",
         "must be null without a virtual clock, as that of --conditions Heterogeneous",

@@ -8,6 +8,7 @@ May import from training, data, results and mpi; federation, algorithms and expe
 
 from fedmpi.policies.availability import Always, Availability, Diurnal, Independent, Intervals, Markov, Trace
 from fedmpi.policies.conditions import Conditions, Heterogeneous, Ideal, RoundPlan, Workload
+from fedmpi.policies.phones import Phones
 from fedmpi.policies.sampling import (
     All,
     Bernoulli,
@@ -37,6 +38,7 @@ __all__ = [
     "Independent",
     "Intervals",
     "Markov",
+    "Phones",
     "Pool",
     "PowerOfChoice",
     "RoundPlan",

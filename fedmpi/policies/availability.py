@@ -21,6 +21,8 @@ class Availability(metaclass=Configured):
 
     #: Whether `present` takes the time on the virtual clock, in ticks (`clock.TICKS`), instead of the round.
     by_clock = False
+    #: Whether a client that goes away during its job of asynchronous training does not end it. Only with `by_clock`.
+    interrupts: bool = False
 
     def check(self, clients: int) -> None:
         """Raise BadInput if the options do not fit this number of clients."""
@@ -36,6 +38,16 @@ class Availability(metaclass=Configured):
 
         Args:
             waiting: [clients] which of all clients are waited for.
+        """
+        return None
+
+    def departure(self, client: int, now: int, clients: int, seed: int) -> int | None:
+        """The first tick after `now` at which a client that can be reached goes away; None: never.
+
+        Only for models with `by_clock`.
+
+        Args:
+            clients: number of all clients.
         """
         return None
 
@@ -143,11 +155,14 @@ class Intervals(Availability):
             not be reached any more.
         assign: client: the column client has the numbers of clients, and others can never be reached. draw: it has
             numbers of devices, and for each client one of the devices in the file is drawn.
+        interrupts: in asynchronous training, whether a client that goes away during its job does not end it. If so,
+            the job counts as dropped, and another client can start at that time.
     """
 
     path: Path
     period: PositiveFloat | None = None
     assign: Literal["client", "draw"] = "client"
+    interrupts: bool = False
 
     by_clock = True
 
@@ -164,8 +179,12 @@ class Intervals(Availability):
         wrong = np.zeros(len(table), dtype=bool)
         wrong[order[1:][overlaps]] = True
         table.refuse(wrong, "begin", "at least the end of the same client's interval before")
-        self._numbers, devices = np.unique(clients, return_inverse=True)
-        self._begin, self._end = to_ticks(begin)[order], to_ticks(end)[order]
+        begin, end = to_ticks(begin)[order], to_ticks(end)[order]
+        is_first = np.append(
+            True, (clients[1:] != clients[:-1]) | (begin[1:] > end[:-1])
+        )  # intervals that touch are one
+        self._begin, self._end = begin[is_first], end[np.append(is_first[1:], True)]
+        self._numbers, devices = np.unique(clients[is_first], return_inverse=True)
         self._period = None if self.period is None else max(int(to_ticks(self.period)), 1)
         # One sorted list for all devices: the device first, then the rank of the interval's begin among all begins.
         self._begins = np.unique(self._begin)
@@ -196,6 +215,17 @@ class Intervals(Availability):
         if self._period is not None:
             later = np.append(later, self._begin[self._first(devices)] - time + self._period)
         return now + int(later.min()) if len(later) else None
+
+    def departure(self, client: int, now: int, clients: int, seed: int) -> int | None:
+        device = self._assign(clients, seed)[client : client + 1]
+        time = now if self._period is None else now % self._period
+        first, last = int(self._first(device)[0]), int(self._last_begun(device, time)[0])
+        left = int(self._end[last]) - time
+        if self._end[last] == self._period and self._begin[first] == 0:  # it stays over the end of the period
+            if first == last:
+                return None
+            left += int(self._end[first])
+        return now + left
 
     def _assign(self, clients: int, seed: int) -> NDArray[np.int64]:
         """[clients] the place of each client's device among the sorted numbers; -1: it has none."""

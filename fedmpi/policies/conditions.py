@@ -269,36 +269,49 @@ class OnVirtualClock(Conditions):
 
 
 @with_options
-class Heterogeneous(OnVirtualClock):
-    """Clients of different speed on a virtual clock; some drop out, come late, or do only a part of their work.
-
-    Each client's three rates are drawn from lognormal distributions around the values given here.
+class DrawnSpeeds(OnVirtualClock):
+    """Clients on a virtual clock whose three rates are drawn.
 
     Args:
         seconds_per_step: virtual seconds per step of plain training, for the median client.
-        speed_spread: standard deviation of the logarithm of seconds_per_step over clients; 0: all clients are equal.
         download: bytes per virtual second that the median client receives.
         upload: bytes per virtual second that the median client sends.
         bandwidth_spread: standard deviation over clients of the logarithms of download and upload.
     """
 
     seconds_per_step: PositiveFloat = 0.05
-    speed_spread: Spread = 0.5
     download: PositiveFloat = 2e6
     upload: PositiveFloat = 5e5
     bandwidth_spread: Spread = 0.5
 
     def profile(self, clients: NDArray[np.int64], of: int, seed: int) -> Profile:
         """The profile of these clients, out of a given number."""
-
-        def drawn(purpose: str, median: float, spread: float) -> NDArray[np.float64]:
-            return median * np.exp(spread * _normal(seed, purpose, of)[clients])
-
-        return Profile(
-            drawn("seconds per step", self.seconds_per_step, self.speed_spread),
-            drawn("download", self.download, self.bandwidth_spread),
-            drawn("upload", self.upload, self.bandwidth_spread),
+        slowness = self.slowness(clients, of, seed)
+        rates = (
+            median * np.exp(self.bandwidth_spread * standard_normal(seed, purpose, of)[clients])
+            for purpose, median in (("download", self.download), ("upload", self.upload))
         )
+        return Profile(self.seconds_per_step * slowness, *rates)
+
+    @abstractmethod
+    def slowness(self, clients: NDArray[np.int64], of: int, seed: int) -> NDArray[np.float64]:
+        """[m] the seconds per step of these clients, out of a given number, in times of the median client's."""
+
+
+@with_options
+class Heterogeneous(DrawnSpeeds):
+    """Clients of different speed on a virtual clock; some drop out, come late, or do only a part of their work.
+
+    Each client's three rates are drawn from lognormal distributions around the values given here.
+
+    Args:
+        speed_spread: standard deviation of the logarithm of seconds_per_step over clients; 0: all clients are equal.
+    """
+
+    speed_spread: Spread = 0.5
+
+    def slowness(self, clients: NDArray[np.int64], of: int, seed: int) -> NDArray[np.float64]:
+        return np.exp(self.speed_spread * standard_normal(seed, "seconds per step", of)[clients])
 
 
 @with_options
@@ -341,6 +354,6 @@ class Trace(OnVirtualClock):
 
 
 @cache
-def _normal(seed: int, purpose: str, clients: int) -> NDArray[np.float64]:
+def standard_normal(seed: int, purpose: str, clients: int) -> NDArray[np.float64]:
     """[clients] standard normal numbers. A client's numbers do not depend on how many others there are."""
     return randomness.stream(seed, purpose).standard_normal(clients)

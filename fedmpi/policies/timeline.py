@@ -329,6 +329,10 @@ class Timeline:
             self._is_free[client] = False
             self._jobs[client] += 1
             ticks, fate = self._job(client, self._jobs[client])
+            if self.availability.interrupts:
+                leaves = self.availability.departure(client, self._now, self._clients, self.seed)
+                if leaves is not None and leaves < self._now + ticks:
+                    ticks, fate = leaves - self._now, "dropped"
             heapq.heappush(self._heap, Job(self._now + ticks, client, self.version, self._now, fate))
 
     def _reachable(self) -> NDArray[np.bool_]:

@@ -58,6 +58,12 @@ class ByTheClock(Always):
     by_clock = True
 
 
+class Leaving(ByTheClock):
+    """Clients that go away lose their jobs."""
+
+    interrupts = True
+
+
 HT: dict[str, Any] = {"weighting": "horvitz_thompson"}
 DP: dict[str, Any] = {"privacy": CentralDP(), "weighting": "uniform", "sampler": Bernoulli()}
 #: For each rule in the order of the table: settings that break it, and no rule before, and what is said.
@@ -132,6 +138,11 @@ REFUSED: list[tuple[Rule[Any], dict[str, Any], str]] = [
     ),
     (
         CLOCK[1],
+        {"availability": Leaving(), "conditions": Heterogeneous()},
+        "availability.interrupts = true: must be false with a synchronous method",
+    ),
+    (
+        CLOCK[2],
         {"evaluate_seconds": 3.0},
         "evaluate_seconds = 3.0: must be null without a virtual clock, as that of --conditions Heterogeneous",
     ),

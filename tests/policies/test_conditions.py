@@ -14,8 +14,9 @@ from fedmpi import results
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.models import LeNet
-from fedmpi.policies import FixedList, Heterogeneous, Independent, Uniform
+from fedmpi.policies import FixedList, Heterogeneous, Independent, Phones, Uniform
 from fedmpi.policies.conditions import Profile
+from fedmpi.policies.phones import MILLISECONDS
 from fedmpi.training.settings import LocalTraining
 from tests.jobs.methods import Remembering
 from tests.support.experiments import Cut, run
@@ -201,6 +202,21 @@ def test_profiles() -> None:
     assert [set(column) for column in vars(alike).values()] == [{0.2}, {3e6}, {1e6}]
     some = spread.profile(np.array([7, 3]), 9, 3)
     assert some.upload.tolist() == profile.upload[[7, 3]].tolist()
+
+
+def test_phones() -> None:
+    """Oracles: the median device; the times of the table; every device is drawn; a client keeps its device."""
+    phones = Phones(seconds_per_step=0.2, download=3e6)
+    profile = phones.profile(np.arange(2000), 2000, 3)
+    times = np.array([milliseconds for _, milliseconds in MILLISECONDS])
+    drawn, counts = np.unique(profile.seconds_per_step, return_counts=True)
+    np.testing.assert_allclose(drawn, 0.2 * times / 90.0)
+    assert np.median(profile.seconds_per_step) == pytest.approx(0.2, rel=0.03)
+    assert abs(counts - 2000 / 21).max() < 4 * np.sqrt(2000 / 21)
+    some = phones.profile(np.array([7, 3]), 9, 3)
+    assert some.seconds_per_step.tolist() == profile.seconds_per_step[[7, 3]].tolist()
+    same = Heterogeneous(download=3e6).profile(np.arange(2000), 2000, 3)
+    assert profile.download.tolist() == same.download.tolist()
 
 
 def test_how_many_are_asked() -> None:

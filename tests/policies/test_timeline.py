@@ -356,6 +356,36 @@ def test_availability_by_the_clock(tmp_path: Path) -> None:
     assert [row[0][0] for row in events(again, 10)][5:] == [21, 22, 23, 31, 32]
 
 
+def test_a_client_that_goes_away_loses_its_job(tmp_path: Path) -> None:
+    """Oracle: by hand. Jobs take 4 s. Those across the end of an interval are lost there, and the next one starts."""
+    file = tmp_path / "times.csv"
+    file.write_text("client,begin,end\n0,0,3\n1,2,6\n1,6,9\n2,0,0.5\n2,17,20\n")
+    settings: dict[str, Any] = {"conditions": Lasting(4, 4, 4), "sampler": First()}
+    line = timeline(3, 1, 1, availability=Intervals(file, interrupts=True), **settings)
+    rows = [line.row(number) for number in range(1, 3)]
+    # 0 is lost at 3 s. Then 1 ends at 7 s, because its intervals touch; its next job is lost at 9 s, and 2's at 20 s.
+    assert [(row.clients.tolist(), row.arrived_at.tolist()) for row in rows] == [([1], [7.0]), ([], [])]
+    assert [row.columns["dropped"] for row in rows] == [1, 2]
+    assert rows[1].bytes_lost == 8
+    ends = timeline(3, 1, 1, availability=Intervals(file), **settings)
+    assert [ends.row(number).arrived_at.tolist() for number in (1, 2, 3)] == [[4.0], [8.0], [12.0]]
+    # With a period of 20 s, client 2 stays from 17 to 20.5 s. A row ends after as many lost jobs in turn as clients.
+    again = timeline(3, 1, 1, availability=Intervals(file, 20.0, interrupts=True), **settings)
+    assert [again.row(number).arrived_at.tolist() for number in (1, 2, 3)] == [[7.0], [], [27.0]]
+    file.write_text("client,begin,end\n0,0,8\n1,0,3\n1,5,8\n")
+    stays = Intervals(file, 8.0, interrupts=True)
+    assert stays.departure(0, 5 * TICKS, 2, 3) is None
+    assert stays.departure(1, 5 * TICKS, 2, 3) == 11 * TICKS
+    assert stays.departure(1, 10 * TICKS, 2, 3) == 11 * TICKS
+
+
+class First(Uniform):
+    """The clients of the lowest numbers."""
+
+    def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
+        return pool.available[:size]
+
+
 def test_a_replay_is_the_same() -> None:
     """Oracle: another object that is asked for the last row only."""
     settings: dict[str, Any] = {"conditions": Heterogeneous(dropout=0.2, deadline=0.06), "max_staleness": 20}
