@@ -102,6 +102,10 @@ CASES = {
     " --model LeNet",
     "side_by_side_genfl": f"{SIDE_BY_SIDE} {GENFL} --algorithm.synthetic 300 --algorithm.cas_epochs 0",
     "client_state": f"{SMALL} --rounds 8 --algorithm methods.Remembering --model LogisticRegression",
+    "further_gradients": f"{SMALL} --algorithm methods.Extragradient --model LeNet --local.momentum 0.5"
+    " --local.batch_size 7",
+    "side_by_side_further_gradients": f"{SIDE_BY_SIDE} --algorithm methods.Extragradient --model.norm batch"
+    " --local.batch_size 7 --local.clip_norm 1",
     "lost_updates": f"{SMALL} --algorithm methods.EvenOnly --model LogisticRegression",
     # Methods with clusters, of which some are absent at times.
     "fesem": f"{CLUSTERS} --algorithm FeSEM --model LeNet",
