@@ -26,6 +26,7 @@ from fedmpi.algorithms.fednova import FedNova
 from fedmpi.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedmpi.algorithms.fedper import FedPer, FedRep
 from fedmpi.algorithms.fedprox import FedProx
+from fedmpi.algorithms.fedsam import FedSAM
 from fedmpi.algorithms.fesem import FeSEM
 from fedmpi.algorithms.flhc import FLHC
 from fedmpi.algorithms.genfl import GenFL
@@ -67,6 +68,7 @@ __all__ = [
     "FedPer",
     "FedProx",
     "FedRep",
+    "FedSAM",
     "FedYogi",
     "GenFL",
     "Krum",

@@ -85,6 +85,8 @@ CASES = {
     " --compression.share 0.1 --compression.forget_after 1",
     "qsgd": f"{SIDE_BY_SIDE} --compression QSGD --compression.levels 3",
     "feddyn": f"{SMALL} --algorithm FedDyn --model LeNet --local.vectorize 2",
+    "fedsam": f"{SMALL} --algorithm FedSAM --algorithm.rho 0.2 --algorithm.adaptive true --model LeNet",
+    "side_by_side_fedsam": f"{SIDE_BY_SIDE} --algorithm FedSAM --local.batch_size 7 --model.norm batch",
     "fednova": f"{SMALL} --algorithm FedNova --algorithm.mu 0.1 --model LeNet --local.momentum 0.5",
     "halfway": f"{SMALL} --algorithm methods.Halfway --model LeNet --partition Permuted --partition.over Dirichlet",
     "server_momentum": f"{SMALL} --algorithm FedAvgM --evaluate_means both --model LeNet --local.batch_size 50",
