@@ -33,6 +33,8 @@ from fedmpi.algorithms.genfl import GenFL
 from fedmpi.algorithms.ifca import IFCA
 from fedmpi.algorithms.localonly import LocalOnly
 from fedmpi.algorithms.moon import MOON
+from fedmpi.algorithms.perfedavg import PerFedAvg
+from fedmpi.algorithms.pfedme import pFedMe
 from fedmpi.algorithms.robust import Krum, Median, TrimmedMean
 from fedmpi.algorithms.scaffold import SCAFFOLD
 from fedmpi.components import import_all
@@ -74,7 +76,9 @@ __all__ = [
     "Krum",
     "LocalOnly",
     "Median",
+    "PerFedAvg",
     "TrimmedMean",
+    "pFedMe",
 ]
 
 import_all(sys.modules[__name__])  # a new file in this folder needs no line above to be known by name

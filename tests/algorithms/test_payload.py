@@ -30,6 +30,8 @@ from fedmpi.algorithms.flhc import FLHC
 from fedmpi.algorithms.genfl import GenFL
 from fedmpi.algorithms.ifca import IFCA
 from fedmpi.algorithms.moon import MOON
+from fedmpi.algorithms.perfedavg import PerFedAvg
+from fedmpi.algorithms.pfedme import pFedMe
 from fedmpi.algorithms.scaffold import SCAFFOLD
 from fedmpi.components import subclasses
 from fedmpi.models import LeNet
@@ -49,6 +51,9 @@ SIZES = (20, 30, 20, 30, 20, 30, 20)
 BANDWIDTH = 1e4
 SPEEDS: dict[str, float] = {"seconds_per_step": 1.0, "speed_spread": 0.0, "bandwidth_spread": 0.0}
 CLOCK = Heterogeneous(**SPEEDS, download=BANDWIDTH, upload=BANDWIDTH)
+
+# MOON runs two other networks forward in every step; the others compute further gradients.
+COSTS: dict[type[Algorithm], float] = {MOON: 5 / 3, FedSAM: 2.0, PerFedAvg: 2.0, pFedMe: 6.0}
 
 
 def two_rounds(path: Path, algorithm: Algorithm, **settings: Any) -> results.Run:
@@ -82,8 +87,8 @@ def test_payload_and_clock(method: type[Algorithm], tmp_path: Path) -> None:
     assert made.rounds["bytes_down"].tolist() == [taking_part * down] * 2
     assert made.rounds["bytes_up"].tolist() == [taking_part * up] * 2
     if method is not Centralized:
-        # MOON runs two other networks forward in every step; IFCA and FeatureFusion pass over the samples before.
-        cost, passes = {MOON: 5 / 3, FedSAM: 2.0}.get(method, 1.0), {IFCA: 3, FeatureFusion: 1}.get(method, 0)
+        # IFCA and FeatureFusion pass over the samples before.
+        cost, passes = COSTS.get(method, 1.0), {IFCA: 3, FeatureFusion: 1}.get(method, 0)
         np.testing.assert_allclose(traffic(made, cost, passes), down + up, rtol=1e-9, atol=1e-6)
         for round, seconds in enumerate(made.rounds["virtual_seconds"].tolist(), 1):
             assert seconds == made.clients["virtual_seconds"][made.clients["round"] == round].max()

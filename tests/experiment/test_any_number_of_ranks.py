@@ -87,6 +87,11 @@ CASES = {
     "feddyn": f"{SMALL} --algorithm FedDyn --model LeNet --local.vectorize 2",
     "fedsam": f"{SMALL} --algorithm FedSAM --algorithm.rho 0.2 --algorithm.adaptive true --model LeNet",
     "side_by_side_fedsam": f"{SIDE_BY_SIDE} --algorithm FedSAM --local.batch_size 7 --model.norm batch",
+    "perfedavg": f"{SMALL} --algorithm PerFedAvg --algorithm.variant HF --model LeNet --local.batch_size 7",
+    "side_by_side_perfedavg": f"{SIDE_BY_SIDE} --algorithm PerFedAvg --model.norm batch --local.batch_size 7",
+    "pfedme": f"{BRIEF} --algorithm pFedMe --algorithm.inner_steps 2 --local.lr 0.05 --model LeNet",
+    "side_by_side_pfedme": f"{SIDE_BY_SIDE} --algorithm pFedMe --algorithm.inner_steps 2 --local.momentum 0.5"
+    " --local.batch_size 7 --model.norm batch",
     "fednova": f"{SMALL} --algorithm FedNova --algorithm.mu 0.1 --model LeNet --local.momentum 0.5",
     "halfway": f"{SMALL} --algorithm methods.Halfway --model LeNet --partition Permuted --partition.over Dirichlet",
     "server_momentum": f"{SMALL} --algorithm FedAvgM --evaluate_means both --model LeNet --local.batch_size 50",
