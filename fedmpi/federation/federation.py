@@ -140,7 +140,8 @@ class Federation:
             hooks: has the `loss` and `direction` that are used; usually the algorithm itself.
             phase: which of several trainings of the round it is, its length, and the part of the model that is
                 trained.
-            vectors: vectors for the hooks: [K, ...], one row per client, or [n], the same for all clients.
+            vectors: vectors for the hooks: [K, ...], one row per client, or [n], the same for all clients. A
+                `direction` that is not elementwise may change its copies of the rows in place, see `Trained`.
         """
         return self.at_clients.train(block, start, hooks, phase, **vectors)
 
