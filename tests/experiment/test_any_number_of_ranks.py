@@ -11,6 +11,7 @@ from subprocess import CompletedProcess
 import numpy as np
 import pytest
 
+from benchmarks.asynchronous import wave_sizes
 from fedmpi import results
 from fedmpi.results.check import problems
 from tests.nodes.cluster import Cluster, Mpi, needs_nodes, needs_open_mpi
@@ -31,6 +32,10 @@ GENFL = (
 )
 # What a client computes must not depend on the slot or the rank it is trained in: odd widths and batches of one make
 # matrix libraries take other paths, normalisation and dropout have state, momentum and Adam have memory.
+ASYNCHRONOUS = (
+    "--clients 14 --cohort 4 --rounds 5 --local.epochs 1 --algorithm.concurrency 6 --algorithm.max_staleness 9"
+    " --conditions Heterogeneous --conditions.speed_spread 1 --conditions.dropout 0.2 --conditions.deadline 1.5"
+)
 CASES = {
     "batchnorm": f"{SMALL} --model LeNet --local.epochs 2",
     "groupnorm": f"{SMALL} --model LeNet --model.norm group --local.momentum 0.9 --local.weight_decay 1e-3",
@@ -155,6 +160,15 @@ CASES = {
     " --sampler drawn.Drawn --availability drawn.Some --conditions drawn.Lossy --attack drawn.Noise"
     " --compression drawn.Rounded --server_optimizer drawn.Rule --held_out 2 --held_out_epochs 1"
     " --evaluate_local true",
+    # Clients that start from different versions of the model; some of their updates are lost.
+    "buffered": f"{ASYNCHRONOUS} --algorithm FedBuff",
+    "side_by_side_buffered": f"{ASYNCHRONOUS} --algorithm FedBuff --model MLP --model.hidden '[33, 17]'"
+    " --local.vectorize 3",
+    "buffered_compressed": f"{ASYNCHRONOUS} --algorithm FedBuff --model MLP --compression TopK"
+    " --server_optimizer Momentum",
+    "mixed": f"{ASYNCHRONOUS} --algorithm FedAsync --algorithm.mu 0.1",
+    "side_by_side_mixed": f"{ASYNCHRONOUS} --algorithm FedAsync --algorithm.discount hinge --model MLP"
+    " --local.vectorize 3",
     "rarely_evaluated": f"{SMALL} --evaluate_every 2 --model LogisticRegression",
 }
 # Those to which it matters that there are more ranks than clients.
@@ -182,9 +196,11 @@ SOME = (
     "fedftg",
     "distribution_fusion",
     "drawn",
+    "buffered",
+    "mixed",
 )
 # Of those, what goes different ways between nodes.
-FEW = ("conditions", "power_of_choice", "scaffold", "client_state", "fedbn")
+FEW = ("conditions", "power_of_choice", "scaffold", "client_state", "fedbn", "mixed")
 FEWER = ("scaffold", "client_state")
 TIMINGS = {"seconds", "train_seconds", "communication_seconds", "evaluation_seconds"}
 TIMINGS |= {"teacher_seconds", "server_seconds"}
@@ -204,7 +220,7 @@ class Part:
 PARTS = {
     "14": Part(0, 14, CROWD),
     "3": Part(0, 3, CASES),
-    "2": Part(3, 2, SOME),
+    "2": Part(3, 2, FEW),
     "5 on nodes of 2": Part(5, 5, SOME, 2),
 }
 ALL = {"16": Part(0, 16, CASES), "5 on nodes of 2": Part(0, 5, CASES, 2)}
@@ -313,6 +329,19 @@ def test_client_state_follows_its_client(alone: dict[str, results.Run]) -> None:
 
 def test_evaluation_on_demand(alone: dict[str, results.Run]) -> None:
     np.testing.assert_array_equal(np.isnan(alone["rarely_evaluated"].rounds["test_accuracy"]), [True, False, False])
+
+
+def test_asynchronous_updates_are_lost_or_stale(alone: dict[str, results.Run]) -> None:
+    """And some of those of FedAsync are trained together, in the waves that the benchmark counts."""
+    for name in ("buffered", "buffered_compressed", "mixed", "side_by_side_mixed"):
+        rounds = alone[name].rounds
+        assert sum(rounds[column].sum() for column in ("discarded", "dropped", "late")) > 0
+        assert rounds["staleness_max"].max() > 0
+    mixed = alone["mixed"]
+    waves = [wave_sizes(mixed, round) for round in range(1, 6)]
+    assert [len(sizes) for sizes in waves] == mixed.rounds["waves"].tolist()
+    assert [sizes.sum() for sizes in waves] == mixed.rounds["updates"].tolist()
+    assert max(map(max, waves)) > 1
 
 
 def test_the_files_are_as_the_schema_says(alone: dict[str, results.Run]) -> None:
