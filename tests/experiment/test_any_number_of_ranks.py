@@ -161,13 +161,13 @@ CASES = {
     " --compression drawn.Rounded --server_optimizer drawn.Rule --held_out 2 --held_out_epochs 1"
     " --evaluate_local true",
     # Clients that start from different versions of the model; some of their updates are lost.
-    "buffered": f"{ASYNCHRONOUS} --algorithm FedBuff",
-    "side_by_side_buffered": f"{ASYNCHRONOUS} --algorithm FedBuff --model MLP --model.hidden '[33, 17]'"
+    "buffered": f"--algorithm FedBuff {ASYNCHRONOUS}",
+    "side_by_side_buffered": f"--algorithm FedBuff {ASYNCHRONOUS} --model MLP --model.hidden '[33, 17]'"
     " --local.vectorize 3",
-    "buffered_compressed": f"{ASYNCHRONOUS} --algorithm FedBuff --model MLP --compression TopK"
+    "buffered_compressed": f"--algorithm FedBuff {ASYNCHRONOUS} --model MLP --compression TopK"
     " --server_optimizer Momentum",
-    "mixed": f"{ASYNCHRONOUS} --algorithm FedAsync --algorithm.mu 0.1",
-    "side_by_side_mixed": f"{ASYNCHRONOUS} --algorithm FedAsync --algorithm.discount hinge --model MLP"
+    "mixed": f"--algorithm FedAsync {ASYNCHRONOUS} --algorithm.mu 0.1",
+    "side_by_side_mixed": f"--algorithm FedAsync {ASYNCHRONOUS} --algorithm.discount hinge --model MLP"
     " --local.vectorize 3",
     "rarely_evaluated": f"{SMALL} --evaluate_every 2 --model LogisticRegression",
 }
