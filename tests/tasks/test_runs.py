@@ -221,6 +221,7 @@ REFUSED = {
     f"--dataset {DATA}.Characters": "looks at labels, which LanguageModel does not have: use Users, IID or LogNormal",
     f"--dataset {DATA}.Masks --partition Permuted": "but not of the masks of Segmentation",
     f"--dataset {DATA}.Masks --local.augmentation crop_flip": "moves the pixels of images",
+    f"--dataset {DATA}.CutMasks": "images are (8, 8), but masks (7, 8): both must be the same",
     f"--dataset {DATA}.Masks": "must be floating-point [2, 11, 8, 8]",
     f"--dataset {DATA}.Diabetes --model MLP --attack LabelFlip": "changes classes, which Regression does not have",
     f"--dataset {DATA}.Diabetes --model MLP --partition SwappedLabels": "swaps classes, which Regression",
