@@ -24,8 +24,8 @@ TASKS = {
     "classification": f"{ROUND} --dataset FashionMNIST --dataset.root {{data}} --local.batch_size 50",
     "regression": f"{ROUND} --dataset Diabetes --model MLP --model.hidden [32] --clients 20 --local.lr 0.02",
     "multilabel": f"{ROUND} --dataset studies.garments.Garments --dataset.root {{data}} --local.batch_size 50",
-    "segmentation": f"{ROUND} --dataset MNISTMasks --dataset.root {{data}} --model UNet --model.width 4"
-    " --local.batch_size 50 --local.steps 10 --evaluate_every 4",
+    "segmentation": f"{ROUND} --dataset MNISTMasks --dataset.root {{data}} --model UNet --model.width 8"
+    " --local.batch_size 50 --local.steps 30 --local.optimizer adam --local.lr 0.003 --evaluate_every 4",
     "language_model": f"{ROUND} --dataset TweetCharacters --dataset.root {{data}} --model NextToken --partition Users"
     " --local.lr 1",
 }
