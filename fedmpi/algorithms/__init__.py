@@ -30,6 +30,7 @@ from fedmpi.algorithms.fesem import FeSEM
 from fedmpi.algorithms.flhc import FLHC
 from fedmpi.algorithms.genfl import GenFL
 from fedmpi.algorithms.ifca import IFCA
+from fedmpi.algorithms.knnper import KNNPer
 from fedmpi.algorithms.localonly import LocalOnly
 from fedmpi.algorithms.moon import MOON
 from fedmpi.algorithms.robust import Krum, Median, TrimmedMean
@@ -69,6 +70,7 @@ __all__ = [
     "FedRep",
     "FedYogi",
     "GenFL",
+    "KNNPer",
     "Krum",
     "LocalOnly",
     "Median",

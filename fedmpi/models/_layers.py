@@ -27,6 +27,27 @@ class Backbone(nn.Module):
         return logits
 
 
+def before_last_layer(network: nn.Module) -> Backbone | None:
+    """The same network, whose features are the inputs of its last fully connected layer.
+
+    No weight is drawn, and the order of the tensors stays the same.
+
+    Returns: None if the network does not end in such a layer.
+    """
+    *hidden, last = _in_sequence(network)
+    return Backbone(nn.Sequential(*hidden), last) if isinstance(last, nn.Linear) else None
+
+
+def _in_sequence(network: nn.Module) -> list[nn.Module]:
+    """Modules that give the network's output, one after the other; the last one is not a sequence of others."""
+    if isinstance(network, Backbone):
+        return [network.extractor, *_in_sequence(network.classifier)]
+    if isinstance(network, nn.Sequential) and len(network):
+        *first, last = network
+        return [*first, *_in_sequence(last)]
+    return [network]
+
+
 class Residual(nn.Module):
     """residual(x) + shortcut(x); the shortcut is the identity unless it has to change the shape."""
 

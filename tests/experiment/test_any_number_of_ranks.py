@@ -124,6 +124,7 @@ CASES = {
     "fedbn": f"{SMALL} --algorithm FedBN --model LeNet",
     "fedper": f"{SMALL} --algorithm FedPer --model LeNet",
     "fedrep": f"{SMALL} --algorithm FedRep --algorithm.head_epochs 1 --model LeNet",
+    "knnper": f"{SMALL} --algorithm KNNPer --model LeNet",
     "side_by_side_moon": f"{SIDE_BY_SIDE} --algorithm MOON --model Projected --model.size 7 --model.over MLP"
     " --model.over.hidden '[33, 17]'",
     "side_by_side_ditto": f"{SIDE_BY_SIDE} --algorithm Ditto --local.momentum 0.5",
