@@ -1,8 +1,8 @@
 """One run of every task on real data, macro F1 over three seeds, and how optimistic a choice on the test set is.
 
 The runs of tasks have 20 rounds with 10 of 50 clients, one local epoch each, a tenth of the training samples for
-validation, and clients split by Dirichlet(0.5) over the task's strata (next characters: at random, because the authors
-of the tweets have fewer than ten each). Macro F1 and the choice of the best round are those of Fashion-MNIST split by
+validation, and clients split by Dirichlet(0.5) over the task's strata (next characters: at random, because the tweets'
+authors have fewer than ten each). Macro F1 and the choice of the best round are those of Fashion-MNIST split by
 Dirichlet(0.1), where classes are rare at most clients.
 
 A cell is tasks/TASK/0 or choice/METHOD/SEED.
