@@ -1,8 +1,8 @@
 """One run of every task on real data, macro F1 over three seeds, and how optimistic a choice on the test set is.
 
 The runs of tasks have 20 rounds with 10 of 50 clients, one local epoch each, a tenth of the training samples for
-validation, and clients split by Dirichlet(0.5) over the task's strata (next characters: at random, because the tweets'
-authors have fewer than ten each). Macro F1 and the choice of the best round are those of Fashion-MNIST split by
+validation, and clients split by Dirichlet(0.5) over the task's strata (next characters: at random, because authors of
+tweets have fewer than ten each). Macro F1 and the choice of the best round are those of Fashion-MNIST split by
 Dirichlet(0.1), where classes are rare at most clients.
 
 A cell is tasks/TASK/0 or choice/METHOD/SEED.
@@ -85,7 +85,9 @@ def draw(files: Files, folder: Path) -> None:
     for axis, path in zip(axes[0], paths, strict=True):
         run = results.open(path)
         for kind, style in (("test", "-"), ("validation", "--")):
-            axis.plot(run.rounds["round"], run.rounds[f"{kind}_{run.main_metric}"], style, label=kind)
+            values = run.rounds[f"{kind}_{run.main_metric}"]
+            measured = ~np.isnan(values)  # not every round is
+            axis.plot(run.rounds["round"][measured], values[measured], style, label=kind)
         axis.set(title=run.task, xlabel="round", ylabel=run.main_metric.replace("_", " "))
     axes[0][0].legend()
     figure.savefig(folder / "tasks.png", dpi=150)
