@@ -6,6 +6,7 @@ May import from federation and all folders below it; experiment imports from her
 import sys
 
 from fedmpi.algorithms.base import Algorithm
+from fedmpi.algorithms.calibrated import BalancedSoftmax, FedLC, FedRS
 from fedmpi.algorithms.centralized import Centralized
 from fedmpi.algorithms.cfl import CFL
 from fedmpi.algorithms.distribution_fusion import DistributionFusion
@@ -43,6 +44,7 @@ __all__ = [
     "MOON",
     "SCAFFOLD",
     "Algorithm",
+    "BalancedSoftmax",
     "Centralized",
     "DistributionFusion",
     "Ditto",
@@ -62,10 +64,12 @@ __all__ = [
     "FedGen",
     "FedGrouProx",
     "FedGroup",
+    "FedLC",
     "FedMA",
     "FedNova",
     "FedPer",
     "FedProx",
+    "FedRS",
     "FedRep",
     "FedYogi",
     "GenFL",

@@ -12,6 +12,7 @@ from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeVar
 
 from fedmpi.algorithms import IFCA, Algorithm
+from fedmpi.algorithms.calibrated import Calibrated
 from fedmpi.data import Dataset, Partition
 from fedmpi.errors import BadInput
 from fedmpi.experiment.evaluated import Evaluated
@@ -420,6 +421,13 @@ METHODS: Sequence[Rule[Choices]] = (
         "must be null with {algorithm}, whose initial models must differ",
         lambda chosen: chosen.init is not None,
         lambda algorithm: isinstance(algorithm, IFCA),
+    ),
+    Rule(
+        "attack",
+        "one that changes labels (LabelFlip)",
+        "changes labels, and {algorithm} corrects logits by the counts of the true ones",
+        lambda chosen: type(chosen.attack).poison is not Attack.poison,
+        lambda algorithm: isinstance(algorithm, Calibrated),
     ),
 )
 #: Known only after the data are loaded and the network is built.

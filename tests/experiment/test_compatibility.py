@@ -18,6 +18,7 @@ from fedmpi.algorithms import (
     FedDF,
     FedDyn,
     FedFTG,
+    FedLC,
     FedPer,
     FeSEM,
     GenFL,
@@ -246,6 +247,11 @@ REFUSED: list[tuple[Rule[Any], dict[str, Any], str]] = [
         METHODS[14],
         {"algorithm": IFCA(), "init": "runs/first.h5"},
         "init = runs/first.h5: must be null with IFCA, whose initial models must differ",
+    ),
+    (
+        METHODS[15],
+        {"algorithm": FedLC(), "attack": LabelFlip()},
+        "attack = LabelFlip: changes labels, and FedLC corrects logits by the counts of the true ones",
     ),
 ]
 
