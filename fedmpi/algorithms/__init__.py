@@ -24,6 +24,7 @@ from fedmpi.algorithms.fedgen import FedGen
 from fedmpi.algorithms.fedgroup import FedGroup, FedGrouProx
 from fedmpi.algorithms.fedma import FedMA
 from fedmpi.algorithms.fednova import FedNova
+from fedmpi.algorithms.fedntd import FedNTD
 from fedmpi.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedmpi.algorithms.fedper import FedPer, FedRep
 from fedmpi.algorithms.fedprox import FedProx
@@ -66,6 +67,7 @@ __all__ = [
     "FedGroup",
     "FedLC",
     "FedMA",
+    "FedNTD",
     "FedNova",
     "FedPer",
     "FedProx",
