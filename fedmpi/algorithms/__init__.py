@@ -17,6 +17,7 @@ from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedbn import FedBN
 from fedmpi.algorithms.fedbuff import FedBuff
 from fedmpi.algorithms.fedcluster import FedCluster
+from fedmpi.algorithms.fedcm import FedCM
 from fedmpi.algorithms.feddf import FedDF
 from fedmpi.algorithms.feddyn import FedDyn
 from fedmpi.algorithms.fedftg import FedFTG
@@ -58,6 +59,7 @@ __all__ = [
     "FedAvgM",
     "FedBN",
     "FedBuff",
+    "FedCM",
     "FedCluster",
     "FedDF",
     "FedDyn",
