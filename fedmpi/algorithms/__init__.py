@@ -12,6 +12,7 @@ from fedmpi.algorithms.cfl import CFL
 from fedmpi.algorithms.distribution_fusion import DistributionFusion
 from fedmpi.algorithms.ditto import Ditto
 from fedmpi.algorithms.feature_fusion import FeatureFusion
+from fedmpi.algorithms.fedacg import FedACG
 from fedmpi.algorithms.fedasync import FedAsync
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedbn import FedBN
@@ -52,6 +53,7 @@ __all__ = [
     "Ditto",
     "FeSEM",
     "FeatureFusion",
+    "FedACG",
     "FedAdagrad",
     "FedAdam",
     "FedAsync",

@@ -93,6 +93,8 @@ CASES = {
     "side_by_side_fedntd": f"{SIDE_BY_SIDE} --algorithm FedNTD --algorithm.tau 2 --model.norm batch",
     "fedcm": f"{SMALL} --algorithm FedCM --model LeNet --compression QSGD",
     "side_by_side_fedcm": f"{SIDE_BY_SIDE} --algorithm FedCM --local.schedule exponential",
+    "fedacg": f"{SMALL} --algorithm FedACG --model LeNet",
+    "side_by_side_fedacg": f"{SIDE_BY_SIDE} --algorithm FedACG --algorithm.mu 0.1 --model.norm batch",
     "halfway": f"{SMALL} --algorithm methods.Halfway --model LeNet --partition Permuted --partition.over Dirichlet",
     "server_momentum": f"{SMALL} --algorithm FedAvgM --evaluate_means both --model LeNet --local.batch_size 50",
     "fedma": f"{SMALL} --algorithm FedMA --algorithm.sweeps 1 --model LeNet",
