@@ -21,6 +21,7 @@ from fedmpi.algorithms.fedcluster import FedCluster
 from fedmpi.algorithms.fedcm import FedCM
 from fedmpi.algorithms.feddf import FedDF
 from fedmpi.algorithms.feddyn import FedDyn
+from fedmpi.algorithms.fedexp import FedExP
 from fedmpi.algorithms.fedftg import FedFTG
 from fedmpi.algorithms.fedgen import FedGen
 from fedmpi.algorithms.fedgroup import FedGroup, FedGrouProx
@@ -65,6 +66,7 @@ __all__ = [
     "FedCluster",
     "FedDF",
     "FedDyn",
+    "FedExP",
     "FedFTG",
     "FedGen",
     "FedGrouProx",

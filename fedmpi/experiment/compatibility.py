@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeVar
 
-from fedmpi.algorithms import IFCA, Algorithm
+from fedmpi.algorithms import IFCA, Algorithm, FedExP
 from fedmpi.algorithms.calibrated import Calibrated
 from fedmpi.data import Dataset, Partition
 from fedmpi.errors import BadInput
@@ -428,6 +428,13 @@ METHODS: Sequence[Rule[Choices]] = (
         "changes labels, and {algorithm} corrects logits by the counts of the true ones",
         lambda chosen: type(chosen.attack).poison is not Attack.poison,
         lambda algorithm: isinstance(algorithm, Calibrated),
+    ),
+    Rule(
+        "weighting",
+        "horvitz_thompson",
+        "{algorithm} needs weights that sum to 1",
+        _is_by_chance,
+        lambda algorithm: isinstance(algorithm, FedExP),
     ),
 )
 #: Known only after the data are loaded and the network is built.

@@ -17,6 +17,7 @@ from fedmpi.algorithms import (
     FedBN,
     FedDF,
     FedDyn,
+    FedExP,
     FedFTG,
     FedLC,
     FedPer,
@@ -252,6 +253,11 @@ REFUSED: list[tuple[Rule[Any], dict[str, Any], str]] = [
         METHODS[15],
         {"algorithm": FedLC(), "attack": LabelFlip()},
         "attack = LabelFlip: changes labels, and FedLC corrects logits by the counts of the true ones",
+    ),
+    (
+        METHODS[16],
+        HT | {"algorithm": FedExP()},
+        "weighting = horvitz_thompson: FedExP needs weights that sum to 1",
     ),
 ]
 
