@@ -20,6 +20,7 @@ from fedmpi.algorithms.fedbuff import FedBuff
 from fedmpi.algorithms.fedcluster import FedCluster
 from fedmpi.algorithms.fedcm import FedCM
 from fedmpi.algorithms.feddf import FedDF
+from fedmpi.algorithms.feddisco import FedDisco
 from fedmpi.algorithms.feddyn import FedDyn
 from fedmpi.algorithms.fedexp import FedExP
 from fedmpi.algorithms.fedftg import FedFTG
@@ -65,6 +66,7 @@ __all__ = [
     "FedCM",
     "FedCluster",
     "FedDF",
+    "FedDisco",
     "FedDyn",
     "FedExP",
     "FedFTG",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeVar
 
-from fedmpi.algorithms import IFCA, Algorithm, FedExP
+from fedmpi.algorithms import IFCA, Algorithm, FedDisco, FedExP
 from fedmpi.algorithms.calibrated import Calibrated
 from fedmpi.data import Dataset, Partition
 from fedmpi.errors import BadInput
@@ -435,6 +435,20 @@ METHODS: Sequence[Rule[Choices]] = (
         "{algorithm} needs weights that sum to 1",
         _is_by_chance,
         lambda algorithm: isinstance(algorithm, FedExP),
+    ),
+    Rule(
+        "weighting",
+        "other than samples",
+        "must be samples with {algorithm}, which computes other weights from these",
+        lambda chosen: chosen.weighting != "samples",
+        lambda algorithm: isinstance(algorithm, FedDisco),
+    ),
+    Rule(
+        "sampler",
+        "one that sets the clients' weights itself (Weighted)",
+        "sets the clients' weights itself, which cannot be combined with {algorithm}",
+        lambda chosen: bool(chosen.sampler.weighting),
+        lambda algorithm: isinstance(algorithm, FedDisco),
     ),
 )
 #: Known only after the data are loaded and the network is built.

@@ -97,6 +97,7 @@ CASES = {
     "side_by_side_fedacg": f"{SIDE_BY_SIDE} --algorithm FedACG --algorithm.mu 0.1 --model.norm batch",
     "fedexp": f"{SMALL} --algorithm FedExP --algorithm.epsilon 1e-6 --model LeNet --partition Shards",
     "side_by_side_fedexp": f"{SIDE_BY_SIDE} --algorithm FedExP --algorithm.epsilon 1e-6 --partition Shards",
+    "feddisco": f"{SMALL} --algorithm FedDisco --algorithm.a 0.9 --model LeNet --partition Shards",
     "halfway": f"{SMALL} --algorithm methods.Halfway --model LeNet --partition Permuted --partition.over Dirichlet",
     "server_momentum": f"{SMALL} --algorithm FedAvgM --evaluate_means both --model LeNet --local.batch_size 50",
     "fedma": f"{SMALL} --algorithm FedMA --algorithm.sweeps 1 --model LeNet",

@@ -16,6 +16,7 @@ from fedmpi.algorithms import (
     FedAvg,
     FedBN,
     FedDF,
+    FedDisco,
     FedDyn,
     FedExP,
     FedFTG,
@@ -258,6 +259,16 @@ REFUSED: list[tuple[Rule[Any], dict[str, Any], str]] = [
         METHODS[16],
         HT | {"algorithm": FedExP()},
         "weighting = horvitz_thompson: FedExP needs weights that sum to 1",
+    ),
+    (
+        METHODS[17],
+        {"algorithm": FedDisco(), "weighting": "uniform"},
+        "weighting = uniform: must be samples with FedDisco, which computes other weights from these",
+    ),
+    (
+        METHODS[18],
+        {"algorithm": FedDisco(), "sampler": Weighted()},
+        "sampler = Weighted: sets the clients' weights itself, which cannot be combined with FedDisco",
     ),
 ]
 
