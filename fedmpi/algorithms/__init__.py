@@ -37,6 +37,7 @@ from fedmpi.algorithms.flhc import FLHC
 from fedmpi.algorithms.genfl import GenFL
 from fedmpi.algorithms.ifca import IFCA
 from fedmpi.algorithms.localonly import LocalOnly
+from fedmpi.algorithms.mimelite import MimeLite
 from fedmpi.algorithms.moon import MOON
 from fedmpi.algorithms.robust import Krum, Median, TrimmedMean
 from fedmpi.algorithms.scaffold import SCAFFOLD
@@ -86,6 +87,7 @@ __all__ = [
     "Krum",
     "LocalOnly",
     "Median",
+    "MimeLite",
     "TrimmedMean",
 ]
 

@@ -98,6 +98,8 @@ CASES = {
     "fedexp": f"{SMALL} --algorithm FedExP --algorithm.epsilon 1e-6 --model LeNet --partition Shards",
     "side_by_side_fedexp": f"{SIDE_BY_SIDE} --algorithm FedExP --algorithm.epsilon 1e-6 --partition Shards",
     "feddisco": f"{SMALL} --algorithm FedDisco --algorithm.a 0.9 --model LeNet --partition Shards",
+    "mimelite": f"{SMALL} --algorithm MimeLite --model LeNet",
+    "side_by_side_mimelite": f"{SIDE_BY_SIDE} --algorithm MimeLite --algorithm.base adam --local.lr 0.001",
     "halfway": f"{SMALL} --algorithm methods.Halfway --model LeNet --partition Permuted --partition.over Dirichlet",
     "server_momentum": f"{SMALL} --algorithm FedAvgM --evaluate_means both --model LeNet --local.batch_size 50",
     "fedma": f"{SMALL} --algorithm FedMA --algorithm.sweeps 1 --model LeNet",
