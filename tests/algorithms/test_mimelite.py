@@ -113,8 +113,8 @@ def test_side_by_side(base: Literal["momentum", "adam"], model: str) -> None:
     """Oracle: clients one by one; 1e-12 of the way."""
     both = Both(MODELS[model], weight_decay=0.01, clip_norm=0.5)
     first = both.start[0, : both.plain.model.layout.parameters].sin()
-    vectors = {"first": first.expand(8, -1), "second": first.cos().square().expand(8, -1)}
-    compare(both, MimeLite(base, 0.7), 1e-12, **vectors)
+    second = first.cos().square()
+    compare(both, MimeLite(base, 0.7), 1e-12, first=first.expand(8, -1), second=second.expand(8, -1))
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,8 @@ def test_payload_and_clock(method: type[Algorithm], tmp_path: Path) -> None:
     assert made.rounds["bytes_up"].tolist() == [taking_part * up] * 2
     if method is not Centralized:
         # MOON and FedNTD run other networks forward in every step; IFCA and FeatureFusion pass over the samples.
-        costs = {"step_cost": {MOON: 5 / 3, FedNTD: 4 / 3}.get(method, 1.0)}
+        step_costs: dict[type[Algorithm], float] = {MOON: 5 / 3, FedNTD: 4 / 3}
+        costs = {"step_cost": step_costs.get(method, 1.0)}
         passes = {IFCA: 3, FeatureFusion: 1}.get(method, 0)
         np.testing.assert_allclose(traffic(made, **costs, forward_passes=passes), down + up, rtol=1e-9, atol=1e-6)
         for round, seconds in enumerate(made.rounds["virtual_seconds"].tolist(), 1):

@@ -295,9 +295,9 @@ REFUSED = {
     " TweetCharacters)?",
     "--lr 3": "--lr: no such option, did you mean --local.lr or --algorithm.lr (FedAdagrad, FedAdam, FedAvgM, ...) or"
     " --server_optimizer.lr (Adagrad, Adam, Momentum, ...)?",
-    "--alpha 3": "--alpha: no such option, did you mean --algorithm.alpha (FedAsync, FedDyn, FedGen, ...) or"
+    "--alpha 3": "--alpha: no such option, did you mean --algorithm.alpha (FedAsync, FedCM, FedDyn, ...) or"
     " --partition.alpha (Dirichlet, DirichletPrior)?",
-    "--mu 3": "--mu: no such option, did you mean --algorithm.mu (FedAsync, FedBuff, FedGrouProx, ...)?",
+    "--mu 3": "--mu: no such option, did you mean --algorithm.mu (FedACG, FedAsync, FedBuff, ...)?",
     "--epochs 3": "--epochs: no such option, did you mean --local.epochs or --algorithm.epochs (Ditto)?",
     "--epoch 3": "--epoch: no such option, did you mean --local.epochs or --algorithm.epochs (Ditto)?",
     "--batch-size 3": "--batch-size: no such option, did you mean --local.batch_size or --algorithm.batch_size"
