@@ -6,6 +6,7 @@ May import from federation and all folders below it; experiment imports from her
 import sys
 
 from fedmpi.algorithms.base import Algorithm
+from fedmpi.algorithms.bulyan import Bulyan
 from fedmpi.algorithms.calibrated import BalancedSoftmax, FedLC, FedRS
 from fedmpi.algorithms.centralized import Centralized
 from fedmpi.algorithms.cfl import CFL
@@ -40,6 +41,7 @@ from fedmpi.algorithms.localonly import LocalOnly
 from fedmpi.algorithms.mimelite import MimeLite
 from fedmpi.algorithms.moon import MOON
 from fedmpi.algorithms.robust import Krum, Median, TrimmedMean
+from fedmpi.algorithms.robust_means import CentredClipping, GeometricMedian, NormBounding
 from fedmpi.algorithms.scaffold import SCAFFOLD
 from fedmpi.components import import_all
 
@@ -51,7 +53,9 @@ __all__ = [
     "SCAFFOLD",
     "Algorithm",
     "BalancedSoftmax",
+    "Bulyan",
     "Centralized",
+    "CentredClipping",
     "DistributionFusion",
     "Ditto",
     "FeSEM",
@@ -84,10 +88,12 @@ __all__ = [
     "FedRep",
     "FedYogi",
     "GenFL",
+    "GeometricMedian",
     "Krum",
     "LocalOnly",
     "Median",
     "MimeLite",
+    "NormBounding",
     "TrimmedMean",
 ]
 

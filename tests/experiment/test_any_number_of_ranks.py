@@ -71,6 +71,10 @@ CASES = {
     " --availability Independent --conditions Heterogeneous --conditions.dropout 0.3 --rounds 4",
     "median": f"{SMALL} --algorithm Median --model LeNet --attack SignFlip --attack.share 0.3",
     "krum": f"{SMALL} --algorithm Krum --algorithm.faulty 1 --algorithm.select 2 --model LeNet --attack Gaussian",
+    "geometric_median": f"{SMALL} --algorithm GeometricMedian --model LeNet --attack IPM --attack.share 0.4",
+    "centred_clipping": f"{SMALL} --algorithm CentredClipping --algorithm.radius 0.2 --model LeNet --attack MinMax"
+    " --attack.share 0.5",
+    "bulyan": f"{SMALL} --cohort 7 --algorithm Bulyan --model LeNet --attack MinSum --attack.share 0.4",
     "alie": f"{SMALL} --attack ALIE --attack.share 0.5 --model LeNet --local.vectorize 2",
     "one": f"{SMALL} --model LeNet --cohort 1 --sampler RoundRobin",
     "fedprox": f"{SMALL} --algorithm FedProx --algorithm.mu 0.1 --model LogisticRegression",
