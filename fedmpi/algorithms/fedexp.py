@@ -32,7 +32,7 @@ class FedExP(FedAvg):
         epsilon: bounds eta.
         epsilon_decay: factor of epsilon per round; the square of the learning rate's factor, in the authors' code.
         average: whether the model half-way between the last two is evaluated, as in the paper, because extrapolated
-            models oscillate; else the last one. The results file has the last one.
+            models oscillate; else the last one. The results file has both of the last two.
     """
 
     epsilon: PositiveFloat = 1e-3
@@ -40,7 +40,6 @@ class FedExP(FedAvg):
     average: bool = True
 
     server_state = ("weights", "previous")
-    hidden_state = ("previous",)
     client_metrics = ("change",)
     takes_server_optimizer = False
     takes_privacy = False  # lengths of changes are sent as well

@@ -158,6 +158,11 @@ def _has_no_mean(algorithm: Algorithm) -> bool:
     return algorithm.pools_clients or not any("weights" in part.server_state for part in algorithm.parts)
 
 
+def _is_a(kind: type) -> Callable[[Algorithm], bool]:
+    """Whether a method, or one that it extends, is of this class."""
+    return lambda algorithm: any(isinstance(part, kind) for part in algorithm.parts)
+
+
 HELD_OUT: Sequence[Rule[Choices]] = (
     Rule(
         "held_out",
@@ -420,35 +425,35 @@ METHODS: Sequence[Rule[Choices]] = (
         "a file",
         "must be null with {algorithm}, whose initial models must differ",
         lambda chosen: chosen.init is not None,
-        lambda algorithm: isinstance(algorithm, IFCA),
+        _is_a(IFCA),
     ),
     Rule(
         "attack",
         "one that changes labels (LabelFlip)",
         "changes labels, and {algorithm} corrects logits by the counts of the true ones",
         lambda chosen: type(chosen.attack).poison is not Attack.poison,
-        lambda algorithm: isinstance(algorithm, Calibrated),
+        _is_a(Calibrated),
     ),
     Rule(
         "weighting",
         "horvitz_thompson",
         "{algorithm} needs weights that sum to 1",
         _is_by_chance,
-        lambda algorithm: isinstance(algorithm, FedExP),
+        _is_a(FedExP),
     ),
     Rule(
         "weighting",
         "other than samples",
         "must be samples with {algorithm}, which computes other weights from these",
         lambda chosen: chosen.weighting != "samples",
-        lambda algorithm: isinstance(algorithm, FedDisco),
+        _is_a(FedDisco),
     ),
     Rule(
         "sampler",
         "one that sets the clients' weights itself (Weighted)",
         "sets the clients' weights itself, which cannot be combined with {algorithm}",
         lambda chosen: bool(chosen.sampler.weighting),
-        lambda algorithm: isinstance(algorithm, FedDisco),
+        _is_a(FedDisco),
     ),
 )
 #: Known only after the data are loaded and the network is built.
