@@ -113,10 +113,10 @@ def test_two_classes(method: Calibrated, expected: float) -> None:
 
 def test_restricted_softmax() -> None:
     """Oracle: by hand: the factors, and the probability of a present class next to a missing one."""
-    counts = [[4, 0, 8], [0, 0, 0]]
+    counts = [[1, 0, 8], [0, 0, 0]]
     torch.testing.assert_close(terms(FedRS(0.25), counts)[0], torch.tensor([1, 0.25, 1], dtype=torch.float64))
     torch.testing.assert_close(
-        terms(FedRS(0.25, "frequency"), counts)[0], torch.tensor([0.25 + 0.75 / 2, 0.25, 1], dtype=torch.float64)
+        terms(FedRS(0.25, "frequency"), counts)[0], torch.tensor([0.25 + 0.75 / 8, 0.25, 1], dtype=torch.float64)
     )
     logits = torch.tensor([[1.0, 4.0, 0.0]], dtype=torch.float64)
     value = losses(FedRS(0.25), logits, [0], counts[0])
