@@ -23,6 +23,7 @@ from fedmpi.algorithms.feddf import FedDF
 from fedmpi.algorithms.fedftg import FedFTG
 from fedmpi.algorithms.fedgroup import FedGroup
 from fedmpi.algorithms.fedma import FedMA
+from fedmpi.algorithms.fedntd import FedNTD
 from fedmpi.algorithms.fedper import FedRep
 from fedmpi.algorithms.fesem import FeSEM
 from fedmpi.algorithms.flhc import FLHC
@@ -81,8 +82,9 @@ def test_payload_and_clock(method: type[Algorithm], tmp_path: Path) -> None:
     assert made.rounds["bytes_down"].tolist() == [taking_part * down] * 2
     assert made.rounds["bytes_up"].tolist() == [taking_part * up] * 2
     if method is not Centralized:
-        # MOON runs two other networks forward in every step; IFCA and FeatureFusion pass over the samples before.
-        costs = {"step_cost": 5 / 3 if method is MOON else 1.0}
+        # MOON and FedNTD run other networks forward in every step; IFCA and FeatureFusion pass over the samples.
+        step_costs: dict[type[Algorithm], float] = {MOON: 5 / 3, FedNTD: 4 / 3}
+        costs = {"step_cost": step_costs.get(method, 1.0)}
         passes = {IFCA: 3, FeatureFusion: 1}.get(method, 0)
         np.testing.assert_allclose(traffic(made, **costs, forward_passes=passes), down + up, rtol=1e-9, atol=1e-6)
         for round, seconds in enumerate(made.rounds["virtual_seconds"].tolist(), 1):

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from fedmpi.algorithms import Algorithm
+from fedmpi.algorithms.calibrated import FedLC
 from fedmpi.algorithms.ditto import Ditto
 from fedmpi.algorithms.feature_fusion import FeatureFusion
+from fedmpi.algorithms.fedacg import FedACG
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedopt import FedAdam
 from fedmpi.algorithms.fedper import FedRep
@@ -174,7 +176,7 @@ def test_nobody_may_come() -> None:
     assert CentralDP().epsilon(1000, Bernoulli(), 1, round(1 / again)) == pytest.approx(3.35, abs=0.05)
 
 
-@pytest.mark.parametrize("make", [FedAvg, FedProx, MOON, FedRep, Ditto, FedAdam, FeatureFusion])
+@pytest.mark.parametrize("make", [FedAvg, FedProx, MOON, FedRep, Ditto, FedAdam, FeatureFusion, FedACG, FedLC])
 def test_a_round_of_nobody(make: type[Algorithm], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: the noise by itself, which FedAvg adds to its model; it costs as much as that of any other round."""
     spy, privacy = Spy(monkeypatch), CentralDP(0.5, 2.0)
