@@ -13,6 +13,7 @@ from fedmpi.algorithms.ditto import Ditto
 from fedmpi.algorithms.feature_fusion import FeatureFusion
 from fedmpi.algorithms.fedasync import FedAsync
 from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.algorithms.fedbabu import FedBABU
 from fedmpi.algorithms.fedbn import FedBN
 from fedmpi.algorithms.fedbuff import FedBuff
 from fedmpi.algorithms.fedcluster import FedCluster
@@ -30,6 +31,7 @@ from fedmpi.algorithms.fesem import FeSEM
 from fedmpi.algorithms.flhc import FLHC
 from fedmpi.algorithms.genfl import GenFL
 from fedmpi.algorithms.ifca import IFCA
+from fedmpi.algorithms.lgfedavg import LGFedAvg
 from fedmpi.algorithms.localonly import LocalOnly
 from fedmpi.algorithms.moon import MOON
 from fedmpi.algorithms.robust import Krum, Median, TrimmedMean
@@ -53,6 +55,7 @@ __all__ = [
     "FedAsync",
     "FedAvg",
     "FedAvgM",
+    "FedBABU",
     "FedBN",
     "FedBuff",
     "FedCluster",
@@ -70,6 +73,7 @@ __all__ = [
     "FedYogi",
     "GenFL",
     "Krum",
+    "LGFedAvg",
     "LocalOnly",
     "Median",
     "TrimmedMean",
