@@ -27,6 +27,7 @@ from fedmpi.algorithms.fednova import FedNova
 from fedmpi.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedmpi.algorithms.fedper import FedPer, FedRep
 from fedmpi.algorithms.fedprox import FedProx
+from fedmpi.algorithms.fedrod import FedRoD
 from fedmpi.algorithms.fesem import FeSEM
 from fedmpi.algorithms.flhc import FLHC
 from fedmpi.algorithms.genfl import GenFL
@@ -70,6 +71,7 @@ __all__ = [
     "FedPer",
     "FedProx",
     "FedRep",
+    "FedRoD",
     "FedYogi",
     "GenFL",
     "Krum",

@@ -27,6 +27,19 @@ class Backbone(nn.Module):
         return logits
 
 
+def without_last(network: nn.Module) -> tuple[list[nn.Module], nn.Module]:
+    """The layers before the last one of a sequence of layers or a `Backbone`, and the last layer."""
+    if isinstance(network, Backbone):
+        parts = [network.extractor, network.classifier]
+    elif isinstance(network, nn.Sequential) and len(network):
+        parts = list(network)
+    else:
+        return [], network
+    *before, end = parts
+    inner, last = without_last(end)
+    return [*before, *inner], last
+
+
 class Residual(nn.Module):
     """residual(x) + shortcut(x); the shortcut is the identity unless it has to change the shape."""
 

@@ -19,6 +19,7 @@ from fedmpi.algorithms import (
     FedDyn,
     FedFTG,
     FedPer,
+    FedRoD,
     FeSEM,
     GenFL,
     LocalOnly,
@@ -246,6 +247,11 @@ REFUSED: list[tuple[Rule[Any], dict[str, Any], str]] = [
         METHODS[14],
         {"algorithm": IFCA(), "init": "runs/first.h5"},
         "init = runs/first.h5: must be null with IFCA, whose initial models must differ",
+    ),
+    (
+        METHODS[15],
+        {"algorithm": FedRoD(), "local": LocalTraining(clip_norm=1.0)},
+        "local.clip_norm = 1.0: must be null with FedRoD, which trains parts of the model by losses of their own",
     ),
 ]
 
