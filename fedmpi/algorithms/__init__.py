@@ -5,6 +5,7 @@ May import from federation and all folders below it; experiment imports from her
 
 import sys
 
+from fedmpi.algorithms.apfl import APFL
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.algorithms.centralized import Centralized
 from fedmpi.algorithms.cfl import CFL
@@ -40,6 +41,7 @@ from fedmpi.algorithms.scaffold import SCAFFOLD
 from fedmpi.components import import_all
 
 __all__ = [
+    "APFL",
     "CFL",
     "FLHC",
     "IFCA",

@@ -19,6 +19,9 @@ from fedmpi.typing import Block, Federation, Layout, Tensor, Trained
 class FedPer(PartlyShared):
     """FedAvg on all but the last fully connected layer, which stays with each client (Arivazhagan et al., 2019)."""
 
+    own: slice
+    shared: slice
+
     def split(self, layout: Layout) -> tuple[slice, slice]:
         return head_and_body(layout, type(self).__name__)
 

@@ -122,6 +122,7 @@ CASES = {
     "fedbabu": f"{SMALL} --algorithm FedBABU --model LeNet --evaluate_fine_tuned 1",
     "lgfedavg": f"{SMALL} --algorithm LGFedAvg --model LeNet",
     "fedrod": f"{SMALL} --algorithm FedRoD --model LeNet --local.momentum 0.5",
+    "apfl": f"{SMALL} --algorithm APFL --model LeNet",
     "side_by_side_moon": f"{SIDE_BY_SIDE} --algorithm MOON --model Projected --model.size 7 --model.over MLP"
     " --model.over.hidden '[33, 17]'",
     "side_by_side_ditto": f"{SIDE_BY_SIDE} --algorithm Ditto --local.momentum 0.5",
@@ -131,6 +132,7 @@ CASES = {
     "side_by_side_fedbabu": f"{SIDE_BY_SIDE} --algorithm FedBABU --model.norm batch --evaluate_fine_tuned 1",
     "side_by_side_lgfedavg": f"{SIDE_BY_SIDE} --algorithm LGFedAvg --model.norm batch",
     "side_by_side_fedrod": f"{SIDE_BY_SIDE} --algorithm FedRoD --model.norm batch --local.weight_decay 1e-3",
+    "side_by_side_apfl": f"{SIDE_BY_SIDE} --algorithm APFL --model.norm batch --local.momentum 0.5",
     "fedftg": f"{SMALL} --algorithm FedFTG --algorithm.iterations 3 --model LeNet --evaluate_means cohort",
     "fedftg_repo": f"{BRIEF} --algorithm FedFTG --algorithm.base MOON --algorithm.variant repo"
     " --algorithm.iterations 2 --model CifarCNN --local.vectorize 2 --local.lr 0.01",
