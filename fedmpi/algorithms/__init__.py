@@ -12,6 +12,7 @@ from fedmpi.algorithms.cfl import CFL
 from fedmpi.algorithms.distribution_fusion import DistributionFusion
 from fedmpi.algorithms.ditto import Ditto
 from fedmpi.algorithms.feature_fusion import FeatureFusion
+from fedmpi.algorithms.fedala import FedALA
 from fedmpi.algorithms.fedasync import FedAsync
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedbabu import FedBABU
@@ -53,6 +54,7 @@ __all__ = [
     "Ditto",
     "FeSEM",
     "FeatureFusion",
+    "FedALA",
     "FedAdagrad",
     "FedAdam",
     "FedAsync",

@@ -19,6 +19,7 @@ from fedmpi.algorithms.centralized import Centralized
 from fedmpi.algorithms.clustered import ClusteredOnce
 from fedmpi.algorithms.ditto import Ditto
 from fedmpi.algorithms.feature_fusion import FeatureFusion
+from fedmpi.algorithms.fedala import FedALA
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.feddf import FedDF
 from fedmpi.algorithms.fedftg import FedFTG
@@ -99,6 +100,7 @@ TRAININGS: dict[str, tuple[Callable[[], Algorithm], tuple[int, int], float, int]
     "fedrep": (lambda: FedRep(5), (6, 6), 1.0, 0),
     "apfl": (APFL, (2, 2), 2.0, 0),
     "apfl with a fixed share": (lambda: APFL(adaptive=False), (1, 1), 2.0, 0),
+    "fedala": (lambda: FedALA(first_steps=3), (1, 4), 1.0, 0),
     "fedma": (lambda: FedMA(retrain_epochs=2), (7, 7), 1.0, 0),  # three layers before the last
     "fedma at once": (lambda: FedMA(retrain=False, sweeps=1), (1, 1), 1.0, 0),
     "fedgroup": (lambda: FedGroup(2, pretrain_epochs=4), (4, 1), 1.0, 0),
