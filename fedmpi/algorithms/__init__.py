@@ -5,6 +5,7 @@ May import from federation and all folders below it; experiment imports from her
 
 import sys
 
+from fedmpi.algorithms.apfl import APFL
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.algorithms.bulyan import Bulyan
 from fedmpi.algorithms.calibrated import BalancedSoftmax, FedLC, FedRS
@@ -14,8 +15,10 @@ from fedmpi.algorithms.distribution_fusion import DistributionFusion
 from fedmpi.algorithms.ditto import Ditto
 from fedmpi.algorithms.feature_fusion import FeatureFusion
 from fedmpi.algorithms.fedacg import FedACG
+from fedmpi.algorithms.fedala import FedALA
 from fedmpi.algorithms.fedasync import FedAsync
 from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.algorithms.fedbabu import FedBABU
 from fedmpi.algorithms.fedbn import FedBN
 from fedmpi.algorithms.fedbuff import FedBuff
 from fedmpi.algorithms.fedcluster import FedCluster
@@ -33,11 +36,13 @@ from fedmpi.algorithms.fedntd import FedNTD
 from fedmpi.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedmpi.algorithms.fedper import FedPer, FedRep
 from fedmpi.algorithms.fedprox import FedProx
+from fedmpi.algorithms.fedrod import FedRoD
 from fedmpi.algorithms.fesem import FeSEM
 from fedmpi.algorithms.flhc import FLHC
 from fedmpi.algorithms.genfl import GenFL
 from fedmpi.algorithms.ifca import IFCA
 from fedmpi.algorithms.knnper import KNNPer
+from fedmpi.algorithms.lgfedavg import LGFedAvg
 from fedmpi.algorithms.localonly import LocalOnly
 from fedmpi.algorithms.mimelite import MimeLite
 from fedmpi.algorithms.moon import MOON
@@ -47,6 +52,7 @@ from fedmpi.algorithms.scaffold import SCAFFOLD
 from fedmpi.components import import_all
 
 __all__ = [
+    "APFL",
     "CFL",
     "FLHC",
     "IFCA",
@@ -62,11 +68,13 @@ __all__ = [
     "FeSEM",
     "FeatureFusion",
     "FedACG",
+    "FedALA",
     "FedAdagrad",
     "FedAdam",
     "FedAsync",
     "FedAvg",
     "FedAvgM",
+    "FedBABU",
     "FedBN",
     "FedBuff",
     "FedCM",
@@ -87,11 +95,13 @@ __all__ = [
     "FedProx",
     "FedRS",
     "FedRep",
+    "FedRoD",
     "FedYogi",
     "GenFL",
     "GeometricMedian",
     "KNNPer",
     "Krum",
+    "LGFedAvg",
     "LocalOnly",
     "Median",
     "MimeLite",

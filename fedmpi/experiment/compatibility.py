@@ -455,6 +455,13 @@ METHODS: Sequence[Rule[Choices]] = (
         lambda chosen: bool(chosen.sampler.weighting),
         _is_a(FedDisco),
     ),
+    Rule(
+        "local.clip_norm",
+        "a number",
+        "must be null with {algorithm}, which trains parts of the model by losses of their own",
+        lambda chosen: chosen.local.clip_norm is not None,
+        lambda algorithm: not algorithm.takes_clip_norm,
+    ),
 )
 #: Known only after the data are loaded and the network is built.
 DATA: Sequence[Rule[Loaded]] = (

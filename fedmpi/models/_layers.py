@@ -34,18 +34,21 @@ def before_last_layer(network: nn.Module) -> Backbone | None:
 
     Returns: None if the network does not end in such a layer.
     """
-    *hidden, last = _in_sequence(network)
+    hidden, last = without_last(network)
     return Backbone(nn.Sequential(*hidden), last) if isinstance(last, nn.Linear) else None
 
 
-def _in_sequence(network: nn.Module) -> list[nn.Module]:
-    """Modules that give the network's output, one after the other; the last one is not a sequence of others."""
+def without_last(network: nn.Module) -> tuple[list[nn.Module], nn.Module]:
+    """The layers before the last one of a sequence of layers or a `Backbone`, and the last layer."""
     if isinstance(network, Backbone):
-        return [network.extractor, *_in_sequence(network.classifier)]
-    if isinstance(network, nn.Sequential) and len(network):
-        *first, last = network
-        return [*first, *_in_sequence(last)]
-    return [network]
+        parts = [network.extractor, network.classifier]
+    elif isinstance(network, nn.Sequential) and len(network):
+        parts = list(network)
+    else:
+        return [], network
+    *before, end = parts
+    inner, last = without_last(end)
+    return [*before, *inner], last
 
 
 class Residual(nn.Module):

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from fedmpi import results
 from fedmpi.algorithms import Algorithm
+from fedmpi.algorithms.apfl import APFL
 from fedmpi.algorithms.centralized import Centralized
 from fedmpi.algorithms.clustered import ClusteredOnce
 from fedmpi.algorithms.ditto import Ditto
 from fedmpi.algorithms.feature_fusion import FeatureFusion
+from fedmpi.algorithms.fedala import FedALA
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.feddf import FedDF
 from fedmpi.algorithms.fedftg import FedFTG
@@ -82,8 +84,9 @@ def test_payload_and_clock(method: type[Algorithm], tmp_path: Path) -> None:
     assert made.rounds["bytes_down"].tolist() == [taking_part * down] * 2
     assert made.rounds["bytes_up"].tolist() == [taking_part * up] * 2
     if method is not Centralized:
-        # MOON and FedNTD run other networks forward in every step; IFCA and FeatureFusion pass over the samples.
-        step_costs: dict[type[Algorithm], float] = {MOON: 5 / 3, FedNTD: 4 / 3}
+        # MOON and FedNTD run other networks forward in every step, and APFL trains two; IFCA and FeatureFusion pass
+        # over the samples before.
+        step_costs: dict[type[Algorithm], float] = {MOON: 5 / 3, FedNTD: 4 / 3, APFL: 2.0}
         costs = {"step_cost": step_costs.get(method, 1.0)}
         passes = {IFCA: 3, FeatureFusion: 1}.get(method, 0)
         np.testing.assert_allclose(traffic(made, **costs, forward_passes=passes), down + up, rtol=1e-9, atol=1e-6)
@@ -97,6 +100,9 @@ TRAININGS: dict[str, tuple[Callable[[], Algorithm], tuple[int, int], float, int]
     "scaffold": (lambda: SCAFFOLD("I"), (2, 2), 1.0, 0),
     "ditto": (lambda: Ditto(epochs=3), (4, 4), 1.0, 0),
     "fedrep": (lambda: FedRep(5), (6, 6), 1.0, 0),
+    "apfl": (APFL, (2, 2), 2.0, 0),
+    "apfl with a fixed share": (lambda: APFL(adaptive=False), (1, 1), 2.0, 0),
+    "fedala": (lambda: FedALA(first_steps=3), (1, 4), 1.0, 0),
     "fedma": (lambda: FedMA(retrain_epochs=2), (7, 7), 1.0, 0),  # three layers before the last
     "fedma at once": (lambda: FedMA(retrain=False, sweeps=1), (1, 1), 1.0, 0),
     "fedgroup": (lambda: FedGroup(2, pretrain_epochs=4), (4, 1), 1.0, 0),

@@ -143,12 +143,23 @@ CASES = {
     "fedper": f"{SMALL} --algorithm FedPer --model LeNet",
     "fedrep": f"{SMALL} --algorithm FedRep --algorithm.head_epochs 1 --model LeNet",
     "knnper": f"{SMALL} --algorithm KNNPer --model LeNet",
+    "fedbabu": f"{SMALL} --algorithm FedBABU --model LeNet --evaluate_fine_tuned 1",
+    "lgfedavg": f"{SMALL} --algorithm LGFedAvg --model LeNet",
+    "fedrod": f"{SMALL} --algorithm FedRoD --model LeNet --local.momentum 0.5",
+    "apfl": f"{SMALL} --algorithm APFL --model LeNet",
+    "fedala": f"{SMALL} --algorithm FedALA --algorithm.rate 100 --algorithm.first_steps 2 --model LeNet --rounds 5",
     "side_by_side_moon": f"{SIDE_BY_SIDE} --algorithm MOON --model Projected --model.size 7 --model.over MLP"
     " --model.over.hidden '[33, 17]'",
     "side_by_side_ditto": f"{SIDE_BY_SIDE} --algorithm Ditto --local.momentum 0.5",
     "side_by_side_fedbn": f"{SIDE_BY_SIDE} --algorithm FedBN --model.norm batch",
     "side_by_side_fedper": f"{SIDE_BY_SIDE} --algorithm FedPer",
     "side_by_side_fedrep": f"{SIDE_BY_SIDE} --algorithm FedRep --algorithm.head_epochs 1 --model.norm batch",
+    "side_by_side_fedbabu": f"{SIDE_BY_SIDE} --algorithm FedBABU --model.norm batch --evaluate_fine_tuned 1",
+    "side_by_side_lgfedavg": f"{SIDE_BY_SIDE} --algorithm LGFedAvg --model.norm batch",
+    "side_by_side_fedrod": f"{SIDE_BY_SIDE} --algorithm FedRoD --model.norm batch --local.weight_decay 1e-3",
+    "side_by_side_apfl": f"{SIDE_BY_SIDE} --algorithm APFL --model.norm batch --local.momentum 0.5",
+    "side_by_side_fedala": f"{SIDE_BY_SIDE} --algorithm FedALA --algorithm.first_steps 2 --rounds 5"
+    " --model.norm batch",
     "fedftg": f"{SMALL} --algorithm FedFTG --algorithm.iterations 3 --model LeNet --evaluate_means cohort",
     "fedftg_repo": f"{BRIEF} --algorithm FedFTG --algorithm.base MOON --algorithm.variant repo"
     " --algorithm.iterations 2 --model CifarCNN --local.vectorize 2 --local.lr 0.01",

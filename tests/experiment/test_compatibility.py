@@ -22,6 +22,7 @@ from fedmpi.algorithms import (
     FedFTG,
     FedLC,
     FedPer,
+    FedRoD,
     FeSEM,
     GenFL,
     LocalOnly,
@@ -269,6 +270,11 @@ REFUSED: list[tuple[Rule[Any], dict[str, Any], str]] = [
         METHODS[18],
         {"algorithm": FedDisco(), "sampler": Weighted()},
         "sampler = Weighted: sets the clients' weights itself, which cannot be combined with FedDisco",
+    ),
+    (
+        METHODS[19],
+        {"algorithm": FedRoD(), "local": LocalTraining(clip_norm=1.0)},
+        "local.clip_norm = 1.0: must be null with FedRoD, which trains parts of the model by losses of their own",
     ),
 ]
 

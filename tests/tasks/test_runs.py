@@ -12,16 +12,20 @@ import torch
 from sklearn import metrics
 
 from fedmpi.algorithms import (
+    APFL,
     IFCA,
     MOON,
     SCAFFOLD,
     Algorithm,
     Ditto,
+    FedALA,
+    FedBABU,
     FedCluster,
     FedDyn,
     FedNova,
     FedPer,
     FedRep,
+    LGFedAvg,
     LocalOnly,
 )
 from fedmpi.data import IID, Dataset, Digits, Dirichlet, Users, make_split
@@ -264,7 +268,7 @@ def test_refused_by_all_ranks_together(tmp_path: Path) -> None:
 def test_methods_without_classes(tmp_path: Path) -> None:
     """Methods of every kind with a task that has no classes."""
     methods: list[Algorithm] = [SCAFFOLD(), FedDyn(), FedNova(), MOON(), Ditto(), FedPer(), FedRep(), LocalOnly()]
-    methods += [IFCA(models=2), FedCluster(clusters=2)]
+    methods += [IFCA(models=2), FedCluster(clusters=2), APFL(), FedALA(), FedBABU(), LGFedAvg()]
     for method in methods:
         made = run(tmp_path / f"{type(method).__name__}.h5", method, dataset=Diabetes(), model=MLP(hidden=(8,)))
         assert np.isfinite(made.rounds["test_rmse"]).all(), method
