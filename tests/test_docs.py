@@ -116,7 +116,7 @@ def test_the_tutorial(tmp_path: Path) -> None:
     """Oracles: FedProx of the package, another number of ranks, and accuracies above that of no training."""
     pytest.importorskip("matplotlib")
     page = Page("tutorial", tmp_path, {"--rounds 20": "--rounds 4"})
-    first, prox, smooth, server, memory, one_rank, phases = page.commands
+    first, prox, smooth, server, memory, one_rank, phases, trial = page.commands
     assert "--algorithm.mu" in page.run(first)
     assert page.run(prox).rstrip().endswith("bits      identical apart from timings")
     page.run(smooth)
@@ -124,14 +124,15 @@ def test_the_tutorial(tmp_path: Path) -> None:
     assert (results.open(tmp_path / "runs" / "my_server.h5").rounds["change"] > 0).all()
     page.run(memory)
     assert page.run(one_rank).rstrip().endswith("bits      identical apart from timings")
-    rows = page.run(phases)
+    page.run(phases)
+    rows = page.run(trial)
     for path in (tmp_path / "runs").glob("my_*.h5"):
         run = results.open(path)
         assert problems(path) == [], "a column of one's own is part of the schema"
         assert run.statistics().last > 0.5, path
         assert run.attributes["algorithm"] in rows
     plain = results.open(tmp_path / "runs" / "fedprox.h5").rounds["train_loss"]
-    for name in ("my_smooth", "my_server", "my_memory", "my_phases"):
+    for name in ("my_smooth", "my_server", "my_memory", "my_phases", "my_trial"):
         assert (results.open(tmp_path / "runs" / f"{name}.h5").rounds["train_loss"][1:] != plain[1:]).all()
 
 

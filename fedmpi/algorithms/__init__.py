@@ -37,6 +37,7 @@ from fedmpi.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedmpi.algorithms.fedper import FedPer, FedRep
 from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.algorithms.fedrod import FedRoD
+from fedmpi.algorithms.fedsam import FedSAM
 from fedmpi.algorithms.fesem import FeSEM
 from fedmpi.algorithms.flhc import FLHC
 from fedmpi.algorithms.genfl import GenFL
@@ -46,6 +47,8 @@ from fedmpi.algorithms.lgfedavg import LGFedAvg
 from fedmpi.algorithms.localonly import LocalOnly
 from fedmpi.algorithms.mimelite import MimeLite
 from fedmpi.algorithms.moon import MOON
+from fedmpi.algorithms.perfedavg import PerFedAvg
+from fedmpi.algorithms.pfedme import pFedMe
 from fedmpi.algorithms.robust import Krum, Median, TrimmedMean
 from fedmpi.algorithms.robust_means import CentredClipping, GeometricMedian, NormBounding
 from fedmpi.algorithms.scaffold import SCAFFOLD
@@ -96,6 +99,7 @@ __all__ = [
     "FedRS",
     "FedRep",
     "FedRoD",
+    "FedSAM",
     "FedYogi",
     "GenFL",
     "GeometricMedian",
@@ -106,7 +110,9 @@ __all__ = [
     "Median",
     "MimeLite",
     "NormBounding",
+    "PerFedAvg",
     "TrimmedMean",
+    "pFedMe",
 ]
 
 import_all(sys.modules[__name__])  # a new file in this folder needs no line above to be known by name

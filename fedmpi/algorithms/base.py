@@ -270,5 +270,7 @@ class Algorithm(metaclass=Configured):
             gradient, weights, start: [K, d], the d trained parameters of K clients; without buffers. The gradient may
                 be overwritten, which is faster.
             block: the clients; `block["name"]` are their rows [K, ...] of the vectors given to `Federation.train`.
+                Unless the method is elementwise, rows may be changed in place, and `block.gradient` computes further
+                gradients; see `Trained.rows` and `Block.gradient`.
         """
         return gradient

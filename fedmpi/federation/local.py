@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,11 +24,13 @@ class Trained:
     """The result of `Federation.train`: K models, and their mean training losses [K] and optimizer steps [K].
 
     The next clients are trained in the memory of `weights` [K, P]: use or clone it before the next call of `train`.
-    Reading it later raises an error.
+    Reading it later raises an error. A `direction` that is not elementwise may change the named vectors [K, ...] of
+    the block in place; then `rows` has them after the training. Otherwise it is empty.
     """
 
     loss: NDArray[np.float64]
     steps: NDArray[np.int64]
+    rows: Mapping[str, Tensor]
     _weights: Tensor
     _is_current: bool = True
 
@@ -107,7 +109,7 @@ class Local:
         if not phase.name:
             for observer in (*context.observers, *context.round.observers):
                 observer.trained(block, work.weights)
-        self._trained = Trained(work.loss, work.steps, work.weights)
+        self._trained = Trained(work.loss, work.steps, work.rows, work.weights)
         return self._trained
 
     def forget_trained(self) -> None:

@@ -66,6 +66,11 @@ class Reports:
         self._bring_together(measured)
         return evaluator.evaluation(measured)
 
+    def gradients(self, block: Block, weights: Tensor, hooks: Hooks) -> Tensor:
+        """As `Local.gradients`, for models that `evaluate_clients` measures; the batches do not count as steps."""
+        context = self._context
+        return context.trainer.gradients(block, weights.expand(len(block), -1), hooks, context.round.number)
+
     def evaluate_fine_tuned(self, weights: Tensor, hooks: Hooks, predict: Prediction, epochs: int) -> Evaluation:
         """Each client's model on the client's own samples, after fine-tuning of the global model by the client alone.
 

@@ -5,8 +5,8 @@ Imports no torch: the command line imports samplers, samplers import this module
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -29,6 +29,11 @@ class Hooks(Protocol):
     def direction(self, gradient: Tensor, weights: Tensor, start: Tensor, block: Block) -> Tensor: ...
 
 
+def needs_whole(hooks: Hooks) -> bool:
+    """Whether `direction` is called once per step, for all parameters: then it may do all that `Block` allows it."""
+    return hooks.changes_direction and not hooks.direction_is_elementwise
+
+
 @dataclass
 class Block:
     """K clients that a rank trains together.
@@ -40,6 +45,7 @@ class Block:
         vectors: named rows [K, ...] that the hooks may read, given to `Federation.train`.
         completed: [K] float64, the share of the local training that each client completes; None: all of it.
         diverged: clients whose training has diverged in this round. Nothing of theirs is used or kept.
+        further: computes `gradient`, within `direction`.
     """
 
     clients: NDArray[np.int64]
@@ -48,6 +54,7 @@ class Block:
     vectors: dict[str, Tensor] = field(default_factory=dict)
     completed: NDArray[np.float64] | None = None
     diverged: set[int] = field(default_factory=set)
+    further: Callable[[Tensor, int], Tensor] | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.clients)
@@ -59,6 +66,23 @@ class Block:
         """Set vectors that the hooks may read: [K, ...], one row per client, or [n], the same for all."""
         self.vectors = {name: v.expand(len(self), -1) if v.dim() == 1 else v for name, v in vectors.items()}
 
+    def gradient(self, weights: Tensor, ahead: int = 0) -> Tensor:
+        """[K, d]: the gradient at other weights; only within a `direction` that is not elementwise.
+
+        The loss, the precision and the random numbers are those of the step that trains on this batch. Weights,
+        running statistics and the reported loss stay as they are. Where nothing is trained, the gradient is zero.
+
+        Args:
+            weights: [K, d].
+            ahead: 0: on the batch of this step; 1: on the client's next batch, and so on. After the last batch of a
+                training come those that would follow.
+        """
+        if self.further is None:
+            raise RuntimeError("Block.gradient works only in `direction`, with direction_is_elementwise = False")
+        if ahead < 0:
+            raise ValueError(f"ahead = {ahead}: must be at least 0")
+        return self.further(weights, ahead)
+
     def row(self, k: int) -> dict[str, Tensor]:
         """The vectors of one client that the hooks may read."""
         return {name: rows[k] for name, rows in self.vectors.items()}
@@ -68,6 +92,10 @@ class Block:
         vectors = {name: rows[which] for name, rows in self.vectors.items()}
         completed = None if self.completed is None else self.completed[which]
         return Block(self.clients[which], self.samples[which], self.mass[which], vectors, completed, self.diverged)
+
+    def with_own_rows(self) -> Block:
+        """The same clients, with copies of the rows, which may be changed."""
+        return replace(self, vectors={name: rows.clone() for name, rows in self.vectors.items()})
 
     def undiverged(self) -> list[int]:
         """The positions of the clients whose training has not diverged."""
@@ -88,7 +116,9 @@ class Phase:
         epochs: passes over the client's samples; None: as the settings of local training say.
         columns: the columns of the model's vector [P] that are trained (whole tensors); None: all. The others keep
             their values, whatever the optimizer does. A batch normalisation layer that is not trained uses the
-            received running statistics. `direction` is called for each contiguous run of columns.
+            received running statistics. An elementwise `direction` is called for each contiguous run of columns. Any
+            other is called once for all d parameters, with gradient 0 where nothing is trained; what it returns there
+            is not used.
     """
 
     name: str = ""
@@ -110,9 +140,16 @@ class Work:
         loss: [K] mean over the samples seen; NaN for a client without samples.
         steps: [K] optimizer steps.
         seconds: [K]; clients that were trained together share the time in proportion to their steps.
+        rows: the block's vectors, as a `direction` that is not elementwise has left them; else empty.
     """
 
     weights: Tensor
     loss: NDArray[np.float64]
     steps: NDArray[np.int64]
     seconds: NDArray[np.float64]
+    rows: dict[str, Tensor] = field(default_factory=dict)
+
+    def of(self, which: slice | NDArray[np.int64]) -> Work:
+        """The work of some of the clients."""
+        rows = {name: rows[which] for name, rows in self.rows.items()}
+        return Work(self.weights[which], self.loss[which], self.steps[which], self.seconds[which], rows)

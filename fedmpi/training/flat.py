@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property, partial
 
 import torch
@@ -77,8 +78,8 @@ class FlatModel:
         self._constants = [(n, buffers[n], buffers[n]._version) for n in self.layout.frozen if n in buffers]
         # BatchNorm's batch counters, and other buffers that are neither in the vector nor constant, are reset for
         # every client.
-        others = [buffer for name, buffer in buffers.items() if name not in {*in_vector, *self.layout.frozen}]
-        self._counters = [(tensor, tensor.clone()) for tensor in others]
+        others = [name for name in buffers if name not in {*in_vector, *self.layout.frozen}]
+        self._counters = [(*_place(module, name), buffers[name], buffers[name].clone()) for name in others]
         self._copy = self._copied()
 
     @property
@@ -97,8 +98,31 @@ class FlatModel:
         """Reset buffers that are neither in the vector nor constant to their initial values."""
         for owner, name, tensor in self._buffers:
             owner._buffers[name] = tensor
-        for tensor, initial in self._counters:
+        for _, _, tensor, initial in self._counters:
             tensor.copy_(initial)
+
+    @contextmanager
+    def counters_kept(self) -> Iterator[None]:
+        """After it, buffers that are neither in the vector nor constant are as they were before."""
+        kept = [
+            (owner, name, now, now.clone())
+            for owner, name, *_ in self._counters
+            if (now := owner._buffers[name]) is not None
+        ]
+        yield
+        for owner, name, tensor, value in kept:
+            owner._buffers[name] = tensor
+            tensor.copy_(value)
+
+    @contextmanager
+    def elsewhere(self, parameters: Tensor) -> Iterator[None]:
+        """While it is active, the network has these `parameters` [d]; then its state and `gradient` are as before."""
+        weights, gradient = self.weights.clone(), self.gradient.clone()
+        with self.counters_kept():
+            self.weights[0, : self.layout.parameters].copy_(parameters)
+            yield
+        self.weights.copy_(weights)
+        self.gradient.copy_(gradient)
 
     def select(self, columns: tuple[slice, ...]) -> None:
         """Compute gradients only for these columns of the parameters, which are whole tensors."""
@@ -189,7 +213,7 @@ class FlatModel:
         memory: dict[int, object] = {
             id(p): nn.Parameter(p.data, requires_grad=False) for p in self.module.parameters()
         }
-        counters = {id(tensor) for tensor, _ in self._counters}
+        counters = {id(tensor) for _, _, tensor, _ in self._counters}
         memory |= {id(b): b.detach() for b in self.module.buffers() if id(b) not in counters}
         for layer in self.module.modules():  # such as the weight that weight_norm has made in an earlier run
             memory |= {id(x): x.detach() for x in vars(layer).values() if isinstance(x, Tensor)}

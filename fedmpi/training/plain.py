@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedmpi.training.block import WHOLE, Block, Hooks, Phase, Work
+from fedmpi.training.block import WHOLE, Block, Hooks, Phase, Work, needs_whole
 from fedmpi.training.clientwise import Keyed
 from fedmpi.training.flat import Net
 from fedmpi.training.layout import Entry
+from fedmpi.training.samples import Batch
 from fedmpi.training.trainer import Trainer, check_losses
 
 # From this number of parameters on, updating tensors during the backward pass is faster than storing a flat gradient.
@@ -33,32 +35,70 @@ class Piece:
     block: Block
 
 
+class Upcoming:
+    """A client's batches in their order: `upcoming[0]` is that of step `number`, `upcoming[1]` the next one."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self.number = 0
+        self._batches = batches
+        self._drawn: deque[Batch] = deque()
+
+    def __getitem__(self, ahead: int) -> Batch:
+        while len(self._drawn) <= ahead:
+            self._drawn.append(next(self._batches))
+        return self._drawn[ahead]
+
+    def advance(self) -> None:
+        """Begin the next step."""
+        self._drawn.popleft()
+        self.number += 1
+
+
 class PlainTrainer(Trainer):
     """Trains one client after another. The model's vector holds the result of the last client."""
 
     def train(self, block: Block, start: Tensor, hooks: Hooks, round: int, rounds: int, phase: Phase = WHOLE) -> Work:
         began = time.perf_counter()
         client, model = int(block.clients[0]), self.model
-        rows, net = block.row(0), Net(model)
+        net, is_whole = Net(model), needs_whole(hooks)
+        if is_whole:
+            block = block.with_own_rows()
+        rows = block.row(0)
         key = int(self._dropout_keys(phase, round, block.clients)[0])
         count = int(self.count_steps(block.clients, block.completed, phase)[0])
         columns = self._prepare(phase, lone_sample=len(self._shards[client]) == 1)
-        step = self._step(block, start, hooks, self.settings.rate(round, rounds), columns)
         seen: list[Tensor] = []  # losses of samples
         mass: list[Tensor] = []  # their weights, if they differ
         model.load(start[0])
         self.seed_others(key)
-        keyed = Keyed(key)
-        for number, batch in enumerate(self._batches(client, round, phase, count)):
-            with keyed.step(number):
+        keyed, batches = Keyed(key), Upcoming(self._batches(client, round, phase))
+
+        def losses_of(ahead: int = 0) -> Tensor:
+            batch = batches[ahead]
+            with keyed.step(batches.number + ahead):
                 losses = hooks.loss(net, batch, start[0], rows)
             check_losses(losses, batch.y)
-            step(losses, batch.weight)
+            return losses
+
+        @torch.enable_grad()
+        def further(weights: Tensor, ahead: int) -> Tensor:
+            with model.elsewhere(weights[0]):
+                model.backward(losses_of(ahead), batches[ahead].weight)
+                return model.gradient.clone()
+
+        if is_whole:
+            block.further = further
+        step = self._step(block, start, hooks, self.settings.rate(round, rounds), columns)
+        for _ in range(count):
+            losses, weight = losses_of(), batches[0].weight
+            step(losses, weight)
             seen.append(losses.detach())
-            mass += [] if batch.weight is None else [batch.weight]
+            mass += [] if weight is None else [weight]
+            batches.advance()
         mean = _mean(torch.cat(seen), torch.cat(mass) if mass else None) if seen else math.nan
         seconds = time.perf_counter() - began
-        return Work(model.weights, np.array([mean]), np.array([count]), np.array([seconds]))
+        kept = block.vectors if is_whole else {}
+        return Work(model.weights, np.array([mean]), np.array([count]), np.array([seconds]), kept)
 
     def _step(
         self, block: Block, start: Tensor, hooks: Hooks, lr: float, trained: tuple[slice, ...]
@@ -68,6 +108,7 @@ class PlainTrainer(Trainer):
         Its arguments are the losses [B] and the samples' weights [B] or None.
         """
         model, optimizer, has_direction = self.model, self._optimizer, hooks.changes_direction
+        is_whole = needs_whole(hooks)
         count = model.layout.parameters
         weights, start = model.weights[:, :count], start[:, :count]
         optimizer.reset()
@@ -82,15 +123,18 @@ class PlainTrainer(Trainer):
                 return gradient
             return hooks.direction(gradient, piece.weights, piece.start, piece.block)
 
-        runs = [cut(columns) for columns in trained]
+        whole = Piece(slice(count), weights, start, block)
+        runs = [whole] if is_whole else [cut(columns) for columns in trained]
 
         @torch.no_grad()
         def at_once(losses: Tensor, weight: Tensor | None) -> None:
             optimizer.advance()
             model.backward(losses, weight)
-            steps = self._clipped([direct(run, model.gradient[:, run.columns]) for run in runs])
-            for run, step in zip(runs, steps, strict=True):
-                optimizer.step(run.weights, step, lr, run.columns)
+            steps = [direct(run, model.gradient[:, run.columns]) for run in runs]
+            if is_whole:
+                steps = [steps[0][:, columns] for columns in trained]
+            for columns, step in zip(trained, self._clipped(steps), strict=True):
+                optimizer.step(weights[:, columns], step, lr, columns)
 
         pieces: dict[str, list[Piece]] = {}  # of each tensor: cut once, for all steps
 

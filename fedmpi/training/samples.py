@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -36,6 +37,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @cached_property
+    def real(self) -> Tensor:
+        """[B]: 1 for samples, and 0 for padding, of which there is some only where clients are trained together."""
+        return torch.ones(len(self), device=self.y.device)
 
     @property
     def mass(self) -> float:

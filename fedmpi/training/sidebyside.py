@@ -8,8 +8,9 @@ sorted by their number of steps, so that finished clients are at the end and are
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 import torch
@@ -17,23 +18,46 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
-from fedmpi.training.block import WHOLE, Block, Hooks, Phase, Work
+from fedmpi.training.block import WHOLE, Block, Hooks, Phase, Work, needs_whole
 from fedmpi.training.clientwise import ClientWise
 from fedmpi.training.flat import Net
 from fedmpi.training.layout import Entry, aligned_rows
 from fedmpi.training.samples import Batch
 from fedmpi.training.trainer import LocalWork, Trainer, check_losses
 
+# Batches in memory for further gradients, which may be on later batches.
+BATCHES_KEPT = 3
+
 
 @dataclass
 class Step:
-    """The batches of one step: [K, B] samples and their positions. The first `counts` [K] in each row are real."""
+    """The batches [K, B, ...] of one step, of which the first `counts` [K] samples in each row are real."""
 
     number: int
-    index: NDArray[np.int64]
-    place: NDArray[np.int64]
+    batch: Batch
+    place: Tensor
     counts: NDArray[np.int64]
-    bits: NDArray[np.uint64] | None
+
+
+@dataclass
+class Pass:
+    """The forward and backward pass of a step, at some weights.
+
+    Attributes:
+        leaves: the trained tensors [K, ...], as views of the weights.
+        gradients: for each of them.
+        losses: [K, B] the loss of every row.
+        share: [K, B] its share in the client's mean (0: padding).
+        mass: [K] the weight of the client's samples (usually their number).
+        statistics: new values of running statistics.
+    """
+
+    leaves: list[Tensor]
+    gradients: list[Tensor]
+    losses: Tensor
+    share: Tensor
+    mass: Tensor
+    statistics: list[Tensor]
 
 
 class SideBySideTrainer(Trainer):
@@ -54,7 +78,7 @@ class SideBySideTrainer(Trainer):
         self._fewest = at_once if convolves or model.in_bf16 else 2
         layout = model.layout
         self._weights = aligned_rows(at_once, layout.size, model.device)
-        self._gradient = aligned_rows(at_once, layout.parameters, model.device)
+        self._gradient = self._new_gradients(at_once)
         self._parameters = [entry for entry in layout.entries if entry.is_parameter]  # those that a phase trains
         self._others: list[Entry] = []
         self._statistics = [entry for entry in layout.entries if not entry.is_parameter]
@@ -76,77 +100,121 @@ class SideBySideTrainer(Trainer):
         if (np.diff(steps) > 0).any():
             longest_first = np.argsort(-steps, kind="stable")
             work = self.train(block.rows(longest_first.tolist()), start[longest_first], hooks, round, rounds, phase)
-            back = np.argsort(longest_first)
-            return Work(work.weights[back], work.loss[back], work.steps[back], work.seconds[back])
+            return work.of(np.argsort(longest_first))
         if len(block) < self._fewest:
             filled = [*range(len(block)), *[len(block) - 1] * (self._fewest - len(block))]
             work = self.train(block.rows(filled), start[filled], hooks, round, rounds, phase)
-            kept = slice(len(block))
-            share = work.steps.sum() / max(work.steps[kept].sum(), 1)
-            return Work(work.weights[kept], work.loss[kept], work.steps[kept], share * work.seconds[kept])
+            kept = work.of(slice(len(block)))
+            kept.seconds *= work.steps.sum() / max(kept.steps.sum(), 1)
+            return kept
         began = time.perf_counter()
-        lr, has_direction = self.settings.rate(round, rounds), hooks.changes_direction
+        lr, is_whole = self.settings.rate(round, rounds), needs_whole(hooks)
         trained = self._select(phase)
         # w -= lr g needs no gradient in one piece.
-        is_plain = not has_direction and self.settings.is_plain_sgd
+        is_plain = not hooks.changes_direction and self.settings.is_plain_sgd
+        if is_whole:
+            block = block.with_own_rows()
         keys = torch.from_numpy(self._dropout_keys(phase, round, block.clients)).to(self.model.device)
         total = torch.zeros(len(block), device=self.model.device)
         seen = torch.zeros(len(block), dtype=torch.float64, device=self.model.device)
         self._weights[: len(block)].copy_(start)
         self.model.reset_counters()
         self._optimizer.reset()
-        for step in self._steps(block.clients, steps, round, phase):
-            rows = slice(len(step.counts))
-            active = int((steps > step.number).sum())
-            put_back = self._weights[active : rows.stop].clone()
-            leaves = [entry.view(self._weights[rows]).detach().requires_grad_() for entry in self._parameters]
-            here = block.rows(rows)
-            losses, share, mass, statistics = self._losses(here, step, leaves, keys[rows], start[rows], hooks)
-            gradients = torch.autograd.grad(losses, leaves, share, allow_unused=True, materialize_grads=True)
+        step_of = self._steps(block.clients, round, phase)
+
+        def compute(number: int, rows: slice, weights: Tensor, statistics: list[Tensor]) -> Pass:
+            step, here = step_of(number, rows.stop), block.rows(rows)
+            return self._pass(step, here, weights, statistics, keys[rows], start[rows], hooks)
+
+        @torch.enable_grad()
+        def further(number: int, rows: slice, weights: Tensor, ahead: int) -> Tensor:
+            there = self._elsewhere[rows].copy_(weights)
+            # Copies, because a forward pass may change them in place.
+            statistics = [entry.view(self._weights[rows]).clone() for entry in self._statistics]
+            with self.model.counters_kept():
+                done = compute(number + ahead, rows, there, statistics)
+            return self._in_one_piece(done.gradients, self._new_gradients(rows.stop))
+
+        # These must not change for clients that are finished, and only fill up the block.
+        results = [self._weights, *(block.vectors.values() if is_whole else ())]
+        for number in range(int(steps.max(initial=0))):
+            active = int((steps > number).sum())
+            rows = slice(max(active, self._fewest))
+            put_back = [result[active : rows.stop].clone() for result in results]
+            weights = self._weights[rows]
+            statistics = [entry.view(weights) for entry in self._statistics]
+            done = compute(number, rows, weights, statistics)
             with torch.no_grad():
+                for old, new in zip(statistics, done.statistics, strict=True):
+                    old.copy_(new)
                 if is_plain:
-                    torch._foreach_add_(leaves, list(gradients), alpha=-lr)
+                    torch._foreach_add_(done.leaves, done.gradients, alpha=-lr)
                 else:
-                    whole = self._gradient[rows]
-                    torch._foreach_copy_([entry.view(whole) for entry in self._parameters], list(gradients))
-                    runs = [whole[:, run] for run in trained]
-                    if has_direction:
-                        runs = [
-                            hooks.direction(
-                                gradient,
-                                self._weights[rows, run],
-                                start[rows, run],
-                                here.columns(run, self.model.layout.parameters),
-                            )
-                            for run, gradient in zip(trained, runs, strict=True)
-                        ]
+                    gradient = self._in_one_piece(done.gradients, self._gradient[rows])
+                    whole, here = slice(gradient.shape[1]), block.rows(rows)
+                    here.further = partial(further, number, rows)
+                    runs = self._directed(hooks, gradient, weights[:, whole], start[rows, whole], here, trained)
                     self._optimizer.advance()
                     for run, step_taken in zip(trained, self._clipped(runs), strict=True):
-                        self._optimizer.step(self._weights[rows, run], step_taken, lr, run)
-                for entry, new in zip(self._statistics, statistics, strict=True):
-                    entry.view(self._weights[rows]).copy_(new)
-                self._weights[active : rows.stop] = put_back
-                total[:active] += ((losses * share).sum(1) * mass)[:active]
-                seen[:active] += mass[:active]
+                        self._optimizer.step(weights[:, run], step_taken, lr, run)
+                for result, kept in zip(results, put_back, strict=True):
+                    result[active : rows.stop] = kept
+                total[:active] += ((done.losses * done.share).sum(1) * done.mass)[:active]
+                seen[:active] += done.mass[:active]
         count = seen.cpu().numpy()
         loss = np.divide(total.cpu().numpy(), count, out=np.full(len(block), np.nan), where=count > 0)
         seconds = (time.perf_counter() - began) * steps / max(steps.sum(), 1)
-        return Work(self._weights[: len(block)], loss, steps, seconds)
+        return Work(self._weights[: len(block)], loss, steps, seconds, block.vectors if is_whole else {})
 
-    def _losses(
-        self, block: Block, step: Step, leaves: list[Tensor], keys: Tensor, start: Tensor, hooks: Hooks
-    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """One step of every client.
+    @staticmethod
+    def _directed(
+        hooks: Hooks, gradient: Tensor, weights: Tensor, start: Tensor, block: Block, trained: Sequence[slice]
+    ) -> list[Tensor]:
+        """The steps [K, n] of the runs of columns that are trained; the other arguments are whole, [K, d]."""
+        if needs_whole(hooks):
+            whole = hooks.direction(gradient, weights, start, block)
+            return [whole[:, run] for run in trained]
+        if not hooks.changes_direction:
+            return [gradient[:, run] for run in trained]
+        return [
+            hooks.direction(gradient[:, run], weights[:, run], start[:, run], block.columns(run, gradient.shape[1]))
+            for run in trained
+        ]
 
-        Returns: [K, B] the loss of every row; [K, B] its share in the client's mean (0: padding); [K] the weight of
-            the client's samples (usually their number); and new statistics.
+    @cached_property
+    def _elsewhere(self) -> Tensor:
+        return self._new_gradients(self.at_once)
+
+    def _new_gradients(self, count: int) -> Tensor:
+        return aligned_rows(count, self.model.layout.parameters, self.model.device)
+
+    def _in_one_piece(self, gradients: list[Tensor], whole: Tensor) -> Tensor:
+        """`whole` [K, d], with the gradients of the tensors that are trained, and 0 for others."""
+        if self._others:
+            whole.zero_()
+        torch._foreach_copy_([entry.view(whole) for entry in self._parameters], gradients)
+        return whole
+
+    def _pass(
+        self,
+        step: Step,
+        block: Block,
+        weights: Tensor,
+        statistics: list[Tensor],
+        keys: Tensor,
+        start: Tensor,
+        hooks: Hooks,
+    ) -> Pass:
+        """The forward and backward pass of every client.
+
+        Args:
+            weights: [K, d] or more, the parameters.
+            statistics: the running statistics, [K, ...] each.
         """
-        device = self.model.device
-        real = torch.from_numpy(np.arange(step.index.shape[1]) < step.counts[:, None]).to(device, start.dtype)
-        batch, place = self._batch(block.clients, step), torch.from_numpy(step.place).to(device)
-        others, statistics = (
-            [entry.view(self._weights[: len(block)]) for entry in kind] for kind in (self._others, self._statistics)
-        )
+        batch, counts = step.batch, torch.from_numpy(step.counts)
+        real = (torch.arange(batch.y.shape[1]) < counts[:, None]).to(self.model.device, start.dtype)
+        leaves = [entry.view(weights).detach().requires_grad_() for entry in self._parameters]
+        others = [entry.view(weights) for entry in self._others]
         unsent = {name: tensor.expand(len(block), *tensor.shape) for name, tensor in self._unsent.items()}
 
         def one(
@@ -168,19 +236,34 @@ class SideBySideTrainer(Trainer):
             kept = {entry.name: t for entry, t in zip(self._others, others, strict=True)}
             tensors = trained | kept | buffers
             net, part = Net(self.model, tensors, unsent=unsent), Batch(x, y, index, place)
+            part.real = real
             with ClientWise((key + step.number) & 0x7FFFFFFF, real, buffers) as mode:
                 losses = hooks.loss(net, part, start, rows)
             check_losses(losses, y)
             return losses, [mode.changed.get(name, before) for name, before in buffers.items()]
 
         losses, changed = torch.vmap(one)(
-            leaves, others, statistics, batch.x, batch.y, batch.index, place, real, keys, start, block.vectors, unsent
+            leaves,
+            others,
+            statistics,
+            batch.x,
+            batch.y,
+            batch.index,
+            step.place,
+            real,
+            keys,
+            start,
+            block.vectors,
+            unsent,
         )
         if batch.weight is None:
-            return losses, real / real.sum(1, keepdim=True), torch.from_numpy(step.counts).to(device), changed
-        weight = real * batch.weight
-        mass = weight.sum(1)
-        return losses, weight / mass.clamp(min=1)[:, None], mass, changed
+            share, mass = real / real.sum(1, keepdim=True), counts.to(self.model.device)
+        else:
+            weight = real * batch.weight
+            mass = weight.sum(1)
+            share = weight / mass.clamp(min=1)[:, None]
+        gradients = torch.autograd.grad(losses, leaves, share, allow_unused=True, materialize_grads=True)
+        return Pass(leaves, list(gradients), losses, share, mass, changed)
 
     def _select(self, phase: Phase) -> tuple[slice, ...]:
         """Select the columns that a phase trains."""
@@ -190,10 +273,8 @@ class SideBySideTrainer(Trainer):
         self._others = [entry for entry in parameters if not entry.lies_in(trained)]
         return trained
 
-    def _steps(
-        self, clients: NDArray[np.int64], steps: NDArray[np.int64], round: int, phase: Phase
-    ) -> Iterator[Step]:
-        """The steps of a block, each for the clients that are not finished and the copies that fill it up."""
+    def _steps(self, clients: NDArray[np.int64], round: int, phase: Phase) -> Callable[[int, int], Step]:
+        """Makes a function of the step's number and the number of rows: the step of the first clients of a block."""
         # A client without samples may be in the block to fill it up; it then uses another client's samples.
         sizes, cuts = np.maximum(self._sizes[clients], 1), np.maximum(self._cuts[clients], 1)
         size = self.settings.batch_size
@@ -201,8 +282,9 @@ class SideBySideTrainer(Trainer):
         shuffled = np.full(len(clients), -1)  # the epoch whose order a client's row holds
         order = np.empty((len(clients), int(sizes.max())), dtype=np.int64)
         bits = None if self.settings.augmentation == "none" else np.empty((*order.shape, 3), dtype=np.uint64)
-        for number in range(int(steps.max(initial=0))):
-            rows = max(int((steps > number).sum()), self._fewest)
+
+        @lru_cache(BATCHES_KEPT)
+        def step_of(number: int, rows: int) -> Step:
             epochs, place = np.divmod(number, cuts[:rows])
             behind = np.flatnonzero(epochs != shuffled[:rows])
             for epoch in np.unique(epochs[behind]).tolist():
@@ -221,16 +303,19 @@ class SideBySideTrainer(Trainer):
             chosen = np.take_along_axis(order[:rows], positions, axis=1)
             draws = None if bits is None else bits[np.arange(rows)[:, None], chosen]
             index = self._shards_in_a_row[self._starts[clients[:rows], None] + chosen]
-            yield Step(number, index, chosen, counts, draws)
+            batch = self._batch(clients[:rows], index, draws)
+            return Step(number, batch, torch.from_numpy(chosen).to(self.model.device), counts)
 
-    def _batch(self, clients: NDArray[np.int64], step: Step) -> Batch:
+        return step_of
+
+    def _batch(self, clients: NDArray[np.int64], index: NDArray[np.int64], bits: NDArray[np.uint64] | None) -> Batch:
         """x and y [K, B, ...], index and weight [K, B]."""
-        shape = step.index.shape
+        shape = index.shape
         pixels = None
         if self._pixels(int(clients[0])) is not None:  # all clients have an order of their own, or none
             orders = [order for client in clients.tolist() if (order := self._pixels(client)) is not None]
             pixels = torch.stack(orders).repeat_interleave(shape[1], dim=0)
-        bits = None if step.bits is None else step.bits.reshape(-1, 3)
-        flat = self.samples.batch(step.index.reshape(-1), pixels, self.settings.augmentation, bits)
+        drawn = None if bits is None else bits.reshape(-1, 3)
+        flat = self.samples.batch(index.reshape(-1), pixels, self.settings.augmentation, drawn)
         weight = None if flat.weight is None else flat.weight.view(shape)
         return Batch(flat.x.unflatten(0, shape), flat.y.unflatten(0, shape), flat.index.view(shape), weight=weight)

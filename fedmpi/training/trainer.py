@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 
 import numpy as np
 import torch
@@ -107,8 +108,8 @@ class Trainer(ABC):
             model.load(weights[k])
             self.seed_others(keys[k])
             keyed = Keyed(keys[k])
-            count = int(self.count_steps(np.array([client]), None, phase)[0])
-            for step, batch in enumerate(self._batches(client, round, phase, count)):
+            steps = int(self.count_steps(np.array([client]), None, phase)[0])
+            for step, batch in zip(range(steps), self._batches(client, round, phase), strict=False):
                 with keyed.step(step):
                     losses = hooks.loss(net, batch, weights[k], block.row(k))
                 check_losses(losses, batch.y)
@@ -191,12 +192,13 @@ class Trainer(ABC):
                         layer.eval()
         return columns
 
-    def _batches(self, client: int, round: int, phase: Phase, count: int) -> Iterator[Batch]:
+    def _batches(self, client: int, round: int, phase: Phase) -> Iterator[Batch]:
+        """The client's batches, pass after pass without end; it must have samples."""
         shard, clients = self._shards[client], np.array([client])
         pixels, augmentation = self._pixels(client), self.settings.augmentation
         cuts = self.settings.batches(len(shard), self.model.normalises_batches)
         draws = None
-        for step in range(count):
+        for step in count():
             epoch, place = divmod(step, len(cuts))
             if place == 0:
                 keys = self._hashed(f"{phase.name}order {epoch}", round, clients, len(shard))

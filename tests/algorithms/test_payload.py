@@ -27,11 +27,14 @@ from fedmpi.algorithms.fedgroup import FedGroup
 from fedmpi.algorithms.fedma import FedMA
 from fedmpi.algorithms.fedntd import FedNTD
 from fedmpi.algorithms.fedper import FedRep
+from fedmpi.algorithms.fedsam import FedSAM
 from fedmpi.algorithms.fesem import FeSEM
 from fedmpi.algorithms.flhc import FLHC
 from fedmpi.algorithms.genfl import GenFL
 from fedmpi.algorithms.ifca import IFCA
 from fedmpi.algorithms.moon import MOON
+from fedmpi.algorithms.perfedavg import PerFedAvg
+from fedmpi.algorithms.pfedme import pFedMe
 from fedmpi.algorithms.scaffold import SCAFFOLD
 from fedmpi.components import subclasses
 from fedmpi.models import LeNet
@@ -51,6 +54,16 @@ SIZES = (20, 30, 20, 30, 20, 30, 20)
 BANDWIDTH = 1e4
 SPEEDS: dict[str, float] = {"seconds_per_step": 1.0, "speed_spread": 0.0, "bandwidth_spread": 0.0}
 CLOCK = Heterogeneous(**SPEEDS, download=BANDWIDTH, upload=BANDWIDTH)
+
+# MOON and FedNTD run other networks forward in every step, and APFL trains two; the others compute further gradients.
+COSTS: dict[type[Algorithm], float] = {
+    MOON: 5 / 3,
+    FedNTD: 4 / 3,
+    APFL: 2.0,
+    FedSAM: 2.0,
+    PerFedAvg: 2.0,
+    pFedMe: 6.0,
+}
 
 
 def two_rounds(path: Path, algorithm: Algorithm, **settings: Any) -> results.Run:
@@ -84,12 +97,9 @@ def test_payload_and_clock(method: type[Algorithm], tmp_path: Path) -> None:
     assert made.rounds["bytes_down"].tolist() == [taking_part * down] * 2
     assert made.rounds["bytes_up"].tolist() == [taking_part * up] * 2
     if method is not Centralized:
-        # MOON and FedNTD run other networks forward in every step, and APFL trains two; IFCA and FeatureFusion pass
-        # over the samples before.
-        step_costs: dict[type[Algorithm], float] = {MOON: 5 / 3, FedNTD: 4 / 3, APFL: 2.0}
-        costs = {"step_cost": step_costs.get(method, 1.0)}
-        passes = {IFCA: 3, FeatureFusion: 1}.get(method, 0)
-        np.testing.assert_allclose(traffic(made, **costs, forward_passes=passes), down + up, rtol=1e-9, atol=1e-6)
+        # IFCA and FeatureFusion pass over the samples before.
+        cost, passes = COSTS.get(method, 1.0), {IFCA: 3, FeatureFusion: 1}.get(method, 0)
+        np.testing.assert_allclose(traffic(made, cost, passes), down + up, rtol=1e-9, atol=1e-6)
         for round, seconds in enumerate(made.rounds["virtual_seconds"].tolist(), 1):
             assert seconds == made.clients["virtual_seconds"][made.clients["round"] == round].max()
 

@@ -94,6 +94,13 @@ CASES = {
     " --compression.share 0.1 --compression.forget_after 1",
     "qsgd": f"{SIDE_BY_SIDE} --compression QSGD --compression.levels 3",
     "feddyn": f"{SMALL} --algorithm FedDyn --model LeNet --local.vectorize 2",
+    "fedsam": f"{SMALL} --algorithm FedSAM --algorithm.rho 0.2 --algorithm.adaptive true --model LeNet",
+    "side_by_side_fedsam": f"{SIDE_BY_SIDE} --algorithm FedSAM --local.batch_size 7 --model.norm batch",
+    "perfedavg": f"{SMALL} --algorithm PerFedAvg --algorithm.variant HF --model LeNet --local.batch_size 7",
+    "side_by_side_perfedavg": f"{SIDE_BY_SIDE} --algorithm PerFedAvg --model.norm batch --local.batch_size 7",
+    "pfedme": f"{BRIEF} --algorithm pFedMe --algorithm.inner_steps 2 --local.lr 0.05 --model LeNet",
+    "side_by_side_pfedme": f"{SIDE_BY_SIDE} --algorithm pFedMe --algorithm.inner_steps 2 --local.momentum 0.5"
+    " --local.batch_size 7 --model.norm batch",
     "fednova": f"{SMALL} --algorithm FedNova --algorithm.mu 0.1 --model LeNet --local.momentum 0.5",
     "fedlc": f"{SMALL} --algorithm FedLC --model LeNet --partition Shards",
     "side_by_side_balanced_softmax": f"{SIDE_BY_SIDE} --algorithm BalancedSoftmax --partition Shards",
@@ -125,6 +132,10 @@ CASES = {
     " --model LeNet",
     "side_by_side_genfl": f"{SIDE_BY_SIDE} {GENFL} --algorithm.synthetic 300 --algorithm.cas_epochs 0",
     "client_state": f"{SMALL} --rounds 8 --algorithm methods.Remembering --model LogisticRegression",
+    "further_gradients": f"{SMALL} --algorithm methods.Extragradient --model LeNet --local.momentum 0.5"
+    " --local.batch_size 7",
+    "side_by_side_further_gradients": f"{SIDE_BY_SIDE} --algorithm methods.Extragradient --model.norm batch"
+    " --local.batch_size 7 --local.clip_norm 1",
     "lost_updates": f"{SMALL} --algorithm methods.EvenOnly --model LogisticRegression",
     # Methods with clusters, of which some are absent at times.
     "fesem": f"{CLUSTERS} --algorithm FeSEM --model LeNet",

@@ -19,9 +19,15 @@ from fedmpi.models import Model
 from fedmpi.training.block import Phase
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
     from fedmpi.federation.federation import Federation
     from fedmpi.policies import Cohort
     from fedmpi.training.block import Block
+    from fedmpi.training.flat import Net
+    from fedmpi.training.samples import Batch
 
 
 class LastRound(FedAvg):
@@ -230,3 +236,34 @@ class Forgetful(FedAvg):
         if fed.is_server:
             self.momentum = 0.5 * self.momentum + mean - self.weights
             self.weights = self.weights + self.momentum
+
+
+class Extragradient(FedAvg):
+    """Follows the gradient that the next batch has a step ahead, and a running mean of these, which a client keeps.
+
+    The loss has a penalty on the mean output of a batch.
+    """
+
+    def setup(self, fed: Federation) -> None:
+        super().setup(fed)
+        self.trail = fed.client_state("trail", self.weights[: fed.layout.parameters])
+
+    def round(self, fed: Federation, cohort: Cohort) -> None:
+        start = fed.broadcast(self.weights)
+        mean = fed.weighted_mean(cohort, start)
+        for block in fed.my_clients(cohort):
+            local = fed.train(block, start, self, trail=self.trail[block])
+            mean.add(local.weights, block)
+            self.trail[block] = local.rows["trail"]
+        self.weights = mean.reduce(empty=self.weights)
+
+    def loss(self, net: Net, batch: Batch, start: Tensor, client: Mapping[str, Tensor]) -> Tensor:
+        outputs = net(batch.x)
+        real = batch.real.view(-1, *[1] * (outputs.dim() - 1))
+        middle = (outputs * real).sum(0) / batch.real.sum()
+        return self.task.loss(outputs, batch.y) + 0.1 * middle.square().mean()
+
+    def direction(self, gradient: Tensor, weights: Tensor, start: Tensor, block: Block) -> Tensor:
+        further = block.gradient(weights - 0.1 * gradient, ahead=1)
+        block["trail"].mul_(0.5).add_(further, alpha=0.5)
+        return further + 0.1 * block["trail"]

@@ -127,7 +127,7 @@ def test_phases_leave_no_trace(model: str, settings: str) -> None:
     assert torch.equal(one.train(phase=Phase(columns=(slice(0, layout.size),))).weights, expected)
 
 
-def test_direction_sees_the_part(double: None) -> None:
+def test_an_elementwise_direction_sees_the_part(double: None) -> None:
     """Oracle: shapes, the columns of what was given, and one by one as side by side."""
     both = Both(MODELS["lenet batch"])
     layout = both.plain.model.layout
@@ -136,6 +136,8 @@ def test_direction_sees_the_part(double: None) -> None:
     number = torch.arange(float(len(SIZES)))[:, None]
 
     class Shifted(FedAvg):
+        direction_is_elementwise = True
+
         def direction(self, gradient: Tensor, weights: Tensor, start: Tensor, block: Block) -> Tensor:
             rows = block["number"][:, 0].long()
             assert gradient.shape == weights.shape == start.shape == (len(rows), part.stop - part.start)
