@@ -13,13 +13,14 @@ from fedmpi.policies.conditions import JobCosts
 from fedmpi.policies.timeline import Timeline
 from fedmpi.results import Run
 
-#: FedAsync on workload A, with clients of very different speed.
-WAVES = (
-    f"{TRAINING['A'].options} --algorithm FedAsync --algorithm.concurrency 100 --conditions Heterogeneous"
-    " --conditions.speed_spread 1 --evaluate_every 0 --rounds 7"
-)
-#: Those whose jobs began when the run did are not like later ones: every client starts from version 0.
-FIRST_ROUND = 4
+#: Methods on workload A, with clients of very different speed.
+SPED_UP = {
+    method: f"--algorithm {options} {TRAINING['A'].options} --conditions Heterogeneous --conditions.speed_spread 1"
+    " --evaluate_every 0 --rounds 10"
+    for method, options in {"FedAvg": "FedAvg", "FedAsync": "FedAsync --algorithm.concurrency 100"}.items()
+}
+#: The first rounds are not like later ones: clients start from version 0, and memory is taken for versions.
+FIRST_ROUND = 5
 ARRIVALS = 100_000
 
 
@@ -50,6 +51,8 @@ def seconds_of_later_rounds(run: Run) -> float:
 
 def simulated_speed_up(run: Run, workers: int) -> float:
     """How much faster so many workers are than one, if all clients take the same time and nothing else takes any."""
+    if "start_version" not in run.clients:
+        return float(workers)
     waves = np.concatenate([wave_sizes(run, round) for round in range(FIRST_ROUND, len(run.rounds["seconds"]) + 1)])
     return float(waves.sum() / np.ceil(waves / workers).sum())
 

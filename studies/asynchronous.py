@@ -6,7 +6,7 @@ over-selection uses the first 15 of 20, FedBuff updates at every tenth arrival, 
 about 600 updates of clients. Beside each accuracy stands the share of the updates that come from the slowest tenth of
 the clients: 10 % would be their due.
 
-A cell is METHOD/SEED, such as fedbuff/0.
+A cell is METHOD/SEED, such as fedbuff/0; small/0 is a run of FedBuff with 12 clients.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ METHODS = {
     "fedasync": f"--algorithm FedAsync --algorithm.concurrency {AT_ONCE} --cohort 10 --rounds 62",
 }
 SEEDS = range(3)
+#: A run so small that a chart of its jobs can be read.
+SMALL = (
+    "--dataset FashionMNIST --model LogisticRegression --clients 12 --cohort 3 --rounds 8 --local.epochs 1"
+    f" --algorithm FedBuff --algorithm.concurrency 6 --conditions Heterogeneous --conditions.speed_spread {SPREAD}"
+)
 TARGETS = (0.6, 0.7, 0.75)
 
 
@@ -88,19 +93,23 @@ def _mean(values: list[float]) -> str:
 
 
 def draw(files: Files, folder: Path) -> None:
-    """The test accuracy over virtual time."""
+    """The test accuracy over virtual time, and the jobs of a small run."""
     from fedmpi.results.__main__ import main
 
-    paths = list(map(str, files.matching("*")))
+    paths = map(str, files.matching(*(f"{method}/*" for method in METHODS)))
     main(["plot", *paths, "--x", "virtual_seconds", "-o", str(folder / "asynchronous.png")])
+    main(["plot", *map(str, files.matching("small/*")), "--jobs", "-o", str(folder / "jobs.png")])
 
 
 STUDY = Study(
     module="studies.asynchronous",
     cells={
-        f"{method}/{seed}": f"{PROTOCOL} {options} --seed {seed}"
-        for method, options in METHODS.items()
-        for seed in SEEDS
+        **{
+            f"{method}/{seed}": f"{PROTOCOL} {options} --seed {seed}"
+            for method, options in METHODS.items()
+            for seed in SEEDS
+        },
+        "small/0": f"{SMALL} --seed 0",
     },
     tables={"times": show_times, "staleness": show_staleness},
     root="--dataset.root",

@@ -181,9 +181,8 @@ def test_tables_of_ones_own(tmp_path: Path) -> None:
 def test_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracles: a fit that explains something, the page's own functions, a round that validation has chosen."""
     pytest.importorskip("matplotlib")
-    page = Page(
-        "tasks", tmp_path, {"--clients 50 --rounds 40": "--clients 10 --rounds 3", "--clients 20 -": "--clients 5 -"}
-    )
+    shorter = {"--clients 50 --rounds 40": "--clients 10 --rounds 3", "--clients 20 -": "--clients 5 -"}
+    page = Page("tasks", tmp_path, {**shorter, "--rounds 10 --evaluate_every 10": "--rounds 3 --evaluate_every 3"})
     page.run(page.block("python -m fedmpi --dataset Diabetes"))
     assert results.open(tmp_path / "runs" / "diabetes.h5").rounds["test_r2"][-1] > 0.3
     assert (tmp_path / "diabetes.png").exists()
@@ -210,7 +209,7 @@ def test_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_slow_clients(tmp_path: Path) -> None:
     """Oracles: the clients that the page says there are, lost ones and late ones."""
     pytest.importorskip("matplotlib")
-    page = Page("participation", tmp_path)
+    page = Page("participation", tmp_path, {"--rounds 10": "--rounds 5"})
     page.run(page.block("mpirun -n 3 python -m fedmpi --conditions"))
     run = results.open(tmp_path / "runs" / "slow.h5")
     assert run.rounds["dropped"].sum() > 0

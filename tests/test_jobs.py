@@ -266,22 +266,36 @@ def test_a_rank_that_leaves(tmp_path: Path) -> None:
 
 
 # A launcher that tells which signals it hears, until the second.
-LISTENING = """#!/usr/bin/env bash
-[[ $1 == --version ]] && echo HYDRA && exit
-[[ $1 == --mpi=list ]] && echo pmi2 pmix && exit
-for name in INT TERM USR1; do trap "echo heard $name; ((++count == 2)) && exit ${ENDS-85}" $name; done
-echo ready
-for ((left = 1200; left; left--)); do sleep 0.05; done # if a signal does not come, the test fails, and does not hang
+LISTENING = """#!/usr/bin/env python3
+import os, signal, sys, time
+if sys.argv[1] in ("--version", "--mpi=list"):
+    sys.exit(print("HYDRA" if sys.argv[1] == "--version" else "pmi2 pmix"))
+heard = []
+def hear(number, frame):
+    heard.append(number)
+    os.write(1, b"heard %s\\n" % signal.Signals(number).name[3:].encode())
+    if len(heard) == 2:
+        os._exit(int(os.environ.get("ENDS", "85")))
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, hear)
+print("ready", flush=True)
+time.sleep(60)  # if a signal does not come, the test fails, and does not hang
 """
 
 
 def await_traps(script: subprocess.Popen[str]) -> None:
-    """Wait until a script hears signals: its launcher may be ready before."""
+    """Wait until a script hears signals and sleeps: its launcher may be ready before.
+
+    bash may miss a signal at the very moment at which it begins to wait for its launcher.
+    """
     about, awaited = Path(f"/proc/{script.pid}/status"), 1 << signal.SIGUSR1 - 1 | 1 << signal.SIGTERM - 1
-    while int(re.findall(r"SigCgt:\s+(\w+)", about.read_text())[0], 16) & awaited != awaited:
+    asleep = 0
+    while asleep < 30:
         assert script.poll() is None
+        text = about.read_text()
+        hears = int(re.findall(r"SigCgt:\s+(\w+)", text)[0], 16) & awaited == awaited
+        asleep = asleep + 1 if hears and "State:\tS" in text else 0
         time.sleep(0.01)
-    time.sleep(0.3)  # bash may miss a signal at the very moment at which it begins to wait
 
 
 def test_signals_reach_the_run(tmp_path: Path) -> None:

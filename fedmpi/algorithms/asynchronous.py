@@ -69,7 +69,7 @@ class Asynchronous(Proximal, FedAvg):
         """Update the model with a row of arrivals, at least one.
 
         Args:
-            formed: the numbers of the new versions that must be kept (`keep`).
+            formed: the numbers of the new versions that must be kept (in `memory`).
         """
 
     def schedule(self, arrivals: Arrivals) -> list[int]:
@@ -89,16 +89,23 @@ class Asynchronous(Proximal, FedAvg):
         needed = set(arrivals.needed_versions.tolist())
         self.slots = {version: slot for version, slot in self.slots.items() if version in needed}
 
-    def keep(self, version: int) -> None:
-        """Keep the present model as this version."""
+    def memory(self, version: int) -> Tensor:
+        """[P] where a version is kept."""
         slot = self.slots[version]
         if slot >= len(self.versions):
             more = self.versions.new_empty(len(self.versions), self.versions.shape[1])
             self.versions = torch.cat([self.versions, more])
-        self.versions[slot] = self.weights
+        return self.versions[slot]
 
     def starts(self, fed: Federation, arrivals: Arrivals) -> tuple[Tensor, NDArray[np.int64]]:
         """[G, P] the versions that these clients started from, on every rank; and [m] which of them each has."""
         numbers, which = np.unique(arrivals.version, return_inverse=True)
         stacked = self.versions[[self.slots[number] for number in numbers.tolist()]]
         return fed.broadcast(stacked, received=len(arrivals) * fed.layout.size), which
+
+
+def rows(matrix: Tensor, which: NDArray[np.int64]) -> Tensor:
+    """[K, n] these rows of a matrix; without a copy if it is only one."""
+    if len(which) == 1:
+        return matrix[int(which[0])][None]
+    return matrix[torch.from_numpy(which).to(matrix.device)]

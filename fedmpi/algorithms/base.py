@@ -57,6 +57,9 @@ class Algorithm(metaclass=Configured):
     takes_compression: bool = True
     #: Whether a client sends only one vector of changes per round, for one mean, so that `--privacy` can bound it.
     takes_privacy: bool = False
+    #: Whether `--local.clip_norm` can bound the gradient of a step. It cannot if parts of the model learn by losses
+    #: of their own, because the clipping of one part would depend on the other.
+    takes_clip_norm: bool = True
     #: Default of `--weighting`, as in the paper.
     weighting: Weighting = "samples"
     #: Whether a client may count only once per round, which excludes samplers with replacement.

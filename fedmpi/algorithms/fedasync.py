@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from fedmpi.algorithms.asynchronous import Asynchronous
+from fedmpi.algorithms.asynchronous import Asynchronous, rows
 from fedmpi.lazy import torch
 from fedmpi.options import with_options
 from fedmpi.policies.timeline import Arrivals
@@ -51,18 +51,20 @@ class FedAsync(Asynchronous):
             models = fed.stack(wave, starts, which)
             for block in fed.my_clients(wave):
                 own = which[np.searchsorted(wave.clients, block.clients)]
-                start = starts[torch.from_numpy(own).to(starts.device)]
+                start = rows(starts, own)
                 models.add(self.train(fed, block, start, received=start).weights, block)
             models.close()
-            arrived, present = models.collect(), set(models.present.tolist())
-            for place in np.argsort(wave.order).tolist():
+            order = np.argsort(wave.order).tolist()
+            for place, model in zip(order, models.each(order), strict=True):
                 share = self.alpha * self.factor(int(wave.staleness[place]))
-                if place in present:
-                    model = arrived[place]
-                    self.weights = model.clone() if share == 1 else self.weights.lerp(model, share)
                 version = int(wave.number[place]) + 1
-                if version in formed:
-                    self.keep(version)
+                into = self.memory(version) if version in formed else torch.empty_like(self.weights)
+                if model is None or share == 1:
+                    into.copy_(self.weights if model is None else model)
+                else:
+                    torch.lerp(self.weights, model, share, out=into)
+                self.weights = into
+        self.weights = self.weights.clone()  # the memory of versions is used again
 
     def factor(self, staleness: int) -> float:
         """s(staleness), in (0, 1]."""

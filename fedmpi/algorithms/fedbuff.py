@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmpi.algorithms.asynchronous import Asynchronous
+from fedmpi.algorithms.asynchronous import Asynchronous, rows
 from fedmpi.lazy import torch
 from fedmpi.options import with_options
 from fedmpi.policies.timeline import Arrivals
@@ -34,30 +34,35 @@ class FedBuff(Asynchronous):
         starts, which = self.starts(fed, arrivals)
         present = fed.broadcast(self.weights, received=0)
         scale = discount(arrivals.staleness)
+        moved_models = starts.new_empty(fed.at_clients.at_once, fed.layout.size)
         places = {client: place for place, client in enumerate(arrivals.clients.tolist())}
         parameters = fed.layout.parameters
 
         def at_present(vectors: Tensor, block: Block) -> Tensor:
             """The arrived models [K, P], as if their changes had been made to the present model."""
             some = [places[client] for client in block.clients.tolist()]
-            if not arrivals.staleness[some].any():
+            stale = np.flatnonzero(arrivals.staleness[some])
+            if not len(stale):
                 return vectors
-            factor = torch.from_numpy(scale[some]).to(vectors)[:, None]
-            moved = present + factor * (vectors - present)
-            start = starts[torch.from_numpy(which[some]).to(vectors.device), :parameters]
-            moved[:, :parameters] = present[:parameters] + factor * (vectors[:, :parameters] - start)
-            is_fresh = torch.from_numpy(arrivals.staleness[some] == 0).to(vectors.device)[:, None]
-            return torch.where(is_fresh, vectors, moved)
+            moved = moved_models[: len(vectors)]
+            start = rows(starts, which[some])
+            torch.sub(vectors[:, :parameters], start[:, :parameters], out=moved[:, :parameters])
+            torch.sub(vectors[:, parameters:], present[parameters:], out=moved[:, parameters:])
+            moved.mul_(torch.from_numpy(scale[some]).to(vectors)[:, None]).add_(present)
+            if len(stale) < len(some):
+                is_fresh = torch.from_numpy(arrivals.staleness[some] == 0).to(vectors.device)
+                moved[is_fresh] = vectors[is_fresh]
+            return moved
 
         mean = fed.weighted_mean(arrivals, starts, arrive=at_present)
         for block in fed.my_clients(arrivals):
             own = which[[places[client] for client in block.clients.tolist()]]
-            start = starts[torch.from_numpy(own).to(starts.device)]
+            start = rows(starts, own)
             local = self.train(fed, block, start, received=start)
             mean.add(local.weights, block, own)
         self.server_step(fed, mean.reduce(empty=self.weights))
         for version in formed:
-            self.keep(version)
+            self.memory(version).copy_(self.weights)
 
 
 def discount(staleness: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -19,12 +19,11 @@ from fedmpi.typing import Block, Federation, Layout, Tensor, Trained
 class FedPer(PartlyShared):
     """FedAvg on all but the last fully connected layer, which stays with each client (Arivazhagan et al., 2019)."""
 
+    own: slice
+    shared: slice
+
     def split(self, layout: Layout) -> tuple[slice, slice]:
-        head = layout.segments["head"]
-        if not 0 < head.stop < layout.parameters:
-            needed = f"{type(self).__name__} needs a fully connected layer that is trained, and other layers to share"
-            raise BadInput(f"--model: {needed}; unfreeze some, or use --algorithm LocalOnly")
-        return head, slice(head.stop, layout.size)
+        return head_and_body(layout, type(self).__name__)
 
 
 @with_options
@@ -47,3 +46,19 @@ class FedRep(FedPer):
         first, then = self.trainings
         head = fed.train(block, start, self, first)
         return fed.train(block, head.weights.clone(), self, then)
+
+
+def head_and_body(layout: Layout, method: str) -> tuple[slice, slice]:
+    """The columns of the last fully connected layer, and all others.
+
+    Args:
+        method: its name, for the message.
+
+    Raises:
+        BadInput: one of them has no parameters.
+    """
+    head = layout.segments["head"]
+    if not 0 < head.stop < layout.parameters:
+        needed = f"{method} needs a fully connected layer that is trained, and other trained layers"
+        raise BadInput(f"--model: {needed}; unfreeze some, or use another method")
+    return head, slice(head.stop, layout.size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from fedmpi.algorithms.base import Algorithm
-from fedmpi.typing import Block, Cohort, Federation, Layout, Tensor, Trained, Vectors
+from fedmpi.typing import Block, Cohort, Columns, Federation, Layout, Tensor, Trained, Vectors
 
 
 class PartlyShared(Algorithm):
@@ -15,7 +15,7 @@ class PartlyShared(Algorithm):
     part it kept in its last round, and the current shared part.
 
     Attributes:
-        own: the columns of the model's vector that each client keeps: its beginning or its end.
+        own: the columns of the model's vector that each client keeps.
         shared: the other columns; only these are sent.
         kept: the kept part of each client.
     """
@@ -27,7 +27,7 @@ class PartlyShared(Algorithm):
         return False
 
     @abstractmethod
-    def split(self, layout: Layout) -> tuple[slice, slice]:
+    def split(self, layout: Layout) -> tuple[Columns, Columns]:
         """`own` and `shared`."""
 
     def setup(self, fed: Federation) -> None:

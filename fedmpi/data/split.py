@@ -103,8 +103,8 @@ def make_split(
         without: number of clients, the last ones, of which nothing is set apart.
 
     Raises:
-        BadInput: there are too few samples for this number of clients, the partition returned an invalid split, or it
-            needs users and they are unknown.
+        BadInput: there are too few samples for this number of clients or for a validation set, the partition returned
+            an invalid split, or it needs users and they are unknown.
     """
     given = train_users if partition.by_user else train_y
     if given is None:
@@ -133,6 +133,10 @@ def make_split(
         _set_apart(shard, train_y[shard], validation if client < clients - without else 0, client, seed)
         for client, shard in enumerate(train)
     ]
+    if validation and not any(map(len, apart)):
+        most = max(map(len, train[: clients - without]))
+        reason = f"sets nothing apart, because no client has more than {most} training samples"
+        raise BadInput(f"= {validation}: {reason}; at least one needs {LEAST_FOR_ONE}", "--validation")
     kept = [np.setdiff1d(shard, some, assume_unique=True) for shard, some in zip(train, apart, strict=True)]
     split = Split(kept, by_owner(test_owner, clients), apart, label_counts, groups, partition, seed)
     return replace(split, label_counts=count(split.labels_seen(train_y, split.owned), kept))

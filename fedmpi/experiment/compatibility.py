@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeVar
 
-from fedmpi.algorithms import IFCA, Algorithm
+from fedmpi.algorithms import IFCA, Algorithm, FedDisco, FedExP
+from fedmpi.algorithms.calibrated import Calibrated
 from fedmpi.data import Dataset, Partition
 from fedmpi.errors import BadInput
 from fedmpi.experiment.evaluated import Evaluated
@@ -155,6 +156,11 @@ def _pools_clients(algorithm: Algorithm) -> bool:
 
 def _has_no_mean(algorithm: Algorithm) -> bool:
     return algorithm.pools_clients or not any("weights" in part.server_state for part in algorithm.parts)
+
+
+def _is_a(kind: type) -> Callable[[Algorithm], bool]:
+    """Whether a method, or one that it extends, is of this class."""
+    return lambda algorithm: any(isinstance(part, kind) for part in algorithm.parts)
 
 
 HELD_OUT: Sequence[Rule[Choices]] = (
@@ -419,7 +425,42 @@ METHODS: Sequence[Rule[Choices]] = (
         "a file",
         "must be null with {algorithm}, whose initial models must differ",
         lambda chosen: chosen.init is not None,
-        lambda algorithm: isinstance(algorithm, IFCA),
+        _is_a(IFCA),
+    ),
+    Rule(
+        "attack",
+        "one that changes labels (LabelFlip)",
+        "changes labels, and {algorithm} corrects logits by the counts of the true ones",
+        lambda chosen: type(chosen.attack).poison is not Attack.poison,
+        _is_a(Calibrated),
+    ),
+    Rule(
+        "weighting",
+        "horvitz_thompson",
+        "{algorithm} needs weights that sum to 1",
+        _is_by_chance,
+        _is_a(FedExP),
+    ),
+    Rule(
+        "weighting",
+        "other than samples",
+        "must be samples with {algorithm}, which computes other weights from these",
+        lambda chosen: chosen.weighting != "samples",
+        _is_a(FedDisco),
+    ),
+    Rule(
+        "sampler",
+        "one that sets the clients' weights itself (Weighted)",
+        "sets the clients' weights itself, which cannot be combined with {algorithm}",
+        lambda chosen: bool(chosen.sampler.weighting),
+        _is_a(FedDisco),
+    ),
+    Rule(
+        "local.clip_norm",
+        "a number",
+        "must be null with {algorithm}, which trains parts of the model by losses of their own",
+        lambda chosen: chosen.local.clip_norm is not None,
+        lambda algorithm: not algorithm.takes_clip_norm,
     ),
 )
 #: Known only after the data are loaded and the network is built.

@@ -15,6 +15,9 @@ from fedmpi.policies.attacks import Attack, Collusion, NoAttack
 from fedmpi.randomness import key, seed_globals, stream
 from fedmpi.training.block import Block
 
+#: What changes are centred at.
+NOTHING = np.zeros(1, dtype=np.float32)
+
 
 class Adversary:
     """Knows which clients are malicious, and changes what they send.
@@ -81,6 +84,7 @@ class Adversary:
         rows.close()
         if not len(rows.present):
             return torch.zeros(size)
+        attack.prepare(lambda rule: rows.pairwise(rule, lambda columns: NOTHING, size))
         agreed = rows.combine(lambda values: attack.agree(values, len(cohort)))
         mine = agreed if self._world.is_server else np.empty(size, dtype=np.float32)
         return torch.from_numpy(self._world.broadcast(mine))

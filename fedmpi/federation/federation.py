@@ -19,7 +19,7 @@ from fedmpi.federation.context import Context
 from fedmpi.federation.evaluation import Evaluation, Prediction
 from fedmpi.federation.local import Local, Trained
 from fedmpi.federation.mean import Arrive, WeightedMean
-from fedmpi.federation.reports import Personal, Reports
+from fedmpi.federation.reports import Known, Personal, Reports
 from fedmpi.federation.server import Server
 from fedmpi.federation.stack import Stack
 from fedmpi.mpi.rows import Rows
@@ -259,14 +259,19 @@ class Federation:
         """
         return self.reports.evaluate(weights, predict, **vectors)
 
-    def evaluate_clients(self, weights: Tensor, personal: Personal) -> Evaluation:
+    def evaluate_clients(
+        self, weights: Tensor, personal: Personal, predict: Prediction | None = None, known: Known | None = None
+    ) -> Evaluation:
         """Evaluate every client's model on the client's test samples, on the rank that holds its state.
 
         Args:
             weights: [P] or [n], the server's model, or the part of it that clients receive.
             personal: computes the models [K, P] of a block's clients from their state and `weights`.
+            predict: computes the output with a client's model; None: the network's own output.
+            known: computes the vectors [K, ...] of a block's clients that `predict` reads, from their models [K, P]
+                and their training samples.
         """
-        return self.reports.evaluate_clients(weights, personal)
+        return self.reports.evaluate_clients(weights, personal, predict, known)
 
     def report(self, evaluation: Evaluation) -> None:
         """Report an evaluation as that of the round: test_loss, test_accuracy and other metrics, and per client.

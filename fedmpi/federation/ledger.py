@@ -101,6 +101,7 @@ class Ledger:
         self.evaluation: Evaluation | None = None
         self.clusters: NDArray[np.int64] | None = None
         self.fine_tuned: Evaluation | None = None
+        self._is_timing = False
         self._world = world
         self._name_at = name_at
         self._columns = [*RECORDED, *client_metrics, *LOST]
@@ -169,10 +170,14 @@ class Ledger:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Add the time of a block of code to this rank's time."""
-        started = time.perf_counter()
+        """Add the time of a block of code to this rank's time, unless the block lies within another timed one."""
+        if self._is_timing:
+            yield
+            return
+        started, self._is_timing = time.perf_counter(), True
         yield
         self._spent[name] += time.perf_counter() - started
+        self._is_timing = False
 
     @contextmanager
     def serving(self) -> Iterator[None]:

@@ -145,6 +145,14 @@ class Local:
         with context.doing("extracting features", block), context.round.ledger.timed("train_seconds"):
             return context.trainer.features(block, weights)
 
+    def targets(self, block: Block, beyond: int = -1) -> Tensor:
+        """[K, n, ...]: the targets of the clients' training samples, in the order of `Batch.place`.
+
+        Args:
+            beyond: fills the rows [k, n_k:].
+        """
+        return self._context.trainer.targets(block, beyond)
+
     def losses(self, block: Block, models: Tensor) -> Tensor:
         """[K, M]: the mean training loss of each of `models` [M, P] on each client of the block, forward only."""
         context = self._context

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -21,6 +21,8 @@ from fedmpi.training.block import Block, Hooks, Phase
 
 #: (a block of clients, the vector that the server has sent) -> their models [K, P].
 Personal = Callable[[Block, Tensor], Tensor]
+#: (a block of clients, their models [K, P]) -> vectors [K, ...] by name that their predictions read.
+Known = Callable[[Block, Tensor], Mapping[str, Tensor]]
 
 
 class Reports:
@@ -47,7 +49,9 @@ class Reports:
         self._bring_together(measured)
         return evaluator.evaluation(measured)
 
-    def evaluate_clients(self, weights: Tensor, personal: Personal) -> Evaluation:
+    def evaluate_clients(
+        self, weights: Tensor, personal: Personal, predict: Prediction | None = None, known: Known | None = None
+    ) -> Evaluation:
         """See `Federation.evaluate_clients`."""
         context, evaluator = self._context, self._context.evaluator
         received = context.distribute(weights)
@@ -55,7 +59,10 @@ class Reports:
         with self._measuring():
             for client in context.at_home().tolist():
                 context.turn_to(client)
-                evaluator.measure_client(personal(context.alone(client), received)[0], client, measured)
+                block = context.alone(client)
+                models = personal(block, received)
+                vectors = {name: rows[0] for name, rows in known(block, models).items()} if known else {}
+                evaluator.measure_client(models[0], client, measured, predict_with(predict, vectors))
         self._bring_together(measured)
         return evaluator.evaluation(measured)
 

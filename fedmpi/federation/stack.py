@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -72,15 +72,17 @@ class Stack:
         self._rows.close()
         self.present, self.rejected = self._rows.present, self._rows.rejected
 
-    def collect(self) -> Tensor:
-        """[m, P] at the server (a meta tensor on other ranks): all vectors, in the order of the cohort.
+    def each(self, order: Sequence[int]) -> Iterator[Tensor | None]:
+        """[P] at the server (meta tensors on other ranks): the vectors at these positions, one after the other.
 
-        NaN for a client whose vector is missing or was rejected.
+        None for a client whose vector is missing or was rejected. A vector is valid until the next one is taken. All
+        ranks must take all of them.
         """
-        rows = self._rows.collect()
-        if self._world.is_server:
-            return torch.from_numpy(rows)
-        return torch.empty(len(self._clients), self._size, device="meta")
+        for row in self._rows.each(order):
+            if row is None:
+                yield None
+            else:
+                yield torch.from_numpy(row) if self._world.is_server else torch.empty(self._size, device="meta")
 
     def combine(self, rule: Callable[[NDArray[np.float32]], NDArray]) -> Tensor:
         """[P] at the server (a meta tensor on other ranks): a rule applied to each coordinate separately.

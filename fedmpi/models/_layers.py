@@ -27,6 +27,30 @@ class Backbone(nn.Module):
         return logits
 
 
+def before_last_layer(network: nn.Module) -> Backbone | None:
+    """The same network, whose features are the inputs of its last fully connected layer.
+
+    No weight is drawn, and the order of the tensors stays the same.
+
+    Returns: None if the network does not end in such a layer.
+    """
+    hidden, last = without_last(network)
+    return Backbone(nn.Sequential(*hidden), last) if isinstance(last, nn.Linear) else None
+
+
+def without_last(network: nn.Module) -> tuple[list[nn.Module], nn.Module]:
+    """The layers before the last one of a sequence of layers or a `Backbone`, and the last layer."""
+    if isinstance(network, Backbone):
+        parts = [network.extractor, network.classifier]
+    elif isinstance(network, nn.Sequential) and len(network):
+        parts = list(network)
+    else:
+        return [], network
+    *before, end = parts
+    inner, last = without_last(end)
+    return [*before, *inner], last
+
+
 class Residual(nn.Module):
     """residual(x) + shortcut(x); the shortcut is the identity unless it has to change the shape."""
 

@@ -28,14 +28,13 @@ class Projected(Model):
     size: PositiveInt = 256
 
     def build(self, shape: tuple[int, ...], outputs: int) -> Backbone:
-        from fedmpi.models._layers import Backbone
+        from fedmpi.models._layers import Backbone, without_last
 
         self.over.vocabulary = self.vocabulary
         network = self.over.build(shape, outputs)
-        classifier = network.classifier if isinstance(network, Backbone) else None
-        *hidden, last = classifier if isinstance(classifier, nn.Sequential) else [classifier]
+        before, last = without_last(network)
         if not isinstance(network, Backbone) or not isinstance(last, nn.Linear):
             raise BadInput(f"= {type(self.over).__name__}: must be a Backbone that ends in a linear layer", "over")
         width = last.in_features
         projection = nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.size)
-        return Backbone(nn.Sequential(network.extractor, *hidden, *projection), nn.Linear(self.size, outputs))
+        return Backbone(nn.Sequential(*before, *projection), nn.Linear(self.size, outputs))

@@ -9,7 +9,7 @@ example of a layer, may also be collected at rank 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -72,6 +72,21 @@ class Rows:
         else:
             world.exchange([(0, vector) for _, vector in self.mine()], [])
         return result
+
+    def each(self, order: Sequence[int]) -> Iterator[NDArray[np.float32] | None]:
+        """[n] the vectors at these positions, one after the other; None where there is none. A collective.
+
+        At rank 0 a vector is valid until the next one is taken. What other ranks get, which must take all of them as
+        well, is undefined.
+        """
+        world, holders, present = self._world, self._holders.astype(int) - 1, set(self.present.tolist())
+        if not world.is_server:
+            world.exchange([(0, self._mine[position]) for position in order if position in self._mine], [])
+        received = np.empty(self._size if world.is_server else 0, dtype=np.float32)
+        for position in order:
+            if world.is_server and position in present and holders[position]:
+                world.exchange([], [(holders[position], received)])
+            yield self._mine.get(position, received) if position in present else None
 
     def combine(self, rule: Callable[[NDArray[np.float32]], NDArray]) -> NDArray[np.float32]:
         """[n] at rank 0 (undefined on other ranks): a rule applied to the values of each coordinate; a collective.

@@ -6,9 +6,10 @@ parameters (running statistics of normalisation layers are sent unchanged), or t
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from fedmpi.options import Configured, with_options
 from fedmpi.randomness import stream
 from fedmpi.ranges import NonNegativeFloat, PositiveFloat, interval
 from fedmpi.typing import Tensor
+
+#: A rule for some coordinates of b vectors, [b, c] float64 -> [b, b] -> the sum of its results over all coordinates.
+Measure = Callable[[Callable[[Tensor], Tensor]], NDArray[np.float64]]
 
 Share = Annotated[float, interval("[0, 1]")]
 
@@ -120,6 +124,14 @@ class Collusion(Attack):
             cohort: m, how many clients the round has.
         """
 
+    def prepare(self, measure: Measure) -> None:
+        """Called before `agree` on every rank, for what depends on all coordinates.
+
+        Args:
+            measure: a rule for c coordinates of the changes, [b, c] float64 -> [b, b] -> its sum over all
+                coordinates.
+        """
+
 
 @with_options
 class ALIE(Collusion):
@@ -141,6 +153,133 @@ class ALIE(Collusion):
         z = most_hidden(cohort, len(changes)) if self.z is None else self.z
         values = changes.astype(np.float64)
         return (values.mean(0) - z * values.std(0)).astype(np.float32)
+
+
+@with_options
+class IPM(Collusion):
+    """Inner product manipulation: a small multiple of the mean of the malicious clients' honest changes, negated.
+
+    Xie, Koyejo, Gupta: Fall of Empires: Breaking Byzantine-Tolerant SGD by Inner Product Manipulation. UAI 2019.
+    https://arxiv.org/abs/1903.03936
+
+    Args:
+        share: share of all clients that is malicious.
+        epsilon: factor of the negated mean.
+    """
+
+    share: Share = 0.2
+    epsilon: PositiveFloat = 0.1
+
+    def agree(self, changes: NDArray[np.float32], cohort: int) -> NDArray[np.float32]:
+        return (-self.epsilon * changes.astype(np.float64).mean(0)).astype(np.float32)
+
+
+class Hidden(Collusion):
+    """Base of the attacks that move the mean of the malicious clients' honest changes as far as a bound allows.
+
+    What is sent is mean + gamma p. p is the negated direction of the mean, sign of the mean, or standard deviation.
+
+    Attributes:
+        perturbation: which p; an option of each subclass.
+    """
+
+    perturbation: Literal["std", "sign", "unit"]
+
+    def prepare(self, measure: Measure) -> None:
+        products = measure(lambda changes: changes @ changes.T)
+        squares = products.diagonal()
+        apart = np.maximum(squares[:, None] + squares - 2 * products, 0)
+        # Of vectors that are centred at their mean, the product with p is that of the first, which is left out, too.
+        moved = measure(self._moved)
+        along = np.append(-moved[0, 1:].sum(), moved[0, 1:])
+        to_mean = np.maximum(squares - 2 * products.mean(1) + products.mean(), 0)
+        self.gamma = self.farthest(apart, to_mean, -along, float(moved[0, 0]))
+
+    def agree(self, changes: NDArray[np.float32], cohort: int) -> NDArray[np.float32]:
+        values = torch.from_numpy(changes).double()
+        moved: NDArray[np.float32] = (values.mean(0) + self.gamma * self._direction(values)).float().numpy()
+        return moved
+
+    @abstractmethod
+    def farthest(
+        self, apart: NDArray[np.float64], to_mean: NDArray[np.float64], along: NDArray[np.float64], length: float
+    ) -> float:
+        """The largest gamma.
+
+        Args:
+            apart: [b, b] squared distances of the changes.
+            to_mean, along: [b] |mean - change|^2, and <mean - change, p>.
+            length: |p|^2.
+        """
+
+    def _direction(self, changes: Tensor) -> Tensor:
+        """[c], of changes [b, c]; gamma makes up for the length."""
+        if self.perturbation == "std":
+            return -changes.std(0, correction=0)
+        return -changes.mean(0).sign() if self.perturbation == "sign" else -changes.mean(0)
+
+    def _moved(self, changes: Tensor) -> Tensor:
+        """[b, b] products of centred changes, the first of which is replaced by p."""
+        centred = changes - changes.mean(0)
+        centred[0] = self._direction(changes)
+        return centred @ centred.T
+
+
+@with_options
+class MinMax(Hidden):
+    """As far from the mean as no further from any honest change than these are from one another.
+
+    Shejwalkar, Houmansadr: Manipulating the Byzantine: Optimizing Model Poisoning Attacks and Defenses for Federated
+    Learning. NDSS 2021. https://doi.org/10.14722/ndss.2021.24498
+
+    The malicious clients of a round know their own honest changes, but not those of others. A single one sends its
+    honest change.
+
+    Args:
+        share: share of all clients that is malicious.
+        perturbation: direction in which the mean is moved: minus the standard deviation of each coordinate (std), the
+            sign of the mean (sign), or the mean (unit).
+    """
+
+    share: Share = 0.2
+    perturbation: Literal["std", "sign", "unit"] = "std"
+
+    def farthest(
+        self, apart: NDArray[np.float64], to_mean: NDArray[np.float64], along: NDArray[np.float64], length: float
+    ) -> float:
+        # to_mean + 2 gamma along + gamma^2 length <= largest, for each change
+        return min(larger_root(length, b, c - apart.max()) for b, c in zip(along, to_mean, strict=True))
+
+
+@with_options
+class MinSum(Hidden):
+    """As far from the mean as its sum of squared distances to honest changes is no larger than any of theirs.
+
+    Shejwalkar, Houmansadr: Manipulating the Byzantine: Optimizing Model Poisoning Attacks and Defenses for Federated
+    Learning. NDSS 2021. https://doi.org/10.14722/ndss.2021.24498
+
+    The malicious clients of a round know their own honest changes, but not those of others. A single one sends its
+    honest change.
+
+    Args:
+        share: share of all clients that is malicious.
+        perturbation: direction in which the mean is moved: minus the standard deviation of each coordinate (std), the
+            sign of the mean (sign), or the mean (unit).
+    """
+
+    share: Share = 0.2
+    perturbation: Literal["std", "sign", "unit"] = "std"
+
+    def farthest(
+        self, apart: NDArray[np.float64], to_mean: NDArray[np.float64], along: NDArray[np.float64], length: float
+    ) -> float:
+        # The terms with `along` add up to 0.
+        return larger_root(len(to_mean) * length, 0.0, to_mean.sum() - apart.sum(1).max())
+
+
+def larger_root(a: float, b: float, c: float) -> float:
+    """The larger x with a x^2 + 2 b x + c = 0, for c at most 0; 0 if a is 0."""
+    return (-b + math.sqrt(max(b * b - a * c, 0))) / a if a > 0 else 0.0
 
 
 def most_hidden(clients: int, malicious: int) -> float:

@@ -136,6 +136,12 @@ class Trainer(ABC):
                 row[first : first + len(batch)] = net.features(batch.x)
         return rows
 
+    def targets(self, block: Block, beyond: int) -> Tensor:
+        """[K, n, ...]: targets of the clients' training samples, in the order of `Batch.place`; else `beyond`."""
+        shards = [torch.from_numpy(self._shards[client]).to(self.samples.y.device) for client in block.clients]
+        targets = [self.samples.y[shard] for shard in shards]
+        return torch.nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=beyond)
+
     @cached_property
     def feature_shape(self) -> torch.Size:
         """Shape of the features of one sample."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from fedmpi.results.check import problems
 from fedmpi.tasks import Regression
 from fedmpi.training.settings import LocalTraining
 from tests.support.experiments import Cut, run
-from tests.support.mpi import REPOSITORY, fedmpi, mpirun, start, succeed
+from tests.support.mpi import fedmpi, start, succeed
 from tests.support.same_bits import assert_same_bits
 
 #: What the clients of the schedule by hand return, and how many seconds each takes.
@@ -117,54 +116,36 @@ def test_in_step_they_are_fedavg(tmp_path: Path) -> None:
     assert twice.rounds["staleness_mean"].tolist() == [0, 1, 0, 1]
 
 
+#: Lost, late and old updates, in a run that is killed.
 LOSSY = (
-    "--clients 14 --cohort 4 --rounds 6 --local.epochs 1 --algorithm.concurrency 6 --algorithm.max_staleness 9"
+    "--clients 14 --cohort 4 --rounds 20 --local.epochs 1 --algorithm.concurrency 6 --algorithm.max_staleness 9"
     " --conditions Heterogeneous --conditions.speed_spread 1 --conditions.dropout 0.2 --conditions.deadline 1.5"
+    " --model LogisticRegression --evaluate_every 5 --checkpoint.every_rounds 1"
 )
-CASES = {
-    "buffered": f"--algorithm FedBuff {LOSSY}",
-    "buffered_side_by_side": f"--algorithm FedBuff {LOSSY} --model MLP --model.hidden [33,17] --local.vectorize 3",
-    "buffered_compressed": f"--algorithm FedBuff {LOSSY} --model MLP --compression TopK --server_optimizer Momentum",
-    "mixed": f"--algorithm FedAsync {LOSSY} --algorithm.mu 0.1",
-    "mixed_side_by_side": f"--algorithm FedAsync {LOSSY} --model MLP --local.vectorize 3 --algorithm.discount hinge",
-}
 
 
-def test_any_number_of_ranks(tmp_path: Path) -> None:
-    for ranks in (1, 3, 5):
-        folder = tmp_path / str(ranks)
-        (folder / "all").mkdir(parents=True)
-        (folder / "all" / "lines").write_text("\n".join(f"{name} {options}" for name, options in CASES.items()))
-        succeed(mpirun(ranks, REPOSITORY / "tests" / "jobs" / "runs.py", folder, f"all:0:{ranks}"))
-    for name in CASES:
-        one, three, five = (results.open(tmp_path / ranks / "all" / f"{name}.h5") for ranks in "135")
-        assert_same_bits(one, three)
-        assert_same_bits(one, five)
-        assert one.rounds["discarded"].sum() + one.rounds["dropped"].sum() + one.rounds["late"].sum() > 0
-    assert results.open(tmp_path / "1" / "all" / "mixed.h5").rounds["waves"].max() > 1
-
-
-def test_killed_and_continued(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["FedBuff", "FedAsync --algorithm.mu 0.1"])
+def test_killed_and_continued(method: str, tmp_path: Path) -> None:
     """kill -9 in the middle, then on another number of ranks; and more rounds after the end: the bits of one run."""
-    for name in ("buffered", "mixed"):
-        options = f"{CASES[name]} --rounds 40 --evaluate_every 10 --checkpoint.every_rounds 1"
-        whole, path = tmp_path / f"{name}.h5", tmp_path / f"{name}_killed.h5"
-        succeed(fedmpi(0, *options.split(), "--output", whole))
-        process = start(3, "-m", "fedmpi", *options.split(), "--output", path)
-        assert process.stdout
-        for line in process.stdout:
-            if line.startswith("round  7/"):
-                break
-        time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        succeed(fedmpi(2, *options.split(), "--output", path, "--resume"))
-        assert_same_bits(results.open(whole), results.open(path))
-    longer = tmp_path / "longer.h5"
-    options = f"{CASES['buffered']} --evaluate_every 10 --checkpoint.keep true"
-    succeed(fedmpi(0, *options.split(), "--rounds", "15", "--output", longer))
-    succeed(fedmpi(0, *options.split(), "--rounds", "40", "--output", longer, "--resume"))
-    assert results.open(longer).weights_sha256 == results.open(tmp_path / "buffered.h5").weights_sha256
+    options = f"--algorithm {method} {LOSSY}".split()
+    whole, path = tmp_path / "whole.h5", tmp_path / "killed.h5"
+    succeed(fedmpi(0, *options, "--output", whole))
+    process = start(3, "-m", "fedmpi", *options, "--output", path)
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("round  7/"):
+            break
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    succeed(fedmpi(2, *options, "--output", path, "--resume"))
+    assert results.open(path).rounds["round"].tolist() == list(range(1, 21))
+    assert_same_bits(results.open(whole), results.open(path))
+    if method == "FedBuff":
+        longer = tmp_path / "longer.h5"
+        for rounds in ("10", "20"):
+            keeps = ["--checkpoint.keep", "true", "--rounds", rounds, "--resume"]
+            succeed(fedmpi(0, *options, *keeps, "--output", longer))
+        assert results.open(longer).weights_sha256 == results.open(whole).weights_sha256
 
 
 def test_nobody_is_in_time(tmp_path: Path) -> None:

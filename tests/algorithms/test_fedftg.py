@@ -14,11 +14,14 @@ from torch.nn.functional import log_softmax
 
 from fedmpi import randomness, results
 from fedmpi.algorithms import Algorithm
+from fedmpi.algorithms.calibrated import FedLC
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.feddyn import FedDyn
+from fedmpi.algorithms.fedexp import FedExP
 from fedmpi.algorithms.fedftg import FedFTG
 from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.algorithms.ifca import IFCA
+from fedmpi.algorithms.mimelite import MimeLite
 from fedmpi.algorithms.moon import MOON
 from fedmpi.algorithms.scaffold import SCAFFOLD
 from fedmpi.data import Arrays, Dataset, Progress
@@ -98,7 +101,9 @@ def test_teachers_on_their_ranks_and_in_one_place(
 
 
 @pytest.mark.parametrize(
-    "base", [FedAvg(), FedProx(0.1), MOON(), FedDyn(), SCAFFOLD("I"), SCAFFOLD("II")], ids=lambda b: type(b).__name__
+    "base",
+    [FedAvg(), FedProx(0.1), MOON(), FedDyn(), SCAFFOLD("I"), SCAFFOLD("II"), MimeLite(), FedExP(), FedLC()],
+    ids=lambda b: type(b).__name__,
 )
 def test_without_iterations_it_is_the_base(base: Algorithm, tmp_path: Path) -> None:
     """Oracle: the base method, bit for bit, with its traffic and columns; and another model with iterations."""

@@ -173,7 +173,7 @@ def test_absent_clients_keep_the_first_head(tmp_path: Path) -> None:
 def test_nothing_to_share_or_no_head(algorithm: PartlyShared, tmp_path: Path) -> None:
     """Oracle: one line that names the method."""
     name = type(algorithm).__name__
-    message = f"--model: {name} needs a fully connected layer that is trained, and other layers to share"
+    message = f"--model: {name} needs a fully connected layer that is trained, and other trained layers"
     with pytest.raises(BadInput, match=message):
         run(tmp_path / "a.h5", algorithm, model=LogisticRegression())
     with pytest.raises(BadInput, match=message):

@@ -14,15 +14,18 @@ from numpy.typing import NDArray
 
 from fedmpi import results
 from fedmpi.algorithms import Algorithm
+from fedmpi.algorithms.apfl import APFL
 from fedmpi.algorithms.centralized import Centralized
 from fedmpi.algorithms.clustered import ClusteredOnce
 from fedmpi.algorithms.ditto import Ditto
 from fedmpi.algorithms.feature_fusion import FeatureFusion
+from fedmpi.algorithms.fedala import FedALA
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.feddf import FedDF
 from fedmpi.algorithms.fedftg import FedFTG
 from fedmpi.algorithms.fedgroup import FedGroup
 from fedmpi.algorithms.fedma import FedMA
+from fedmpi.algorithms.fedntd import FedNTD
 from fedmpi.algorithms.fedper import FedRep
 from fedmpi.algorithms.fedsam import FedSAM
 from fedmpi.algorithms.fesem import FeSEM
@@ -52,8 +55,15 @@ BANDWIDTH = 1e4
 SPEEDS: dict[str, float] = {"seconds_per_step": 1.0, "speed_spread": 0.0, "bandwidth_spread": 0.0}
 CLOCK = Heterogeneous(**SPEEDS, download=BANDWIDTH, upload=BANDWIDTH)
 
-# MOON runs two other networks forward in every step; the others compute further gradients.
-COSTS: dict[type[Algorithm], float] = {MOON: 5 / 3, FedSAM: 2.0, PerFedAvg: 2.0, pFedMe: 6.0}
+# MOON and FedNTD run other networks forward in every step, and APFL trains two; the others compute further gradients.
+COSTS: dict[type[Algorithm], float] = {
+    MOON: 5 / 3,
+    FedNTD: 4 / 3,
+    APFL: 2.0,
+    FedSAM: 2.0,
+    PerFedAvg: 2.0,
+    pFedMe: 6.0,
+}
 
 
 def two_rounds(path: Path, algorithm: Algorithm, **settings: Any) -> results.Run:
@@ -100,6 +110,9 @@ TRAININGS: dict[str, tuple[Callable[[], Algorithm], tuple[int, int], float, int]
     "scaffold": (lambda: SCAFFOLD("I"), (2, 2), 1.0, 0),
     "ditto": (lambda: Ditto(epochs=3), (4, 4), 1.0, 0),
     "fedrep": (lambda: FedRep(5), (6, 6), 1.0, 0),
+    "apfl": (APFL, (2, 2), 2.0, 0),
+    "apfl with a fixed share": (lambda: APFL(adaptive=False), (1, 1), 2.0, 0),
+    "fedala": (lambda: FedALA(first_steps=3), (1, 4), 1.0, 0),
     "fedma": (lambda: FedMA(retrain_epochs=2), (7, 7), 1.0, 0),  # three layers before the last
     "fedma at once": (lambda: FedMA(retrain=False, sweeps=1), (1, 1), 1.0, 0),
     "fedgroup": (lambda: FedGroup(2, pretrain_epochs=4), (4, 1), 1.0, 0),

@@ -84,10 +84,19 @@ def test_a_client_without_training_samples_is_refused() -> None:
         split_of(Dirichlet(0.05, min_samples=3), 0.9)
 
 
+def test_a_set_without_samples_is_refused() -> None:
+    y = np.arange(9 * CLIENTS) % 10
+    said = r"= 0\.04: sets nothing apart, because no client has more than 9 training samples; at least one needs 10"
+    with pytest.raises(BadInput, match=said):
+        make_split(IID(), y, y[:50], 10, CLIENTS, 1, validation=0.04)
+
+
 def test_ten_samples_give_one() -> None:
     y = np.arange(10 * CLIENTS) % 10
     for share, expected in ((0.01, 1), (0.04, 1), (0.14, 1), (0.16, 2)):
         split = make_split(IID(), y, y, 10, CLIENTS, SEED, validation=share)
         assert {len(apart) for apart in split.validation} == {expected}
-    split = make_split(IID(), y[: 9 * CLIENTS], y, 10, CLIENTS, SEED, validation=0.05)
-    assert not any(map(len, split.validation))
+    split = make_split(IID(), y[: 9 * CLIENTS + 1], y, 10, CLIENTS, SEED, validation=0.04)
+    sizes = [len(train) + len(apart) for train, apart in zip(split.train, split.validation, strict=True)]
+    assert [len(apart) for apart in split.validation] == [int(size == 10) for size in sizes]
+    assert sum(map(len, split.validation)) == 1

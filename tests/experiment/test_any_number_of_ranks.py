@@ -11,6 +11,7 @@ from subprocess import CompletedProcess
 import numpy as np
 import pytest
 
+from benchmarks.asynchronous import wave_sizes
 from fedmpi import results
 from fedmpi.results.check import problems
 from tests.nodes.cluster import Cluster, Mpi, needs_nodes, needs_open_mpi
@@ -31,6 +32,10 @@ GENFL = (
 )
 # What a client computes must not depend on the slot or the rank it is trained in: odd widths and batches of one make
 # matrix libraries take other paths, normalisation and dropout have state, momentum and Adam have memory.
+ASYNCHRONOUS = (
+    "--clients 14 --cohort 4 --rounds 5 --local.epochs 1 --algorithm.concurrency 6 --algorithm.max_staleness 9"
+    " --conditions Heterogeneous --conditions.speed_spread 1 --conditions.dropout 0.2 --conditions.deadline 1.5"
+)
 CASES = {
     "batchnorm": f"{SMALL} --model LeNet --local.epochs 2",
     "groupnorm": f"{SMALL} --model LeNet --model.norm group --local.momentum 0.9 --local.weight_decay 1e-3",
@@ -71,6 +76,10 @@ CASES = {
     " --availability Independent --conditions Heterogeneous --conditions.dropout 0.3 --rounds 4",
     "median": f"{SMALL} --algorithm Median --model LeNet --attack SignFlip --attack.share 0.3",
     "krum": f"{SMALL} --algorithm Krum --algorithm.faulty 1 --algorithm.select 2 --model LeNet --attack Gaussian",
+    "geometric_median": f"{SMALL} --algorithm GeometricMedian --model LeNet --attack IPM --attack.share 0.4",
+    "centred_clipping": f"{SMALL} --algorithm CentredClipping --algorithm.radius 0.2 --model LeNet --attack MinMax"
+    " --attack.share 0.5",
+    "bulyan": f"{SMALL} --cohort 7 --algorithm Bulyan --model LeNet --attack MinSum --attack.share 0.4",
     "alie": f"{SMALL} --attack ALIE --attack.share 0.5 --model LeNet --local.vectorize 2",
     "one": f"{SMALL} --model LeNet --cohort 1 --sampler RoundRobin",
     "fedprox": f"{SMALL} --algorithm FedProx --algorithm.mu 0.1 --model LogisticRegression",
@@ -93,6 +102,20 @@ CASES = {
     "side_by_side_pfedme": f"{SIDE_BY_SIDE} --algorithm pFedMe --algorithm.inner_steps 2 --local.momentum 0.5"
     " --local.batch_size 7 --model.norm batch",
     "fednova": f"{SMALL} --algorithm FedNova --algorithm.mu 0.1 --model LeNet --local.momentum 0.5",
+    "fedlc": f"{SMALL} --algorithm FedLC --model LeNet --partition Shards",
+    "side_by_side_balanced_softmax": f"{SIDE_BY_SIDE} --algorithm BalancedSoftmax --partition Shards",
+    "side_by_side_fedrs": f"{SIDE_BY_SIDE} --algorithm FedRS --algorithm.scale frequency --model.norm batch",
+    "fedntd": f"{SMALL} --algorithm FedNTD --model LeNet",
+    "side_by_side_fedntd": f"{SIDE_BY_SIDE} --algorithm FedNTD --algorithm.tau 2 --model.norm batch",
+    "fedcm": f"{SMALL} --algorithm FedCM --model LeNet --compression QSGD",
+    "side_by_side_fedcm": f"{SIDE_BY_SIDE} --algorithm FedCM --local.schedule exponential",
+    "fedacg": f"{SMALL} --algorithm FedACG --model LeNet",
+    "side_by_side_fedacg": f"{SIDE_BY_SIDE} --algorithm FedACG --algorithm.mu 0.1 --model.norm batch",
+    "fedexp": f"{SMALL} --algorithm FedExP --algorithm.epsilon 1e-6 --model LeNet --partition Shards",
+    "side_by_side_fedexp": f"{SIDE_BY_SIDE} --algorithm FedExP --algorithm.epsilon 1e-6 --partition Shards",
+    "feddisco": f"{SMALL} --algorithm FedDisco --algorithm.a 0.9 --model LeNet --partition Shards",
+    "mimelite": f"{SMALL} --algorithm MimeLite --model LeNet",
+    "side_by_side_mimelite": f"{SIDE_BY_SIDE} --algorithm MimeLite --algorithm.base adam --local.lr 0.001",
     "halfway": f"{SMALL} --algorithm methods.Halfway --model LeNet --partition Permuted --partition.over Dirichlet",
     "server_momentum": f"{SMALL} --algorithm FedAvgM --evaluate_means both --model LeNet --local.batch_size 50",
     "fedma": f"{SMALL} --algorithm FedMA --algorithm.sweeps 1 --model LeNet",
@@ -130,12 +153,24 @@ CASES = {
     "fedbn": f"{SMALL} --algorithm FedBN --model LeNet",
     "fedper": f"{SMALL} --algorithm FedPer --model LeNet",
     "fedrep": f"{SMALL} --algorithm FedRep --algorithm.head_epochs 1 --model LeNet",
+    "knnper": f"{SMALL} --algorithm KNNPer --model LeNet",
+    "fedbabu": f"{SMALL} --algorithm FedBABU --model LeNet --evaluate_fine_tuned 1",
+    "lgfedavg": f"{SMALL} --algorithm LGFedAvg --model LeNet",
+    "fedrod": f"{SMALL} --algorithm FedRoD --model LeNet --local.momentum 0.5",
+    "apfl": f"{SMALL} --algorithm APFL --model LeNet",
+    "fedala": f"{SMALL} --algorithm FedALA --algorithm.rate 100 --algorithm.first_steps 2 --model LeNet --rounds 5",
     "side_by_side_moon": f"{SIDE_BY_SIDE} --algorithm MOON --model Projected --model.size 7 --model.over MLP"
     " --model.over.hidden '[33, 17]'",
     "side_by_side_ditto": f"{SIDE_BY_SIDE} --algorithm Ditto --local.momentum 0.5",
     "side_by_side_fedbn": f"{SIDE_BY_SIDE} --algorithm FedBN --model.norm batch",
     "side_by_side_fedper": f"{SIDE_BY_SIDE} --algorithm FedPer",
     "side_by_side_fedrep": f"{SIDE_BY_SIDE} --algorithm FedRep --algorithm.head_epochs 1 --model.norm batch",
+    "side_by_side_fedbabu": f"{SIDE_BY_SIDE} --algorithm FedBABU --model.norm batch --evaluate_fine_tuned 1",
+    "side_by_side_lgfedavg": f"{SIDE_BY_SIDE} --algorithm LGFedAvg --model.norm batch",
+    "side_by_side_fedrod": f"{SIDE_BY_SIDE} --algorithm FedRoD --model.norm batch --local.weight_decay 1e-3",
+    "side_by_side_apfl": f"{SIDE_BY_SIDE} --algorithm APFL --model.norm batch --local.momentum 0.5",
+    "side_by_side_fedala": f"{SIDE_BY_SIDE} --algorithm FedALA --algorithm.first_steps 2 --rounds 5"
+    " --model.norm batch",
     "fedftg": f"{SMALL} --algorithm FedFTG --algorithm.iterations 3 --model LeNet --evaluate_means cohort",
     "fedftg_repo": f"{BRIEF} --algorithm FedFTG --algorithm.base MOON --algorithm.variant repo"
     " --algorithm.iterations 2 --model CifarCNN --local.vectorize 2 --local.lr 0.01",
@@ -166,6 +201,15 @@ CASES = {
     " --sampler drawn.Drawn --availability drawn.Some --conditions drawn.Lossy --attack drawn.Noise"
     " --compression drawn.Rounded --server_optimizer drawn.Rule --held_out 2 --held_out_epochs 1"
     " --evaluate_local true",
+    # Clients that start from different versions of the model; some of their updates are lost.
+    "buffered": f"--algorithm FedBuff {ASYNCHRONOUS}",
+    "side_by_side_buffered": f"--algorithm FedBuff {ASYNCHRONOUS} --model MLP --model.hidden '[33, 17]'"
+    " --local.vectorize 3",
+    "buffered_compressed": f"--algorithm FedBuff {ASYNCHRONOUS} --model MLP --compression TopK"
+    " --server_optimizer Momentum",
+    "mixed": f"--algorithm FedAsync {ASYNCHRONOUS} --algorithm.mu 0.1",
+    "side_by_side_mixed": f"--algorithm FedAsync {ASYNCHRONOUS} --algorithm.discount hinge --model MLP"
+    " --local.vectorize 3",
     "rarely_evaluated": f"{SMALL} --evaluate_every 2 --model LogisticRegression",
 }
 # Those to which it matters that there are more ranks than clients.
@@ -193,9 +237,11 @@ SOME = (
     "fedftg",
     "distribution_fusion",
     "drawn",
+    "buffered",
+    "mixed",
 )
 # Of those, what goes different ways between nodes.
-FEW = ("conditions", "power_of_choice", "scaffold", "client_state", "fedbn")
+FEW = ("conditions", "power_of_choice", "scaffold", "client_state", "fedbn", "mixed")
 FEWER = ("scaffold", "client_state")
 TIMINGS = {"seconds", "train_seconds", "communication_seconds", "evaluation_seconds"}
 TIMINGS |= {"teacher_seconds", "server_seconds"}
@@ -215,7 +261,7 @@ class Part:
 PARTS = {
     "14": Part(0, 14, CROWD),
     "3": Part(0, 3, CASES),
-    "2": Part(3, 2, SOME),
+    "2": Part(3, 2, FEW),
     "5 on nodes of 2": Part(5, 5, SOME, 2),
 }
 ALL = {"16": Part(0, 16, CASES), "5 on nodes of 2": Part(0, 5, CASES, 2)}
@@ -324,6 +370,19 @@ def test_client_state_follows_its_client(alone: dict[str, results.Run]) -> None:
 
 def test_evaluation_on_demand(alone: dict[str, results.Run]) -> None:
     np.testing.assert_array_equal(np.isnan(alone["rarely_evaluated"].rounds["test_accuracy"]), [True, False, False])
+
+
+def test_asynchronous_updates_are_lost_or_stale(alone: dict[str, results.Run]) -> None:
+    """And some of those of FedAsync are trained together, in the waves that the benchmark counts."""
+    for name in ("buffered", "buffered_compressed", "mixed", "side_by_side_mixed"):
+        rounds = alone[name].rounds
+        assert sum(rounds[column].sum() for column in ("discarded", "dropped", "late")) > 0
+        assert rounds["staleness_max"].max() > 0
+    mixed = alone["mixed"]
+    waves = [wave_sizes(mixed, round) for round in range(1, 6)]
+    assert [len(sizes) for sizes in waves] == mixed.rounds["waves"].tolist()
+    assert [sizes.sum() for sizes in waves] == mixed.rounds["updates"].tolist()
+    assert max(map(max, waves)) > 1
 
 
 def test_the_files_are_as_the_schema_says(alone: dict[str, results.Run]) -> None:

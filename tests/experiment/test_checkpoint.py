@@ -42,6 +42,7 @@ GENFL = (
 )
 #: What methods need to be quick, or to have something to remember after one round.
 OPTIONS = {
+    "Bulyan": "--algorithm.faulty 0",
     "CFL": "--algorithm.warmup 0 --algorithm.mean_below 1e6 --algorithm.largest_above 0",
     "FedAsync": "--sampler Uniform --algorithm.concurrency 3",
     "FedBuff": "--sampler Uniform --algorithm.concurrency 3",

@@ -16,9 +16,13 @@ from fedmpi.algorithms import (
     FedAvg,
     FedBN,
     FedDF,
+    FedDisco,
     FedDyn,
+    FedExP,
     FedFTG,
+    FedLC,
     FedPer,
+    FedRoD,
     FeSEM,
     GenFL,
     LocalOnly,
@@ -246,6 +250,31 @@ REFUSED: list[tuple[Rule[Any], dict[str, Any], str]] = [
         METHODS[14],
         {"algorithm": IFCA(), "init": "runs/first.h5"},
         "init = runs/first.h5: must be null with IFCA, whose initial models must differ",
+    ),
+    (
+        METHODS[15],
+        {"algorithm": FedLC(), "attack": LabelFlip()},
+        "attack = LabelFlip: changes labels, and FedLC corrects logits by the counts of the true ones",
+    ),
+    (
+        METHODS[16],
+        HT | {"algorithm": FedExP()},
+        "weighting = horvitz_thompson: FedExP needs weights that sum to 1",
+    ),
+    (
+        METHODS[17],
+        {"algorithm": FedDisco(), "weighting": "uniform"},
+        "weighting = uniform: must be samples with FedDisco, which computes other weights from these",
+    ),
+    (
+        METHODS[18],
+        {"algorithm": FedDisco(), "sampler": Weighted()},
+        "sampler = Weighted: sets the clients' weights itself, which cannot be combined with FedDisco",
+    ),
+    (
+        METHODS[19],
+        {"algorithm": FedRoD(), "local": LocalTraining(clip_norm=1.0)},
+        "local.clip_norm = 1.0: must be null with FedRoD, which trains parts of the model by losses of their own",
     ),
 ]
 

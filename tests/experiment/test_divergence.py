@@ -11,9 +11,11 @@ import pytest
 
 from fedmpi import results
 from fedmpi.algorithms import Algorithm
+from fedmpi.algorithms.bulyan import Bulyan
 from fedmpi.algorithms.centralized import Centralized
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.feddf import FedDF
+from fedmpi.algorithms.feddisco import FedDisco
 from fedmpi.algorithms.fedftg import FedFTG
 from fedmpi.algorithms.fedma import FedMA
 from fedmpi.algorithms.fednova import FedNova
@@ -78,8 +80,9 @@ def is_counted(made: results.Run) -> None:
     assert "diverged    1 local training; its update was excluded" in summarize(made)
 
 
-# A client that is rejected counts among Krum's faulty ones, one that is not asked does not.
-OTHERWISE = {Krum, Centralized}
+# A client that is rejected counts among Krum's and Bulyan's faulty ones, and its labels among FedDisco's distances.
+# One that is not asked does not.
+OTHERWISE = {Bulyan, Centralized, FedDisco, Krum}
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in OTHERWISE], ids=lambda method: method.__name__)

@@ -28,6 +28,8 @@ METHODS = (
     "SCAFFOLD",
     "MOON",
     "FedBN",
+    "FedBABU",
+    "FedALA",
     "FedPer",
     "Ditto",
     "LocalOnly",

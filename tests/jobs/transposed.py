@@ -58,6 +58,9 @@ def look(job: World) -> dict[str, NDArray]:
     seen["median"] = made.combine(median)
     seen["received"] = np.array(received)
     seen["collected"] = made.collect()
+    nothing = np.full(SIZE, np.nan, dtype=np.float32)
+    one_by_one = [nothing if row is None else row.copy() for row in made.each(range(len(CLIENTS) - 1, -1, -1))]
+    seen["each"] = np.array(one_by_one if job.is_server else [])
     seen["products"] = made.pairwise(inner_products, lambda columns: CENTER[columns], SIZE)
     seen["differences"] = made.pairwise(absolute_differences, lambda columns: CENTER[columns], SHORT)
     return seen

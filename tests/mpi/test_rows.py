@@ -67,6 +67,7 @@ def test_all_at_rank_0(seen: dict[tuple[int, int], list[Seen]]) -> None:
     expected[PRESENT] = vectors()[PRESENT]
     for server, *others in seen.values():
         np.testing.assert_array_equal(server["collected"].view(np.int32), expected.view(np.int32))
+        np.testing.assert_array_equal(server["each"].view(np.int32), expected[::-1].view(np.int32))
         assert all(not len(one["collected"]) for one in others)
 
 

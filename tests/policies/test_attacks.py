@@ -24,7 +24,19 @@ from fedmpi.federation.uplink import Uplink
 from fedmpi.models import LeNet
 from fedmpi.models.mlp import LogisticRegression
 from fedmpi.policies import Uniform
-from fedmpi.policies.attacks import ALIE, Attack, Gaussian, LabelFlip, NoAttack, SignFlip, most_hidden
+from fedmpi.policies.attacks import (
+    ALIE,
+    IPM,
+    Attack,
+    Gaussian,
+    Hidden,
+    LabelFlip,
+    MinMax,
+    MinSum,
+    NoAttack,
+    SignFlip,
+    most_hidden,
+)
 from fedmpi.policies.compression import Compression, Dense
 from fedmpi.training.layout import Layout
 from fedmpi.training.settings import LocalTraining
@@ -146,6 +158,81 @@ def test_alie(algorithm: Algorithm, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         np.testing.assert_allclose(spy.measured[round][0].numpy(), expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("vectorize", ["off", 3])
+def test_ipm(vectorize: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: NumPy: the negated mean of the malicious clients' changes, times epsilon, in the mean of all."""
+    spy, attack = Spy(monkeypatch), IPM(0.4, epsilon=0.5)
+    local = LocalTraining(epochs=1, lr=0.05, vectorize=vectorize)
+    run(tmp_path / "made.h5", attack=attack, rounds=2, **{**SETTINGS, "local": local})
+    for round in (1, 2):
+        start, vectors, bad = sent(spy, round, attack)
+        vectors[bad, :PARAMETERS] = (start - 0.5 * (vectors[bad] - start).mean(0))[:PARAMETERS]
+        np.testing.assert_allclose(spy.measured[round][0].numpy(), vectors.mean(0), rtol=1e-6, atol=1e-7)
+
+
+def agreed(attack: Hidden, changes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[d], what clients with these changes [b, d] send, who are all malicious."""
+    everyone = np.arange(len(changes))
+    adversary = Adversary(Alone(), attack, len(changes), SEED)
+    mine = {client: changes[client].astype(np.float32) for client in everyone.tolist()}
+    return adversary.agree(mine, changes.shape[1], everyone).double().numpy()
+
+
+def allowed(attack: Hidden, changes: NDArray[np.float64], vector: NDArray[np.float64]) -> float:
+    """How much of what the attack may do a vector does; 1 is all. By loops over the clients."""
+    apart = np.array([[np.square(one - other).sum() for other in changes] for one in changes])
+    to_vector = np.array([np.square(vector - one).sum() for one in changes])
+    if isinstance(attack, MinMax):
+        return float(np.sqrt(to_vector.max() / apart.max()))
+    return float(np.sqrt(to_vector.sum() / apart.sum(1).max()))
+
+
+@pytest.mark.parametrize(("attack", "expected"), [(MinMax(1.0), -1), (MinSum(1.0), -1), (MinMax(1.0, "sign"), 0)])
+def test_two_changes_by_hand(attack: Hidden, expected: float) -> None:
+    """Oracle: by hand: changes of 1 and -1 have mean 0, deviation 1, and a distance of 2; the mean has no sign."""
+    np.testing.assert_allclose(agreed(attack, np.array([[1.0, 7], [-1, 7]]))[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("perturbation", ["std", "sign", "unit"])
+@pytest.mark.parametrize("make", [MinMax, MinSum])
+@pytest.mark.parametrize("size", [4, 70_000])
+def test_as_far_as_allowed(make: type[MinMax] | type[MinSum], perturbation: Any, size: int) -> None:
+    """Oracle: the direction in NumPy, and the bound by loops: it is met, and a step further breaks it."""
+    attack = make(1.0, perturbation)
+    changes = np.random.default_rng(3).normal(0.3, np.linspace(0.5, 2, size), (5, size)).astype(np.float32)
+    wide = changes.astype(np.float64)
+    vector, mean = agreed(attack, wide), wide.mean(0)
+    direction = {"std": -wide.std(0), "sign": -np.sign(mean), "unit": -mean}[perturbation]
+    moved = vector - mean
+    cosine = moved @ direction / np.linalg.norm(moved) / np.linalg.norm(direction)
+    assert cosine == pytest.approx(1, abs=1e-6)
+    assert allowed(attack, wide, vector) == pytest.approx(1, abs=1e-5)
+    assert allowed(attack, wide, mean + 1.01 * moved) > 1 + 1e-5
+    assert allowed(attack, wide, mean) < 1
+
+
+@pytest.mark.parametrize("attack", [MinMax(1.0), MinSum(1.0, "unit"), MinMax(1.0, "sign")])
+def test_alone_or_alike(attack: Hidden) -> None:
+    """Oracle: the honest change, of one client, or of several that have the same."""
+    change = np.array([[0.5, -2.0, 3.0]])
+    for count in (1, 3):
+        np.testing.assert_allclose(agreed(attack, np.repeat(change, count, 0)), change[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("attack", [MinMax(0.5), MinSum(0.5)])
+def test_hidden_in_a_run(attack: Hidden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: `allowed`, of what all malicious clients send, which is what is left of the mean without the others."""
+    spy = Spy(monkeypatch)
+    run(tmp_path / "made.h5", attack=attack, rounds=2, **SETTINGS)
+    for round in (1, 2):
+        start, vectors, bad = sent(spy, round, attack)
+        others = np.delete(vectors, bad, axis=0)
+        lie = (CLIENTS * spy.measured[round][0].double().numpy() - others.sum(0)) / len(bad)
+        changes = (vectors[bad] - start)[:, :PARAMETERS]
+        assert allowed(attack, changes, (lie - start)[:PARAMETERS]) == pytest.approx(1, abs=1e-3)
+        np.testing.assert_allclose(lie[PARAMETERS:], vectors[bad].mean(0)[PARAMETERS:], rtol=1e-4, atol=1e-4)
+
+
 def test_z_of_the_paper() -> None:
     """Oracle: the paper's example of 50 clients, 24 of them malicious, by SciPy: 24 of 26 are further off."""
     assert most_hidden(50, 24) == pytest.approx(norm.ppf(24 / 26))
@@ -237,11 +324,14 @@ def test_honest_vectors_are_not_touched() -> None:
         ("SignFlip --attack.share 1.5", "--attack.share = 1.5: must be at least 0 and at most 1"),
         ("SignFlip --attack.scale 0", "--attack.scale = 0.0: must be above 0"),
         ("Gaussian --attack.std -1", "--attack.std = -1.0: must be above 0"),
+        ("IPM --attack.epsilon 0", "--attack.epsilon = 0.0: must be above 0"),
+        ("MinMax --attack.perturbation mean", "--attack.perturbation = mean: must be one of std, sign, unit"),
         ("ALIE --attack.z -1", "--attack.z = -1.0: must be at least 0"),
         ("ALIE --algorithm Centralized", "--attack = ALIE: Centralized has no separate clients"),
         (
             "Krum",
-            "--attack = Krum: no such name; known are ALIE, Gaussian, LabelFlip, NoAttack, SignFlip",
+            "--attack = Krum: no such name; known are ALIE, Gaussian, IPM, LabelFlip, MinMax, MinSum, NoAttack,"
+            " SignFlip",
         ),
     ],
 )

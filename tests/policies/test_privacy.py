@@ -11,12 +11,18 @@ import pytest
 import torch
 
 from fedmpi.algorithms import Algorithm
+from fedmpi.algorithms.apfl import APFL
+from fedmpi.algorithms.calibrated import FedLC
 from fedmpi.algorithms.ditto import Ditto
 from fedmpi.algorithms.feature_fusion import FeatureFusion
+from fedmpi.algorithms.fedacg import FedACG
+from fedmpi.algorithms.fedala import FedALA
 from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.algorithms.fedbabu import FedBABU
 from fedmpi.algorithms.fedopt import FedAdam
 from fedmpi.algorithms.fedper import FedRep
 from fedmpi.algorithms.fedprox import FedProx
+from fedmpi.algorithms.fedrod import FedRoD
 from fedmpi.algorithms.moon import MOON
 from fedmpi.errors import BadInput
 from fedmpi.experiment.command_line import parse
@@ -174,7 +180,10 @@ def test_nobody_may_come() -> None:
     assert CentralDP().epsilon(1000, Bernoulli(), 1, round(1 / again)) == pytest.approx(3.35, abs=0.05)
 
 
-@pytest.mark.parametrize("make", [FedAvg, FedProx, MOON, FedRep, Ditto, FedAdam, FeatureFusion])
+@pytest.mark.parametrize(
+    "make",
+    [FedAvg, FedProx, MOON, FedRep, Ditto, FedAdam, FeatureFusion, FedACG, FedLC, FedBABU, FedRoD, APFL, FedALA],
+)
 def test_a_round_of_nobody(make: type[Algorithm], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: the noise by itself, which FedAvg adds to its model; it costs as much as that of any other round."""
     spy, privacy = Spy(monkeypatch), CentralDP(0.5, 2.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,14 @@ class Masks(Dataset):
         return Arrays(
             digits.train_x, masks(digits.train_x, digits.train_y), digits.test_x, masks(digits.test_x, digits.test_y)
         )
+
+
+class CutMasks(Masks):
+    """The same without the last row of each mask."""
+
+    def read(self, progress: Progress) -> Arrays:
+        arrays = super().read(progress)
+        return replace(arrays, train_y=arrays.train_y[:, :-1], test_y=arrays.test_y[:, :-1])
 
 
 class Characters(Dataset):

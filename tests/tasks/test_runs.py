@@ -12,16 +12,20 @@ import torch
 from sklearn import metrics
 
 from fedmpi.algorithms import (
+    APFL,
     IFCA,
     MOON,
     SCAFFOLD,
     Algorithm,
     Ditto,
+    FedALA,
+    FedBABU,
     FedCluster,
     FedDyn,
     FedNova,
     FedPer,
     FedRep,
+    LGFedAvg,
     LocalOnly,
 )
 from fedmpi.data import IID, Dataset, Digits, Dirichlet, Users, make_split
@@ -221,6 +225,7 @@ REFUSED = {
     f"--dataset {DATA}.Characters": "looks at labels, which LanguageModel does not have: use Users, IID or LogNormal",
     f"--dataset {DATA}.Masks --partition Permuted": "but not of the masks of Segmentation",
     f"--dataset {DATA}.Masks --local.augmentation crop_flip": "moves the pixels of images",
+    f"--dataset {DATA}.CutMasks": "images are (8, 8), but masks (7, 8): both must be the same",
     f"--dataset {DATA}.Masks": "must be floating-point [2, 11, 8, 8]",
     f"--dataset {DATA}.Diabetes --model MLP --attack LabelFlip": "changes classes, which Regression does not have",
     f"--dataset {DATA}.Diabetes --model MLP --partition SwappedLabels": "swaps classes, which Regression",
@@ -263,7 +268,7 @@ def test_refused_by_all_ranks_together(tmp_path: Path) -> None:
 def test_methods_without_classes(tmp_path: Path) -> None:
     """Methods of every kind with a task that has no classes."""
     methods: list[Algorithm] = [SCAFFOLD(), FedDyn(), FedNova(), MOON(), Ditto(), FedPer(), FedRep(), LocalOnly()]
-    methods += [IFCA(models=2), FedCluster(clusters=2)]
+    methods += [IFCA(models=2), FedCluster(clusters=2), APFL(), FedALA(), FedBABU(), LGFedAvg()]
     for method in methods:
         made = run(tmp_path / f"{type(method).__name__}.h5", method, dataset=Diabetes(), model=MLP(hidden=(8,)))
         assert np.isfinite(made.rounds["test_rmse"]).all(), method

@@ -247,7 +247,7 @@ class FrozenHead(Model):
     ("method", "model", "said"),
     [
         (FedAvg, AllFrozen(), "--model = AllFrozen: has no parameters to train: all are frozen"),
-        (FedPer, FrozenHead(), "FedPer needs a fully connected layer that is trained, and other layers to share"),
+        (FedPer, FrozenHead(), "FedPer needs a fully connected layer that is trained, and other trained layers"),
         (FedGen, FrozenHead(), "FedGen needs one whose last fully connected layer is trained"),
         (FedMA, FrozenConvolution(), "FedMA needs one with hidden units between layers that are not frozen"),
         (FedMA, HalfFrozen(floor=True), "uses maximum, which is not supported with this method"),

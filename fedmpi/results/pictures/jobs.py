@@ -48,8 +48,10 @@ def draw(runs: Sequence[Run], sheet: Sheet) -> None:
             end, long, version, staleness = (table[name][shown] for name in _NEEDED[1:])
             axes.barh(place, long, left=end - long, height=0.8, color=colours.to_rgba(staleness), edgecolor="white")
             if len(place) <= 4 * _MOST:
-                for row, start, number in zip(place, end - long, version.astype(int), strict=True):
-                    axes.text(start, row, f" {number}", va="center", fontsize=5, clip_on=True)
+                bars = zip(place, end - long, version.astype(int), staleness > stalest / 2, strict=True)
+                for row, start, number, is_dark in bars:
+                    colour = "white" if is_dark else "black"
+                    axes.text(start, row, f" {number}", va="center", fontsize=5, color=colour, clip_on=True)
             axes.vlines(np.cumsum(run.rounds["virtual_seconds"]), -0.5, len(some) - 0.5, color="black", linewidth=0.3)
             axes.set(ylabel="Client", ylim=(len(some) - 0.5, -0.5))
             axes.set_yticks(range(0, len(some), max(len(some) // 10, 1)), some[:: max(len(some) // 10, 1)])
