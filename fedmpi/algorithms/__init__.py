@@ -46,6 +46,7 @@ from fedmpi.algorithms.knnper import KNNPer
 from fedmpi.algorithms.lgfedavg import LGFedAvg
 from fedmpi.algorithms.localonly import LocalOnly
 from fedmpi.algorithms.mimelite import MimeLite
+from fedmpi.algorithms.mofedsam import MoFedSAM
 from fedmpi.algorithms.moon import MOON
 from fedmpi.algorithms.perfedavg import PerFedAvg
 from fedmpi.algorithms.pfedme import pFedMe
@@ -109,6 +110,7 @@ __all__ = [
     "LocalOnly",
     "Median",
     "MimeLite",
+    "MoFedSAM",
     "NormBounding",
     "PerFedAvg",
     "TrimmedMean",

@@ -38,8 +38,9 @@ class FedCM(FedAvg):
     takes_privacy = False  # numbers of steps are sent as well
 
     def setup(self, fed: Federation) -> None:
-        require(fed.local.optimizer == "sgd", "--local.optimizer", fed.local.optimizer, "sgd with FedCM")
-        require(not fed.local.momentum, "--local.momentum", fed.local.momentum, "0 with FedCM")
+        name = type(self).__name__
+        require(fed.local.optimizer == "sgd", "--local.optimizer", fed.local.optimizer, f"sgd with {name}")
+        require(not fed.local.momentum, "--local.momentum", fed.local.momentum, f"0 with {name}")
         super().setup(fed)
         self.momentum = self.weights.new_zeros(fed.layout.parameters)
 

@@ -54,7 +54,9 @@ class FedSAM(FedAvg):
         self.scaled = [entry.columns for entry in entries if "weight" in entry.name] if self.adaptive else []
 
     def direction(self, gradient: Tensor, weights: Tensor, start: Tensor, block: Block) -> Tensor:
-        return super().direction(block.gradient(weights + self.ascent(gradient, weights)), weights, start, block)
+        if self.rho:
+            gradient = block.gradient(weights + self.ascent(gradient, weights))
+        return super().direction(gradient, weights, start, block)
 
     def ascent(self, gradient: Tensor, weights: Tensor) -> Tensor:
         """[K, d]: e, which is 0 where the gradient of a client is 0."""

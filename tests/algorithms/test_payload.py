@@ -32,6 +32,7 @@ from fedmpi.algorithms.fesem import FeSEM
 from fedmpi.algorithms.flhc import FLHC
 from fedmpi.algorithms.genfl import GenFL
 from fedmpi.algorithms.ifca import IFCA
+from fedmpi.algorithms.mofedsam import MoFedSAM
 from fedmpi.algorithms.moon import MOON
 from fedmpi.algorithms.perfedavg import PerFedAvg
 from fedmpi.algorithms.pfedme import pFedMe
@@ -61,6 +62,7 @@ COSTS: dict[type[Algorithm], float] = {
     FedNTD: 4 / 3,
     APFL: 2.0,
     FedSAM: 2.0,
+    MoFedSAM: 2.0,
     PerFedAvg: 2.0,
     pFedMe: 6.0,
 }

@@ -96,6 +96,8 @@ CASES = {
     "feddyn": f"{SMALL} --algorithm FedDyn --model LeNet --local.vectorize 2",
     "fedsam": f"{SMALL} --algorithm FedSAM --algorithm.rho 0.2 --algorithm.adaptive true --model LeNet",
     "side_by_side_fedsam": f"{SIDE_BY_SIDE} --algorithm FedSAM --local.batch_size 7 --model.norm batch",
+    "mofedsam": f"{SMALL} --algorithm MoFedSAM --model LeNet",
+    "side_by_side_mofedsam": f"{SIDE_BY_SIDE} --algorithm MoFedSAM --local.batch_size 7",
     "perfedavg": f"{SMALL} --algorithm PerFedAvg --algorithm.variant HF --model LeNet --local.batch_size 7",
     "side_by_side_perfedavg": f"{SIDE_BY_SIDE} --algorithm PerFedAvg --model.norm batch --local.batch_size 7",
     "pfedme": f"{BRIEF} --algorithm pFedMe --algorithm.inner_steps 2 --local.lr 0.05 --model LeNet",
