@@ -41,7 +41,7 @@ class FedRoD(FedPer):
         before, last = without_last(network)
         if not isinstance(last, nn.Linear):
             raise BadInput("--model: FedRoD needs one that ends in a fully connected layer")
-        return Backbone(nn.Sequential(*before), TwoHeads(last))
+        return Backbone(before[0] if len(before) == 1 else nn.Sequential(*before), TwoHeads(last))
 
     def train_parts(self, fed: Federation, block: Block, start: Tensor) -> Trained:
         counts = np.maximum(fed.label_counts[block.clients], LEAST)

@@ -295,7 +295,7 @@ REFUSED = {
     " TweetCharacters)?",
     "--lr 3": "--lr: no such option, did you mean --local.lr or --algorithm.lr (FedAdagrad, FedAdam, FedAvgM, ...) or"
     " --server_optimizer.lr (Adagrad, Adam, Momentum, ...)?",
-    "--alpha 3": "--alpha: no such option, did you mean --algorithm.alpha (FedAsync, FedDyn, FedGen) or"
+    "--alpha 3": "--alpha: no such option, did you mean --algorithm.alpha (APFL, FedAsync, FedDyn, ...) or"
     " --partition.alpha (Dirichlet, DirichletPrior)?",
     "--mu 3": "--mu: no such option, did you mean --algorithm.mu (FedAsync, FedBuff, FedGrouProx, ...)?",
     "--epochs 3": "--epochs: no such option, did you mean --local.epochs or --algorithm.epochs (Ditto)?",
