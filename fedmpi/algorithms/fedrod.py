@@ -35,13 +35,14 @@ class FedRoD(FedPer):
     takes_clip_norm = False
 
     def extend(self, network: nn.Module, example: Tensor) -> nn.Module:
-        from fedmpi.models._layers import Backbone, without_last
+        from fedmpi.models._layers import Backbone, before_last_layer
         from fedmpi.models._personal import TwoHeads
 
-        before, last = without_last(network)
-        if not isinstance(last, nn.Linear):
+        split = before_last_layer(network)
+        if split is None:
             raise BadInput("--model: FedRoD needs one that ends in a fully connected layer")
-        return Backbone(nn.Sequential(*before), TwoHeads(last))
+        assert isinstance(split.classifier, nn.Linear)
+        return Backbone(split.extractor, TwoHeads(split.classifier))
 
     def train_parts(self, fed: Federation, block: Block, start: Tensor) -> Trained:
         counts = np.maximum(fed.label_counts[block.clients], LEAST)

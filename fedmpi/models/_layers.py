@@ -34,8 +34,10 @@ def before_last_layer(network: nn.Module) -> Backbone | None:
 
     Returns: None if the network does not end in such a layer.
     """
-    hidden, last = without_last(network)
-    return Backbone(nn.Sequential(*hidden), last) if isinstance(last, nn.Linear) else None
+    before, last = without_last(network)
+    if not isinstance(last, nn.Linear):
+        return None
+    return Backbone(before[0] if len(before) == 1 else nn.Sequential(*before), last)
 
 
 def without_last(network: nn.Module) -> tuple[list[nn.Module], nn.Module]:

@@ -295,7 +295,7 @@ REFUSED = {
     " TweetCharacters)?",
     "--lr 3": "--lr: no such option, did you mean --local.lr or --algorithm.lr (FedAdagrad, FedAdam, FedAvgM, ...) or"
     " --server_optimizer.lr (Adagrad, Adam, Momentum, ...)?",
-    "--alpha 3": "--alpha: no such option, did you mean --algorithm.alpha (FedAsync, FedCM, FedDyn, ...) or"
+    "--alpha 3": "--alpha: no such option, did you mean --algorithm.alpha (APFL, FedAsync, FedCM, ...) or"
     " --partition.alpha (Dirichlet, DirichletPrior)?",
     "--mu 3": "--mu: no such option, did you mean --algorithm.mu (FedACG, FedAsync, FedBuff, ...)?",
     "--epochs 3": "--epochs: no such option, did you mean --local.epochs or --algorithm.epochs (Ditto)?",
@@ -318,8 +318,8 @@ REFUSED = {
     "--completely_different 3": "--completely_different: no such option, see --help",
     "--local.lrr 3": "--local.lrr: no such option, did you mean --local.lr?",
     "--algorithm FedProx --algorithm.nu 1": "--algorithm.nu: FedProx has no such option, it has mu, anchor",
-    "--algorithm.mu 1": "--algorithm.mu: FedAvg has no such option, it is an option of FedAsync, FedBuff,"
-    " FedGrouProx, ...",
+    "--algorithm.mu 1": "--algorithm.mu: FedAvg has no such option, it is an option of FedACG, FedAsync,"
+    " FedBuff, ...",
     "--algorithm.mu 1 --algorithm FedProx": "--algorithm.mu: FedAvg has no such option, it is an option of"
     " FedACG, FedAsync, FedBuff, ...",
     "--partition Permuted --partition.over Dirichlet --partition.over.beta 1": "--partition.over.beta: Dirichlet"

@@ -43,7 +43,7 @@ def test_the_overview_fits_on_two_screens(capsys: pytest.CaptureFixture[str]) ->
         assert (f"--{name} " in text or f"--{name}\n" in text) == (name not in RARE)
     for option, base in COMPONENTS.items():
         beginning = text.index(f"--{option} ")
-        assert all(f" {cls.__name__}" in text[beginning : beginning + 500] for cls in public(base))
+        assert all(f" {cls.__name__}" in text[beginning : beginning + 900] for cls in public(base))
     assert text == printed(capsys, "--rounds", "3", "-h")
 
 
