@@ -100,8 +100,8 @@ class Asynchronous(Proximal, FedAvg):
     def starts(self, fed: Federation, arrivals: Arrivals) -> tuple[Tensor, NDArray[np.int64]]:
         """[G, P] the versions that these clients started from, on every rank; and [m] which of them each has."""
         numbers, which = np.unique(arrivals.version, return_inverse=True)
-        stacked = self.versions[[self.slots[number] for number in numbers.tolist()]]
-        return fed.broadcast(stacked, received=len(arrivals) * fed.layout.size), which
+        versions = [self.versions[self.slots[number]] for number in numbers.tolist()]
+        return fed.broadcast(versions, received=len(arrivals) * fed.layout.size), which
 
 
 def rows(matrix: Tensor, which: NDArray[np.int64]) -> Tensor:

@@ -15,6 +15,9 @@ from fedmpi.options import with_options
 from fedmpi.policies.timeline import Arrivals
 from fedmpi.typing import Block, Federation, Tensor
 
+#: So many parameters at a time are moved, because they stay in the processor's cache.
+PART = 1 << 16
+
 
 @with_options
 class FedBuff(Asynchronous):
@@ -46,9 +49,14 @@ class FedBuff(Asynchronous):
                 return vectors
             moved = moved_models[: len(vectors)]
             start = rows(starts, which[some])
-            torch.sub(vectors[:, :parameters], start[:, :parameters], out=moved[:, :parameters])
-            torch.sub(vectors[:, parameters:], present[parameters:], out=moved[:, parameters:])
-            moved.mul_(torch.from_numpy(scale[some]).to(vectors)[:, None]).add_(present)
+            factor = torch.from_numpy(scale[some]).to(vectors)[:, None]
+            for first in range(0, parameters, PART):
+                part = slice(first, min(first + PART, parameters))
+                torch.sub(vectors[:, part], start[:, part], out=moved[:, part])
+                moved[:, part].mul_(factor).add_(present[part])
+            others = slice(parameters, None)
+            torch.sub(vectors[:, others], present[others], out=moved[:, others])
+            moved[:, others].mul_(factor).add_(present[others])
             if len(stale) < len(some):
                 is_fresh = torch.from_numpy(arrivals.staleness[some] == 0).to(vectors.device)
                 moved[is_fresh] = vectors[is_fresh]

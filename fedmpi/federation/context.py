@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -185,11 +185,16 @@ class Context:
 
     # Vectors
 
-    def distribute(self, vector: Tensor) -> Tensor:
-        """The server's `vector` on every rank's device, read-only, until the end of the round."""
+    def distribute(self, vector: Tensor | Sequence[Tensor]) -> Tensor:
+        """The server's `vector` (or a matrix of several) on every rank's device, read-only, until the round ends."""
+
+        def mine(one: Tensor) -> NDArray:
+            here = one.contiguous() if self.world.is_server else torch.empty(one.shape, dtype=one.dtype)
+            return here.numpy()
+
         with self.doing("broadcast"):
-            mine = vector.contiguous() if self.world.is_server else torch.empty(vector.shape, dtype=vector.dtype)
-            return torch.from_numpy(self.world.broadcast(mine.numpy())).to(self.device)
+            sent = mine(vector) if isinstance(vector, Tensor) else list(map(mine, vector))
+            return torch.from_numpy(self.world.broadcast(sent)).to(self.device)
 
     def mean_over(
         self,

@@ -6,7 +6,7 @@ seeds, or the true groups of a partition.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -178,18 +178,20 @@ class Federation:
         """
         return self.context.build(number).weights[0].to("cpu", copy=True)
 
-    def broadcast(self, vector: Tensor, received: int | None = None) -> Tensor:
+    def broadcast(self, vector: Tensor | Sequence[Tensor], received: int | None = None) -> Tensor:
         """The server's `vector` [..., n] on every rank's device. It counts as sent to each client of the round.
 
         It is read-only and valid only in this round, because the ranks of a node share one copy. Clone it to keep it.
 
         Args:
+            vector: or several vectors [n], which arrive as a matrix; a copy is saved that `torch.stack` would make.
             received: how many numbers all clients together receive; None: every client receives the whole vector.
         """
         if received != 0:  # else it is no part of what clients do, and may be asked for before there are any
             ledger = self.context.round.ledger
-            numbers = vector.numel() * len(ledger.cohort) if received is None else received
-            ledger.bytes_down += numbers * vector.element_size()
+            vectors = [vector] if isinstance(vector, Tensor) else vector
+            numbers = sum(one.numel() for one in vectors) * len(ledger.cohort) if received is None else received
+            ledger.bytes_down += numbers * vectors[0].element_size()
         return self.context.distribute(vector)
 
     def weighted_mean(

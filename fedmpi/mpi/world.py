@@ -41,20 +41,30 @@ class World(Ranks):
         self._broadcasts_used = 0
         self._means_used = 0
 
-    def broadcast(self, vector: NDArray) -> NDArray:
+    def broadcast(self, vector: NDArray | Sequence[NDArray]) -> NDArray:
         """Rank 0's contiguous `vector` on every rank; the others pass one of the same shape and type.
+
+        Args:
+            vector: or several vectors, of which a matrix is made.
 
         Returns: The vector, in memory that the ranks of the node share. It is read-only, and valid until the end of
             the round.
         """
+        if not isinstance(vector, np.ndarray):
+            return self._broadcast(np.broadcast_to(vector[0], (len(vector), *vector[0].shape)), vector)
+        return self._broadcast(vector, None)
+
+    def _broadcast(self, vector: NDArray, rows: Sequence[NDArray] | None) -> NDArray:
+        """The same of a vector, or of a matrix of these rows."""
         if self.size == 1:
-            return vector
+            return vector if rows is None else np.stack(rows)
         with self.transferring():
             region = reshaped_like(self._next_region(vector.nbytes), vector)
             # A mean that was formed in the node's memory is not copied.
-            where = self._place_of(vector) if self.is_server else None
+            where = self._place_of(vector) if self.is_server and rows is None else None
             if self.is_server and where is None:
-                region[...] = vector
+                for place, row in zip(region, rows, strict=True) if rows else [(region, vector)]:
+                    place[...] = row
             if self.leaders and self.nodes > 1:
                 source = vector if where else region
                 self.waiting.poll(self.leaders.Ibarrier().Test)
