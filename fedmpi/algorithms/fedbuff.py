@@ -13,10 +13,7 @@ from fedmpi.algorithms.asynchronous import Asynchronous, rows
 from fedmpi.lazy import torch
 from fedmpi.options import with_options
 from fedmpi.policies.timeline import Arrivals
-from fedmpi.typing import Block, Federation, Tensor
-
-#: So many parameters at a time are moved, because they stay in the processor's cache.
-PART = 1 << 16
+from fedmpi.typing import Federation, Tensor
 
 
 @with_options
@@ -37,30 +34,20 @@ class FedBuff(Asynchronous):
         starts, which = self.starts(fed, arrivals)
         present = fed.broadcast(self.weights, received=0)
         scale = discount(arrivals.staleness)
-        moved_models = starts.new_empty(fed.at_clients.at_once, fed.layout.size)
         places = {client: place for place, client in enumerate(arrivals.clients.tolist())}
-        parameters = fed.layout.parameters
 
-        def at_present(vectors: Tensor, block: Block) -> Tensor:
-            """The arrived models [K, P], as if their changes had been made to the present model."""
-            some = [places[client] for client in block.clients.tolist()]
-            stale = np.flatnonzero(arrivals.staleness[some])
-            if not len(stale):
-                return vectors
-            moved = moved_models[: len(vectors)]
-            start = rows(starts, which[some])
-            factor = torch.from_numpy(scale[some]).to(vectors)[:, None]
-            for first in range(0, parameters, PART):
-                part = slice(first, min(first + PART, parameters))
-                torch.sub(vectors[:, part], start[:, part], out=moved[:, part])
-                moved[:, part].mul_(factor).add_(present[part])
-            others = slice(parameters, None)
-            torch.sub(vectors[:, others], present[others], out=moved[:, others])
-            moved[:, others].mul_(factor).add_(present[others])
-            if len(stale) < len(some):
-                is_fresh = torch.from_numpy(arrivals.staleness[some] == 0).to(vectors.device)
-                moved[is_fresh] = vectors[is_fresh]
-            return moved
+        def at_present(models: Tensor, clients: NDArray[np.int64], columns: slice) -> Tensor:
+            """Columns of arrived models [k, c], as if their changes had been made to the present model."""
+            some = [places[client] for client in clients.tolist()]
+            stale = arrivals.staleness[some] > 0
+            if not stale.any():
+                return models
+            now, is_parameter = present[columns], columns.start < fed.layout.parameters
+            base = rows(starts[:, columns], which[some]) if is_parameter else now
+            factor = torch.from_numpy(scale[some]).to(models)[:, None]
+            moved = (models - base).mul_(factor).add_(now)
+            is_stale = torch.from_numpy(stale).to(models.device)[:, None]
+            return moved if stale.all() else torch.where(is_stale, moved, models)
 
         mean = fed.weighted_mean(arrivals, starts, arrive=at_present)
         for block in fed.my_clients(arrivals):

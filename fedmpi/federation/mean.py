@@ -31,8 +31,8 @@ CLASS_BITS = 16
 # Large enough that the cost of calls does not count, small enough for a cache.
 BLOCK_ELEMENTS = 1 << 17
 
-#: (vectors [K, P] of a block, the block) -> vectors [K, P]
-Arrive = Callable[[Tensor, Block], Tensor]
+#: (columns [k, c] of vectors, their clients [k], which columns) -> [k, c]
+Arrive = Callable[[Tensor, NDArray[np.int64], slice], Tensor]
 
 
 def diverged(weights: Tensor) -> dict[int, tuple[int, float]]:
@@ -61,8 +61,8 @@ class WeightedMean:
         expected_mass: divide the parameters by this mass (Horvitz-Thompson); `empty` in `reduce` fills the
             difference. None: divide by the mass that was added.
         uplink: changes the vectors on their way; None: they are not changed.
-        arrive: (vectors [K, P] after the uplink, their block) -> the vectors that are averaged; None: these. The
-            groups given to `add` are then only those of the starts; there is one mean.
+        arrive: changes vectors after the uplink, part by part; a part has either parameters or buffers. None: they
+            are averaged as they are. The groups given to `add` are then only those of the starts; there is one mean.
         name_at: the name of the tensor that an element of a vector belongs to.
 
     Attributes:
@@ -158,7 +158,7 @@ class WeightedMean:
 
     def _add(self, vectors: Tensor, block: Block, groups: NDArray[np.int64]) -> None:
         if self._arrive:
-            vectors, groups = self._arrive(vectors, block), np.zeros_like(groups)
+            groups = np.zeros_like(groups)
         counted = np.flatnonzero(block.mass)
         if len(counted) < len(vectors):
             vectors, groups, block = vectors[counted], groups[counted], block.rows(counted.tolist())
@@ -177,6 +177,8 @@ class WeightedMean:
         for begin, end, kind in self._segments:
             for some, columns in _tiles(len(vectors), begin, end):
                 part, into = vectors[some, columns], self._rows[:, columns]
+                if self._arrive:
+                    part = self._arrive(part, block.clients[some], columns)
                 if not _is_within(part, kind.limit):  # just here, for it brings the part into the cache
                     self._check(part, block.clients[some], columns.start)
                     if not alone:
