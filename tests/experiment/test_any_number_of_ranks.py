@@ -17,13 +17,11 @@ from fedmpi.results.check import problems
 from tests.nodes.cluster import Cluster, Mpi, needs_nodes, needs_open_mpi
 from tests.support.mpi import REPOSITORY, mpirun, succeed
 
-SMALL = "--clients 12 --cohort 5 --rounds 3 --local.epochs 1"
-#: For what takes long, and keeps nothing from round to round but the model.
-BRIEF = f"{SMALL} --rounds 2"
+SMALL = "--clients 12 --cohort 5 --rounds 2 --local.epochs 1"
 SIDE_BY_SIDE = f"{SMALL} --local.vectorize 3 --model MLP --model.hidden '[33, 17]'"
-TEXTS = f"{SMALL} --rounds 2 --dataset texts.Places --model BiLSTM --model.embedding 5 --model.hidden 7"
+TEXTS = f"{SMALL} --dataset texts.Places --model BiLSTM --model.embedding 5 --model.hidden 7"
 CLUSTERS = (
-    f"{SMALL} --local.lr 0.05 --evaluate_every 3 --partition SwappedLabels --partition.over Dirichlet"
+    f"{SMALL} --rounds 3 --local.lr 0.05 --evaluate_every 3 --partition SwappedLabels --partition.over Dirichlet"
     " --sampler RoundRobin --model LogisticRegression"
 )
 GENFL = (
@@ -39,15 +37,15 @@ ASYNCHRONOUS = (
 CASES = {
     "batchnorm": f"{SMALL} --model LeNet --local.epochs 2",
     "groupnorm": f"{SMALL} --model LeNet --model.norm group --local.momentum 0.9 --local.weight_decay 1e-3",
-    "odd_widths": f"{BRIEF} --model MLP --model.hidden '[33, 17]' --local.batch_size 1",
+    "odd_widths": f"{SMALL} --model MLP --model.hidden '[33, 17]' --local.batch_size 1",
     "odd_batches": f"{SMALL} --model MLP --model.hidden '[61, 7]' --local.batch_size 7 --local.optimizer adam"
     " --local.lr 0.01",
-    "dropout": f"{BRIEF} --model CifarCNN --local.lr 0.01",
-    "side_by_side": f"{SIDE_BY_SIDE} --rounds 2 --local.batch_size 1 --local.weight_decay 1e-3",
+    "dropout": f"{SMALL} --model CifarCNN --local.lr 0.01",
+    "side_by_side": f"{SIDE_BY_SIDE} --local.batch_size 1 --local.weight_decay 1e-3",
     "side_by_side_batchnorm": f"{SMALL} --local.vectorize 2 --model LeNet --local.momentum 0.9",
-    "side_by_side_dropout": f"{BRIEF} --local.vectorize 2 --model CifarCNN --local.lr 0.01",
+    "side_by_side_dropout": f"{SMALL} --local.vectorize 2 --model CifarCNN --local.lr 0.01",
     "bf16": f"{SMALL} --local.precision bf16 --model LeNet",
-    "bf16_side_by_side": f"{BRIEF} --local.precision bf16 --local.vectorize 4 --model MLP --model.hidden '[17, 32]'"
+    "bf16_side_by_side": f"{SMALL} --local.precision bf16 --local.vectorize 4 --model MLP --model.hidden '[17, 32]'"
     " --local.batch_size 3",
     "recurrent": f"{SMALL} --model methods.Recurrent",
     "bilstm": f"{TEXTS} --sampler PowerOfChoice --sampler.candidates 9",
@@ -88,19 +86,19 @@ CASES = {
     "side_by_side_local_only": f"{SMALL} --algorithm LocalOnly --model LeNet --local.vectorize 4 --seed 1",
     "centralized": f"{SMALL} --algorithm Centralized --model LeNet",
     "ifca": f"{SMALL} --algorithm IFCA --algorithm.models 2 --model LeNet",
-    "scaffold": f"{SMALL} --algorithm SCAFFOLD --model LeNet --server_optimizer Adam --weighting samples",
+    "scaffold": f"{SMALL} --rounds 3 --algorithm SCAFFOLD --model LeNet --server_optimizer Adam --weighting samples",
     "scaffold_I": f"{SMALL} --algorithm SCAFFOLD --algorithm.option I --model MLP --local.vectorize 3",
     "top_k": f"{SMALL} --clients 7 --rounds 4 --algorithm SCAFFOLD --model LeNet --compression TopK"
     " --compression.share 0.1 --compression.forget_after 1",
     "qsgd": f"{SIDE_BY_SIDE} --compression QSGD --compression.levels 3",
-    "feddyn": f"{SMALL} --algorithm FedDyn --model LeNet --local.vectorize 2",
+    "feddyn": f"{SMALL} --rounds 3 --algorithm FedDyn --model LeNet --local.vectorize 2",
     "fedsam": f"{SMALL} --algorithm FedSAM --algorithm.rho 0.2 --algorithm.adaptive true --model LeNet",
     "side_by_side_fedsam": f"{SIDE_BY_SIDE} --algorithm FedSAM --local.batch_size 7 --model.norm batch",
     "mofedsam": f"{SMALL} --algorithm MoFedSAM --model LeNet",
     "side_by_side_mofedsam": f"{SIDE_BY_SIDE} --algorithm MoFedSAM --local.batch_size 7",
     "perfedavg": f"{SMALL} --algorithm PerFedAvg --algorithm.variant HF --model LeNet --local.batch_size 7",
     "side_by_side_perfedavg": f"{SIDE_BY_SIDE} --algorithm PerFedAvg --model.norm batch --local.batch_size 7",
-    "pfedme": f"{BRIEF} --algorithm pFedMe --algorithm.inner_steps 2 --local.lr 0.05 --model LeNet",
+    "pfedme": f"{SMALL} --rounds 3 --algorithm pFedMe --algorithm.inner_steps 2 --local.lr 0.05 --model LeNet",
     "side_by_side_pfedme": f"{SIDE_BY_SIDE} --algorithm pFedMe --algorithm.inner_steps 2 --local.momentum 0.5"
     " --local.batch_size 7 --model.norm batch",
     "fednova": f"{SMALL} --algorithm FedNova --algorithm.mu 0.1 --model LeNet --local.momentum 0.5",
@@ -150,8 +148,8 @@ CASES = {
     " --algorithm.share_body true --model LeNet",
     "cycle": f"{CLUSTERS} --algorithm FedCluster --algorithm.clusters 3",
     # Clients that keep something, measured where they keep it.
-    "moon": f"{SMALL} --algorithm MOON --model LeNet",
-    "ditto": f"{SMALL} --algorithm Ditto --model LeNet --local.momentum 0.5",
+    "moon": f"{SMALL} --rounds 3 --algorithm MOON --model LeNet",
+    "ditto": f"{SMALL} --rounds 3 --algorithm Ditto --model LeNet --local.momentum 0.5",
     "fedbn": f"{SMALL} --algorithm FedBN --model LeNet",
     "fedper": f"{SMALL} --algorithm FedPer --model LeNet",
     "fedrep": f"{SMALL} --algorithm FedRep --algorithm.head_epochs 1 --model LeNet",
@@ -159,7 +157,7 @@ CASES = {
     "fedbabu": f"{SMALL} --algorithm FedBABU --model LeNet --evaluate_fine_tuned 1",
     "lgfedavg": f"{SMALL} --algorithm LGFedAvg --model LeNet",
     "fedrod": f"{SMALL} --algorithm FedRoD --model LeNet --local.momentum 0.5",
-    "apfl": f"{SMALL} --algorithm APFL --model LeNet",
+    "apfl": f"{SMALL} --rounds 3 --algorithm APFL --model LeNet",
     "fedala": f"{SMALL} --algorithm FedALA --algorithm.rate 100 --algorithm.first_steps 2 --model LeNet --rounds 5",
     "side_by_side_moon": f"{SIDE_BY_SIDE} --algorithm MOON --model Projected --model.size 7 --model.over MLP"
     " --model.over.hidden '[33, 17]'",
@@ -174,26 +172,27 @@ CASES = {
     "side_by_side_fedala": f"{SIDE_BY_SIDE} --algorithm FedALA --algorithm.first_steps 2 --rounds 5"
     " --model.norm batch",
     "fedftg": f"{SMALL} --algorithm FedFTG --algorithm.iterations 3 --model LeNet --evaluate_means cohort",
-    "fedftg_repo": f"{BRIEF} --algorithm FedFTG --algorithm.base MOON --algorithm.variant repo"
+    "fedftg_repo": f"{SMALL} --algorithm FedFTG --algorithm.base MOON --algorithm.variant repo"
     " --algorithm.iterations 2 --model CifarCNN --local.vectorize 2 --local.lr 0.01",
     "feddf": f"{SMALL} --algorithm FedDF --algorithm.generator_steps 4 --algorithm.student_steps 3 --model LeNet",
     "feddf_proxy": f"{SMALL} --algorithm FedDF --algorithm.proxy Digits --algorithm.student_steps 5 --model LeNet"
     " --local.precision bf16",
     "distribution_fusion": f"{SMALL} --algorithm DistributionFusion --algorithm.first_steps 60 --model LeNet"
-    " --algorithm.fit_every 2 --algorithm.steps 5",
+    " --rounds 3 --algorithm.fit_every 2 --algorithm.steps 5",
     "side_by_side_distribution_fusion": f"{SIDE_BY_SIDE} --algorithm DistributionFusion --algorithm.statistics all"
-    " --algorithm.allocation soft --algorithm.first_steps 60 --model.norm layer --server_optimizer Momentum",
+    " --algorithm.allocation soft --algorithm.first_steps 60 --model.norm layer --server_optimizer Momentum"
+    " --rounds 3",
     # Some of the components have no client in the cohort.
     "absent_components": f"{SMALL} --algorithm DistributionFusion --model LeNet --partition Shards --cohort 4"
     " --rounds 5 --algorithm.fit_every 2 --algorithm.twin false",
     "side_by_side_absent_components": f"{SIDE_BY_SIDE} --algorithm DistributionFusion --algorithm.twin false"
     " --model.norm batch --partition Shards --rounds 5 --server_optimizer Momentum",
-    "mixture_of_the_cohort": f"{SMALL} --algorithm DistributionFusion --algorithm.mixture cohort"
+    "mixture_of_the_cohort": f"{SMALL} --rounds 3 --algorithm DistributionFusion --algorithm.mixture cohort"
     " --algorithm.first_steps 60 --model LeNet --algorithm.fit_every 2 --algorithm.steps 5",
-    "frozen": f"{BRIEF} --model networks.FrozenConvolution --algorithm MOON",
-    "side_by_side_frozen": f"{BRIEF} --model networks.HalfFrozen --model.floor true --local.vectorize 9"
+    "frozen": f"{SMALL} --model networks.FrozenConvolution --algorithm MOON",
+    "side_by_side_frozen": f"{SMALL} --model networks.HalfFrozen --model.floor true --local.vectorize 9"
     " --algorithm MOON --local.batch_size 2 --cohort 9",
-    "side_by_side_frozen_alone": f"{BRIEF} --model networks.HalfFrozen --model.norm layer --local.vectorize 9"
+    "side_by_side_frozen_alone": f"{SMALL} --model networks.HalfFrozen --model.norm layer --local.vectorize 9"
     " --local.batch_size 1 --cohort 9",
     "large": f"{SMALL} --model networks.Raw --algorithm FedAvgM --partition IID --local.batch_size 50"
     " --local.lr 0.01",
@@ -212,7 +211,7 @@ CASES = {
     "mixed": f"--algorithm FedAsync {ASYNCHRONOUS} --algorithm.mu 0.1",
     "side_by_side_mixed": f"--algorithm FedAsync {ASYNCHRONOUS} --algorithm.discount hinge --model MLP"
     " --local.vectorize 3",
-    "rarely_evaluated": f"{SMALL} --evaluate_every 2 --model LogisticRegression",
+    "rarely_evaluated": f"{SMALL} --rounds 3 --evaluate_every 2 --model LogisticRegression",
 }
 # Those to which it matters that there are more ranks than clients.
 CROWD = ("odd_widths", "side_by_side_batchnorm", "many", "power_of_choice", "one", "client_state", "fedftg", "drawn")
