@@ -305,7 +305,11 @@ def test_signals_reach_the_run(tmp_path: Path) -> None:
     command = ["bash", str(JOBS / "local.sh"), str(DIGITS), "--output", str(tmp_path / "run.h5")]
     for sent in ((signal.SIGTERM, signal.SIGUSR1), (signal.SIGINT, signal.SIGINT)):
         with subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, env=environment(tmp_path), start_new_session=True
+            ["env", "--default-signal=INT", *command],  # a shell cannot trap what the tests' own shell lets it ignore
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(tmp_path),
+            start_new_session=True,
         ) as script:
             assert script.stdout
             assert script.stdout.readline() == "ready\n"

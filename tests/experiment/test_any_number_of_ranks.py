@@ -214,27 +214,19 @@ CASES = {
     "rarely_evaluated": f"{SMALL} --rounds 3 --evaluate_every 2 --model LogisticRegression",
 }
 # Those to which it matters that there are more ranks than clients.
-CROWD = ("odd_widths", "side_by_side_batchnorm", "many", "power_of_choice", "one", "client_state", "fedftg", "drawn")
+CROWD = ("odd_widths", "many", "power_of_choice", "client_state", "drawn")
 # One of each kind, for the numbers of ranks on which a job of all cases takes minutes.
 SOME = (
     "batchnorm",
-    "odd_widths",
-    "dropout",
-    "side_by_side_batchnorm",
     "many",
     "conditions",
     "power_of_choice",
-    "one",
     "server_optimizer",
-    "centralized",
     "ifca",
     "scaffold",
-    "fedgen",
     "client_state",
-    "cfl",
     "fedbn",
     "genfl",
-    "side_by_side_ditto",
     "fedftg",
     "distribution_fusion",
     "drawn",
