@@ -40,7 +40,7 @@ class FedRoD(FedPer):
 
         split = before_last_layer(network)
         if split is None:
-            raise BadInput("--model: FedRoD needs one that ends in a fully connected layer")
+            raise BadInput("--model: FedRoD needs a Backbone or nn.Sequential that ends in a fully connected layer")
         assert isinstance(split.classifier, nn.Linear)
         return Backbone(split.extractor, TwoHeads(split.classifier))
 

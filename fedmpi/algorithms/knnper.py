@@ -43,7 +43,7 @@ class KNNPer(FedAvg):
 
         split = before_last_layer(network)
         if split is None:
-            raise BadInput("--model: KNNPer needs a network that ends in a fully connected layer")
+            raise BadInput("--model: KNNPer needs a Backbone or nn.Sequential that ends in a fully connected layer")
         return split
 
     def evaluate(self, fed: Federation) -> None:

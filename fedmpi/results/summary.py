@@ -160,9 +160,14 @@ def _speed(run: Run) -> str:
 
 
 def _virtual(run: Run) -> str:
-    """The virtual time, and how many of the asked clients dropped out or were late."""
-    asked, dropped, late = (f"{_total(run, column):.0f}" for column in ("selected", "dropped", "late"))
-    lost = f"of {asked} asked clients {dropped} dropped out, {late} were late"
+    """The virtual time, and how many of the asked clients, or of asynchronous jobs, were of no use."""
+    found = {name: _total(run, name) for name in ("selected", "dropped", "late", "updates", "discarded")}
+    lost = f"{found['dropped']:.0f} dropped out, {found['late']:.0f} were late"
+    if "updates" in run.rounds:
+        jobs = sum(found[name] for name in ("updates", "dropped", "late", "discarded"))
+        lost = f"of {jobs:.0f} jobs {lost}, {found['discarded']:.0f} were too old"
+    else:
+        lost = f"of {found['selected']:.0f} asked clients {lost}"
     return f"{duration(_total(run, 'virtual_seconds'))}; {lost}"
 
 

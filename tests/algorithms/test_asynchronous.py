@@ -26,6 +26,7 @@ from fedmpi.policies.conditions import Conditions, Job, JobCosts, RoundPlan, Wor
 from fedmpi.policies.sampling import Cohort
 from fedmpi.policies.server_optimizers import Momentum
 from fedmpi.results.check import problems
+from fedmpi.results.summary import summarize
 from fedmpi.tasks import Regression
 from fedmpi.training.settings import LocalTraining
 from tests.support.experiments import Cut, run
@@ -156,6 +157,17 @@ def test_nobody_is_in_time(tmp_path: Path) -> None:
         assert made.rounds["updates"].tolist() == [0, 0, 0]
         assert made.rounds["test_loss"].tolist() == [made.initial["test_loss"]] * 3
         assert made.rounds["late"].sum() > 0
+
+
+def test_a_summary_counts_jobs(tmp_path: Path) -> None:
+    """Oracle: the rows of /clients, and the columns of jobs that came to nothing."""
+    clocked = Heterogeneous(speed_spread=1, dropout=0.3)
+    made = run(tmp_path / "run.h5", FedBuff(concurrency=8, max_staleness=1), **few(3, rounds=10, conditions=clocked))
+    dropped, late, discarded = (int(made.rounds[name].sum()) for name in ("dropped", "late", "discarded"))
+    assert min(dropped, discarded) > 0
+    jobs = len(made.clients["client"]) + dropped + late + discarded
+    said = f"of {jobs} jobs {dropped} dropped out, {late} were late, {discarded} were too old"
+    assert said in " ".join(summarize(made).split())
 
 
 def test_little(tmp_path: Path) -> None:

@@ -246,6 +246,8 @@ def test_networks_of_all_kinds() -> None:
 def test_a_network_that_does_not_end_in_a_layer(tmp_path: Path) -> None:
     """Oracle: one line, before anything is written."""
     settings: dict[str, Any] = {"dataset": Regression(), "partition": InOrder(), "model": OneVector(), "clients": 5}
-    with pytest.raises(BadInput, match="--model: FedRoD needs one that ends in a fully connected layer"):
+    with pytest.raises(
+        BadInput, match=r"--model: FedRoD needs a Backbone or nn\.Sequential that ends in a fully connected"
+    ):
         run(tmp_path / "run.h5", FedRoD(), **settings)
     assert not (tmp_path / "run.h5").exists()

@@ -118,5 +118,7 @@ def test_the_same_network(tmp_path: Path) -> None:
         def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
             return nn.Sequential(nn.Flatten(), nn.Linear(64, outputs), nn.ReLU())
 
-    with pytest.raises(BadInput, match="--model: KNNPer needs a network that ends in a fully connected layer"):
+    with pytest.raises(
+        BadInput, match=r"--model: KNNPer needs a Backbone or nn\.Sequential that ends in a fully connected"
+    ):
         run(tmp_path / "run.h5", KNNPer(), model=Rectified())
