@@ -174,16 +174,20 @@ class IPM(Collusion):
         return (-self.epsilon * changes.astype(np.float64).mean(0)).astype(np.float32)
 
 
+@with_options
 class Hidden(Collusion):
     """Base of the attacks that move the mean of the malicious clients' honest changes as far as a bound allows.
 
-    What is sent is mean + gamma p. p is the negated direction of the mean, sign of the mean, or standard deviation.
+    What is sent is mean + gamma p.
 
-    Attributes:
-        perturbation: which p; an option of each subclass.
+    Args:
+        share: share of all clients that is malicious.
+        perturbation: p, the direction in which the mean is moved: minus the standard deviation of each coordinate
+            (std), the sign of the mean (sign), or the mean (unit).
     """
 
-    perturbation: Literal["std", "sign", "unit"]
+    share: Share = 0.2
+    perturbation: Literal["std", "sign", "unit"] = "std"
 
     def prepare(self, measure: Measure) -> None:
         products = measure(lambda changes: changes @ changes.T)
@@ -225,7 +229,6 @@ class Hidden(Collusion):
         return centred @ centred.T
 
 
-@with_options
 class MinMax(Hidden):
     """As far from the mean as no further from any honest change than these are from one another.
 
@@ -234,15 +237,7 @@ class MinMax(Hidden):
 
     The malicious clients of a round know their own honest changes, but not those of others. A single one sends its
     honest change.
-
-    Args:
-        share: share of all clients that is malicious.
-        perturbation: direction in which the mean is moved: minus the standard deviation of each coordinate (std), the
-            sign of the mean (sign), or the mean (unit).
     """
-
-    share: Share = 0.2
-    perturbation: Literal["std", "sign", "unit"] = "std"
 
     def farthest(
         self, apart: NDArray[np.float64], to_mean: NDArray[np.float64], along: NDArray[np.float64], length: float
@@ -251,7 +246,6 @@ class MinMax(Hidden):
         return min(larger_root(length, b, c - apart.max()) for b, c in zip(along, to_mean, strict=True))
 
 
-@with_options
 class MinSum(Hidden):
     """As far from the mean as its sum of squared distances to honest changes is no larger than any of theirs.
 
@@ -260,15 +254,7 @@ class MinSum(Hidden):
 
     The malicious clients of a round know their own honest changes, but not those of others. A single one sends its
     honest change.
-
-    Args:
-        share: share of all clients that is malicious.
-        perturbation: direction in which the mean is moved: minus the standard deviation of each coordinate (std), the
-            sign of the mean (sign), or the mean (unit).
     """
-
-    share: Share = 0.2
-    perturbation: Literal["std", "sign", "unit"] = "std"
 
     def farthest(
         self, apart: NDArray[np.float64], to_mean: NDArray[np.float64], along: NDArray[np.float64], length: float
