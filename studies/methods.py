@@ -5,7 +5,10 @@ of one local epoch in batches of 50 at a learning rate of 0.05, measured every t
 method's default; METHODS and PERSONAL have the exceptions. FedAvg and FedBABU are also measured after each client has
 fine-tuned the global model for an epoch.
 
-A cell is ALPHA/METHOD/SEED, such as 0.1/fedprox/0.
+The learning rate of a server optimizer is the best of RATES on a validation set: a tenth of the clients' training
+samples, seed 0, Dirichlet(0.1). SERVER_RATES has the choice.
+
+A cell is ALPHA/METHOD/SEED, such as 0.1/fedprox/0, or server_rate/METHOD/RATE.
 """
 
 from __future__ import annotations
@@ -23,6 +26,13 @@ PROTOCOL = (
     "--rounds 50 --dataset FashionMNIST --partition Dirichlet --model LeNet --clients 100 --cohort 10"
     " --local.epochs 1 --local.batch_size 50 --local.lr 0.05 --evaluate_every 10"
 )
+SERVER_OPTIMIZERS = {"fedavgm": "FedAvgM", "fedadagrad": "FedAdagrad", "fedadam": "FedAdam", "fedyogi": "FedYogi"}
+RATES = {
+    "fedavgm": ("0.1", "0.3", "1"),
+    "fedadagrad": ("0.003", "0.01", "0.03", "0.1"),
+    "fedadam": ("0.003", "0.01", "0.03", "0.1"),
+    "fedyogi": ("0.003", "0.01", "0.03", "0.1"),
+}
 METHODS = {
     "fedavg": "--evaluate_fine_tuned 1 --evaluate_every 25",
     "fedprox": "--algorithm FedProx",
@@ -65,6 +75,16 @@ def show(alpha: str, names: tuple[str, ...], files: Files) -> None:
     files.show_results("table", *(f"{alpha}/{name}/*" for name in names), options="--costs")
 
 
+def show_server_rates(files: Files) -> None:
+    """Print the accuracy on the validation set for each learning rate of each server optimizer."""
+    rows = [["method", "server's learning rate", "validation accuracy (%)"]]
+    for path in files.matching("server_rate/*"):
+        run = results.open(path)
+        accuracy = 100 * run.rounds["validation_accuracy"][-1]
+        rows.append([run.attributes["algorithm"], path.stem.rpartition("-")[2], f"{accuracy:.2f}"])
+    files.show(rows)
+
+
 def show_fine_tuned(files: Files) -> None:
     """Print the accuracy of the clients' models on their own test samples, after fine-tuning of a global model."""
     rows = [["alpha", "method", "runs", "global model (%)", "fine-tuned (%)"]]
@@ -84,12 +104,21 @@ def show_fine_tuned(files: Files) -> None:
 STUDY = Study(
     module="studies.methods",
     cells={
-        f"{alpha}/{method}/{seed}": f"{PROTOCOL} --partition.alpha {alpha} --seed {seed} {options}"
-        for seed, alpha, (method, options) in product(SEEDS, ALPHAS, (METHODS | PERSONAL).items())
+        **{
+            f"server_rate/{name}/{rate}": f"{PROTOCOL} --partition.alpha 0.1 --seed 0 --validation 0.1"
+            f" --algorithm {SERVER_OPTIMIZERS[name]} --algorithm.lr {rate}"
+            for name, rates in RATES.items()
+            for rate in rates
+        },
+        **{
+            f"{alpha}/{method}/{seed}": f"{PROTOCOL} --partition.alpha {alpha} --seed {seed} {options}"
+            for seed, alpha, (method, options) in product(SEEDS, ALPHAS, (METHODS | PERSONAL).items())
+        },
     },
     tables={
         **{f"one_model_{alpha}": partial(show, alpha, tuple(METHODS)) for alpha in ALPHAS},
         **{f"personal_{alpha}": partial(show, alpha, tuple(PERSONAL)) for alpha in ALPHAS},
+        "server_rates": show_server_rates,
         "fine_tuned": show_fine_tuned,
     },
     root="--dataset.root",
