@@ -29,9 +29,10 @@ class BareLoop:
         experiment: data, model and local training.
         comm: the ranks, which all train.
         vectorised: train clients side by side.
+        compiled: by compiled code, in full blocks.
     """
 
-    def __init__(self, experiment: Experiment, comm: MPI.Intracomm, vectorised: bool) -> None:
+    def __init__(self, experiment: Experiment, comm: MPI.Intracomm, vectorised: bool, compiled: bool = False) -> None:
         arrays = experiment.dataset.read(print)
         self.comm, self.experiment, self.vectorised = comm, experiment, vectorised
         self.split = make_split(experiment.partition, arrays.train_y, arrays.test_y, 10, experiment.clients, 0)
@@ -43,6 +44,7 @@ class BareLoop:
         self.start, self.total = torch.zeros(self.layout.size), torch.zeros(self.layout.size)
         self.rows = aligned_rows(AT_ONCE if vectorised else 1, self.layout.size, torch.device("cpu"))
         self.rng = np.random.default_rng(0)
+        self.compiled = torch.compile(torch.vmap(torch.func.grad(self._loss))) if compiled else None
         tensors = dict(self.network.named_parameters()) | dict(self.network.named_buffers())
         for entry in self.layout.entries:
             entry.view(self.start).copy_(tensors[entry.name].detach())
@@ -80,6 +82,9 @@ class BareLoop:
     def _losses(self, tensors: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return cross_entropy(torch.func.functional_call(self.network, tensors, (x,)), y, reduction="none")
 
+    def _loss(self, tensors: dict[str, Tensor], x: Tensor, y: Tensor, share: Tensor) -> Tensor:
+        return (self._losses(tensors, x, y) * share).sum()
+
     def _side_by_side(self, clients: NDArray[np.int64], weights: NDArray[np.float64]) -> None:
         for begin in range(0, len(clients), AT_ONCE):
             shards = [self.rng.permutation(self.split.train[client]) for client in clients[begin : begin + AT_ONCE]]
@@ -87,13 +92,23 @@ class BareLoop:
             rows.copy_(self.start)
             for first in range(0, max(map(len, shards)), self.size):
                 parts = [shard[first : first + self.size] for shard in shards if len(shard) > first]
+                active = len(parts)
+                if self.compiled:
+                    parts += [parts[-1]] * (AT_ONCE - active)
                 index = torch.from_numpy(np.array([np.resize(part, self.size) for part in parts]))
                 counts = torch.tensor([len(part) for part in parts])
                 share = (torch.arange(self.size) < counts[:, None]) / counts[:, None]
-                leaves = {e.name: e.view(rows[: len(parts)]).detach().requires_grad_() for e in self.layout.entries}
-                batch = self.x.index_select(0, index.view(-1)).float().mul_(1 / 255).movedim(-1, 1)
-                found = torch.vmap(self._losses)(leaves, batch.unflatten(0, index.shape), self.y[index])
-                gradients = torch.autograd.grad(found, list(leaves.values()), grad_outputs=share)
+                x, y = self.x.index_select(0, index.view(-1)).float().mul_(1 / 255).movedim(-1, 1), self.y[index]
+                leaves = {e.name: e.view(self.rows[: len(parts)]).detach() for e in self.layout.entries}
+                if self.compiled:
+                    with torch.no_grad():
+                        found = self.compiled(leaves, x.unflatten(0, index.shape), y, share)
+                    gradients = [found[name][:active] for name in leaves]
+                    tensors = [e.view(rows[:active]) for e in self.layout.entries]
+                else:
+                    tensors = [leaf.requires_grad_() for leaf in leaves.values()]
+                    losses = torch.vmap(self._losses)(leaves, x.unflatten(0, index.shape), y)
+                    gradients = list(torch.autograd.grad(losses, tensors, grad_outputs=share))
                 with torch.no_grad():
-                    torch._foreach_add_(list(leaves.values()), gradients, alpha=-self.lr)
+                    torch._foreach_add_(tensors, gradients, alpha=-self.lr)
             self.total.add_(torch.from_numpy(weights[begin : begin + AT_ONCE]).float() @ rows)

@@ -30,7 +30,8 @@ def main(name: str, pairs: int) -> None:
         from benchmarks.bare import BareLoop
 
         comm = type(world.comm)(world.comm.Split(0 if world.is_worker else 1))
-        bare = BareLoop(experiment, comm, workload.vectorised) if world.is_worker else None
+        ways = workload.vectorised, workload.compiled
+        bare = BareLoop(experiment, comm, *ways) if world.is_worker else None
         seconds = []
         for outcome in experiment.outcomes(world, config):
             seconds.append(outcome.row["seconds"])

@@ -80,6 +80,7 @@ class Workload:
         pairs: how many are measured; one is this many rounds of fedmpi and as many of the bare loop:
         rounds_a_pair: enough for half a second at least.
         vectorised: whether the bare loop trains clients side by side, which only pays for small networks.
+        compiled: whether it does so by compiled code.
     """
 
     title: str
@@ -87,6 +88,7 @@ class Workload:
     pairs: int = 12
     rounds_a_pair: int = 1
     vectorised: bool = False
+    compiled: bool = False
 
 
 TRAINING = {
@@ -116,6 +118,16 @@ TRAINING = {
         pairs=20,
         rounds_a_pair=50,
         vectorised=True,
+    ),
+    "D compiled": Workload(
+        "as D, compiled",
+        "--dataset benchmarks.workloads.MadeUp --dataset.samples 20000 --dataset.side 8"
+        " --model MLP --model.hidden [32] --partition benchmarks.workloads.Ragged"
+        " --clients 1000 --cohort 500 --local.epochs 1 --local.batch_size 10 --local.lr 0.1 --local.compile on",
+        pairs=20,
+        rounds_a_pair=50,
+        vectorised=True,
+        compiled=True,
     ),
     "E": Workload(
         "as A, log-normal sizes",

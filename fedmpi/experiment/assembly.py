@@ -167,7 +167,7 @@ class _Shared:
             measured = networks(0)
             check_rebuilt(work.model.module, measured.module, what)
         at_most = 1 if experiment.algorithm.pools_clients else experiment.cohort
-        choice = choose(world, work, at_most, experiment.algorithm)
+        choice = choose(world, work, at_most, rounds, experiment.algorithm)
         evaluator = Evaluator(
             measured,
             self.measures,
@@ -180,7 +180,7 @@ class _Shared:
         )
         context = Context(
             world=world,
-            trainer=make_trainer(work, choice.at_once),
+            trainer=make_trainer(work, choice),
             evaluator=evaluator,
             split=self.split,
             train=train,

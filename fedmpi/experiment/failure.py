@@ -6,7 +6,7 @@ import traceback
 from typing import NoReturn
 
 from fedmpi import streams
-from fedmpi.errors import Diverged
+from fedmpi.errors import BadInput, Diverged
 from fedmpi.experiment.ownership import Lock
 from fedmpi.experiment.recording import Recorder
 from fedmpi.mpi.failures import RemoteFailure, Silence
@@ -68,6 +68,6 @@ def _report(world: World, error: BaseException, where: str, traced: bool) -> str
     if isinstance(error, Silence):
         limit, host = world.guard.exceeded, world.hosts[0]
         return f"{headline}: rank 0 on {host} does not answer within the deadline of {limit:.0f} s (--deadline)"
-    if isinstance(error, (Diverged, RanksDiffer, TooLittleMemory)):
+    if isinstance(error, (BadInput, Diverged, RanksDiffer, TooLittleMemory)):
         return f"{headline}: {error}"
     return f"{headline}\n{''.join(traceback.format_exception(error)).rstrip()}" if traced else headline

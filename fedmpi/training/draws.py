@@ -398,8 +398,8 @@ def _hashed(key: int, draw: int, count: int) -> NDArray[np.int32]:
 
 def _hashed_tensor(key: Tensor, draw: int, count: int, device: torch.device) -> Tensor:
     """The same, in PyTorch's signed arithmetic, for keys of several clients or on another device."""
-    x = torch.arange(count, dtype=torch.int32, device=device) * _signed(_GOLDEN)
-    x = x + (key + _signed(draw * _GOLDEN))
+    # In this order, because compiled code rounds a large number that is added to one number per client to float32.
+    x = torch.arange(count, dtype=torch.int32, device=device) * _signed(_GOLDEN) + _signed(draw * _GOLDEN) + key
     for shift, factor in ((16, _FACTORS[0]), (13, _FACTORS[1])):
         x = (x ^ _shifted(x, shift)) * _signed(factor)
     x = x ^ key

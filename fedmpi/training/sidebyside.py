@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from fedmpi.training.block import WHOLE, Block, Hooks, Phase, Work, needs_whole
 from fedmpi.training.clientwise import ClientWise
+from fedmpi.training.compiled import Compiler, fingerprint
 from fedmpi.training.flat import Net
 from fedmpi.training.layout import Entry, aligned_rows
 from fedmpi.training.samples import Batch
@@ -39,47 +41,76 @@ class Step:
     counts: NDArray[np.int64]
 
 
-@dataclass
-class Pass:
-    """The forward and backward pass of a step, at some weights.
+class Inputs(NamedTuple):
+    """What the forward and backward pass of a step reads; every tensor has a row per client.
 
     Attributes:
-        leaves: the trained tensors [K, ...], as views of the weights.
-        gradients: for each of them.
-        losses: [K, B] the loss of every row.
-        share: [K, B] its share in the client's mean (0: padding).
+        trained: the parameters that are trained.
+        kept: the other parameters.
+        statistics: the running statistics.
+        x, y, sample, place: the batches [K, B, ...].
+        weight: [K, B] the weights of the samples; None: all count alike.
+        counts: [K] the number of first rows of each batch that are no padding.
+        keys: [K] for `ClientWise`.
+        start: [K, P] the received weights.
+        vectors: the rows for the hooks.
+        unsent: tensors of the network that are not part of a model's vector.
+    """
+
+    trained: list[Tensor]
+    kept: list[Tensor]
+    statistics: list[Tensor]
+    x: Tensor
+    y: Tensor
+    sample: Tensor
+    place: Tensor
+    weight: Tensor | None
+    counts: Tensor
+    keys: Tensor
+    start: Tensor
+    vectors: dict[str, Tensor]
+    unsent: dict[str, Tensor]
+
+
+class Pass(NamedTuple):
+    """The result of the forward and backward pass of a step.
+
+    Attributes:
+        gradients: of the parameters that are trained.
+        loss: [K] the mean over the real rows.
         mass: [K] the weight of the client's samples (usually their number).
         statistics: new values of running statistics.
     """
 
-    leaves: list[Tensor]
     gradients: list[Tensor]
-    losses: Tensor
-    share: Tensor
+    loss: Tensor
     mass: Tensor
     statistics: list[Tensor]
 
 
 class SideBySideTrainer(Trainer):
-    """Trains up to `at_once` clients (at least two) in one batched call.
+    """Trains up to `at_once` clients (at least two) in one batched call, which may be compiled.
 
     A client's result must not depend, in any bit, on the clients that are trained with it. On a CPU, matrix products
     fulfil this if there are at least two clients, because one product and several products use different code. The
     bits of convolutions depend on the number of groups, which is the number of clients. Products in bfloat16 use
-    other code above a certain total size. So there is a minimum number of rows, 2 or `at_once`: a smaller block is
-    filled up with copies of its last client, and some finished clients continue to train, with their results restored
-    afterwards. `ClientWise` handles what depends on the row of a client.
+    other code above a certain total size, and compiled code is made for one number of rows. So there is a minimum
+    number of rows, 2 or `at_once`: a smaller block is filled up with copies of its last client, and some finished
+    clients continue to train, with their results restored afterwards. `ClientWise` handles what depends on the row of
+    a client.
     """
 
-    def __init__(self, work: LocalWork, at_once: int) -> None:
+    def __init__(self, work: LocalWork, at_once: int, is_compiled: bool = False) -> None:
         super().__init__(work, at_once)
         model = work.model
         convolves = any(isinstance(layer, _ConvNd) for layer in model.module.modules())
-        self._fewest = at_once if convolves or model.in_bf16 else 2
+        self._compiler = Compiler(model.device) if is_compiled else None
+        self._fewest = at_once if convolves or model.in_bf16 or self._compiler else 2
         layout = model.layout
         self._weights = aligned_rows(at_once, layout.size, model.device)
         self._gradient = self._new_gradients(at_once)
         self._parameters = [entry for entry in layout.entries if entry.is_parameter]  # those that a phase trains
+        self._columns: tuple[tuple[int, int], ...] = ()
         self._others: list[Entry] = []
         self._statistics = [entry for entry in layout.entries if not entry.is_parameter]
         # A shared vector is repeated as one row per client if bits of products depend on the number of rows.
@@ -145,10 +176,13 @@ class SideBySideTrainer(Trainer):
             statistics = [entry.view(weights) for entry in self._statistics]
             done = compute(number, rows, weights, statistics)
             with torch.no_grad():
+                total[:active] += (done.loss * done.mass)[:active]
+                seen[:active] += done.mass[:active]
                 for old, new in zip(statistics, done.statistics, strict=True):
                     old.copy_(new)
                 if is_plain:
-                    torch._foreach_add_(done.leaves, done.gradients, alpha=-lr)
+                    leaves = [entry.view(weights) for entry in self._parameters]
+                    torch._foreach_add_(leaves, done.gradients, alpha=-lr)
                 else:
                     gradient = self._in_one_piece(done.gradients, self._gradient[rows])
                     whole, here = slice(gradient.shape[1]), block.rows(rows)
@@ -159,8 +193,6 @@ class SideBySideTrainer(Trainer):
                         self._optimizer.step(weights[:, run], step_taken, lr, run)
                 for result, kept in zip(results, put_back, strict=True):
                     result[active : rows.stop] = kept
-                total[:active] += ((done.losses * done.share).sum(1) * done.mass)[:active]
-                seen[:active] += done.mass[:active]
         count = seen.cpu().numpy()
         loss = np.divide(total.cpu().numpy(), count, out=np.full(len(block), np.nan), where=count > 0)
         seconds = (time.perf_counter() - began) * steps / max(steps.sum(), 1)
@@ -211,11 +243,34 @@ class SideBySideTrainer(Trainer):
             weights: [K, d] or more, the parameters.
             statistics: the running statistics, [K, ...] each.
         """
-        batch, counts = step.batch, torch.from_numpy(step.counts)
-        real = (torch.arange(batch.y.shape[1]) < counts[:, None]).to(self.model.device, start.dtype)
-        leaves = [entry.view(weights).detach().requires_grad_() for entry in self._parameters]
-        others = [entry.view(weights) for entry in self._others]
-        unsent = {name: tensor.expand(len(block), *tensor.shape) for name, tensor in self._unsent.items()}
+        batch, device = step.batch, self.model.device
+        inputs = Inputs(
+            trained=[entry.view(weights).detach() for entry in self._parameters],
+            kept=[entry.view(weights) for entry in self._others],
+            statistics=statistics,
+            x=batch.x,
+            y=batch.y,
+            sample=batch.index,
+            place=step.place,
+            weight=batch.weight,
+            counts=torch.from_numpy(step.counts).to(device),
+            keys=(keys + step.number) & 0x7FFFFFFF,
+            start=start,
+            vectors=block.vectors,
+            unsent={name: tensor.expand(len(block), *tensor.shape) for name, tensor in self._unsent.items()},
+        )
+        if self._compiler is None:
+            return self._compute(hooks, inputs)
+        shapes = tuple((name, vector.shape) for name, vector in block.vectors.items())
+        made_of = fingerprint(hooks), self._columns, shapes
+        return Pass(*self._compiler.call(partial(self._compute, hooks), inputs, made_of))
+
+    @torch.enable_grad()
+    def _compute(self, hooks: Hooks, inputs: Inputs) -> Pass:
+        """The forward and backward pass as a function of tensors alone."""
+        leaves = [tensor.detach().requires_grad_() for tensor in inputs.trained]
+        columns = torch.arange(inputs.y.shape[1], device=inputs.y.device)
+        real = (columns < inputs.counts[:, None]).to(inputs.start.dtype)
 
         def one(
             parameters: list[Tensor],
@@ -237,33 +292,34 @@ class SideBySideTrainer(Trainer):
             tensors = trained | kept | buffers
             net, part = Net(self.model, tensors, unsent=unsent), Batch(x, y, index, place)
             part.real = real
-            with ClientWise((key + step.number) & 0x7FFFFFFF, real, buffers) as mode:
+            with ClientWise(key, real, buffers) as mode:
                 losses = hooks.loss(net, part, start, rows)
             check_losses(losses, y)
             return losses, [mode.changed.get(name, before) for name, before in buffers.items()]
 
         losses, changed = torch.vmap(one)(
             leaves,
-            others,
-            statistics,
-            batch.x,
-            batch.y,
-            batch.index,
-            step.place,
+            inputs.kept,
+            inputs.statistics,
+            inputs.x,
+            inputs.y,
+            inputs.sample,
+            inputs.place,
             real,
-            keys,
-            start,
-            block.vectors,
-            unsent,
+            inputs.keys,
+            inputs.start,
+            inputs.vectors,
+            inputs.unsent,
         )
-        if batch.weight is None:
-            share, mass = real / real.sum(1, keepdim=True), counts.to(self.model.device)
+        if inputs.weight is None:
+            share, mass = real / real.sum(1, keepdim=True), inputs.counts
         else:
-            weight = real * batch.weight
+            weight = real * inputs.weight
             mass = weight.sum(1)
             share = weight / mass.clamp(min=1)[:, None]
         gradients = torch.autograd.grad(losses, leaves, share, allow_unused=True, materialize_grads=True)
-        return Pass(leaves, list(gradients), losses, share, mass, changed)
+        loss = (losses.detach() * share).sum(1)
+        return Pass(list(gradients), loss, mass, [tensor.detach() for tensor in changed])
 
     def _select(self, phase: Phase) -> tuple[slice, ...]:
         """Select the columns that a phase trains."""
@@ -271,6 +327,7 @@ class SideBySideTrainer(Trainer):
         parameters = [entry for entry in self.model.layout.entries if entry.is_parameter]
         self._parameters = [entry for entry in parameters if entry.lies_in(trained)]
         self._others = [entry for entry in parameters if not entry.lies_in(trained)]
+        self._columns = tuple((part.start, part.stop) for part in phase.columns or ())
         return trained
 
     def _steps(self, clients: NDArray[np.int64], round: int, phase: Phase) -> Callable[[int, int], Step]:

@@ -42,6 +42,7 @@ CASES = {
     " --local.lr 0.01",
     "dropout": f"{SMALL} --model CifarCNN --local.lr 0.01",
     "side_by_side": f"{SIDE_BY_SIDE} --local.batch_size 1 --local.weight_decay 1e-3",
+    "compiled": f"{SIDE_BY_SIDE} --local.compile on --model.norm batch --algorithm FedProx",
     "side_by_side_batchnorm": f"{SMALL} --local.vectorize 2 --model LeNet --local.momentum 0.9",
     "side_by_side_dropout": f"{SMALL} --local.vectorize 2 --model CifarCNN --local.lr 0.01",
     "bf16": f"{SMALL} --local.precision bf16 --model LeNet",

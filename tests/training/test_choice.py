@@ -71,12 +71,12 @@ def test_ranks_agree_though_only_one_has_something_against_it(vectorize: Any) ->
     settings = LocalTraining(vectorize=vectorize)
     flat = FlatModel(network(LogisticRegression(), SHAPE, 10), CPU)
     task = LocalWork(Classification(), flat, samples, [np.arange(10)] * 100, lambda client: None, settings, 0)
-    assert choose(Alone(), task, 100, FedAvg()).at_once > 1
+    assert choose(Alone(), task, 100, 5, FedAvg()).at_once > 1
     if vectorize == "auto":
-        assert choose(Two(), task, 100, FedAvg()) == Choice(1, "it is odd")
+        assert choose(Two(), task, 100, 5, FedAvg()) == Choice(1, "it is odd")
         return
     with pytest.raises(BadInput, match="must be auto or off, because it is odd") as refused:
-        choose(Two(), task, 100, FedAvg())
+        choose(Two(), task, 100, 5, FedAvg())
     assert refused.value.agreed
 
 
