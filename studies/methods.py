@@ -33,6 +33,7 @@ RATES = {
     "fedadam": ("0.003", "0.01", "0.03", "0.1"),
     "fedyogi": ("0.003", "0.01", "0.03", "0.1"),
 }
+SERVER_RATES = {"fedavgm": "0.1", "fedadagrad": "0.01", "fedadam": "0.01", "fedyogi": "0.01"}
 METHODS = {
     "fedavg": "--evaluate_fine_tuned 1 --evaluate_every 25",
     "fedprox": "--algorithm FedProx",
@@ -50,6 +51,7 @@ METHODS = {
     "balanced": "--algorithm BalancedSoftmax",
     "fedrs": "--algorithm FedRS",
     "fedntd": "--algorithm FedNTD",
+    **{name: f"--algorithm {SERVER_OPTIMIZERS[name]} --algorithm.lr {rate}" for name, rate in SERVER_RATES.items()},
 }
 PERSONAL = {
     "fedbabu": "--algorithm FedBABU --evaluate_fine_tuned 1 --evaluate_every 25",

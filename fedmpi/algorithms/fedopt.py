@@ -42,7 +42,7 @@ class FedAdagrad(FedAvg):
 
     takes_server_optimizer = False  # it has one
 
-    def __init__(self, lr: PositiveFloat = 0.1, beta1: BelowOne = 0.0, tau: PositiveFloat = 1e-3) -> None:
+    def __init__(self, lr: PositiveFloat = 0.01, beta1: BelowOne = 0.0, tau: PositiveFloat = 1e-3) -> None:
         self.server_optimizer = Adagrad(lr, beta1, tau)
 
 
@@ -59,7 +59,7 @@ class FedAdam(FedAvg):
     takes_server_optimizer = False  # it has one
 
     def __init__(
-        self, lr: PositiveFloat = 0.1, beta1: BelowOne = 0.9, beta2: BelowOne = 0.99, tau: PositiveFloat = 1e-3
+        self, lr: PositiveFloat = 0.01, beta1: BelowOne = 0.9, beta2: BelowOne = 0.99, tau: PositiveFloat = 1e-3
     ) -> None:
         self.server_optimizer = Adam(lr, beta1, beta2, tau)
 
@@ -77,6 +77,6 @@ class FedYogi(FedAvg):
     takes_server_optimizer = False  # it has one
 
     def __init__(
-        self, lr: PositiveFloat = 0.1, beta1: BelowOne = 0.9, beta2: BelowOne = 0.99, tau: PositiveFloat = 1e-3
+        self, lr: PositiveFloat = 0.01, beta1: BelowOne = 0.9, beta2: BelowOne = 0.99, tau: PositiveFloat = 1e-3
     ) -> None:
         self.server_optimizer = Yogi(lr, beta1, beta2, tau)

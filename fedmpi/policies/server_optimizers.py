@@ -118,7 +118,7 @@ class Adagrad(Adaptive):
         tau: degree of adaptivity, added to sqrt(v); v starts at its square.
     """
 
-    lr: PositiveFloat = 0.1
+    lr: PositiveFloat = 0.01
     beta1: BelowOne = 0.0
     tau: PositiveFloat = 1e-3
 
@@ -137,7 +137,7 @@ class Adam(Adaptive):
         tau: degree of adaptivity, added to sqrt(v); v starts at its square.
     """
 
-    lr: PositiveFloat = 0.1
+    lr: PositiveFloat = 0.01
     beta1: BelowOne = 0.9
     beta2: BelowOne = 0.99
     tau: PositiveFloat = 1e-3

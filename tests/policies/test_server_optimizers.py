@@ -59,9 +59,9 @@ RULES: dict[str, tuple[Callable[[], ServerOptimizer], float, Rule]] = {
     "slow": (lambda: Momentum(0.3, 0.7), 0.3, lambda d, kept: momentum(d, kept, 0.7, 0, False)),
     "dampened": (lambda: Momentum(1.0, 0.9, 0.9), 1.0, lambda d, kept: momentum(d, kept, 0.9, 0.9, False)),
     "nesterov": (lambda: Momentum(0.5, nesterov=True), 0.5, lambda d, kept: momentum(d, kept, 0.9, 0, True)),
-    "adagrad": (lambda: Adagrad(), 0.1, lambda d, kept: adaptive(d, kept, 0.0, lambda v, s: v + s)),
-    "adam": (lambda: Adam(), 0.1, lambda d, kept: adaptive(d, kept, 0.9, lambda v, s: 0.99 * v + 0.01 * s)),
-    "yogi": (lambda: Yogi(), 0.1, lambda d, kept: adaptive(d, kept, 0.9, yogi)),
+    "adagrad": (lambda: Adagrad(), 0.01, lambda d, kept: adaptive(d, kept, 0.0, lambda v, s: v + s)),
+    "adam": (lambda: Adam(), 0.01, lambda d, kept: adaptive(d, kept, 0.9, lambda v, s: 0.99 * v + 0.01 * s)),
+    "yogi": (lambda: Yogi(), 0.01, lambda d, kept: adaptive(d, kept, 0.9, yogi)),
 }
 
 
@@ -93,10 +93,10 @@ def test_first_round(name: str) -> None:
         "yogi": (np.where(square > v, v + 0.01 * square, v - 0.01 * square), 0.9),
     }[name]
     way = (after - start)[:PARAMETERS]
-    np.testing.assert_allclose(way, 0.1 * (1 - beta1) * delta / (np.sqrt(first) + TAU), rtol=1e-5, atol=2e-7)
+    np.testing.assert_allclose(way, 0.01 * (1 - beta1) * delta / (np.sqrt(first) + TAU), rtol=1e-5, atol=2e-7)
     large = np.abs(delta) > 0.05
     assert large.any()
-    np.testing.assert_allclose(way[large], 0.1 * np.sign(delta[large]), rtol=0.25)
+    np.testing.assert_allclose(way[large], 0.01 * np.sign(delta[large]), rtol=0.25)
 
 
 def test_constant_differences() -> None:
