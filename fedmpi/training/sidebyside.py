@@ -152,10 +152,11 @@ class SideBySideTrainer(Trainer):
         self.model.reset_counters()
         self._optimizer.reset()
         step_of = self._steps(block.clients, round, phase)
+        both_passes = self._both_passes(hooks, block)
 
         def compute(number: int, rows: slice, weights: Tensor, statistics: list[Tensor]) -> Pass:
             step, here = step_of(number, rows.stop), block.rows(rows)
-            return self._pass(step, here, weights, statistics, keys[rows], start[rows], hooks)
+            return both_passes(self._inputs(step, here, weights, statistics, keys[rows], start[rows]))
 
         @torch.enable_grad()
         def further(number: int, rows: slice, weights: Tensor, ahead: int) -> Tensor:
@@ -227,24 +228,17 @@ class SideBySideTrainer(Trainer):
         torch._foreach_copy_([entry.view(whole) for entry in self._parameters], gradients)
         return whole
 
-    def _pass(
-        self,
-        step: Step,
-        block: Block,
-        weights: Tensor,
-        statistics: list[Tensor],
-        keys: Tensor,
-        start: Tensor,
-        hooks: Hooks,
-    ) -> Pass:
-        """The forward and backward pass of every client.
+    def _inputs(
+        self, step: Step, block: Block, weights: Tensor, statistics: list[Tensor], keys: Tensor, start: Tensor
+    ) -> Inputs:
+        """What the forward and backward pass of every client reads.
 
         Args:
             weights: [K, d] or more, the parameters.
             statistics: the running statistics, [K, ...] each.
         """
         batch, device = step.batch, self.model.device
-        inputs = Inputs(
+        return Inputs(
             trained=[entry.view(weights).detach() for entry in self._parameters],
             kept=[entry.view(weights) for entry in self._others],
             statistics=statistics,
@@ -259,11 +253,15 @@ class SideBySideTrainer(Trainer):
             vectors=block.vectors,
             unsent={name: tensor.expand(len(block), *tensor.shape) for name, tensor in self._unsent.items()},
         )
+
+    def _both_passes(self, hooks: Hooks, block: Block) -> Callable[[Inputs], Pass]:
+        """`_compute` for a block, compiled or not."""
+        compute = partial(self._compute, hooks)
         if self._compiler is None:
-            return self._compute(hooks, inputs)
+            return compute
         shapes = tuple((name, vector.shape) for name, vector in block.vectors.items())
         made_of = fingerprint(hooks), self._columns, shapes
-        return Pass(*self._compiler.call(partial(self._compute, hooks), inputs, made_of))
+        return partial(self._compiler.call, compute, key=made_of)
 
     @torch.enable_grad()
     def _compute(self, hooks: Hooks, inputs: Inputs) -> Pass:
