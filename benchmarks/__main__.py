@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
+from math import isnan
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.asynchronous import ARRIVALS, SPED_UP, schedule_seconds, seconds_of_later_rounds, simulated_speed_up
+from benchmarks.gpu import Course
 from benchmarks.launch import mpirun, output_of
 from benchmarks.methods import ASYNCHRONOUS, METHODS
 from benchmarks.workloads import TRAINING
@@ -221,13 +223,22 @@ def peers(repeats: int, folder: Path) -> Iterator[Row]:
             yield Row("peers", what, "1/s", fedmpi, reference, [a / b for a, b in pairs])
 
 
+def gpu(minutes: float, folder: Path) -> Iterator[Row]:
+    """Correctness and speed on a GPU, see `benchmarks.gpu`."""
+    for found in Course(minutes, folder).findings():
+        yield Row(
+            "gpu", found.what, found.unit, found.found, found.reference, [] if isnan(found.ratio) else [found.ratio]
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     measures = {"null": null, "start": start, "methods": methods, "asynchronous": asynchronous}
     measures |= {"state": state, "peers": peers}
-    known = [*TRAINING, *measures, "lr_mnist"]
+    known = [*TRAINING, *measures, "lr_mnist", "gpu"]
     parser.add_argument("rungs", nargs="*", metavar="NAME", help=f"one of {', '.join(known)} (default: all)")
     parser.add_argument("--repeats", type=int, default=3, help="repeats of every measurement (default: 3)")
+    parser.add_argument("--minutes", type=float, default=8, help="the time of gpu (default: 8)")
     parser.add_argument("--data", type=Path, default=Path("data"), help="root of the MNIST files (default: data)")
     parser.add_argument("--output", type=Path, default=Path("benchmarks.csv"), help="(default: benchmarks.csv)")
     options = parser.parse_args()
@@ -243,6 +254,8 @@ def main() -> None:
         for rung in options.rungs or known:
             if rung == "lr_mnist":
                 found = lr_mnist(options.repeats, Path(folder), options.data)
+            elif rung == "gpu":
+                found = gpu(options.minutes, Path(folder))
             elif rung in measures:
                 found = measures[rung](options.repeats, Path(folder))
             else:
