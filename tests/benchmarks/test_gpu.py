@@ -9,7 +9,6 @@ import pytest
 
 from benchmarks.gpu import Course
 
-
 pytestmark = pytest.mark.slow
 
 
