@@ -161,10 +161,11 @@ CASES = {
     "fedala": f"{SMALL} --algorithm FedALA --algorithm.rate 100 --algorithm.first_steps 2 --model LeNet --rounds 5",
     "side_by_side_moon": f"{SIDE_BY_SIDE} --algorithm MOON --model Projected --model.size 7 --model.over MLP"
     " --model.over.hidden '[33, 17]'",
-    "side_by_side_ditto": f"{SIDE_BY_SIDE} --algorithm Ditto --local.momentum 0.5",
+    "side_by_side_ditto": f"{SIDE_BY_SIDE} --algorithm Ditto --local.momentum 0.5 --algorithm.lr 0.02",
     "side_by_side_fedbn": f"{SIDE_BY_SIDE} --algorithm FedBN --model.norm batch",
     "side_by_side_fedper": f"{SIDE_BY_SIDE} --algorithm FedPer",
-    "side_by_side_fedrep": f"{SIDE_BY_SIDE} --algorithm FedRep --algorithm.head_epochs 1 --model.norm batch",
+    "side_by_side_fedrep": f"{SIDE_BY_SIDE} --algorithm FedRep --algorithm.head_epochs 1 --model.norm batch"
+    " --algorithm.head_lr 0.02",
     "side_by_side_fedbabu": f"{SIDE_BY_SIDE} --algorithm FedBABU --model.norm batch --evaluate_fine_tuned 1",
     "side_by_side_lgfedavg": f"{SIDE_BY_SIDE} --algorithm LGFedAvg --model.norm batch",
     "side_by_side_fedrod": f"{SIDE_BY_SIDE} --algorithm FedRoD --model.norm batch --local.weight_decay 1e-3",
