@@ -52,6 +52,7 @@ from fedmpi.algorithms.perfedavg import PerFedAvg
 from fedmpi.algorithms.pfedme import pFedMe
 from fedmpi.algorithms.robust import Krum, Median, TrimmedMean
 from fedmpi.algorithms.robust_means import CentredClipping, GeometricMedian, NormBounding
+from fedmpi.algorithms.scaffnew import Scaffnew
 from fedmpi.algorithms.scaffold import SCAFFOLD
 from fedmpi.components import import_all
 
@@ -113,6 +114,7 @@ __all__ = [
     "MoFedSAM",
     "NormBounding",
     "PerFedAvg",
+    "Scaffnew",
     "TrimmedMean",
     "pFedMe",
 ]

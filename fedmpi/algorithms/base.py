@@ -64,6 +64,8 @@ class Algorithm(metaclass=Configured):
     weighting: Weighting = "samples"
     #: Whether a client may count only once per round, which excludes samplers with replacement.
     counts_clients_once: bool = False
+    #: Whether every client must take part in every round, and receive the plain mean of all models after it.
+    needs_all_clients: bool = False
     #: Whether the server uses the models of single clients, in addition to means.
     looks_at_models: bool = False
     #: Whether a client trains one model per round, by one call of `Federation.train` (not counting a `Phase` with a

@@ -66,6 +66,10 @@ class Distilled(Algorithm):
         base, name = self.base, type(self.base).__name__
         if not base.averages_models or base.looks_at_models or base.has_stages:
             raise BadInput(f"= {name}: must be a method whose server only averages its clients' models", "base")
+        if base.needs_all_clients:
+            raise BadInput(
+                f"= {name}: must be a method whose clients do not need the plain mean of all models", "base"
+            )
 
     @property
     def trains_at_server(self) -> bool:

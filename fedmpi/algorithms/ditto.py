@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.options import with_options
-from fedmpi.ranges import NonNegativeFloat, PositiveInt
+from fedmpi.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 from fedmpi.training.block import WHOLE, Phase
 from fedmpi.typing import Block, Cohort, Federation, Tensor
 
@@ -25,14 +25,17 @@ class Ditto(FedAvg):
     Args:
         pull: strength of the pull, lambda in the paper; with 0 the personal models are trained without a pull.
         epochs: local epochs of the personal model; null: as many as for the global model.
+        lr: learning rate of the personal model in the first round, which follows --local.schedule; null: that of the
+            global model.
     """
 
     pull: NonNegativeFloat = 1.0
     epochs: PositiveInt | None = None
+    lr: PositiveFloat | None = None
 
     @property
     def trainings(self) -> tuple[Phase, ...]:
-        return WHOLE, Phase("personal", self.epochs)
+        return WHOLE, Phase("personal", self.epochs, lr=self.lr)
 
     def setup(self, fed: Federation) -> None:
         super().setup(fed)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from fedmpi.algorithms.partly_shared import PartlyShared
 from fedmpi.errors import BadInput
 from fedmpi.options import with_options
-from fedmpi.ranges import PositiveInt
+from fedmpi.ranges import PositiveFloat, PositiveInt
 from fedmpi.training.block import Phase
 from fedmpi.typing import Block, Federation, Layout, Tensor, Trained
 
@@ -34,13 +34,16 @@ class FedRep(FedPer):
 
     Args:
         head_epochs: local epochs in which the head is trained.
+        head_lr: learning rate of the head in the first round, which follows --local.schedule; null: that of the body.
     """
 
     head_epochs: PositiveInt = 10
+    head_lr: PositiveFloat | None = None
 
     @property
     def trainings(self) -> tuple[Phase, ...]:
-        return Phase("head", self.head_epochs, (self.own,)), Phase("body", columns=(self.shared,))
+        head = Phase("head", self.head_epochs, (self.own,), lr=self.head_lr)
+        return head, Phase("body", columns=(self.shared,))
 
     def train_parts(self, fed: Federation, block: Block, start: Tensor) -> Trained:
         first, then = self.trainings

@@ -19,7 +19,7 @@ from fedmpi.experiment.evaluated import Evaluated
 from fedmpi.experiment.stopping import Stopping, direction
 from fedmpi.models import Model
 from fedmpi.options import Configured, shown
-from fedmpi.policies import Always, Availability, Bernoulli, Conditions, Ideal, Sampler, Weighting
+from fedmpi.policies import All, Always, Availability, Bernoulli, Conditions, Ideal, Sampler, Weighting
 from fedmpi.policies.attacks import Attack, NoAttack
 from fedmpi.policies.compression import Compression, Dense
 from fedmpi.policies.privacy import NoPrivacy, Privacy
@@ -148,6 +148,10 @@ def _arrival(chosen: Choices) -> float | None:
 
 def _looks_at_models(algorithm: Algorithm) -> bool:
     return algorithm.looks_at_models
+
+
+def _needs_all_clients(algorithm: Algorithm) -> bool:
+    return algorithm.needs_all_clients
 
 
 def _pools_clients(algorithm: Algorithm) -> bool:
@@ -461,6 +465,27 @@ METHODS: Sequence[Rule[Choices]] = (
         "must be null with {algorithm}, which trains parts of the model by losses of their own",
         lambda chosen: chosen.local.clip_norm is not None,
         lambda algorithm: not algorithm.takes_clip_norm,
+    ),
+    Rule(
+        "sampler",
+        "other than All",
+        "must be All with {algorithm}, which needs every client in every round",
+        lambda chosen: not isinstance(chosen.sampler, All),
+        _needs_all_clients,
+    ),
+    Rule(
+        "availability",
+        "other than Always",
+        "must be Always with {algorithm}, which needs every client in every round",
+        lambda chosen: not isinstance(chosen.availability, Always),
+        _needs_all_clients,
+    ),
+    Rule(
+        "conditions",
+        "some under which updates are not used (dropout, deadline, over_select, stragglers)",
+        "may lose updates, and {algorithm} needs every client in every round",
+        lambda chosen: chosen.conditions.arrival(chosen.clients, chosen.algorithm.accepts_partial_work) != 1,
+        _needs_all_clients,
     ),
 )
 #: Known only after the data are loaded and the network is built.

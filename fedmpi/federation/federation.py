@@ -118,16 +118,19 @@ class Federation:
         """Give every client a vector [n] that it keeps between rounds; must be called in `Algorithm.setup`."""
         return self.context.states.create(name, initial, self.device)
 
-    def my_clients(self, cohort: Cohort) -> Iterator[Block]:
+    def my_clients(self, cohort: Cohort, phase: Phase = WHOLE) -> Iterator[Block]:
         """This rank's clients of `cohort`, in blocks that are trained together; the longest block first.
 
         The generators of `random`, `numpy.random` and `torch` are seeded by the first client of a block, whatever the
         rank. After the last block all ranks draw the same numbers again.
 
+        Args:
+            phase: the training whose steps decide which rank trains a client. It matters only for time.
+
         Raises:
             RanksDiffer: ranks gave different cohorts. It is raised on at least one rank, possibly later.
         """
-        return self.at_clients.my_clients(cohort)
+        return self.at_clients.my_clients(cohort, phase)
 
     def train(self, block: Block, start: Tensor, hooks: Hooks, phase: Phase = WHOLE, **vectors: Tensor) -> Trained:
         """Local training of a block's clients.
@@ -138,8 +141,8 @@ class Federation:
             block: from `my_clients`.
             start: [P] or [K, P], the received weights.
             hooks: has the `loss` and `direction` that are used; usually the algorithm itself.
-            phase: which of several trainings of the round it is, its length, and the part of the model that is
-                trained.
+            phase: which of several trainings of the round it is, its length, its optimizer, and the part of the
+                model that is trained.
             vectors: vectors for the hooks: [K, ...], one row per client, or [n], the same for all clients. A
                 `direction` that is not elementwise may change its copies of the rows in place, see `Trained`.
         """

@@ -69,13 +69,13 @@ class Local:
         """Shape of the features of one sample."""
         return self._context.trainer.feature_shape
 
-    def my_clients(self, cohort: Cohort) -> Iterator[Block]:
+    def my_clients(self, cohort: Cohort, phase: Phase = WHOLE) -> Iterator[Block]:
         """See `Federation.my_clients`."""
         context, world, ledger = self._context, self._context.world, self._context.round.ledger
         at_once = context.trainer.at_once
         if cohort is not ledger.cohort:
             world.vouch({"the method: ranks gave `my_clients` different cohorts": cohort.checksum})
-        steps = self.count_steps(cohort)
+        steps = self.count_steps(cohort, phase)
         ranks = self._place(cohort, steps)
         began = time.perf_counter()
         moved = context.states.gather(cohort.clients, ranks)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmpi.training.settings import LocalTraining, changed
 from fedmpi.typing import Batch, Net, Tensor
 
 
@@ -111,19 +112,34 @@ class Block:
 class Phase:
     """One of several trainings of the same clients in the same round.
 
+    What is None is as the settings of local training say.
+
     Attributes:
-        name: name of its random streams. Phases with the same name see the same batches in the same order.
-        epochs: passes over the client's samples; None: as the settings of local training say.
+        name: name of its random streams. Phases with the same name and batch size see the same batches in the same
+            order.
+        epochs: passes over the client's samples.
         columns: the columns of the model's vector [P] that are trained (whole tensors); None: all. The others keep
             their values, whatever the optimizer does. A batch normalisation layer that is not trained uses the
             received running statistics. An elementwise `direction` is called for each contiguous run of columns. Any
             other is called once for all d parameters, with gradient 0 where nothing is trained; what it returns there
             is not used.
+        steps: number of optimizer steps, used instead of epochs.
+        batch_size: samples per step.
+        lr: learning rate of the first round; it follows the schedule of the settings.
+        optimizer: sgd, with the momentum of the settings, or adam. Its state starts afresh in every phase.
     """
 
     name: str = ""
     epochs: int | None = None
     columns: tuple[slice, ...] | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    optimizer: Literal["sgd", "adam"] | None = None
+
+    def settings(self, local: LocalTraining) -> LocalTraining:
+        """The settings of local training `local`, with what the phase changes."""
+        return changed(local, self.epochs, self.steps, self.batch_size, self.lr, self.optimizer)
 
 
 WHOLE = Phase()

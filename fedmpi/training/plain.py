@@ -17,6 +17,7 @@ from fedmpi.training.clientwise import Keyed
 from fedmpi.training.flat import Net
 from fedmpi.training.layout import Entry
 from fedmpi.training.samples import Batch
+from fedmpi.training.settings import LocalTraining
 from fedmpi.training.trainer import Trainer, check_losses
 
 # From this number of parameters on, updating tensors during the backward pass is faster than storing a flat gradient.
@@ -60,7 +61,7 @@ class PlainTrainer(Trainer):
     def train(self, block: Block, start: Tensor, hooks: Hooks, round: int, rounds: int, phase: Phase = WHOLE) -> Work:
         began = time.perf_counter()
         client, model = int(block.clients[0]), self.model
-        net, is_whole = Net(model), needs_whole(hooks)
+        net, is_whole, settings = Net(model), needs_whole(hooks), phase.settings(self.settings)
         if is_whole:
             block = block.with_own_rows()
         rows = block.row(0)
@@ -88,7 +89,7 @@ class PlainTrainer(Trainer):
 
         if is_whole:
             block.further = further
-        step = self._step(block, start, hooks, self.settings.rate(round, rounds), columns)
+        step = self._step(block, start, hooks, settings, settings.rate(round, rounds), columns)
         for _ in range(count):
             losses, weight = losses_of(), batches[0].weight
             step(losses, weight)
@@ -101,17 +102,22 @@ class PlainTrainer(Trainer):
         return Work(model.weights, np.array([mean]), np.array([count]), np.array([seconds]), kept)
 
     def _step(
-        self, block: Block, start: Tensor, hooks: Hooks, lr: float, trained: tuple[slice, ...]
+        self,
+        block: Block,
+        start: Tensor,
+        hooks: Hooks,
+        settings: LocalTraining,
+        lr: float,
+        trained: tuple[slice, ...],
     ) -> Callable[[Tensor, Tensor | None], None]:
         """Makes a function that updates the weights in the columns `trained`, from a batch.
 
         Its arguments are the losses [B] and the samples' weights [B] or None.
         """
-        model, optimizer, has_direction = self.model, self._optimizer, hooks.changes_direction
+        model, optimizer, has_direction = self.model, self._fresh_optimizer(settings), hooks.changes_direction
         is_whole = needs_whole(hooks)
         count = model.layout.parameters
         weights, start = model.weights[:, :count], start[:, :count]
-        optimizer.reset()
         model.select(trained)
 
         def cut(columns: slice) -> Piece:
@@ -152,13 +158,13 @@ class PlainTrainer(Trainer):
         def descend(entry: Entry, parameter: Tensor, gradient: Tensor) -> None:
             parameter.add_(gradient, alpha=-lr)  # where it lies
 
-        is_plain = self.settings.is_plain_sgd and not has_direction
+        is_plain = settings.is_plain_sgd and not has_direction
 
         def in_parts(losses: Tensor, weight: Tensor | None) -> None:
             optimizer.advance()
             model.backward_in_parts(losses, descend if is_plain else update_part, weight)
 
-        separable = self.settings.clip_norm is None and (hooks.direction_is_elementwise or not has_direction)
+        separable = settings.clip_norm is None and (hooks.direction_is_elementwise or not has_direction)
         return in_parts if separable and count >= LARGE else at_once
 
 

@@ -1,8 +1,9 @@
 """The options of local training (`--local.*`)."""
 
 import math
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,15 +107,39 @@ class LocalTraining(metaclass=Configured):
         cuts = [self.batch_size * number for number in range(self.count_cuts(samples, merge_single))]
         return [slice(a, b) for a, b in zip(cuts, [*cuts[1:], samples], strict=True)] if samples else []
 
-    def count_steps(self, samples: int, merge_single: bool, epochs: int | None = None) -> int:
-        """Optimizer steps of a client with this number of samples; `epochs` replaces the setting."""
+    def count_steps(self, samples: int, merge_single: bool) -> int:
+        """Optimizer steps of a client with this number of samples."""
         a_pass = self.count_cuts(samples, merge_single)
-        return self.steps if self.steps and a_pass and epochs is None else (epochs or self.epochs) * a_pass
+        return self.steps if self.steps and a_pass else self.epochs * a_pass
 
     def count_cuts(self, samples: int, merge_single: bool) -> int:
         """Number of batches in one pass over this number of samples."""
         cuts = -(-samples // self.batch_size)
         return cuts - 1 if merge_single and cuts > 1 and samples % self.batch_size == 1 else cuts
+
+
+@lru_cache
+def changed(
+    local: LocalTraining,
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    optimizer: Literal["sgd", "adam"] | None = None,
+) -> LocalTraining:
+    """`local` with other values, where one is given. Epochs are used instead of its steps, and Adam has no momentum.
+
+    Results are kept, because a trainer asks for them for each of its blocks.
+    """
+    if epochs is not None and steps is not None:
+        raise ValueError(f"epochs = {epochs} and steps = {steps}: only one can be given")
+    given = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "optimizer": optimizer}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if epochs is not None or steps is not None:
+        changes["steps"] = steps
+    if optimizer == "adam":
+        changes["momentum"] = 0.0
+    return replace(local, **changes) if changes else local
 
 
 @dataclass(frozen=True)

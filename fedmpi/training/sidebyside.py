@@ -118,13 +118,9 @@ class SideBySideTrainer(Trainer):
 
     def deal(self, shards: Sequence[NDArray[np.int64]]) -> None:
         super().deal(shards)
-        shards, settings, merges = self._shards, self.settings, self.model.normalises_batches
-        self._sizes = np.array([len(shard) for shard in shards])
-        self._cuts = np.array([settings.count_cuts(size, merges) for size in self._sizes.tolist()])
+        self._sizes = np.array([len(shard) for shard in self._shards])
         self._starts = np.minimum(np.cumsum(self._sizes) - self._sizes, self._sizes.sum() - 1)
-        self._shards_in_a_row = np.concatenate(shards)
-        # The size of every step of every block, to keep bits the same.
-        self._width = min(settings.batch_size + int(merges), int(self._sizes.max()))
+        self._shards_in_a_row = np.concatenate(self._shards)
 
     def train(self, block: Block, start: Tensor, hooks: Hooks, round: int, rounds: int, phase: Phase = WHOLE) -> Work:
         steps = self.count_steps(block.clients, block.completed, phase)
@@ -139,10 +135,10 @@ class SideBySideTrainer(Trainer):
             kept.seconds *= work.steps.sum() / max(kept.steps.sum(), 1)
             return kept
         began = time.perf_counter()
-        lr, is_whole = self.settings.rate(round, rounds), needs_whole(hooks)
-        trained = self._select(phase)
+        settings, is_whole, trained = phase.settings(self.settings), needs_whole(hooks), self._select(phase)
+        lr, optimizer = settings.rate(round, rounds), self._fresh_optimizer(settings)
         # w -= lr g needs no gradient in one piece.
-        is_plain = not hooks.changes_direction and self.settings.is_plain_sgd
+        is_plain = not hooks.changes_direction and settings.is_plain_sgd
         if is_whole:
             block = block.with_own_rows()
         keys = torch.from_numpy(self._dropout_keys(phase, round, block.clients)).to(self.model.device)
@@ -150,7 +146,6 @@ class SideBySideTrainer(Trainer):
         seen = torch.zeros(len(block), dtype=torch.float64, device=self.model.device)
         self._weights[: len(block)].copy_(start)
         self.model.reset_counters()
-        self._optimizer.reset()
         step_of = self._steps(block.clients, round, phase)
         both_passes = self._both_passes(hooks, block)
 
@@ -189,9 +184,9 @@ class SideBySideTrainer(Trainer):
                     whole, here = slice(gradient.shape[1]), block.rows(rows)
                     here.further = partial(further, number, rows)
                     runs = self._directed(hooks, gradient, weights[:, whole], start[rows, whole], here, trained)
-                    self._optimizer.advance()
+                    optimizer.advance()
                     for run, step_taken in zip(trained, self._clipped(runs), strict=True):
-                        self._optimizer.step(weights[:, run], step_taken, lr, run)
+                        optimizer.step(weights[:, run], step_taken, lr, run)
                 for result, kept in zip(results, put_back, strict=True):
                     result[active : rows.stop] = kept
         count = seen.cpu().numpy()
@@ -330,10 +325,12 @@ class SideBySideTrainer(Trainer):
 
     def _steps(self, clients: NDArray[np.int64], round: int, phase: Phase) -> Callable[[int, int], Step]:
         """Makes a function of the step's number and the number of rows: the step of the first clients of a block."""
+        settings, merges = phase.settings(self.settings), self.model.normalises_batches
         # A client without samples may be in the block to fill it up; it then uses another client's samples.
-        sizes, cuts = np.maximum(self._sizes[clients], 1), np.maximum(self._cuts[clients], 1)
-        size = self.settings.batch_size
-        columns = np.arange(self._width)
+        sizes, size = np.maximum(self._sizes[clients], 1), settings.batch_size
+        cuts = np.array([settings.count_cuts(samples, merges) for samples in sizes.tolist()])
+        # Every step of every block has this width, to keep bits the same.
+        columns = np.arange(min(size + int(merges), int(self._sizes.max())))
         shuffled = np.full(len(clients), -1)  # the epoch whose order a client's row holds
         order = np.empty((len(clients), int(sizes.max())), dtype=np.int64)
         bits = None if self.settings.augmentation == "none" else np.empty((*order.shape, 3), dtype=np.uint64)

@@ -70,14 +70,14 @@ class Trainer(ABC):
         self.samples = work.samples
         self._pixels = work.pixels
         self._seed = work.seed
-        self._optimizer = self._make_optimizer()
+        self._optimizers: dict[tuple[str, float], Optimizer] = {}  # by kind and momentum
         self._shards: list[NDArray[np.int64]] = []
         self.deal(work.shards)
 
     def deal(self, shards: Sequence[NDArray[np.int64]]) -> None:
         """Give these training samples to the first clients."""
         self._shards = [*shards, *self._shards[len(shards) :]]
-        self._steps_in: dict[int | None, NDArray[np.int64]] = {}  # of every client, by the epochs of a phase
+        self._steps_in: dict[LocalTraining, NDArray[np.int64]] = {}  # of every client, by the settings of a phase
 
     @abstractmethod
     def train(self, block: Block, start: Tensor, hooks: Hooks, round: int, rounds: int, phase: Phase = WHOLE) -> Work:
@@ -163,11 +163,12 @@ class Trainer(ABC):
         Args:
             completed: [K] the share of the training that each client completes; None: all of it.
         """
-        if phase.epochs not in self._steps_in:
+        settings = phase.settings(self.settings)
+        if settings not in self._steps_in:
             merges = self.model.normalises_batches
-            counts = [self.settings.count_steps(len(shard), merges, phase.epochs) for shard in self._shards]
-            self._steps_in[phase.epochs] = np.array(counts, dtype=np.int64)
-        steps = self._steps_in[phase.epochs][clients]
+            counts = [settings.count_steps(len(shard), merges) for shard in self._shards]
+            self._steps_in[settings] = np.array(counts, dtype=np.int64)
+        steps = self._steps_in[settings][clients]
         if completed is not None:
             steps = np.maximum(np.rint(steps * completed).astype(np.int64), np.minimum(steps, 1))
         return steps
@@ -196,7 +197,7 @@ class Trainer(ABC):
         """The client's batches, pass after pass without end; it must have samples."""
         shard, clients = self._shards[client], np.array([client])
         pixels, augmentation = self._pixels(client), self.settings.augmentation
-        cuts = self.settings.batches(len(shard), self.model.normalises_batches)
+        cuts = phase.settings(self.settings).batches(len(shard), self.model.normalises_batches)
         draws = None
         for step in count():
             epoch, place = divmod(step, len(cuts))
@@ -228,11 +229,22 @@ class Trainer(ABC):
         """[K] keys for `ClientWise`."""
         return (randomness.keys(self._seed, f"{phase.name}dropout", round, clients) >> np.uint64(33)).astype(np.int32)
 
-    def _make_optimizer(self) -> Optimizer:
-        shape, device = torch.Size((self.at_once, self.model.layout.parameters)), self.model.device
-        if self.settings.optimizer == "adam":
-            return Adam(shape, device, self.settings.weight_decay)
-        return SGD(shape, device, self.settings.momentum, self.settings.weight_decay)
+    def _fresh_optimizer(self, settings: LocalTraining) -> Optimizer:
+        """The optimizer of these settings, without memory of earlier steps.
+
+        It is made when it is first needed, and then kept, because its moments take as much memory as the weights of
+        all clients that are trained at once.
+        """
+        kind = settings.optimizer, settings.momentum
+        if kind not in self._optimizers:
+            shape, device = torch.Size((self.at_once, self.model.layout.parameters)), self.model.device
+            self._optimizers[kind] = (
+                Adam(shape, device, settings.weight_decay)
+                if settings.optimizer == "adam"
+                else SGD(shape, device, settings.momentum, settings.weight_decay)
+            )
+        self._optimizers[kind].reset()
+        return self._optimizers[kind]
 
     def _clipped(self, parts: list[Tensor]) -> list[Tensor]:
         """The parts [K, n] of a step, clipped to the norm that the settings allow."""

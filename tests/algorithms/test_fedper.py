@@ -79,8 +79,10 @@ def test_one_client_is_plain_training(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("vectorize", ["off", 2])
 @pytest.mark.parametrize("model", [LeNet(), MLP((33, 17))])
-@pytest.mark.parametrize("method", [FedPer, FedRep])
-def test_plain_pytorch(method: type[PartlyShared], model: Model, vectorize: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "head_lr"), [(FedPer, None), (FedRep, None), (FedRep, 0.005)])
+def test_plain_pytorch(
+    method: type[PartlyShared], head_lr: float | None, model: Model, vectorize: Any, tmp_path: Path
+) -> None:
     """Oracle: two networks in PyTorch that keep their heads; FedRep with an optimizer for each part in turn.
 
     Over three rounds, to 1e-4 of the way; the server's head stays, bit for bit. Weight decay and momentum would move
@@ -88,7 +90,7 @@ def test_plain_pytorch(method: type[PartlyShared], model: Model, vectorize: Any,
     """
     options: dict[str, Any] = {"batch_size": 10, "lr": 0.02, "momentum": 0.9, "weight_decay": 0.05}
     local = LocalTraining(**options, epochs=2, vectorize=vectorize)
-    algorithm = FedRep(HEAD_EPOCHS) if method is FedRep else FedPer()
+    algorithm = FedRep(HEAD_EPOCHS, head_lr) if method is FedRep else FedPer()
     made = in_order(tmp_path / "run.h5", algorithm, model, 2, local)
     x, y = normalised(DIGITS.train_x[:60], Digits()), torch.from_numpy(DIGITS.train_y[:60])
     start = network(model, SHAPE, 10)
@@ -98,10 +100,10 @@ def test_plain_pytorch(method: type[PartlyShared], model: Model, vectorize: Any,
         if method is FedPer:
             plain_training(module, x[mine], y[mine], local, client, round)
             return
-        for phase, epochs in (("head", HEAD_EPOCHS), ("body", 2)):
+        for phase, epochs, lr in (("head", HEAD_EPOCHS, head_lr or 0.02), ("body", 2, 0.02)):
             for name, parameter in module.named_parameters():
                 parameter.requires_grad_((name in heads(module)) == (phase == "head"))
-            settings = LocalTraining(**options, epochs=epochs)
+            settings = LocalTraining(**options | {"lr": lr}, epochs=epochs)
             plain_training(module, x[mine], y[mine], settings, client, round, phase=phase)
         module.requires_grad_(True)
 
@@ -180,7 +182,9 @@ def test_nothing_to_share_or_no_head(algorithm: PartlyShared, tmp_path: Path) ->
         run(tmp_path / "b.h5", algorithm, dataset=Regression(), partition=InOrder(), model=OneVector(), clients=5)
 
 
-def test_no_epochs() -> None:
-    """Oracle: the message."""
+def test_no_epochs_or_rate() -> None:
+    """Oracle: the messages."""
     with pytest.raises(BadInput, match="head_epochs = 0: must be at least 1"):
         FedRep(0)
+    with pytest.raises(BadInput, match=r"head_lr = 0.0: must be above 0"):
+        FedRep(head_lr=0)

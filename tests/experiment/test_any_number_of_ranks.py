@@ -89,6 +89,9 @@ CASES = {
     "ifca": f"{SMALL} --algorithm IFCA --algorithm.models 2 --model LeNet",
     "scaffold": f"{SMALL} --rounds 3 --algorithm SCAFFOLD --model LeNet --server_optimizer Adam --weighting samples",
     "scaffold_I": f"{SMALL} --algorithm SCAFFOLD --algorithm.option I --model MLP --local.vectorize 3",
+    "scaffnew": f"{SMALL} --rounds 3 --sampler All --algorithm Scaffnew --model LeNet",
+    "side_by_side_scaffnew": f"{SIDE_BY_SIDE} --rounds 3 --sampler All --algorithm Scaffnew --algorithm.p 0.2"
+    " --model.norm batch --local.batch_size 7",
     "top_k": f"{SMALL} --clients 7 --rounds 4 --algorithm SCAFFOLD --model LeNet --compression TopK"
     " --compression.share 0.1 --compression.forget_after 1",
     "qsgd": f"{SIDE_BY_SIDE} --compression QSGD --compression.levels 3",
@@ -162,10 +165,11 @@ CASES = {
     "fedala": f"{SMALL} --algorithm FedALA --algorithm.rate 100 --algorithm.first_steps 2 --model LeNet --rounds 5",
     "side_by_side_moon": f"{SIDE_BY_SIDE} --algorithm MOON --model Projected --model.size 7 --model.over MLP"
     " --model.over.hidden '[33, 17]'",
-    "side_by_side_ditto": f"{SIDE_BY_SIDE} --algorithm Ditto --local.momentum 0.5",
+    "side_by_side_ditto": f"{SIDE_BY_SIDE} --algorithm Ditto --local.momentum 0.5 --algorithm.lr 0.02",
     "side_by_side_fedbn": f"{SIDE_BY_SIDE} --algorithm FedBN --model.norm batch",
     "side_by_side_fedper": f"{SIDE_BY_SIDE} --algorithm FedPer",
-    "side_by_side_fedrep": f"{SIDE_BY_SIDE} --algorithm FedRep --algorithm.head_epochs 1 --model.norm batch",
+    "side_by_side_fedrep": f"{SIDE_BY_SIDE} --algorithm FedRep --algorithm.head_epochs 1 --model.norm batch"
+    " --algorithm.head_lr 0.02",
     "side_by_side_fedbabu": f"{SIDE_BY_SIDE} --algorithm FedBABU --model.norm batch --evaluate_fine_tuned 1",
     "side_by_side_lgfedavg": f"{SIDE_BY_SIDE} --algorithm LGFedAvg --model.norm batch",
     "side_by_side_fedrod": f"{SIDE_BY_SIDE} --algorithm FedRoD --model.norm batch --local.weight_decay 1e-3",

@@ -51,6 +51,7 @@ OPTIONS = {
     "FedGen": "--algorithm.steps 3",
     "GenFL": GENFL,
     "Krum": "--algorithm.faulty 1",
+    "Scaffnew": "--sampler All",
 }
 METHODS = [cls.__name__ for cls in subclasses(Algorithm) if cls.__module__.startswith("fedmpi.")
            and not (inspect.isabstract(cls) or cls.__name__.startswith("_"))]  # fmt: skip

@@ -293,7 +293,7 @@ REFUSED = {
     " TweetCharacters)?",
     "--clent=3": "--clent: no such option, did you mean --clients or --dataset.length (Sentiment140,"
     " TweetCharacters)?",
-    "--lr 3": "--lr: no such option, did you mean --local.lr or --algorithm.lr (FedAdagrad, FedAdam, FedAvgM, ...) or"
+    "--lr 3": "--lr: no such option, did you mean --local.lr or --algorithm.lr (Ditto, FedAdagrad, FedAdam, ...) or"
     " --server_optimizer.lr (Adagrad, Adam, Momentum, ...)?",
     "--alpha 3": "--alpha: no such option, did you mean --algorithm.alpha (APFL, FedAsync, FedCM, ...) or"
     " --partition.alpha (Dirichlet, DirichletPrior)?",

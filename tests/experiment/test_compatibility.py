@@ -27,6 +27,7 @@ from fedmpi.algorithms import (
     GenFL,
     LocalOnly,
     Median,
+    Scaffnew,
 )
 from fedmpi.data import Digits, Permuted, Rotated, SwappedLabels
 from fedmpi.errors import BadInput
@@ -45,7 +46,7 @@ from fedmpi.experiment.compatibility import (
     Rule,
 )
 from fedmpi.experiment.stopping import Stopping
-from fedmpi.policies import Always, Bernoulli, Heterogeneous, Independent, PowerOfChoice, Weighted
+from fedmpi.policies import All, Always, Bernoulli, Heterogeneous, Independent, PowerOfChoice, Weighted
 from fedmpi.policies.attacks import LabelFlip, SignFlip
 from fedmpi.policies.compression import TopK
 from fedmpi.policies.privacy import CentralDP
@@ -275,6 +276,21 @@ REFUSED: list[tuple[Rule[Any], dict[str, Any], str]] = [
         METHODS[19],
         {"algorithm": FedRoD(), "local": LocalTraining(clip_norm=1.0)},
         "local.clip_norm = 1.0: must be null with FedRoD, which trains parts of the model by losses of their own",
+    ),
+    (
+        METHODS[20],
+        {"algorithm": Scaffnew()},
+        "sampler = Uniform: must be All with Scaffnew, which needs every client in every round",
+    ),
+    (
+        METHODS[21],
+        {"algorithm": Scaffnew(), "sampler": All(), "availability": Independent()},
+        "availability = Independent: must be Always with Scaffnew, which needs every client in every round",
+    ),
+    (
+        METHODS[22],
+        {"algorithm": Scaffnew(), "sampler": All(), "conditions": Heterogeneous(dropout=0.1)},
+        "conditions = Heterogeneous: may lose updates, and Scaffnew needs every client in every round",
     ),
 ]
 

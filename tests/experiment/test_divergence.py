@@ -21,6 +21,7 @@ from fedmpi.algorithms.fedma import FedMA
 from fedmpi.algorithms.fednova import FedNova
 from fedmpi.algorithms.localonly import LocalOnly
 from fedmpi.algorithms.robust import Krum, Median
+from fedmpi.algorithms.scaffnew import Scaffnew
 from fedmpi.algorithms.scaffold import SCAFFOLD
 from fedmpi.errors import Diverged
 from fedmpi.models import MLP
@@ -81,8 +82,8 @@ def is_counted(made: results.Run) -> None:
 
 
 # A client that is rejected counts among Krum's and Bulyan's faulty ones, and its labels among FedDisco's distances.
-# One that is not asked does not.
-OTHERWISE = {Bulyan, Centralized, FedDisco, Krum}
+# One that is not asked does not. Scaffnew needs everybody.
+OTHERWISE = {Bulyan, Centralized, FedDisco, Krum, Scaffnew}
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in OTHERWISE], ids=lambda method: method.__name__)

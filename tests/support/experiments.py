@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -146,32 +147,39 @@ def plain_training(
 ) -> float:
     """One client's local training as anyone would write it in PyTorch, in place; returns the mean training loss.
 
-    The client holds the samples x, y and nothing else. Full passes only. Parameters that require no gradient are not
-    trained, and batch normalisation with such parameters is in evaluation mode.
+    The client holds the samples x, y and nothing else. Parameters that require no gradient are not trained, and
+    batch normalisation with such parameters is in evaluation mode.
     """
     layers = [layer for layer in module.modules() if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d))]
     normalises = bool(layers)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(trained, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    decay, momentum = settings.weight_decay, settings.momentum
+    optimizer: torch.optim.Optimizer = (
+        torch.optim.Adam(trained, settings.lr, weight_decay=decay)
+        if settings.optimizer == "adam"
+        else torch.optim.SGD(trained, settings.lr, momentum=momentum, weight_decay=decay)
+    )
     module.train(not (normalises and len(y) == 1))
     for layer in layers:
         if not layer.weight.requires_grad:
             layer.eval()
-    total = 0.0
-    for epoch in range(settings.epochs):
-        seen = order(epoch, round, client, len(y), phase=phase)
-        for chosen in plain_batches(seen, settings.batch_size, normalises):
-            optimizer.zero_grad()
-            value = loss(module(x[chosen]), y[chosen])
-            value.backward()
-            total += value.item() * len(chosen)
-            if settings.clip_norm is not None:
-                gradients = [p.grad for p in module.parameters() if p.grad is not None]
-                norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
-                for gradient in gradients:
-                    gradient.mul_((settings.clip_norm / norm).clamp(max=1))
-            optimizer.step()
-    return total / (settings.epochs * len(y))
+    orders = (order(epoch, round, client, len(y), phase=phase) for epoch in count())
+    batches = (batch for seen in orders for batch in plain_batches(seen, settings.batch_size, normalises))
+    a_pass = sum(1 for _ in plain_batches(np.arange(len(y)), settings.batch_size, normalises))
+    total, samples = 0.0, 0
+    for chosen in islice(batches, settings.steps or settings.epochs * a_pass):
+        optimizer.zero_grad()
+        value = loss(module(x[chosen]), y[chosen])
+        value.backward()
+        total += value.item() * len(chosen)
+        samples += len(chosen)
+        if settings.clip_norm is not None:
+            gradients = [p.grad for p in module.parameters() if p.grad is not None]
+            norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+            for gradient in gradients:
+                gradient.mul_((settings.clip_norm / norm).clamp(max=1))
+        optimizer.step()
+    return total / samples
 
 
 def plain_batches(samples: NDArray[np.int64], size: int, normalises: bool) -> Iterator[NDArray[np.int64]]:

@@ -24,6 +24,7 @@ from fedmpi.algorithms.genfl import GenFL
 from fedmpi.algorithms.ifca import IFCA
 from fedmpi.algorithms.mimelite import MimeLite
 from fedmpi.algorithms.moon import MOON
+from fedmpi.algorithms.scaffnew import Scaffnew
 from fedmpi.errors import BadInput
 from fedmpi.models import Backbone, Model
 from fedmpi.models.generators.cvae import CVAE
@@ -76,7 +77,7 @@ def is_as_built(
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
 def test_under_every_method(method: type[Algorithm], vectorize: Any, tmp_path: Path) -> None:
     """With weight decay and momentum; one client by one, and three at a time."""
-    has_momentum = vectorize != "off" and not issubclass(method, (FedCM, MimeLite))  # which refuse it
+    has_momentum = vectorize != "off" and not issubclass(method, (FedCM, MimeLite, Scaffnew))  # which refuse it
     momentum = 0.5 if has_momentum else 0.0
     local = LocalTraining(epochs=1, vectorize=vectorize, weight_decay=0.1, momentum=momentum)
     model = HalfFrozen(floor=method is not FedMA)

@@ -67,9 +67,7 @@ def test_steps() -> None:
     """Oracle: epochs times the batches of a pass; `steps` overrides epochs; nobody trains on nothing."""
     assert LocalTraining(epochs=4, batch_size=3).count_steps(10, False) == 16
     assert LocalTraining(epochs=4, batch_size=3).count_steps(10, True) == 12
-    assert LocalTraining(epochs=4, batch_size=3).count_steps(10, False, epochs=2) == 8
     assert LocalTraining(epochs=4, batch_size=3, steps=7).count_steps(10, False) == 7
-    assert LocalTraining(epochs=4, batch_size=3, steps=7).count_steps(10, False, epochs=2) == 8
     assert LocalTraining(epochs=4, batch_size=3, steps=7).count_steps(1, False) == 7
     assert LocalTraining(batch_size=3, steps=7).count_steps(0, False) == 0
     assert LocalTraining(batch_size=3).count_steps(0, True) == 0
