@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from fedmpi.errors import require
 from fedmpi.options import Configured, with_ranges
 from fedmpi.ranges import BelowOne, NonNegativeFloat, PositiveFloat, PositiveInt, UpToOne, interval
 
+Count = TypeVar("Count", int, NDArray[np.int64])
 Augmentation = Literal["none", "flip", "crop_flip"]
 
 
@@ -112,10 +113,10 @@ class LocalTraining(metaclass=Configured):
         a_pass = self.count_cuts(samples, merge_single)
         return self.steps if self.steps and a_pass else self.epochs * a_pass
 
-    def count_cuts(self, samples: int, merge_single: bool) -> int:
-        """Number of batches in one pass over this number of samples."""
+    def count_cuts(self, samples: Count, merge_single: bool) -> Count:
+        """Number of batches in one pass over this number of samples, or over each of several numbers."""
         cuts = -(-samples // self.batch_size)
-        return cuts - 1 if merge_single and cuts > 1 and samples % self.batch_size == 1 else cuts
+        return cuts - ((cuts > 1) & (samples % self.batch_size == 1)) if merge_single else cuts
 
 
 @lru_cache

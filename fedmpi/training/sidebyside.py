@@ -110,7 +110,6 @@ class SideBySideTrainer(Trainer):
         self._weights = aligned_rows(at_once, layout.size, model.device)
         self._gradient = self._new_gradients(at_once)
         self._parameters = [entry for entry in layout.entries if entry.is_parameter]  # those that a phase trains
-        self._columns: tuple[tuple[int, int], ...] = ()
         self._others: list[Entry] = []
         self._statistics = [entry for entry in layout.entries if not entry.is_parameter]
         # A shared vector is repeated as one row per client if bits of products depend on the number of rows.
@@ -147,7 +146,7 @@ class SideBySideTrainer(Trainer):
         self._weights[: len(block)].copy_(start)
         self.model.reset_counters()
         step_of = self._steps(block.clients, round, phase)
-        both_passes = self._both_passes(hooks, block)
+        both_passes = self._both_passes(hooks, block, phase)
 
         def compute(number: int, rows: slice, weights: Tensor, statistics: list[Tensor]) -> Pass:
             step, here = step_of(number, rows.stop), block.rows(rows)
@@ -249,13 +248,14 @@ class SideBySideTrainer(Trainer):
             unsent={name: tensor.expand(len(block), *tensor.shape) for name, tensor in self._unsent.items()},
         )
 
-    def _both_passes(self, hooks: Hooks, block: Block) -> Callable[[Inputs], Pass]:
+    def _both_passes(self, hooks: Hooks, block: Block, phase: Phase) -> Callable[[Inputs], Pass]:
         """`_compute` for a block, compiled or not."""
         compute = partial(self._compute, hooks)
         if self._compiler is None:
             return compute
         shapes = tuple((name, vector.shape) for name, vector in block.vectors.items())
-        made_of = fingerprint(hooks), self._columns, shapes
+        columns = tuple((part.start, part.stop) for part in phase.columns or ())
+        made_of = fingerprint(hooks), columns, phase.settings(self.settings).batch_size, shapes
         return partial(self._compiler.call, compute, key=made_of)
 
     @torch.enable_grad()
@@ -320,7 +320,6 @@ class SideBySideTrainer(Trainer):
         parameters = [entry for entry in self.model.layout.entries if entry.is_parameter]
         self._parameters = [entry for entry in parameters if entry.lies_in(trained)]
         self._others = [entry for entry in parameters if not entry.lies_in(trained)]
-        self._columns = tuple((part.start, part.stop) for part in phase.columns or ())
         return trained
 
     def _steps(self, clients: NDArray[np.int64], round: int, phase: Phase) -> Callable[[int, int], Step]:
@@ -328,7 +327,7 @@ class SideBySideTrainer(Trainer):
         settings, merges = phase.settings(self.settings), self.model.normalises_batches
         # A client without samples may be in the block to fill it up; it then uses another client's samples.
         sizes, size = np.maximum(self._sizes[clients], 1), settings.batch_size
-        cuts = np.array([settings.count_cuts(samples, merges) for samples in sizes.tolist()])
+        cuts = settings.count_cuts(sizes, merges)
         # Every step of every block has this width, to keep bits the same.
         columns = np.arange(min(size + int(merges), int(self._sizes.max())))
         shuffled = np.full(len(clients), -1)  # the epoch whose order a client's row holds
