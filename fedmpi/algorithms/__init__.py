@@ -16,6 +16,7 @@ from fedmpi.algorithms.ditto import Ditto
 from fedmpi.algorithms.feature_fusion import FeatureFusion
 from fedmpi.algorithms.fedacg import FedACG
 from fedmpi.algorithms.fedala import FedALA
+from fedmpi.algorithms.fedamp import FedAMP
 from fedmpi.algorithms.fedasync import FedAsync
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.fedbabu import FedBABU
@@ -27,6 +28,7 @@ from fedmpi.algorithms.feddf import FedDF
 from fedmpi.algorithms.feddisco import FedDisco
 from fedmpi.algorithms.feddyn import FedDyn
 from fedmpi.algorithms.fedexp import FedExP
+from fedmpi.algorithms.fedfomo import FedFomo
 from fedmpi.algorithms.fedftg import FedFTG
 from fedmpi.algorithms.fedgen import FedGen
 from fedmpi.algorithms.fedgroup import FedGroup, FedGrouProx
@@ -74,6 +76,7 @@ __all__ = [
     "FeatureFusion",
     "FedACG",
     "FedALA",
+    "FedAMP",
     "FedAdagrad",
     "FedAdam",
     "FedAsync",
@@ -89,6 +92,7 @@ __all__ = [
     "FedDyn",
     "FedExP",
     "FedFTG",
+    "FedFomo",
     "FedGen",
     "FedGrouProx",
     "FedGroup",

@@ -336,7 +336,7 @@ def _check_room(experiment: Settings, world: World, fed: Federation) -> None:
     """Raise BadInput, on every rank alike, if a node has too little shared memory for the vectors of a round.
 
     Not all vectors are known in advance. Those that clients receive and send, and models that are evaluated, are
-    counted.
+    counted. Of models that every rank sees, there is one at a time (`Stack.everywhere`).
     """
     algorithm, size = experiment.algorithm, fed.layout.size
     received, sent = (sum(fed.layout.extent(one)[0] for one in vectors) for vectors in algorithm.payload(fed.layout))
@@ -344,4 +344,5 @@ def _check_room(experiment: Settings, world: World, fed: Federation) -> None:
     models = max((shape[0] for shape in states if len(shape) == 2 and shape[1] == size), default=1)
     means = {"none": 0, "cohort": 1, "clients": 1, "both": 2}[experiment.evaluate_means]
     summed = 0 if algorithm.looks_at_models else models * sent  # else they are no means
+    received = max(received, size) if algorithm.looks_at_models else received
     world.check_room(received + models * size, summed + means * size)

@@ -171,7 +171,7 @@ class Evaluator:
         model: a separate network, so that evaluations do not affect training.
         measures: what is measured.
         train: the training samples.
-        train_shards: the training samples of each client.
+        train_shards: for each client, the training samples on which losses are measured.
         test: the test set.
         validation: the validation set; None: there is none.
         pixels: client -> the order in which it sees the pixels of its images, or None.
@@ -193,11 +193,15 @@ class Evaluator:
         self._model = model
         self._model.module.eval()
         self._train = train
-        self._shards = train_shards
+        self._shards: Sequence[NDArray[np.int64]] = train_shards
         self._sets = [test, validation] if validation else [test]
         self._pixels = pixels
         self._clients = clients
         self._counted = [np.flatnonzero(one.owners < clients) for one in self._sets]
+
+    def deal(self, shards: Sequence[NDArray[np.int64]]) -> None:
+        """From now on measure training losses on these samples of the first clients."""
+        self._shards = [*shards, *self._shards[len(shards) :]]
 
     def nothing(self) -> NDArray[np.float32]:
         """[S, n] zeros, which `measure` fills, and which are then added up over the ranks.
@@ -288,13 +292,18 @@ class Evaluator:
         return found
 
     @torch.inference_mode()
-    def training_losses(self, client: int, models: torch.Tensor) -> list[float]:
-        """Mean loss of each of `models` [M, P] on all training samples of a client, unaugmented.
+    def training_losses(
+        self, client: int, models: torch.Tensor, samples: NDArray[np.int64] | None = None
+    ) -> list[float]:
+        """Mean loss of each of `models` [M, P] on training samples of a client, unaugmented; NaN without samples.
 
         Each batch is gathered once and run through one model after another. On a CPU, `torch.vmap` over the models
         takes 1.1 (one layer) to 4 times (LeNet) as long.
+
+        Args:
+            samples: their numbers; None: all on which the client trains.
         """
-        shard, loss = self._shards[client], self.measures.task.loss
+        shard, loss = self._shards[client] if samples is None else samples, self.measures.task.loss
         totals, count = [0.0] * len(models), 0.0
         for start in range(0, len(shard), BLOCK):
             batch = self._train.batch(shard[start : start + BLOCK], self._pixels(client))

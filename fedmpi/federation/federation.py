@@ -231,8 +231,8 @@ class Federation:
             start: [P] or [groups, P], the received models.
             group: [m] the number of the start that each client received.
         """
-        uplink = self.context.uplink(cohort, start)
-        return Stack(self.context.world, cohort, start, self.layout.parameters, uplink, group)
+        uplink, ledger = self.context.uplink(cohort, start), self.context.round.ledger
+        return Stack(self.context.world, cohort, start, self.layout.parameters, uplink, ledger, group)
 
     def gather(self, cohort: Cohort, mine: Mapping[int, Tensor], size: int, counts: bool = True) -> Tensor:
         """[m, n] at the server (meta tensors on other ranks): a short vector per client of the cohort, in order.

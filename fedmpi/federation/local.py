@@ -15,6 +15,7 @@ from fedmpi.federation.context import Context
 from fedmpi.federation.mean import diverged
 from fedmpi.federation.placement import CostModel
 from fedmpi.policies import Cohort
+from fedmpi.randomness import globals_kept
 from fedmpi.training.block import GRADIENT, WHOLE, Block, Hooks, Phase
 from fedmpi.training.symmetry import Group
 
@@ -153,11 +154,19 @@ class Local:
         """
         return self._context.trainer.targets(block, beyond)
 
-    def losses(self, block: Block, models: Tensor) -> Tensor:
-        """[K, M]: the mean training loss of each of `models` [M, P] on each client of the block, forward only."""
-        context = self._context
-        with context.doing("measuring losses", block), context.round.ledger.timed("train_seconds"):
-            found = [context.evaluator.training_losses(client, models) for client in block.clients.tolist()]
+    def losses(self, block: Block, models: Tensor, samples: Sequence[NDArray[np.int64]] | None = None) -> Tensor:
+        """[K, M]: the mean loss of each of `models` [M, P] on samples of each client of the block, forward only.
+
+        NaN for a client without such samples.
+
+        Args:
+            samples: for each client of the block, the numbers of its samples; None: those on which it trains.
+        """
+        context, clients = self._context, block.clients.tolist()
+        chosen: Sequence[NDArray[np.int64] | None] = samples or [None] * len(clients)
+        with context.doing("measuring losses", block), context.round.ledger.timed("train_seconds"), globals_kept():
+            measure = context.evaluator.training_losses
+            found = [measure(client, models, some) for client, some in zip(clients, chosen, strict=True)]
         return torch.tensor(found)
 
     def losses_of_all(self, clients: NDArray[np.int64], models: Tensor) -> NDArray[np.float64]:
@@ -181,6 +190,7 @@ class Local:
     def train_on(self, shards: Sequence[NDArray[np.int64]]) -> None:
         """From now on the clients train on these samples. Their weights in means do not change."""
         self._context.trainer.deal(shards)
+        self._context.evaluator.deal(shards)
 
     def unit_groups(self) -> list[Group]:
         """The hidden units of the model that can be permuted, in the order of the forward pass.

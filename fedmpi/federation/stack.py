@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedmpi.federation.ledger import Ledger
 from fedmpi.federation.mean import WeightedMean
 from fedmpi.federation.uplink import Uplink
 from fedmpi.mpi.rows import Rows
@@ -29,6 +30,7 @@ class Stack:
         start: [P] or [groups, P], the received vectors.
         parameters: elements [0, parameters) of a vector are parameters, the others floating-point buffers.
         uplink: changes the vectors on their way.
+        ledger: of the round.
         group: [m] the number of the start that each client received; None: there is one.
 
     Attributes:
@@ -43,6 +45,7 @@ class Stack:
         start: Tensor,
         parameters: int,
         uplink: Uplink,
+        ledger: Ledger,
         group: NDArray[np.int64] | None = None,
     ) -> None:
         self._world = world
@@ -52,6 +55,7 @@ class Stack:
         self._size = start.shape[-1]
         self._parameters = parameters
         self._uplink = uplink
+        self._ledger = ledger
         self._rows = Rows(world, cohort.clients, self._size)
 
     def add(self, vectors: Tensor, block: Block) -> None:
@@ -83,6 +87,19 @@ class Stack:
                 yield None
             else:
                 yield torch.from_numpy(row) if self._world.is_server else torch.empty(self._size, device="meta")
+
+    def everywhere(self, received: int) -> Iterator[tuple[int, Tensor]]:
+        """The position in the cohort and the vector [P] of each client that is present, in order, on every rank.
+
+        A vector is read-only, and valid until the next one is taken. All ranks must take all of them. It is in host
+        memory.
+
+        Args:
+            received: how many numbers all clients together receive, of these vectors or of what is made of them.
+        """
+        self._ledger.bytes_down += received * torch.float32.itemsize
+        for position, vector in self._rows.everywhere():
+            yield position, torch.from_numpy(vector)
 
     def combine(self, rule: Callable[[NDArray[np.float32]], NDArray]) -> Tensor:
         """[P] at the server (a meta tensor on other ranks): a rule applied to each coordinate separately.

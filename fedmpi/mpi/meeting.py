@@ -56,6 +56,7 @@ class Ranks:
         node: the ranks that share this rank's memory.
         leaders: the ranks that communicate for their nodes; None: this rank is not one of them.
         nodes: number of nodes.
+        node_of: the number of each rank's node, which is the place of the node's rank among the `leaders`.
         hosts: the name of each rank's node.
         leads: whether this rank communicates for its node.
         stands_in: whether it reports for its node if rank 0 does not answer.
@@ -89,7 +90,9 @@ class Ranks:
         # One rank per node communicates for it; rank 0 is one of them.
         leaders = self.comm if self.size == 1 else self.comm.Split(0 if self.leads else MPI.UNDEFINED)
         self.leaders = type(self.comm)(leaders) if self.leads else None
-        self.nodes: int = self.node.bcast(self.leaders.Get_size() if self.leaders else 0)
+        own = (self.leaders.Get_rank(), self.leaders.Get_size()) if self.leaders else (0, 0)
+        number, self.nodes = self.node.bcast(own)
+        self.node_of: list[int] = self.comm.allgather(number)
         self.meetings = 0
         self._looks = 0
         # For each rank: the last meeting that it reached. For the first rank: the last meeting that all nodes

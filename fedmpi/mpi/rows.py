@@ -4,7 +4,8 @@ Each rank keeps the vectors of the clients that it trained. For a function of al
 matrix of vectors is transposed: in each turn, every rank receives one block of coordinates of all vectors, and sends
 its result to rank 0. So rank 0 receives one vector in total, and no rank ever holds all of them. The blocks depend
 only on the number of vectors, so sums over coordinates are bit-identical on any number of ranks. Short vectors, for
-example of a layer, may also be collected at rank 0.
+example of a layer, may also be collected at rank 0. Whole vectors come one after the other, to rank 0 (`each`) or to
+every rank (`everywhere`).
 """
 
 from __future__ import annotations
@@ -87,6 +88,16 @@ class Rows:
             if world.is_server and position in present and holders[position]:
                 world.exchange([], [(holders[position], received)])
             yield self._mine.get(position, received) if position in present else None
+
+    def everywhere(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """The position and the vector [n] of each client that is present, in order, on every rank; a collective.
+
+        A vector is read-only, and valid until the next one is taken. All ranks must take all of them.
+        """
+        holders = self._holders[self.present].astype(int) - 1
+        mine = (vector for _, vector in self.mine())
+        like = np.broadcast_to(np.float32(0), self._size)
+        yield from zip(self.present.tolist(), self._world.relay(holders.tolist(), mine, like), strict=True)
 
     def combine(self, rule: Callable[[NDArray[np.float32]], NDArray]) -> NDArray[np.float32]:
         """[n] at rank 0 (undefined on other ranks): a rule applied to the values of each coordinate; a collective.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from mpi4py import MPI
@@ -77,6 +77,34 @@ class World(Ranks):
                 return region
             memory = self._means[mean].formed[formed].reshape(-1).view(np.uint8)
             return reshaped_like(memory[offset:], vector)
+
+    def relay(self, holders: Sequence[int], mine: Iterator[NDArray], like: NDArray) -> Iterator[NDArray]:
+        """Vectors of several ranks, one after the other on every rank; all ranks must take all of them.
+
+        Args:
+            holders: the rank of each vector.
+            mine: this rank's vectors, in the same order.
+            like: a vector of the same shape and type as each of them.
+
+        Returns: The vectors, in memory that the ranks of the node share. Each is read-only, and valid until the next
+            one is taken.
+        """
+        if self.size == 1:
+            yield from mine
+            return
+        region = reshaped_like(self._next_region(like.nbytes), like)
+        for holder in holders:
+            self.meet()  # all have read the one before
+            with self.transferring():
+                if holder == self.rank:
+                    region[...] = next(mine)
+                self.meet()
+                if self.leaders and self.nodes > 1:
+                    for part in chunks(region):
+                        self.leaders.Bcast(part, root=self.node_of[holder])
+                if self.nodes > 1:
+                    self.meet()
+            yield region
 
     def lent(self, array: NDArray) -> bool:
         """Whether `array` is in memory of `broadcast`, which the next round reuses."""

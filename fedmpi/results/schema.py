@@ -375,6 +375,7 @@ GROUPS: dict[str, Group] = {
             "selected": Array("Krum, Bulyan: 1 for clients whose models were selected"),
             "change": Array("FedExP: squared L2 norm of the client's change of the parameters"),
             "cluster": Array("number of the client's model after the round"),
+            "others": Array("FedAMP, FedFomo: share of other clients' models in the client's mixture"),
             "component": Array("distribution fusion: the client's virtual component; -1: none"),
             "omega": Array("distribution fusion: the client's weight"),
         },

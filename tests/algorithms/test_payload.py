@@ -22,6 +22,7 @@ from fedmpi.algorithms.feature_fusion import FeatureFusion
 from fedmpi.algorithms.fedala import FedALA
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.feddf import FedDF
+from fedmpi.algorithms.fedfomo import FedFomo
 from fedmpi.algorithms.fedftg import FedFTG
 from fedmpi.algorithms.fedgroup import FedGroup
 from fedmpi.algorithms.fedma import FedMA
@@ -87,9 +88,12 @@ def traffic(made: results.Run, step_cost: float = 1.0, forward_passes: int = 0) 
     return np.asarray(BANDWIDTH * (clients["virtual_seconds"] - work))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for method in METHODS if method is not FedFomo])
 def test_payload_and_clock(method: type[Algorithm], tmp_path: Path) -> None:
-    """Oracle: the bytes of vectors that the federation counts, in every round, and the steps that were done."""
+    """Oracle: the bytes of vectors that the federation counts, in every round, and the steps that were done.
+
+    How much FedFomo's clients receive depends on who takes part; see its own tests.
+    """
     algorithm = shortened(method)
     made = two_rounds(tmp_path / "run.h5", algorithm, conditions=Ideal() if method is Centralized else CLOCK)
     trained = algorithm.extend(network(LeNet(), (1, 8, 8), 10), torch.zeros(2, 1, 8, 8))

@@ -18,10 +18,11 @@ from fedmpi.algorithms.robust import Krum, Median, TrimmedMean, krum_scores, med
 from fedmpi.data import Dirichlet
 from fedmpi.errors import BadInput
 from fedmpi.experiment.command_line import parse
+from fedmpi.federation.ledger import Ledger
 from fedmpi.federation.stack import Stack
 from fedmpi.federation.uplink import Uplink
 from fedmpi.models import LeNet
-from fedmpi.policies import Cohort, FixedList
+from fedmpi.policies import Cohort, FixedList, RoundPlan
 from fedmpi.policies.attacks import Attack, SignFlip
 from fedmpi.policies.compression import Dense
 from fedmpi.policies.server_optimizers import Momentum
@@ -63,6 +64,7 @@ def stacked(vectors: NDArray[np.float32]) -> Stack:
         start,
         size,
         Uplink(None, Dense(), size, start, None, everyone, 0, 1, 0),
+        Ledger(Alone(), 1, RoundPlan(Cohort(everyone, ones, ones)), (), (), 0.0),
     )
     stack.add(torch.from_numpy(vectors), Block(everyone, ones, ones))
     stack.close()

@@ -163,6 +163,8 @@ CASES = {
     "fedrod": f"{SMALL} --algorithm FedRoD --model LeNet --local.momentum 0.5",
     "apfl": f"{SMALL} --rounds 3 --algorithm APFL --model LeNet",
     "fedala": f"{SMALL} --algorithm FedALA --algorithm.rate 100 --algorithm.first_steps 2 --model LeNet --rounds 5",
+    "fedamp": f"{SMALL} --algorithm FedAMP --model LeNet --rounds 3 --local.momentum 0.5",
+    "fedfomo": f"{SMALL} --algorithm FedFomo --algorithm.models 3 --model LeNet --rounds 4",
     "side_by_side_moon": f"{SIDE_BY_SIDE} --algorithm MOON --model Projected --model.size 7 --model.over MLP"
     " --model.over.hidden '[33, 17]'",
     "side_by_side_ditto": f"{SIDE_BY_SIDE} --algorithm Ditto --local.momentum 0.5 --algorithm.lr 0.02",
@@ -175,6 +177,10 @@ CASES = {
     "side_by_side_fedrod": f"{SIDE_BY_SIDE} --algorithm FedRoD --model.norm batch --local.weight_decay 1e-3",
     "side_by_side_apfl": f"{SIDE_BY_SIDE} --algorithm APFL --model.norm batch --local.momentum 0.5",
     "side_by_side_fedala": f"{SIDE_BY_SIDE} --algorithm FedALA --algorithm.first_steps 2 --rounds 5"
+    " --model.norm batch",
+    "side_by_side_fedamp": f"{SIDE_BY_SIDE} --algorithm FedAMP --algorithm.start mixture --rounds 3"
+    " --model.norm batch",
+    "side_by_side_fedfomo": f"{SIDE_BY_SIDE} --algorithm FedFomo --algorithm.fallback keep --rounds 4"
     " --model.norm batch",
     "fedftg": f"{SMALL} --algorithm FedFTG --algorithm.iterations 3 --model LeNet --evaluate_means cohort",
     "fedftg_repo": f"{SMALL} --algorithm FedFTG --algorithm.base MOON --algorithm.variant repo"
@@ -237,9 +243,10 @@ SOME = (
     "drawn",
     "buffered",
     "mixed",
+    "fedamp",
 )
 # Of those, what goes different ways between nodes.
-FEW = ("conditions", "power_of_choice", "scaffold", "client_state", "fedbn", "mixed")
+FEW = ("conditions", "power_of_choice", "scaffold", "client_state", "fedbn", "mixed", "fedamp")
 FEWER = ("scaffold", "client_state")
 TIMINGS = {"seconds", "train_seconds", "communication_seconds", "evaluation_seconds"}
 TIMINGS |= {"teacher_seconds", "server_seconds"}

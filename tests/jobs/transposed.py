@@ -61,6 +61,10 @@ def look(job: World) -> dict[str, NDArray]:
     nothing = np.full(SIZE, np.nan, dtype=np.float32)
     one_by_one = [nothing if row is None else row.copy() for row in made.each(range(len(CLIENTS) - 1, -1, -1))]
     seen["each"] = np.array(one_by_one if job.is_server else [])
+    regions = len(job._broadcasts)
+    passed = [(position, vector.copy()) for position, vector in made.everywhere()]
+    seen["positions"], seen["everywhere"] = (np.array(values) for values in zip(*passed, strict=True))
+    seen["regions"] = np.array([memory.nbytes for memory in job._broadcasts[regions:]])
     seen["products"] = made.pairwise(inner_products, lambda columns: CENTER[columns], SIZE)
     seen["differences"] = made.pairwise(absolute_differences, lambda columns: CENTER[columns], SHORT)
     return seen

@@ -71,6 +71,15 @@ def test_all_at_rank_0(seen: dict[tuple[int, int], list[Seen]]) -> None:
         assert all(not len(one["collected"]) for one in others)
 
 
+def test_each_on_every_rank(seen: dict[tuple[int, int], list[Seen]]) -> None:
+    """Oracle: the vectors that are present, bit for bit, in order; in shared memory for one of them."""
+    for ranks in seen.values():
+        for one in ranks:
+            assert one["positions"].tolist() == PRESENT.tolist()
+            np.testing.assert_array_equal(one["everywhere"], vectors()[PRESENT])
+            assert one["regions"].tolist() == ([4 * SIZE] if len(ranks) > 1 else [])
+
+
 def test_no_rank_has_them_all(seen: dict[tuple[int, int], list[Seen]]) -> None:
     """Oracle: by hand: a rank receives its blocks of others' vectors, and rank 0 one vector in all besides."""
     blocks = [min(COLUMNS, SIZE - first) for first in range(0, SIZE, COLUMNS)]
