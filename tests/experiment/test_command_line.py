@@ -297,7 +297,7 @@ REFUSED = {
     " --server_optimizer.lr (Adagrad, Adam, Momentum, ...)?",
     "--alpha 3": "--alpha: no such option, did you mean --algorithm.alpha (APFL, FedAsync, FedCM, ...) or"
     " --partition.alpha (Dirichlet, DirichletPrior)?",
-    "--mu 3": "--mu: no such option, did you mean --algorithm.mu (FedACG, FedAsync, FedBuff, ...)?",
+    "--mu 3": "--mu: no such option, did you mean --algorithm.mu (FedACG, FedAMP, FedAsync, ...)?",
     "--epochs 3": "--epochs: no such option, did you mean --local.epochs or --algorithm.epochs (Ditto)?",
     "--epoch 3": "--epoch: no such option, did you mean --local.epochs or --algorithm.epochs (Ditto)?",
     "--batch-size 3": "--batch-size: no such option, did you mean --local.batch_size or --algorithm.batch_size"
@@ -321,11 +321,11 @@ REFUSED = {
     "--algorithm.mu 1": "--algorithm.mu: FedAvg has no such option, it is an option of FedACG, FedAsync,"
     " FedBuff, ...",
     "--algorithm.mu 1 --algorithm FedProx": "--algorithm.mu: FedAvg has no such option, it is an option of"
-    " FedACG, FedAsync, FedBuff, ...",
+    " FedACG, FedAMP, FedAsync, ...",
     "--partition Permuted --partition.over Dirichlet --partition.over.beta 1": "--partition.over.beta: Dirichlet"
     " has no such option, it has alpha, min_samples",
     "--algorithm FedFTG --algorithm.base SCAFFOLD --algorithm.base.mu 1": "--algorithm.base.mu: SCAFFOLD has no such"
-    " option, it has option, it is an option of FedACG, FedAsync, FedBuff, ...",
+    " option, it has option, it is an option of FedACG, FedAMP, FedAsync, ...",
     "--algorithm FedFTG --algorithm.generator ImageGenerator --algorithm.generator.noises 1": ""
     "--algorithm.generator.noises: ImageGenerator has no such option, it has noise, final_norm, order",
     "clients 3": "clients: belongs to no option, did you mean --clients?",
