@@ -126,7 +126,7 @@ class FedFomo(Mixing):
         return fed.at_clients.losses(alone, model[None], [self.aside[alone.clients[0]]]).item()
 
     def choose(self, fed: Federation, judge: Judge, present: NDArray[np.int64]) -> set[int]:
-        """The clients whose models are compared, with the own number of the client that compares."""
+        """The numbers of the clients whose models this client compares, and its own number."""
         draws = fed.stream("candidates", judge.client)
         others = draws.permutation(present[present != judge.client])
         left = others[np.argsort(-judge.affinity.numpy()[others], kind="stable")].tolist()
