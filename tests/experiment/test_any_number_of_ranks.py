@@ -159,6 +159,9 @@ CASES = {
     "fedrod": f"{SMALL} --algorithm FedRoD --model LeNet --local.momentum 0.5",
     "apfl": f"{SMALL} --rounds 3 --algorithm APFL --model LeNet",
     "fedala": f"{SMALL} --algorithm FedALA --algorithm.rate 100 --algorithm.first_steps 2 --model LeNet --rounds 5",
+    "fedproto": f"{SMALL} --rounds 3 --algorithm FedProto --model LeNet",
+    "fedpac": f"{SMALL} --rounds 3 --algorithm FedPAC --model LeNet",
+    "feddbe": f"{SMALL} --rounds 3 --algorithm FedDBE --model LeNet",
     "side_by_side_moon": f"{SIDE_BY_SIDE} --algorithm MOON --model Projected --model.size 7 --model.over MLP"
     " --model.over.hidden '[33, 17]'",
     "side_by_side_ditto": f"{SIDE_BY_SIDE} --algorithm Ditto --local.momentum 0.5",
@@ -171,6 +174,9 @@ CASES = {
     "side_by_side_apfl": f"{SIDE_BY_SIDE} --algorithm APFL --model.norm batch --local.momentum 0.5",
     "side_by_side_fedala": f"{SIDE_BY_SIDE} --algorithm FedALA --algorithm.first_steps 2 --rounds 5"
     " --model.norm batch",
+    "side_by_side_fedproto": f"{SIDE_BY_SIDE} --rounds 3 --algorithm FedProto --model.norm batch",
+    "side_by_side_fedpac": f"{SIDE_BY_SIDE} --rounds 3 --algorithm FedPAC --model.norm batch --local.batch_size 7",
+    "side_by_side_feddbe": f"{SIDE_BY_SIDE} --rounds 3 --algorithm FedDBE --model.norm batch --local.batch_size 7",
     "fedftg": f"{SMALL} --algorithm FedFTG --algorithm.iterations 3 --model LeNet --evaluate_means cohort",
     "fedftg_repo": f"{SMALL} --algorithm FedFTG --algorithm.base MOON --algorithm.variant repo"
     " --algorithm.iterations 2 --model CifarCNN --local.vectorize 2 --local.lr 0.01",
