@@ -24,6 +24,7 @@ from fedmpi.algorithms.fedbn import FedBN
 from fedmpi.algorithms.fedbuff import FedBuff
 from fedmpi.algorithms.fedcluster import FedCluster
 from fedmpi.algorithms.fedcm import FedCM
+from fedmpi.algorithms.feddbe import FedDBE
 from fedmpi.algorithms.feddf import FedDF
 from fedmpi.algorithms.feddisco import FedDisco
 from fedmpi.algorithms.feddyn import FedDyn
@@ -36,7 +37,9 @@ from fedmpi.algorithms.fedma import FedMA
 from fedmpi.algorithms.fednova import FedNova
 from fedmpi.algorithms.fedntd import FedNTD
 from fedmpi.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
+from fedmpi.algorithms.fedpac import FedPAC
 from fedmpi.algorithms.fedper import FedPer, FedRep
+from fedmpi.algorithms.fedproto import FedProto
 from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.algorithms.fedrod import FedRoD
 from fedmpi.algorithms.fedsam import FedSAM
@@ -87,6 +90,7 @@ __all__ = [
     "FedBuff",
     "FedCM",
     "FedCluster",
+    "FedDBE",
     "FedDF",
     "FedDisco",
     "FedDyn",
@@ -100,7 +104,9 @@ __all__ = [
     "FedMA",
     "FedNTD",
     "FedNova",
+    "FedPAC",
     "FedPer",
+    "FedProto",
     "FedProx",
     "FedRS",
     "FedRep",

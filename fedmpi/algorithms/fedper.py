@@ -45,10 +45,15 @@ class FedRep(FedPer):
         head = Phase("head", self.head_epochs, (self.own,), lr=self.head_lr)
         return head, Phase("body", columns=(self.shared,))
 
-    def train_parts(self, fed: Federation, block: Block, start: Tensor) -> Trained:
+    def train_parts(self, fed: Federation, block: Block, start: Tensor, **of_body: Tensor) -> Trained:
+        """Local training of a block's clients from `start` [K, P].
+
+        Args:
+            of_body: vectors for the loss while the body is trained.
+        """
         first, then = self.trainings
         head = fed.train(block, start, self, first)
-        return fed.train(block, head.weights.clone(), self, then)
+        return fed.train(block, head.weights.clone(), self, then, **of_body)
 
 
 def head_and_body(layout: Layout, method: str) -> tuple[slice, slice]:

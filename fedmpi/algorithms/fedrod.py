@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedmpi.algorithms.fedper import FedPer
-from fedmpi.errors import BadInput
+from fedmpi.algorithms.toolbox.features import features_before_last_layer
 from fedmpi.lazy import nn, torch
 from fedmpi.typing import Batch, Block, Federation, Net, Tensor, Trained
 
@@ -35,12 +35,10 @@ class FedRoD(FedPer):
     takes_clip_norm = False
 
     def extend(self, network: nn.Module, example: Tensor) -> nn.Module:
-        from fedmpi.models._layers import Backbone, before_last_layer
+        from fedmpi.models._layers import Backbone
         from fedmpi.models._personal import TwoHeads
 
-        split = before_last_layer(network)
-        if split is None:
-            raise BadInput("--model: FedRoD needs a Backbone or nn.Sequential that ends in a fully connected layer")
+        split = features_before_last_layer(network, type(self).__name__)
         assert isinstance(split.classifier, nn.Linear)
         return Backbone(split.extractor, TwoHeads(split.classifier))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fedmpi.algorithms.fedavg import FedAvg
-from fedmpi.errors import BadInput
+from fedmpi.algorithms.toolbox.features import features_before_last_layer
 from fedmpi.lazy import nn, torch
 from fedmpi.options import with_options
 from fedmpi.ranges import PositiveFloat, PositiveInt, Probability
@@ -39,12 +39,7 @@ class KNNPer(FedAvg):
     needs_classes = True
 
     def extend(self, network: nn.Module, example: Tensor) -> nn.Module:
-        from fedmpi.models._layers import before_last_layer
-
-        split = before_last_layer(network)
-        if split is None:
-            raise BadInput("--model: KNNPer needs a Backbone or nn.Sequential that ends in a fully connected layer")
-        return split
+        return features_before_last_layer(network, type(self).__name__)
 
     def evaluate(self, fed: Federation) -> None:
         """Each client's predictions on the client's test samples, and the global model on the whole test set."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.typing import Block, Cohort, Columns, Federation, Layout, Tensor, Trained, Vectors
@@ -40,10 +42,18 @@ class PartlyShared(Algorithm):
         return [shared], [shared]
 
     def round(self, fed: Federation, cohort: Cohort) -> None:
+        self.average_shared(fed, cohort, partial(self.train_parts, fed))
+
+    def average_shared(self, fed: Federation, cohort: Cohort, train: Callable[[Block, Tensor], Trained]) -> None:
+        """Train the clients, keep their own parts, and average the shared part; a collective.
+
+        Args:
+            train: local training of a block's clients from [K, P].
+        """
         received = fed.broadcast(self.weights[self.shared])
         mean = fed.weighted_mean(cohort, received, columns=self.shared)
         for block in fed.my_clients(cohort):
-            local = self.train_parts(fed, block, self.personal(block, received))
+            local = train(block, self.personal(block, received))
             mean.add(local.weights[:, self.shared], block)
             self.kept[block] = local.weights[:, self.own]
         whole = self.weights.clone()

@@ -137,7 +137,7 @@ class Local:
         return found
 
     def features(self, block: Block, weights: Tensor) -> Tensor:
-        """[K, n, ...]: the features of the clients' training samples, from the extractor with `weights` [P].
+        """[K, n, ...]: the features of the clients' training samples, by the extractor with `weights` [P] or [K, P].
 
         In evaluation mode, without augmentation. The features of client k are in rows [k, :n_k], in the order of
         `Batch.place`.

@@ -27,6 +27,23 @@ class TwoHeads(nn.Module):
         return logits
 
 
+class Shifted(nn.Module):
+    """A fully connected layer of features to which a client's own vector is added, which starts as zero.
+
+    Args:
+        layer: the layer.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(layer.weight.new_zeros(layer.in_features))
+        self.layer = layer
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.layer(features + self.shift)
+        return logits
+
+
 class Mixed(nn.Module):
     """A shared network and a copy of it as the client's own: the mixture of their outputs.
 

@@ -263,6 +263,10 @@ GROUPS: dict[str, Group] = {
             "global_MAIN": _tested(
                 "main metric of the global model on the test set, for methods with personal models"
             ),
+            "head_MAIN": _tested(
+                "FedProto: main metric of the clients' models by their own last layers, on their own test samples"
+            ),
+            "own_share": Array("FedPAC: mean weight of a client's own head in the head that it gets back"),
             "global_matched_MAIN": _tested(
                 "mean of the main metric of the clients' models on all test samples, weighted by training samples"
             ),

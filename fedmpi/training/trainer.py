@@ -125,15 +125,16 @@ class Trainer(ABC):
         client's number are zero.
 
         Args:
-            weights: [P], of the network.
+            weights: [P] or [K, P], of the network.
         """
-        net, shards = Net(self.model).at(weights), [self._shards[client] for client in block.clients.tolist()]
-        longest = max(map(len, shards))
+        net, shards = Net(self.model), [self._shards[client] for client in block.clients.tolist()]
+        longest, models = max(map(len, shards)), weights.expand(len(block), -1)
         rows = torch.zeros(len(block), longest, *self.feature_shape, device=self.model.device)
-        for row, client, shard in zip(rows, block.clients.tolist(), shards, strict=True):
+        for row, client, shard, model in zip(rows, block.clients.tolist(), shards, models, strict=True):
+            there = net.at(model)
             for first in range(0, len(shard), FEATURES_AT_ONCE):
                 batch = self.samples.batch(shard[first : first + FEATURES_AT_ONCE], self._pixels(client))
-                row[first : first + len(batch)] = net.features(batch.x)
+                row[first : first + len(batch)] = there.features(batch.x)
         return rows
 
     def targets(self, block: Block, beyond: int) -> Tensor:

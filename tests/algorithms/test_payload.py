@@ -21,13 +21,16 @@ from fedmpi.algorithms.ditto import Ditto
 from fedmpi.algorithms.feature_fusion import FeatureFusion
 from fedmpi.algorithms.fedala import FedALA
 from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.algorithms.feddbe import FedDBE
 from fedmpi.algorithms.feddf import FedDF
 from fedmpi.algorithms.fedfomo import FedFomo
 from fedmpi.algorithms.fedftg import FedFTG
 from fedmpi.algorithms.fedgroup import FedGroup
 from fedmpi.algorithms.fedma import FedMA
 from fedmpi.algorithms.fedntd import FedNTD
+from fedmpi.algorithms.fedpac import FedPAC
 from fedmpi.algorithms.fedper import FedRep
+from fedmpi.algorithms.fedproto import FedProto
 from fedmpi.algorithms.fedsam import FedSAM
 from fedmpi.algorithms.fesem import FeSEM
 from fedmpi.algorithms.flhc import FLHC
@@ -88,7 +91,7 @@ def traffic(made: results.Run, step_cost: float = 1.0, forward_passes: int = 0) 
     return np.asarray(BANDWIDTH * (clients["virtual_seconds"] - work))
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method is not FedFomo])
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in (FedFomo, FedDBE)])
 def test_payload_and_clock(method: type[Algorithm], tmp_path: Path) -> None:
     """Oracle: the bytes of vectors that the federation counts, in every round, and the steps that were done.
 
@@ -103,11 +106,26 @@ def test_payload_and_clock(method: type[Algorithm], tmp_path: Path) -> None:
     assert made.rounds["bytes_down"].tolist() == [taking_part * down] * 2
     assert made.rounds["bytes_up"].tolist() == [taking_part * up] * 2
     if method is not Centralized:
-        # IFCA and FeatureFusion pass over the samples before.
-        cost, passes = COSTS.get(method, 1.0), {IFCA: 3, FeatureFusion: 1}.get(method, 0)
+        # IFCA, FeatureFusion and FedPAC pass over the samples before, FedProto and FedPAC afterwards.
+        passes = {IFCA: 3, FeatureFusion: 1, FedProto: 1, FedPAC: 2}.get(method, 0)
+        cost = COSTS.get(method, 1.0)
         np.testing.assert_allclose(traffic(made, cost, passes), down + up, rtol=1e-9, atol=1e-6)
         for round, seconds in enumerate(made.rounds["virtual_seconds"].tolist(), 1):
             assert seconds == made.clients["virtual_seconds"][made.clients["round"] == round].max()
+
+
+def test_mean_features_are_sent_once(tmp_path: Path) -> None:
+    """Oracle: by hand: FedAvg's bytes, 60 features more to all; and from all in the first round, off the clock.
+
+    In the first round the clients also pass over their samples once more.
+    """
+    made = two_rounds(tmp_path / "run.h5", FedDBE())
+    model = 4 * FlatModel(network(LeNet(), (1, 8, 8), 10), CPU).layout.size
+    assert made.rounds["bytes_down"].tolist() == [7 * (model + 4 * 60)] * 2
+    assert made.rounds["bytes_up"].tolist() == [7 * (model + 4 * 60), 7 * model]
+    first = made.clients["round"] == 1
+    for rows, passes in ((first, 1), (~first, 0)):
+        np.testing.assert_allclose(traffic(made, forward_passes=passes)[rows], 2 * model + 4 * 60, rtol=1e-9)
 
 
 #: What is trained, by hand, in units of the batches of a pass: in the first round, and in the second.
@@ -119,6 +137,7 @@ TRAININGS: dict[str, tuple[Callable[[], Algorithm], tuple[int, int], float, int]
     "apfl": (APFL, (2, 2), 2.0, 0),
     "apfl with a fixed share": (lambda: APFL(adaptive=False), (1, 1), 2.0, 0),
     "fedala": (lambda: FedALA(first_steps=3), (1, 4), 1.0, 0),
+    "fedpac": (lambda: FedPAC(3), (4, 4), 1.0, 2),
     "fedma": (lambda: FedMA(retrain_epochs=2), (7, 7), 1.0, 0),  # three layers before the last
     "fedma at once": (lambda: FedMA(retrain=False, sweeps=1), (1, 1), 1.0, 0),
     "fedgroup": (lambda: FedGroup(2, pretrain_epochs=4), (4, 1), 1.0, 0),

@@ -165,6 +165,9 @@ CASES = {
     "fedala": f"{SMALL} --algorithm FedALA --algorithm.rate 100 --algorithm.first_steps 2 --model LeNet --rounds 5",
     "fedamp": f"{SMALL} --algorithm FedAMP --model LeNet --rounds 3 --local.momentum 0.5",
     "fedfomo": f"{SMALL} --algorithm FedFomo --algorithm.models 3 --model LeNet --rounds 4",
+    "fedproto": f"{SMALL} --rounds 3 --algorithm FedProto --model LeNet",
+    "fedpac": f"{SMALL} --rounds 3 --algorithm FedPAC --model LeNet",
+    "feddbe": f"{SMALL} --rounds 3 --algorithm FedDBE --model LeNet",
     "side_by_side_moon": f"{SIDE_BY_SIDE} --algorithm MOON --model Projected --model.size 7 --model.over MLP"
     " --model.over.hidden '[33, 17]'",
     "side_by_side_ditto": f"{SIDE_BY_SIDE} --algorithm Ditto --local.momentum 0.5 --algorithm.lr 0.02",
@@ -182,6 +185,9 @@ CASES = {
     " --model.norm batch",
     "side_by_side_fedfomo": f"{SIDE_BY_SIDE} --algorithm FedFomo --algorithm.fallback keep --rounds 4"
     " --model.norm batch",
+    "side_by_side_fedproto": f"{SIDE_BY_SIDE} --rounds 3 --algorithm FedProto --model.norm batch",
+    "side_by_side_fedpac": f"{SIDE_BY_SIDE} --rounds 3 --algorithm FedPAC --model.norm batch --local.batch_size 7",
+    "side_by_side_feddbe": f"{SIDE_BY_SIDE} --rounds 3 --algorithm FedDBE --model.norm batch --local.batch_size 7",
     "fedftg": f"{SMALL} --algorithm FedFTG --algorithm.iterations 3 --model LeNet --evaluate_means cohort",
     "fedftg_repo": f"{SMALL} --algorithm FedFTG --algorithm.base MOON --algorithm.variant repo"
     " --algorithm.iterations 2 --model CifarCNN --local.vectorize 2 --local.lr 0.01",
