@@ -112,9 +112,8 @@ def head_weights(moments: Tensor, variances: Tensor) -> Tensor:
     rows = []
     for i in range(count):
         root = torch.cat((variances.sqrt().diag(), near[:, [i]] - near))
-        root /= root.norm().clamp(
-            min=torch.finfo(root.dtype).tiny
-        )  # neither too small beside a sum of 1 nor too large
+        # Neither too small beside a sum of 1 nor too large.
+        root /= root.norm().clamp(min=torch.finfo(root.dtype).tiny)
         found, _ = nnls(torch.cat((root, root.new_ones(1, count))).numpy(), np.eye(len(root) + 1)[-1])
         shares = torch.from_numpy(found / found.sum())
         rows.append(torch.where(shares < LEAST, 0, shares))
