@@ -78,6 +78,9 @@ CASES = {
     "centred_clipping": f"{SMALL} --algorithm CentredClipping --algorithm.radius 0.2 --model LeNet --attack MinMax"
     " --attack.share 0.5",
     "bulyan": f"{SMALL} --cohort 7 --algorithm Bulyan --model LeNet --attack MinSum --attack.share 0.4",
+    "backdoor": f"{SMALL} --attack Backdoor --attack.share 0.4 --attack.scale 2 --model LeNet"
+    " --local.augmentation crop_flip",
+    "side_by_side_backdoor": f"{SIDE_BY_SIDE} --algorithm FedPer --attack Backdoor --attack.share 0.5",
     "alie": f"{SMALL} --attack ALIE --attack.share 0.5 --model LeNet --local.vectorize 2",
     "one": f"{SMALL} --model LeNet --cohort 1 --sampler RoundRobin",
     "fedprox": f"{SMALL} --algorithm FedProx --algorithm.mu 0.1 --model LogisticRegression",

@@ -20,7 +20,6 @@ from fedmpi.algorithms import (
     FedDyn,
     FedExP,
     FedFTG,
-    FedLC,
     FedPer,
     FedRoD,
     FeSEM,
@@ -46,7 +45,7 @@ from fedmpi.experiment.compatibility import (
 )
 from fedmpi.experiment.stopping import Stopping
 from fedmpi.policies import Always, Bernoulli, Heterogeneous, Independent, PowerOfChoice, Weighted
-from fedmpi.policies.attacks import LabelFlip, SignFlip
+from fedmpi.policies.attacks import Backdoor, LabelFlip, SignFlip
 from fedmpi.policies.compression import TopK
 from fedmpi.policies.privacy import CentralDP
 from fedmpi.policies.server_optimizers import Momentum
@@ -253,26 +252,21 @@ REFUSED: list[tuple[Rule[Any], dict[str, Any], str]] = [
     ),
     (
         METHODS[15],
-        {"algorithm": FedLC(), "attack": LabelFlip()},
-        "attack = LabelFlip: changes labels, and FedLC corrects logits by the counts of the true ones",
-    ),
-    (
-        METHODS[16],
         HT | {"algorithm": FedExP()},
         "weighting = horvitz_thompson: FedExP needs weights that sum to 1",
     ),
     (
-        METHODS[17],
+        METHODS[16],
         {"algorithm": FedDisco(), "weighting": "uniform"},
         "weighting = uniform: must be samples with FedDisco, which computes other weights from these",
     ),
     (
-        METHODS[18],
+        METHODS[17],
         {"algorithm": FedDisco(), "sampler": Weighted()},
         "sampler = Weighted: sets the clients' weights itself, which cannot be combined with FedDisco",
     ),
     (
-        METHODS[19],
+        METHODS[18],
         {"algorithm": FedRoD(), "local": LocalTraining(clip_norm=1.0)},
         "local.clip_norm = 1.0: must be null with FedRoD, which trains parts of the model by losses of their own",
     ),
@@ -322,6 +316,21 @@ LOADED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         "--local.augmentation = crop_flip: must be none, for Digits has no images",
     ),
     (
+        {"attack": Backdoor()},
+        {"has_images": False},
+        "--attack = Backdoor: puts its trigger on images of pixels from 0 to 255, which Digits does not have",
+    ),
+    (
+        {"attack": Backdoor(size=9)},
+        {},
+        "--attack.size = 9: must be at most 8, the shorter side of the images",
+    ),
+    (
+        {"attack": Backdoor(target=10)},
+        {},
+        "--attack.target = 10: must be below 10, the number of classes",
+    ),
+    (
         {"algorithm": FedDF(proxy=Digits())},
         {"proxy_samples": "float32 (3,)"},
         "--algorithm.proxy = Digits: has samples of float32 (3,), but those of Digits are of uint8 (1, 8, 8)",
@@ -343,6 +352,8 @@ LOADED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 def test_what_is_refused_when_the_data_are_there(settings: dict[str, Any], known: dict[str, Any], said: str) -> None:
     plain: dict[str, Any] = {
         "shape": (1, 8, 8),
+        "has_images": True,
+        "outputs": 10,
         "samples": "uint8 (1, 8, 8)",
         "proxy_samples": None,
         "has_embedding": False,
