@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeVar
 
-from fedmpi.algorithms import IFCA, Algorithm, FedDisco, FedExP
+from fedmpi.algorithms import CCVR, IFCA, Algorithm, FedDisco, FedExP
 from fedmpi.data import Dataset, Partition
 from fedmpi.errors import BadInput
 from fedmpi.experiment.evaluated import Evaluated
@@ -450,6 +450,13 @@ METHODS: Sequence[Rule[Choices]] = (
         "sets the clients' weights itself, which cannot be combined with {algorithm}",
         lambda chosen: bool(chosen.sampler.weighting),
         _is_a(FedDisco),
+    ),
+    Rule(
+        "attack",
+        "other than NoAttack",
+        "attacks what clients train on or send in rounds, but not the statistics of features that {algorithm} uses",
+        _is_attacked,
+        _is_a(CCVR),
     ),
     Rule(
         "local.clip_norm",

@@ -271,6 +271,7 @@ GROUPS: dict[str, Group] = {
             "global_MAIN": _tested(
                 "main metric of the global model on the test set, for methods with personal models"
             ),
+            "uncalibrated_MAIN": _tested("CCVR: main metric of the base method's model, on the test set"),
             "global_matched_MAIN": _tested(
                 "mean of the main metric of the clients' models on all test samples, weighted by training samples"
             ),

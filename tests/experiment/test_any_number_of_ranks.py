@@ -157,6 +157,8 @@ CASES = {
     "fedper": f"{SMALL} --algorithm FedPer --model LeNet",
     "fedrep": f"{SMALL} --algorithm FedRep --algorithm.head_epochs 1 --model LeNet",
     "knnper": f"{SMALL} --algorithm KNNPer --model LeNet",
+    "ccvr": f"{SMALL} --algorithm CCVR --algorithm.base SCAFFOLD --model LeNet --partition Shards",
+    "side_by_side_ccvr": f"{SIDE_BY_SIDE} --algorithm CCVR --algorithm.samples 30 --model.norm batch",
     "fedbabu": f"{SMALL} --algorithm FedBABU --model LeNet --evaluate_fine_tuned 1",
     "lgfedavg": f"{SMALL} --algorithm LGFedAvg --model LeNet",
     "fedrod": f"{SMALL} --algorithm FedRoD --model LeNet --local.momentum 0.5",

@@ -11,6 +11,7 @@ import pytest
 
 from fedmpi import Experiment
 from fedmpi.algorithms import (
+    CCVR,
     IFCA,
     Centralized,
     FedAvg,
@@ -267,6 +268,12 @@ REFUSED: list[tuple[Rule[Any], dict[str, Any], str]] = [
     ),
     (
         METHODS[18],
+        {"algorithm": CCVR(), "attack": SignFlip()},
+        "attack = SignFlip: attacks what clients train on or send in rounds, but not the statistics of features that"
+        " CCVR uses",
+    ),
+    (
+        METHODS[19],
         {"algorithm": FedRoD(), "local": LocalTraining(clip_norm=1.0)},
         "local.clip_norm = 1.0: must be null with FedRoD, which trains parts of the model by losses of their own",
     ),
