@@ -9,6 +9,7 @@ from fedmpi.algorithms.apfl import APFL
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.algorithms.bulyan import Bulyan
 from fedmpi.algorithms.calibrated import BalancedSoftmax, FedLC, FedRS
+from fedmpi.algorithms.ccvr import CCVR
 from fedmpi.algorithms.centralized import Centralized
 from fedmpi.algorithms.cfl import CFL
 from fedmpi.algorithms.distribution_fusion import DistributionFusion
@@ -63,6 +64,7 @@ from fedmpi.components import import_all
 
 __all__ = [
     "APFL",
+    "CCVR",
     "CFL",
     "FLHC",
     "IFCA",

@@ -34,7 +34,7 @@ def check_set_up(
     split: Split,
     pixels: int,
     labels: tuple[NDArray[np.int64], NDArray[np.int64]],
-    poisoned: NDArray[np.int64],
+    poisoned: tuple[NDArray[np.int64], NDArray[np.bool_]],
 ) -> None:
     """Compare data, split and network of all ranks, by one message; a collective.
 
@@ -44,7 +44,7 @@ def check_set_up(
         split: of all clients, held-out clients included.
         pixels: number of pixels of a sample.
         labels: of training and test samples, as honest clients see them.
-        poisoned: labels of training samples, as all clients see them.
+        poisoned: labels of training samples, as all clients see them, and which samples an attack has chosen.
 
     Raises:
         BadInput: ranks have different things; on every rank alike.
@@ -61,7 +61,7 @@ def check_set_up(
         f"{splits} put clients into different groups": checksum(*(() if split.groups is None else (split.groups,))),
         f"{splits} see different labels": checksum(*labels),
         f"{splits} see pixels in different orders": checksum(*_pixel_orders(split, pixels)),
-        f"--attack = {named(experiment.attack)}: ranks poison different labels": checksum(poisoned),
+        f"--attack = {named(experiment.attack)}: ranks poison different labels": checksum(*poisoned),
     }
     told = [row.split() for row in world.gather_text(" ".join(map(str, claims.values())))]
     for claim, *said in zip(claims, *told, strict=False):

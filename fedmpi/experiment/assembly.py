@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,7 @@ from fedmpi.mpi import leftovers
 from fedmpi.mpi.devices import computes_bf16, pick_device
 from fedmpi.mpi.world import World
 from fedmpi.policies import Cohort
+from fedmpi.policies.attacks import Trigger
 from fedmpi.policies.privacy import Released
 from fedmpi.policies.sampling import masses
 from fedmpi.policies.timeline import Timeline
@@ -82,7 +83,7 @@ def assemble(experiment: Settings, world: World) -> Assembled:
     networks = networks_of(experiment, arrays, outputs, device, read_initial_model(world, experiment.init))
     with world.agreed():
         model = networks(0)
-        compatibility.check_loaded(_loaded(experiment, arrays, proxy, model))
+        compatibility.check_loaded(_loaded(experiment, arrays, proxy, model, outputs))
         everyone = _split(experiment, arrays, world)
     measures = Measures(task, experiment.measured, outputs)
     shared = _put_together(experiment, world, arrays, proxy, everyone, measures, model)
@@ -138,6 +139,8 @@ class _Shared:
         everyone: the samples of all clients, including held-out clients.
         split: the samples of the clients that take part in rounds.
         shards: for each client, the numbers of its training samples.
+        label_counts: [clients, strata] numbers of training samples by the labels that clients train on.
+        triggered: test samples that carry the trigger of the attack; None: there are none.
         measures: what evaluations measure.
         pixels: the order in which a client sees the pixels of its samples.
     """
@@ -148,11 +151,13 @@ class _Shared:
     everyone: Split
     split: Split
     shards: list[NDArray[np.int64]]
+    label_counts: NDArray[np.int64]
     measures: Measures
     pixels: PixelOrders
     train: Samples
     test: Measured
     validation: Measured | None
+    triggered: Measured | None
     proxy: Samples | None
     adversary: Adversary | None
     released: Released
@@ -175,6 +180,7 @@ class _Shared:
             everyone.train,
             self.test,
             self.validation,
+            self.triggered,
             self.pixels,
             experiment.clients,
         )
@@ -183,6 +189,7 @@ class _Shared:
             trainer=make_trainer(work, choice),
             evaluator=evaluator,
             split=self.split,
+            label_counts=self.label_counts,
             train=train,
             build=networks,
             rounds=rounds,
@@ -229,13 +236,17 @@ def _remove_leftovers(world: World) -> list[str]:
     ]
 
 
-def _loaded(experiment: Settings, arrays: Arrays, proxy: Arrays | None, model: FlatModel) -> compatibility.Loaded:
+def _loaded(
+    experiment: Settings, arrays: Arrays, proxy: Arrays | None, model: FlatModel, outputs: int
+) -> compatibility.Loaded:
     """The facts for the rules on data and networks."""
     other, layers = experiment.algorithm.proxy, list(model.module.modules())
     recurs = any(isinstance(layer, nn.RNNBase) for layer in layers)
     return compatibility.Loaded(
         experiment,
         shape=arrays.train_x.shape[1:],
+        has_images=arrays.train_x.dtype == np.uint8,
+        outputs=outputs,
         samples=_kind(arrays, experiment.dataset),
         proxy_samples=_kind(proxy, other) if proxy and other else None,
         has_embedding=any(isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) for layer in layers),
@@ -300,9 +311,13 @@ def _put_together(
         everyone.labels_seen(labels, shards)
         for labels, shards in ((arrays.train_y, everyone.owned), (arrays.test_y, everyone.test))
     )
-    labels = adversary.poison(seen, split.train, measures.outputs) if adversary else seen
+    labels, poisoned = seen, np.zeros(len(seen), dtype=bool)
+    if adversary:
+        labels, poisoned = adversary.poison(seen, split.train, measures.outputs)
     weights = experiment.task.weights(labels)
-    train = Samples(arrays.train_x, labels, dataset.mean, dataset.std, device, weights)
+    honest = Samples(arrays.train_x, labels, dataset.mean, dataset.std, device, weights)
+    trigger = adversary.trigger if adversary else None
+    train = honest.marked(trigger.size, poisoned) if trigger else honest
     test = Samples(arrays.test_x, test_labels, dataset.mean, dataset.std, device)
     data: dict[str, tuple[object, Arrays]] = {"dataset": (dataset, arrays)}
     proxies: Samples | None = None
@@ -310,7 +325,9 @@ def _put_together(
         unlabelled = np.zeros(len(proxy.train_x), np.int64)
         proxies = Samples(proxy.train_x, unlabelled, dataset.mean, dataset.std, device)
         data["algorithm.proxy"] = algorithm.proxy, proxy
-    check_set_up(world, experiment, model.module, data, everyone, train.pixels, (seen, test_labels), labels)
+    check_set_up(
+        world, experiment, model.module, data, everyone, train.pixels, (seen, test_labels), (labels, poisoned)
+    )
     with world.agreed():
         names = named(experiment.model), named(algorithm)
         check_outputs(model, train, experiment.task, measures.outputs, algorithm, *names)
@@ -321,15 +338,31 @@ def _put_together(
         everyone,
         split,
         shards=[np.sort(np.concatenate(split.train))] if algorithm.pools_clients else everyone.train,
+        label_counts=adversary.label_counts(split, labels) if adversary else split.label_counts,
         measures=measures,
         pixels=PixelOrders(everyone, train.pixels, device),
         train=train,
         test=Measured.of(test, everyone.test),
-        validation=Measured.of(train.relabelled(seen), everyone.validation) if experiment.validation else None,
+        validation=Measured.of(honest.relabelled(seen), everyone.validation) if experiment.validation else None,
+        triggered=_triggered(test, test_labels, everyone.test, trigger) if trigger else None,
         proxy=proxies,
         adversary=adversary,
         released=Released(),
     )
+
+
+def _triggered(
+    test: Samples, labels: NDArray[np.int64], shards: Sequence[NDArray[np.int64]], trigger: Trigger
+) -> Measured:
+    """The test samples of other classes than the target, with the trigger, and with the target as their label.
+
+    Args:
+        labels: of the test samples.
+        shards: for each client, the numbers of its test samples.
+    """
+    marked = test.marked(trigger.size, np.ones(len(labels), dtype=bool))
+    others = [shard[labels[shard] != trigger.target] for shard in shards]
+    return Measured.of(marked.relabelled(np.full_like(labels, trigger.target)), others)
 
 
 def _check_room(experiment: Settings, world: World, fed: Federation) -> None:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeVar
 
-from fedmpi.algorithms import IFCA, Algorithm, FedDisco, FedExP
-from fedmpi.algorithms.calibrated import Calibrated
+from fedmpi.algorithms import CCVR, IFCA, Algorithm, FedDisco, FedExP
 from fedmpi.data import Dataset, Partition
 from fedmpi.errors import BadInput
 from fedmpi.experiment.evaluated import Evaluated
@@ -68,6 +67,8 @@ class Loaded:
 
     Attributes:
         shape: of a sample, as the network takes it.
+        has_images: whether samples are images of pixels from 0 to 255.
+        outputs: number of outputs for a sample; of classes, if there are any.
         samples, proxy_samples: the kinds of samples, in words; None: there are no proxy samples.
         has_embedding: whether the network takes tokens.
         has_statistics: whether it has running statistics.
@@ -77,6 +78,8 @@ class Loaded:
 
     chosen: Choices
     shape: tuple[int, ...]
+    has_images: bool
+    outputs: int
     samples: str
     proxy_samples: str | None
     has_embedding: bool
@@ -320,7 +323,7 @@ TASKS: Sequence[Rule[Choices]] = (
     ),
     Rule(
         "attack",
-        "one that changes labels (LabelFlip), with a task whose samples have no classes",
+        "one that changes labels (LabelFlip, Backdoor), with a task whose samples have no classes",
         "changes classes, which {task} does not have",
         lambda chosen: type(chosen.attack).poison is not Attack.poison and not chosen.task.has_classes,
     ),
@@ -432,13 +435,6 @@ METHODS: Sequence[Rule[Choices]] = (
         _is_a(IFCA),
     ),
     Rule(
-        "attack",
-        "one that changes labels (LabelFlip)",
-        "changes labels, and {algorithm} corrects logits by the counts of the true ones",
-        lambda chosen: type(chosen.attack).poison is not Attack.poison,
-        _is_a(Calibrated),
-    ),
-    Rule(
         "weighting",
         "horvitz_thompson",
         "{algorithm} needs weights that sum to 1",
@@ -458,6 +454,13 @@ METHODS: Sequence[Rule[Choices]] = (
         "sets the clients' weights itself, which cannot be combined with {algorithm}",
         lambda chosen: bool(chosen.sampler.weighting),
         _is_a(FedDisco),
+    ),
+    Rule(
+        "attack",
+        "other than NoAttack",
+        "attacks what clients train on or send in rounds, but not the statistics of features that {algorithm} uses",
+        _is_attacked,
+        _is_a(CCVR),
     ),
     Rule(
         "local.clip_norm",
@@ -523,6 +526,28 @@ DATA: Sequence[Rule[Loaded]] = (
         lambda loaded: loaded.chosen.local.augmentation != "none" and len(loaded.shape) != 3,
     ),
     Rule(
+        "attack",
+        "one with a trigger (Backdoor), for samples that are no images",
+        "puts its trigger on images of pixels from 0 to 255, which {dataset} does not have",
+        lambda loaded: loaded.chosen.attack.trigger is not None and not loaded.has_images,
+    ),
+    Rule(
+        "attack.size",
+        "a larger square than the images",
+        "must be at most {side}, the shorter side of the images",
+        lambda loaded: (
+            loaded.chosen.attack.trigger is not None and loaded.chosen.attack.trigger.size > min(loaded.shape[1:])
+        ),
+    ),
+    Rule(
+        "attack.target",
+        "no class",
+        "must be below {outputs}, the number of classes",
+        lambda loaded: (
+            loaded.chosen.attack.trigger is not None and loaded.chosen.attack.trigger.target >= loaded.outputs
+        ),
+    ),
+    Rule(
         "algorithm.proxy",
         "a data set whose samples are of another kind",
         "has samples of {proxy_samples}, but those of {dataset} are of {samples}",
@@ -572,6 +597,8 @@ IN_GENERAL = {
     "fewest": "few",
     "samples": "another",
     "proxy_samples": "one kind",
+    "outputs": "C",
+    "side": "min(H, W)",
 }
 
 
@@ -582,7 +609,8 @@ def check(rules: Sequence[Rule[Choices]], chosen: Choices) -> None:
 
 def check_loaded(loaded: Loaded) -> None:
     """Raise BadInput for the first rule that data and network break."""
-    words = {"samples": loaded.samples, "proxy_samples": loaded.proxy_samples or ""}
+    words = {"samples": loaded.samples, "proxy_samples": loaded.proxy_samples or "", "outputs": str(loaded.outputs)}
+    words["side"] = str(min(loaded.shape[1:], default=""))
     _refuse(DATA, loaded, loaded.chosen, words, "--")
 
 

@@ -256,7 +256,7 @@ def _begun(
     attributes |= {**inputs.describe(config), **_after_more_rounds(experiment, assembled)}
     results = Results(experiment.output, attributes, environment, overwrite=True, confirm=lock.confirm)
     validation = list(map(len, fed.context.split.validation)) if experiment.validation else None
-    results.set_partition(fed.label_counts, fed.samples, validation)
+    results.set_partition(fed.context.split.label_counts, fed.samples, validation)
     _describe_models(results, experiment.algorithm, fed.layout)
     data, kind = experiment.dataset, "uint8" if fed.has_images else "int64" if fed.is_text else "float32"
     results.set_inputs(kind, fed.shape, measures.outputs, data.mean, data.std, data.vocabulary)

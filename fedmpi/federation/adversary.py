@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedmpi.data import Split
 from fedmpi.mpi.rows import Rows
 from fedmpi.mpi.world import World
-from fedmpi.policies.attacks import Attack, Collusion, NoAttack
+from fedmpi.policies.attacks import Attack, Collusion, NoAttack, Trigger
 from fedmpi.randomness import key, seed_globals, stream
 from fedmpi.training.block import Block
 
@@ -40,20 +41,39 @@ class Adversary:
         seed_globals(key(seed, "malicious"))
         self.malicious = attack.malicious(clients, seed)
         self.colludes = isinstance(attack, Collusion)
-        self._lies = self.colludes or type(attack).change is not Attack.change
+        self._lies = self.colludes or attack.changes_updates
 
     @classmethod
     def of(cls, world: World, attack: Attack, clients: int, seed: int) -> Adversary | None:
         """The adversary; None: the settings have no malicious clients."""
         return None if isinstance(attack, NoAttack) else cls(world, attack, clients, seed)
 
-    def poison(self, labels: NDArray[np.int64], shards: list[NDArray[np.int64]], classes: int) -> NDArray[np.int64]:
-        """The training labels [n] as the clients with these shards see them."""
-        poisoned = np.array(labels)
-        for client in np.flatnonzero(self.malicious):
-            seed_globals(key(self._seed, "poisoned labels", client=int(client)))
-            poisoned[shards[client]] = self._attack.poison(poisoned[shards[client]], classes)
-        return poisoned
+    @property
+    def trigger(self) -> Trigger | None:
+        """What is put on the images that are poisoned; None: they stay as they are."""
+        return self._attack.trigger
+
+    def poison(
+        self, labels: NDArray[np.int64], shards: Sequence[NDArray[np.int64]], classes: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The training labels [n] as the clients with these shards see them, and which samples [n] are poisoned."""
+        poisoned, chosen = np.array(labels), np.zeros(len(labels), dtype=bool)
+        for client in np.flatnonzero(self.malicious).tolist():
+            seed_globals(key(self._seed, "poisoned labels", client=client))
+            shard = shards[client]
+            some = shard[self._attack.choose(len(shard), stream(self._seed, "poisoned samples", client=client))]
+            poisoned[some] = self._attack.poison(poisoned[some], classes)
+            chosen[some] = True
+        return poisoned, chosen
+
+    def label_counts(self, split: Split, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[clients, strata] numbers of training samples, of malicious clients by the labels [n] that they use."""
+        counts = split.label_counts
+        if type(self._attack).poison is not Attack.poison:
+            counts = counts.copy()
+            for client in np.flatnonzero(self.malicious):
+                counts[client] = np.bincount(labels[split.train[client]], minlength=counts.shape[1])
+        return counts
 
     def among(self, block: Block) -> NDArray[np.int64]:
         """Positions in the block of clients that replace their update."""

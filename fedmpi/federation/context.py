@@ -78,6 +78,7 @@ class Context:
         world: the ranks.
         trainer, evaluator: of this rank.
         split: the samples of each client.
+        label_counts: [clients, strata] numbers of training samples by the labels that clients train on.
         train: the training samples of all clients.
         build: number -> a network with newly drawn weights, the same on every rank.
         rounds: number of rounds of the run.
@@ -104,6 +105,7 @@ class Context:
     trainer: Trainer
     evaluator: Evaluator
     split: Split
+    label_counts: NDArray[np.int64]
     train: Samples
     build: Callable[[int], FlatModel]
     rounds: int

@@ -1,4 +1,4 @@
-"""Evaluation of models on the test set, and on the validation set if there is one.
+"""Evaluation of models on the test set, on the validation set, and on test samples with a trigger, if there are any.
 
 Each set is cut into fixed blocks, which are distributed over the ranks. Ranks exchange what the task measures of
 every sample, and metrics are made of it in the order of the set. So the results are bit-identical on any number of
@@ -42,7 +42,7 @@ def predict_with(predict: Prediction | None, vectors: Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Measured:
-    """A set of samples on which models are measured: the test set, or the validation set.
+    """A set of samples on which models are measured: the test set, the validation set, or samples with a trigger.
 
     Attributes:
         samples: where the samples are.
@@ -87,6 +87,8 @@ class Evaluation:
         owners: [n] int64, the client that a sample belongs to.
         clients: number of clients.
         validation: the results of the same models on the validation set; None: there is none.
+        triggered: the results on test samples that carry the trigger of an attack, and have its target as their
+            label; None: there are none.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Evaluation:
         clients: int,
         known: NDArray[np.bool_] | None = None,
         validation: Evaluation | None = None,
+        triggered: Evaluation | None = None,
     ) -> None:
         self.measures = measures
         self.measured = measured
@@ -106,6 +109,7 @@ class Evaluation:
         self.owners = owners
         self.clients = clients
         self.validation = validation
+        self.triggered = triggered
 
     @cached_property
     def rows(self) -> Rows:
@@ -128,10 +132,17 @@ class Evaluation:
 
     @property
     def columns(self) -> dict[str, float]:
-        """The metrics of both sets by column: test_loss, ..., validation_loss, ..."""
+        """The metrics of all sets by column: test_loss, ..., validation_loss, ..., backdoor_success."""
         found = {f"test_{name}": value for name, value in self.metrics.items()}
         validated = self.validation.metrics if self.validation else {}
-        return found | {f"validation_{name}": value for name, value in validated.items()}
+        attacked = {"backdoor_success": self.triggered.hits} if self.triggered else {}
+        return found | {f"validation_{name}": value for name, value in validated.items()} | attacked
+
+    @property
+    def hits(self) -> float:
+        """The share of the evaluated samples whose class is predicted; NaN if there are none."""
+        hit = self.rows["predicted"] == self.targets[self.known]
+        return float(hit.mean()) if len(hit) else math.nan
 
     @cached_property
     def of_clients(self) -> NDArray[np.float64]:
@@ -161,7 +172,9 @@ class Evaluation:
         measured = np.stack([model.measured for model in models])[number, :, np.arange(len(number))].T
         validations = [model.validation for model in models if model.validation]
         validation = cls.matched(validations, choice) if validations else None
-        return cls(one.measures, measured, one.targets, one.owners, one.clients, number >= 0, validation)
+        with_trigger = [model.triggered for model in models if model.triggered]
+        triggered = cls.matched(with_trigger, choice) if with_trigger else None
+        return cls(one.measures, measured, one.targets, one.owners, one.clients, number >= 0, validation, triggered)
 
 
 class Evaluator:
@@ -174,6 +187,7 @@ class Evaluator:
         train_shards: for each client, the training samples on which losses are measured.
         test: the test set.
         validation: the validation set; None: there is none.
+        triggered: test samples that carry the trigger of an attack; None: there are none.
         pixels: client -> the order in which it sees the pixels of its images, or None.
         clients: number of clients without held-out clients, whose test samples do not count.
     """
@@ -186,6 +200,7 @@ class Evaluator:
         train_shards: list[NDArray[np.int64]],
         test: Measured,
         validation: Measured | None,
+        triggered: Measured | None,
         pixels: PixelOrder,
         clients: int,
     ) -> None:
@@ -194,10 +209,11 @@ class Evaluator:
         self._model.module.eval()
         self._train = train
         self._shards: Sequence[NDArray[np.int64]] = train_shards
-        self._sets = [test, validation] if validation else [test]
+        sets = {"test": test, "validation": validation, "triggered": triggered}
+        self._sets = {name: one for name, one in sets.items() if one is not None}
         self._pixels = pixels
         self._clients = clients
-        self._counted = [np.flatnonzero(one.owners < clients) for one in self._sets]
+        self._counted = {name: np.flatnonzero(one.owners < clients) for name, one in self._sets.items()}
 
     def deal(self, shards: Sequence[NDArray[np.int64]]) -> None:
         """From now on measure training losses on these samples of the first clients."""
@@ -206,15 +222,15 @@ class Evaluator:
     def nothing(self) -> NDArray[np.float32]:
         """[S, n] zeros, which `measure` fills, and which are then added up over the ranks.
 
-        n is the number of samples of the test set and the validation set.
+        n is the number of samples of all sets.
         """
-        return np.zeros((self.measures.width, sum(map(len, self._sets))), dtype=np.float32)
+        return np.zeros((self.measures.width, sum(map(len, self._sets.values()))), dtype=np.float32)
 
-    def _parts(self, into: NDArray[np.float32]) -> Iterator[tuple[int, Measured, NDArray[np.float32]]]:
+    def _parts(self, into: NDArray[np.float32]) -> Iterator[tuple[str, Measured, NDArray[np.float32]]]:
         """The part of the measurements for each set."""
         first = 0
-        for number, one in enumerate(self._sets):
-            yield number, one, into[:, first : first + len(one)]
+        for name, one in self._sets.items():
+            yield name, one, into[:, first : first + len(one)]
             first += len(one)
 
     @torch.inference_mode()
@@ -233,8 +249,8 @@ class Evaluator:
             predict: computes the output with the network.
         """
         self._model.load(weights)
-        for number, one, place in self._parts(into):
-            counted = self._counted[number]
+        for name, one, place in self._parts(into):
+            counted = self._counted[name]
             for start in range(part * BLOCK, len(counted), parts * BLOCK):
                 block = counted[start : start + BLOCK]
                 place[:, block] = self._measured(one, block, predict)
@@ -258,7 +274,7 @@ class Evaluator:
     @torch.inference_mode()
     def value_of_client(self, weights: torch.Tensor, client: int, predict: Predict) -> float:
         """The main metric on a client's own test samples; NaN if it has none."""
-        test = self._sets[0]
+        test = self._sets["test"]
         shard = test.shards[client]
         if not len(shard):
             return math.nan
@@ -282,14 +298,13 @@ class Evaluator:
 
     def evaluation(self, measured: NDArray[np.float32]) -> Evaluation:
         """The evaluation, from the values added up over the ranks."""
-        found: Evaluation | None = None
-        for number, one, part in reversed(list(self._parts(measured))):
-            some = self._counted[number]
-            found = Evaluation(
-                self.measures, part[:, some], one.targets[some], one.owners[some], self._clients, validation=found
-            )
-        assert found is not None
-        return found
+        found: dict[str, Evaluation] = {}
+        for name, one, part in self._parts(measured):
+            some = self._counted[name]
+            found[name] = Evaluation(self.measures, part[:, some], one.targets[some], one.owners[some], self._clients)
+        test = found.pop("test")
+        test.validation, test.triggered = found.get("validation"), found.get("triggered")
+        return test
 
     @torch.inference_mode()
     def training_losses(

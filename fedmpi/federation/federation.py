@@ -41,7 +41,8 @@ class Federation:
         clients: number of clients.
         samples: [clients] number of training samples of each client.
         masses: [clients] weight of each client in a mean, if it is drawn once.
-        label_counts: [clients, classes] number of training samples of each client and class, or stratum of targets.
+        label_counts: [clients, classes] number of training samples of each client and class, or stratum of targets;
+            those of malicious clients by the labels that they train on.
         shards: for each client, int64 numbers of its training samples.
         classes: how many there are, or strata.
         task: what is learned.
@@ -69,7 +70,7 @@ class Federation:
         self.clients = context.clients
         self.samples = split.samples
         self.masses = context.masses
-        self.label_counts = split.label_counts
+        self.label_counts = context.label_counts
         self.shards = split.train
         self.classes = split.label_counts.shape[1]
         self.task = context.evaluator.measures.task

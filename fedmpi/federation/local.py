@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmpi.federation.context import Context
-from fedmpi.federation.mean import diverged
+from fedmpi.federation.mean import diverged, total
 from fedmpi.federation.placement import CostModel
 from fedmpi.policies import Cohort
 from fedmpi.randomness import globals_kept
 from fedmpi.training.block import GRADIENT, WHOLE, Block, Hooks, Phase
 from fedmpi.training.symmetry import Group
+from fedmpi.training.trainer import Features
 
 
 @dataclass
@@ -136,15 +137,18 @@ class Local:
         ledger.add_steps(block, steps, (time.perf_counter() - began) * share)
         return found
 
-    def features(self, block: Block, weights: Tensor) -> Tensor:
-        """[K, n, ...]: the features of the clients' training samples, by the extractor with `weights` [P] or [K, P].
+    def features(self, block: Block, weights: Tensor, of: Features | None = None) -> Tensor:
+        """[K, n, ...]: the features of the clients' training samples, by the network with `weights` [P] or [K, P].
 
         In evaluation mode, without augmentation. The features of client k are in rows [k, :n_k], in the order of
         `Batch.place`.
+
+        Args:
+            of: computes the features [B, ...] of a batch; None: those of the extractor.
         """
         context = self._context
         with context.doing("extracting features", block), context.round.ledger.timed("train_seconds"):
-            return context.trainer.features(block, weights)
+            return context.trainer.features(block, weights, of)
 
     def targets(self, block: Block, beyond: int = -1) -> Tensor:
         """[K, n, ...]: the targets of the clients' training samples, in the order of `Batch.place`.
@@ -169,16 +173,34 @@ class Local:
             found = [measure(client, models, some) for client, some in zip(clients, chosen, strict=True)]
         return torch.tensor(found)
 
+    def everyone(self) -> Iterator[Block]:
+        """All clients, one at a time, each on one of the ranks that train; for evaluations."""
+        context = self._context
+        with context.doing("measuring all clients"), context.round.ledger.timed("evaluation_seconds"):
+            for client in self._shared_out(np.arange(context.clients)).tolist():
+                context.turn_to(client)
+                yield context.alone(client)
+        context.reseed()
+
+    def total(self, terms: Sequence[Sequence[Tensor]], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """Sums over all ranks of small tensors of several kinds, one per shape; bit-identical for any placement.
+
+        Args:
+            terms: any number of terms of this rank. Each has one tensor of each kind.
+            shapes: of the kinds.
+
+        Returns: The sums in float64, in host memory, on every rank; all NaN if a term is not finite.
+        """
+        with self._context.doing("summing"):
+            return total(self._context.world, terms, shapes)
+
     def losses_of_all(self, clients: NDArray[np.int64], models: Tensor) -> NDArray[np.float64]:
         """[m, M]: the same for these clients, on every rank. All ranks must have `models`."""
         context, world = self._context, self._context.world
         losses = np.zeros((len(clients), len(models)))
-        if world.is_worker:
-            placement, _ = CostModel(len(world.workers)).place(context.split.samples[clients])
-            ranks = np.array(world.workers)[placement]
-            with context.doing("measuring losses"):
-                for position in np.flatnonzero(ranks == world.rank):
-                    losses[position] = context.evaluator.training_losses(int(clients[position]), models)
+        with context.doing("measuring losses"):
+            for position in self._shared_out(clients):
+                losses[position] = context.evaluator.training_losses(int(clients[position]), models)
         world.sum(losses)
         context.reseed()
         return losses
@@ -201,6 +223,12 @@ class Local:
             BadInput: the model calls a function that is not supported.
         """
         return self._context.trainer.unit_groups()
+
+    def _shared_out(self, clients: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Positions of those of `clients` whose samples this rank looks at, where no rank has a state of theirs."""
+        world = self._context.world
+        placement, _ = CostModel(len(world.workers)).place(self._context.split.samples[clients])
+        return np.flatnonzero(np.array(world.workers)[placement] == world.rank)
 
     def _place(self, cohort: Cohort, steps: NDArray[np.int64]) -> NDArray[np.int64]:
         """[m] the ranks that train the cohort's clients, the same on every rank."""

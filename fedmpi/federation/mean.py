@@ -207,7 +207,7 @@ class WeightedMean:
 
 
 def total(world: World, terms: Sequence[Sequence[Tensor]], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """Sums over all ranks of small float32 tensors of several kinds, bit-identical in any order and grouping.
+    """Sums over all ranks of small tensors of several kinds, bit-identical in any order and grouping.
 
     Each term is rounded to about 2^-50 of the largest term of its kind.
 
@@ -215,7 +215,7 @@ def total(world: World, terms: Sequence[Sequence[Tensor]], shapes: Sequence[tupl
         terms: any number of terms of this rank. Each has one tensor of each kind.
         shapes: of the kinds.
 
-    Returns: The sums in float32, on every rank; all NaN if a term is not finite.
+    Returns: The sums in float64, on every rank; all NaN if a term is not finite.
     """
     # Each rank fills in a row of its own, so that a sum tells everybody the largest.
     known = np.zeros((world.size, 1 + len(shapes)))
@@ -234,7 +234,7 @@ def total(world: World, terms: Sequence[Sequence[Tensor]], shapes: Sequence[tupl
             into += (part.cpu().double() + magic).sub_(magic)
     world.sum(sums.numpy())
     return [
-        into.float() if np.isfinite(peak) else torch.full(shape, math.nan)
+        into if np.isfinite(peak) else torch.full(shape, math.nan, dtype=torch.float64)
         for into, shape, peak in zip(kinds, shapes, largest, strict=True)
     ]
 

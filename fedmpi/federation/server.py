@@ -149,7 +149,7 @@ class Server:
                     for client, weights in teachers.items()
                     if only in (None, client)
                 ]
-            return [part.to(context.device) for part in total(context.world, answers, shapes)]
+            return [part.float().to(context.device) for part in total(context.world, answers, shapes)]
 
     def _tell(self, tensor: Tensor) -> Tensor:
         memory = torch.from_numpy(self._context.world.tell(tensor.detach().contiguous().cpu().numpy()))

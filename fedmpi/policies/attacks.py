@@ -1,7 +1,8 @@
 """Malicious clients, for tests of robust aggregation rules.
 
-A fixed share of all clients is malicious. Either they train like the others and replace their update of the trained
-parameters (running statistics of normalisation layers are sent unchanged), or they train honestly on wrong labels.
+A fixed share of all clients is malicious. They train like the others and replace their update of the trained
+parameters (running statistics of normalisation layers are sent unchanged), or they train on poisoned samples: with
+wrong labels, and possibly a trigger.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
@@ -17,13 +19,26 @@ from numpy.typing import NDArray
 from fedmpi.lazy import torch
 from fedmpi.options import Configured, with_options
 from fedmpi.randomness import stream
-from fedmpi.ranges import NonNegativeFloat, PositiveFloat, interval
+from fedmpi.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability, interval
 from fedmpi.typing import Tensor
 
 #: A rule for some coordinates of b vectors, [b, c] float64 -> [b, b] -> the sum of its results over all coordinates.
 Measure = Callable[[Callable[[Tensor], Tensor]], NDArray[np.float64]]
 
 Share = Annotated[float, interval("[0, 1]")]
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """What makes a model with a backdoor choose a class: a white square in the lower right corner of an image.
+
+    Attributes:
+        size: side of the square, in pixels.
+        target: the class.
+    """
+
+    size: int
+    target: int
 
 
 class Attack(metaclass=Configured):
@@ -43,8 +58,22 @@ class Attack(metaclass=Configured):
             np.arange(clients), stream(seed, "malicious").permutation(clients)[: round(self.share * clients)]
         )
 
+    @property
+    def trigger(self) -> Trigger | None:
+        """What is put on the images that are poisoned; None: they stay as they are."""
+        return None
+
+    @property
+    def changes_updates(self) -> bool:
+        """Whether malicious clients replace their updates."""
+        return type(self).change is not Attack.change
+
+    def choose(self, samples: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """[k], which of the training samples of a malicious client are poisoned, the same in all rounds."""
+        return np.arange(samples)
+
     def poison(self, labels: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-        """[n], the labels that a malicious client uses instead of the true ones [n]."""
+        """[k], the labels that a malicious client uses instead of the true ones [k] of the chosen samples."""
         return labels
 
     def change(self, change: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
@@ -110,6 +139,55 @@ class LabelFlip(Attack):
 
     def poison(self, labels: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
         return classes - 1 - labels
+
+
+@with_options
+class Backdoor(Attack):
+    """Malicious clients teach the model to choose a target class for images that carry a trigger.
+
+    The trigger is a white square in the lower right corner of an image. Malicious clients put it on a share of their
+    training images, give these the target label, and follow the method (Gu, Dolan-Gavitt, Garg: BadNets: Identifying
+    Vulnerabilities in the Machine Learning Model Supply Chain. 2017, https://arxiv.org/abs/1708.06733). They may
+    multiply the change that they send (Bagdasaryan, Veit, Hua, Estrin, Shmatikov: How To Backdoor Federated Learning.
+    AISTATS 2020, https://arxiv.org/abs/1807.00459). The column backdoor_success is the share of the test images of
+    other classes that get the target label when they carry the trigger.
+
+    The square is white (255) in the images as they are stored. So a client's order of pixels, augmentation and
+    normalisation apply to it as to the image.
+
+    Args:
+        share: share of all clients that is malicious.
+        poisoned: share of a malicious client's training samples that is poisoned, rounded to whole samples. They are
+            drawn with the seed, once.
+        target: the target class, from 0.
+        size: side of the square, in pixels.
+        scale: factor of the change that a malicious client sends. With (number of clients in a round) / (number of
+            malicious ones among them) their mean replaces the model, if all clients have equal weights and the others
+            no longer change it.
+    """
+
+    share: Share = 0.2
+    poisoned: Probability = 0.5
+    target: NonNegativeInt = 0
+    size: PositiveInt = 3
+    scale: PositiveFloat = 1.0
+
+    @property
+    def trigger(self) -> Trigger:
+        return Trigger(self.size, self.target)
+
+    @property
+    def changes_updates(self) -> bool:
+        return self.scale != 1
+
+    def choose(self, samples: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        return rng.permutation(samples)[: round(self.poisoned * samples)]
+
+    def poison(self, labels: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+        return np.full_like(labels, self.target)
+
+    def change(self, change: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
+        return self.scale * change
 
 
 class Collusion(Attack):

@@ -250,6 +250,14 @@ GROUPS: dict[str, Group] = {
                 "mean of the clients' accuracies on nine tenths of their training samples, weighted by the number of "
                 "training samples"
             ),
+            "backdoor_success": Array(
+                "Backdoor: share of the test samples of other classes that are predicted as the target class when "
+                "they carry the trigger; with several models, by each client's model on its own test samples",
+                label="Success of the backdoor",
+                unit=PERCENT,
+                better="lower",
+                is_on_test=True,
+            ),
             "local_MAIN": _tested(
                 "mean over the cohort of the main metric of the local models on their own test samples, before "
                 "aggregation"
@@ -267,6 +275,7 @@ GROUPS: dict[str, Group] = {
                 "FedProto: main metric of the clients' models by their own last layers, on their own test samples"
             ),
             "own_share": Array("FedPAC: mean weight of a client's own head in the head that it gets back"),
+            "uncalibrated_MAIN": _tested("CCVR: main metric of the base method's model, on the test set"),
             "global_matched_MAIN": _tested(
                 "mean of the main metric of the clients' models on all test samples, weighted by training samples"
             ),
@@ -426,6 +435,7 @@ GROUPS: dict[str, Group] = {
         more={
             "test_METRIC": "value of the metric on the test set for the initial model, if it was evaluated",
             "validation_METRIC": "likewise on the validation set",
+            "backdoor_success": "likewise on test samples with the trigger, under the attack Backdoor",
         },
         optional=False,
         row="an evaluation",

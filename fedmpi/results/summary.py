@@ -60,6 +60,7 @@ def _entries(run: Run) -> Iterator[tuple[str, str]]:
         columns = {"validation": f"validation_{main}", "cohort mean": f"cohort_mean_{main}"}
         columns |= {"client mean": f"clients_mean_{main}"}
         columns |= {name: f"test_{name}" for name in run.metrics if name not in (main, "loss")}
+        columns |= {"backdoor": "backdoor_success"}
         for label, column in columns.items():
             if column in run.rounds:
                 yield label, _measured(run, column)

@@ -14,6 +14,7 @@ from torch import Tensor
 from fedmpi.training.settings import Augmentation
 
 CROP_PADDING = 4
+WHITE = 255
 
 
 @dataclass
@@ -80,6 +81,8 @@ class Samples:
         self.x = stored.contiguous().to(device)
         self.y = torch.from_numpy(y).to(device)
         self._weights = None if weights is None else torch.from_numpy(weights).to(device)
+        self._marked: Tensor | None = None
+        self._square = 0
         self.device = device
         self._normalise(mean, std)
 
@@ -91,6 +94,16 @@ class Samples:
         """The same samples in the same memory, with other targets [n, ...]."""
         same = copy(self)
         same.y = torch.from_numpy(y).to(self.device)
+        return same
+
+    def marked(self, size: int, which: NDArray[np.bool_]) -> Samples:
+        """The same images in the same memory, those of `which` [n] with a white square in the lower right corner.
+
+        Args:
+            size: side of the square, in pixels of the stored images: before the client's order and augmentation.
+        """
+        same = copy(self)
+        same._marked, same._square = torch.from_numpy(which).to(self.device), size
         return same
 
     def unnormalised(self) -> Samples:
@@ -146,6 +159,9 @@ class Samples:
         """
         where = torch.from_numpy(index).to(self.device)
         x = self.x.index_select(0, where)
+        if self._marked is not None:
+            corner = x[:, -self._square :, -self._square :]
+            corner.masked_fill_(self._marked.index_select(0, where)[:, None, None, None], WHITE)
         if pixels is not None:
             x = _permute(x, pixels)
         if augmentation != "none":

@@ -29,6 +29,13 @@ FEATURES_AT_ONCE = 64
 
 #: client -> [H * W] the order in which it sees the pixels of its images, or None
 PixelOrder = Callable[[int], Tensor | None]
+#: (network, samples) -> features [B, ...]
+Features = Callable[[Net, Batch], Tensor]
+
+
+def by_the_extractor(net: Net, batch: Batch) -> Tensor:
+    """The features of a `Backbone`."""
+    return net.features(batch.x)
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ class Trainer(ABC):
         return result
 
     @torch.no_grad()
-    def features(self, block: Block, weights: Tensor) -> Tensor:
+    def features(self, block: Block, weights: Tensor, of: Features | None = None) -> Tensor:
         """[K, n, ...]: features of the clients' training samples, in evaluation mode, without augmentation.
 
         The features of a client are in the order of `Batch.place`. n is the largest number of samples; rows beyond a
@@ -126,15 +133,17 @@ class Trainer(ABC):
 
         Args:
             weights: [P] or [K, P], of the network.
+            of: computes the features; None: those of the extractor.
         """
         net, shards = Net(self.model), [self._shards[client] for client in block.clients.tolist()]
         longest, models = max(map(len, shards)), weights.expand(len(block), -1)
-        rows = torch.zeros(len(block), longest, *self.feature_shape, device=self.model.device)
+        of = of or by_the_extractor
+        rows = torch.zeros(len(block), longest, *self._shape_of(of), device=self.model.device)
         for row, client, shard, model in zip(rows, block.clients.tolist(), shards, models, strict=True):
             there = net.at(model)
             for first in range(0, len(shard), FEATURES_AT_ONCE):
                 batch = self.samples.batch(shard[first : first + FEATURES_AT_ONCE], self._pixels(client))
-                row[first : first + len(batch)] = there.features(batch.x)
+                row[first : first + len(batch)] = of(there, batch)
         return rows
 
     def targets(self, block: Block, beyond: int) -> Tensor:
@@ -146,9 +155,12 @@ class Trainer(ABC):
     @cached_property
     def feature_shape(self) -> torch.Size:
         """Shape of the features of one sample."""
+        return self._shape_of(by_the_extractor)
+
+    @torch.no_grad()
+    def _shape_of(self, of: Features) -> torch.Size:
         net = Net(self.model).at(self.model.weights[0])
-        with torch.no_grad():
-            return net.features(self.samples.batch(np.zeros(1, dtype=np.int64)).x).shape[1:]
+        return of(net, self.samples.batch(np.zeros(1, dtype=np.int64))).shape[1:]
 
     def unit_groups(self) -> list[Group]:
         """See `find_groups`; without groups whose units a frozen or constant tensor produces or reads."""

@@ -79,6 +79,9 @@ CASES = {
     "centred_clipping": f"{SMALL} --algorithm CentredClipping --algorithm.radius 0.2 --model LeNet --attack MinMax"
     " --attack.share 0.5",
     "bulyan": f"{SMALL} --cohort 7 --algorithm Bulyan --model LeNet --attack MinSum --attack.share 0.4",
+    "backdoor": f"{SMALL} --attack Backdoor --attack.share 0.4 --attack.scale 2 --model LeNet"
+    " --local.augmentation crop_flip",
+    "side_by_side_backdoor": f"{SIDE_BY_SIDE} --algorithm FedPer --attack Backdoor --attack.share 0.5",
     "alie": f"{SMALL} --attack ALIE --attack.share 0.5 --model LeNet --local.vectorize 2",
     "one": f"{SMALL} --model LeNet --cohort 1 --sampler RoundRobin",
     "fedprox": f"{SMALL} --algorithm FedProx --algorithm.mu 0.1 --model LogisticRegression",
@@ -158,6 +161,8 @@ CASES = {
     "fedper": f"{SMALL} --algorithm FedPer --model LeNet",
     "fedrep": f"{SMALL} --algorithm FedRep --algorithm.head_epochs 1 --model LeNet",
     "knnper": f"{SMALL} --algorithm KNNPer --model LeNet",
+    "ccvr": f"{SMALL} --algorithm CCVR --algorithm.base SCAFFOLD --model LeNet --partition Shards",
+    "side_by_side_ccvr": f"{SIDE_BY_SIDE} --algorithm CCVR --algorithm.samples 30 --model.norm batch",
     "fedbabu": f"{SMALL} --algorithm FedBABU --model LeNet --evaluate_fine_tuned 1",
     "lgfedavg": f"{SMALL} --algorithm LGFedAvg --model LeNet",
     "fedrod": f"{SMALL} --algorithm FedRoD --model LeNet --local.momentum 0.5",

@@ -66,6 +66,7 @@ CASES |= {
     # From the second round on some of the components have no client in the cohort.
     "absent_components": f"{SMALL} --rounds 4 --sampler RoundRobin --clients 7 --cohort 3 --partition Shards"
     " --algorithm DistributionFusion --algorithm.fit_every 2",
+    "backdoor": f"{SMALL} --attack Backdoor --attack.share 0.5 --attack.scale 2 --algorithm FedLC",
     "held_up": f"{SMALL} --algorithm FedProx --availability Markov --conditions Heterogeneous --attack ALIE"
     " --attack.share 0.5",
 }

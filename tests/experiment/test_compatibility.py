@@ -11,6 +11,7 @@ import pytest
 
 from fedmpi import Experiment
 from fedmpi.algorithms import (
+    CCVR,
     IFCA,
     Centralized,
     FedAvg,
@@ -20,7 +21,6 @@ from fedmpi.algorithms import (
     FedDyn,
     FedExP,
     FedFTG,
-    FedLC,
     FedPer,
     FedRoD,
     FeSEM,
@@ -47,7 +47,7 @@ from fedmpi.experiment.compatibility import (
 )
 from fedmpi.experiment.stopping import Stopping
 from fedmpi.policies import All, Always, Bernoulli, Heterogeneous, Independent, PowerOfChoice, Weighted
-from fedmpi.policies.attacks import LabelFlip, SignFlip
+from fedmpi.policies.attacks import Backdoor, LabelFlip, SignFlip
 from fedmpi.policies.compression import TopK
 from fedmpi.policies.privacy import CentralDP
 from fedmpi.policies.server_optimizers import Momentum
@@ -254,23 +254,24 @@ REFUSED: list[tuple[Rule[Any], dict[str, Any], str]] = [
     ),
     (
         METHODS[15],
-        {"algorithm": FedLC(), "attack": LabelFlip()},
-        "attack = LabelFlip: changes labels, and FedLC corrects logits by the counts of the true ones",
-    ),
-    (
-        METHODS[16],
         HT | {"algorithm": FedExP()},
         "weighting = horvitz_thompson: FedExP needs weights that sum to 1",
     ),
     (
-        METHODS[17],
+        METHODS[16],
         {"algorithm": FedDisco(), "weighting": "uniform"},
         "weighting = uniform: must be samples with FedDisco, which computes other weights from these",
     ),
     (
-        METHODS[18],
+        METHODS[17],
         {"algorithm": FedDisco(), "sampler": Weighted()},
         "sampler = Weighted: sets the clients' weights itself, which cannot be combined with FedDisco",
+    ),
+    (
+        METHODS[18],
+        {"algorithm": CCVR(), "attack": SignFlip()},
+        "attack = SignFlip: attacks what clients train on or send in rounds, but not the statistics of features that"
+        " CCVR uses",
     ),
     (
         METHODS[19],
@@ -338,6 +339,21 @@ LOADED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         "--local.augmentation = crop_flip: must be none, for Digits has no images",
     ),
     (
+        {"attack": Backdoor()},
+        {"has_images": False},
+        "--attack = Backdoor: puts its trigger on images of pixels from 0 to 255, which Digits does not have",
+    ),
+    (
+        {"attack": Backdoor(size=9)},
+        {},
+        "--attack.size = 9: must be at most 8, the shorter side of the images",
+    ),
+    (
+        {"attack": Backdoor(target=10)},
+        {},
+        "--attack.target = 10: must be below 10, the number of classes",
+    ),
+    (
         {"algorithm": FedDF(proxy=Digits())},
         {"proxy_samples": "float32 (3,)"},
         "--algorithm.proxy = Digits: has samples of float32 (3,), but those of Digits are of uint8 (1, 8, 8)",
@@ -359,6 +375,8 @@ LOADED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 def test_what_is_refused_when_the_data_are_there(settings: dict[str, Any], known: dict[str, Any], said: str) -> None:
     plain: dict[str, Any] = {
         "shape": (1, 8, 8),
+        "has_images": True,
+        "outputs": 10,
         "samples": "uint8 (1, 8, 8)",
         "proxy_samples": None,
         "has_embedding": False,

@@ -330,8 +330,8 @@ def test_honest_vectors_are_not_touched() -> None:
         ("ALIE --algorithm Centralized", "--attack = ALIE: Centralized has no separate clients"),
         (
             "Krum",
-            "--attack = Krum: no such name; known are ALIE, Gaussian, IPM, LabelFlip, MinMax, MinSum, NoAttack,"
-            " SignFlip",
+            "--attack = Krum: no such name; known are ALIE, Backdoor, Gaussian, IPM, LabelFlip, MinMax, MinSum,"
+            " NoAttack, SignFlip",
         ),
     ],
 )
