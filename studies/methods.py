@@ -51,6 +51,8 @@ METHODS = {
     "balanced": "--algorithm BalancedSoftmax",
     "fedrs": "--algorithm FedRS",
     "fedntd": "--algorithm FedNTD",
+    "mofedsam": "--algorithm MoFedSAM",
+    "ccvr": "--algorithm CCVR",
     **{name: f"--algorithm {SERVER_OPTIMIZERS[name]} --algorithm.lr {rate}" for name, rate in SERVER_RATES.items()},
 }
 PERSONAL = {
@@ -66,6 +68,11 @@ PERSONAL = {
     "perfedavg": "--algorithm PerFedAvg --algorithm.inner_lr 0.05",
     "pfedme": "--algorithm pFedMe",
     "knnper": "--algorithm KNNPer",
+    "fedamp": "--algorithm FedAMP",
+    "fedfomo": "--algorithm FedFomo",
+    "fedproto": "--algorithm FedProto",
+    "fedpac": "--algorithm FedPAC",
+    "feddbe": "--algorithm FedDBE",
     "local": "--algorithm LocalOnly",
 }
 ALPHAS = ("0.1", "0.5")
