@@ -19,6 +19,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ import yaml
 from tqdm import tqdm
 
 from fedmpi import results
+from fedmpi.errors import BadInput
 from fedmpi.results.formats import FORMATS, Format
 from fedmpi.results.slim import slim
 
@@ -208,16 +210,18 @@ def is_of(path: Path, options: str) -> bool:
 
     run = results.open(path)
     _, config = parse(shlex.split(f"{options} --output x.h5"))
-    return run.status == "finished" and _settings(config) == _settings(run.attributes["config"])
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(run.attributes["config"])
+        file.flush()
+        try:
+            _, theirs = parse(["--config", file.name])  # an option that did not exist yet has its default
+        except BadInput:
+            return False
+    return run.status == "finished" and _settings(config) == _settings(theirs)
 
 
 def _settings(config: str) -> dict[str, Any]:
     """Those that results depend on; where data lie is none of them."""
-    found = yaml.safe_load(re.sub(r"^ *root: .*$", "", config, flags=re.MULTILINE))
+    found: dict[str, Any] = yaml.safe_load(re.sub(r"^ *root: .*$", "", config, flags=re.MULTILINE))
     launch = ("output", "overwrite", "resume", "checkpoint", "device", "threads", "deadline")
-    return {name: value for name, value in found.items() if name not in launch and not _is_off(value)}
-
-
-def _is_off(value: Any) -> bool:
-    """Whether a setting is null, or a group of such settings: as before there was such a setting."""
-    return value is None or (isinstance(value, dict) and all(map(_is_off, value.values())))
+    return {name: value for name, value in found.items() if name not in launch}
