@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import inspect
 import os
 import re
 import shlex
@@ -14,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.every_method import SMALL, methods
 from fedmpi import results
-from fedmpi.algorithms import Algorithm
-from fedmpi.components import subclasses
 from fedmpi.errors import BadInput
 from fedmpi.experiment.catalogue import BY_DATA, COMPONENTS
 from fedmpi.experiment.checkpoint import Checkpoints
@@ -30,33 +28,12 @@ from tests.support.experiments import Alone
 from tests.support.mpi import REPOSITORY, mpirun, succeed
 from tests.support.same_bits import assert_same_bits
 
-SMALL = "--clients 5 --sampler All --rounds 2 --local.steps 2 --model MLP --model.hidden '[9]' --model.norm batch"
 SOME = "--clients 4 --rounds 3 --local.epochs 1 --model LogisticRegression --algorithm SCAFFOLD"
 #: Layers whose tensors files and vectors order differently; evaluated now and then.
 LAYERS = (
     "--clients 4 --cohort 2 --model.norm batch --local.steps 2 --evaluate_every 2 --held_out 2 --held_out_epochs 1"
 )
-GENFL = (
-    "--algorithm.generator CVAE --algorithm.generator.hidden '[9]' --algorithm.generator_rounds 2"
-    " --algorithm.synthetic 100 --algorithm.pretrain_epochs 1 --algorithm.cas_epochs 1"
-)
-#: What methods need to be quick, or to have something to remember after one round.
-OPTIONS = {
-    "Bulyan": "--algorithm.faulty 0",
-    "CFL": "--algorithm.warmup 0 --algorithm.mean_below 1e6 --algorithm.largest_above 0",
-    "FedAsync": "--sampler Uniform --algorithm.concurrency 3",
-    "FedBuff": "--sampler Uniform --algorithm.concurrency 3",
-    "FedDF": "--algorithm.generator_steps 2 --algorithm.student_steps 2",
-    "FedFTG": "--algorithm.iterations 2",
-    "FedGen": "--algorithm.steps 3",
-    "GenFL": GENFL,
-    "Krum": "--algorithm.faulty 1",
-    "Scaffnew": "--sampler All",
-}
-METHODS = [cls.__name__ for cls in subclasses(Algorithm) if cls.__module__.startswith("fedmpi.")
-           and not (inspect.isabstract(cls) or cls.__name__.startswith("_"))]  # fmt: skip
-CASES = {name: f"{SMALL} --algorithm {name} {OPTIONS.get(name, '')}" for name in METHODS}
-CASES |= {
+CASES = methods() | {
     "compressed": f"{SMALL} --algorithm SCAFFOLD --compression TopK --server_optimizer Yogi --evaluate_means both",
     "forgets": f"{SMALL} --compression TopK --compression.forget_after 1 --held_out 1 --held_out_epochs 1",
     "private": f"{SMALL} --model.norm none --weighting uniform --privacy CentralDP --server_optimizer Momentum",
@@ -132,6 +109,28 @@ def test_every_method_goes_on(unbroken: Path) -> None:
     assert run.weights_sha256 == one.weights_sha256
     one, run = (results.open(path / "forgetful.h5") for path in (unbroken, folder))
     assert run.weights_sha256 != one.weights_sha256
+
+
+#: Methods that choose between models by small differences, or train a generator for many steps.
+UNSTEADY = {"FedFTG", "FedDF", "GenFL", "FedMA"}
+
+
+def test_every_method_side_by_side(unbroken: Path, tmp_path: Path) -> None:
+    """Oracle: the same method with clients trained one by one, to rounding. Three of the methods are strangers'."""
+    strangers = ("Extragradient", "Halfway", "Remembering")
+    cases = methods() | {name: f"{SMALL} --algorithm tests.jobs.methods.{name}" for name in strangers}
+    for name, options in cases.items():
+        if name in strangers:
+            assert go(options, tmp_path / f"alone-{name}.h5") == 0
+        assert go(f"{options} --local.vectorize 3", tmp_path / f"{name}.h5") == 0
+        alone = results.open(tmp_path / f"alone-{name}.h5" if name in strangers else unbroken / f"{name}.h5")
+        run = results.open(tmp_path / f"{name}.h5")
+        tolerance = 0.02 if name in UNSTEADY else 2e-4
+        apart = np.linalg.norm(run.weights - alone.weights)
+        assert apart <= tolerance * np.linalg.norm(alone.weights), (name, apart)
+        loss = "test_loss"
+        np.testing.assert_allclose(run.rounds[loss], alone.rounds[loss], rtol=10 * tolerance, err_msg=name)
+        np.testing.assert_array_equal(run.clients["steps"], alone.clients["steps"], err_msg=name)
 
 
 @pytest.fixture

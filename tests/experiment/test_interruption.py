@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.every_method import OPTIONS
 from fedmpi import results
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.genfl import GenFL, _Learning
@@ -35,7 +36,7 @@ from fedmpi.federation.evaluation import Evaluator
 from fedmpi.results import Run
 from fedmpi.results.paths import checkpoint_beside, lock_beside
 from fedmpi.results.summary import summarize
-from tests.experiment.test_checkpoint import GENFL, go, interrupt
+from tests.experiment.test_checkpoint import go, interrupt
 from tests.support.experiments import Alone
 from tests.support.mpi import REPOSITORY, fedmpi, start
 from tests.support.same_bits import assert_same_bits
@@ -43,7 +44,7 @@ from tests.support.same_bits import assert_same_bits
 EVERY = 2  # rounds from one checkpoint to the next
 SMALL = f"--clients 8 --cohort 4 --local.steps 3 --model MLP --model.hidden '[9]' --checkpoint.every_rounds {EVERY}"
 STATEFUL = f"{SMALL} --algorithm SCAFFOLD --compression TopK --server_optimizer Adam --evaluate_means both"
-STAGES = f"{SMALL} --algorithm GenFL {GENFL} --algorithm.generator_rounds 25"
+STAGES = f"{SMALL} --algorithm GenFL {OPTIONS['GenFL']} --algorithm.generator_rounds 25"
 
 
 class Job:
@@ -405,7 +406,7 @@ def test_the_command_that_goes_on(given: str, goes_on: str, tmp_path: Path, monk
 @pytest.mark.parametrize(("method", "name", "round"), [(_Learning, "round", 1), (GenFL, "sample", 2)])
 def test_stages(method: type, name: str, round: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal in a round of a stage, or before the server trains: no round of the stage is lost."""
-    path, options = tmp_path / "run.h5", f"{SMALL} --algorithm GenFL {GENFL} --rounds 2"
+    path, options = tmp_path / "run.h5", f"{SMALL} --algorithm GenFL {OPTIONS['GenFL']} --rounds 2"
     does = getattr(method, name)
 
     def signalled(*arguments: Any) -> Any:
