@@ -124,7 +124,7 @@ class Phase:
             other is called once for all d parameters, with gradient 0 where nothing is trained; what it returns there
             is not used.
         steps: number of optimizer steps, used instead of epochs.
-        batch_size: samples per step.
+        batch_size: samples per step; at least 2 for a network with batch normalisation.
         lr: learning rate of the first round; it follows the schedule of the settings.
         optimizer: sgd, with the momentum of the settings, or adam. Its state starts afresh in every phase.
     """

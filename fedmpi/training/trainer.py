@@ -77,7 +77,7 @@ class Trainer(ABC):
         self.samples = work.samples
         self._pixels = work.pixels
         self._seed = work.seed
-        self._optimizers: dict[tuple[str, float], Optimizer] = {}  # by kind and momentum
+        self._optimizers: dict[str, Optimizer] = {}
         self._shards: list[NDArray[np.int64]] = []
         self.deal(work.shards)
 
@@ -248,13 +248,12 @@ class Trainer(ABC):
         It is made when it is first needed, and then kept, because its moments take as much memory as the weights of
         all clients that are trained at once.
         """
-        kind = settings.optimizer, settings.momentum
+        kind, decay = settings.optimizer, settings.weight_decay
         if kind not in self._optimizers:
             shape, device = torch.Size((self.at_once, self.model.layout.parameters)), self.model.device
+            is_adam = kind == "adam"  # only sgd has momentum, which no phase changes
             self._optimizers[kind] = (
-                Adam(shape, device, settings.weight_decay)
-                if settings.optimizer == "adam"
-                else SGD(shape, device, settings.momentum, settings.weight_decay)
+                Adam(shape, device, decay) if is_adam else SGD(shape, device, settings.momentum, decay)
             )
         self._optimizers[kind].reset()
         return self._optimizers[kind]

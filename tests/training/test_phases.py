@@ -321,6 +321,12 @@ def test_phases_of_their_own_side_by_side(model: str, settings: dict[str, Any], 
     assert torch.equal(both.together(FedAvg()).weights, before)
 
 
+@pytest.mark.usefixtures("double")
+def test_adam_after_plain_sgd() -> None:
+    """Oracle: training one by one; plain SGD takes its steps without an optimizer, but Adam cannot."""
+    compare(Both(MODELS["mlp"]), FedAvg(), 1e-11, Phase("adam", lr=0.003, optimizer="adam"))
+
+
 @pytest.mark.parametrize("model", ["mlp", "lenet group"])
 def test_neighbours_do_not_matter(model: str) -> None:
     """Oracle: the same bits in blocks of other clients, with another width of batches than in local training."""
@@ -341,7 +347,7 @@ def test_memory_of_optimizers() -> None:
         assert not trainer._optimizers
         for phase in (WHOLE, FIRST, SECOND, Phase("third", lr=0.1), Phase("fourth", lr=1e-3, optimizer="adam")):
             train(FedAvg(), phase=phase)
-        assert set(trainer._optimizers) == {("sgd", 0.9), ("adam", 0.0)}
+        assert set(trainer._optimizers) == {"sgd", "adam"}
 
 
 class InTurn(FedAvg):
