@@ -1,8 +1,8 @@
 """What a method costs, in one job: mpirun -n 3 python -m benchmarks.methods SCAFFOLD 5 (method and options, pairs).
 
 Rounds of FedAvg and of the method in turn, with the same clients: workload A. Prints, for every pair, the seconds of
-the method's round and of FedAvg's, and how many times FedAvg's work the clients have to do by the method's own account,
-as on the virtual clock.
+the method's round and of FedAvg's, and the work of the method's clients in units of FedAvg's. This work is what the
+method itself states, for the virtual clock.
 """
 
 import contextlib
