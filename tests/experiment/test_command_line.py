@@ -321,11 +321,11 @@ REFUSED = {
     "--algorithm.mu 1": "--algorithm.mu: FedAvg has no such option, it is an option of FedACG, FedAsync,"
     " FedBuff, ...",
     "--algorithm.mu 1 --algorithm FedProx": "--algorithm.mu: FedAvg has no such option, it is an option of"
-    " FedACG, FedAsync, FedBuff, ...",
+    " FedACG, FedAMP, FedAsync, ...",
     "--partition Permuted --partition.over Dirichlet --partition.over.beta 1": "--partition.over.beta: Dirichlet"
     " has no such option, it has alpha, min_samples",
     "--algorithm FedFTG --algorithm.base SCAFFOLD --algorithm.base.mu 1": "--algorithm.base.mu: SCAFFOLD has no such"
-    " option, it has option, it is an option of FedACG, FedAsync, FedBuff, ...",
+    " option, it has option, it is an option of FedACG, FedAMP, FedAsync, ...",
     "--algorithm FedFTG --algorithm.generator ImageGenerator --algorithm.generator.noises 1": ""
     "--algorithm.generator.noises: ImageGenerator has no such option, it has noise, final_norm, order",
     "clients 3": "clients: belongs to no option, did you mean --clients?",
