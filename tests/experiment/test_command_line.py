@@ -318,8 +318,7 @@ REFUSED = {
     "--completely_different 3": "--completely_different: no such option, see --help",
     "--local.lrr 3": "--local.lrr: no such option, did you mean --local.lr?",
     "--algorithm FedProx --algorithm.nu 1": "--algorithm.nu: FedProx has no such option, it has mu, anchor",
-    "--algorithm.mu 1": "--algorithm.mu: FedAvg has no such option, it is an option of FedACG, FedAsync,"
-    " FedBuff, ...",
+    "--algorithm.mu 1": "--algorithm.mu: FedAvg has no such option, it is an option of FedACG, FedAMP, FedAsync, ...",
     "--algorithm.mu 1 --algorithm FedProx": "--algorithm.mu: FedAvg has no such option, it is an option of"
     " FedACG, FedAMP, FedAsync, ...",
     "--partition Permuted --partition.over Dirichlet --partition.over.beta 1": "--partition.over.beta: Dirichlet"
