@@ -293,13 +293,13 @@ REFUSED = {
     " TweetCharacters)?",
     "--clent=3": "--clent: no such option, did you mean --clients or --dataset.length (Sentiment140,"
     " TweetCharacters)?",
-    "--lr 3": "--lr: no such option, did you mean --local.lr or --algorithm.lr (Ditto, FedAdagrad, FedAdam, ...) or"
+    "--lr 3": "--lr: no such option, did you mean --local.lr or --algorithm.lr (CCVR, Ditto, FedAdagrad, ...) or"
     " --server_optimizer.lr (Adagrad, Adam, Momentum, ...)?",
     "--alpha 3": "--alpha: no such option, did you mean --algorithm.alpha (APFL, FedAsync, FedCM, ...) or"
     " --partition.alpha (Dirichlet, DirichletPrior)?",
-    "--mu 3": "--mu: no such option, did you mean --algorithm.mu (FedACG, FedAMP, FedAsync, ...)?",
-    "--epochs 3": "--epochs: no such option, did you mean --local.epochs or --algorithm.epochs (Ditto)?",
-    "--epoch 3": "--epoch: no such option, did you mean --local.epochs or --algorithm.epochs (Ditto)?",
+    "--mu 3": "--mu: no such option, did you mean --algorithm.mu (FedACG, FedAsync, FedBuff, ...)?",
+    "--epochs 3": "--epochs: no such option, did you mean --local.epochs or --algorithm.epochs (CCVR, Ditto)?",
+    "--epoch 3": "--epoch: no such option, did you mean --local.epochs or --algorithm.epochs (CCVR, Ditto)?",
     "--batch-size 3": "--batch-size: no such option, did you mean --local.batch_size or --algorithm.batch_size"
     " (FedDF, FedFTG, FedGen)?",
     "--momentum 3": "--momentum: no such option, did you mean --local.momentum or --algorithm.momentum (FedAvgM) or"
