@@ -297,7 +297,7 @@ REFUSED = {
     " --server_optimizer.lr (Adagrad, Adam, Momentum, ...)?",
     "--alpha 3": "--alpha: no such option, did you mean --algorithm.alpha (APFL, FedAsync, FedCM, ...) or"
     " --partition.alpha (Dirichlet, DirichletPrior)?",
-    "--mu 3": "--mu: no such option, did you mean --algorithm.mu (FedACG, FedAsync, FedBuff, ...)?",
+    "--mu 3": "--mu: no such option, did you mean --algorithm.mu (FedACG, FedAMP, FedAsync, ...)?",
     "--epochs 3": "--epochs: no such option, did you mean --local.epochs or --algorithm.epochs (CCVR, Ditto)?",
     "--epoch 3": "--epoch: no such option, did you mean --local.epochs or --algorithm.epochs (CCVR, Ditto)?",
     "--batch-size 3": "--batch-size: no such option, did you mean --local.batch_size or --algorithm.batch_size"
