@@ -5,6 +5,8 @@ from __future__ import annotations
 import traceback
 from typing import NoReturn
 
+import torch
+
 from fedmpi import streams
 from fedmpi.errors import BadInput, Diverged
 from fedmpi.experiment.ownership import Lock
@@ -59,7 +61,7 @@ def end_job(
 
 def show(error: BaseException) -> None:
     """Print the traceback of an error that `end_job` has raised again, if it says more than the report."""
-    if not isinstance(error, Diverged):
+    if not isinstance(error, (Diverged, torch.cuda.OutOfMemoryError)):
         traceback.print_exception(error)
 
 
@@ -68,6 +70,10 @@ def _report(world: World, error: BaseException, where: str, traced: bool) -> str
     if isinstance(error, Silence):
         limit, host = world.guard.exceeded, world.hosts[0]
         return f"{headline}: rank 0 on {host} does not answer within the deadline of {limit:.0f} s (--deadline)"
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        wanted = str(error).split(". GPU")[0].removeprefix("CUDA out of memory. ")
+        remedy = "lower --local.vectorize or --local.batch_size, or start fewer ranks per GPU"
+        return f"{headline}: the GPU has too little memory ({wanted}); {remedy}"
     if isinstance(error, (BadInput, Diverged, RanksDiffer, TooLittleMemory)):
         return f"{headline}: {error}"
     return f"{headline}\n{''.join(traceback.format_exception(error)).rstrip()}" if traced else headline

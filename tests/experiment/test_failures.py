@@ -247,3 +247,17 @@ def test_keeping_a_broadcast_vector(tmp_path: Path) -> None:
     result = fedmpi(2, *options.split(), PYTHONPATH=f"{REPOSITORY}:{PROGRAMS}")
     assert result.returncode == 1
     assert "previous is a broadcast vector, which is valid only in its round: keep its clone()" in result.stderr
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_gpu_with_too_little_memory(ranks: int, tmp_path: Path) -> None:
+    """Oracle: one line, which says what to set."""
+    options = "--clients 4 --cohort 2 --rounds 1 --model LogisticRegression --algorithm tests.jobs.methods.Hungry"
+    ended = fedmpi(ranks, *options.split(), "--output", tmp_path / "run.h5", PYTHONPATH=str(REPOSITORY))
+    assert ended.returncode == 1
+    said = (
+        r"^fedmpi: failed on rank \d of \d: round 1, client \d.*: the GPU has too little memory \(Tried to allocate"
+    )
+    said += r" 2.00 GiB\); lower --local.vectorize or --local.batch_size, or start fewer ranks per GPU$"
+    assert len(re.findall(said, ended.stderr, re.MULTILINE)) == 1, ended.stderr
+    assert "Traceback" not in ended.stderr

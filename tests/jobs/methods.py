@@ -225,6 +225,15 @@ class Watched(FeSEM):
         self.seen.append((self.centers.clone(), self.assignment.clone()))
 
 
+class Hungry(FedAvg):
+    """FedAvg for which no GPU is large enough."""
+
+    def loss(self, net: Net, batch: Batch, start: Tensor, client: Mapping[str, Tensor]) -> Tensor:
+        raise torch.cuda.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 1 GiB."
+        )
+
+
 class Forgetful(FedAvg):
     """FedAvg with a momentum that is no state by its name, so that it does not outlive a job."""
 
