@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -22,21 +22,42 @@ from fedmpi.training.block import WHOLE, Block, Hooks, Phase, Work, needs_whole
 from fedmpi.training.clientwise import ClientWise
 from fedmpi.training.flat import Net
 from fedmpi.training.layout import Entry, aligned_rows
-from fedmpi.training.samples import Batch
-from fedmpi.training.trainer import LocalWork, Trainer, check_losses
+from fedmpi.training.samples import Batch, augmentation_draws, upload
+from fedmpi.training.trainer import LocalWork, Trainer, check_losses, read
 
-# Batches in memory for further gradients, which may be on later batches.
-BATCHES_KEPT = 3
+# Further gradients may be on later batches, usually so many later at the most. How many stretches are in memory then.
+USUALLY_AHEAD, STRETCHES_KEPT = 2, 3
+# Numbers that are drawn for a stretch at the most (32 MB).
+LONGEST_STRETCH = 1 << 22
 
 
 @dataclass
 class Step:
-    """The batches [K, B, ...] of one step, of which the first `counts` [K] samples in each row are real."""
+    """The batches of one step.
+
+    Attributes:
+        number: of the step.
+        batch: [K, B, ...]; its `place` and `real` are set.
+        keys: [K] of random functions in this training.
+        counts: [K] how many samples are real; they come first in each row.
+    """
 
     number: int
     batch: Batch
+    keys: Tensor
+    counts: Tensor
+
+
+@dataclass
+class Stretch:
+    """What the batches of n steps consist of, on the device: [n, K, B] each, [n, K, B, 3], and [n, K]."""
+
+    index: Tensor
     place: Tensor
-    counts: NDArray[np.int64]
+    real: Tensor
+    draws: Tensor | None
+    counts: Tensor
+    keys: Tensor  # [K]
 
 
 @dataclass
@@ -114,17 +135,17 @@ class SideBySideTrainer(Trainer):
         is_plain = not hooks.changes_direction and self.settings.is_plain_sgd
         if is_whole:
             block = block.with_own_rows()
-        keys = torch.from_numpy(self._dropout_keys(phase, round, block.clients)).to(self.model.device)
         total = torch.zeros(len(block), device=self.model.device)
         seen = torch.zeros(len(block), dtype=torch.float64, device=self.model.device)
         self._weights[: len(block)].copy_(start)
         self.model.reset_counters()
         self._optimizer.reset()
-        step_of = self._steps(block.clients, round, phase)
+        step_of = self._steps(block.clients, steps, round, phase)
 
-        def compute(number: int, rows: slice, weights: Tensor, statistics: list[Tensor]) -> Pass:
-            step, here = step_of(number, rows.stop), block.rows(rows)
-            return self._pass(step, here, weights, statistics, keys[rows], start[rows], hooks)
+        def compute(number: int, rows: slice, weights: Tensor, statistics: list[Tensor], ahead: int = 0) -> Pass:
+            return self._pass(
+                step_of(number, rows.stop, ahead), block.rows(rows), weights, statistics, start[rows], hooks
+            )
 
         @torch.enable_grad()
         def further(number: int, rows: slice, weights: Tensor, ahead: int) -> Tensor:
@@ -132,7 +153,7 @@ class SideBySideTrainer(Trainer):
             # Copies, because a forward pass may change them in place.
             statistics = [entry.view(self._weights[rows]).clone() for entry in self._statistics]
             with self.model.counters_kept():
-                done = compute(number + ahead, rows, there, statistics)
+                done = compute(number, rows, there, statistics, ahead)
             return self._in_one_piece(done.gradients, self._new_gradients(rows.stop))
 
         # These must not change for clients that are finished, and only fill up the block.
@@ -161,10 +182,11 @@ class SideBySideTrainer(Trainer):
                     result[active : rows.stop] = kept
                 total[:active] += ((done.losses * done.share).sum(1) * done.mass)[:active]
                 seen[:active] += done.mass[:active]
-        count = seen.cpu().numpy()
-        loss = np.divide(total.cpu().numpy(), count, out=np.full(len(block), np.nan), where=count > 0)
+        weights = self._weights[: len(block)]
+        is_finite, (losses, count) = read(weights, total, seen)
+        loss = np.divide(losses, count, out=np.full(len(block), np.nan), where=count > 0)
         seconds = (time.perf_counter() - began) * steps / max(steps.sum(), 1)
-        return Work(self._weights[: len(block)], loss, steps, seconds, block.vectors if is_whole else {})
+        return Work(weights, loss, steps, seconds, is_finite, block.vectors if is_whole else {})
 
     @staticmethod
     def _directed(
@@ -201,7 +223,6 @@ class SideBySideTrainer(Trainer):
         block: Block,
         weights: Tensor,
         statistics: list[Tensor],
-        keys: Tensor,
         start: Tensor,
         hooks: Hooks,
     ) -> Pass:
@@ -211,8 +232,8 @@ class SideBySideTrainer(Trainer):
             weights: [K, d] or more, the parameters.
             statistics: the running statistics, [K, ...] each.
         """
-        batch, counts = step.batch, torch.from_numpy(step.counts)
-        real = (torch.arange(batch.y.shape[1]) < counts[:, None]).to(self.model.device, start.dtype)
+        batch, real = step.batch, step.batch.real
+        assert batch.place is not None
         leaves = [entry.view(weights).detach().requires_grad_() for entry in self._parameters]
         others = [entry.view(weights) for entry in self._others]
         unsent = {name: tensor.expand(len(block), *tensor.shape) for name, tensor in self._unsent.items()}
@@ -249,15 +270,15 @@ class SideBySideTrainer(Trainer):
             batch.x,
             batch.y,
             batch.index,
-            step.place,
+            batch.place,
             real,
-            keys,
+            step.keys,
             start,
             block.vectors,
             unsent,
         )
         if batch.weight is None:
-            share, mass = real / real.sum(1, keepdim=True), counts.to(self.model.device)
+            share, mass = real / real.sum(1, keepdim=True), step.counts
         else:
             weight = real * batch.weight
             mass = weight.sum(1)
@@ -273,49 +294,96 @@ class SideBySideTrainer(Trainer):
         self._others = [entry for entry in parameters if not entry.lies_in(trained)]
         return trained
 
-    def _steps(self, clients: NDArray[np.int64], round: int, phase: Phase) -> Callable[[int, int], Step]:
-        """Makes a function of the step's number and the number of rows: the step of the first clients of a block."""
-        # A client without samples may be in the block to fill it up; it then uses another client's samples.
-        sizes, cuts = np.maximum(self._sizes[clients], 1), np.maximum(self._cuts[clients], 1)
-        size = self.settings.batch_size
-        columns = np.arange(self._width)
-        shuffled = np.full(len(clients), -1)  # the epoch whose order a client's row holds
-        order = np.empty((len(clients), int(sizes.max())), dtype=np.int64)
-        bits = None if self.settings.augmentation == "none" else np.empty((*order.shape, 3), dtype=np.uint64)
+    def _steps(
+        self, clients: NDArray[np.int64], steps: NDArray[np.int64], round: int, phase: Phase
+    ) -> Callable[[int, int, int], Step]:
+        """Makes a function (number of a step, number of rows, how many steps ahead) -> step of the first clients.
 
-        @lru_cache(BATCHES_KEPT)
-        def step_of(number: int, rows: int) -> Step:
-            epochs, place = np.divmod(number, cuts[:rows])
-            behind = np.flatnonzero(epochs != shuffled[:rows])
-            for epoch in np.unique(epochs[behind]).tolist():
-                which = behind[epochs[behind] == epoch]
-                longest = int(sizes[which].max())
-                keys = self._hashed(f"{phase.name}order {epoch}", round, clients[which], longest)
-                keys[np.arange(longest) >= sizes[which, None]] = np.iinfo(np.uint64).max
-                order[which, :longest] = keys.argsort(axis=1, kind="stable")
-                if bits is not None:
-                    drawn = self._hashed(f"{phase.name}augmentation {epoch}", round, clients[which], 3 * longest)
-                    bits[which, :longest] = drawn.reshape(-1, longest, 3)
-            shuffled[:rows] = epochs
-            first = place * size
-            counts = np.where(place == cuts[:rows] - 1, sizes[:rows] - first, size)
-            positions = np.minimum(first[:, None] + columns, sizes[:rows, None] - 1)
-            chosen = np.take_along_axis(order[:rows], positions, axis=1)
-            draws = None if bits is None else bits[np.arange(rows)[:, None], chosen]
-            index = self._shards_in_a_row[self._starts[clients[:rows], None] + chosen]
-            batch = self._batch(clients[:rows], index, draws)
-            return Step(number, batch, torch.from_numpy(chosen).to(self.model.device), counts)
+        What the batches consist of is drawn, and copied to the device, for an epoch of the longest client at once, or
+        for all steps if there are fewer.
+
+        Args:
+            steps: [K] the number of steps that each client takes.
+        """
+        at_once = LONGEST_STRETCH // (len(clients) * self._width)
+        length = max(min(int(self._cuts[clients].max()), int(steps.max()), at_once), 1)
+        stretches: dict[int, Stretch] = {}
+
+        def step_of(now: int, rows: int, ahead: int) -> Step:
+            number = now + ahead
+            which, place = divmod(number, length)
+            if ahead > USUALLY_AHEAD:
+                drawn, place = self._stretch(clients[:rows], range(number, number + 1), None, round, phase), 0
+            elif which in stretches:
+                drawn = stretches[which]
+            else:
+                if len(stretches) == STRETCHES_KEPT:
+                    del stretches[min(stretches)]
+                some = range(which * length, (which + 1) * length)
+                # Later steps have no more rows than this one.
+                drawn = self._stretch(clients[:rows], some, steps[:rows] + USUALLY_AHEAD, round, phase)
+                stretches[which] = drawn
+            draws = None if drawn.draws is None else drawn.draws[place, :rows]
+            batch = self._batch(clients[:rows], drawn.index[place, :rows], draws)
+            batch.place, batch.real = drawn.place[place, :rows], drawn.real[place, :rows]
+            return Step(number, batch, drawn.keys[:rows], drawn.counts[place, :rows])
 
         return step_of
 
-    def _batch(self, clients: NDArray[np.int64], index: NDArray[np.int64], bits: NDArray[np.uint64] | None) -> Batch:
+    def _stretch(
+        self, clients: NDArray[np.int64], steps: range, until: NDArray[np.int64] | None, round: int, phase: Phase
+    ) -> Stretch:
+        """What the batches of these clients in these steps consist of.
+
+        Args:
+            until: [K] the number of steps for which a client's batches matter. Later it only fills up the block, with
+                any of its samples. None: all matter.
+        """
+        # A client without samples may be in the block to fill it up; it then uses another client's samples.
+        sizes, cuts = np.maximum(self._sizes[clients], 1), np.maximum(self._cuts[clients], 1)
+        numbers = np.array(steps)[:, None]
+        epochs, cut = np.divmod(numbers, cuts)
+        first = cut * self.settings.batch_size
+        counts = np.where(cut == cuts - 1, sizes - first, self.settings.batch_size)
+        positions = np.minimum(first[..., None] + np.arange(self._width), sizes[:, None] - 1)
+        if until is not None:
+            epochs[numbers >= until] = -1
+        chosen = positions.copy()
+        augments = self.settings.augmentation != "none"
+        bits = np.zeros((*chosen.shape, 3), dtype=np.uint64) if augments else None
+        for epoch in np.unique(epochs[epochs >= 0]).tolist():
+            step, row = np.nonzero(epochs == epoch)
+            which, place = np.unique(row, return_inverse=True)
+            longest = int(sizes[which].max())
+            keys = self._hashed(f"{phase.name}order {epoch}", round, clients[which], longest)
+            keys[np.arange(longest) >= sizes[which, None]] = np.iinfo(np.uint64).max
+            order = keys.argsort(axis=1, kind="stable")
+            chosen[step, row] = order[place[:, None], positions[step, row]]
+            if bits is not None:
+                drawn = self._hashed(f"{phase.name}augmentation {epoch}", round, clients[which], 3 * longest)
+                bits[step, row] = drawn.reshape(-1, longest, 3)[place[:, None], chosen[step, row]]
+        index = self._shards_in_a_row[self._starts[clients, None] + chosen]
+        arrays = [index, chosen, counts, self._dropout_keys(phase, round, clients).astype(np.int64)]
+        arrays += [] if bits is None else [augmentation_draws(bits)]
+        there = upload(self.model.device, *arrays)
+        real = torch.arange(self._width, device=self.model.device) < there[2][..., None]
+        return Stretch(
+            index=there[0],
+            place=there[1],
+            real=real.to(self._weights.dtype),
+            draws=None if bits is None else there[4],
+            counts=there[2],
+            keys=there[3].to(torch.int32),
+        )
+
+    def _batch(self, clients: NDArray[np.int64], index: Tensor, draws: Tensor | None) -> Batch:
         """x and y [K, B, ...], index and weight [K, B]."""
         shape = index.shape
         pixels = None
         if self._pixels(int(clients[0])) is not None:  # all clients have an order of their own, or none
             orders = [order for client in clients.tolist() if (order := self._pixels(client)) is not None]
             pixels = torch.stack(orders).repeat_interleave(shape[1], dim=0)
-        drawn = None if bits is None else bits.reshape(-1, 3)
+        drawn = None if draws is None else draws.reshape(-1, 3)
         flat = self.samples.batch(index.reshape(-1), pixels, self.settings.augmentation, drawn)
         weight = None if flat.weight is None else flat.weight.view(shape)
-        return Batch(flat.x.unflatten(0, shape), flat.y.unflatten(0, shape), flat.index.view(shape), weight=weight)
+        return Batch(flat.x.unflatten(0, shape), flat.y.unflatten(0, shape), index, weight=weight)

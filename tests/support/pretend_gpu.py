@@ -46,6 +46,8 @@ WAITS = {
     aten.bincount,
     aten.histc,
 }
+#: These take the lengths of sequences from the host, and leave the sizes of batches there.
+PACKED = {aten._pack_padded_sequence, aten._pad_packed_sequence, aten._pack_padded_sequence_backward}
 #: These take tensors of two devices: what they write to has a device of its own.
 COPIES = {aten._to_copy, aten.copy_, aten.copy}
 #: These look only at the shape and type of a tensor.
@@ -70,8 +72,8 @@ class Counts:
         operations: kernels and views.
         uploads, downloads: copies to the device, and from it.
         uploaded, downloaded: their bytes.
-        synchronisations: how often the host waited for the device. A copy from pageable memory to a real GPU blocks,
-            too, but it is counted as an upload only.
+        synchronisations: how often the host waited for the device: for a number, and for a copy, unless its memory is
+            pinned and it is asked for with `non_blocking`.
     """
 
     operations: int = 0
@@ -197,20 +199,28 @@ class Device(TorchDispatchMode):
             with self:
                 return func.decompose(*args, **kwargs)
         packet, asked = func.overloadpacket, kwargs.get("device")
+        if packet is aten.is_pinned:
+            return hasattr(args[0], "pinned")
+        if packet is aten._pin_memory or kwargs.get("pin_memory"):
+            made = args[0].clone() if packet is aten._pin_memory else func(*args, **kwargs | {"pin_memory": False})
+            made.pinned = True
+            return made
         here = [x for x in tree_iter((args, kwargs)) if isinstance(x, Pretend)]
         is_made_here = bool(here) if asked is None else torch.device(asked).type in ("cuda", "lazy")
         if not here and not is_made_here:
             return func(*args, **kwargs)
         if packet in (aten.copy_, aten.copy):
             is_made_here = isinstance(args[0], Pretend)
-        elif packet not in COPIES | SHAPES:
+        elif packet not in COPIES | SHAPES | PACKED:
             self._refuse_mixing(func, packet, args, kwargs)
         self.counts.operations += 1
         wrappers = {id(x.inner): x for x in here}
         result = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
-        self._count(packet, args, is_made_here, result)
+        self._count(packet, args, kwargs, is_made_here)
         if not is_made_here:
             return result
+        if packet is aten._pack_padded_sequence:
+            return Pretend(result[0]), result[1]
 
         def wrapped(x: Any) -> Any:
             if not isinstance(x, Tensor):
@@ -229,21 +239,23 @@ class Device(TorchDispatchMode):
                 f" {strange[0].device}! ({func}, {list(strange[0].shape)})"
             )
 
-    def _count(self, packet: Any, args: tuple[Any, ...], is_made_here: bool, result: Any) -> None:
+    def _count(self, packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], is_made_here: bool) -> None:
         if packet in COPIES:
-            source = args[1] if packet is not aten._to_copy else args[0]
+            source = args[0] if packet is aten._to_copy else args[1]
             if isinstance(source, Pretend) != is_made_here:
-                self._copied(packet, source, is_up=is_made_here)
+                others = [x for x in args[:2] if hasattr(x, "pinned")]
+                in_order = bool(others) and (kwargs.get("non_blocking", False) or args[2:] == (True,))
+                self._copied(source, is_made_here, waits=not in_order)
         elif packet in INDEXES:
             for index in args[1]:
                 if isinstance(index, Pretend) and index.dtype in (torch.bool, torch.uint8):
                     self._waited(packet)
                 elif isinstance(index, Tensor) and not isinstance(index, Pretend):
-                    self._copied(packet, index, is_up=True)
+                    self._copied(index, is_up=True, waits=True)
         elif packet in WAITS:
             self._waited(packet)
 
-    def _copied(self, packet: Any, source: Tensor, is_up: bool) -> None:
+    def _copied(self, source: Tensor, is_up: bool, waits: bool) -> None:
         size = source.numel() * source.element_size()
         if is_up:
             self.counts.uploads += 1
@@ -251,7 +263,7 @@ class Device(TorchDispatchMode):
         else:
             self.counts.downloads += 1
             self.counts.downloaded += size
-            self.counts.synchronisations += 1
+        self.counts.synchronisations += waits
         self.log.append(("up" if is_up else "down", size))
 
     def _waited(self, packet: Any) -> None:

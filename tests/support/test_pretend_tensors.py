@@ -72,12 +72,24 @@ COSTS: dict[str, tuple[Callable[[Tensor], Any], Counts]] = {
     "kernels": (lambda x: (x + 1).mul_(2).sum(), NOTHING),
     "a number of the host": (lambda x: x * torch.tensor(2.0), NOTHING),
     "made there": (lambda x: torch.arange(3, device="cuda") + torch.full((), 3, device="cuda"), NOTHING),
-    "upload": (lambda x: HOST.to("cuda"), Counts(uploads=1, uploaded=24)),
-    "upload into": (lambda x: x.copy_(HOST), Counts(uploads=1, uploaded=24)),
-    "upload of a list": (lambda x: torch.tensor([1, 2], device="cuda"), Counts(uploads=1, uploaded=16)),
-    "upload of an index": (lambda x: x[:, torch.tensor([0, 2])], Counts(uploads=1, uploaded=16)),
+    "upload": (lambda x: HOST.to("cuda"), Counts(uploads=1, uploaded=24, synchronisations=1)),
+    "upload into": (lambda x: x.copy_(HOST), Counts(uploads=1, uploaded=24, synchronisations=1)),
+    "upload of a list": (
+        lambda x: torch.tensor([1, 2], device="cuda"),
+        Counts(uploads=1, uploaded=16, synchronisations=1),
+    ),
+    "upload of an index": (lambda x: x[:, torch.tensor([0, 2])], Counts(uploads=1, uploaded=16, synchronisations=1)),
+    "pinned upload": (lambda x: HOST.pin_memory().to("cuda", non_blocking=True), Counts(uploads=1, uploaded=24)),
+    "pinned upload that waits": (
+        lambda x: HOST.pin_memory().to("cuda"),
+        Counts(uploads=1, uploaded=24, synchronisations=1),
+    ),
     "download": (lambda x: x.cpu(), Counts(downloads=1, downloaded=24, synchronisations=1)),
     "download into": (lambda x: torch.empty(2, 3).copy_(x), Counts(downloads=1, downloaded=24, synchronisations=1)),
+    "download in order": (
+        lambda x: torch.empty(2, 3, pin_memory=True).copy_(x, non_blocking=True),
+        Counts(downloads=1, downloaded=24),
+    ),
     "download of a list": (lambda x: x.tolist(), Counts(downloads=1, downloaded=24, synchronisations=1)),
     "item": (lambda x: x.sum().item(), Counts(synchronisations=1)),
     "float": (lambda x: float(x.sum()), Counts(synchronisations=1)),
@@ -151,3 +163,13 @@ def test_nothing_is_left() -> None:
     assert type(torch.ones(2)) is Tensor
     with pytest.raises(RuntimeError, match="outside of `pretend_gpu`"):
         there + 1
+
+
+def test_sequences(x: Tensor) -> None:
+    """Their lengths are on the host."""
+    packed = nn.utils.rnn.pack_padded_sequence(x.T[..., None], torch.tensor([3, 1]))
+    assert isinstance(packed.data, Pretend)
+    assert packed.batch_sizes.tolist() == [2, 1, 1]
+    output, lengths = nn.utils.rnn.pad_packed_sequence(packed)
+    assert output[..., 0].T.tolist() == [[0, 1, 2], [3, 0, 0]]
+    assert lengths.tolist() == [3, 1]
