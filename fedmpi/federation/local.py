@@ -105,7 +105,8 @@ class Local:
             block.give(vectors)
             start = start.expand(len(block), -1)
             work = context.trainer.train(block, start, hooks, context.round.number, context.rounds, phase)
-        lost = {int(block.clients[k]): found for k, found in diverged(work.weights).items()}
+        lost = {} if work.is_finite else diverged(work.weights)
+        lost = {int(block.clients[k]): found for k, found in lost.items()}
         block.diverged |= lost.keys()
         ledger.record_work(block, work, lost)
         if not phase.name:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,16 +24,27 @@ from fedmpi.federation.uplink import Uplink
 from fedmpi.mpi.shared_mean import FixedPoint
 from fedmpi.mpi.world import World
 from fedmpi.training.block import Block
+from fedmpi.training.samples import upload
 
 PARAMETER_KIND, BUFFER_KIND = FixedPoint(2.0**-43), FixedPoint(2.0**-29)
 # Of numbers that are too large for these, each class reaches 2^16 times as far as the one before: its numbers are
 # rounded by 2^-36 of themselves at the most, and have room for clients that count 2^-12 of all.
 CLASS_BITS = 16
-# Large enough that the cost of calls does not count, small enough for a cache.
-BLOCK_ELEMENTS = 1 << 17
+# Large enough that the cost of calls does not count, small enough for a core's cache, or a GPU's memory.
+BLOCK_ELEMENTS, BLOCK_ELEMENTS_ON_GPU = 1 << 17, 1 << 22
 
 #: (columns [k, c] of vectors, their clients [k], which columns) -> [k, c]
 Arrive = Callable[[Tensor, NDArray[np.int64], slice], Tensor]
+
+
+@dataclass
+class Part:
+    """Some vectors and some of their columns, which are added together: their `values` [k, c] are of one kind."""
+
+    vectors: slice
+    columns: slice
+    kind: FixedPoint
+    values: Tensor
 
 
 def diverged(weights: Tensor) -> dict[int, tuple[int, float]]:
@@ -49,6 +61,9 @@ def diverged(weights: Tensor) -> dict[int, tuple[int, float]]:
 
 class WeightedMean:
     """Collects the clients' vectors of a round on every rank, then forms one mean (or one per group) at the server.
+
+    On a GPU, sums over the rank's own clients are formed there. One copy of them, of 8 bytes per element, goes to the
+    host. For each call of `add` the host waits for the device once, to know whether all numbers are finite and small.
 
     Args:
         world: the ranks.
@@ -100,7 +115,8 @@ class WeightedMean:
         self._shared = world.shared_mean(groups or 1, size, kinds)
         shared_rows = torch.from_numpy(self._shared.rows)
         self._rows = shared_rows if device.type == "cpu" else torch.empty_like(shared_rows, device=device)
-        self._scratch = torch.empty(BLOCK_ELEMENTS, dtype=torch.float64, device=device)
+        self._elements = BLOCK_ELEMENTS if device.type == "cpu" else BLOCK_ELEMENTS_ON_GPU
+        self._scratch = torch.empty(self._elements, dtype=torch.float64, device=device)
         self._segments = (0, parameters, PARAMETER_KIND), (parameters, size, BUFFER_KIND)
 
     def add(self, vectors: Tensor, block: Block, group: Tensor | NDArray[np.int64] | None = None) -> None:
@@ -137,7 +153,8 @@ class WeightedMean:
         for late in self._uplink.late() if self._uplink else ():
             self._add(*late)
         if self._rows.device.type != "cpu":
-            torch.from_numpy(self._shared.rows).copy_(self._rows)
+            pinned = torch.empty(self._rows.shape, dtype=torch.int64, pin_memory=True)  # several times as fast
+            np.copyto(self._shared.rows, pinned.copy_(self._rows).numpy())
         means, masses = self._shared.form(self._total_mass)
         self.mass = int(masses.sum())
         shape = means.shape if self._grouped else means.shape[1:]
@@ -171,23 +188,41 @@ class WeightedMean:
                 self._rows[row].zero_()
             self._shared.masses[row] += block.mass[groups == row].sum()
             self._shared.terms[row] += 0 if alone else (groups == row).sum()
-        device = self._rows.device
-        weights = torch.from_numpy(block.mass[:, None] / self._total_mass).to(device)
-        rows = torch.from_numpy(groups).to(device)
-        for begin, end, kind in self._segments:
-            for some, columns in _tiles(len(vectors), begin, end):
-                part, into = vectors[some, columns], self._rows[:, columns]
-                if self._arrive:
-                    part = self._arrive(part, block.clients[some], columns)
-                if not _is_within(part, kind.limit):  # just here, for it brings the part into the cache
-                    self._check(part, block.clients[some], columns.start)
+        shares = block.mass[:, None] / self._total_mass
+        patterns, rows = upload(self._rows.device, shares.view(np.int64), groups)
+        weights = patterns.view(torch.float64)
+        for parts in self._parts(vectors, block.clients):
+            for part, (low, high) in zip(parts, _ranges([part.values for part in parts]), strict=True):
+                values, some, limit = part.values, part.vectors, part.kind.limit
+                if not (-limit < low and high < limit):
+                    self._check(values, block.clients[some], part.columns.start)
                     if not alone:
-                        part = self._set_aside(part, weights[some], rows[some], columns, kind)
-                term = self._scratch[: part.numel()].view(part.shape)
-                term.copy_(part).mul_(weights[some])
+                        values = self._set_aside(values, weights[some], rows[some], part.columns, part.kind)
+                term = self._scratch[: values.numel()].view(values.shape)
+                term.copy_(values).mul_(weights[some])
                 if not alone:
-                    term.add_(kind.magic)
-                _accumulate(into, rows[some], term.view(torch.int64))
+                    term.add_(part.kind.magic)
+                _accumulate(self._rows[:, part.columns], rows[some], term.view(torch.int64))
+
+    def _parts(self, vectors: Tensor, clients: NDArray[np.int64]) -> Iterator[list[Part]]:
+        """All parts of the vectors, in lists that are checked at once.
+
+        On a CPU one by one, because the check brings a part into the cache. On a GPU all, because the host waits for
+        the check.
+        """
+        parts = (
+            Part(some, columns, kind, vectors[some, columns])
+            for begin, end, kind in self._segments
+            for some, columns in _tiles(len(vectors), begin, end, self._elements)
+        )
+        if self._arrive:
+            arrive = self._arrive
+            parts = (replace(p, values=arrive(p.values, clients[p.vectors], p.columns)) for p in parts)
+        if self._rows.device.type == "cpu":
+            for part in parts:
+                yield [part]
+        elif together := list(parts):
+            yield together
 
     def _check(self, part: Tensor, clients: NDArray[np.int64], first: int) -> None:
         for k, (place, value) in diverged(part).items():
@@ -239,21 +274,22 @@ def total(world: World, terms: Sequence[Sequence[Tensor]], shapes: Sequence[tupl
     ]
 
 
-def _tiles(rows: int, begin: int, end: int) -> Iterator[tuple[slice, slice]]:
+def _tiles(rows: int, begin: int, end: int, elements: int) -> Iterator[tuple[slice, slice]]:
     """Rows and columns (from `begin` to `end`) of blocks, as wide as possible and then as high as possible."""
-    width = min(end - begin, BLOCK_ELEMENTS)
+    width = min(end - begin, elements)
     for first in range(begin, end, max(width, 1)):
-        for top in range(0, rows, BLOCK_ELEMENTS // width):
-            yield slice(top, top + BLOCK_ELEMENTS // width), slice(first, min(first + width, end))
+        for top in range(0, rows, elements // width):
+            yield slice(top, top + elements // width), slice(first, min(first + width, end))
 
 
-def _is_within(part: Tensor, limit: float) -> bool:
-    low, high = torch.aminmax(part)
-    return -limit < low.item() and high.item() < limit  # False of NaN, too, which aminmax passes on
+def _ranges(parts: Sequence[Tensor]) -> list[tuple[float, float]]:
+    """The smallest and the largest number of each, or NaN twice. For all of them, the host waits for a GPU once."""
+    ends = torch.stack([end for part in parts for end in torch.aminmax(part)]).tolist()
+    return list(zip(ends[::2], ends[1::2], strict=True))
 
 
 def _is_finite(part: Tensor) -> bool:
-    return not part.numel() or _is_within(part, math.inf)
+    return not part.numel() or all(map(math.isfinite, _ranges([part])[0]))
 
 
 def _accumulate(into: Tensor, rows: Tensor, patterns: Tensor) -> None:

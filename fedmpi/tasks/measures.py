@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.errors import BadInput
+from fedmpi.lazy import torch
 from fedmpi.tasks.base import Metric, Rows, Task
 from fedmpi.typing import Tensor
 
@@ -45,9 +46,9 @@ class Measures:
     def measure(self, output: Tensor, y: Tensor) -> NDArray[np.float32]:
         """[S, B] of a network's output [B, ...] and targets [B, ...]."""
         measured = self.task.measure(output, y, self._names)
-        return np.concatenate(
-            [measured[name].float().reshape(len(y), width).T.cpu().numpy() for name, width in self._widths.items()]
-        )
+        rows = [measured[name].float().reshape(len(y), width).T for name, width in self._widths.items()]
+        found: NDArray[np.float32] = torch.cat(rows).cpu().numpy()  # one copy from a GPU
+        return found
 
     def rows(self, measured: NDArray[np.float32]) -> Rows:
         """The measurements [S, n] by name: [n], or [n, width]."""

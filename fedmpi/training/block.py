@@ -156,6 +156,7 @@ class Work:
         loss: [K] mean over the samples seen; NaN for a client without samples.
         steps: [K] optimizer steps.
         seconds: [K]; clients that were trained together share the time in proportion to their steps.
+        is_finite: whether all weights are finite; if not, the training of some clients has diverged.
         rows: the block's vectors, as a `direction` that is not elementwise has left them; else empty.
     """
 
@@ -163,9 +164,17 @@ class Work:
     loss: NDArray[np.float64]
     steps: NDArray[np.int64]
     seconds: NDArray[np.float64]
+    is_finite: bool
     rows: dict[str, Tensor] = field(default_factory=dict)
 
     def of(self, which: slice | NDArray[np.int64]) -> Work:
         """The work of some of the clients."""
         rows = {name: rows[which] for name, rows in self.rows.items()}
-        return Work(self.weights[which], self.loss[which], self.steps[which], self.seconds[which], rows)
+        return replace(
+            self,
+            weights=self.weights[which],
+            loss=self.loss[which],
+            steps=self.steps[which],
+            seconds=self.seconds[which],
+            rows=rows,
+        )

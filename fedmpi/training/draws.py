@@ -51,7 +51,9 @@ class Draws:
         place, count = torch.get_default_device() if device is None else torch.device(device), prod(shape)
         if isinstance(self._key, int) and place.type == "cpu":
             return torch.from_numpy(_hashed(self._key, self.count, count)).view(*shape)
-        key = torch.as_tensor(self._key, dtype=torch.int32, device=place)
+        key = self._key
+        if isinstance(key, int):
+            key = torch.full((), key, dtype=torch.int32, device=place)  # which copies nothing to a GPU
         return _hashed_tensor(key, self.count, count, place).view(*shape)
 
     def uniform(self, shape: Sequence[int], device: torch.device | str | None = None) -> Tensor:

@@ -18,7 +18,7 @@ from fedmpi.training.flat import Net
 from fedmpi.training.layout import Entry
 from fedmpi.training.samples import Batch
 from fedmpi.training.settings import LocalTraining
-from fedmpi.training.trainer import Trainer, check_losses
+from fedmpi.training.trainer import Trainer, check_losses, read
 
 # From this number of parameters on, updating tensors during the backward pass is faster than storing a flat gradient.
 LARGE = 100_000
@@ -96,10 +96,15 @@ class PlainTrainer(Trainer):
             seen.append(losses.detach())
             mass += [] if weight is None else [weight]
             batches.advance()
-        mean = _mean(torch.cat(seen), torch.cat(mass) if mass else None) if seen else math.nan
+        mean = (
+            _mean(torch.cat(seen), torch.cat(mass) if mass else None)
+            if seen
+            else model.weights.new_full((), math.nan)
+        )
+        is_finite, (loss,) = read(model.weights, mean)
         seconds = time.perf_counter() - began
         kept = block.vectors if is_whole else {}
-        return Work(model.weights, np.array([mean]), np.array([count]), np.array([seconds]), kept)
+        return Work(model.weights, loss, np.array([count]), np.array([seconds]), is_finite, kept)
 
     def _step(
         self,
@@ -168,7 +173,5 @@ class PlainTrainer(Trainer):
         return in_parts if separable and count >= LARGE else at_once
 
 
-def _mean(losses: Tensor, weights: Tensor | None) -> float:
-    if weights is None:
-        return losses.mean().item()
-    return ((losses * weights).sum() / weights.sum().clamp(min=1)).item()
+def _mean(losses: Tensor, weights: Tensor | None) -> Tensor:
+    return losses.mean() if weights is None else (losses * weights).sum() / weights.sum().clamp(min=1)

@@ -146,18 +146,19 @@ class Samples:
 
     def batch(
         self,
-        index: NDArray[np.int64],
+        index: NDArray[np.int64] | Tensor,
         pixels: Tensor | None = None,
         augmentation: Augmentation = "none",
-        bits: NDArray[np.uint64] | None = None,
+        draws: Tensor | None = None,
     ) -> Batch:
         """The samples `index` [B].
 
         Args:
+            index: a tensor must be on the samples' device.
             pixels: [H * W] or [B, H * W], the order in which the client sees (each sample's) pixels.
-            augmentation: augmentation of the batch, with the random numbers `bits` [B, 3].
+            augmentation: augmentation of the batch, with the random numbers `draws` [B, 3] (`augmentation_draws`).
         """
-        where = torch.from_numpy(index).to(self.device)
+        (where,) = (index,) if isinstance(index, Tensor) else upload(self.device, index)
         x = self.x.index_select(0, where)
         if self._marked is not None:
             corner = x[:, -self._square :, -self._square :]
@@ -165,14 +166,31 @@ class Samples:
         if pixels is not None:
             x = _permute(x, pixels)
         if augmentation != "none":
-            assert bits is not None
-            x = _augment(x, augmentation, torch.from_numpy((bits >> np.uint64(33)).astype(np.int64)).to(self.device))
+            assert draws is not None
+            x = _augment(x, augmentation, draws)
         if x.dtype == torch.uint8:
             x = x.to(self._scale.dtype).mul_(self._scale).add_(self._shift)
         else:
             x = x.to(torch.get_default_dtype()) if x.is_floating_point() else x.long()
         weight = None if self._weights is None else self._weights.index_select(0, where)
         return Batch(x.movedim(-1, 1) if self.images else x, self.y.index_select(0, where), where, weight=weight)
+
+
+def upload(device: torch.device, *arrays: NDArray[np.int64]) -> list[Tensor]:
+    """Arrays on a device. They are copied together, from pinned memory, so that the host does not wait.
+
+    On the CPU they are not copied.
+    """
+    if device.type == "cpu":
+        return [torch.from_numpy(array) for array in arrays]
+    together = torch.from_numpy(np.concatenate([array.reshape(-1) for array in arrays])).pin_memory()
+    parts = together.to(device, non_blocking=True).split([array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+
+def augmentation_draws(bits: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """[..., 3] the random numbers of augmentation, from random bits."""
+    return (bits >> np.uint64(33)).astype(np.int64)
 
 
 def image_scale(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -24,21 +24,43 @@ from fedmpi.training.clientwise import ClientWise
 from fedmpi.training.compiled import Compiler, fingerprint
 from fedmpi.training.flat import Net
 from fedmpi.training.layout import Entry, aligned_rows
-from fedmpi.training.samples import Batch
-from fedmpi.training.trainer import LocalWork, Trainer, check_losses
+from fedmpi.training.samples import Batch, augmentation_draws, upload
+from fedmpi.training.settings import LocalTraining
+from fedmpi.training.trainer import LocalWork, Trainer, check_losses, read
 
-# Batches in memory for further gradients, which may be on later batches.
-BATCHES_KEPT = 3
+# Further gradients may be on later batches, usually so many later at the most. How many stretches are in memory then.
+USUALLY_AHEAD, STRETCHES_KEPT = 2, 3
+# Numbers that are drawn for a stretch at the most (32 MB).
+LONGEST_STRETCH = 1 << 22
 
 
 @dataclass
 class Step:
-    """The batches [K, B, ...] of one step, of which the first `counts` [K] samples in each row are real."""
+    """The batches of one step.
+
+    Attributes:
+        number: of the step.
+        batch: [K, B, ...]; its `place` and `real` are set.
+        keys: [K] of random functions in this training.
+        counts: [K] how many samples are real; they come first in each row.
+    """
 
     number: int
     batch: Batch
+    keys: Tensor
+    counts: Tensor
+
+
+@dataclass
+class Stretch:
+    """What the batches of n steps consist of, on the device: [n, K, B] each, [n, K, B, 3], and [n, K]."""
+
+    index: Tensor
     place: Tensor
-    counts: NDArray[np.int64]
+    real: Tensor
+    draws: Tensor | None
+    counts: Tensor
+    keys: Tensor  # [K]
 
 
 class Inputs(NamedTuple):
@@ -50,7 +72,8 @@ class Inputs(NamedTuple):
         statistics: the running statistics.
         x, y, sample, place: the batches [K, B, ...].
         weight: [K, B] the weights of the samples; None: all count alike.
-        counts: [K] the number of first rows of each batch that are no padding.
+        real: [K, B] 1 for samples, 0 for padding.
+        counts: [K] how many samples are real.
         keys: [K] for `ClientWise`.
         start: [K, P] the received weights.
         vectors: the rows for the hooks.
@@ -65,6 +88,7 @@ class Inputs(NamedTuple):
     sample: Tensor
     place: Tensor
     weight: Tensor | None
+    real: Tensor
     counts: Tensor
     keys: Tensor
     start: Tensor
@@ -140,17 +164,16 @@ class SideBySideTrainer(Trainer):
         is_plain = not hooks.changes_direction and settings.is_plain_sgd
         if is_whole:
             block = block.with_own_rows()
-        keys = torch.from_numpy(self._dropout_keys(phase, round, block.clients)).to(self.model.device)
         total = torch.zeros(len(block), device=self.model.device)
         seen = torch.zeros(len(block), dtype=torch.float64, device=self.model.device)
         self._weights[: len(block)].copy_(start)
         self.model.reset_counters()
-        step_of = self._steps(block.clients, round, phase)
+        step_of = self._steps(block.clients, steps, round, phase)
         both_passes = self._both_passes(hooks, block, phase)
 
-        def compute(number: int, rows: slice, weights: Tensor, statistics: list[Tensor]) -> Pass:
-            step, here = step_of(number, rows.stop), block.rows(rows)
-            return both_passes(self._inputs(step, here, weights, statistics, keys[rows], start[rows]))
+        def compute(number: int, rows: slice, weights: Tensor, statistics: list[Tensor], ahead: int = 0) -> Pass:
+            step, here = step_of(number, rows.stop, ahead), block.rows(rows)
+            return both_passes(self._inputs(step, here, weights, statistics, start[rows]))
 
         @torch.enable_grad()
         def further(number: int, rows: slice, weights: Tensor, ahead: int) -> Tensor:
@@ -158,7 +181,7 @@ class SideBySideTrainer(Trainer):
             # Copies, because a forward pass may change them in place.
             statistics = [entry.view(self._weights[rows]).clone() for entry in self._statistics]
             with self.model.counters_kept():
-                done = compute(number + ahead, rows, there, statistics)
+                done = compute(number, rows, there, statistics, ahead)
             return self._in_one_piece(done.gradients, self._new_gradients(rows.stop))
 
         # These must not change for clients that are finished, and only fill up the block.
@@ -188,10 +211,11 @@ class SideBySideTrainer(Trainer):
                         optimizer.step(weights[:, run], step_taken, lr, run)
                 for result, kept in zip(results, put_back, strict=True):
                     result[active : rows.stop] = kept
-        count = seen.cpu().numpy()
-        loss = np.divide(total.cpu().numpy(), count, out=np.full(len(block), np.nan), where=count > 0)
+        weights = self._weights[: len(block)]
+        is_finite, (losses, count) = read(weights, total, seen)
+        loss = np.divide(losses, count, out=np.full(len(block), np.nan), where=count > 0)
         seconds = (time.perf_counter() - began) * steps / max(steps.sum(), 1)
-        return Work(self._weights[: len(block)], loss, steps, seconds, block.vectors if is_whole else {})
+        return Work(weights, loss, steps, seconds, is_finite, block.vectors if is_whole else {})
 
     @staticmethod
     def _directed(
@@ -222,16 +246,15 @@ class SideBySideTrainer(Trainer):
         torch._foreach_copy_([entry.view(whole) for entry in self._parameters], gradients)
         return whole
 
-    def _inputs(
-        self, step: Step, block: Block, weights: Tensor, statistics: list[Tensor], keys: Tensor, start: Tensor
-    ) -> Inputs:
+    def _inputs(self, step: Step, block: Block, weights: Tensor, statistics: list[Tensor], start: Tensor) -> Inputs:
         """What the forward and backward pass of every client reads.
 
         Args:
             weights: [K, d] or more, the parameters.
             statistics: the running statistics, [K, ...] each.
         """
-        batch, device = step.batch, self.model.device
+        batch = step.batch
+        assert batch.place is not None
         return Inputs(
             trained=[entry.view(weights).detach() for entry in self._parameters],
             kept=[entry.view(weights) for entry in self._others],
@@ -239,10 +262,11 @@ class SideBySideTrainer(Trainer):
             x=batch.x,
             y=batch.y,
             sample=batch.index,
-            place=step.place,
+            place=batch.place,
             weight=batch.weight,
-            counts=torch.from_numpy(step.counts).to(device),
-            keys=(keys + step.number) & 0x7FFFFFFF,
+            real=batch.real,
+            counts=step.counts,
+            keys=(step.keys + step.number) & 0x7FFFFFFF,
             start=start,
             vectors=block.vectors,
             unsent={name: tensor.expand(len(block), *tensor.shape) for name, tensor in self._unsent.items()},
@@ -261,9 +285,7 @@ class SideBySideTrainer(Trainer):
     @torch.enable_grad()
     def _compute(self, hooks: Hooks, inputs: Inputs) -> Pass:
         """The forward and backward pass as a function of tensors alone."""
-        leaves = [tensor.detach().requires_grad_() for tensor in inputs.trained]
-        columns = torch.arange(inputs.y.shape[1], device=inputs.y.device)
-        real = (columns < inputs.counts[:, None]).to(inputs.start.dtype)
+        leaves, real = [tensor.detach().requires_grad_() for tensor in inputs.trained], inputs.real
 
         def one(
             parameters: list[Tensor],
@@ -322,51 +344,103 @@ class SideBySideTrainer(Trainer):
         self._others = [entry for entry in parameters if not entry.lies_in(trained)]
         return trained
 
-    def _steps(self, clients: NDArray[np.int64], round: int, phase: Phase) -> Callable[[int, int], Step]:
-        """Makes a function of the step's number and the number of rows: the step of the first clients of a block."""
-        settings, merges = phase.settings(self.settings), self.model.normalises_batches
-        # A client without samples may be in the block to fill it up; it then uses another client's samples.
-        sizes, size = np.maximum(self._sizes[clients], 1), settings.batch_size
-        cuts = settings.count_cuts(sizes, merges)
-        # Every step of every block has this width, to keep bits the same.
-        columns = np.arange(min(size + int(merges), int(self._sizes.max())))
-        shuffled = np.full(len(clients), -1)  # the epoch whose order a client's row holds
-        order = np.empty((len(clients), int(sizes.max())), dtype=np.int64)
-        bits = None if self.settings.augmentation == "none" else np.empty((*order.shape, 3), dtype=np.uint64)
+    def _steps(
+        self, clients: NDArray[np.int64], steps: NDArray[np.int64], round: int, phase: Phase
+    ) -> Callable[[int, int, int], Step]:
+        """Makes a function (number of a step, number of rows, how many steps ahead) -> step of the first clients.
 
-        @lru_cache(BATCHES_KEPT)
-        def step_of(number: int, rows: int) -> Step:
-            epochs, place = np.divmod(number, cuts[:rows])
-            behind = np.flatnonzero(epochs != shuffled[:rows])
-            for epoch in np.unique(epochs[behind]).tolist():
-                which = behind[epochs[behind] == epoch]
-                longest = int(sizes[which].max())
-                keys = self._hashed(f"{phase.name}order {epoch}", round, clients[which], longest)
-                keys[np.arange(longest) >= sizes[which, None]] = np.iinfo(np.uint64).max
-                order[which, :longest] = keys.argsort(axis=1, kind="stable")
-                if bits is not None:
-                    drawn = self._hashed(f"{phase.name}augmentation {epoch}", round, clients[which], 3 * longest)
-                    bits[which, :longest] = drawn.reshape(-1, longest, 3)
-            shuffled[:rows] = epochs
-            first = place * size
-            counts = np.where(place == cuts[:rows] - 1, sizes[:rows] - first, size)
-            positions = np.minimum(first[:, None] + columns, sizes[:rows, None] - 1)
-            chosen = np.take_along_axis(order[:rows], positions, axis=1)
-            draws = None if bits is None else bits[np.arange(rows)[:, None], chosen]
-            index = self._shards_in_a_row[self._starts[clients[:rows], None] + chosen]
-            batch = self._batch(clients[:rows], index, draws)
-            return Step(number, batch, torch.from_numpy(chosen).to(self.model.device), counts)
+        What the batches consist of is drawn, and copied to the device, for an epoch of the longest client at once, or
+        for all steps if there are fewer.
+
+        Args:
+            steps: [K] the number of steps that each client takes.
+        """
+        settings, merges = phase.settings(self.settings), self.model.normalises_batches
+        cuts = settings.count_cuts(self._sizes[clients], merges)
+        at_once = LONGEST_STRETCH // (len(clients) * self._width(settings))
+        length = max(min(int(cuts.max()), int(steps.max()), at_once), 1)
+        stretches: dict[int, Stretch] = {}
+
+        def step_of(now: int, rows: int, ahead: int) -> Step:
+            number = now + ahead
+            which, place = divmod(number, length)
+            if ahead > USUALLY_AHEAD:
+                drawn, place = self._stretch(clients[:rows], range(number, number + 1), None, round, phase), 0
+            elif which in stretches:
+                drawn = stretches[which]
+            else:
+                if len(stretches) == STRETCHES_KEPT:
+                    del stretches[min(stretches)]
+                some = range(which * length, (which + 1) * length)
+                # Later steps have no more rows than this one.
+                drawn = self._stretch(clients[:rows], some, steps[:rows] + USUALLY_AHEAD, round, phase)
+                stretches[which] = drawn
+            draws = None if drawn.draws is None else drawn.draws[place, :rows]
+            batch = self._batch(clients[:rows], drawn.index[place, :rows], draws)
+            batch.place, batch.real = drawn.place[place, :rows], drawn.real[place, :rows]
+            return Step(number, batch, drawn.keys[:rows], drawn.counts[place, :rows])
 
         return step_of
 
-    def _batch(self, clients: NDArray[np.int64], index: NDArray[np.int64], bits: NDArray[np.uint64] | None) -> Batch:
+    def _stretch(
+        self, clients: NDArray[np.int64], steps: range, until: NDArray[np.int64] | None, round: int, phase: Phase
+    ) -> Stretch:
+        """What the batches of these clients in these steps consist of.
+
+        Args:
+            until: [K] the number of steps for which a client's batches matter. Later it only fills up the block, with
+                any of its samples. None: all matter.
+        """
+        # A client without samples may be in the block to fill it up; it then uses another client's samples.
+        settings, sizes = phase.settings(self.settings), np.maximum(self._sizes[clients], 1)
+        cuts = settings.count_cuts(sizes, self.model.normalises_batches)
+        numbers = np.array(steps)[:, None]
+        epochs, cut = np.divmod(numbers, cuts)
+        first, columns = cut * settings.batch_size, np.arange(self._width(settings))
+        counts = np.where(cut == cuts - 1, sizes - first, settings.batch_size)
+        positions = np.minimum(first[..., None] + columns, sizes[:, None] - 1)
+        if until is not None:
+            epochs[numbers >= until] = -1
+        chosen = positions.copy()
+        augments = self.settings.augmentation != "none"
+        bits = np.zeros((*chosen.shape, 3), dtype=np.uint64) if augments else None
+        for epoch in np.unique(epochs[epochs >= 0]).tolist():
+            step, row = np.nonzero(epochs == epoch)
+            which, place = np.unique(row, return_inverse=True)
+            longest = int(sizes[which].max())
+            keys = self._hashed(f"{phase.name}order {epoch}", round, clients[which], longest)
+            keys[np.arange(longest) >= sizes[which, None]] = np.iinfo(np.uint64).max
+            order = keys.argsort(axis=1, kind="stable")
+            chosen[step, row] = order[place[:, None], positions[step, row]]
+            if bits is not None:
+                drawn = self._hashed(f"{phase.name}augmentation {epoch}", round, clients[which], 3 * longest)
+                bits[step, row] = drawn.reshape(-1, longest, 3)[place[:, None], chosen[step, row]]
+        index = self._shards_in_a_row[self._starts[clients, None] + chosen]
+        arrays = [index, chosen, counts, self._dropout_keys(phase, round, clients).astype(np.int64)]
+        arrays += [] if bits is None else [augmentation_draws(bits)]
+        there = upload(self.model.device, *arrays)
+        real = torch.arange(len(columns), device=self.model.device) < there[2][..., None]
+        return Stretch(
+            index=there[0],
+            place=there[1],
+            real=real.to(self._weights.dtype),
+            draws=None if bits is None else there[4],
+            counts=there[2],
+            keys=there[3].to(torch.int32),
+        )
+
+    def _width(self, settings: LocalTraining) -> int:
+        """The size of every step of every block, to keep bits the same."""
+        return min(settings.batch_size + int(self.model.normalises_batches), int(self._sizes.max()))
+
+    def _batch(self, clients: NDArray[np.int64], index: Tensor, draws: Tensor | None) -> Batch:
         """x and y [K, B, ...], index and weight [K, B]."""
         shape = index.shape
         pixels = None
         if self._pixels(int(clients[0])) is not None:  # all clients have an order of their own, or none
             orders = [order for client in clients.tolist() if (order := self._pixels(client)) is not None]
             pixels = torch.stack(orders).repeat_interleave(shape[1], dim=0)
-        drawn = None if bits is None else bits.reshape(-1, 3)
+        drawn = None if draws is None else draws.reshape(-1, 3)
         flat = self.samples.batch(index.reshape(-1), pixels, self.settings.augmentation, drawn)
         weight = None if flat.weight is None else flat.weight.view(shape)
-        return Batch(flat.x.unflatten(0, shape), flat.y.unflatten(0, shape), flat.index.view(shape), weight=weight)
+        return Batch(flat.x.unflatten(0, shape), flat.y.unflatten(0, shape), index, weight=weight)

@@ -20,7 +20,7 @@ from fedmpi.training.block import GRADIENT, WHOLE, Block, Hooks, Phase, Work
 from fedmpi.training.clientwise import Keyed
 from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.optimizers import SGD, Adam, Optimizer
-from fedmpi.training.samples import Batch, Samples
+from fedmpi.training.samples import Batch, Samples, augmentation_draws, upload
 from fedmpi.training.settings import LocalTraining
 from fedmpi.training.symmetry import Group, find_groups
 
@@ -211,19 +211,18 @@ class Trainer(ABC):
         shard, clients = self._shards[client], np.array([client])
         pixels, augmentation = self._pixels(client), self.settings.augmentation
         cuts = phase.settings(self.settings).batches(len(shard), self.model.normalises_batches)
-        draws = None
-        for step in count():
-            epoch, place = divmod(step, len(cuts))
-            if place == 0:
-                keys = self._hashed(f"{phase.name}order {epoch}", round, clients, len(shard))
-                order = keys[0].argsort(kind="stable")
-                if augmentation != "none":
-                    bits = self._hashed(f"{phase.name}augmentation {epoch}", round, clients, 3 * len(shard))
-                    draws = bits.reshape(-1, 3)
-            chosen = order[cuts[place]]
-            batch = self.samples.batch(shard[chosen], pixels, augmentation, None if draws is None else draws[chosen])
-            batch.place = torch.from_numpy(chosen).to(self.model.device)
-            yield batch
+        for epoch in count():
+            keys = self._hashed(f"{phase.name}order {epoch}", round, clients, len(shard))
+            order = keys[0].argsort(kind="stable")
+            arrays = [shard[order], order]
+            if augmentation != "none":
+                bits = self._hashed(f"{phase.name}augmentation {epoch}", round, clients, 3 * len(shard))
+                arrays.append(augmentation_draws(bits.reshape(-1, 3)[order]))
+            index, places, *draws = upload(self.model.device, *arrays)
+            for cut in cuts:
+                batch = self.samples.batch(index[cut], pixels, augmentation, draws[0][cut] if draws else None)
+                batch.place = places[cut]
+                yield batch
 
     def seed_others(self, key: int) -> None:
         """Seed the global generators for other random functions of a network.
@@ -266,6 +265,16 @@ class Trainer(ABC):
         norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.cat(norms, 1), dim=1, keepdim=True)
         scale = (self.settings.clip_norm / norm).clamp_(max=1)
         return [part * scale for part in parts]
+
+
+def read(weights: Tensor, *numbers: Tensor) -> tuple[bool, NDArray[np.float64]]:
+    """Whether all `weights` are finite, and the `numbers` [n] each, as [.., n].
+
+    They come from the device in one copy, because the host waits for each.
+    """
+    low, high = torch.aminmax(weights) if weights.numel() else weights.new_zeros(2)
+    found = torch.cat([part.double().view(-1) for part in (low, high, *numbers)]).cpu().numpy()
+    return bool(np.isfinite(found[:2]).all()), found[2:].reshape(len(numbers), -1)
 
 
 def check_losses(losses: Tensor, targets: Tensor) -> None:

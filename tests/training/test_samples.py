@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmpi import randomness
-from fedmpi.training.samples import Samples
+from fedmpi.training.samples import Samples, augmentation_draws
 from tests.support.experiments import CPU
 
 HEIGHT, WIDTH = 6, 8
@@ -29,9 +29,10 @@ def samples(x: NDArray, mean: tuple[float, ...] | None = None, std: tuple[float,
     return Samples(x, np.arange(len(x)) % 4, mean, std, CPU)
 
 
-def bits(count: int) -> NDArray[np.uint64]:
+def draws_of(count: int) -> Tensor:
     """[count, 3] random words."""
-    return randomness.hashed_bits(randomness.keys(0, "augmentation 0", 1, [0]), 3 * count).reshape(count, 3)
+    bits = randomness.hashed_bits(randomness.keys(0, "augmentation 0", 1, [0]), 3 * count).reshape(count, 3)
+    return torch.from_numpy(augmentation_draws(bits))
 
 
 def grey(x: Tensor) -> NDArray[np.uint8]:
@@ -146,7 +147,7 @@ def test_augmentation(kind: str, count: int) -> None:
     made = crops(x[0], kind)
     assert len(made) == count
     draws = 100 * count
-    batch = samples(x).batch(np.zeros(draws, int), augmentation=kind, bits=bits(draws))  # type: ignore[arg-type]
+    batch = samples(x).batch(np.zeros(draws, int), augmentation=kind, draws=draws_of(draws))  # type: ignore[arg-type]
     assert batch.x.is_contiguous(memory_format=torch.channels_last)
     seen = [made[picture.tobytes()] for picture in grey(batch.x)]  # KeyError: a picture that may not be
     frequencies = np.array([seen.count(picture) for picture in made.values()])
@@ -155,11 +156,11 @@ def test_augmentation(kind: str, count: int) -> None:
 
 def test_augmentation_of_a_sample_depends_on_its_bits_alone() -> None:
     """Oracle: one sample at a time."""
-    everything, words = samples(images(), (0.5,) * 3, (0.25,) * 3), bits(4)
-    together = everything.batch(INDEX, augmentation="crop_flip", bits=words)
+    everything, words = samples(images(), (0.5,) * 3, (0.25,) * 3), draws_of(4)
+    together = everything.batch(INDEX, augmentation="crop_flip", draws=words)
     assert together.y.tolist() == [3, 0, 3, 3]
     for number, index in enumerate(INDEX):
-        one = everything.batch(INDEX[number : number + 1], augmentation="crop_flip", bits=words[number : number + 1])
+        one = everything.batch(INDEX[number : number + 1], augmentation="crop_flip", draws=words[number : number + 1])
         assert torch.equal(one.x[0], together.x[number]), index
     assert not torch.equal(together.x[0], together.x[2]), "the same sample, drawn for twice"
 
@@ -167,5 +168,5 @@ def test_augmentation_of_a_sample_depends_on_its_bits_alone() -> None:
 def test_the_frame_is_black_before_normalisation() -> None:
     """Oracle: a white image, normalised: inside (1 - mean) / std, outside (0 - mean) / std."""
     white = np.full((1, 1, HEIGHT, WIDTH), 255, np.uint8)
-    batch = samples(white, (0.25,), (0.5,)).batch(np.zeros(200, int), augmentation="crop_flip", bits=bits(200))
+    batch = samples(white, (0.25,), (0.5,)).batch(np.zeros(200, int), augmentation="crop_flip", draws=draws_of(200))
     assert sorted(set(batch.x.flatten().tolist())) == pytest.approx([-0.5, 1.5])
