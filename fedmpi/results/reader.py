@@ -19,7 +19,7 @@ from fedmpi.results.files import Unfit, group_at, opened, values
 from fedmpi.results.metrics import Direction, best_row, metrics_of
 from fedmpi.results.owner import Owner
 from fedmpi.results.schema import COLUMN, GROUPS, Array, of_metrics
-from fedmpi.results.settings import DATA, sound
+from fedmpi.results.settings import DATA, LATER, sound
 
 if TYPE_CHECKING:
     import pandas
@@ -101,7 +101,7 @@ class Run:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The run's settings, parsed from `config`.
+        """The run's settings, parsed from `config`; with those that its version did not have yet (`LATER`).
 
         Raises:
             BadInput: the text is no valid configuration, or is too large to be one.
@@ -111,11 +111,16 @@ class Run:
         from fedmpi import small_yaml
 
         try:
-            return sound(small_yaml.load(self.config) or {})
+            settings = sound(small_yaml.load(self.config) or {})
         except yaml.YAMLError as error:
             raise BadInput(f"{self.path}: its config {small_yaml.reason(error)}") from None
         except ValueError as error:
             raise BadInput(f"{self.path}: damaged: its config {error}") from None
+        for place, value in LATER.items():
+            group, _, name = place.rpartition(".")
+            if isinstance(settings.get(group), dict):
+                settings[group].setdefault(name, value)
+        return settings
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -32,6 +32,8 @@ TASK = (
     "conditions",
     "attack",
 )
+#: Options that the files of older versions lack, and the value that their runs had in effect.
+LATER = {"local.compile": "off"}
 _CHECKSUM_SHOWN = 8  # digits of a checksum that are shown
 _LARGEST = 2**64  # larger numbers are refused
 _COMPONENTS = ("algorithm", "dataset", "model")

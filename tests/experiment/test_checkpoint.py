@@ -23,7 +23,7 @@ from fedmpi.experiment.ownership import Lock
 from fedmpi.experiment.resume import find
 from fedmpi.federation.placement import OBSERVED, CostModel
 from fedmpi.results.paths import checkpoint_beside
-from fedmpi.results.settings import labels, same_but_seed
+from fedmpi.results.settings import LATER, labels, same_but_seed
 from tests.support.experiments import Alone
 from tests.support.mpi import REPOSITORY, mpirun, succeed
 from tests.support.same_bits import assert_same_bits
@@ -175,6 +175,9 @@ def test_a_run_of_an_older_version(tmp_path: Path) -> None:
         [*SOME.split(), "--output", str(tmp_path / "run.h5"), "--checkpoint.every_rounds", "1"]
     )
     older = re.sub(r"class_path: (\w+)", r"class_path: fedmpi.once.upon.\1", config)
+    for option in LATER:
+        older, count = re.subn(rf"^ +{option.rpartition('.')[2]}: .*\n", "", older, flags=re.MULTILINE)
+        assert count == 1, "the older version did not have it"
     assert older.count("fedmpi.once.upon.") == len(set(COMPONENTS) - BY_DATA)
     for outcome in experiment.outcomes(Alone(), older):
         if outcome.row["round"] == 2:

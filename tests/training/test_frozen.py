@@ -70,7 +70,8 @@ def is_as_built(
     trained = made.state_dict().keys() - set(names)
     assert trained
     assert np.isfinite(made.weights).all()
-    if made.attributes["algorithm"] not in ("LocalOnly", "FedProto", "FedAMP", "FedFomo"):  # which leave the server's model as it was
+    # These leave the server's model as it was.
+    if made.attributes["algorithm"] not in ("LocalOnly", "FedProto", "FedAMP", "FedFomo"):
         assert any((found[name] != built[name]).any() for name in trained if name in built)
 
 
