@@ -55,14 +55,16 @@ class FedSAM(FedAvg):
 
     def direction(self, gradient: Tensor, weights: Tensor, start: Tensor, block: Block) -> Tensor:
         if self.rho:
-            gradient = block.gradient(weights + self.ascent(gradient, weights))
+            gradient = block.gradient(self.ascent(gradient, weights).add_(weights))
         return super().direction(gradient, weights, start, block)
 
     def ascent(self, gradient: Tensor, weights: Tensor) -> Tensor:
         """[K, d]: e, which is 0 where the gradient of a client is 0."""
-        scale = torch.ones_like(weights)
+        scale = torch.ones_like(weights) if self.scaled else None
         for columns in self.scaled:
+            assert scale is not None
             scale[:, columns] = weights[:, columns].abs() + self.eta
-        scaled = scale * gradient
+        scaled = gradient if scale is None else scale * gradient
         norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
-        return scale * scaled * torch.where(norm == 0, 0.0, self.rho / norm)
+        length = torch.where(norm == 0, 0.0, self.rho / norm)
+        return scaled * length if scale is None else scale.mul_(scaled).mul_(length)

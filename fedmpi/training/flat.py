@@ -116,13 +116,16 @@ class FlatModel:
 
     @contextmanager
     def elsewhere(self, parameters: Tensor) -> Iterator[None]:
-        """While it is active, the network has these `parameters` [d]; then its state and `gradient` are as before."""
-        weights, gradient = self.weights.clone(), self.gradient.clone()
+        """While it is active, the network has these `parameters` [d]; then its state is as before."""
+        self._aside.copy_(self.weights)
         with self.counters_kept():
             self.weights[0, : self.layout.parameters].copy_(parameters)
             yield
-        self.weights.copy_(weights)
-        self.gradient.copy_(gradient)
+        self.weights.copy_(self._aside)
+
+    @cached_property
+    def _aside(self) -> Tensor:
+        return torch.empty_like(self.weights)
 
     def select(self, columns: tuple[slice, ...]) -> None:
         """Compute gradients only for these columns of the parameters, which are whole tensors."""
@@ -140,13 +143,29 @@ class FlatModel:
 
     def backward(self, losses: Tensor, weight: Tensor | None = None) -> None:
         """Fill `gradient` with the gradient of the mean of `losses` [B], weighted by `weight` [B] if given."""
-        self._update = None
         self.gradient.zero_()
-        for entry, parameter in self._parameters:
-            if parameter.grad is None and parameter.requires_grad:
-                parameter.grad = entry.view(self.gradient[0])
+        self._collect(self.gradient[0])
         _backward(losses, weight)
         self._settle()
+
+    def further_gradient(self, losses: Tensor, weight: Tensor | None = None) -> Tensor:
+        """[1, layout.parameters], the same in new memory; `gradient` stays as it is."""
+        found = aligned_rows(1, self.layout.parameters, self.device).zero_()
+        for _, parameter in self._parameters:
+            parameter.grad = None
+        self._collect(found[0])
+        _backward(losses, weight)
+        self._settle()
+        for _, parameter in self._parameters:
+            parameter.grad = None
+        return found
+
+    def _collect(self, gradient: Tensor) -> None:
+        """Let the next backward pass add to `gradient` [d], unless the parameters have a place for it already."""
+        self._update = None
+        for entry, parameter in self._parameters:
+            if parameter.grad is None and parameter.requires_grad:
+                parameter.grad = entry.view(gradient)
 
     def backward_in_parts(
         self, losses: Tensor, update: Callable[[Entry, Tensor, Tensor], None], weight: Tensor | None = None

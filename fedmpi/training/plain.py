@@ -84,8 +84,7 @@ class PlainTrainer(Trainer):
         @torch.enable_grad()
         def further(weights: Tensor, ahead: int) -> Tensor:
             with model.elsewhere(weights[0]):
-                model.backward(losses_of(ahead), batches[ahead].weight)
-                return model.gradient.clone()
+                return model.further_gradient(losses_of(ahead), batches[ahead].weight)
 
         if is_whole:
             block.further = further
