@@ -51,7 +51,7 @@ def both(options: str, folder: Path) -> tuple[results.Run, results.Run]:
         assert go(options, folder / "gpu.h5", "--device", "cuda") == 0
     assert gpu.counts.operations > 100
     there = results.open(folder / "gpu.h5")
-    assert list(there.environment["devices"]) == ["Pretend"]
+    assert there.environment["devices"] == "Pretend"
     return results.open(folder / "cpu.h5"), there
 
 
@@ -93,7 +93,7 @@ def test_on_three_ranks(names: tuple[str, ...], tmp_path: Path) -> None:
     for name in names:
         assert go(f"{METHODS[name]} --local.vectorize 2", tmp_path / f"{name}.h5", "--device", "cpu") == 0
         there = results.open(folder / f"{name}.h5")
-        assert list(there.environment["devices"])[1:] == ["Pretend"] * 2
+        assert there.environment["devices"].split("\n")[1:] == ["Pretend"] * 2
         assert_same_bits(there, results.open(tmp_path / f"{name}.h5"))
 
 
