@@ -139,7 +139,7 @@ def test_the_tutorial(tmp_path: Path) -> None:
 def test_a_data_set_a_partition_and_a_model_of_ones_own(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     page = Page("models_and_data", tmp_path)
-    block, users = page.commands
+    block, users, compiled = page.commands
     page.run(block)
     run = results.open(tmp_path / "runs" / "own.h5")
     names = [run.settings[name]["class_path"] for name in ("model", "dataset", "partition")]
@@ -154,6 +154,8 @@ def test_a_data_set_a_partition_and_a_model_of_ones_own(tmp_path: Path) -> None:
     run = results.open(tmp_path / "runs" / "hospitals.h5")
     assert sorted(run.partition["label_counts"].sum(1).tolist()) == [80, 120, 160, 200, 240]
     assert run.statistics().last > 0.8
+    page.run(compiled.replace("--rounds 5000", "--rounds 2"))
+    assert results.open(tmp_path / "runs" / "compiled.h5").settings["local"]["compile"] == "on"
 
 
 def test_the_answers(tmp_path: Path) -> None:
@@ -230,7 +232,7 @@ def test_which_clients_are_trained_side_by_side() -> None:
     assert f"| on a GPU | {choice.AT_ONCE_ON_GPU} |" in table
     assert f"more than {choice.SMALL_ON_CPU:,} parameters | 1 |" in table
     assert f"fewer than {choice.WORTH_IT_ON_CPU} clients | 1 |" in table
-    assert f"`--local.precision bf16` | {choice.AT_ONCE_IF_FILLED} |" in table
+    assert f"`--local.precision bf16` or compiled steps | {choice.AT_ONCE_IF_FILLED} |" in table
     assert f"| on a CPU | {choice.AT_ONCE_ON_CPU} |" in table
 
 

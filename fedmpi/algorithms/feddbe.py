@@ -74,7 +74,8 @@ class FedDBE(PartlyShared):
 
     def payload(self, layout: Layout) -> tuple[Vectors, Vectors]:
         received, sent = super().payload(layout)
-        return [*received, len(self.common)], sent
+        own, _ = self.split(layout)
+        return [*received, own.stop - own.start], sent  # the common mean is as long as the shift
 
     def count_work(self, fed: Federation, cohort: Cohort) -> NDArray[np.float64]:
         """Until the common mean is known, also a forward pass over all samples."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,7 @@ def test_a_diverged_client_ends_the_run(
         work = train(self, block, *arguments, **options)
         if arguments[2] == 2 and int(block.clients[0]) == 3:
             work.weights[0, 5] = np.nan
+            return replace(work, is_finite=False)
         return work
 
     monkeypatch.setattr(PlainTrainer, "train", trained)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def diverge(monkeypatch: pytest.MonkeyPatch, clients: set[int], value: float = n
         if arguments[2] == ROUND and int(block.clients[0]) in clients:
             work.weights[0, 5] = value
             work.loss[0] = np.nan
+            return replace(work, is_finite=False)
         return work
 
     monkeypatch.setattr(PlainTrainer, "train", trained)

@@ -17,7 +17,7 @@ def test_a_summary_says_what_the_run_did(tmp_path: Path, monkeypatch: pytest.Mon
         "status      finished",
         "experiment  FedProx (mu 0.01), Linear, Digits, seed 7",
         "clients     20, 4 per round, Permuted (over Dirichlet (alpha 0.3))",
-        "local       epochs 2, lr 1e-05",
+        "local       epochs 2, lr 1e-05, compile off",
         "rounds      20 of 20, 40 s",
         "untrained   accuracy 10.00 %, loss 2.5 (of the initial model)",
         "accuracy    last 80.00 %, best on test 80.00 % (round 20, optimistic), last 10",
