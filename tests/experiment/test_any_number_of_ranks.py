@@ -384,7 +384,7 @@ def _compare(alone: dict[str, results.Run], many: dict[str, results.Run], ranks:
 
 def test_the_cases_train(alone: dict[str, results.Run]) -> None:
     """Equal bits would be easy to have if nothing moved."""
-    of_sha: dict[str, set[str]] = {}
+    of_sha: dict[str | None, set[str]] = {}
     for name, run in alone.items():
         of_sha.setdefault(run.weights_sha256, set()).add(name)
     equal = [names for names in of_sha.values() if len(names) > 1]
