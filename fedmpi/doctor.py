@@ -25,6 +25,7 @@ from fedmpi import __version__
 from fedmpi.errors import NO_MPI, BadInput
 from fedmpi.experiment.job_limit import job_end
 from fedmpi.mpi import leftovers
+from fedmpi.options import spans
 from fedmpi.streams import outlast
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Rank:
         omp_threads: value of OMP_NUM_THREADS; empty: not set.
         shared_memory, shared_free: total and free bytes of /dev/shm; -1: there is none.
         versions: of the libraries.
+        transport: what can be seen of MPI's transport (`fedmpi.mpi.transport`).
     """
 
     node: int
@@ -73,6 +75,7 @@ class Rank:
     shared_memory: int
     shared_free: int
     versions: dict[str, str]
+    transport: str
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,10 @@ def look(world: World) -> list[Rank]:
     """The facts about every rank; a collective."""
     import torch
 
-    from fedmpi.mpi.devices import pick_device
+    from fedmpi.mpi.devices import gpu_uuid, pick_device
+    from fedmpi.mpi.transport import transport
 
     device = pick_device(world, "auto", server_too=False)
-    is_gpu = device.type == "cuda"
     try:
         memory = os.statvfs("/dev/shm")
         size, free = memory.f_blocks * memory.f_frsize, memory.f_bavail * memory.f_frsize
@@ -103,7 +106,7 @@ def look(world: World) -> list[Rank]:
         cores=sorted(os.sched_getaffinity(0)),
         gpus=[torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
         device=str(device),
-        physical=str(getattr(torch.cuda.get_device_properties(device), "uuid", "")) if is_gpu else "",
+        physical=gpu_uuid(device),
         omp_threads=os.environ.get("OMP_NUM_THREADS", ""),
         shared_memory=size,
         shared_free=free,
@@ -112,6 +115,7 @@ def look(world: World) -> list[Rank]:
             "Python": platform.python_version(),
             **{name: version(name) for name in ("torch", "numpy", "h5py", "mpi4py")},
         },
+        transport=transport(),
     )
     return [Rank(**json.loads(text)) for text in world.gather_text(json.dumps(asdict(mine)))]
 
@@ -191,7 +195,7 @@ def _problems_of_node(name: str, ranks: Sequence[Rank], threads: int) -> Iterato
         if crowd * threads > len(cores):
             yield (
                 f"{name}: {crowd} ranks that train, with {threads} threads each, share {_counted(len(cores), 'core')}"
-                f" ({_ranges(cores)}): start fewer ranks there, or ask for more cores (srun --cpus-per-task;"
+                f" ({spans(cores)}): start fewer ranks there, or ask for more cores (srun --cpus-per-task;"
                 " mpirun --bind-to none, if it binds ranks to too few)"
             )
             break
@@ -217,10 +221,13 @@ def _has_room(ranks: Sequence[Rank]) -> bool:
     return not 0 <= ranks[0].shared_free < 8 * PARAMETERS * (len(ranks) + 2)
 
 
-def tell(ranks: Sequence[Rank], rates: Rates | None, library: str, limits: Sequence[str]) -> Iterator[str]:
+def tell(
+    ranks: Sequence[Rank], rates: Rates | None, library: str, transports: Sequence[str], limits: Sequence[str]
+) -> Iterator[str]:
     """The facts about the job, as lines."""
     yield ", ".join(f"{name} {number}" for name, number in ranks[0].versions.items())
     yield library
+    yield from (f"MPI transport of {line}" for line in transports)
     nodes, trainers = _nodes(ranks), sum(rank.trains for rank in ranks)
     yield f"{_counted(len(ranks), 'rank')} on {_counted(len(nodes), 'node')}, {trainers} of them for training"
     yield from limits
@@ -233,7 +240,7 @@ def tell(ranks: Sequence[Rank], rates: Rates | None, library: str, limits: Seque
     for number, rank in enumerate(ranks):
         gpu = f" ({rank.physical})" if rank.physical else ""
         role = f"trains on {rank.device}{gpu}" if rank.trains else "server"
-        yield f"rank {number} on {rank.host}: {role}, {_counted(len(rank.cores), 'core')} ({_ranges(rank.cores)})"
+        yield f"rank {number} on {rank.host}: {role}, {_counted(len(rank.cores), 'core')} ({spans(rank.cores)})"
     if rates:
         speed = 4 * PARAMETERS / max(rates.broadcast, 1e-9) / 1e9
         yield (
@@ -264,14 +271,7 @@ def _counted(count: int, what: str) -> str:
 
 
 def _listed(what: str, numbers: Sequence[int]) -> str:
-    return f"{what}{'' if len(numbers) == 1 else 's'} {_ranges(numbers)}"
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """0-3, 8 for the ascending numbers 0, 1, 2, 3, 8."""
-    starts = [n for n in numbers if n - 1 not in set(numbers)]
-    ends = [n for n in numbers if n + 1 not in set(numbers)]
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+    return f"{what}{'' if len(numbers) == 1 else 's'} {spans(numbers)}"
 
 
 def _bytes(count: int) -> str:
@@ -306,6 +306,7 @@ def main() -> None:
     if options.clean:
         sys.exit(clean())
     try:
+        from fedmpi.mpi.transport import by_ranks
         from fedmpi.mpi.world import World, mpi_version
     except (ImportError, RuntimeError) as error:
         sys.exit(f"problem: {NO_MPI.format(str(error).splitlines()[0])}")
@@ -328,7 +329,7 @@ def main() -> None:
     fits = all(_has_room([rank for rank in ranks if rank.node == first.node]) for first in _nodes(ranks))
     rates = measure(world) if fits else None
     if world.is_server:
-        for line in tell(ranks, rates, mpi_version(), limits):
+        for line in tell(ranks, rates, mpi_version(), by_ranks([rank.transport for rank in ranks]), limits):
             print(line)
         for problem in found:
             print(f"problem: {problem}")

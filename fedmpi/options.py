@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from abc import ABCMeta
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cache, reduce, wraps
@@ -295,6 +295,13 @@ def shown(value: object) -> str:
         str(value).lower() if isinstance(value, bool) else "null" if value is None else " ".join(str(value).split())
     )
     return printable(text if len(text) <= 80 else f"{text[:60]}...")
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Ascending numbers as text: `0-3, 8` for 0, 1, 2, 3, 8."""
+    starts = [n for n in numbers if n - 1 not in set(numbers)]
+    ends = [n for n in numbers if n + 1 not in set(numbers)]
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
 def printable(text: str) -> str:

@@ -13,7 +13,7 @@ from fedmpi.doctor import Rank
 from tests.support.mpi import mpirun
 
 VERSIONS = {"fedmpi": "0.2.0", "torch": "2.9.0"}
-CPU = Rank(0, "a", True, list(range(8)), [], "cpu", "", "", 1 << 30, 1 << 30, VERSIONS)
+CPU = Rank(0, "a", True, list(range(8)), [], "cpu", "", "", 1 << 30, 1 << 30, VERSIONS, "device ch4:ofi")
 SERVER = replace(CPU, trains=False)
 HEALTHY = [SERVER, *[CPU] * 4]
 
@@ -114,6 +114,7 @@ def test_this_machine(tmp_path: Path) -> None:
     job = {"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "2", "SLURM_JOB_END_TIME": "99999999999", "OMP_NUM_THREADS": "1"}
     fine = mpirun(2, "-m", "fedmpi.doctor", "--output", output, **job)
     assert fine.returncode == 0, fine.stdout + fine.stderr
+    assert "\nMPI transport of ranks 0-1: " in fine.stdout
     assert "2 ranks on 1 node, 1 of them for training\nSlurm job 4711: 2 tasks, " in fine.stdout
     assert fine.stdout.endswith("\nno problem found\n")
     alone = mpirun(0, "-m", "fedmpi.doctor", "--output", output, SLURM_STEP_NUM_TASKS="3", SLURM_PROCID="0")

@@ -1,35 +1,59 @@
-"""On what a run took place: hardware, libraries, job; kept as /environment in the results."""
+"""On what a run took place: command, hardware, libraries, job; kept as /environment in the results."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import shlex
 import subprocess
-from importlib.metadata import version
+import sys
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fedmpi.mpi.devices import gpu_uuid
+from fedmpi.mpi.transport import by_ranks, transport
 from fedmpi.mpi.world import World, mpi_version
+from fedmpi.options import spans
 
 
 def describe(world: World, device: torch.device) -> dict[str, Any]:
-    """Facts about the job, as attributes; a collective."""
+    """Facts about the job, as attributes; a collective.
+
+    Args:
+        world: the ranks, which have exchanged messages.
+        device: the one that this rank computes on.
+    """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    places = [place.split("\n") for place in world.gather_text(f"{platform.node()}\n{name}")]
+    mine = {
+        "hosts": platform.node(),
+        "devices": name,
+        "gpus": f"{device} {gpu_uuid(device)}".rstrip() if device.type == "cuda" else "",
+        "cores": spans(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else "",
+        "transport": transport(),
+    }
+    ranks = [json.loads(text) for text in world.gather_text(json.dumps(mine))]
+    each = {key: [rank[key] for rank in ranks] for key in mine}
     return {
         "ranks": world.size,
-        "hosts": [host for host, _ in places],
-        "devices": [device for _, device in places],
+        "hosts": each["hosts"],
+        "devices": each["devices"],
+        **{key: each[key] if any(each[key]) else None for key in ("gpus", "cores")},
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
         "mkl_cbwr": os.environ.get("MKL_CBWR"),
+        "command": shlex.join(sys.orig_argv),
+        "folder": os.getcwd(),
         "python": platform.python_version(),
         **libraries(),
         "mpi4py": version("mpi4py"),
         "h5py": version("h5py"),
+        "packages": sorted({f"{package.name}=={package.version}" for package in distributions()}),
         "mpi": mpi_version(),
+        "mpi_transport": by_ranks(each["transport"]),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
         "git_revision": _git_revision(),
     }

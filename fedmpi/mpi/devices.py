@@ -37,6 +37,11 @@ def pick_device(world: World, choice: DeviceChoice, server_too: bool) -> torch.d
     return device
 
 
+def gpu_uuid(device: torch.device) -> str:
+    """The identity of a GPU, independent of the numbering in this process; empty: a CPU, or unknown."""
+    return str(getattr(torch.cuda.get_device_properties(device), "uuid", "")) if device.type == "cuda" else ""
+
+
 def computes_bf16() -> bool:
     """Whether PyTorch's library for CPUs has code for bfloat16 on this processor."""
     return torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")

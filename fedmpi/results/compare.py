@@ -26,6 +26,8 @@ from fedmpi.results.table import values as statistics
 
 # Datasets and groups that depend on the number of ranks or on the clock, not only on the computation.
 _OF_THE_MACHINE = ("clients/rank", "environment", "ranks")
+# Attributes of /environment that differ between any two runs.
+_OF_EACH_RUN = ("command", "folder", "slurm_job_id")
 
 
 def paired(
@@ -126,8 +128,10 @@ def sameness(one: Run, other: Run) -> str:
         lines.append(f"  settings  {' | '.join(settings)}")
     if code := list(_changed_code(one, other)):
         lines.append(f"  files     {', '.join(code)}")
-    facts = [name for name in one.environment if str(one.environment[name]) != str(other.environment.get(name))]
-    told = [f"{name} {_line(one.environment[name])} | {_line(other.environment.get(name))}" for name in facts]
+    facts = [name for name in one.environment if name not in (*_OF_EACH_RUN, "packages")]
+    pairs = {name: (str(one.environment[name]), str(other.environment.get(name))) for name in facts}
+    told = [f"{name} {_line(here)} | {_line(there)}" for name, (here, there) in pairs.items() if here != there]
+    told += _changed_packages(one, other)
     if told:
         lines.append(f"  ran on    {', '.join(told)}")
     if not parts:
@@ -241,6 +245,22 @@ def _changed_code(one: Run, other: Run) -> Iterator[str]:
         files, beside = (json.loads(run.attributes.get(attribute, "{}")) for run in (one, other))
         names = [name for name in dict.fromkeys([*files, *beside]) if files.get(name) != beside.get(name)]
         yield from map(printable, names)
+
+
+def _changed_packages(one: Run, other: Run) -> Iterator[str]:
+    """The Python packages that differ between two runs, as `NAME VERSION | VERSION`; `-`: not installed.
+
+    Nothing if a file has no list of packages. Libraries that /environment names themselves are left out.
+    """
+    if not all("packages" in run.environment for run in (one, other)):
+        return
+    here, there = (
+        dict(line.partition("==")[::2] for line in str(run.environment["packages"]).splitlines())
+        for run in (one, other)
+    )
+    for name in sorted({*here, *there} - {*one.environment}):
+        if here.get(name) != there.get(name):
+            yield printable(f"{name} {here.get(name, '-')} | {there.get(name, '-')}")
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -218,10 +218,37 @@ GROUPS: dict[str, Group] = {
         optional=False,
     ),
     "environment": Group(
-        "What the job ran on, as attributes: hosts, devices, ranks, threads, versions. A list is one text with one "
-        "line per entry. `clients_at_once` is the largest number of clients that a rank trains in one batched call, "
-        "and "
-        "`clients_at_once_reason` says why.",
+        "What the job ran on. If the run was resumed, it is the last job. A list is one text with one line per entry. "
+        "Packages, command and folder are those of rank 0. The checksums of the data and of the user's code are "
+        "attributes of /.",
+        more={
+            "ranks": "number of ranks",
+            "hosts": "host of each rank",
+            "devices": "device that each rank computes on: the name of the GPU, or cpu",
+            "gpus": "GPU of each rank: its number in the process, and its UUID; an empty line for a rank without one",
+            "cores": "CPU cores that each rank may use, such as 0-3, 8",
+            "cpu": "name of the processor of rank 0",
+            "threads": "CPU threads of each rank",
+            "mkl_cbwr": "the environment variable MKL_CBWR",
+            "command": "command line of the process; the launcher's own part is not known to it",
+            "folder": "folder that the command was started in",
+            "python": "version of Python; `torch`, `numpy`, `mpi4py` and `h5py` are those of the libraries",
+            "torch": "version of PyTorch",
+            "numpy": "version of NumPy",
+            "mpi4py": "version of mpi4py",
+            "h5py": "version of h5py",
+            "packages": "installed Python packages, NAME==VERSION",
+            "mpi": "name and version of the MPI library",
+            "mpi_transport": "what can be seen of MPI's transport, one line per group of ranks that see the same. MPI "
+            "does not tell which of several loaded transports it uses. `device`: of MPICH and related libraries. "
+            "`loaded`: transport libraries, or components of Open MPI, which unloads those that it does not use. "
+            "`open`: device files of networks. `set`: environment variables that choose a transport, such as "
+            "FI_PROVIDER",
+            "slurm_job_id": "number of the Slurm job",
+            "git_revision": "revision of fedmpi's sources, if they are a git checkout",
+            "clients_at_once": "largest number of clients that a rank trains in one batched call",
+            "clients_at_once_reason": "why it is this number",
+        },
         optional=False,
     ),
     "rounds": Group(
