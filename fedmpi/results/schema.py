@@ -218,9 +218,9 @@ GROUPS: dict[str, Group] = {
         optional=False,
     ),
     "environment": Group(
-        "What the job ran on. If the run was resumed, it is the last job. A list is one text with one line per entry. "
-        "Packages, command and folder are those of rank 0. The checksums of the data and of the user's code are "
-        "attributes of /.",
+        "What the job ran on. If the run was resumed, it is the last job. A list is one text with one line per "
+        "entry. Packages, command and folder are those of rank 0. The checksums of the data and of the user's code "
+        "are attributes of /.",
         more={
             "ranks": "number of ranks",
             "hosts": "host of each rank",
@@ -239,8 +239,8 @@ GROUPS: dict[str, Group] = {
             "h5py": "version of h5py",
             "packages": "installed Python packages, NAME==VERSION",
             "mpi": "name and version of the MPI library",
-            "mpi_transport": "what can be seen of MPI's transport, one line per group of ranks that see the same. MPI "
-            "does not tell which of several loaded transports it uses. `device`: of MPICH and related libraries. "
+            "mpi_transport": "what can be seen of MPI's transport, one line per group of ranks that see the same. "
+            "MPI does not tell which of several loaded transports it uses. `device`: of MPICH and related libraries. "
             "`loaded`: transport libraries, or components of Open MPI, which unloads those that it does not use. "
             "`open`: device files of networks. `set`: environment variables that choose a transport, such as "
             "FI_PROVIDER",
