@@ -59,7 +59,7 @@ def main(folder: Path) -> None:
     torch.cuda.device_count = lambda: 0
     nodes = World(ranks_a_node=2)
     ranks = doctor.look(nodes)
-    found["told"] = list(doctor.tell(ranks, doctor.measure(nodes), mpi_version(), []))
+    found["told"] = list(doctor.tell(ranks, doctor.measure(nodes), mpi_version(), [], []))
     found["problems"] = list(doctor.problems(ranks, 1000, folder, None))
     (folder / f"{world.rank}.json").write_text(json.dumps(found))
 
