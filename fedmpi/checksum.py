@@ -1,8 +1,10 @@
-"""Checksums for comparing ranks."""
+"""Checksums for comparing ranks, and for naming tensors that are kept elsewhere."""
 
 from __future__ import annotations
 
+import hashlib
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,3 +25,13 @@ def checksum(*parts: NDArray[Any] | float | str) -> int:
         total = zlib.crc32(f"{array.dtype.str} {array.shape}".encode(), total)
         total = zlib.crc32(np.ascontiguousarray(array).data, total)
     return total
+
+
+def sha256_of(tensors: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 of tensors: of their names in alphabetical order, and each one's type, shape and row-major bytes."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        array = tensors[name]
+        total.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()

@@ -87,6 +87,8 @@ def assemble(experiment: Settings, world: World) -> Assembled:
         everyone = _split(experiment, arrays, world)
     measures = Measures(task, experiment.measured, outputs)
     shared = _put_together(experiment, world, arrays, proxy, everyone, measures, model)
+    del model  # with its own copy of what is frozen
+    networks.share(world)
     fed, choice = shared.federation(
         networks,
         shared.train,

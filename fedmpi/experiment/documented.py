@@ -49,7 +49,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
         "held_out_epochs",
     ),
     "Stopping before all rounds are done": ("stop",),
-    "Results file, checkpoints": ("output", "overwrite", "resume", "checkpoint"),
+    "Results file, checkpoints": ("output", "overwrite", "store_frozen", "resume", "checkpoint"),
     "Hardware": ("device", "threads", "deadline"),
 }
 

@@ -42,7 +42,7 @@ class InitialModel:
         views, frozen = layout.views(model.weights[0]), layout.frozen
         needed = _kinds(
             {name: tensor.numpy(force=True) for name, tensor in views.items()},
-            {name: tensor.numpy(force=True) for name, tensor in frozen.items()},
+            layout.frozen_arrays,
         )
         given = _kinds(self.trained, self.frozen)
         for name in dict.fromkeys([*needed, *given]):

@@ -23,12 +23,14 @@ from typing import Any
 
 import yaml
 
+from fedmpi.checksum import sha256_of
 from fedmpi.data import Dataset
 from fedmpi.errors import BadInput
 from fedmpi.experiment import environment
 from fedmpi.experiment.catalogue import base_of, bases, own_class
 from fedmpi.results import Run
 from fedmpi.streams import say
+from fedmpi.training.layout import Layout
 
 _ELSEWHERE = [
     Path(__file__).parents[1].resolve(),
@@ -83,6 +85,19 @@ def check_data(run: Run, checksums: Mapping[str, str]) -> None:
             kind = named.get("class_path", "").rpartition(".")[2]
             reason = f"has other samples than when {run.path} was begun; --overwrite instead of --resume starts again"
             raise BadInput(f"= {kind}: {reason}" if kind else reason, f"--{option}")
+
+
+def check_frozen(run: Run, layout: Layout) -> None:
+    """Check that the tensors that training does not change are those that the resumed run began with.
+
+    Raises:
+        BadInput: they have changed.
+    """
+    before = run.inputs.get("frozen_sha256")
+    if before is not None and before != sha256_of(layout.frozen_arrays):
+        reason = f"has other frozen tensors than when {run.path} was begun"
+        again = "--overwrite instead of --resume starts again"
+        raise BadInput(f"= {run.attributes['model']}: {reason}; {again}", "--model")
 
 
 def _checksums(config: str) -> dict[str, dict[str, str]]:

@@ -14,6 +14,8 @@ from fedmpi.errors import BadInput, option_of
 from fedmpi.experiment.initial_model import InitialModel
 from fedmpi.experiment.settings import Settings
 from fedmpi.models import Model
+from fedmpi.mpi.shared import share_aligned
+from fedmpi.mpi.world import World
 from fedmpi.training.dry_run import constant_buffers, materialise
 from fedmpi.training.flat import FlatModel
 
@@ -47,6 +49,7 @@ class Networks:
         self._constants = constants
         self._said_of = said_of
         self._initial = initial
+        self._start: Tensor | None = None  # the weights of the initial model
         self._frozen: Mapping[str, Tensor] | None = None
 
     def __call__(self, number: int) -> FlatModel:
@@ -57,8 +60,21 @@ class Networks:
             model = FlatModel(network, self._device, constants, self._frozen)
         if number == 0 and self._initial:
             self._initial.load_into(model)
-        self._frozen = model.layout.frozen
+            self._start, self._initial = model.weights[0].clone(), None
+        elif number == 0 and self._start is not None:
+            model.load(self._start)
+        self._frozen = self._frozen or model.layout.frozen
         return model
+
+    def share(self, world: World) -> None:
+        """Let all later networks of a node's ranks have one copy of the frozen tensors, on CPUs; a collective.
+
+        Raises:
+            BadInput: the node's shared memory is too small; on every rank alike.
+        """
+        if self._frozen and self._device.type == "cpu" and world.size > 1:
+            arrays = {name: tensor.detach().numpy() for name, tensor in self._frozen.items()}
+            self._frozen = {name: torch.from_numpy(array) for name, array in share_aligned(world, arrays).items()}
 
 
 def networks_of(

@@ -1,4 +1,4 @@
-"""Builds a trained network from its results file: `Run.network`."""
+"""Builds a trained network from its results file (`Run.network`), or what is frozen in it (`Run.frozen`)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import jsonargparse
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from fedmpi import randomness
+from fedmpi import randomness, results
 from fedmpi.algorithms import Algorithm
+from fedmpi.checksum import sha256_of
 from fedmpi.errors import BadInput
 from fedmpi.models import Model
 from fedmpi.results import Run
@@ -26,10 +27,10 @@ def rebuild(run: Run, which: int | str | None) -> Network:
     about = run.inputs
     if "shape" not in about:
         raise BadInput(f"{run.path}: has no information about its network's inputs (perhaps from an earlier version)")
-    weights = _weights(run, which)
+    tensors = run.state_dict(_weights(run, which))
     try:
         network = _build(run, about)
-        _fill(network, run.state_dict(weights))
+        _fill(network, tensors)
     except Exception as error:  # what builds it may be a user's class
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadInput(
@@ -37,6 +38,31 @@ def rebuild(run: Run, which: int | str | None) -> Network:
         ) from error
     mean, std = (tuple(map(float, about[name])) if name in about else None for name in ("mean", "std"))
     return Network(network, str(about["inputs"]), *image_scale(mean, std)).eval()
+
+
+def frozen_tensors(run: Run) -> dict[str, NDArray[Any]]:
+    """See `Run.frozen`."""
+    about = run.inputs
+    try:
+        if init := run.settings.get("init"):
+            made = dict(results.open(init).frozen)
+        else:
+            trained = {str(name) for name in run.model["names"]}
+            tensors = {name: tensor.detach() for name, tensor in _build(run, about).state_dict().items()}
+            made = {n: t.numpy() for n, t in tensors.items() if n not in trained and not _is_counter(t)}
+        if sha256_of(made) != about["frozen_sha256"]:
+            raise ValueError("they have other values now")
+    except Exception as error:  # what builds the network may be a user's class
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadInput(
+            f"{run.path}: its {about['frozen_values']:,} frozen values are not in the file (--store_frozen true would"
+            f" have stored them), and cannot be taken from where they came from ({about['frozen_source']}): {reason}"
+        ) from error
+    return made
+
+
+def _is_counter(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex())
 
 
 def _weights(run: Run, which: int | str | None) -> NDArray[np.float32]:

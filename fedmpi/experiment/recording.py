@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from fedmpi.policies.privacy import NoPrivacy
 from fedmpi.results import Results
 from fedmpi.results.schema import Status
 from fedmpi.results.settings import describe as setting
-from fedmpi.results.summary import way_of_training
+from fedmpi.results.summary import sizes, way_of_training
 from fedmpi.streams import say
 from fedmpi.tasks import Measures
 from fedmpi.training.layout import Layout
@@ -240,6 +241,8 @@ def _say_what_is_trained(experiment: Settings, assembled: Assembled, world: Worl
     each = f"{size.min():,} to {size.max():,}" if size.min() < size.max() else f"{size.min():,}"
     say(f"clients: {fed.clients}, {experiment.cohort} per round, with {each} training samples each")
     working = f"{world.size - 1} of {world.size} ranks" if world.size > 1 else "1 rank"
+    if frozen := fed.layout.frozen:
+        say(f"model: {sizes(fed.layout.size, sum(tensor.numel() for tensor in frozen.values()))}")
     way = way_of_training(choice.at_once, choice.reason)
     say(f"training: {working} on {'CPU' if fed.device.type == 'cpu' else 'GPU'}, {way}")
 
@@ -257,7 +260,8 @@ def _begun(
     results = Results(experiment.output, attributes, environment, overwrite=True, confirm=lock.confirm)
     validation = list(map(len, fed.context.split.validation)) if experiment.validation else None
     results.set_partition(fed.context.split.label_counts, fed.samples, validation)
-    _describe_models(results, experiment.algorithm, fed.layout)
+    source = _source_of_frozen(experiment, attributes)
+    _describe_models(results, experiment.algorithm, fed.layout, source, experiment.store_frozen)
     data, kind = experiment.dataset, "uint8" if fed.has_images else "int64" if fed.is_text else "float32"
     results.set_inputs(kind, fed.shape, measures.outputs, data.mean, data.std, data.vocabulary)
     return results
@@ -281,16 +285,19 @@ def _after_more_rounds(experiment: Settings, assembled: Assembled) -> dict[str, 
     return {"missing": missing, "depends_on_rounds": depends_on_rounds}
 
 
-def _describe_models(results: Results, algorithm: Algorithm, layout: Layout) -> None:
+def _source_of_frozen(experiment: Settings, attributes: Mapping[str, Any]) -> str:
+    """Where the tensors that training does not change came from, in words, by the results file's attributes."""
+    files = [name for name in json.loads(attributes["input_files"]) if name.startswith(("--init", "--model."))]
+    return ", ".join(files) or f"drawn with seed {experiment.seed}"
+
+
+def _describe_models(results: Results, algorithm: Algorithm, layout: Layout, source: str, store_frozen: bool) -> None:
     def current(part: Algorithm, name: str, layout: Layout) -> Callable[[], np.ndarray]:
         return lambda: layout.canonical(getattr(part, name)).numpy()
 
     def tensors(layout: Layout) -> tuple[list[str], list[tuple[int, ...]], list[int]]:
         entries = layout.entries
         return [entry.name for entry in entries], [entry.shape for entry in entries], [e.offset for e in entries]
-
-    def frozen(layout: Layout) -> dict[str, np.ndarray]:
-        return {name: tensor.numpy(force=True) for name, tensor in layout.frozen.items()}
 
     states = {name: part for part in algorithm.parts for name in part.server_state}
     # Methods with several models keep them in vectors of the same length.
@@ -300,6 +307,7 @@ def _describe_models(results: Results, algorithm: Algorithm, layout: Layout) -> 
         if getattr(part, name).shape[-1:] == (layout.size,) and name not in {*algorithm.networks, *part.hidden_state}
     }
     models.pop("weights", None)
-    results.set_model(*tensors(layout), current(algorithm, "weights", layout), models, frozen(layout))
+    weights = current(algorithm, "weights", layout)
+    results.set_model(*tensors(layout), weights, models, layout.frozen_arrays, source, store_frozen)
     for name, other in algorithm.networks.items():
-        results.set_network(name, *tensors(other), current(states[name], name, other), frozen(other))
+        results.set_network(name, *tensors(other), current(states[name], name, other), other.frozen_arrays)

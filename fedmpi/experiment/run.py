@@ -214,10 +214,12 @@ class _Course:
         context.pause, context.when_idle, context.keep = interruptions.pause, recorder.write_if_due, recorder.keep
 
     def _check_data(self, assembled: Assembled) -> None:
-        """Raise BadInput if the data have changed since the resumed run was begun."""
+        """Raise BadInput if the data, or the frozen tensors, have changed since the resumed run was begun."""
         with self._world.agreed():
             if self._world.is_server:
-                inputs.check_data(results.open(self._experiment.output), assembled.checksums)
+                run = results.open(self._experiment.output)
+                inputs.check_data(run, assembled.checksums)
+                inputs.check_frozen(run, assembled.engine.federation.layout)
 
     def _run_stages(self, engine: Engine, checkpoints: Checkpoints, place: Place | None) -> None:
         """Run the stages before the first round, from this place on."""

@@ -134,6 +134,8 @@ class Settings(metaclass=Configured):
             initial weights are drawn.
         output: the results file; null: a new file under runs/, named by method, data set, seed and time.
         overwrite: replace the results file if it exists.
+        store_frozen: also write tensors that training does not change to the results file. Otherwise it has only
+            their SHA-256 and where they came from, and programs that read the model need that source.
         resume: continue an interrupted run from the checkpoint next to its results file. The number of ranks may be
             another one. The results are bit-identical to those of a run without an interruption. If there is no
             checkpoint, a new run starts. If the run has finished, nothing is done, unless rounds are added (or it was
@@ -189,6 +191,7 @@ class Settings(metaclass=Configured):
         init: Path | str | None = None,
         output: Path | str | None = None,
         overwrite: bool = False,
+        store_frozen: bool = False,
         resume: bool = False,
         checkpoint: Checkpointing = Checkpointing(),
         deadline: Annotated[float, interval("[1, inf]", "auto, or at least 1 (second)")] | Literal["auto"] = "auto",
@@ -239,6 +242,7 @@ class Settings(metaclass=Configured):
         self._latest = Latest(Path(output) if output else _readable_name(algorithm, dataset, seed))
         self.names_output = output is None
         self.overwrite = overwrite
+        self.store_frozen = store_frozen
         self.resume = resume
         self.checkpoint = checkpoint
         self.deadline: float | Literal["auto"] = deadline

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmpi.mpi.segments import ALIGNMENT
 from fedmpi.mpi.world import World
 
 
@@ -26,6 +27,34 @@ def share(world: World, read: Callable[[], dict[str, NDArray]]) -> dict[str, NDA
         shared[name] = world.allocate(int(np.prod(shape)), dtype, number=1)[0].reshape(shape)
     for name, array in arrays.items():
         shared[name][...] = array
+    world.meet()
+    return shared
+
+
+def share_aligned(world: World, arrays: Mapping[str, NDArray]) -> dict[str, NDArray]:
+    """Copies of one rank's arrays in shared memory, with the same strides, on every rank of the node; a collective.
+
+    Every rank gives the same arrays. All copies lie in one piece of memory, because MPI can make only some hundreds
+    of pieces. Each copy starts on a cache line.
+
+    Args:
+        arrays: by name; each is a dense array, in any order of its dimensions.
+
+    Raises:
+        BadInput: the node's shared memory is too small; on every rank alike.
+    """
+    places, size = {}, 0
+    for name, array in arrays.items():
+        places[name] = size
+        size += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+    memory = world.allocate(size, np.uint8, number=1)[0]
+    shared = {
+        name: np.ndarray(array.shape, array.dtype, memory.data, places[name], array.strides)
+        for name, array in arrays.items()
+    }
+    if world.leads:
+        for name, array in arrays.items():
+            shared[name][...] = array
     world.meet()
     return shared
 

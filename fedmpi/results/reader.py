@@ -189,8 +189,20 @@ class Run:
 
     @cached_property
     def frozen(self) -> Table:
-        """Tensors of the model that training does not change, by name: frozen parameters and constant buffers."""
-        return self._read_frozen("model")
+        """Tensors of the model that training does not change, by name: frozen parameters and constant buffers.
+
+        If the file does not have them (`--store_frozen`), they are made again as the run made them, from the files
+        that its settings name, and compared with the checksum in the file. As in `network`, the classes that the
+        settings name are then imported.
+
+        Raises:
+            BadInput: they cannot be made again, or are different now.
+        """
+        stored = self._read_frozen("model")
+        if stored or "frozen_values" not in self.inputs:
+            return stored
+        again: Table = importlib.import_module("fedmpi.experiment.rebuilding").frozen_tensors(self)
+        return again
 
     @property
     def weights(self) -> NDArray[np.float32]:

@@ -541,11 +541,15 @@ GROUPS: dict[str, Group] = {
             "mean": "mean per channel, on the scale 0..1, which is subtracted from images; absent: 0",
             "std": "standard deviation per channel, by which images are then divided; absent: 1",
             "vocabulary": "number of tokens; absent: no text",
+            "frozen_values": "how many values training does not change; absent: none",
+            "frozen_sha256": "SHA-256 of the names, types, shapes and bytes of these tensors, by name in order",
+            "frozen_source": "where they came from",
         },
     ),
     "model/frozen": Group(
         "Tensors of the model that training does not change, by name: frozen parameters and constant buffers."
-        " All models of the run share them, and they are never sent. They are not part of `weights`.",
+        " All models of the run share them, and they are never sent. They are not part of `weights`. Only with"
+        " `--store_frozen true`.",
         {"*": Array("row-major in its PyTorch shape", ("...",), "fiub")},
     ),
     "best": Group(
@@ -573,7 +577,7 @@ GROUPS: dict[str, Group] = {
 #: described above are texts.
 NUMBERS = {"schema": "i", "seed": "i", "pid": "i", "write_interval": "if", "texts_crc32": "iu"}
 NUMBERS |= {"ranks": "i", "threads": "i", "clients_at_once": "i", "round": "i", "test_METRIC": "if", "value": "f"}
-NUMBERS |= {"shape": "i", "classes": "i", "mean": "if", "std": "if", "vocabulary": "i"}
+NUMBERS |= {"shape": "i", "classes": "i", "mean": "if", "std": "if", "vocabulary": "i", "frozen_values": "i"}
 LISTS = ("shape", "mean", "std")
 JSON = ("owner", "user_code", "input_files")
 

@@ -47,9 +47,8 @@ def _entries(run: Run) -> Iterator[tuple[str, str]]:
     if "clients_at_once" in run.environment:
         reason = run.environment.get("clients_at_once_reason", "")
         yield "training", way_of_training(int(run.environment["clients_at_once"]), reason)
-    if run.frozen:
-        frozen = sum(tensor.size for tensor in run.frozen.values())
-        yield "model", f"{len(run.weights):,} values trained and sent, {frozen:,} frozen"
+    if "frozen_values" in run.inputs:
+        yield "model", sizes(len(run.weights), run.inputs["frozen_values"])
     yield "rounds", _rounds(run)
     main = run.main_metric
     if not np.isnan(run.statistics().initial):
@@ -191,6 +190,11 @@ def _total(run: Run, column: str) -> float:
 
 def _rounds_done(run: Run) -> int:
     return len(run.rounds.get("round", ()))
+
+
+def sizes(trained: int, frozen: int) -> str:
+    """A text about how many values of a model are trained, and how many are not."""
+    return f"{trained:,} values trained and sent, {frozen:,} frozen"
 
 
 def way_of_training(at_once: int, reason: str) -> str:

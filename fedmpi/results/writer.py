@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fedmpi import __version__
+from fedmpi.checksum import sha256_of
 from fedmpi.errors import BadInput
 from fedmpi.results.columns import Columns
 from fedmpi.results.files import unlocked
@@ -278,6 +279,8 @@ class Results:
         weights: Weights,
         others: Mapping[str, Weights] | None = None,
         frozen: Mapping[str, NDArray] | None = None,
+        frozen_source: str = "",
+        store_frozen: bool = True,
     ) -> None:
         """Set the layout of the model, and the functions that return its weights.
 
@@ -287,9 +290,17 @@ class Results:
             others: by name, functions that return further arrays, such as the [M, P] centers of a method with M
                 models.
             frozen: by name, the tensors of the network that training does not change.
+            frozen_source: where they came from.
+            store_frozen: whether the file has these tensors, and not only their checksum and their source.
         """
-        arrays = {"weights": weights, **(others or {})}
-        self._models["model"] = _Model(names, shapes, offsets, arrays, frozen or {})
+        arrays, frozen = {"weights": weights, **(others or {})}, frozen or {}
+        self._models["model"] = _Model(names, shapes, offsets, arrays, frozen if store_frozen else {})
+        if frozen:
+            self._inputs |= {
+                "frozen_values": sum(tensor.size for tensor in frozen.values()),
+                "frozen_sha256": sha256_of(frozen),
+                "frozen_source": frozen_source,
+            }
 
     def set_inputs(
         self,
@@ -310,7 +321,7 @@ class Results:
         """
         numbers = {"shape": shape, "mean": mean, "std": std}
         arrays = {name: np.array(values) for name, values in numbers.items() if values is not None}
-        self._inputs = {"inputs": inputs, "classes": classes, "vocabulary": vocabulary, **arrays}
+        self._inputs |= {"inputs": inputs, "classes": classes, "vocabulary": vocabulary, **arrays}
 
     def set_network(
         self,

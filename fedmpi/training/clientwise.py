@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, maybe_get_bdim
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -201,11 +202,19 @@ def _embedding(
     **kwargs: Any,
 ) -> Tensor:
     """Like PyTorch's, and no gradient flows into the padding row."""
-    rows = func(input, weight, None, *args, **kwargs)
+    rows = func(input, _shared_table(weight), None, *args, **kwargs)
     if padding_idx is None:
         return rows
     is_padding = input == padding_idx % weight.size(0)
     return torch.where(is_padding[..., None], rows.detach(), rows)
+
+
+def _shared_table(table: Tensor) -> Tensor:
+    """The table itself if all clients share it; PyTorch's vmap would make a copy for each client to look rows up."""
+    if torch.compiler.is_compiling() or not is_batchedtensor(table):
+        return table
+    of_all, clients = get_unwrapped(table), maybe_get_bdim(table)
+    return table if of_all.stride(clients) else of_all.select(clients, 0)
 
 
 def _convolved_by_client(func: Callable[..., Tensor], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -100,6 +100,11 @@ class Layout:
     @property
     def parameters(self) -> int:
         return self.segments["statistics"].start
+
+    @property
+    def frozen_arrays(self) -> dict[str, NDArray[Any]]:
+        """`frozen` as arrays of the host, which are views of it on a CPU."""
+        return {name: tensor.numpy(force=True) for name, tensor in self.frozen.items()}
 
     @property
     def variances(self) -> list[slice]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -26,6 +27,7 @@ from fedmpi.algorithms.ifca import IFCA
 from fedmpi.algorithms.mimelite import MimeLite
 from fedmpi.algorithms.moon import MOON
 from fedmpi.algorithms.scaffnew import Scaffnew
+from fedmpi.checksum import sha256_of
 from fedmpi.errors import BadInput
 from fedmpi.models import Backbone, Model
 from fedmpi.models.generators.cvae import CVAE
@@ -35,12 +37,14 @@ from fedmpi.policies.privacy import CentralDP
 from fedmpi.policies.server_optimizers import Adam
 from fedmpi.results.check import problems
 from fedmpi.results.summary import summarize
+from fedmpi.training.clientwise import _shared_table
 from fedmpi.training.dry_run import constant_buffers
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
 from tests.algorithms.test_payload import METHODS
 from tests.jobs.networks import Floor, FrozenConvolution, HalfFrozen
 from tests.support.experiments import CPU, Cut, network, run, shortened, state
+from tests.support.mpi import mpirun, succeed
 
 SHAPE = (1, 8, 8)
 SIZES = (20, 30, 20, 30, 20, 30, 20)
@@ -51,6 +55,7 @@ def made_by(
     path: Path, algorithm: Algorithm | None = None, model: Model | None = None, **settings: Any
 ) -> results.Run:
     chosen: dict[str, Any] = {"rounds": 2, "clients": 7, "evaluate_every": 2, "partition": Cut(*SIZES)}
+    chosen["store_frozen"] = True  # what a run has at its end, and not what it began with
     chosen["local"] = LocalTraining(epochs=1, vectorize="off", weight_decay=0.1)
     return run(path, algorithm, model=model or HalfFrozen(floor=True), **{**chosen, **settings})
 
@@ -159,7 +164,7 @@ def test_networks_of_a_rank_share_memory() -> None:
         assert tensor.data_ptr() == other.unsent[name].data_ptr(), name
 
 
-def test_resume_rebuilds_it(tmp_path: Path) -> None:
+def test_resume_rebuilds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: the run in one go, bit for bit."""
     whole = made_by(tmp_path / "whole.h5", MOON(), rounds=3)
     from fedmpi.experiment.settings import Checkpointing
@@ -169,6 +174,9 @@ def test_resume_rebuilds_it(tmp_path: Path) -> None:
     resumed = made_by(tmp_path / "made.h5", MOON(), rounds=3, checkpoint=keep, resume=True)
     assert resumed.weights_sha256 == whole.weights_sha256
     is_as_built(resumed, [*FIRST, "extractor.4.floor"])
+    build_otherwise(monkeypatch)
+    with pytest.raises(BadInput, match=r"--model = HalfFrozen: has other frozen tensors than when .*made\.h5 was"):
+        made_by(tmp_path / "made.h5", MOON(), rounds=4, checkpoint=keep, resume=True)
 
 
 def test_the_file(tmp_path: Path) -> None:
@@ -182,6 +190,65 @@ def test_the_file(tmp_path: Path) -> None:
     missing, unexpected = module.load_state_dict(given, strict=False)
     assert not unexpected
     assert all(name.endswith("num_batches_tracked") for name in missing)
+
+
+def test_a_file_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has sizes, checksum and source, not the numbers. Oracle: a file with them; by hand; and the message."""
+    stored, made = made_by(tmp_path / "a.h5"), made_by(tmp_path / "b.h5", store_frozen=False)
+    assert problems(made.path) == []
+    with h5py.File(made.path) as file:
+        assert "frozen" not in file["model"]
+    for each in (stored, made):
+        assert each.inputs["frozen_values"] == 2178
+        assert each.inputs["frozen_source"] == "drawn with seed 3"
+        assert each.inputs["frozen_sha256"] == sha256_of(stored.frozen)
+    assert "model       958 values trained and sent, 2,178 frozen" in summarize(made)
+    assert made.weights_sha256 == stored.weights_sha256
+    assert {name: tensor.tobytes() for name, tensor in made.frozen.items()} == {
+        name: tensor.tobytes() for name, tensor in stored.frozen.items()
+    }
+    x = torch.rand(3, 1, 8, 8)
+    images = (255 * x).to(torch.uint8)
+    assert torch.equal(made.network()(images), stored.network()(images))
+    build_otherwise(monkeypatch)
+    said = r"b\.h5: its 2,178 frozen values are not in the file .*--store_frozen.*drawn with seed 3.*other values now"
+    with pytest.raises(BadInput, match=said):
+        _ = results.open(made.path).frozen
+    stored.network()
+
+
+def build_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the class build networks with another frozen bias."""
+    build = HalfFrozen.build
+
+    def otherwise(self: HalfFrozen, shape: tuple[int, ...], classes: int) -> Backbone:
+        network = build(self, shape, classes)
+        network.extractor.get_submodule("1").get_parameter("bias").data.fill_(1)
+        return network
+
+    monkeypatch.setattr(HalfFrozen, "build", otherwise)
+
+
+def test_one_copy_per_node() -> None:
+    """Oracle: what each of three ranks wrote to it, in the networks of training and of evaluation."""
+    said = succeed(mpirun(3, "tests/jobs/shared_base.py", "--clients", "4", "--cohort", "2"))
+    assert said.splitlines()[-3:] == ["10 11 12 10 11 12"] * 3
+
+
+def test_a_table_is_not_copied_for_each_client() -> None:
+    """Oracle: the table's address, as `torch.vmap` gives it to the lookup; and the rows themselves."""
+    table, tokens, seen = torch.randn(7, 5), torch.tensor([[1, 2], [3, 3], [6, 0]]), []
+
+    def look_up(table: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        seen.append(_shared_table(table))
+        return nn.functional.embedding(tokens, seen[-1])
+
+    rows = torch.vmap(look_up)(table.expand(3, -1, -1), tokens)
+    assert seen[0].data_ptr() == table.data_ptr()
+    assert seen[0].shape == table.shape
+    assert torch.equal(rows, table[tokens])
+    own = torch.randn(3, 7, 5)
+    assert torch.equal(torch.vmap(look_up)(own, tokens)[2], own[2][tokens[2]])
 
 
 def test_a_pretrained_model_fits_its_frozen_part_alone(tmp_path: Path) -> None:
