@@ -75,7 +75,7 @@ class Configured(ABCMeta):
         return inspect.Signature(parameters)
 
 
-@dataclass_transform(eq_default=False)
+@dataclass_transform(eq_default=False, field_specifiers=(field,))
 def with_options(cls: type[T]) -> type[T]:
     """Make the annotated attributes of a class its options, those of its bases first.
 

@@ -28,6 +28,7 @@ from fedmpi.data import Dataset
 from fedmpi.errors import BadInput
 from fedmpi.experiment import environment
 from fedmpi.experiment.catalogue import base_of, bases, own_class
+from fedmpi.models import Model
 from fedmpi.results import Run
 from fedmpi.streams import say
 from fedmpi.training.layout import Layout
@@ -137,10 +138,11 @@ def _class_of(path: str, option: str) -> object:
 
 
 def _files(cls: type, options: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
-    """The files that one of fedmpi's components reads. Data sets are compared by their samples instead."""
-    if cls.__module__.startswith("fedmpi.") and not issubclass(cls, Dataset):
+    """The files that fedmpi reads for a component. Data sets are compared by their samples instead."""
+    is_ours, of_all = cls.__module__.startswith("fedmpi."), inspect.signature(Model).parameters
+    if not issubclass(cls, Dataset):
         for option, parameter in inspect.signature(cls).parameters.items():
-            value = options.get(option)
+            value = options.get(option) if is_ours or option in of_all else None
             if "Path" in str(parameter.annotation) and value and Path(value).is_file():
                 yield option, Path(value)
 

@@ -87,12 +87,7 @@ def networks_of(
 
     def make() -> nn.Module:
         with option_of("model"):
-            network = model.build(shape, outputs)
-        if not isinstance(network, nn.Module):
-            kind, found = type(model).__name__, type(network).__name__
-            raise BadInput(f"= {kind}: build() returned a {found}, which must be a torch.nn.Module", "--model")
-        with _said_of(model):
-            materialise(network, example)
+            network = model.make(shape, outputs)
         network = experiment.algorithm.extend(network, example)
         with _said_of(model):
             materialise(network, example)

@@ -91,8 +91,7 @@ def _build(run: Run, about: Mapping[str, Any]) -> nn.Module:
     example = torch.ones(2, *shape, dtype=torch.int64 if is_text else torch.float32)
     with randomness.globals_kept():  # the caller's random numbers are not disturbed
         randomness.seed_globals(randomness.key(int(run.attributes["seed"]), "initial weights", client=0))
-        network: nn.Module = model.build(shape, int(about["classes"]))
-        materialise(network, example)
+        network: nn.Module = model.make(shape, int(about["classes"]))
         network = algorithm.extend(network, example)
         materialise(network, example)
     return network

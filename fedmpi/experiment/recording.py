@@ -243,6 +243,8 @@ def _say_what_is_trained(experiment: Settings, assembled: Assembled, world: Worl
     working = f"{world.size - 1} of {world.size} ranks" if world.size > 1 else "1 rank"
     if frozen := fed.layout.frozen:
         say(f"model: {sizes(fed.layout.size, sum(tensor.numel() for tensor in frozen.values()))}")
+    if drawn := experiment.model.drawn:
+        say(f"model: {experiment.model.weights} has another number of outputs: drawn instead: {', '.join(drawn)}")
     way = way_of_training(choice.at_once, choice.reason)
     say(f"training: {working} on {'CPU' if fed.device.type == 'cpu' else 'GPU'}, {way}")
 

@@ -3,46 +3,30 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import field
+from pathlib import Path
 from typing import Literal, Protocol
 
-from fedmpi.errors import BadInput, require
-from fedmpi.lazy import nn
-from fedmpi.options import Configured
+from fedmpi.errors import BadInput, named, require
+from fedmpi.lazy import nn, torch
+from fedmpi.options import Configured, with_options
 from fedmpi.ranges import PositiveInt
 
 Norm = Literal["batch", "group", "layer", "none"]
+Trained = Literal["all", "head", "norm", "bias"]
 
 
-class Model(metaclass=Configured):
-    """A family of networks, described by its options.
-
-    The network can be any `nn.Module`. A `Backbone` also gives access to the features before its classifier, which
-    some algorithms need. A model of your own, used with `--model my_module.Small --model.maps 32`:
-
-        from torch import nn
-        from fedmpi.models import Backbone, Model
-        from fedmpi.options import with_options
-        from fedmpi.ranges import PositiveInt
-
-        @with_options
-        class Small(Model):
-            maps: PositiveInt = 16
-
-            def build(self, shape: tuple[int, ...], outputs: int) -> Backbone:
-                channels, height, width = self.image(shape)
-                extractor = nn.Sequential(nn.Conv2d(channels, self.maps, 3, padding=1), nn.ReLU())
-                classifier = nn.Sequential(nn.Flatten(), nn.Linear(self.maps * height * width, outputs))
-                return Backbone(extractor, classifier)
-
-    If several clients are trained in one batched call (`torch.func.vmap`), control flow must not depend on values.
-    The models of this package import torch inside `build` only, so that the command line's --help is fast.
+class Architecture(metaclass=Configured):
+    """What builds a network, by its options. Models derive from `Model`.
 
     Attributes:
         vocabulary: number of different tokens of the inputs, set by the experiment; None: the inputs are not text.
+        drawn: names of the tensors that a file of weights did not fit, set by `make`.
     """
 
     vocabulary: int | None = None
+    drawn: Sequence[str] = ()
 
     @abstractmethod
     def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
@@ -71,6 +55,72 @@ class Model(metaclass=Configured):
             f"{type(self).__name__} cannot take inputs of shape {shape}: "
             "it needs texts (tokens,) from a data set with a vocabulary"
         )
+
+
+@with_options
+class Model(Architecture):
+    """A family of networks, described by its options.
+
+    The network can be any `nn.Module`. A `Backbone` also gives access to the features before its classifier, which
+    some algorithms need. A model of your own, used with `--model my_module.Small --model.maps 32`:
+
+        from torch import nn
+        from fedmpi.models import Backbone, Model
+        from fedmpi.options import with_options
+        from fedmpi.ranges import PositiveInt
+
+        @with_options
+        class Small(Model):
+            maps: PositiveInt = 16
+
+            def build(self, shape: tuple[int, ...], outputs: int) -> Backbone:
+                channels, height, width = self.image(shape)
+                extractor = nn.Sequential(nn.Conv2d(channels, self.maps, 3, padding=1), nn.ReLU())
+                classifier = nn.Sequential(nn.Flatten(), nn.Linear(self.maps * height * width, outputs))
+                return Backbone(extractor, classifier)
+
+    If several clients are trained in one batched call (`torch.func.vmap`), control flow must not depend on values.
+    The models of this package import torch inside `build` only, so that the command line's --help is fast.
+
+    Args:
+        weights: file with weights that the network starts from: safetensors, or a state dict that torch.save has
+            written. Names and shapes must be the network's. A last fully connected layer with another number of
+            outputs than the file's is drawn. null: all weights are drawn, or those of the model's own source.
+        train: the part that is trained; all else is frozen. all: everything. head: the last fully connected layer.
+            norm: normalisation layers, and the head. bias: biases, and the head. null: as the model itself says,
+            which usually is everything.
+    """
+
+    weights: Path | None = field(default=None, kw_only=True)
+    train: Trained | None = field(default=None, kw_only=True)
+
+    def published(self) -> str | None:
+        """The name, in torchvision.models, of the network whose tensors are the same in the same order; None: none.
+
+        Its files of weights are then taken, too, although the tensors have other names.
+        """
+        return None
+
+    def make(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """The network of `build`, with the weights of the file, and with what is not trained frozen.
+
+        Raises:
+            BadInput: `build` returned no network, or the options do not fit it.
+        """
+        from fedmpi.models import _pretrained
+        from fedmpi.training.dry_run import materialise
+
+        network = self.build(shape, outputs)
+        if not isinstance(network, nn.Module):
+            found = type(network).__name__
+            raise BadInput(f"= {named(self)}: build() returned a {found}, which must be a torch.nn.Module", "--model")
+        is_text = self.vocabulary is not None
+        materialise(network, torch.ones(2, *shape, dtype=torch.int64 if is_text else torch.float32))
+        if self.weights:
+            self.drawn = _pretrained.load(network, self.weights, self.published())
+        if self.train:
+            _pretrained.freeze(network, self.train, named(self))
+        return network
 
 
 class Normalised(Protocol):

@@ -31,7 +31,7 @@ class Projected(Model):
         from fedmpi.models._layers import Backbone, without_last
 
         self.over.vocabulary = self.vocabulary
-        network = self.over.build(shape, outputs)
+        network = self.over.make(shape, outputs)
         before, last = without_last(network)
         if not isinstance(network, Backbone) or not isinstance(last, nn.Linear):
             raise BadInput(f"= {type(self.over).__name__}: must be a Backbone that ends in a linear layer", "over")

@@ -21,6 +21,8 @@ class ResNet18(Model):
     Features: [B, 512], the global average. On 3x32x32 and 10 classes: 11,173,962 parameters, 11,181,642 with
     the ImageNet stem; batch norm keeps 9,600 floats in buffers, the statistics of 4,800 channels.
 
+    torchvision's published weights fit the ImageNet stem with batch norm (`--model.weights`).
+
     Args:
         stem: cifar: a 3x3 convolution. imagenet: a 7x7 convolution with stride 2, and max pooling, as FedFTG uses on
             CIFAR.
@@ -36,6 +38,9 @@ class ResNet18(Model):
 
     def __post_init__(self) -> None:
         require_groups(self, widths=_WIDTHS)
+
+    def published(self) -> str | None:
+        return f"resnet{2 + 2 * sum(self.blocks)}" if (self.stem, self.norm) == ("imagenet", "batch") else None
 
     def build(self, shape: tuple[int, ...], outputs: int) -> Backbone:
         from fedmpi.models._layers import (

@@ -20,6 +20,9 @@ class VGG11(Model):
     layers without normalisation. Images of at least 32x32. Features: [B, 512, H/32, W/32]. On 3x32x32 and 10 classes:
     9,750,922 parameters, without hidden units 9,225,610; batch norm adds 5,504 and keeps as many floats in buffers.
 
+    torchvision's published weights fit with hidden [4096, 4096], images of 224x224, and norm none or batch
+    (`--model.weights`).
+
     Args:
         hidden: widths of the fully connected layers before the last one.
         norm: normalisation after each convolution (layer: group norm with one group).
@@ -32,6 +35,9 @@ class VGG11(Model):
 
     def __post_init__(self) -> None:
         require_groups(self, widths=(width for widths in _STAGES for width in widths))
+
+    def published(self) -> str | None:
+        return {"none": "vgg11", "batch": "vgg11_bn"}.get(self.norm)
 
     def build(self, shape: tuple[int, ...], outputs: int) -> Backbone:
         from fedmpi.models._layers import Backbone, norm_layer, start_from_kaiming_normal

@@ -146,7 +146,7 @@ class Layout:
         Raises:
             BadInput: the network has tensors of other types than float32, or nothing to train.
         """
-        head = next((layer for layer in reversed(list(module.modules())) if isinstance(layer, nn.Linear)), None)
+        head = head_of(module)
 
         def segment_of(parameter: str) -> str:
             # A parametrization (torch.nn.utils.parametrizations) keeps what the parameter is made of in a submodule.
@@ -201,6 +201,11 @@ class Layout:
                 part = vector[..., entry.offset : entry.offset + entry.size]
                 entry.view(result).copy_(part.view(*part.shape[:-1], *entry.shape))
         return result
+
+
+def head_of(module: nn.Module) -> nn.Linear | None:
+    """The last fully connected layer of a network; None: it has none."""
+    return next((layer for layer in reversed(list(module.modules())) if isinstance(layer, nn.Linear)), None)
 
 
 def aligned_rows(count: int, size: int, device: torch.device) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ RNG = np.random.default_rng(0)
 TOKENS = torch.from_numpy(RNG.permutation(texts(RNG, 20, LONGEST, VOCABULARY)))
 
 
-def model(norm: Norm = "batch", vocabulary: int = VOCABULARY, **options: int) -> BiLSTM:
+def model(norm: Norm = "batch", vocabulary: int = VOCABULARY, **options: Any) -> BiLSTM:
     made = BiLSTM(norm=norm, **options)
     made.vocabulary = vocabulary
     return made

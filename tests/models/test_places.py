@@ -32,7 +32,7 @@ def unet(shape: tuple[int, ...] = (1, 8, 12), classes: int = 5, **options: Any) 
     return UNet(**options).build(shape, classes)
 
 
-def next_token(vocabulary: int = VOCABULARY, **options: int) -> Backbone:
+def next_token(vocabulary: int = VOCABULARY, **options: Any) -> Backbone:
     torch.manual_seed(0)
     model = NextToken(**options)
     model.vocabulary = vocabulary
