@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from fedmpi.errors import BadInput
 from fedmpi.options import shown
+from fedmpi.results.axes import columns as columns_of
+from fedmpi.results.axes import wrong_names
 from fedmpi.results.files import Unfit, attributes, datasets, opened, values
 from fedmpi.results.metrics import best_row, metrics_of
 from fedmpi.results.schema import GROUPS, JSON, LISTS, NUMBERS, Array, Group, Status, group_of, of_metrics
@@ -80,7 +82,7 @@ def table_of(group: h5py.Group, groups: Mapping[str, Group]) -> dict[str, NDArra
         Unfit: a dataset has a wrong type or shape, or the dataset `round` is missing where the schema requires it.
     """
     name = group.name.strip("/")
-    described, found, sizes = group_of(name, groups), datasets(group), dict[str, int]()
+    described, found, sizes = group_of(name, groups), columns_of(group), dict[str, int]()
     if described is None:
         return {}
     known = {key: array for key in found if (array := described.array(key))}
@@ -170,6 +172,7 @@ def _of_group(name: str, found: h5py.Group, group: Group, sizes: dict[str, int])
         for line in _of_array(name, key, dataset, described, sizes):
             faulty.add(key)
             yield line
+    yield from wrong_names(found, group)
     sound = columns.keys() - faulty
     if group.is_open and group.row == "a round" and "round" in sound:
         numbers = values(columns["round"])

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.options import printable
+from fedmpi.results.axes import columns as columns_of
 from fedmpi.results.common import described
-from fedmpi.results.files import datasets, opened, values
+from fedmpi.results.files import opened, values
 from fedmpi.results.formats import STATISTIC
 from fedmpi.results.groups import Group, columns, grouped, references, repeated
 from fedmpi.results.metrics import PERCENT, Direction
@@ -199,7 +200,7 @@ def _contents(run: Run) -> dict[str, Table]:
 def _columns(name: str, group: h5py.Group) -> Table:
     return {
         key: np.atleast_1d(values(item))
-        for key, item in datasets(group).items()
+        for key, item in columns_of(group).items()
         if f"{name}/{key}" not in _OF_THE_MACHINE and (not key.endswith("seconds") or key == "virtual_seconds")
     }
 

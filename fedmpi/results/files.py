@@ -86,7 +86,11 @@ def unlocked(path: Path) -> Iterator[h5py.File]:
     with ExitStack() as stack:
         try:
             file = h5py.File(path, "r", locking=False)
-        except BlockingIOError:  # HDF5_USE_FILE_LOCKING is TRUE, which overrides `locking`
+        except OSError as error:
+            # BlockingIOError: HDF5_USE_FILE_LOCKING is TRUE, which overrides `locking`. The other message: this
+            # process has the file open, for example in xarray, with locking.
+            if not isinstance(error, BlockingIOError) and "file locking flag" not in str(error):
+                raise
             file = h5py.File(stack.enter_context(path.open("rb")), "r")
         yield stack.enter_context(file)
 

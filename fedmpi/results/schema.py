@@ -24,6 +24,10 @@ Status = Literal["running", "finished", "interrupted", "failed"]
 METRIC, MAIN = "METRIC", "MAIN"
 
 
+#: Dimension scales by the names of axes in `Array.shape`.
+AXES = {"rows": "round", "1": "round", "clients": "client", "classes": "class", "epochs + 1": "epoch"}
+
+
 @dataclass(frozen=True)
 class Array:
     """The description of a dataset of a group.
@@ -41,6 +45,8 @@ class Array:
             metric, and so is the direction if `better` is None.
         is_on_test: whether the numbers are measured on test samples. The best of several rounds is then optimistic
             if these numbers themselves decide which round is the best.
+        named: names of the axes as HDF5 dimension scales; empty: those of `AXES`.
+        is_axis: whether the dataset only names an axis of others, and has its coordinates.
     """
 
     about: str
@@ -52,6 +58,14 @@ class Array:
     better: Direction | None = None
     is_metric: bool = False
     is_on_test: bool = False
+    named: tuple[str, ...] = ()
+    is_axis: bool = False
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The names of the axes as dimension scales, which are datasets of the group; empty: they have none."""
+        known = tuple(AXES[axis] for axis in self.shape if axis in AXES)
+        return self.named or (known if len(known) == len(self.shape) else ())
 
     def of(self, metric: Metric) -> Array:
         """The description for one metric, with its unit and its direction; the same if it is of no metric."""
@@ -85,6 +99,7 @@ class Group:
         optional: whether a file may lack the group.
         is_open: whether methods may add columns, with one number per row.
         row: the meaning of a row, if the group is a table.
+        coordinates: columns that say which row it is, in addition to `round`.
     """
 
     about: str
@@ -94,6 +109,7 @@ class Group:
     optional: bool = True
     is_open: bool = False
     row: str = ""
+    coordinates: tuple[str, ...] = ()
 
     def array(self, name: str) -> Array | None:
         """The description of a dataset by its name; None: the schema does not describe it."""
@@ -170,6 +186,18 @@ _NETWORK = {
     "names": _always("names of the tensors", "", ("T",), "O"),
     "shapes": _always("shapes of the tensors, padded with -1 to D dimensions", "", ("T", "D"), "i"),
     "offsets": _always("index in `weights` at which each tensor begins", "", ("T",), "i"),
+}
+
+
+def _axis(name: str, length: str, about: str) -> dict[str, Array]:
+    """A dataset that names an axis of this length."""
+    return {name: Array(about, (length,), "i", is_axis=True)}
+
+
+_CLIENT = _axis("client", "clients", "numbers of the clients, from 0")
+_CLASS = _axis("class", "classes", "numbers of the classes, from 0")
+_COORDINATES = {
+    "coordinates": "names of the columns that xarray takes as coordinates, as in the CF conventions of netCDF"
 }
 
 #: The description of a column that a method adds: it is empty.
@@ -421,7 +449,9 @@ GROUPS: dict[str, Group] = {
         },
         optional=False,
         is_open=True,
+        more=_COORDINATES,
         row="a participation (round, client)",
+        coordinates=("client", "rank"),
     ),
     "ranks": Group(
         "Time and work of each rank.",
@@ -441,7 +471,9 @@ GROUPS: dict[str, Group] = {
             "step_seconds": Array("estimated time per step of a client"),
         },
         optional=False,
+        more=_COORDINATES,
         row="a (round, rank)",
+        coordinates=("rank",),
     ),
     "evaluation": Group(
         "Metrics per class and per client.",
@@ -458,6 +490,8 @@ GROUPS: dict[str, Group] = {
             "fine_tuned_MAIN": Array(
                 "the same after the client has fine-tuned the global model", ("rows", "clients"), "f"
             ),
+            **_CLIENT,
+            **_CLASS,
         },
         more={
             "test_METRIC": "value of the metric on the test set for the initial model, if it was evaluated",
@@ -471,12 +505,15 @@ GROUPS: dict[str, Group] = {
         "Confusion matrix of the last evaluation, for Classification.",
         {
             "round": _always("number of the round", "", ("1",), "i"),
-            "counts": _always(
+            "counts": Array(
                 "number of test samples; rows are true classes, columns predicted classes",
-                "",
                 ("classes", "classes"),
                 "i",
+                False,
+                named=("true_class", "predicted_class"),
             ),
+            **_axis("true_class", "classes", "numbers of the classes, from 0"),
+            **_axis("predicted_class", "classes", "numbers of the classes, from 0"),
         },
     ),
     "partition": Group(
@@ -490,6 +527,8 @@ GROUPS: dict[str, Group] = {
             ),
             "samples": _always("training samples per client", "", ("clients",), "i"),
             "validation": Array("validation samples per client; only with a validation set", ("clients",), "i"),
+            **_CLIENT,
+            **_CLASS,
         },
         optional=False,
         row="a client",
@@ -499,22 +538,28 @@ GROUPS: dict[str, Group] = {
         {
             "round": _always("number of the round", kinds="i"),
             "cluster": _always("number of each client's model; -1 before it has one", "", ("rows", "clients"), "i"),
+            **_CLIENT,
         },
         row="a round; the first row is the first round that has clusters",
     ),
     "held_out": Group(
         "Held-out clients: they took part in no round, and fine-tune the final model alone.",
         {
-            "MAIN": _always(
+            "MAIN": Array(
                 "main metric on the client's own test samples: of the global model, then after each epoch",
-                "",
                 ("rows", "epochs + 1"),
                 "f",
+                False,
+                named=("client", "epoch"),
             ),
-            "epochs": _always(
+            "epochs": Array(
                 f"epochs until convergence: the next {SETTLED_EPOCHS} epochs improve the main metric by less than "
-                f"{SETTLED_GAIN:g} (of accuracies {100 * SETTLED_GAIN:g} points); NaN: not converged"
+                f"{SETTLED_GAIN:g} (of accuracies {100 * SETTLED_GAIN:g} points); NaN: not converged",
+                optional=False,
+                named=("client",),
             ),
+            **_axis("client", "rows", "numbers of the held-out clients, from 0"),
+            **_axis("epoch", "epochs + 1", "number of epochs of fine-tuning, from 0"),
         },
         row="a held-out client",
     ),
@@ -660,6 +705,12 @@ attributes `metrics` and `main_metric` name them.
 Files use the format of HDF5 1.10 (2016), with checksums. HDF5 refuses to read a damaged dataset, and the check names
 it. Texts have no checksums in HDF5, so the check compares them with `texts_crc32`.
 
+Axes have names, as HDF5 dimension scales. The columns of a table are attached to its column `round`, so a round may
+have several rows there. Datasets that are marked as an axis have the coordinates of another axis, and are no columns.
+Files of version 0.2 and older have no such names. xarray opens one table at a time:
+
+    xarray.open_dataset("runs/fmnist.h5", group="rounds", engine="h5netcdf")
+
 Commands show each column in the unit that is given here. They also use the direction that is given here, which says
 which values are better. Columns of a metric have the unit and the direction that `metrics` gives. A column that your
 own method adds has neither; give `--direction higher` or `lower`.
@@ -671,10 +722,13 @@ A reader of schema {SCHEMA} refuses files of another schema.
 
 def _line(name: str, array: Array) -> str:
     numbers = "float32" if array.kinds == "f" and "P" in array.shape else _TYPES[array.kinds]
+    numbers = "int32" if array.is_axis else numbers
     shown = "others" if name == "*" else f"`{name}`"
     facts = [array.about]
     if array.is_metric:
         facts.append("shown in the metric's unit")
+    if array.is_axis:
+        facts.append("an axis")
     if array.unit:
         facts.append(f"shown in {array.unit}")
     if array.better:

@@ -8,8 +8,11 @@ from pathlib import Path
 import h5py
 
 from fedmpi.errors import BadInput
-from fedmpi.results.files import opened
+from fedmpi.results.axes import columns, name_axes
+from fedmpi.results.files import attributes, opened
+from fedmpi.results.metrics import metrics_of
 from fedmpi.results.paths import kind, replacing
+from fedmpi.results.schema import of_metrics
 from fedmpi.results.storage import Storage, image
 
 #: The groups whose arrays are left out. Their attributes stay, such as the SHA-256 of the weights.
@@ -36,7 +39,12 @@ def slim(source: Path, target: Path, overwrite: bool = False, without: Collectio
     if target.exists() and (not overwrite or target.samefile(source)):
         raise BadInput(f"{target}: exists already{'' if target.samefile(source) else '; --overwrite replaces it'}")
     with opened(source) as file:
-        content = image(lambda storage: _copy(file, storage.file, storage, without))
+
+        def fill(storage: Storage) -> None:
+            _copy(file, storage.file, storage, without)
+            name_axes(storage, of_metrics(metrics_of(attributes(file))))
+
+        content = image(fill)
     try:
         with replacing(target, target) as copy:
             copy.write(content)
@@ -46,12 +54,16 @@ def slim(source: Path, target: Path, overwrite: bool = False, without: Collectio
 
 
 def _copy(group: h5py.Group, into: h5py.Group, storage: Storage, without: Collection[str] = ()) -> None:
-    storage.set_attributes(into, {name: value for name, value in group.attrs.items() if name != "texts_crc32"})
+    made_again = ("texts_crc32", "coordinates")
+    storage.set_attributes(into, {name: value for name, value in group.attrs.items() if name not in made_again})
     top = group.name.strip("/").split("/")[0]
     is_large = top in LARGE
+    arrays = columns(group)
     for name, item in group.items():
         if isinstance(item, h5py.Group):
             _copy(item, into.create_group(name), storage, without)
+        elif name not in arrays:
+            continue  # it names an axis, and is made again
         elif not is_large and h5py.check_string_dtype(item.dtype):
             storage.add_texts(into, name, item.asstr()[()].tolist())
         elif not is_large:

@@ -25,11 +25,13 @@ from numpy.typing import ArrayLike, NDArray
 from fedmpi import __version__
 from fedmpi.checksum import sha256_of
 from fedmpi.errors import BadInput
+from fedmpi.results.axes import columns, name_axes
 from fedmpi.results.columns import Columns
 from fedmpi.results.files import unlocked
+from fedmpi.results.metrics import metrics_of
 from fedmpi.results.owner import Owner
 from fedmpi.results.paths import kind, replacing
-from fedmpi.results.schema import SCHEMA, SETTLED_EPOCHS, SETTLED_GAIN, Direction, Status
+from fedmpi.results.schema import SCHEMA, SETTLED_EPOCHS, SETTLED_GAIN, Direction, Status, of_metrics
 from fedmpi.results.storage import Packed, Storage, image
 
 _TABLES = ("rounds", "clients", "ranks", "evaluation", "partition")
@@ -79,7 +81,9 @@ class Results:
             "owner": Owner.here().text,
             **attributes,
         }
-        self._main = str(attributes.get("main_metric", "accuracy"))
+        metrics = metrics_of(attributes)
+        self._main = metrics.main
+        self._groups = of_metrics(metrics)
         self._environment = environment
         self._confirm = confirm
         self._status: Status = "running"
@@ -142,7 +146,7 @@ class Results:
             # It may be of a later round than `round`: then it is the best of all up to that round, which comes again.
             self._best = _Best.read(file["best"]) if "best" in file else None
             for name in set(file) - {*_TABLES, *_OTHERS}:
-                self.keep(name, {array: values[()] for array, values in file[name].items()})
+                self.keep(name, {array: values[()] for array, values in columns(file[name]).items()})
         for name, rows in (beyond or {}).items():
             table = self._tables.setdefault(name, Columns())
             numbers = dict(table.items()).get("round", np.zeros(1))
@@ -396,6 +400,7 @@ class Results:
             group = file.create_group(place)
             for name, packed in arrays.items():
                 packed.store(storage, group, name)
+        name_axes(storage, self._groups)
 
 
 @dataclass
@@ -494,10 +499,10 @@ def check_writable(path: str | Path, overwrite: bool) -> None:
 
 def _table(group: h5py.Group, round: int | None = None) -> Columns:
     """The rows of a table in a file up to a round; None: all rows."""
-    columns = Columns()
+    table = Columns()
     if len(group):
-        columns.add({name: dataset[()] for name, dataset in group.items()})
-    return columns if round is None else columns.until(round)
+        table.add({name: dataset[()] for name, dataset in columns(group).items()})
+    return table if round is None else table.until(round)
 
 
 def _records(columns: Mapping[str, NDArray]) -> NDArray:

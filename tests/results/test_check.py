@@ -53,7 +53,7 @@ def test_faults_are_found(tmp_path: Path) -> None:
         "/rounds/note: has the type |S1": with_text,
         "/rounds/test_loss: has 19 rows, others have 20": shorter,
         "/rounds/round: does not count 1, 2, 3, ...": lambda file: file["rounds/round"].write_direct(np.arange(20)),
-        "/partition/label_counts: has 20 clients, others have 19": fewer_clients,  # /evaluation comes first
+        "/evaluation/client_accuracy: has 19 clients, others have 20": fewer_clients,
         "/ranks/mood: is not in the schema": lambda file: file.create_dataset("ranks/mood", data=np.zeros(40)),
         "/model/weights: has 2 axes, not 1 (P)": lambda file: (
             lost("model/weights")(file),
