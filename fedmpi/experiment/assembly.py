@@ -12,6 +12,7 @@ from torch import nn
 
 from fedmpi import randomness
 from fedmpi.algorithms import Algorithm
+from fedmpi.allocator import keep_freed_memory
 from fedmpi.data import Arrays, Dataset, Split, make_split
 from fedmpi.data.base import check_targets
 from fedmpi.errors import named, option_of
@@ -71,6 +72,7 @@ def assemble(experiment: Settings, world: World) -> Assembled:
         BadInput: on every rank alike.
     """
     torch.set_num_threads(experiment.threads)
+    keep_freed_memory()
     _connect(experiment)
     removed = _remove_leftovers(world)
     device = pick_device(world, experiment.device, experiment.algorithm.trains_at_server)
