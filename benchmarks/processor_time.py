@@ -23,7 +23,7 @@ from fedmpi.mpi.world import World
 
 
 def main(name: str, rounds: int, more: list[str]) -> None:
-    world, found = World(), []
+    world = World()
     with (
         tempfile.TemporaryDirectory() as folder,
         open(os.devnull, "w") as nowhere,
@@ -31,12 +31,16 @@ def main(name: str, rounds: int, more: list[str]) -> None:
     ):
         options = [*shlex.split(TRAINING[name].options), "--evaluate_every", "0", "--rounds", str(rounds)]
         experiment, config = parse([*options, "--output", f"{folder}/run.h5", *more], speaks=False)
-        for _ in experiment.outcomes(world, config):
-            found.append([1e3 * time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt])
+        found = [_spent() for _ in experiment.outcomes(world, config)]
     spent = np.diff(found[rounds // 5 :], axis=0).mean(axis=0).tolist()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     for rank, (milliseconds, faults, megabytes) in enumerate(world.comm.gather([*spent, peak]) or ()):
         print(f"rank {rank}: {milliseconds:.1f} ms, {faults:.0f} page faults, {megabytes:.0f} MB")
+
+
+def _spent() -> tuple[float, int]:
+    """Milliseconds of processor time and page faults of this process so far."""
+    return 1e3 * time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 if __name__ == "__main__":
