@@ -25,6 +25,7 @@ from fedmpi.experiment.schedule import timeline_of
 from fedmpi.experiment.settings import Settings
 from fedmpi.federation.adversary import Adversary
 from fedmpi.federation.context import Context
+from fedmpi.federation.energy import Energy
 from fedmpi.federation.engine import Engine
 from fedmpi.federation.evaluation import Evaluator, Measured
 from fedmpi.federation.federation import Federation
@@ -165,6 +166,7 @@ class _Shared:
     proxy: Samples | None
     adversary: Adversary | None
     released: Released
+    energy: Energy
 
     def federation(
         self, networks: Networks, train: Samples, local: LocalTraining, rounds: int, seed: int, what: str
@@ -204,6 +206,7 @@ class _Shared:
             compression=experiment.compression,
             proxy=self.proxy,
             seed=seed,
+            energy=self.energy,
         )
         return Federation(context), choice
 
@@ -352,6 +355,7 @@ def _put_together(
         proxy=proxies,
         adversary=adversary,
         released=Released(),
+        energy=Energy(world, device),
     )
 
 

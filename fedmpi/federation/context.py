@@ -17,6 +17,7 @@ from fedmpi import randomness
 from fedmpi.data import Split
 from fedmpi.federation.adversary import Adversary
 from fedmpi.federation.client_state import StateKeeper
+from fedmpi.federation.energy import Energy
 from fedmpi.federation.evaluation import Evaluator
 from fedmpi.federation.ledger import Ledger
 from fedmpi.federation.mean import Arrive, WeightedMean
@@ -89,6 +90,7 @@ class Context:
         compression: of client updates.
         proxy: unlabelled samples of the server; None: none.
         seed: of the experiment.
+        energy: the counters of energy that this rank reads.
 
     Attributes:
         states: vectors that clients keep between rounds.
@@ -116,6 +118,7 @@ class Context:
     compression: Compression
     proxy: Samples | None
     seed: int
+    energy: Energy
     round: Round = field(default_factory=Round, init=False)
     observers: list[Observer] = field(default_factory=list, init=False)
     when_idle: Callable[[], None] = field(default=_nothing, init=False)

@@ -88,6 +88,7 @@ class Engine:
         activity = "aggregation, or another step of the algorithm" if number else "before the first round"
         self._context.round = Round(number, activity)
         self._context.world.begin_round()
+        self._context.energy.begin()
         self._context.reseed("cohort")
         self._cohort_mean = None
 
@@ -138,7 +139,7 @@ class Engine:
             round.ledger.ask(status, checkpoint)
             malicious = context.adversary.malicious if context.adversary else None
             outcome = round.ledger.close(
-                sum(uplink.bytes for uplink in round.uplinks), context.costs.columns(), malicious
+                sum(uplink.bytes for uplink in round.uplinks), context.costs.columns(), malicious, context.energy
             )
         context.costs.learn(round.ledger.observed)
         context.released.means += len(round.uplinks)

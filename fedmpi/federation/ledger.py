@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fedmpi.errors import REMEDY, Diverged
+from fedmpi.federation.energy import CPU, GPU, Energy
 from fedmpi.federation.evaluation import Evaluation
 from fedmpi.federation.placement import OBSERVED
 from fedmpi.mpi.world import World
@@ -37,6 +38,8 @@ SPENT = (
     "clients",
     "client_seconds",
     "bytes_up",
+    CPU,
+    GPU,
 )
 # What a rank asks for when the round is over: to end the run with an exit status, and a checkpoint.
 ASKED = ("status", "checkpoint")
@@ -210,7 +213,11 @@ class Ledger:
         self._spent |= {"status": status, "checkpoint": checkpoint}
 
     def close(
-        self, bytes_up: int, of_workers: Mapping[str, NDArray[np.float64]], malicious: NDArray[np.bool_] | None
+        self,
+        bytes_up: int,
+        of_workers: Mapping[str, NDArray[np.float64]],
+        malicious: NDArray[np.bool_] | None,
+        energy: Energy,
     ) -> Outcome:
         """End the round; a collective.
 
@@ -218,6 +225,7 @@ class Ledger:
             bytes_up: bytes that this rank's clients sent to means.
             of_workers: further columns [workers] of /ranks.
             malicious: [clients] whether a client is malicious; None: none is.
+            energy: what this rank's counters of energy say.
 
         Raises:
             Diverged: as `gather`.
@@ -225,6 +233,7 @@ class Ledger:
         self._spent["wait_seconds"] = self._world.waiting.seconds - self._waited
         self._spent["communication_seconds"] = self._world.transferred - self._transferred
         self._spent["bytes_up"] = self.bytes_up + bytes_up
+        self._spent |= energy.spent()
         self._ranks[self._world.rank] = list(self._spent.values())
         self._world.sum(self._ranks if self._gathered else self._counted)
         self._check_records()
@@ -232,9 +241,10 @@ class Ledger:
         ranks = dict(zip(self._spent, self._ranks.T, strict=True))
         records = self._by_name()
         asked = int(ranks["status"].max()), bool(ranks["checkpoint"].any())
-        by_rank = self._columns_of_ranks(ranks, of_workers)
+        by_rank = {**self._columns_of_ranks(ranks, of_workers), **{kind: ranks[kind] for kind in energy.measured}}
         by_client = self._columns_of_clients(records, malicious)
         row = self._row(ranks, records)
+        row |= {kind: float(ranks[kind][holders].sum()) for kind, holders in energy.complete.items()}
         return Outcome(row, by_client, by_rank, self.evaluation, self.clusters, self.fine_tuned, *asked)
 
     def _row(

@@ -201,7 +201,8 @@ def _columns(name: str, group: h5py.Group) -> Table:
     return {
         key: np.atleast_1d(values(item))
         for key, item in columns_of(group).items()
-        if f"{name}/{key}" not in _OF_THE_MACHINE and (not key.endswith("seconds") or key == "virtual_seconds")
+        if f"{name}/{key}" not in _OF_THE_MACHINE
+        and (not key.endswith(("seconds", "joules")) or key == "virtual_seconds")
     }
 
 

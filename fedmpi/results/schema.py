@@ -408,6 +408,19 @@ GROUPS: dict[str, Group] = {
             "updates": Array("asynchronous methods: number of updates that arrived in the round"),
             "in_flight": Array("asynchronous methods: number of clients that train at the end of the round"),
             "versions_in_flight": Array("asynchronous methods: number of different versions they have started from"),
+            "cpu_joules": Array(
+                "energy of the processors of all nodes and of their memory, including other jobs there; absent if a "
+                "node's counters cannot be read",
+                label="Energy of the processors in a round",
+                unit="J",
+                better="lower",
+            ),
+            "gpu_joules": Array(
+                "energy of the job's GPUs; absent if one has no counter",
+                label="Energy of the GPUs in a round",
+                unit="J",
+                better="lower",
+            ),
             "waves": Array("asynchronous methods: number of groups of clients that were trained one after another"),
             "discarded": Array("asynchronous methods: number of updates that were too stale to be used"),
         },
@@ -469,6 +482,8 @@ GROUPS: dict[str, Group] = {
                 "the call"
             ),
             "step_seconds": Array("estimated time per step of a client"),
+            "cpu_joules": Array("energy of the processors of the rank's node; NaN for all but the node's first rank"),
+            "gpu_joules": Array("energy of the rank's GPU; NaN for all but the first of the ranks on it"),
         },
         optional=False,
         more=_COORDINATES,

@@ -79,6 +79,8 @@ def _entries(run: Run) -> Iterator[tuple[str, str]]:
         if "virtual_seconds" in run.rounds:
             yield "virtual", _virtual(run)
         yield "traffic", _traffic(run)
+        if energy := _energy(run):
+            yield "energy", energy
     if run.weights_sha256:
         yield "sha256", run.weights_sha256
     yield "file", str(run.path)
@@ -182,6 +184,13 @@ def _held_out(run: Run) -> str:
 def _traffic(run: Run) -> str:
     up, down = _total(run, "bytes_up"), _total(run, "bytes_down")
     return f"{_bytes(up)} up, {_bytes(down)} down (what simulated clients would send and receive; not MPI)"
+
+
+def _energy(run: Run) -> str:
+    """Energy of the rounds in which it was measured; empty if it was in none."""
+    kinds = {"cpu_joules": "processors and their memory", "gpu_joules": "GPUs"}
+    known = {name: what for name, what in kinds.items() if name in run.rounds}
+    return ", ".join(f"{_total(run, name) / 1e3:.4g} kJ by {what}" for name, what in known.items())
 
 
 def _total(run: Run, column: str) -> float:

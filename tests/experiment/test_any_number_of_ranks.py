@@ -269,7 +269,7 @@ SOME = (
 FEW = ("conditions", "power_of_choice", "scaffold", "client_state", "fedbn", "mixed", "fedamp")
 FEWER = ("scaffold", "client_state")
 TIMINGS = {"seconds", "train_seconds", "communication_seconds", "evaluation_seconds"}
-TIMINGS |= {"teacher_seconds", "server_seconds"}
+TIMINGS |= {"teacher_seconds", "server_seconds", "cpu_joules", "gpu_joules"}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from fedmpi.results import Run
 
 TIMINGS = {"seconds", "train_seconds", "communication_seconds", "evaluation_seconds"}
-TIMINGS |= {"teacher_seconds", "server_seconds"}
+TIMINGS |= {"teacher_seconds", "server_seconds", "cpu_joules", "gpu_joules"}
 
 
 def assert_same_bits(run: Run, other: Run) -> None:
