@@ -36,6 +36,7 @@ from fedmpi.experiment.experiment import Experiment
 from fedmpi.experiment.interruption import Interruptions
 from fedmpi.experiment.rounds import play
 from fedmpi.federation.client_state import StateKeeper
+from fedmpi.federation.energy import Energy
 from fedmpi.federation.ledger import Ledger
 from fedmpi.federation.mean import PARAMETER_KIND, WeightedMean
 from fedmpi.federation.placement import CostModel
@@ -214,11 +215,12 @@ def books(world: World, states: StateKeeper, samples: NDArray[np.int64], size: i
 
     cohort = draw(Uniform())
     ranks, _ = CostModel(SOME_RANKS).place(cohort.samples)
+    energy = Energy(world, torch.device("cpu"))
     return {
         "draw": seconds(9, lambda: draw(Uniform())),
         "place": seconds(9, lambda: CostModel(SOME_RANKS).place(cohort.samples)),
         "states": seconds(9, lambda: states.gather(cohort.clients, ranks)),
-        "ledger": seconds(9, lambda: Ledger(world, 1, RoundPlan(cohort), (), (), 0.0).close(0, {}, None)),
+        "ledger": seconds(9, lambda: Ledger(world, 1, RoundPlan(cohort), (), (), 0.0).close(0, {}, None, energy)),
         "bernoulli": seconds(9, lambda: draw(Bernoulli())),
         "weighted": seconds(9, lambda: draw(Weighted())),
     }
