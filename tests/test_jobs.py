@@ -94,7 +94,9 @@ def test_rows_of_the_papers(options: str) -> None:
         1000,
         float(named.get("--partition.alpha", 0.6)),
     )
-    protocol = LocalTraining(5, None, 50, 0.1, "sgd", 0.0, 1e-3, "exponential", 0.998, 10)
+    protocol = LocalTraining(
+        epochs=5, batch_size=50, lr=0.1, weight_decay=1e-3, schedule="exponential", decay=0.998, clip_norm=10
+    )
     assert experiment.local == (replace(protocol, steps=50) if "--local.steps" in named else protocol)
 
 

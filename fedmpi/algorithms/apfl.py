@@ -43,6 +43,7 @@ class APFL(PartlyShared):
 
     client_metrics = ("alpha",)
     takes_clip_norm = False
+    takes_rate_per_step = False
 
     @property
     def step_cost(self) -> float:

@@ -60,6 +60,10 @@ class Algorithm(metaclass=Configured):
     #: Whether `--local.clip_norm` can bound the gradient of a step. It cannot if parts of the model learn by losses
     #: of their own, because the clipping of one part would depend on the other.
     takes_clip_norm: bool = True
+    #: Whether the learning rate may vary within a round. It may not if the server divides by that of the round.
+    takes_rate_per_step: bool = True
+    #: Whether the batch of a step may be computed in parts. It cannot if a loss depends on the whole batch.
+    takes_accumulation: bool = True
     #: Default of `--weighting`, as in the paper.
     weighting: Weighting = "samples"
     #: Whether a client may count only once per round, which excludes samplers with replacement.

@@ -35,6 +35,7 @@ class FedCM(FedAvg):
     hidden_state = ("momentum",)
     weighting = "uniform"
     direction_is_elementwise = True
+    takes_rate_per_step = False
     takes_privacy = False  # numbers of steps are sent as well
 
     def setup(self, fed: Federation) -> None:

@@ -48,6 +48,7 @@ class FedDBE(PartlyShared):
 
     server_state = ("weights", "common")
     hidden_state = ("common",)
+    takes_accumulation = False
     takes_privacy = False  # mean features are sent as well
 
     def clients_to_ask(self, round: int, cohort: int, clients: int) -> int:

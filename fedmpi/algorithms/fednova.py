@@ -34,6 +34,7 @@ class FedNova(Proximal, FedAvg):
     mu: NonNegativeFloat = 0.0
 
     accepts_partial_work = True
+    takes_rate_per_step = False
     takes_privacy = False  # numbers of steps are sent as well
 
     def setup(self, fed: Federation) -> None:

@@ -297,7 +297,14 @@ class _Earlier:
 def by_adam(fed: Federation, epochs: int = 1) -> LocalTraining:
     """Training as in the paper, with clients per batched call and precision as in the rounds."""
     local = fed.local
-    return LocalTraining(epochs, None, 32, 1e-3, "adam", vectorize=local.vectorize, precision=local.precision)
+    return LocalTraining(
+        epochs=epochs,
+        batch_size=32,
+        lr=1e-3,
+        optimizer="adam",
+        vectorize=local.vectorize,
+        precision=local.precision,
+    )
 
 
 def label_skew(label_counts: NDArray[np.int64]) -> float:

@@ -37,11 +37,13 @@ class Scaffnew(Algorithm):
     p: UpToOne = 0.1
 
     weighting = "uniform"
+    takes_rate_per_step = False
     takes_compression = False  # clients compare their own model with the mean
     needs_all_clients = counts_clients_alike = averages_models = direction_is_elementwise = True
 
     def setup(self, fed: Federation) -> None:
-        for name, allowed in {"optimizer": "sgd", "momentum": 0, "clip_norm": None, "schedule": "constant"}.items():
+        needed = {"optimizer": "sgd", "momentum": 0, "clip_norm": None, "schedule": "constant", "warmup": 0}
+        for name, allowed in needed.items():
             given = getattr(fed.local, name)
             require(given == allowed, f"--local.{name}", shown(given), f"{shown(allowed)} with Scaffnew")
         super().setup(fed)

@@ -36,6 +36,7 @@ class SCAFFOLD(Algorithm):
     server_state = ("weights", "control")
     weighting = "uniform"
     counts_clients_once = averages_models = takes_server_optimizer = direction_is_elementwise = True
+    takes_rate_per_step = False
 
     @property
     def trainings(self) -> tuple[Phase, ...]:

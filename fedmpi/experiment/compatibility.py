@@ -470,6 +470,20 @@ METHODS: Sequence[Rule[Choices]] = (
         lambda algorithm: not algorithm.takes_clip_norm,
     ),
     Rule(
+        "local.schedule_by",
+        "step, with a schedule or warm-up",
+        "must be round with {algorithm}, which computes with the learning rate of the round",
+        lambda chosen: chosen.local.varies_within_rounds,
+        lambda algorithm: not all(part.takes_rate_per_step for part in algorithm.parts),
+    ),
+    Rule(
+        "local.accumulate",
+        "above 1",
+        "must be 1 with {algorithm}, whose loss depends on the whole batch of a step",
+        lambda chosen: chosen.local.accumulate > 1,
+        lambda algorithm: not all(part.takes_accumulation for part in algorithm.parts),
+    ),
+    Rule(
         "sampler",
         "other than All",
         "must be All with {algorithm}, which needs every client in every round",
@@ -564,6 +578,12 @@ DATA: Sequence[Rule[Loaded]] = (
         "1, for a network with batch normalisation",
         "must be at least 2 for a model with batch normalisation",
         lambda loaded: loaded.normalises_batches and loaded.chosen.local.batch_size == 1,
+    ),
+    Rule(
+        "local.accumulate",
+        "above 1, for a network with batch normalisation or running statistics",
+        "must be 1 for a model with statistics of batches, which would be those of a part: --model.norm group",
+        lambda loaded: (loaded.normalises_batches or loaded.has_statistics) and loaded.chosen.local.accumulate > 1,
     ),
 )
 #: In the order in which they are checked.

@@ -72,7 +72,8 @@ def _report(world: World, error: BaseException, where: str, traced: bool) -> str
         return f"{headline}: rank 0 on {host} does not answer within the deadline of {limit:.0f} s (--deadline)"
     if isinstance(error, torch.cuda.OutOfMemoryError):
         wanted = str(error).split(". GPU")[0].removeprefix("CUDA out of memory. ")
-        remedy = "lower --local.vectorize or --local.batch_size, or start fewer ranks per GPU"
+        smaller = "lower --local.vectorize or --local.batch_size (--local.accumulate keeps the size of a step)"
+        remedy = f"{smaller}, or start fewer ranks per GPU"
         return f"{headline}: the GPU has too little memory ({wanted}); {remedy}"
     if isinstance(error, (BadInput, Diverged, RanksDiffer, TooLittleMemory)):
         return f"{headline}: {error}"

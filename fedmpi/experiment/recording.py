@@ -279,7 +279,7 @@ def _after_more_rounds(experiment: Settings, assembled: Assembled) -> dict[str, 
         return "\n".join([*missing_in_results(SavedFederation("rounds", engine, algorithm)), *spent])
 
     def depends_on_rounds() -> str | None:
-        reasons = [f"--local.schedule {local.schedule}"] if local.schedule == "cosine" else []
+        reasons = [f"--local.schedule {local.schedule}"] if local.schedule in ("linear", "cosine") else []
         reasons += ["--local.compile auto"] if local.compile == "auto" else []
         reasons += [f"--algorithm {type(algorithm).__name__}"] if engine.federation.has_asked_for_rounds else []
         return ", ".join(reasons) or None

@@ -33,7 +33,7 @@ TASK = (
     "attack",
 )
 #: Options that the files of older versions lack, and the value that their runs had in effect.
-LATER = {"local.compile": "off"}
+LATER = {"local.compile": "off", "local.accumulate": 1, "local.warmup": 0.0, "local.schedule_by": "round"}
 _CHECKSUM_SHOWN = 8  # digits of a checksum that are shown
 _LARGEST = 2**64  # larger numbers are refused
 _COMPONENTS = ("algorithm", "dataset", "model")

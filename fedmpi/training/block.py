@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmpi.training.settings import LocalTraining, changed
+from fedmpi.training.settings import LocalOptimizer, LocalTraining, changed
 from fedmpi.typing import Batch, Net, Tensor
 
 
@@ -124,9 +124,9 @@ class Phase:
             other is called once for all d parameters, with gradient 0 where nothing is trained; what it returns there
             is not used.
         steps: number of optimizer steps, used instead of epochs.
-        batch_size: samples per step; at least 2 for a network with batch normalisation.
-        lr: learning rate of the first round; it follows the schedule of the settings.
-        optimizer: sgd, with the momentum of the settings, or adam. Its state starts afresh in every phase.
+        batch_size: samples per batch; at least 2 for a network with batch normalisation.
+        lr: learning rate, which follows the schedule of the settings.
+        optimizer: sgd, with the momentum of the settings, adam or adamw. Its state starts afresh in every phase.
     """
 
     name: str = ""
@@ -135,7 +135,7 @@ class Phase:
     steps: int | None = None
     batch_size: int | None = None
     lr: float | None = None
-    optimizer: Literal["sgd", "adam"] | None = None
+    optimizer: LocalOptimizer | None = None
 
     def settings(self, local: LocalTraining) -> LocalTraining:
         """The settings of local training `local`, with what the phase changes."""

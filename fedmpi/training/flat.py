@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedmpi.training.layout import Entry, Layout, aligned_rows
+
+#: A forward pass: the losses [B] of some samples, and the share [B] of each in the loss that is minimised.
+Pass: TypeAlias = tuple[Tensor, Tensor]
 
 
 class FlatModel:
@@ -141,24 +145,31 @@ class FlatModel:
         """[1, layout.parameters], filled by `backward`."""
         return aligned_rows(1, self.layout.parameters, self.device)
 
-    def backward(self, losses: Tensor, weight: Tensor | None = None) -> None:
-        """Fill `gradient` with the gradient of the mean of `losses` [B], weighted by `weight` [B] if given."""
+    def backward(self, losses: Tensor) -> None:
+        """Fill `gradient` with the gradient of the mean of `losses` [B]."""
+        self.backward_over([(losses, torch.full_like(losses, 1 / max(losses.numel(), 1)))])
+
+    def backward_over(self, passes: Iterable[Pass]) -> None:
+        """Fill `gradient` with the gradient of a sum over passes, each of which frees its memory before the next."""
         self.gradient.zero_()
         self._collect(self.gradient[0])
-        _backward(losses, weight)
-        self._settle()
+        self._go_back(passes)
 
-    def further_gradient(self, losses: Tensor, weight: Tensor | None = None) -> Tensor:
+    def further_gradient(self, passes: Iterable[Pass]) -> Tensor:
         """[1, layout.parameters], the same in new memory; `gradient` stays as it is."""
         found = aligned_rows(1, self.layout.parameters, self.device).zero_()
         for _, parameter in self._parameters:
             parameter.grad = None
         self._collect(found[0])
-        _backward(losses, weight)
-        self._settle()
+        self._go_back(passes)
         for _, parameter in self._parameters:
             parameter.grad = None
         return found
+
+    def _go_back(self, passes: Iterable[Pass]) -> None:
+        for losses, shares in passes:
+            torch.autograd.backward(losses, shares)
+            self._settle()
 
     def _collect(self, gradient: Tensor) -> None:
         """Let the next backward pass add to `gradient` [d], unless the parameters have a place for it already."""
@@ -167,9 +178,7 @@ class FlatModel:
             if parameter.grad is None and parameter.requires_grad:
                 parameter.grad = entry.view(gradient)
 
-    def backward_in_parts(
-        self, losses: Tensor, update: Callable[[Entry, Tensor, Tensor], None], weight: Tensor | None = None
-    ) -> None:
+    def backward_in_parts(self, only: Pass, update: Callable[[Entry, Tensor, Tensor], None]) -> None:
         """Call `update(entry, parameter, gradient)` for every parameter, as soon as its old value is not needed.
 
         The gradient of the whole model is never stored. This saves two passes over memory: a tenth of the time of a
@@ -185,7 +194,7 @@ class FlatModel:
                 parameter.register_post_accumulate_grad_hook(partial(self._pass_on, entry))
         self._update = update
         self._updated = set()
-        _backward(losses, weight)
+        torch.autograd.backward(*only)
         # The gradient is zero for parameters that the losses do not depend on.
         for entry, parameter in self._parameters:
             if parameter.requires_grad and entry.name not in self._updated:
@@ -266,15 +275,6 @@ def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     """The layer that owns a tensor, and the tensor's name in it."""
     owner, _, own = name.rpartition(".")
     return module.get_submodule(owner), own
-
-
-def _backward(losses: Tensor, weight: Tensor | None) -> None:
-    """Backward pass of the losses' mean, without computing the mean."""
-    if weight is None:
-        shares = torch.full_like(losses, 1 / max(losses.numel(), 1))
-    else:
-        shares = (weight / weight.sum().clamp(min=1)).to(losses.dtype)
-    torch.autograd.backward(losses, shares)
 
 
 class Net:

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,11 +15,11 @@ from torch import Tensor
 
 from fedmpi.training.block import WHOLE, Block, Hooks, Phase, Work, needs_whole
 from fedmpi.training.clientwise import Keyed
-from fedmpi.training.flat import Net
+from fedmpi.training.flat import Net, Pass
 from fedmpi.training.layout import Entry
 from fedmpi.training.samples import Batch
 from fedmpi.training.settings import LocalTraining
-from fedmpi.training.trainer import Trainer, check_losses, read
+from fedmpi.training.trainer import Trainer, losses_of, read
 
 # From this number of parameters on, updating tensors during the backward pass is faster than storing a flat gradient.
 LARGE = 100_000
@@ -73,26 +74,28 @@ class PlainTrainer(Trainer):
         model.load(start[0])
         self.seed_others(key)
         keyed, batches = Keyed(key), Upcoming(self._batches(client, round, phase))
+        compute = partial(losses_of, hooks, net, start[0], rows)
 
-        def losses_of(ahead: int = 0) -> Tensor:
-            batch = batches[ahead]
-            with keyed.step(batches.number + ahead):
-                losses = hooks.loss(net, batch, start[0], rows)
-            check_losses(losses, batch.y)
-            return losses
+        def passes(ahead: int = 0) -> Iterator[Pass]:
+            return self._passes(batches[ahead], batches.number + ahead, keyed, compute, phase)
+
+        def noted() -> Iterator[Pass]:
+            for losses, shares in passes():
+                seen.append(losses.detach())
+                yield losses, shares
 
         @torch.enable_grad()
         def further(weights: Tensor, ahead: int) -> Tensor:
             with model.elsewhere(weights[0]):
-                return model.further_gradient(losses_of(ahead), batches[ahead].weight)
+                return model.further_gradient(passes(ahead))
 
         if is_whole:
             block.further = further
-        step = self._step(block, start, hooks, settings, settings.rate(round, rounds), columns)
-        for _ in range(count):
-            losses, weight = losses_of(), batches[0].weight
-            step(losses, weight)
-            seen.append(losses.detach())
+        step = self._step(block, start, hooks, settings, columns)
+        whole = int(self.count_steps(block.clients, None, phase)[0])
+        for lr in settings.rates(round, rounds, whole)[:count].tolist():
+            step(noted(), lr)
+            weight = batches[0].weight
             mass += [] if weight is None else [weight]
             batches.advance()
         mean = (
@@ -111,12 +114,11 @@ class PlainTrainer(Trainer):
         start: Tensor,
         hooks: Hooks,
         settings: LocalTraining,
-        lr: float,
         trained: tuple[slice, ...],
-    ) -> Callable[[Tensor, Tensor | None], None]:
-        """Makes a function that updates the weights in the columns `trained`, from a batch.
+    ) -> Callable[[Iterator[Pass], float], None]:
+        """Makes a function that takes a step in the columns `trained`.
 
-        Its arguments are the losses [B] and the samples' weights [B] or None.
+        Its arguments are the forward passes of the step, and the learning rate.
         """
         model, optimizer, has_direction = self.model, self._fresh_optimizer(settings), hooks.changes_direction
         is_whole = needs_whole(hooks)
@@ -136,10 +138,13 @@ class PlainTrainer(Trainer):
         whole = Piece(slice(count), weights, start, block)
         runs = [whole] if is_whole else [cut(columns) for columns in trained]
 
-        @torch.no_grad()
-        def at_once(losses: Tensor, weight: Tensor | None) -> None:
+        def at_once(passes: Iterator[Pass], lr: float) -> None:
+            model.backward_over(passes)
+            with torch.no_grad():
+                follow_gradient(lr)
+
+        def follow_gradient(lr: float) -> None:
             optimizer.advance()
-            model.backward(losses, weight)
             steps = [direct(run, model.gradient[:, run.columns]) for run in runs]
             if is_whole:
                 steps = [steps[0][:, columns] for columns in trained]
@@ -148,7 +153,7 @@ class PlainTrainer(Trainer):
 
         pieces: dict[str, list[Piece]] = {}  # of each tensor: cut once, for all steps
 
-        def update_part(entry: Entry, parameter: Tensor, gradient: Tensor) -> None:
+        def update_part(lr: float, entry: Entry, parameter: Tensor, gradient: Tensor) -> None:
             in_order = gradient.permute(0, 2, 3, 1) if entry.channels_last else gradient
             if entry.name not in pieces:
                 end = entry.offset + entry.size
@@ -159,16 +164,19 @@ class PlainTrainer(Trainer):
                 for piece, part in zip(pieces[entry.name], parts, strict=True):
                     optimizer.step(piece.weights, direct(piece, part), lr, piece.columns)
 
-        def descend(entry: Entry, parameter: Tensor, gradient: Tensor) -> None:
+        def descend(lr: float, entry: Entry, parameter: Tensor, gradient: Tensor) -> None:
             parameter.add_(gradient, alpha=-lr)  # where it lies
 
-        is_plain = settings.is_plain_sgd and not has_direction
+        update = descend if settings.is_plain_sgd and not has_direction else update_part
 
-        def in_parts(losses: Tensor, weight: Tensor | None) -> None:
+        def in_parts(passes: Iterator[Pass], lr: float) -> None:
+            (only,) = passes
             optimizer.advance()
-            model.backward_in_parts(losses, descend if is_plain else update_part, weight)
+            with torch.no_grad():
+                model.backward_in_parts(only, partial(update, lr))
 
-        separable = settings.clip_norm is None and (hooks.direction_is_elementwise or not has_direction)
+        is_elementwise = hooks.direction_is_elementwise or not has_direction
+        separable = settings.clip_norm is None and settings.accumulate == 1 and is_elementwise
         return in_parts if separable and count >= LARGE else at_once
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,6 +44,19 @@ class Batch:
     def real(self) -> Tensor:
         """[B]: 1 for samples, and 0 for padding, of which there is some only where clients are trained together."""
         return torch.ones(len(self), device=self.y.device)
+
+    def shares(self, losses: Tensor, of: Batch) -> Tensor:
+        """[B] the share of each of the losses [B] in the mean over a batch `of` which this is a part."""
+        if self.weight is None or of.weight is None:
+            return torch.full_like(losses, 1 / max(len(of), 1))
+        return (self.weight / of.weight.sum().clamp(min=1)).to(losses.dtype)
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Parts of this number of samples in their order; the last one may be smaller."""
+        for first in range(0, len(self), size):
+            some = slice(first, first + size)
+            place, weight = (None if each is None else each[some] for each in (self.place, self.weight))
+            yield Batch(self.x[some], self.y[some], self.index[some], place, weight)
 
     @property
     def mass(self) -> float:

@@ -14,6 +14,7 @@ from fedmpi.ranges import BelowOne, NonNegativeFloat, PositiveFloat, PositiveInt
 
 Count = TypeVar("Count", int, NDArray[np.int64])
 Augmentation = Literal["none", "flip", "crop_flip"]
+LocalOptimizer = Literal["sgd", "adam", "adamw"]
 
 
 @with_ranges
@@ -24,14 +25,23 @@ class LocalTraining(metaclass=Configured):
     Args:
         epochs: passes over the client's samples.
         steps: number of optimizer steps, used instead of epochs. A client with few samples repeats them.
-        batch_size: samples per step. The last, smaller batch of an epoch is kept.
-        lr: learning rate of the first round.
-        optimizer: sgd or adam. Its state is reset every round.
+        batch_size: samples per batch. The last, smaller batch of an epoch is kept.
+        accumulate: batches per step. The step follows the gradient of the mean loss over all of their samples, as one
+            batch of accumulate times batch_size samples would, with the memory of one batch. The last step of an
+            epoch has the samples that are left.
+        lr: learning rate, which warm-up and schedule change.
+        optimizer: sgd, adam or adamw. Its state is reset every round.
         momentum: momentum of sgd.
-        weight_decay: L2 regularisation. weight_decay times the weights is added to the gradient.
-        schedule: how the learning rate changes from round to round. It is constant within a round. cosine ends near 0
-            in the last round, so no rounds can be added later.
+        weight_decay: strength of the weights' decay. sgd and adam add weight_decay times the weights to the gradient
+            (L2 regularisation). adamw multiplies the weights by 1 - lr weight_decay before each step.
+        schedule: how the learning rate changes. linear and cosine end near 0 with the last round, so no rounds can be
+            added later.
         decay: factor per round of the exponential schedule.
+        warmup: number of rounds in which the learning rate rises. It rises linearly up to lr, and the schedule begins
+            after it. It may be a fraction, such as 0.5 with schedule_by step.
+        schedule_by: when the learning rate changes. round: it is constant within a round. step: it also changes with
+            each step, in proportion to the part of the round's steps that the client has done. A client with half as
+            many steps changes its rate twice as much per step.
         clip_norm: maximum L2 norm of the gradient of a step. The gradient is clipped after a method's correction and
             before weight decay. null: no clipping.
         augmentation: augmentation of training images. flip: random mirroring. crop_flip: also random crops after
@@ -56,12 +66,15 @@ class LocalTraining(metaclass=Configured):
     epochs: PositiveInt = 5
     steps: PositiveInt | None = None
     batch_size: PositiveInt = 10
+    accumulate: PositiveInt = 1
     lr: PositiveFloat = 0.1
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: LocalOptimizer = "sgd"
     momentum: BelowOne = 0.0
     weight_decay: NonNegativeFloat = 0.0
-    schedule: Literal["constant", "exponential", "cosine"] = "constant"
+    schedule: Literal["constant", "exponential", "linear", "cosine"] = "constant"
     decay: UpToOne = 0.99
+    warmup: NonNegativeFloat = 0.0
+    schedule_by: Literal["round", "step"] = "round"
     clip_norm: Annotated[float, interval("(0, inf]")] | None = None
     augmentation: Augmentation = "none"
     vectorize: Annotated[int, interval("[1, inf)", "auto, off or at least 1")] | Literal["auto", "off"] = "auto"
@@ -69,20 +82,47 @@ class LocalTraining(metaclass=Configured):
     precision: Literal["float32", "bf16"] = "float32"
 
     def __post_init__(self) -> None:
-        require(self.momentum == 0 or self.optimizer == "sgd", "momentum", self.momentum, "0 with optimizer adam")
+        allowed = f"0 with optimizer {self.optimizer}"
+        require(self.momentum == 0 or self.optimizer == "sgd", "momentum", self.momentum, allowed)
 
     @property
     def is_plain_sgd(self) -> bool:
         """Whether a step is just w -= lr g."""
         return self.optimizer == "sgd" and not (self.momentum or self.weight_decay or self.clip_norm)
 
-    def rate(self, round: int, rounds: int) -> float:
-        """The learning rate of a round (the first is 1) out of `rounds`."""
+    @property
+    def step_size(self) -> int:
+        """Samples per step."""
+        return self.batch_size * self.accumulate
+
+    @property
+    def varies_within_rounds(self) -> bool:
+        """Whether the learning rate may change from step to step."""
+        return self.schedule_by == "step" and (self.schedule != "constant" or self.warmup > 0)
+
+    def rate(self, round: int, rounds: int, step: int = 0, steps: int = 1) -> float:
+        """The learning rate of a step.
+
+        Args:
+            round: from 1 to `rounds`.
+            step: from 0 to below `steps`, the number that the client does in the round. They matter only if the rate
+                varies within rounds.
+        """
+        begun, length = (round - 1 + step / steps, 1 / steps) if self.varies_within_rounds else (round - 1, 1)
+        if begun < self.warmup:
+            return self.lr * min((begun + length) / self.warmup, 1.0)
+        since, left = begun - self.warmup, rounds - self.warmup
         if self.schedule == "exponential":
-            return self.lr * self.decay ** (round - 1)
+            return self.lr * self.decay**since
+        if self.schedule == "linear":
+            return self.lr * (1 - since / left)
         if self.schedule == "cosine":
-            return self.lr * 0.5 * (1 + math.cos(math.pi * (round - 1) / rounds))
+            return self.lr * 0.5 * (1 + math.cos(math.pi * since / left))
         return self.lr
+
+    def rates(self, round: int, rounds: int, steps: int) -> NDArray[np.float64]:
+        """[steps] the learning rate of each of a client's steps."""
+        return np.array([self.rate(round, rounds, step, steps) for step in range(steps)])
 
     def normaliser(self, steps: NDArray[np.int64], pull: float = 0.0) -> NDArray[np.float64]:
         """[K] FedNova's |a_k|_1 (Wang et al., 2020): the summed coefficients of the gradients in (w_0 - w_end) / lr.
@@ -100,12 +140,12 @@ class LocalTraining(metaclass=Configured):
         return np.array(way)[steps]
 
     def batches(self, samples: int, merge_single: bool) -> list[slice]:
-        """The batches of one pass over this number of samples.
+        """The samples of each step of one pass over this number of samples.
 
         With `merge_single`, a last batch of one sample is merged with the one before, because batch normalisation
         cannot train on it.
         """
-        cuts = [self.batch_size * number for number in range(self.count_cuts(samples, merge_single))]
+        cuts = [self.step_size * number for number in range(self.count_cuts(samples, merge_single))]
         return [slice(a, b) for a, b in zip(cuts, [*cuts[1:], samples], strict=True)] if samples else []
 
     def count_steps(self, samples: int, merge_single: bool) -> int:
@@ -114,9 +154,9 @@ class LocalTraining(metaclass=Configured):
         return self.steps if self.steps and a_pass else self.epochs * a_pass
 
     def count_cuts(self, samples: Count, merge_single: bool) -> Count:
-        """Number of batches in one pass over this number of samples, or over each of several numbers."""
-        cuts = -(-samples // self.batch_size)
-        return cuts - ((cuts > 1) & (samples % self.batch_size == 1)) if merge_single else cuts
+        """Number of steps in one pass over this number of samples, or over each of several numbers."""
+        cuts = -(-samples // self.step_size)
+        return cuts - ((cuts > 1) & (samples % self.step_size == 1)) if merge_single else cuts
 
 
 @lru_cache
@@ -126,9 +166,9 @@ def changed(
     steps: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
-    optimizer: Literal["sgd", "adam"] | None = None,
+    optimizer: LocalOptimizer | None = None,
 ) -> LocalTraining:
-    """`local` with other values, where one is given. Epochs are used instead of its steps, and Adam has no momentum.
+    """`local` with other values, where one is given. Epochs are used instead of its steps, and only sgd has momentum.
 
     Results are kept, because a trainer asks for them for each of its blocks.
     """
@@ -138,7 +178,7 @@ def changed(
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if epochs is not None or steps is not None:
         changes["steps"] = steps
-    if optimizer == "adam":
+    if optimizer not in (None, "sgd"):
         changes["momentum"] = 0.0
     return replace(local, **changes) if changes else local
 

@@ -8,7 +8,7 @@ sorted by their number of steps, so that finished clients are at the end and are
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from fedmpi.training.clientwise import ClientWise
 from fedmpi.training.compiled import Compiler, fingerprint
 from fedmpi.training.flat import Net
 from fedmpi.training.layout import Entry, aligned_rows
+from fedmpi.training.optimizers import Rate
 from fedmpi.training.samples import Batch, augmentation_draws, upload
 from fedmpi.training.settings import LocalTraining
 from fedmpi.training.trainer import LocalWork, Trainer, check_losses, read
@@ -36,30 +37,45 @@ LONGEST_STRETCH = 1 << 22
 
 @dataclass
 class Step:
-    """The batches of one step.
+    """The batches of one step, or a part of them.
 
     Attributes:
-        number: of the step.
-        batch: [K, B, ...]; its `place` and `real` are set.
+        number: of the step, or of the part among those of all steps.
+        batch: [K, B, ...]; its `place` and `real` are set. The real samples come first in each row.
+        share: [K, B] the share of each sample in the client's mean loss of the step; 0 for padding.
+        mass: [K] the sum of the weights of the client's samples in the step.
         keys: [K] of random functions in this training.
-        counts: [K] how many samples are real; they come first in each row.
     """
 
     number: int
     batch: Batch
+    share: Tensor
+    mass: Tensor
     keys: Tensor
-    counts: Tensor
+
+    def parts(self, settings: LocalTraining) -> Iterator[Step]:
+        """The parts for which memory is needed at the same time. They are equally wide, with padding at the end."""
+        if settings.accumulate == 1:
+            yield self
+            return
+        batch, width = self.batch, self.share.shape[1]
+        assert batch.place is not None
+        size = min(settings.batch_size, width)
+        for number in range(width // size):
+            some = slice(number * size, (number + 1) * size)
+            part = Batch(batch.x[:, some], batch.y[:, some], batch.index[:, some], batch.place[:, some])
+            part.real = batch.real[:, some]
+            yield Step(self.number * settings.accumulate + number, part, self.share[:, some], self.mass, self.keys)
 
 
 @dataclass
 class Stretch:
-    """What the batches of n steps consist of, on the device: [n, K, B] each, [n, K, B, 3], and [n, K]."""
+    """What the batches of n steps consist of, on the device: [n, K, B] each, and [n, K, B, 3]."""
 
     index: Tensor
     place: Tensor
     real: Tensor
     draws: Tensor | None
-    counts: Tensor
     keys: Tensor  # [K]
 
 
@@ -71,9 +87,8 @@ class Inputs(NamedTuple):
         kept: the other parameters.
         statistics: the running statistics.
         x, y, sample, place: the batches [K, B, ...].
-        weight: [K, B] the weights of the samples; None: all count alike.
+        share: [K, B] the share of each sample in the loss that is minimised.
         real: [K, B] 1 for samples, 0 for padding.
-        counts: [K] how many samples are real.
         keys: [K] for `ClientWise`.
         start: [K, P] the received weights.
         vectors: the rows for the hooks.
@@ -87,9 +102,8 @@ class Inputs(NamedTuple):
     y: Tensor
     sample: Tensor
     place: Tensor
-    weight: Tensor | None
+    share: Tensor
     real: Tensor
-    counts: Tensor
     keys: Tensor
     start: Tensor
     vectors: dict[str, Tensor]
@@ -101,14 +115,12 @@ class Pass(NamedTuple):
 
     Attributes:
         gradients: of the parameters that are trained.
-        loss: [K] the mean over the real rows.
-        mass: [K] the weight of the client's samples (usually their number).
+        loss: [K] the part of the mean over the real rows of the step.
         statistics: new values of running statistics.
     """
 
     gradients: list[Tensor]
     loss: Tensor
-    mass: Tensor
     statistics: list[Tensor]
 
 
@@ -159,7 +171,7 @@ class SideBySideTrainer(Trainer):
             return kept
         began = time.perf_counter()
         settings, is_whole, trained = phase.settings(self.settings), needs_whole(hooks), self._select(phase)
-        lr, optimizer = settings.rate(round, rounds), self._fresh_optimizer(settings)
+        rate_of, optimizer = self._rates(block.clients, round, rounds, phase), self._fresh_optimizer(settings)
         # w -= lr g needs no gradient in one piece.
         is_plain = not hooks.changes_direction and settings.is_plain_sgd
         if is_whole:
@@ -171,9 +183,14 @@ class SideBySideTrainer(Trainer):
         step_of = self._steps(block.clients, steps, round, phase)
         both_passes = self._both_passes(hooks, block, phase)
 
-        def compute(number: int, rows: slice, weights: Tensor, statistics: list[Tensor], ahead: int = 0) -> Pass:
-            step, here = step_of(number, rows.stop, ahead), block.rows(rows)
-            return both_passes(self._inputs(step, here, weights, statistics, start[rows]))
+        def compute(step: Step, rows: slice, weights: Tensor, statistics: list[Tensor]) -> Pass:
+            here = block.rows(rows)
+
+            def passes() -> Iterator[Pass]:
+                for part in step.parts(settings):
+                    yield both_passes(self._inputs(part, here, weights, statistics, start[rows]))
+
+            return next(passes()) if settings.accumulate == 1 else self._added(passes())
 
         @torch.enable_grad()
         def further(number: int, rows: slice, weights: Tensor, ahead: int) -> Tensor:
@@ -181,7 +198,7 @@ class SideBySideTrainer(Trainer):
             # Copies, because a forward pass may change them in place.
             statistics = [entry.view(self._weights[rows]).clone() for entry in self._statistics]
             with self.model.counters_kept():
-                done = compute(number, rows, there, statistics, ahead)
+                done = compute(step_of(number, rows.stop, ahead), rows, there, statistics)
             return self._in_one_piece(done.gradients, self._new_gradients(rows.stop))
 
         # These must not change for clients that are finished, and only fill up the block.
@@ -192,13 +209,14 @@ class SideBySideTrainer(Trainer):
             put_back = [result[active : rows.stop].clone() for result in results]
             weights = self._weights[rows]
             statistics = [entry.view(weights) for entry in self._statistics]
-            done = compute(number, rows, weights, statistics)
+            step, lr = step_of(number, rows.stop, 0), rate_of(number, rows)
+            done = compute(step, rows, weights, statistics)
             with torch.no_grad():
-                total[:active] += (done.loss * done.mass)[:active]
-                seen[:active] += done.mass[:active]
+                total[:active] += (done.loss * step.mass)[:active]
+                seen[:active] += step.mass[:active]
                 for old, new in zip(statistics, done.statistics, strict=True):
                     old.copy_(new)
-                if is_plain:
+                if is_plain and not isinstance(lr, Tensor):
                     leaves = [entry.view(weights) for entry in self._parameters]
                     torch._foreach_add_(leaves, done.gradients, alpha=-lr)
                 else:
@@ -232,6 +250,32 @@ class SideBySideTrainer(Trainer):
             for run in trained
         ]
 
+    def _rates(
+        self, clients: NDArray[np.int64], round: int, rounds: int, phase: Phase
+    ) -> Callable[[int, slice], Rate]:
+        """Makes a function (number of a step, some of the clients) -> their learning rate, or their rates [.., 1]."""
+        settings = phase.settings(self.settings)
+        if not settings.varies_within_rounds:
+            same = settings.rate(round, rounds)
+            return lambda number, rows: same
+        steps = self.count_steps(clients, None, phase)
+        rates = np.zeros((int(steps.max(initial=0)), len(clients)))
+        for count in np.unique(steps).tolist():
+            rates[:count, steps == count] = settings.rates(round, rounds, count)[:, None]
+        there = torch.from_numpy(rates).to(self.model.device, self._weights.dtype)[..., None]
+        return lambda number, rows: there[number, rows]
+
+    @staticmethod
+    def _added(passes: Iterator[Pass]) -> Pass:
+        """The sum of several passes."""
+        first = next(passes)
+        # Copies, because two gradients may be one tensor, and because compiled code uses the memory again.
+        gradients, loss = [tensor.clone() for tensor in first.gradients], first.loss.clone()
+        for other in passes:
+            torch._foreach_add_(gradients, other.gradients)
+            loss += other.loss
+        return first._replace(gradients=gradients, loss=loss)
+
     @cached_property
     def _elsewhere(self) -> Tensor:
         return self._new_gradients(self.at_once)
@@ -263,9 +307,8 @@ class SideBySideTrainer(Trainer):
             y=batch.y,
             sample=batch.index,
             place=batch.place,
-            weight=batch.weight,
+            share=step.share,
             real=batch.real,
-            counts=step.counts,
             keys=(step.keys + step.number) & 0x7FFFFFFF,
             start=start,
             vectors=block.vectors,
@@ -326,15 +369,9 @@ class SideBySideTrainer(Trainer):
             inputs.vectors,
             inputs.unsent,
         )
-        if inputs.weight is None:
-            share, mass = real / real.sum(1, keepdim=True), inputs.counts
-        else:
-            weight = real * inputs.weight
-            mass = weight.sum(1)
-            share = weight / mass.clamp(min=1)[:, None]
-        gradients = torch.autograd.grad(losses, leaves, share, allow_unused=True, materialize_grads=True)
-        loss = (losses.detach() * share).sum(1)
-        return Pass(list(gradients), loss, mass, [tensor.detach() for tensor in changed])
+        gradients = torch.autograd.grad(losses, leaves, inputs.share, allow_unused=True, materialize_grads=True)
+        loss = (losses.detach() * inputs.share).sum(1)
+        return Pass(list(gradients), loss, [tensor.detach() for tensor in changed])
 
     def _select(self, phase: Phase) -> tuple[slice, ...]:
         """Select the columns that a phase trains."""
@@ -378,7 +415,11 @@ class SideBySideTrainer(Trainer):
             draws = None if drawn.draws is None else drawn.draws[place, :rows]
             batch = self._batch(clients[:rows], drawn.index[place, :rows], draws)
             batch.place, batch.real = drawn.place[place, :rows], drawn.real[place, :rows]
-            return Step(number, batch, drawn.keys[:rows], drawn.counts[place, :rows])
+            weight = batch.real if batch.weight is None else batch.real * batch.weight
+            mass = weight.sum(1)
+            # The weights of a batch may be less than 1 in all, for example 0; a number of samples is not.
+            share = weight / (mass if batch.weight is None else mass.clamp(min=1))[:, None]
+            return Step(number, batch, share, mass, drawn.keys[:rows])
 
         return step_of
 
@@ -396,8 +437,8 @@ class SideBySideTrainer(Trainer):
         cuts = settings.count_cuts(sizes, self.model.normalises_batches)
         numbers = np.array(steps)[:, None]
         epochs, cut = np.divmod(numbers, cuts)
-        first, columns = cut * settings.batch_size, np.arange(self._width(settings))
-        counts = np.where(cut == cuts - 1, sizes - first, settings.batch_size)
+        first, columns = cut * settings.step_size, np.arange(self._width(settings))
+        counts = np.where(cut == cuts - 1, sizes - first, settings.step_size)
         positions = np.minimum(first[..., None] + columns, sizes[:, None] - 1)
         if until is not None:
             epochs[numbers >= until] = -1
@@ -425,13 +466,16 @@ class SideBySideTrainer(Trainer):
             place=there[1],
             real=real.to(self._weights.dtype),
             draws=None if bits is None else there[4],
-            counts=there[2],
             keys=there[3].to(torch.int32),
         )
 
     def _width(self, settings: LocalTraining) -> int:
-        """The size of every step of every block, to keep bits the same."""
-        return min(settings.batch_size + int(self.model.normalises_batches), int(self._sizes.max()))
+        """The size of every step of every block, to keep bits the same. Parts of a step are equally wide, too."""
+        largest = int(self._sizes.max())
+        if settings.accumulate == 1:
+            return min(settings.batch_size + int(self.model.normalises_batches), largest)
+        part = min(settings.batch_size, largest)
+        return -(-min(settings.step_size, largest) // part) * part
 
     def _batch(self, clients: NDArray[np.int64], index: Tensor, draws: Tensor | None) -> Batch:
         """x and y [K, B, ...], index and weight [K, B]."""

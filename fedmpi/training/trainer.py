@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 
 import numpy as np
@@ -18,8 +18,8 @@ from fedmpi import randomness
 from fedmpi.tasks import Task
 from fedmpi.training.block import GRADIENT, WHOLE, Block, Hooks, Phase, Work
 from fedmpi.training.clientwise import Keyed
-from fedmpi.training.flat import FlatModel, Net
-from fedmpi.training.optimizers import SGD, Adam, Optimizer
+from fedmpi.training.flat import FlatModel, Net, Pass
+from fedmpi.training.optimizers import SGD, Adam, AdamW, Optimizer
 from fedmpi.training.samples import Batch, Samples, augmentation_draws, upload
 from fedmpi.training.settings import LocalTraining
 from fedmpi.training.symmetry import Group, find_groups
@@ -114,13 +114,10 @@ class Trainer(ABC):
             model.select(self._prepare(phase, lone_sample=len(shard) == 1))
             model.load(weights[k])
             self.seed_others(keys[k])
-            keyed = Keyed(keys[k])
+            keyed, compute = Keyed(keys[k]), partial(losses_of, hooks, net, weights[k], block.row(k))
             steps = int(self.count_steps(np.array([client]), None, phase)[0])
             for step, batch in zip(range(steps), self._batches(client, round, phase), strict=False):
-                with keyed.step(step):
-                    losses = hooks.loss(net, batch, weights[k], block.row(k))
-                check_losses(losses, batch.y)
-                model.backward(losses, batch.weight)
+                model.backward_over(self._passes(batch, step, keyed, compute, phase))
                 result[k].add_(model.gradient[0], alpha=batch.mass / max(self.samples.mass(shard), 1))
         return result
 
@@ -224,6 +221,23 @@ class Trainer(ABC):
                 batch.place = places[cut]
                 yield batch
 
+    def _passes(
+        self, batch: Batch, step: int, keyed: Keyed, compute: Callable[[Batch], Tensor], phase: Phase
+    ) -> Iterator[Pass]:
+        """The forward passes of a step, each of which is computed when it is asked for.
+
+        Args:
+            batch: all samples of the step.
+            compute: the losses [B] of a part of it.
+        """
+        settings = phase.settings(self.settings)
+        count = settings.accumulate
+        for number, part in enumerate(batch.split(settings.batch_size) if count > 1 else [batch]):
+            with keyed.step(step * count + number):
+                losses = compute(part)
+            check_losses(losses, part.y)
+            yield losses, part.shares(losses, of=batch)
+
     def seed_others(self, key: int) -> None:
         """Seed the global generators for other random functions of a network.
 
@@ -250,9 +264,10 @@ class Trainer(ABC):
         kind, decay = settings.optimizer, settings.weight_decay
         if kind not in self._optimizers:
             shape, device = torch.Size((self.at_once, self.model.layout.parameters)), self.model.device
-            is_adam = kind == "adam"  # only sgd has momentum, which no phase changes
             self._optimizers[kind] = (
-                Adam(shape, device, decay) if is_adam else SGD(shape, device, settings.momentum, decay)
+                SGD(shape, device, settings.momentum, decay)  # no phase changes its momentum
+                if kind == "sgd"
+                else {"adam": Adam, "adamw": AdamW}[kind](shape, device, decay)
             )
         self._optimizers[kind].reset()
         return self._optimizers[kind]
@@ -275,6 +290,11 @@ def read(weights: Tensor, *numbers: Tensor) -> tuple[bool, NDArray[np.float64]]:
     low, high = torch.aminmax(weights) if weights.numel() else weights.new_zeros(2)
     found = torch.cat([part.double().view(-1) for part in (low, high, *numbers)]).cpu().numpy()
     return bool(np.isfinite(found[:2]).all()), found[2:].reshape(len(numbers), -1)
+
+
+def losses_of(hooks: Hooks, net: Net, start: Tensor, rows: dict[str, Tensor], batch: Batch) -> Tensor:
+    """[B] the losses of a batch; the same arguments in another order, of which the last one varies most."""
+    return hooks.loss(net, batch, start, rows)
 
 
 def check_losses(losses: Tensor, targets: Tensor) -> None:

@@ -40,6 +40,11 @@ CASES = {
     "odd_widths": f"{SMALL} --model MLP --model.hidden '[33, 17]' --local.batch_size 1",
     "odd_batches": f"{SMALL} --model MLP --model.hidden '[61, 7]' --local.batch_size 7 --local.optimizer adam"
     " --local.lr 0.01",
+    "adamw_accumulated": f"{SMALL} --model CifarCNN --local.accumulate 3 --local.batch_size 7 --local.optimizer adamw"
+    " --local.lr 0.01 --local.weight_decay 0.1 --local.schedule cosine --local.schedule_by step --local.warmup 0.5",
+    "side_by_side_adamw_accumulated": f"{SIDE_BY_SIDE} --local.accumulate 3 --local.batch_size 5"
+    " --local.optimizer adamw --local.lr 0.01 --local.weight_decay 0.1 --local.schedule linear"
+    " --local.schedule_by step --local.warmup 1.5 --local.precision bf16",
     "dropout": f"{SMALL} --model CifarCNN --local.lr 0.01",
     "side_by_side": f"{SIDE_BY_SIDE} --local.batch_size 1 --local.weight_decay 1e-3",
     "compiled": f"{SIDE_BY_SIDE} --local.compile on --model.norm batch --algorithm FedProx",

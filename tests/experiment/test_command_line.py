@@ -347,7 +347,7 @@ REFUSED = {
     "--local.lr nan": "--local.lr = nan: must be a number",
     "--local.lr inf": "--local.lr = inf: must be a number",
     "--local.clip_norm x": "--local.clip_norm = x: must be a number or null",
-    "--local.optimizer lion": "--local.optimizer = lion: must be one of sgd, adam",
+    "--local.optimizer lion": "--local.optimizer = lion: must be one of sgd, adam, adamw",
     "--algorithm SCAFFOLD --weighting horvitz_thompson": "--weighting = horvitz_thompson: SCAFFOLD's server keeps its"
     " own mean over all clients",
     "--algorithm IFCA --weighting horvitz_thompson": "--weighting = horvitz_thompson: IFCA does not form one mean of"

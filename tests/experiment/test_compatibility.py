@@ -13,9 +13,11 @@ from fedmpi import Experiment
 from fedmpi.algorithms import (
     CCVR,
     IFCA,
+    SCAFFOLD,
     Centralized,
     FedAvg,
     FedBN,
+    FedDBE,
     FedDF,
     FedDisco,
     FedDyn,
@@ -280,16 +282,26 @@ REFUSED: list[tuple[Rule[Any], dict[str, Any], str]] = [
     ),
     (
         METHODS[20],
+        {"algorithm": SCAFFOLD(), "local": LocalTraining(schedule="cosine", schedule_by="step")},
+        "local.schedule_by = step: must be round with SCAFFOLD, which computes with the learning rate of the round",
+    ),
+    (
+        METHODS[21],
+        {"algorithm": FedDBE(), "local": LocalTraining(accumulate=2)},
+        "local.accumulate = 2: must be 1 with FedDBE, whose loss depends on the whole batch of a step",
+    ),
+    (
+        METHODS[22],
         {"algorithm": Scaffnew()},
         "sampler = Uniform: must be All with Scaffnew, which needs every client in every round",
     ),
     (
-        METHODS[21],
+        METHODS[23],
         {"algorithm": Scaffnew(), "sampler": All(), "availability": Independent()},
         "availability = Independent: must be Always with Scaffnew, which needs every client in every round",
     ),
     (
-        METHODS[22],
+        METHODS[24],
         {"algorithm": Scaffnew(), "sampler": All(), "conditions": Heterogeneous(dropout=0.1)},
         "conditions = Heterogeneous: may lose updates, and Scaffnew needs every client in every round",
     ),
@@ -367,6 +379,12 @@ LOADED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         {"local": LocalTraining(batch_size=1)},
         {"normalises_batches": True},
         "--local.batch_size = 1: must be at least 2 for a model with batch normalisation",
+    ),
+    (
+        {"local": LocalTraining(accumulate=2)},
+        {"has_statistics": True},
+        "--local.accumulate = 2: must be 1 for a model with statistics of batches, which would be those of a part:"
+        " --model.norm group",
     ),
 ]
 

@@ -260,6 +260,7 @@ def test_a_gpu_with_too_little_memory(ranks: int, tmp_path: Path) -> None:
     said = (
         r"^fedmpi: failed on rank \d of \d: round 1, client \d.*: the GPU has too little memory \(Tried to allocate"
     )
-    said += r" 2.00 GiB\); lower --local.vectorize or --local.batch_size, or start fewer ranks per GPU$"
+    said += r" 2.00 GiB\); lower --local.vectorize or --local.batch_size \(--local.accumulate keeps the"
+    said += r" size of a step\), or start fewer ranks per GPU$"
     assert len(re.findall(said, ended.stderr, re.MULTILINE)) == 1, ended.stderr
     assert "Traceback" not in ended.stderr

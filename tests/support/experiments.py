@@ -155,9 +155,11 @@ def plain_training(
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     decay, momentum = settings.weight_decay, settings.momentum
     optimizer: torch.optim.Optimizer = (
-        torch.optim.Adam(trained, settings.lr, weight_decay=decay)
-        if settings.optimizer == "adam"
-        else torch.optim.SGD(trained, settings.lr, momentum=momentum, weight_decay=decay)
+        torch.optim.SGD(trained, settings.lr, momentum=momentum, weight_decay=decay)
+        if settings.optimizer == "sgd"
+        else {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer](
+            trained, settings.lr, weight_decay=decay
+        )
     )
     module.train(not (normalises and len(y) == 1))
     for layer in layers:

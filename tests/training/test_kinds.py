@@ -102,7 +102,7 @@ def test_a_tensor_without_elements_in_a_large_network() -> None:
     def note(entry: Entry, parameter: Tensor, gradient: Tensor) -> None:
         seen.append(entry.name)
 
-    model.backward_in_parts(module(torch.rand(5, 64)).sum(1) + nothing.sum(), note)
+    model.backward_in_parts((module(torch.rand(5, 64)).sum(1) + nothing.sum(), torch.ones(5)), note)
     assert sorted(seen) == ["0.bias", "0.weight", "1.bias", "1.weight"]
 
 
@@ -133,7 +133,7 @@ def gradients_by_name(model: FlatModel, losses: Tensor) -> dict[str, Tensor]:
     def note(entry: Entry, parameter: Tensor, gradient: Tensor) -> None:
         found[entry.name] = gradient.clone()
 
-    model.backward_in_parts(losses, note)
+    model.backward_in_parts((losses, torch.full_like(losses, 1 / len(losses))), note)
     return found
 
 

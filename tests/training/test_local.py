@@ -24,6 +24,9 @@ from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.samples import Batch
 from fedmpi.training.settings import LocalTraining
 from tests.support.experiments import Client, network, normalised, plain_batches, plain_training, read, state
+from tests.training.test_sidebyside import double
+
+__all__ = ["double"]  # a fixture
 
 SHAPE = (1, 8, 8)
 DIGITS = read(Digits())
@@ -82,9 +85,10 @@ def test_schedules() -> None:
     for schedule, make in (
         ("constant", lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)),
         ("exponential", lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)),
+        ("linear", lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, rounds)),
         ("cosine", lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, rounds)),
     ):
-        settings = LocalTraining(lr=0.3, schedule=schedule, decay=0.9)  # type: ignore[arg-type]  # one of three
+        settings = LocalTraining(lr=0.3, schedule=schedule, decay=0.9)  # type: ignore[arg-type]  # one of four
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
         scheduler = make(optimizer)
         for round in range(1, rounds + 1):
@@ -93,6 +97,47 @@ def test_schedules() -> None:
             scheduler.step()
     assert settings.rate(1, rounds) == 0.3
     assert 0 < settings.rate(rounds, rounds) < 0.01
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("steps", [1, 5])
+def test_warm_up(schedule: Any, steps: int) -> None:
+    """Oracle: PyTorch's schedulers one after the other, a step (or a round) as their epoch."""
+    rounds, warmup = 12, 3
+    by: Any = "round" if steps == 1 else "step"
+    settings = LocalTraining(lr=0.3, schedule=schedule, warmup=warmup, schedule_by=by)
+    rising, rest = warmup * steps, (rounds - warmup) * steps
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
+    kinds = torch.optim.lr_scheduler
+    after = {
+        "constant": lambda: kinds.ConstantLR(optimizer, 1.0),
+        "linear": lambda: kinds.LinearLR(optimizer, 1.0, 0.0, rest),
+        "cosine": lambda: kinds.CosineAnnealingLR(optimizer, rest),
+    }[schedule]()
+    first = kinds.LinearLR(optimizer, 1 / rising, 1.0, rising - 1)
+    scheduler = kinds.SequentialLR(optimizer, [first, after], [rising])
+    found = np.concatenate([settings.rates(round, rounds, steps) for round in range(1, rounds + 1)])
+    expected = []
+    for _ in range(rounds * steps):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert found.min() > 0
+    assert (np.diff(found[:rising]) > 0).all()
+
+
+def test_rates_within_a_round() -> None:
+    """Oracle: by hand: they change by step if that is wanted, and a part of a round may be the warm-up."""
+    assert LocalTraining(lr=0.8, schedule="linear").rates(1, 2, 4).tolist() == [0.8] * 4
+    by_step = LocalTraining(lr=0.8, schedule="linear", schedule_by="step")
+    assert by_step.rates(1, 2, 4) == pytest.approx([0.8, 0.7, 0.6, 0.5])
+    assert by_step.rates(2, 2, 2) == pytest.approx([0.4, 0.2])
+    rising = LocalTraining(lr=0.8, warmup=0.5, schedule_by="step")
+    assert rising.rates(1, 2, 4) == pytest.approx([0.4, 0.8, 0.8, 0.8])
+    assert rising.rates(2, 2, 2).tolist() == [0.8, 0.8]
+    assert LocalTraining(lr=0.8, warmup=9).rates(2, 3, 2) == pytest.approx([0.8 * 2 / 9] * 2)
+    assert not LocalTraining(schedule_by="step").varies_within_rounds
 
 
 def test_the_rate_is_that_of_the_round() -> None:
@@ -117,6 +162,9 @@ def test_the_rate_is_that_of_the_round() -> None:
         ({"lr": math.inf}, "lr = inf: must be above 0"),
         ({"momentum": 1.0}, "momentum = 1.0: must be at least 0 and below 1"),
         ({"momentum": 0.5, "optimizer": "adam"}, "momentum = 0.5: must be 0 with optimizer adam"),
+        ({"momentum": 0.5, "optimizer": "adamw"}, "momentum = 0.5: must be 0 with optimizer adamw"),
+        ({"accumulate": 0}, "accumulate = 0: must be at least 1"),
+        ({"warmup": -1.0}, "warmup = -1.0: must be at least 0"),
         ({"weight_decay": -0.1}, "weight_decay = -0.1: must be at least 0"),
         ({"decay": 1.1}, "decay = 1.1: must be above 0 and at most 1"),
         ({"clip_norm": 0.0}, "clip_norm = 0.0: must be above 0"),
@@ -222,6 +270,36 @@ def test_adam_is_a_plain_loop() -> None:
         optimizer.step()
     difference = one.model.weights[0] - FlatModel(plain, one.model.device).weights[0]
     assert difference.norm() < 1e-3 * one.moved.norm()
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.1])
+@pytest.mark.usefixtures("double")
+def test_adamw_by_step_is_a_plain_loop(clip_norm: float | None) -> None:
+    """Oracle: torch.optim.AdamW with PyTorch's cosine, full batches, over two rounds; clipping goes the other way."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 64)).astype(np.float32), rng.integers(0, 10, 40)
+    settings: dict[str, Any] = {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.3, "clip_norm": clip_norm}
+    schedule: dict[str, Any] = {"schedule": "cosine", "schedule_by": "step"}
+    local = LocalTraining(epochs=5, batch_size=40, **settings, **schedule)
+    one = Client(network(MLP(hidden=(20,)), (64,), 10), x, y, local)
+    plain = network(MLP(hidden=(20,)), (64,), 10)
+    start = one.start
+    rates = torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01), 10)
+    for round in (1, 2):
+        optimizer = torch.optim.AdamW(plain.parameters(), lr=0.01, weight_decay=0.3)
+        for _ in range(5):
+            optimizer.zero_grad()
+            cross_entropy(plain(torch.from_numpy(x).double()), torch.from_numpy(y)).backward()
+            if clip_norm:
+                nn.utils.clip_grad_norm_(plain.parameters(), clip_norm)
+            optimizer.param_groups[0]["lr"] = rates.get_last_lr()[0]
+            optimizer.step()
+            rates.optimizer.step()
+            rates.step()
+        start = one.train(round=round, rounds=2, start=start).weights.clone()
+        expected = FlatModel(copy.deepcopy(plain), one.model.device).weights
+        tolerance = 1e-4 if clip_norm else 1e-9  # PyTorch adds 1e-6 to the norm that it divides by
+        assert (start - expected).norm() < tolerance * (expected - one.start).norm()
 
 
 def test_one_sample_and_batch_normalisation() -> None:

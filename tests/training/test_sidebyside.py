@@ -67,6 +67,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "momentum": {"momentum": 0.9, "weight_decay": 0.01, "clip_norm": 0.5},
     "adam": {"optimizer": "adam", "lr": 0.01, "weight_decay": 0.01},
+    "adamw by step": {
+        "optimizer": "adamw",
+        "lr": 0.01,
+        "weight_decay": 0.3,
+        "schedule": "linear",
+        "warmup": 2.5,
+        "schedule_by": "step",
+    },
+    "sgd by step": {"schedule": "cosine", "schedule_by": "step"},
     "steps": {"steps": 7},
     "augmented": {"augmentation": "crop_flip"},
 }
@@ -182,7 +191,7 @@ def test_a_round_in_double_precision(model: str, settings: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["unet batch", "next token"])
-@pytest.mark.parametrize("settings", ["momentum", "adam"])
+@pytest.mark.parametrize("settings", ["momentum", "adamw by step"])
 @pytest.mark.usefixtures("double")
 def test_samples_of_different_weights(model: str, settings: str) -> None:
     """Oracle: training one by one; 1e-7 of the way, because the weights of samples are float32."""
@@ -236,7 +245,8 @@ def test_optimizers_start_afresh(settings: str) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_bits_do_not_depend_on_the_company(model: str) -> None:
     """Oracle: the same client beside all others; also in another row, and where the others are done before it."""
-    both = Both(MODELS[model], batch_size=1 if model in ("mlp", "logistic", "bilstm") else 4)
+    by_step = SETTINGS["adamw by step"] if model in ("mlp batch", "next token") else {}
+    both = Both(MODELS[model], batch_size=1 if model in ("mlp", "logistic", "bilstm") else 4, **by_step)
     everybody = both.together(FedAvg()).weights.clone()
     for company in ([0], [0, 7], [0, 1, 2], [1, 2, 3, 4]):
         assert torch.equal(both.together(FedAvg(), company).weights, everybody[company]), company
