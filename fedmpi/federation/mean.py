@@ -157,8 +157,8 @@ class WeightedMean:
             np.copyto(self._shared.rows, pinned.copy_(self._rows).numpy())
         means, masses = self._shared.form(self._total_mass)
         self.mass = int(masses.sum())
-        shape = means.shape if self._grouped else means.shape[1:]
-        if not self._world.is_server:
+        shape = self._rows.shape if self._grouped else self._rows.shape[1:]
+        if means is None or not self._world.is_server:
             return torch.empty(shape, device="meta")
         result = torch.from_numpy(means)
         for row in np.flatnonzero(masses == 0):

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 CHUNK_ELEMENTS = 1 << 28
 
 
-def chunks(array: NDArray) -> Iterator[NDArray]:
-    """Flat parts of an array, each small enough for one MPI call."""
+def chunks(array: NDArray, elements: int | None = None) -> Iterator[NDArray]:
+    """Flat parts of an array, each small enough for one MPI call, and of so many elements at most."""
     flat = array.reshape(-1)
     assert np.shares_memory(flat, array) or not array.size, "MPI needs a contiguous buffer"
-    for start in range(0, len(flat), CHUNK_ELEMENTS):
-        yield flat[start : start + CHUNK_ELEMENTS]
+    width = min(elements or CHUNK_ELEMENTS, CHUNK_ELEMENTS)
+    for start in range(0, len(flat), width):
+        yield flat[start : start + width]
 
 
 def reshaped_like(memory: NDArray[np.uint8], like: NDArray) -> NDArray:

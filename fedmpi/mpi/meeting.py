@@ -1,10 +1,12 @@
 """The ranks of a job: their nodes, barriers, and small messages.
 
-Two rules hold for every collective here and above. First, a waiting rank sleeps. Ranks first meet in a barrier, in
-which the last rank of a node wakes the others. Only then the transfer runs, at the full speed of MPI's blocking
-calls. (MPI implementations spin inside blocking calls, and a spinning server would take a core away from the
-clients.) Second, an error on any rank reaches rank 0 while it waits. If a rank does not answer within the deadline,
-the job ends (`fedmpi.mpi.guard`), so no job hangs.
+Two rules hold for every collective here and above. First, a waiting rank sleeps. Within a node, the last rank that
+arrives wakes the others. Between nodes, one rank of each node starts calls of MPI that do not block, and looks from
+time to time whether they are over. (MPI implementations spin inside blocking calls, and a spinning server would take
+a core away from the clients.) Second, an error on any rank reaches rank 0 while it waits. If a rank does not answer
+within the deadline, the job ends (`fedmpi.mpi.guard`), so no job hangs.
+
+The ranks of a node meet before and after a transfer. Nodes do not, because they would wait for messages once more.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from fedmpi.mpi.buffers import chunks, reshaped_like
 from fedmpi.mpi.failures import Failures
 from fedmpi.mpi.guard import Guard, do_not_end, end_soon
 from fedmpi.mpi.segments import Segments, TooLittleMemory
+from fedmpi.mpi.tree import Descent
 from fedmpi.mpi.waiting import Waiting
 
 # How long ranks may take to leave MPI together.
@@ -63,7 +66,7 @@ class Ranks:
         waiting: how this rank waits, and how long it has waited.
         failures: messages about failures.
         guard: see the argument.
-        meetings: number of meetings (barriers) that this rank has reached.
+        meetings: number of meetings (barriers), of a node or of all ranks, that this rank has reached.
         transferred: seconds that this rank has spent on transfers so far.
     """
 
@@ -94,7 +97,7 @@ class Ranks:
         number, self.nodes = self.node.bcast(own)
         self.node_of: list[int] = self.comm.allgather(number)
         self.meetings = 0
-        self._looks = 0
+        self._rings = 0
         # For each rank: the last meeting that it reached. For the first rank: the last meeting that all nodes
         # reached, the bell, and its words for this meeting and the next (no rank is further ahead). For each rank:
         # its checksums for these two meetings.
@@ -106,8 +109,8 @@ class Ranks:
         self._raise_agreed(problem)
         self._claims: Sequence[str] = ()
         self._word = 0
-        bell = Bell(self._arrivals.arrays[0][2:].view(np.int32)[:1])
-        self.waiting = Waiting(bell, self.failures, self.guard, crowd=max(self.node.Get_size() / _cores(), 1))
+        self.bell = Bell(self._arrivals.arrays[0][2:].view(np.int32)[:1])
+        self.waiting = Waiting(self.bell, self.failures, self.guard, crowd=max(self.node.Get_size() / _cores(), 1))
         self._scratch: list[list[NDArray[np.uint8]]] = [[], []]
 
     @property
@@ -124,51 +127,98 @@ class Ranks:
 
     # Meeting
 
-    def meet(self, *words: int) -> tuple[int, ...]:
+    def meet(self) -> None:
         """A barrier: sleep until every rank has arrived.
 
         What a rank wrote into shared memory before is then visible to the others.
+        """
+        if self.size == 1:
+            return
+        self.arrive()
+        self._await_node()
+        if self.nodes > 1:
+            if self.leaders:
+                self.waiting.poll(self.comparing(always=True))
+                self._arrivals.arrays[0][1] = self.meetings
+                self.wake_node()
+            self.waiting.meet(lambda: bool(self._arrivals.arrays[0][1] >= self.meetings))
+            self.publish()
+        self._claims, self._word = (), 0
+
+    def meet_node(self, *words: int) -> tuple[int, ...]:
+        """A barrier of the ranks of this node.
 
         Returns: The (at most three) `words` of the first rank of this node. Their number must be the same on all
             ranks.
         """
-        if self.size == 1:
-            return words
+        self.arrive(*words)
+        return self.await_node(len(words))
+
+    def arrive(self, *words: int) -> None:
+        """Reach a barrier of this node, without waiting for its other ranks: they can go on."""
         self.meetings += 1
-        number, arrivals = self.meetings, self._arrivals
-        arrivals.publish()
-        mine = arrivals.arrays[self.node.Get_rank()]
-        first_word = 3 + (WORDS + 1) * (number % 2)
-        said, vouched = slice(first_word, first_word + len(words)), first_word + WORDS
-        mine[said] = words
-        mine[vouched] = self._word
-        mine[0] = number
-        self._await_node(lambda: all(array[0] >= number for array in arrivals.arrays))
-        if self._claims:
-            arrivals.publish()
-            self._compare(array[vouched] for array in arrivals.arrays)
-        if self.nodes > 1:
-            if self.leaders:
-                smallest = np.array([self._word, ~self._word])
-                self.waiting.poll(self.leaders.Iallreduce(MPI.IN_PLACE, smallest, op=MPI.MIN).Test)
-                self._compare([smallest[0], ~smallest[1]])
-                mine[1] = number
-            self._await_node(lambda: bool(arrivals.arrays[0][1] >= number))
+        mine = self._arrivals.arrays[self.node.Get_rank()]
+        first = self._first_word
+        mine[first : first + len(words)] = words
+        mine[first + WORDS] = self._word
+        self.publish()
+        mine[0] = self.meetings
+        self.publish()  # otherwise two ranks that arrive at once may miss each other
+        if self._all_arrived():
+            self.wake_node()
+
+    def await_node(self, words: int = 0) -> tuple[int, ...]:
+        """Wait for the other ranks of this node after `arrive`, which has the same number of words; returns these."""
+        self._await_node()
         self._claims, self._word = (), 0
-        arrivals.publish()
-        return tuple(arrivals.arrays[0][said].tolist())
+        first = self._first_word
+        return tuple(self._arrivals.arrays[0][first : first + words].tolist())
+
+    def publish(self) -> None:
+        """Let the ranks of this node see what this rank has written into shared memory before, and the reverse."""
+        self._arrivals.publish()
+
+    def wake_node(self) -> None:
+        """Wake the sleeping ranks of this node, to let them look at what this rank has written."""
+        self.publish()
+        self._rings += 1
+        self.bell.ring(self._rings * self.size + self.rank)
+
+    def until(self, is_over: Callable[[], bool]) -> None:
+        """Sleep until a rank of this node has made a condition true, and has woken the others."""
+
+        def seen() -> bool:
+            self.publish()
+            return is_over()
+
+        self.waiting.meet(seen)
+
+    def _await_node(self) -> None:
+        self.waiting.meet(self._all_arrived)
+        self.publish()
+        if self._claims:
+            place = self._first_word + WORDS
+            self._compare(self._claims, self._word, (array[place] for array in self._arrivals.arrays))
+
+    def _all_arrived(self) -> bool:
+        return all(array[0] >= self.meetings for array in self._arrivals.arrays)
+
+    @property
+    def _first_word(self) -> int:
+        return 3 + (WORDS + 1) * (self.meetings % 2)
 
     def vouch(self, claims: Mapping[str, int]) -> None:
         """Check that all ranks hold the same; must be called on all of them. It costs no additional message.
 
-        The checksums are compared at the next meeting. Calls whose memory or partners depend on them meet first.
+        The checksums are compared at the next meeting or transfer. Calls whose memory or partners depend on them meet
+        first.
 
         Args:
             claims: description of the problem -> checksum, in the same order on every rank; at most three.
 
         Raises:
-            RanksDiffer: a checksum differs between ranks. It is raised at the next meeting, on at least one rank; the
-                others wait, and learn of its failure.
+            RanksDiffer: a checksum differs between ranks. It is raised at the next meeting or transfer, on at least
+                one rank; the others wait, and learn of its failure.
         """
         assert len(claims) <= CLAIMS
         if self.size == 1:
@@ -184,18 +234,38 @@ class Ranks:
         if self._claims:
             self.meet()
 
-    def _compare(self, words: Iterable[int]) -> None:
+    def comparing(self, root: int | None = None, always: bool = False) -> Callable[[], bool]:
+        """Start to compare the claims of this node with those of other nodes; for `leaders`.
+
+        Args:
+            root: the node whose claims the others compare theirs with; it does not wait for them. None: all do.
+            always: also if there are no claims.
+
+        Returns: Whether the comparison is over; raises RanksDiffer.
+        """
+        if not self.leaders or not (always or self._claims):
+            return lambda: True
+        claims, word = self._claims, self._word
+        words = np.array([word, ~word])
+        if root is None:
+            request = self.leaders.Iallreduce(MPI.IN_PLACE, words, op=MPI.MIN)
+        else:
+            request = self.leaders.Ibcast(words, root=root)
+
+        def is_over() -> bool:
+            done: bool = request.Test()
+            if done:
+                self._compare(claims, word, [words[0], ~words[1]])
+            return done
+
+        return is_over
+
+    def _compare(self, claims: Sequence[str], own: int, words: Iterable[int]) -> None:
         """Raise RanksDiffer for the first claim whose checksum differs from another rank's."""
         for word in words:
-            for place, claim in enumerate(self._claims):
-                if (int(word) ^ self._word) >> (CLAIM_BITS * place) & ((1 << CLAIM_BITS) - 1):
+            for place, claim in enumerate(claims):
+                if (int(word) ^ own) >> (CLAIM_BITS * place) & ((1 << CLAIM_BITS) - 1):
                     raise RanksDiffer(claim)
-
-    def _await_node(self, is_over: Callable[[], bool]) -> None:
-        """Sleep until ranks of this node have made a condition true; the rank that does so wakes the others."""
-        self._arrivals.publish()  # otherwise two ranks that arrive at once may miss each other
-        self._looks += 1
-        self.waiting.meet(is_over, ring=self._looks * self.size + self.rank)
 
     # Agreement
 
@@ -261,7 +331,7 @@ class Ranks:
         with self.transferring():
             arrays = [reshaped_like(array, buffer) for array in self._next_scratch(buffer.nbytes)]
             arrays[self.node.Get_rank()][...] = buffer
-            self.meet()
+            self.meet_node()
             if self.nodes == 1:
                 np.sum(arrays, axis=0, out=buffer)
                 return
@@ -269,7 +339,7 @@ class Ranks:
                 np.sum(arrays, axis=0, out=buffer)
                 self.sum_over_nodes(buffer)
                 arrays[0][...] = buffer
-            self.meet()
+            self.meet_node()
             buffer[...] = arrays[0]
 
     def tell(self, vector: NDArray) -> NDArray:
@@ -286,22 +356,31 @@ class Ranks:
             memory = reshaped_like(self._next_scratch(vector.nbytes)[0], vector)
             if self.is_server:
                 memory[...] = vector
-            if self.leaders and self.nodes > 1:
-                self.waiting.poll(self.leaders.Ibarrier().Test)
-                for part in chunks(memory):
-                    self.leaders.Bcast(part, root=0)
-            self.meet()
+            self.pass_down(memory, root=0)
             return memory
 
-    def sum_over_nodes(self, buffer: NDArray) -> None:
-        """Replace the leaders' `buffer` by the sum over the nodes; other ranks do nothing.
+    def pass_down(self, array: NDArray, root: int, *words: int) -> tuple[int, ...]:
+        """Send the array of a node's first rank into the arrays of the other nodes' first ranks.
 
-        It is an Allreduce, although not all ranks need the result, because in MPICH it is 1.6 to 3.8 times as fast as
-        Reduce.
+        Ends with a barrier of each node, see `meet_node`. Other ranks of a node need not pass the array.
+
+        Args:
+            root: the number of the node that sends.
         """
+        if not self.leaders or self.nodes == 1:
+            return self.meet_node(*words)
+        compared = self.comparing(root)
+        descent = Descent(self.leaders, self.waiting, array, root)
+        self.waiting.poll(lambda: descent.has_arrived() and compared())
+        self.arrive(*words)  # other ranks of this node can go on, while this one passes the array on
+        self.waiting.poll(descent.is_over)
+        return self.await_node(len(words))
+
+    def sum_over_nodes(self, buffer: NDArray) -> None:
+        """Replace the leaders' `buffer` by the sum over the nodes; other ranks do nothing."""
         if self.leaders:
             for part in chunks(buffer):
-                self.leaders.Allreduce(MPI.IN_PLACE, part, op=MPI.SUM)
+                self.waiting.poll(self.leaders.Iallreduce(MPI.IN_PLACE, part, op=MPI.SUM).Test)
 
     @contextmanager
     def transferring(self) -> Iterator[None]:

@@ -1,11 +1,13 @@
 """Exact sums of vectors over the ranks of a job, and means from them.
 
 On one node a sum over ranks is many times faster in shared memory than by MPI_Reduce: every rank adds up one part of
-all ranks' vectors, and nothing is copied. Between nodes MPI sends one vector per node.
+all ranks' vectors, and nothing is copied. Between nodes `fedmpi.mpi.ascent` sends one vector per node. The means are
+formed on rank 0's node.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import ref
@@ -13,12 +15,15 @@ from weakref import ref
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmpi.mpi.ascent import Ascent
 from fedmpi.mpi.meeting import Ranks
 from fedmpi.mpi.segments import Segments
 
 # Number of 8-byte values that stay in a core's cache while all ranks' contributions are added, and that make up for
 # the overhead of calls.
 MOST_ELEMENTS, FEWEST_ELEMENTS = 1 << 16, 1 << 13
+# Number that make up for the overhead of a message between nodes.
+FEWEST_SENT = 1 << 15
 # Number of size classes for terms that are too large for fixed point, and number of columns at a time.
 CLASSES, TOGETHER = 8, 1 << 17
 
@@ -62,7 +67,7 @@ class SharedMean:
         kinds: end column -> representation of the columns up to it.
 
     Attributes:
-        formed: [rows, columns] float32 each, memory of formed means.
+        formed: [rows, columns] float32 each, memory of formed means; on rank 0's node.
         rows: [rows, columns] int64, this rank's sums of bit patterns as in `FixedPoint`; undefined while nothing has
             been added. If a row has a single term in total, its float64 bits are stored unrounded.
         masses: [rows] int64, this rank's sums of weights.
@@ -74,7 +79,8 @@ class SharedMean:
     def __init__(self, ranks: Ranks, rows: int, columns: int, kinds: Sequence[tuple[int, FixedPoint]]) -> None:
         self._ranks = ranks
         self._kinds = kinds
-        self._blocks = self._my_share(rows, columns)
+        blocks = self._divide(rows, columns)
+        self._mine = list(enumerate(blocks))[ranks.node.Get_rank() :: ranks.node.Get_size()]
         self.formed: list[NDArray[np.float32]] = []
         marks = CLASSES * -(-columns // TOGETHER)
         self._sums = ranks.allocate(rows * (columns + 2) + marks, np.int64)
@@ -89,6 +95,9 @@ class SharedMean:
         self.masses, self.terms = self._all_counts[ranks.node.Get_rank()]
         self._marks = self._all_marks[ranks.node.Get_rank()]
         self.larger: dict[int, NDArray[np.float64]] = {}
+        # The first rank's memory is that of the node's sums.
+        sums = [self._all_rows[0][row, part] for row, part, _ in blocks]
+        self._ascent = Ascent(ranks, sums, 2 * rows + marks) if ranks.nodes > 1 else None
 
     def suits(self, rows: int, columns: int, kinds: Sequence[tuple[int, FixedPoint]]) -> bool:
         """Whether this object was made with these arguments."""
@@ -108,51 +117,63 @@ class SharedMean:
         self._marks[number, columns.start // TOGETHER : (columns.stop - 1) // TOGETHER + 1] = 1
         return self.larger[number][:, columns]
 
-    def form(self, total_mass: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def form(self, total_mass: int) -> tuple[NDArray[np.float32] | None, NDArray[np.int64]]:
         """Form the means and their total weights; a collective.
 
         Args:
             total_mass: the number that weights were divided by when vectors were added.
 
         Returns:
-            [rows, columns] float32: each row's sum times total_mass / its weight (undefined without weight), in
-                shared memory that is not reused while rank 0 refers to it; and [rows] weights.
+            On rank 0's node, [rows, columns] float32: each row's sum times total_mass / its weight (undefined without
+                weight), in shared memory that is not reused while rank 0 refers to it. None on other nodes.
+            [rows] weights.
         """
-        (number, *_) = self._ranks.meet(self._unused())
-        if number == len(self.formed):
-            # For this node only: rank 0 keeps means longer than others, so its node may need one more.
-            segment = Segments(self._ranks.node, self.rows.size, np.float32, number=1).arrays[0]
-            self.formed.append(segment.reshape(self.rows.shape))
-            self._in_use.append(ref(segment))
-        means = self.formed[number].view()
-        self._in_use[number] = ref(means)
+        ranks, ascent = self._ranks, self._ascent
+        compared = ranks.comparing()
+        (number,) = ranks.meet_node(self._unused())
+        means = self._memory(number) if ranks.node_of[ranks.rank] == ranks.node_of[0] else None
         (masses, terms), marks = np.sum(self._all_counts, axis=0), np.sum(self._all_marks, axis=0)
-        if self._ranks.nodes > 1:
-            for row, part, _ in self._blocks:
-                self._all_rows[0][row, part] = self._sum_of(row, part)
-            self._ranks.meet()  # before that, others may still read the first rank's counts as its own
-            if self._ranks.leads:
-                self._all_counts[0][:], self._all_marks[0][:] = (masses, terms), marks
-            self._ranks.sum_over_nodes(self._sums[0].view(np.uint64))  # as unsigned, so that they may overflow
-            self._ranks.meet()
-            (masses, terms), marks = self._all_counts[0].copy(), self._all_marks[0].copy()
-        larger = self._sum_of_larger(marks) if marks.any() else None
+        if ascent:
+            ascent.begin(np.concatenate([masses, terms, marks.reshape(-1)]))
+            for block, (row, part, kind) in self._mine:
+                total = self._integers[: part.stop - part.start]
+                kind.total(self._sum_of(row, part), int(terms[row]), into=total)
+                ascent.put(block, total)
+            masses, terms, marks = np.split(ascent.counts(), (len(masses), 2 * len(masses)))
+        larger = self._sum_of_larger(marks.reshape(self._marks.shape)) if marks.any() else None
         # Exactly 1 if the whole cohort was added, because weights are integers, whose sum is exact.
         scale = total_mass / np.maximum(masses, 1)
-        for row, part, kind in self._blocks:
-            summed = self._all_rows[0][row, part] if self._ranks.nodes > 1 else self._sum_of(row, part)
-            if not terms[row]:
-                means[row, part] = summed.view(np.float64)
+        for block, (row, part, kind) in self._mine:
+            total, values = self._integers[: part.stop - part.start], self._floats[: part.stop - part.start]
+            if ascent:
+                ascent.take(block, total)
+            else:
+                kind.total(self._sum_of(row, part), int(terms[row]), into=total)
+            if means is None:
                 continue
-            total, values = self._integers[: len(summed)], self._floats[: len(summed)]
-            kind.total(summed, int(terms[row]), into=total)
+            if not terms[row]:
+                means[row, part] = total.view(np.float64)
+                continue
             np.copyto(values, total)
             values *= kind.unit * scale[row]
             if larger is not None:
                 values += larger[row, part] * scale[row]
             means[row, part] = values
-        self._ranks.meet()
+        ranks.arrive()
+        if ascent:
+            ascent.until(lambda: ascent.is_over() and compared())
+        ranks.await_node()
         return means, masses
+
+    def _memory(self, number: int) -> NDArray[np.float32]:
+        """The memory of a mean of this number, which may be new; all ranks of the node must call this together."""
+        if number == len(self.formed):
+            segment = Segments(self._ranks.node, self.rows.size, np.float32, number=1).arrays[0]
+            self.formed.append(segment.reshape(self.rows.shape))
+            self._in_use.append(ref(segment))
+        means = self.formed[number].view()
+        self._in_use[number] = ref(means)
+        return means
 
     def _sum_of_larger(self, marks: NDArray[np.int64]) -> NDArray[np.float64]:
         """[rows, columns], the sums of all classes over all ranks; a collective."""
@@ -170,18 +191,18 @@ class SharedMean:
         """The number of a mean that is no longer referred to; the next number if there is none."""
         return next((number for number, mean in enumerate(self._in_use) if mean() is None), len(self.formed))
 
-    def _my_share(self, rows: int, columns: int) -> list[tuple[int, slice, FixedPoint]]:
-        """The blocks of the means that this rank forms, each of one kind."""
-        rank, ranks = self._ranks.node.Get_rank(), self._ranks.node.Get_size()
-        width = min(max(rows * columns // (4 * ranks), FEWEST_ELEMENTS), MOST_ELEMENTS)
+    def _divide(self, rows: int, columns: int) -> list[tuple[int, slice, FixedPoint]]:
+        """The blocks of the means, each of one kind: the same on all nodes."""
+        ranks = max(Counter(self._ranks.node_of).values())
+        fewest = FEWEST_ELEMENTS if self._ranks.nodes == 1 else FEWEST_SENT
+        width = min(max(rows * columns // (4 * ranks), fewest), MOST_ELEMENTS)
         begins = [0, *(stop for stop, _ in self._kinds)]
-        blocks = [
+        return [
             (row, slice(first, min(first + width, stop)), kind)
             for row in range(rows)
             for begin, (stop, kind) in zip(begins, self._kinds, strict=False)
             for first in range(begin, stop, width)
         ]
-        return blocks[len(blocks) * rank // ranks : len(blocks) * (rank + 1) // ranks]
 
     def _sum_of(self, row: int, part: slice) -> NDArray[np.int64]:
         """The sum over the node's ranks, modulo 2^64."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from fedmpi.mpi.bell import Bell
 from fedmpi.mpi.failures import Failures
@@ -12,7 +11,9 @@ from fedmpi.mpi.guard import Guard
 
 SPIN_SECONDS = 50e-6
 SHORTEST_SLEEP = 20e-6
-LONGEST_SLEEP = 5e-3
+# While others are expected to be busy, and after that. A look at MPI costs about 10 us, so that a rank that waits for
+# other nodes takes 1 % of a core.
+LONGEST_SLEEP, LONGEST_NAP = 5e-3, 1e-3
 # A woken rank tends to run on the core of the rank that wakes it, which then has to wait. So short sleeps are better
 # for short waits.
 NAPS_SECONDS = 20e-3
@@ -33,7 +34,7 @@ class Waiting:
             ranks they wait for.
 
     Attributes:
-        seconds: total time that this rank has waited.
+        seconds: total time that this rank has waited. The time in which data arrive or leave does not count.
     """
 
     def __init__(self, bell: Bell, failures: Failures, guard: Guard, crowd: float) -> None:
@@ -43,53 +44,53 @@ class Waiting:
         self._guard = guard
         self._shortest_sleep = SHORTEST_SLEEP * (crowd * crowd - 1)
         self._busy_until = 0.0
+        self._first_moved = self._last_moved = 0.0
 
     def expect(self, seconds: float) -> None:
         """Announce that other ranks are busy for about this time, so that this rank checks less often."""
         self._busy_until = time.perf_counter() + CERTAIN * seconds
 
     def poll(self, is_over: Callable[[], bool]) -> None:
-        """Spin for microseconds, then sleep for increasing times up to 5 ms.
+        """Wait for something that only MPI can check: spin for microseconds, then sleep for increasing times.
 
-        For conditions that only MPI can check.
+        `is_over` calls `moved` if something happens that is a part of what this rank waits for. Sleeps are short
+        again then, and the waiting time ends.
         """
-        with self._counted() as elapsed:
-            while not is_over():
-                if elapsed() > SPIN_SECONDS:
-                    self._failures.raise_any()
-                    self._nap(elapsed())
+        started = time.perf_counter()
+        self._first_moved = self._last_moved = 0.0
+        while not is_over():
+            still = time.perf_counter() - max(started, self._last_moved)
+            if still > SPIN_SECONDS:
+                self._failures.raise_any()
+                self._nap(still)
+        self.seconds += (self._first_moved or time.perf_counter()) - started
+        self._guard.passed()
 
-    def meet(self, is_over: Callable[[], bool], ring: int) -> None:
-        """Sleep until ranks of this node have made a condition true.
+    def moved(self) -> None:
+        """Called while this rank waits: some of the data have arrived or left."""
+        self._last_moved = time.perf_counter()
+        self._first_moved = self._first_moved or self._last_moved
+        self._guard.passed()  # long transfers are no silence
 
-        The rank that does so wakes the others by `ring`.
-        """
-        if is_over():
-            self._bell.ring(ring)
-            self._guard.passed()
-            return
-        with self._counted() as elapsed:
-            while True:
-                last = self._bell.last
-                if is_over():
-                    return
-                if elapsed() > SPIN_SECONDS:
-                    self._failures.raise_any()
-                    if elapsed() < NAPS_SECONDS:
-                        self._nap(elapsed())
-                    else:
-                        self._bell.sleep(last, LONGEST_DEAFNESS)
+    def meet(self, is_over: Callable[[], bool]) -> None:
+        """Sleep until ranks of this node have made a condition true; they ring the bell when they do."""
+        started = time.perf_counter()
+        while True:
+            last = self._bell.last
+            if is_over():
+                break
+            elapsed = time.perf_counter() - started
+            if elapsed > SPIN_SECONDS:
+                self._failures.raise_any()
+                if elapsed < NAPS_SECONDS:
+                    self._nap(elapsed)
+                else:
+                    self._bell.sleep(last, LONGEST_DEAFNESS)
+        self.seconds += time.perf_counter() - started
+        self._guard.passed()
 
     def _nap(self, elapsed: float) -> None:
         """The time to sleep: longer after longer waiting, and at least until the others are expected."""
         over = time.perf_counter() - self._busy_until
-        nap = -over if over < 0 else max(min(elapsed, over) / 20, self._shortest_sleep)
+        nap = -over if over < 0 else max(min(min(elapsed, over) / 20, LONGEST_NAP), self._shortest_sleep)
         time.sleep(min(nap, LONGEST_SLEEP))
-
-    @contextmanager
-    def _counted(self) -> Iterator[Callable[[], float]]:
-        """Count the time as waiting; yields a function that returns the seconds so far."""
-        started = time.perf_counter()
-        yield lambda: time.perf_counter() - started
-        self.seconds += time.perf_counter() - started
-        self._guard.passed()

@@ -65,12 +65,7 @@ class World(Ranks):
             if self.is_server and where is None:
                 for place, row in zip(region, rows, strict=True) if rows else [(region, vector)]:
                     place[...] = row
-            if self.leaders and self.nodes > 1:
-                source = vector if where else region
-                self.waiting.poll(self.leaders.Ibarrier().Test)
-                for part in chunks(source):
-                    self.leaders.Bcast(part, root=0)
-            mean, formed, offset = self.meet(*(where or (NOWHERE, 0, 0)))
+            mean, formed, offset = self.pass_down(vector if where else region, 0, *(where or (NOWHERE, 0, 0)))
             if where is not None:
                 return vector  # a reference, which keeps that memory from being reused
             if mean == NOWHERE:
@@ -92,18 +87,16 @@ class World(Ranks):
         if self.size == 1:
             yield from mine
             return
+        self.settle()
         region = reshaped_like(self._next_region(like.nbytes), like)
         for holder in holders:
-            self.meet()  # all have read the one before
+            self.meet_node()  # all have read the one before
             with self.transferring():
                 if holder == self.rank:
                     region[...] = next(mine)
-                self.meet()
-                if self.leaders and self.nodes > 1:
-                    for part in chunks(region):
-                        self.leaders.Bcast(part, root=self.node_of[holder])
+                self.meet_node()
                 if self.nodes > 1:
-                    self.meet()
+                    self.pass_down(region, self.node_of[holder])
             yield region
 
     def lent(self, array: NDArray) -> bool:
