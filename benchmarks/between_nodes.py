@@ -71,7 +71,7 @@ class Stopwatch:
 
 
 def measure(world: World, watch: Stopwatch, size: int, wait: float, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each collective, one per repeat; the first two repeats are left out."""
+    """Seconds of each collective, one per repeat; the first repeat is left out."""
     vector, one = torch.randn(size) * 0.01, Block(np.array([0]), np.array([1]), np.array([1]))
     received = np.empty(size, np.float32)
     floats = {dtype: (vector.numpy().astype(dtype), np.empty(size, dtype)) for dtype in ("float32", "float64")}
@@ -82,7 +82,7 @@ def measure(world: World, watch: Stopwatch, size: int, wait: float, repeats: int
         nonlocal model
         model = mean.reduce()
 
-    for repeat in range(-2, repeats):
+    for repeat in range(-1, repeats):
         world.begin_round()
         mean = WeightedMean(world, size, size, len(world.workers), None, torch.device("cpu"))
         if world.is_worker:

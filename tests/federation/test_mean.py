@@ -77,14 +77,15 @@ def test_plain_sums_depend_on_the_order() -> None:
 
 
 def test_any_grouping_over_ranks_gives_the_same_bits(reference: Tensor, tmp_path: Path) -> None:
-    """Oracle: this process's mean; 4 ranks add the vectors in six groupings, and only the server can read them.
+    """Oracle: this process's mean; 4 ranks add the vectors in ten groupings, and only the server can read them.
 
-    In one of them, on two nodes, a rank that does not lead its node has everything.
+    In five of them, on two or four nodes. There a rank that does not lead its node has everything, or each rank some;
+    and nodes are in a tree, or in a chain with memory for three of a hundred blocks.
     """
     succeed(mpirun(4, "-m", "mpi4py", PROGRAM, tmp_path))
     server, *others = [dict(np.load(tmp_path / f"{rank}.npz")) for rank in range(4)]
     groupings = [name for name, value in server.items() if value.dtype == np.float32]
-    assert len(groupings) == 6
+    assert len(groupings) == 10
     for name in groupings:
         np.testing.assert_array_equal(server[name], reference.numpy(), err_msg=name)
         assert server[f"{name} device"] == "cpu"

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fedmpi.federation.mean import WeightedMean
+from fedmpi.mpi import ascent, shared_mean
 from fedmpi.mpi.world import World
 from fedmpi.training.block import Block
 
@@ -48,20 +49,29 @@ def mean_of(world: World, clients: list[int], at_once: int = 1) -> torch.Tensor:
 
 
 def main(folder: str) -> None:
-    world, nodes = World(), World(ranks_a_node=2)
+    world, two_nodes, four_nodes = World(), World(ranks_a_node=2), World(ranks_a_node=1)
     me, ranks = world.rank, world.size
+    in_turn = list(range(me, COUNT, ranks))
     shuffled = np.random.default_rng(2).permutation(COUNT).tolist()
     groupings = {
-        "dealt": list(range(me, COUNT, ranks)),
-        "backwards": list(range(me, COUNT, ranks))[::-1],
+        "dealt": in_turn,
+        "backwards": in_turn[::-1],
         "in_a_row": np.array_split(np.arange(COUNT), ranks)[me].tolist(),
         "shuffled": shuffled[me::ranks],
         "one_has_all": shuffled if me == ranks - 1 else [],
         "one_of_a_node": shuffled if me == ranks - 1 else [],
+        "two_nodes": in_turn,
+        "four_nodes": in_turn,
+        "many_blocks": in_turn,
+        "many_blocks_of_one": shuffled if me == ranks - 1 else [],
     }
+    worlds = {"one_of_a_node": two_nodes, "two_nodes": two_nodes, "four_nodes": four_nodes}
     seen: dict[str, np.ndarray] = {}
     for name, clients in groupings.items():
-        mean = mean_of(nodes if name == "one_of_a_node" else world, clients)
+        if name == "many_blocks":  # along a chain of nodes, which have memory for three blocks at a time
+            shared_mean.MOST_ELEMENTS, ascent.INBOX_BYTES = 1000, 3 * 8 * 1000
+            worlds |= dict.fromkeys(("many_blocks", "many_blocks_of_one"), World(ranks_a_node=1))
+        mean = mean_of(worlds.get(name, world), clients)
         seen[f"{name} device"] = np.array(mean.device.type)
         seen[f"{name} shape"] = np.array(mean.shape)
         if world.is_server:
