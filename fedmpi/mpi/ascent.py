@@ -86,7 +86,7 @@ class Ascent:
         self._scratch = np.empty(longest, dtype=np.int64)
 
     def begin(self, counts: NDArray[np.int64]) -> None:
-        """Start anew, after the ranks of the node have met.
+        """Start again, after the ranks of the node have met.
 
         Args:
             counts: of this node.
@@ -103,7 +103,7 @@ class Ascent:
         self._advance()
 
     def put(self, number: int, block: NDArray[np.int64]) -> None:
-        """Let this node's block go on its way; it is changed."""
+        """Let this node's block leave, if nothing is added to it; it is changed."""
         if self._children:
             self._blocks[number][:] = block
         else:

@@ -155,7 +155,7 @@ class Ranks:
         return self.await_node(len(words))
 
     def arrive(self, *words: int) -> None:
-        """Reach a barrier of this node, without waiting for its other ranks: they can go on."""
+        """Reach a barrier of this node, without waiting for its other ranks, which can continue."""
         self.meetings += 1
         mine = self._arrivals.arrays[self.node.Get_rank()]
         first = self._first_word
@@ -372,7 +372,7 @@ class Ranks:
         compared = self.comparing(root)
         descent = Descent(self.leaders, self.waiting, array, root)
         self.waiting.poll(lambda: descent.has_arrived() and compared())
-        self.arrive(*words)  # other ranks of this node can go on, while this one passes the array on
+        self.arrive(*words)  # other ranks of this node can continue, while this one passes the array on
         self.waiting.poll(descent.is_over)
         return self.await_node(len(words))
 

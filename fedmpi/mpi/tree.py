@@ -45,7 +45,7 @@ class Descent:
 
     Args:
         leaders: one rank of each node.
-        waiting: is told when something has moved.
+        waiting: is informed when something has moved.
         array: the vector, or memory for it.
         root: the node that has it.
     """
