@@ -143,8 +143,14 @@ def _files(cls: type, options: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
     if not issubclass(cls, Dataset):
         for option, parameter in inspect.signature(cls).parameters.items():
             value = options.get(option) if is_ours or option in of_all else None
-            if "Path" in str(parameter.annotation) and value and Path(value).is_file():
-                yield option, Path(value)
+            if "Path" in str(parameter.annotation) and value:
+                path = Path(value)
+                yield from ((option, file) for file in [path, *sorted(path.glob("*"))] if _is_read(file, path))
+
+
+def _is_read(file: Path, given: Path) -> bool:
+    """Whether a file is an input: the one that an option names, or the network in the folder that it names."""
+    return file.is_file() and (file == given or file.suffix in (".safetensors", ".bin") or file.name == "config.json")
 
 
 def _add_module(name: str, found: dict[str, str], seen: set[str]) -> None:
@@ -193,4 +199,8 @@ def _imports(tree: ast.Module, package: str) -> Iterator[str]:
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    total = hashlib.sha256()
+    with path.open("rb") as file:  # in parts, because weights may be larger than memory
+        while part := file.read(1 << 20):
+            total.update(part)
+    return total.hexdigest()

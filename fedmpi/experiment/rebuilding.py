@@ -47,9 +47,10 @@ def frozen_tensors(run: Run) -> dict[str, NDArray[Any]]:
         if init := run.settings.get("init"):
             made = dict(results.open(init).frozen)
         else:
-            trained = {str(name) for name in run.model["names"]}
-            tensors = {name: tensor.detach() for name, tensor in _build(run, about).state_dict().items()}
-            made = {n: t.numpy() for n, t in tensors.items() if n not in trained and not _is_counter(t)}
+            network, trained = _build(run, about), {str(name) for name in run.model["names"]}
+            kept = network.state_dict().keys() - trained  # not the constants that a module keeps out of it
+            tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+            made = {n: t.detach().numpy() for n, t in tensors.items() if n in kept and not _is_counter(t)}
         if sha256_of(made) != about["frozen_sha256"]:
             raise ValueError("they have other values now")
     except Exception as error:  # what builds the network may be a user's class

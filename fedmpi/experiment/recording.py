@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.algorithms import Algorithm
-from fedmpi.described import settings_of
+from fedmpi.described import leaves, settings_of
 from fedmpi.errors import BadInput
 from fedmpi.experiment import inputs
 from fedmpi.experiment.assembly import Assembled
@@ -262,7 +261,7 @@ def _begun(
     results = Results(experiment.output, attributes, environment, overwrite=True, confirm=lock.confirm)
     validation = list(map(len, fed.context.split.validation)) if experiment.validation else None
     results.set_partition(fed.context.split.label_counts, fed.samples, validation)
-    source = _source_of_frozen(experiment, attributes)
+    source = _source_of_frozen(experiment)
     _describe_models(results, experiment.algorithm, fed.layout, source, experiment.store_frozen)
     data, kind = experiment.dataset, "uint8" if fed.has_images else "int64" if fed.is_text else "float32"
     results.set_inputs(kind, fed.shape, measures.outputs, data.mean, data.std, data.vocabulary)
@@ -287,10 +286,11 @@ def _after_more_rounds(experiment: Settings, assembled: Assembled) -> dict[str, 
     return {"missing": missing, "depends_on_rounds": depends_on_rounds}
 
 
-def _source_of_frozen(experiment: Settings, attributes: Mapping[str, Any]) -> str:
-    """Where the tensors that training does not change came from, in words, by the results file's attributes."""
-    files = [name for name in json.loads(attributes["input_files"]) if name.startswith(("--init", "--model."))]
-    return ", ".join(files) or f"drawn with seed {experiment.seed}"
+def _source_of_frozen(experiment: Settings) -> str:
+    """Where the tensors that training does not change came from, in words."""
+    chosen = {name: experiment.settings[name] for name in ("init", "model")}
+    paths = {name.replace(".init_args", ""): value for name, value in leaves(chosen) if isinstance(value, Path)}
+    return ", ".join(f"--{name} = {path}" for name, path in paths.items()) or f"drawn with seed {experiment.seed}"
 
 
 def _describe_models(results: Results, algorithm: Algorithm, layout: Layout, source: str, store_frozen: bool) -> None:

@@ -14,6 +14,7 @@ from fedmpi.models.bilstm import BiLSTM
 from fedmpi.models.cnn import CifarCNN, McMahanCNN
 from fedmpi.models.densenet import DenseNet121
 from fedmpi.models.exquisitenet import ExquisiteNetV1
+from fedmpi.models.hugging_face import HuggingFace
 from fedmpi.models.lenet import LeNet, LeNet5
 from fedmpi.models.mlp import MLP, LogisticRegression
 from fedmpi.models.mobilenet import MobileNetV2
@@ -36,6 +37,7 @@ __all__ = [
     "CifarCNN",
     "DenseNet121",
     "ExquisiteNetV1",
+    "HuggingFace",
     "LeNet",
     "LeNet5",
     "LogisticRegression",

@@ -70,7 +70,8 @@ def rule(model: FlatModel, settings: LocalTraining, cohort: int) -> Choice:
         return Choice(AT_ONCE_ON_GPU, "clients are trained on a GPU")
     if any(isinstance(layer, nn.modules.conv._ConvNd) for layer in model.module.modules()):
         return Choice(1, "the network has convolutions and runs on a CPU")
-    if model.layout.parameters > SMALL_ON_CPU:
+    frozen = sum(tensor.numel() for tensor in model.layout.frozen.values())
+    if model.layout.parameters + frozen > SMALL_ON_CPU:
         return Choice(1, f"the network has more than {SMALL_ON_CPU:,} parameters and runs on a CPU")
     if cohort < WORTH_IT_ON_CPU:
         return Choice(1, f"a round has fewer than {WORTH_IT_ON_CPU} clients, and they run on a CPU")

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from fedmpi.data import Arrays, Dataset, Digits
 from fedmpi.data.base import Progress
+from fedmpi.tasks import LanguageModel
 
 
 class Places(Dataset):
@@ -26,3 +27,20 @@ class Places(Dataset):
         tokens = np.sort(places, axis=1)[:, :8].astype(np.int32)
         tokens[tokens == self.vocabulary] = 0
         return tokens
+
+
+class NextPlace(Places):
+    """The same texts, of which the next token is to be predicted at each place; after the last one nothing is."""
+
+    task = LanguageModel()
+
+    def read(self, progress: Progress) -> Arrays:
+        read = super().read(progress)
+        return Arrays(read.train_x, following(read.train_x), read.test_x, following(read.test_x))
+
+
+def following(tokens: NDArray[np.int32]) -> NDArray[np.int64]:
+    """[n, L] the next token at each place; -1 where there is none."""
+    after = np.pad(tokens[:, 1:], ((0, 0), (0, 1))).astype(np.int64)
+    after[after == 0] = -1
+    return after
