@@ -20,6 +20,7 @@ from fedmpi.experiment.ownership import Lock
 from fedmpi.experiment.progress import Progress
 from fedmpi.experiment.resume import missing_in_results
 from fedmpi.experiment.settings import Settings
+from fedmpi.experiment.tracking import HASTE, PATIENCE, Tracked, Tracking
 from fedmpi.federation.evaluation import Evaluation
 from fedmpi.federation.ledger import Outcome
 from fedmpi.mpi.world import World
@@ -105,8 +106,10 @@ class ResultsRecorder(Recorder):
 
     is_open = True
 
-    def __init__(self, results: Results, measures: Measures) -> None:
+    def __init__(self, results: Results, measures: Measures, experiment: Settings) -> None:
         self._results = results
+        run = Tracked(results.path, results.started, experiment.settings)
+        self._tracking = Tracking(experiment.track, run, results.rounds)
         self._shown = measures.task.main, measures.main.unit
         self._progress: Progress
         self.path = results.path
@@ -141,6 +144,7 @@ class ResultsRecorder(Recorder):
         if outcome.evaluation is not None:
             self._add_evaluation(round, outcome.evaluation, outcome)
         self._progress.show(outcome.row)
+        self._tracking.add(outcome.row)
 
     def stop(self, reason: str) -> None:
         self._results.set_stopped(reason)
@@ -181,6 +185,7 @@ class ResultsRecorder(Recorder):
 
     def finish(self, status: Status) -> None:
         self._results.finish(status)
+        self._tracking.close(PATIENCE if status == "finished" else HASTE)
 
     def sum_up(self) -> None:
         self._progress.end(self.path)
@@ -227,7 +232,7 @@ def open_recorder(
                 reason = f"cannot be written ({error.strerror or error})"
                 raise BadInput(f"= {experiment.output}: {reason}", "--output") from None
             _say_what_is_trained(experiment, assembled, world)
-            recorder = ResultsRecorder(results, assembled.engine.federation.context.evaluator.measures)
+            recorder = ResultsRecorder(results, assembled.engine.federation.context.evaluator.measures, experiment)
     return recorder
 
 

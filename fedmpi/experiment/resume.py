@@ -23,7 +23,7 @@ from fedmpi.streams import say
 
 #: Settings that may differ when a run is resumed (rounds only increased). Data may be elsewhere, because they are
 #: compared.
-FREE = {"rounds", "threads", "device", "deadline", "dataset.root", "algorithm.proxy.root"}
+FREE = {"rounds", "threads", "device", "deadline", "track", "dataset.root", "algorithm.proxy.root"}
 FREE |= {f"stop.{one.name}" for one in fields(Stopping)}
 
 

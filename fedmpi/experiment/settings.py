@@ -17,6 +17,7 @@ from fedmpi.errors import BadInput, require
 from fedmpi.experiment import compatibility
 from fedmpi.experiment.evaluated import Evaluated
 from fedmpi.experiment.stopping import Stopping
+from fedmpi.experiment.tracking import TrackerName
 from fedmpi.models import LeNet, Model
 from fedmpi.options import Configured, with_ranges
 from fedmpi.policies import (
@@ -145,6 +146,9 @@ class Settings(metaclass=Configured):
         deadline: longest time in seconds that a rank waits for other ranks. Then the missing ranks are named and the
             job ends. auto: 20 times the longest round so far, but at least 10 minutes; 30 minutes before the first
             round has ended.
+        track: also write the rows of /rounds for another program during the run, as files next to the results file.
+            Nothing is sent. tensorboard: NAME.tensorboard. wandb-offline: NAME.wandb, for `wandb sync`. mlflow: the
+            store mlruns, which all runs of the folder share. A failing tracker is a warning, and not a failed run.
 
     Attributes:
         measured: the metrics of evaluated models, by name.
@@ -195,6 +199,7 @@ class Settings(metaclass=Configured):
         resume: bool = False,
         checkpoint: Checkpointing = Checkpointing(),
         deadline: Annotated[float, interval("[1, inf]", "auto, or at least 1 (second)")] | Literal["auto"] = "auto",
+        track: TrackerName = "none",
     ) -> None:
         algorithm = FedAvg() if algorithm is None else algorithm
         dataset = Digits() if dataset is None else dataset
@@ -246,6 +251,7 @@ class Settings(metaclass=Configured):
         self.resume = resume
         self.checkpoint = checkpoint
         self.deadline: float | Literal["auto"] = deadline
+        self.track: TrackerName = track
         require(cohort is None or cohort <= clients, "cohort", cohort, f"at most the number of clients, {clients}")
         compatibility.check(compatibility.HELD_OUT, self)
         compatibility.check(compatibility.STOPPING, self)

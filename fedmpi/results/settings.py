@@ -12,7 +12,7 @@ from fedmpi.options import printable, shown
 Settings = Mapping[str, Any]
 
 #: Top-level options that say how a run is launched. They do not describe the experiment.
-LAUNCH = ("config", "output", "overwrite", "store_frozen", "resume", "checkpoint", "deadline")
+LAUNCH = ("config", "output", "overwrite", "store_frozen", "resume", "checkpoint", "deadline", "track")
 #: The settings that are data sets, and for each the name of the checksum of its data.
 DATA = {"dataset": "data_sha256", "algorithm.proxy": "proxy_sha256"}
 #: The option of a data set for the folder of its files. It does not matter if the checksum of the data is known.
