@@ -10,7 +10,7 @@ from docstring_parser import parse as parse_docstring
 
 from fedmpi.experiment.catalogue import BY_DATA, COMPONENTS, GROUPS
 from fedmpi.experiment.experiment import Experiment
-from fedmpi.options import kinds, shown
+from fedmpi.options import Configured, kinds, shown
 
 #: The experiment's own options by subject. GROUPS are options with a prefix, such as --local.lr.
 SUBJECTS: dict[str, tuple[str, ...]] = {
@@ -49,7 +49,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
         "held_out_epochs",
     ),
     "Stopping before all rounds are done": ("stop",),
-    "Results file, checkpoints": ("output", "overwrite", "store_frozen", "resume", "checkpoint"),
+    "Results file, checkpoints": ("output", "overwrite", "store_frozen", "resume", "checkpoint", "track"),
     "Hardware": ("device", "threads", "deadline"),
 }
 
@@ -95,6 +95,8 @@ def options(cls: type, prefix: str = "") -> Iterator[Option]:
         name, default = parameter.name, parameter.default
         if isinstance(default, tuple):
             default = list(default)
+        if isinstance(type(default), Configured):  # a group of options
+            default = type(default).__name__
         yield Option(
             f"{prefix}{name}",
             *known[name],
