@@ -42,6 +42,7 @@ RARE = (
     "checkpoint.keep",
     "checkpoint.copies",
     "deadline",
+    "track",
 )
 #: Options that need no value on the command line.
 FLAGS = ("overwrite", "resume")
