@@ -32,7 +32,7 @@ def settings_of(value: Any, option: str) -> Any:
     """
     if isinstance(type(value), Configured):
         options = _written_options(value, option)
-        if _is_group(type(value)):
+        if is_group(type(value)):
             return options
         return {"class_path": class_name(type(value)), **({"init_args": options} if options else {})}
     if value is None or isinstance(value, (bool, int, float, str, Path)):
@@ -122,7 +122,7 @@ def _is_found(named: Any) -> bool:
     return found is named
 
 
-def _is_group(cls: type) -> bool:
+def is_group(cls: type) -> bool:
     """Whether it is a group of options, such as `local`, and not a class that is chosen by name."""
     base = [one for one in cls.__mro__ if isinstance(one, Configured)][-1]
     return is_dataclass(base)

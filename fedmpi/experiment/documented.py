@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from docstring_parser import parse as parse_docstring
 
+from fedmpi.described import is_group
 from fedmpi.experiment.catalogue import BY_DATA, COMPONENTS, GROUPS
 from fedmpi.experiment.experiment import Experiment
 from fedmpi.options import Configured, kinds, shown
@@ -93,6 +94,9 @@ def options(cls: type, prefix: str = "") -> Iterator[Option]:
     known = kinds(cls)
     for parameter in inspect.signature(cls).parameters.values():
         name, default = parameter.name, parameter.default
+        if isinstance(type(default), Configured) and is_group(type(default)):
+            yield from options(type(default), f"{prefix}{name}.")
+            continue
         if isinstance(default, tuple):
             default = list(default)
         if isinstance(type(default), Configured):  # a group of options

@@ -13,7 +13,7 @@ class LoRA(metaclass=Configured):
     A layer W x becomes W x + (alpha / rank) B A x, and only A and B are trained. B starts as 0.
 
     Args:
-        rank: of the adapters; null: no adapters.
+        rank: rank of B A; null: no adapters.
         alpha: scale of the adapters.
         targets: ends of the names of the layers that get adapters; null: the library's choice for this kind of
             network, such as query and value.
@@ -21,6 +21,6 @@ class LoRA(metaclass=Configured):
     """
 
     rank: PositiveInt | None = None
-    alpha: PositiveFloat = 16
+    alpha: PositiveFloat = 16.0
     targets: tuple[str, ...] | None = None
     dropout: BelowOne = 0.0

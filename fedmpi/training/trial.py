@@ -94,12 +94,12 @@ def _both_clients(work: LocalWork, hooks: Hooks, start: Tensor) -> tuple[float, 
         start: [1, P], the received weights of both.
     """
     trainer = PlainTrainer(_small(work, 1.0))
-    largest = trainer.gradients(_block(0), start, hooks, round=0).abs().max().item()
+    largest = trainer.gradients(_block(0), start, hooks, round=1).abs().max().item()
     lr = LONGEST_STEP / largest
     trainer = PlainTrainer(_small(work, lr))
     done = []
     for client in range(len(SIZES)):
-        trained = trainer.train(_block(client), start, hooks, 0, 1)
+        trained = trainer.train(_block(client), start, hooks, 1, 1)
         done.append((trained.weights[0].clone(), float(trained.loss[0])))
     return lr, done
 
@@ -112,7 +112,7 @@ def _difference(
         return None
     try:
         trainer = SideBySideTrainer(_small(work, lr), len(SIZES))
-        trained = trainer.train(_block(*range(len(SIZES))), start.expand(len(SIZES), -1), hooks, 0, 1)
+        trained = trainer.train(_block(*range(len(SIZES))), start.expand(len(SIZES), -1), hooks, 1, 1)
     except Exception as error:
         return f"{whose} cannot run for several clients in one batched call: {_meaning(error)}"
     entries = work.model.layout.entries
