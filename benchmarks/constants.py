@@ -40,6 +40,8 @@ from fedmpi.federation.energy import Energy
 from fedmpi.federation.ledger import Ledger
 from fedmpi.federation.mean import PARAMETER_KIND, WeightedMean
 from fedmpi.federation.placement import CostModel
+from fedmpi.mpi.ascent import add_packed, pack
+from fedmpi.mpi.shared_mean import MOST_ELEMENTS
 from fedmpi.mpi.world import World
 from fedmpi.policies import Bernoulli, Cohort, Pool, RoundPlan, Sampler, Uniform, Weighted
 from fedmpi.training.block import Block, Work
@@ -120,12 +122,20 @@ def of_vectors(alone: World, size: int) -> dict[str, float]:
         mean._all_counts = [np.ones((2, 1), np.int64) for _ in range(ranks)]
         return seconds(times, lambda: mean.form(2)) * cores
 
+    numbers, memory = np.full(MOST_ELEMENTS, 1 << 40), np.empty(8 * MOST_ELEMENTS, np.uint8)
+    block, scratch = numbers[:size].copy(), np.empty_like(numbers)
+
+    def send() -> None:
+        block[:] = numbers[: len(block)]
+        add_packed(pack(block, memory), memory, block, scratch)
+
     few, many = form(2), form(6)
     total = max(many - few, 0.0) / 4
     return {
         "add": seconds(times, add),
         "total": total,
         "form": max(few - 2 * total, 0.0),
+        "pack": seconds(times, send) / len(block) * size,
     }
 
 

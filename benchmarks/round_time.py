@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.federation.placement import CostModel
+from fedmpi.mpi.shared_mean import FEWEST_SENT, MOST_ELEMENTS
+from fedmpi.mpi.tree import BLOCK_BYTES, steps_of
 from fedmpi.mpi.waiting import SHORTEST_SLEEP
 
 # Numbers in the bookkeeping of a round: a client's (see fedmpi.federation.ledger.RECORDED) and a rank's (SPENT).
@@ -23,6 +25,10 @@ A_CLIENTS_BOOKS, A_RANKS_BOOKS = 6, 6
 # Bytes that go through memory for a parameter: of a client's vector that is added to the sum (read, and the sum read
 # and written), of a rank's sum that is added up, of a mean that is written and its sum read.
 ADDED, SUMMED, FORMED = 20, 8, 12
+# Bytes of a parameter between nodes: of a model, and of a sum, for numbers up to 16.
+MODEL, SUM = 4, 6
+# Messages one after the other, for MPI announces a large message and waits for the answer.
+ANNOUNCED = 3
 PARTS = ("training", "adding", "broadcast", "mean", "barriers", "bookkeeping")
 
 
@@ -57,6 +63,7 @@ class Machine:
         add: adding a client's vector to the rank's sum.
         total: adding a rank's sum to those of its node.
         form: turning a sum into a mean.
+        pack: making bytes of a sum, as they are sent between nodes, and adding them up again.
         a_round: the engine's part of a round, without any clients.
         a_block: its part of a block of clients.
         a_member: bookkeeping, for a client of the cohort.
@@ -73,6 +80,7 @@ class Machine:
     add: Sequence[float]
     total: Sequence[float]
     form: Sequence[float]
+    pack: Sequence[float]
     a_round: float
     a_block: float
     a_member: float
@@ -106,16 +114,17 @@ class Network:
     latency: float
     bandwidth: float
 
-    def barrier(self, nodes: int) -> float:
-        """By dissemination."""
-        return ceil(log2(nodes)) * self.latency
+    def pass_on(self, size: float, nodes: int, block: float, work: float = 0.0) -> float:
+        """A vector from one node to all others, or their sum to one, as `fedmpi.mpi.tree` does it.
 
-    def broadcast(self, size: float, nodes: int) -> float:
-        """Of so many bytes: down a binomial tree, or scattered and then gathered in a ring, whichever is faster."""
-        steps = ceil(log2(nodes))
-        tree = steps * (self.latency + size / self.bandwidth)
-        ring = (steps + nodes - 1) * self.latency + 2 * size * (nodes - 1) / nodes / self.bandwidth
-        return min(tree, ring)
+        Args:
+            size, block: bytes of the vector, and of each of the blocks that are sent.
+            work: seconds that a node computes for the whole vector, while other blocks are on their way.
+        """
+        blocks = max(ceil(size / block), 1)
+        tree, chain = steps_of(blocks, nodes)
+        far = nodes - 1 if chain < tree else ceil(log2(nodes))
+        return ANNOUNCED * far * self.latency + min(tree, chain) / blocks * max(size / self.bandwidth, work)
 
     def sum(self, size: float, nodes: int, an_addition: float) -> float:
         """An Allreduce of so many bytes, 8 a number: recursive doubling, or halving and doubling (Rabenseifner)."""
@@ -161,7 +170,6 @@ def round_time(
     workers = np.arange(ranks > 1, ranks)
     nodes, on_node = ceil(ranks / cluster.ranks_a_node), min(ranks, cluster.ranks_a_node)
     crowd = max(on_node / cluster.cores, 1)
-    lanes = min(on_node, cluster.cores)
 
     placement = workers[CostModel(len(workers)).place(steps)[0]]
     work = _loads(training, machine.a_block, steps, placement, ranks)
@@ -172,12 +180,7 @@ def round_time(
     summed = size * max(int((part > 0).sum()) for part in by_node)
     into_sums = size * max(int(part.sum()) for part in by_node)
 
-    def through_memory(seconds: float, amount: float) -> float:
-        return max(seconds, amount / cluster.memory)
-
-    mean = through_memory(summed * machine.at("total", size) / lanes, SUMMED * summed)
-    mean += through_memory(size * machine.at("form", size) / lanes, FORMED * size)
-    broadcast = 0.0  # within a node the mean is read where it was formed
+    broadcast, mean = transfers(machine, cluster, size, nodes, on_node, summed)
     numbers = A_CLIENTS_BOOKS * members + A_RANKS_BOOKS * ranks
     gathering = on_node * numbers * machine.a_number  # each rank of a single node, or the first of each of several
     barrier = machine.meet(on_node, cluster.cores)
@@ -186,22 +189,41 @@ def round_time(
     elif nodes == 1:
         # After the broadcast; before and after the mean is formed; when the bookkeeping is summed.
         barriers = 4 * barrier
-        gathering = through_memory(gathering * crowd, 2 * SUMMED * on_node * on_node * numbers)
+        gathering = max(gathering * crowd, 2 * SUMMED * on_node * on_node * numbers / cluster.memory)
     else:
-        # Two more around the sum over the nodes, one more for the bookkeeping; within the nodes, then between them.
-        barriers = 7 * (2 * barrier + cluster.network.barrier(nodes)) + cluster.network.barrier(nodes)
-        broadcast = cluster.network.broadcast(4 * size, nodes)
-        mean += cluster.network.sum(8 * size, nodes, machine.at("total", size))
+        # Within nodes: after the broadcast, before and after the mean is formed, twice for the bookkeeping.
+        barriers = 5 * barrier
         gathering += cluster.network.sum(8 * numbers, nodes, machine.a_number)
     bookkeeping = machine.a_round + machine.a_member * members + machine.a_client * clients
     return {
         "training": longest,
-        "adding": through_memory(longer - longest, ADDED * into_sums),
+        "adding": max(longer - longest, ADDED * into_sums / cluster.memory),
         "broadcast": broadcast,
         "mean": mean,
         "barriers": barriers,
         "bookkeeping": crowd * bookkeeping + gathering,
     }
+
+
+def transfers(
+    machine: Machine, cluster: Cluster, size: int, nodes: int, on_node: int, summed: float | None = None
+) -> tuple[float, float]:
+    """Seconds of the broadcast and of the mean of so many parameters.
+
+    Args:
+        on_node: ranks of a node.
+        summed: parameters of all ranks' sums of a node together; default: every rank has one.
+    """
+    lanes = min(on_node, cluster.cores)
+    summed = on_node * size if summed is None else summed
+    mean = max(summed * machine.at("total", size) / lanes, SUMMED * summed / cluster.memory)
+    mean += max(size * machine.at("form", size) / lanes, FORMED * size / cluster.memory)
+    if nodes == 1:
+        return 0.0, mean  # the mean is read where it was formed
+    block = min(max(size // (4 * on_node), FEWEST_SENT), MOST_ELEMENTS)
+    packing = size * machine.at("pack", size) / lanes
+    mean += cluster.network.pass_on(SUM * size, nodes, SUM * block, packing)
+    return cluster.network.pass_on(MODEL * size, nodes, BLOCK_BYTES), mean
 
 
 def _loads(

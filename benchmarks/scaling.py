@@ -12,6 +12,7 @@ import platform
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,22 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from benchmarks.launch import mpirun, output_of
-from benchmarks.round_time import PARTS, Cluster, Machine, Network, Training, nap, one_node, round_time
+from benchmarks.round_time import (
+    PARTS,
+    Cluster,
+    Machine,
+    Network,
+    Training,
+    nap,
+    one_node,
+    round_time,
+    transfers,
+)
 from benchmarks.workloads import CHECKED, SCALING
 
 CHECKED_RANKS = (2, 3, 5, 9, 17)
 RANKS = tuple(2**power for power in range(11))
-# Rounds on paper: title, workload, cohort and spread of the clients' sizes, which are log-normal.
+# Predicted rounds: title, workload, cohort and spread of the clients' sizes, which are log-normal.
 CASES = (
     ("MLP, 10,000 clients", "MLP", 10_000, 1.0),
     ("CNN, 1,000 clients", "CNN", 1_000, 1.0),
@@ -33,6 +44,8 @@ CASES = (
     ("ResNet18, 1,000 clients", "ResNet18", 1_000, 1.0),
 )
 SHOWN = CASES[2]
+# Nodes and parameters of predicted broadcasts and means.
+NODES, PARAMETERS = (2, 4, 16, 64), (1_660_000, 11_170_000, 100_000_000)
 # Clients in all, the mean of their samples, samples a step.
 MANY, SAMPLES, BATCH = 100_000, 60, 10
 # Okabe and Ito's colours.
@@ -72,6 +85,7 @@ def main() -> None:
         ("Barriers", barriers_table(machine, measured)),
         ("Check", check_table(machine, trainings, measured)),
         ("Predicted rounds", paper_table(machine, trainings, clusters)),
+        ("Predicted communication", transfers_table(machine, clusters)),
         ("Bookkeeping", books_table(measured)),
         ("Start", start_table(measured)),
     ):
@@ -137,6 +151,7 @@ def constants_table(machine: Machine, trainings: dict[str, Training]) -> Iterato
         ("add", "add a client's vector to the sum"),
         ("total", "add a rank's sum to the node's"),
         ("form", "turn the sum into a mean"),
+        ("pack", "make bytes of a sum for another node, and add them there"),
     ):
         yield [f"`{name}`: {what}, ns per parameter", *(f"{1e9 * value:.2f}" for value in getattr(machine, name))]
     blanks = [""] * (len(machine.sizes) - 1)
@@ -248,6 +263,18 @@ def paper_table(
                 ]
 
 
+def transfers_table(machine: Machine, clusters: dict[str, Cluster]) -> Iterator[list[str]]:
+    """Broadcasts and means alone, where every rank has trained."""
+    yield ["parameters", "nodes", *(f"{what}, {name}" for name in clusters for what in ("broadcast", "mean"))]
+    for size, nodes in product(PARAMETERS, NODES):
+        spent = [
+            seconds
+            for cluster in clusters.values()
+            for seconds in transfers(machine, cluster, size, nodes, cluster.ranks_a_node)
+        ]
+        yield [f"{size:,}" if nodes == NODES[0] else "", str(nodes), *(f"{1e3 * took:.3g} ms" for took in spent)]
+
+
 def books_table(measured: dict[str, Any]) -> Iterator[list[str]]:
     names = ("draw", "place", "states", "ledger", "bernoulli", "weighted")
     yield ["clients", "cohort", *(f"`{name}`, ms" for name in names)]
@@ -318,7 +345,7 @@ def draw_paper(axes: Any, machine: Machine, trainings: dict[str, Training], clus
             axes.plot(RANKS, seconds[0] / seconds, dash, color=colour, label=label)
     axes.plot(RANKS, RANKS, color="0.7", linewidth=0.8, zorder=0)
     axes.set(xscale="log", yscale="log", xlabel="Ranks", ylabel="Speed-up over one rank")
-    axes.set_title("On paper; grey: as many times as fast as there are ranks", fontsize=9)
+    axes.set_title("Predicted speed-up; grey: as many times as fast as there are ranks", fontsize=9)
     ticks_of_ranks(axes)
     finish(axes, columns=len(clusters))
 
@@ -331,7 +358,7 @@ def draw_shares(axes: Any, machine: Machine, trainings: dict[str, Training], clu
     values = np.array([list(parts.values()) for parts in rounds]).T
     axes.stackplot(RANKS, 100 * values[1:] / values.sum(axis=0), colors=COLOURS, labels=PARTS[1:])
     axes.set(xscale="log", xlabel="Ranks", ylabel="Share of the round (%)", xlim=(1, RANKS[-1]))
-    axes.set_title(f"On paper, all but training: {title}; {network}", fontsize=9)
+    axes.set_title(f"Predicted, all but training: {title}; {network}", fontsize=9)
     ticks_of_ranks(axes)
     finish(axes, columns=5)
 
@@ -343,9 +370,9 @@ def draw_growth(axes: Any, measured: dict[str, Any]) -> None:
         spent = [row["draw"] + row["place"] + row["states"] + row["ledger"] for row in rows]
         axes.plot([row["clients"] for row in rows], spent, marker=marker, color=colour, label=f"cohort {cohort:,}")
     seconds = [row["split"] for row in start]
-    axes.plot([row["clients"] for row in start], seconds, "k--", marker="D", label="at the start: make_split")
+    axes.plot([row["clients"] for row in start], seconds, "k--", marker="D", label="at the start: `make_split`")
     axes.set(xscale="log", yscale="log", xlabel="Clients in all", ylabel="Seconds on every rank")
-    axes.set_title("Measured: bookkeeping, and who has what", fontsize=9)
+    axes.set_title("Measured: bookkeeping per round, and the split at the start", fontsize=9)
     finish(axes, columns=2)
 
 

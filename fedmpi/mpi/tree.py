@@ -20,15 +20,20 @@ from fedmpi.mpi.waiting import Waiting
 BLOCK_BYTES = 1 << 18
 
 
+def steps_of(blocks: int, nodes: int) -> tuple[int, int]:
+    """How often one block after the other is sent until all nodes have all: in a binomial tree, and in a chain."""
+    return blocks * ceil(log2(nodes)), blocks + nodes - 2
+
+
 def relatives(node: int, nodes: int, blocks: int, root: int = 0) -> tuple[int | None, list[int]]:
     """The parent of a node (None: it is the root) and its children, those with the most descendants first.
 
     Args:
-        blocks: number of blocks of the vector. A binomial tree takes ceil(log2 N) times as many steps, and a chain
-            takes N - 2 steps more.
+        blocks: number of blocks of the vector, for which a binomial tree or a chain takes fewer steps.
     """
+    tree, chain = steps_of(blocks, nodes)
     place = (node - root) % nodes
-    if blocks * ceil(log2(nodes)) > blocks + nodes - 2:
+    if chain < tree:
         parent, children = place - 1, [place + 1]
     else:
         lowest = place & -place or 1 << nodes.bit_length()

@@ -8,6 +8,7 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
+from fedmpi.mpi.ascent import INBOX_BYTES
 from fedmpi.mpi.buffers import chunks, offset_in, reshaped_like
 from fedmpi.mpi.guard import Guard
 from fedmpi.mpi.meeting import Ranks
@@ -142,6 +143,7 @@ class World(Ranks):
         """
         ranks = self.node.Get_size()
         needed = 4 * broadcast + (8 * ranks + 4 * RESULTS) * summed
+        needed += min(8 * summed, INBOX_BYTES) if self.nodes > 1 else 0
         needed += min(needed, ranks * MPI_FOR_A_RANK)
         with self.agreed():
             if self.leads and ranks > 1 and needed > room():

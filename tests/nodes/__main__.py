@@ -2,6 +2,7 @@
 
     python -m tests.nodes 2,2,1 -m fedmpi.doctor                    # 2 ranks on node1, 2 on node2, 1 on node3
     python -m tests.nodes --mpi openmpi 2,2,1 -m fedmpi --rounds 9
+    python -m tests.nodes --delay_ms 1 --mbit 1000 2,2 -m benchmarks.between_nodes
 
 Each line of standard input is something that happens to a node while the job runs: `node2 cut`, `node2 mend`,
 `node2 power_off`, `node2 boot`, `node2 stop`, `node2 go_on`, `node2 hide PATH`, `node2 shrink 24m`, or a command to
@@ -25,13 +26,17 @@ def main() -> None:
     )
     parser.add_argument("--mpi", choices=("mpich", "openmpi"), default="mpich")
     parser.add_argument("--memory", default="512m", help="size of each node's /dev/shm (default: 512m)")
+    parser.add_argument("--delay_ms", type=float, default=0, help="of a message between nodes; needs cc (default: 0)")
+    parser.add_argument(
+        "--mbit", type=float, default=0, help="rate of each link, Mbit/s; needs cc (default: no limit)"
+    )
     parser.add_argument("ranks", help="on each node: 2,2,1")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     if reason := missing():
         parser.error(reason)
     ranks = [int(number) for number in options.ranks.split(",")]
-    with Cluster(len(ranks), options.memory) as cluster:
+    with Cluster(len(ranks), options.memory, options.delay_ms, options.mbit) as cluster:
         threading.Thread(target=_listen, args=(cluster,), daemon=True).start()
         job, shown = cluster.start(ranks, *options.arguments, mpi=options.mpi), [0, 0]
         while True:

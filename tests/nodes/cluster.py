@@ -105,10 +105,10 @@ class Node:
         number: the last byte of its address.
         folder: what the nodes of this set know of each other.
         memory: the size of its /dev/shm, as `mount` reads it.
-        switch: a process whose network has the bridge.
+        switch: a process whose network has the bridge; None: something else connects the node before `connect`.
     """
 
-    def __init__(self, name: str, number: int, folder: Path, memory: str, switch: int) -> None:
+    def __init__(self, name: str, number: int, folder: Path, memory: str, switch: int | None) -> None:
         self.name = name
         self._number = number
         self._folder = folder
@@ -128,6 +128,8 @@ class Node:
         self._namespace = _namespace(self._first)
         self._at_rest = self._all_processes().keys()
         (self._folder / f"{self.name}.pid").write_text(str(self._first))
+        if self._switch is None:
+            return
         cable, on_switch = f"to-{self.name}", ["nsenter", "--target", str(self._switch), "--net", "ip", "link"]
         # Of a node whose power was off the kernel removes it in its own time.
         subprocess.run([*on_switch, "del", cable], capture_output=True)
@@ -136,6 +138,10 @@ class Node:
         peer = ["type", "veth", "peer", "name", *card, "netns", str(self._first)]
         _call(*on_switch, "add", "name", cable, "master", "bridge", *peer)
         _call(*on_switch, "set", cable, "up")
+        self.connect()
+
+    def connect(self) -> None:
+        """Give the network card its address."""
         self.run("ip", "addr", "add", f"{NETWORK}.{self._number}/24", "dev", "eth0")
         self.mend()
 
@@ -268,15 +274,18 @@ class Cluster:
     Args:
         count: of nodes: node1, node2, ...
         memory: size of each node's /dev/shm.
+        delay_ms, mbit: what a frame takes longer, and the rate of each link in million bits per second, see
+            `switch.c`; 0: as fast as the machine can. With either of them, nodes cannot be switched on again.
 
     Attributes:
         nodes: by number, from 0: the first is node1.
         login: where `mpirun` runs.
     """
 
-    def __init__(self, count: int, memory: str = "512m") -> None:
+    def __init__(self, count: int, memory: str = "512m", delay_ms: float = 0, mbit: float = 0) -> None:
         self._count = count
         self._memory = memory
+        self._link = delay_ms, mbit
         self._stack = ExitStack()
         self._jobs: list[Job] = []
 
@@ -290,12 +299,22 @@ class Cluster:
             (self._folder / "rsh").write_text(RSH)
             (self._folder / "rsh").chmod(0o755)
 
-            switch = _start("unshare", "--net", "sh", "-c", SWITCH % "echo ready && exec sleep infinity")
-            stack.callback(_end, switch)
+            bridge = None
+            if not any(self._link):
+                switch = _start("unshare", "--net", "sh", "-c", SWITCH % "echo ready && exec sleep infinity")
+                stack.callback(_end, switch)
+                bridge = switch.pid
             made = []
             for name, number in numbers.items():
-                made.append(Node(name, number, self._folder, self._memory, switch.pid))
+                made.append(Node(name, number, self._folder, self._memory, bridge))
                 stack.callback(made[-1].end)
+            if any(self._link):
+                _call("cc", "-O2", "-o", str(self._folder / "switch"), str(Path(__file__).with_name("switch.c")))
+                processes = [(self._folder / f"{node.name}.pid").read_text() for node in made]
+                switch = _start(str(self._folder / "switch"), *map(str, self._link), *processes)
+                stack.callback(_end, switch)
+                for node in made:
+                    node.connect()
             self.login, *self.nodes = made
             stack.callback(self._end_jobs)
             self._stack = stack.pop_all()
