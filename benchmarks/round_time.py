@@ -27,8 +27,8 @@ A_CLIENTS_BOOKS, A_RANKS_BOOKS = 6, 6
 ADDED, SUMMED, FORMED = 20, 8, 12
 # Bytes of a parameter between nodes: of a model, and of a sum, for numbers up to 16.
 MODEL, SUM = 4, 6
-# Messages one after the other, for MPI announces a large message and waits for the answer.
-ANNOUNCED = 3
+# How often the latency counts for a block: connections that were idle start slowly, or MPI announces the block first.
+ANNOUNCED = 2
 PARTS = ("training", "adding", "broadcast", "mean", "barriers", "bookkeeping")
 
 

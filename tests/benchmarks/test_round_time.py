@@ -66,16 +66,16 @@ def test_several_nodes_meet_more_often() -> None:
 
 
 def test_vectors_between_nodes() -> None:
-    """Oracle: by hand, where a message takes 1 s and 10 bytes 1 s, and is announced before; in blocks of 10 bytes.
+    """Oracle: by hand, where 10 bytes take 1 s and the latency, twice per message, is 1 s; in blocks of 10 bytes.
 
     A vector of one block reaches 7 other nodes in 3 steps down a tree. One of 40 blocks takes 40 steps and 6 more
     along a chain. A node that computes longer than its link transmits determines the time.
     """
     network = Network(1.0, 10.0)
-    assert network.pass_on(10, 2, 10) == 3 + 1
-    assert network.pass_on(10, 8, 10) == 3 * 3 + 3 * 1
-    assert network.pass_on(400, 8, 10) == 7 * 3 + 46 * 1
-    assert network.pass_on(400, 8, 10, work=80.0) == 7 * 3 + 46 * 2
+    assert network.pass_on(10, 2, 10) == 2 + 1
+    assert network.pass_on(10, 8, 10) == 3 * 2 + 3 * 1
+    assert network.pass_on(400, 8, 10) == 7 * 2 + 46 * 1
+    assert network.pass_on(400, 8, 10, work=80.0) == 7 * 2 + 46 * 2
 
 
 def test_a_mean_between_nodes() -> None:

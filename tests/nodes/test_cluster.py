@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
@@ -68,6 +69,40 @@ def test_what_can_happen() -> None:
         assert not hears(one, two)
         two.boot()
         assert hears(one, two)
+
+
+SENDS = """
+import socket, sys, time
+with socket.create_server(("", 99)) as server:
+    print("listens", flush=True)
+    peer, _ = server.accept()
+    with peer:
+        peer.sendall(bytes(500_000))
+        peer.recv(1)
+"""
+RECEIVES = """
+import socket, time
+began = time.monotonic()
+with socket.create_connection(("node1", 99)) as peer:
+    connected, size = time.monotonic(), 0
+    while size < 500_000:
+        size += len(peer.recv(1 << 20))
+    print(connected - began, time.monotonic() - connected)
+"""
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+def test_a_slow_switch() -> None:
+    """Oracle: by hand. To connect takes two messages of 30 ms; 4 million bits take a second at 4 Mbit/s."""
+    with Cluster(2, delay_ms=30, mbit=4) as cluster:
+        one, two = cluster.nodes
+        with subprocess.Popen(one.command(sys.executable, "-c", SENDS), stdout=subprocess.PIPE, text=True) as sender:
+            assert sender.stdout
+            assert sender.stdout.readline() == "listens\n"
+            connecting, receiving = map(float, two.run(sys.executable, "-c", RECEIVES).split())
+        assert 0.06 <= connecting < 1
+        assert 1.0 <= receiving < 5
+        assert not cluster.processes()
 
 
 @pytest.mark.parametrize("mpi", MPIS)
