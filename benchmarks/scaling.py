@@ -112,7 +112,8 @@ def measure(output: Path) -> Path:
 
 def run(ranks: int, what: str) -> dict[str, Any]:
     print(f"measuring {what} on {ranks} ranks", file=sys.stderr, flush=True)
-    found: dict[str, Any] = json.loads(output_of([*mpirun(ranks), "-m", "benchmarks.constants", what]))
+    printed = output_of([*mpirun(ranks), "-m", "benchmarks.constants", what])
+    found: dict[str, Any] = json.loads(printed.splitlines()[-1])  # after what fedmpi says of the partition
     return found
 
 
