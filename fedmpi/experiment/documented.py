@@ -99,8 +99,6 @@ def options(cls: type, prefix: str = "") -> Iterator[Option]:
             continue
         if isinstance(default, tuple):
             default = list(default)
-        if isinstance(type(default), Configured):  # a group of options
-            default = type(default).__name__
         yield Option(
             f"{prefix}{name}",
             *known[name],
