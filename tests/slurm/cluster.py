@@ -40,8 +40,9 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
+GresTypes=gpu
 NodeName={host} NodeAddr=127.0.0.1 CPUs=8
-NodeName=far[1-4] CPUs=64 State=FUTURE
+NodeName=far[1-4] CPUs=64 Gres=gpu:4 State=FUTURE
 PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
 PartitionName=far Nodes=far[1-4] MaxTime=INFINITE State=UP
 """
@@ -97,6 +98,7 @@ def started(folder: Path) -> Iterator[Slurm]:
     first_job = int(time.time()) % 60_000_000
     host = socket.gethostname()
     configuration.write_text(CONFIGURATION.format(host=host, folder=folder, ports=ports, first_job=first_job))
+    (folder / "gres.conf").write_text("NodeName=far[1-4] Name=gpu Count=4\n")
     (folder / "state").mkdir()
     key = folder / "munge.key"
     key.write_bytes(os.urandom(1024))
