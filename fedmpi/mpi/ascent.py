@@ -17,7 +17,7 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from fedmpi.mpi.meeting import Ranks
+from fedmpi.mpi.transfers import Transfers
 from fedmpi.mpi.tree import relatives
 
 # Memory of a node for blocks that have arrived and were not added yet. It should hold what a network has under way.
@@ -69,7 +69,7 @@ class Ascent:
         counts: how many counts are summed besides.
     """
 
-    def __init__(self, ranks: Ranks, blocks: Sequence[NDArray[np.int64]], counts: int) -> None:
+    def __init__(self, ranks: Transfers, blocks: Sequence[NDArray[np.int64]], counts: int) -> None:
         self._ranks = ranks
         self._blocks = blocks
         node, longest = ranks.node_of[ranks.rank], max(map(len, blocks))

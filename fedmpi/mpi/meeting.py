@@ -1,4 +1,4 @@
-"""The ranks of a job: their nodes, barriers, and small messages.
+"""The ranks of a job: their nodes, their barriers, and what they agree on.
 
 Two rules hold for every collective here and above. First, a waiting rank sleeps. Within a node, the last rank that
 arrives wakes the others. Between nodes, one rank of each node starts calls of MPI that do not block, and looks from
@@ -12,22 +12,18 @@ The ranks of a node meet before and after a transfer. Nodes do not, because they
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
 from mpi4py import MPI
-from numpy.typing import DTypeLike, NDArray
 
 from fedmpi.errors import BadInput
 from fedmpi.mpi.bell import Bell
-from fedmpi.mpi.buffers import chunks, reshaped_like
 from fedmpi.mpi.failures import Failures
 from fedmpi.mpi.guard import Guard, do_not_end, end_soon
 from fedmpi.mpi.segments import Segments, TooLittleMemory
-from fedmpi.mpi.tree import Descent
 from fedmpi.mpi.waiting import Waiting
 
 # How long ranks may take to leave MPI together.
@@ -67,7 +63,6 @@ class Ranks:
         failures: messages about failures.
         guard: see the argument.
         meetings: number of meetings (barriers), of a node or of all ranks, that this rank has reached.
-        transferred: seconds that this rank has spent on transfers so far.
     """
 
     def __init__(
@@ -79,7 +74,6 @@ class Ranks:
         self.size: int = self.comm.Get_size()
         self.guard.is_alone = self.size == 1
         self.workers = range(1, self.size) if self.size > 1 else range(1)
-        self.transferred = 0.0
         if self.size == 1:  # a process may run many experiments, and MPI knows a limited number of communicators
             self.node = self.comm
         elif ranks_a_node is None:
@@ -111,7 +105,6 @@ class Ranks:
         self._word = 0
         self.bell = Bell(self._arrivals.arrays[0][2:].view(np.int32)[:1])
         self.waiting = Waiting(self.bell, self.failures, self.guard, crowd=max(self.node.Get_size() / _cores(), 1))
-        self._scratch: list[list[NDArray[np.uint8]]] = [[], []]
 
     @property
     def is_server(self) -> bool:
@@ -310,91 +303,6 @@ class Ranks:
         """Rank 0's value, on every rank."""
         self.meet()
         return self.comm.bcast(value, root=0)
-
-    # Memory, and small vectors
-
-    def allocate(self, count: int, dtype: DTypeLike, number: int | None = None) -> list[NDArray]:
-        """Arrays [count] on each node, made by `Segments`; a collective.
-
-        Raises:
-            BadInput: a node has too little shared memory; on every rank alike.
-        """
-        self.meet()
-        with self.agreed():
-            return Segments(self.node, count, dtype, number).arrays
-
-    def sum(self, buffer: NDArray) -> None:
-        """Replace the contiguous `buffer` of every rank by the sum over the ranks; for small buffers."""
-        if self.size == 1:
-            return
-        self.settle()
-        with self.transferring():
-            arrays = [reshaped_like(array, buffer) for array in self._next_scratch(buffer.nbytes)]
-            arrays[self.node.Get_rank()][...] = buffer
-            self.meet_node()
-            if self.nodes == 1:
-                np.sum(arrays, axis=0, out=buffer)
-                return
-            if self.leaders:
-                np.sum(arrays, axis=0, out=buffer)
-                self.sum_over_nodes(buffer)
-                arrays[0][...] = buffer
-            self.meet_node()
-            buffer[...] = arrays[0]
-
-    def tell(self, vector: NDArray) -> NDArray:
-        """Rank 0's contiguous `vector` on every rank; the others pass one of the same shape and type.
-
-        For small vectors.
-
-        Returns: The vector, in memory that is soon reused by later calls of this or of `sum`: copy it at once.
-        """
-        if self.size == 1:
-            return vector
-        self.settle()
-        with self.transferring():
-            memory = reshaped_like(self._next_scratch(vector.nbytes)[0], vector)
-            if self.is_server:
-                memory[...] = vector
-            self.pass_down(memory, root=0)
-            return memory
-
-    def pass_down(self, array: NDArray, root: int, *words: int) -> tuple[int, ...]:
-        """Send the array of a node's first rank into the arrays of the other nodes' first ranks.
-
-        Ends with a barrier of each node, see `meet_node`. Other ranks of a node need not pass the array.
-
-        Args:
-            root: the number of the node that sends.
-        """
-        if not self.leaders or self.nodes == 1:
-            return self.meet_node(*words)
-        compared = self.comparing(root)
-        descent = Descent(self.leaders, self.waiting, array, root)
-        self.waiting.poll(lambda: descent.has_arrived() and compared())
-        self.arrive(*words)  # other ranks of this node can continue, while this one passes the array on
-        self.waiting.poll(descent.is_over)
-        return self.await_node(len(words))
-
-    def sum_over_nodes(self, buffer: NDArray) -> None:
-        """Replace the leaders' `buffer` by the sum over the nodes; other ranks do nothing."""
-        if self.leaders:
-            for part in chunks(buffer):
-                self.waiting.poll(self.leaders.Iallreduce(MPI.IN_PLACE, part, op=MPI.SUM).Test)
-
-    @contextmanager
-    def transferring(self) -> Iterator[None]:
-        """Count the time of a transfer, without waiting."""
-        started, waited = time.perf_counter(), self.waiting.seconds
-        yield
-        self.transferred += time.perf_counter() - started - (self.waiting.seconds - waited)
-
-    def _next_scratch(self, size: int) -> list[NDArray[np.uint8]]:
-        # Two alternating buffers: a rank may fill one for the next sum while another rank still reads the last.
-        self._scratch.reverse()
-        if not self._scratch[0] or len(self._scratch[0][0]) < size:
-            self._scratch[0] = self.allocate(size, np.uint8)
-        return self._scratch[0]
 
     def end(self, status: int) -> None:
         """Finalize MPI before all ranks exit with this status; at interpreter exit, nothing would watch over it.

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.mpi.ascent import Ascent
-from fedmpi.mpi.meeting import Ranks
 from fedmpi.mpi.segments import Segments
+from fedmpi.mpi.transfers import Transfers
 
 # Number of 8-byte values that stay in a core's cache while all ranks' contributions are added, and that make up for
 # the overhead of calls.
@@ -76,7 +76,7 @@ class SharedMean:
             class are multiples of one unit, and their sum is below 2^53 units, so it is exact.
     """
 
-    def __init__(self, ranks: Ranks, rows: int, columns: int, kinds: Sequence[tuple[int, FixedPoint]]) -> None:
+    def __init__(self, ranks: Transfers, rows: int, columns: int, kinds: Sequence[tuple[int, FixedPoint]]) -> None:
         self._ranks = ranks
         self._kinds = kinds
         blocks = self._divide(rows, columns)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from fedmpi.mpi.ascent import INBOX_BYTES
 from fedmpi.mpi.buffers import chunks, offset_in, reshaped_like
 from fedmpi.mpi.guard import Guard
-from fedmpi.mpi.meeting import Ranks
 from fedmpi.mpi.segments import TooLittleMemory, room
 from fedmpi.mpi.shared_mean import FixedPoint, SharedMean
+from fedmpi.mpi.transfers import Transfers
 
 # Number of results of a sum in memory: the one that rank 0 still uses, and the next.
 RESULTS = 2
@@ -22,11 +22,11 @@ MPI_FOR_A_RANK = 3 << 20
 NOWHERE = -1
 
 
-class World(Ranks):
+class World(Transfers):
     """The ranks of one job, with collectives over vectors.
 
     Args:
-        comm, ranks_a_node, guard: as for `Ranks`.
+        comm, ranks_a_node, guard: as for `Ranks` (`fedmpi.mpi.meeting`).
     """
 
     def __init__(
