@@ -160,9 +160,11 @@ def test_a_data_set_a_partition_and_a_model_of_ones_own(tmp_path: Path) -> None:
 
 def test_the_answers(tmp_path: Path) -> None:
     """Oracles: a run that goes on from the weights of another; one that ends when its accuracy is reached."""
-    page = Page("faq", tmp_path, {"--rounds 4": "--rounds 1"})
-    (warm,) = page.commands
-    page.run(warm)
+    page = Page("faq", tmp_path, {f"--rounds {more}": "--rounds 1" for more in (4, 5, 10)})
+    for block in page.commands:
+        page.run(block)
+    accumulated = results.open(tmp_path / "runs" / "accumulated.h5")
+    assert (accumulated.clients["steps"] == 5 * -(-accumulated.clients["samples"] // 40)).all()
     first, second = (results.open(tmp_path / "runs" / f"{name}.h5") for name in ("first", "second"))
     assert second.statistics().initial == first.statistics().last
     page.run("mpirun -n 2 python -m mpi4py stop.py")
@@ -178,6 +180,16 @@ def test_tables_of_ones_own(tmp_path: Path) -> None:
     page.run(page.block("python write_table.py"))
     assert results.open(tmp_path / "runs" / "tumours.h5").rounds["test_accuracy"][-1] > 0.9
     assert results.open(tmp_path / "runs" / "area.h5").rounds["test_r2"][-1] > 0.8
+
+
+def test_texts_of_ones_own(tmp_path: Path) -> None:
+    """Oracles: an accuracy, and perplexities, that are better than those of guessing."""
+    page = Page("data", tmp_path)
+    page.run(page.block("python write_texts.py"))
+    assert results.open(tmp_path / "runs" / "texts.h5").rounds["test_accuracy"][-1] > 0.6
+    for name in ("packed", "answers"):
+        found = results.open(tmp_path / "runs" / f"{name}.h5").statistics()
+        assert found.last < found.initial / 2
 
 
 def test_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ from fedmpi.data.partitions import (
 from fedmpi.data.sentiment140 import Sentiment140, TweetCharacters
 from fedmpi.data.split import Split, make_split
 from fedmpi.data.table import Table
+from fedmpi.data.text_table import TextTable
 
 __all__ = [
     "CIFAR10",
@@ -59,6 +60,7 @@ __all__ = [
     "Split",
     "SwappedLabels",
     "Table",
+    "TextTable",
     "TinyImageNet",
     "TweetCharacters",
     "Users",

@@ -9,13 +9,16 @@ from __future__ import annotations
 import inspect
 import sys
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from fedmpi.components import subclasses
 from fedmpi.data import Dataset, device_traces, prepared
 from fedmpi.errors import BadInput
 from fedmpi.streams import outlast
+from fedmpi.tasks import Task
 
 
 class _Parser(ArgumentParser):
@@ -118,8 +121,28 @@ def _dataset(cls: type[Dataset], options: list[str]) -> Dataset:
     types = get_type_hints(cls.__init__)
     parser = _Parser(allow_abbrev=False, argument_default=SUPPRESS, add_help=False)
     for option in inspect.signature(cls).parameters:
-        parser.add_argument(f"--{option}", type=types[option])
+        parser.add_argument(f"--{option}", type=_reader(types[option]))
     return cls(**vars(parser.parse_args(options)))
+
+
+def _reader(kind: Any) -> Callable[[str], Any]:
+    """What makes a value of an option of this type from a word."""
+    if get_origin(kind) in (Union, UnionType):
+        some = next(each for each in get_args(kind) if each is not NoneType)
+        return lambda word: None if word == "null" else _reader(some)(word)
+    if get_origin(kind) is Literal or kind is bool:
+        words = {"true": True, "false": False} if kind is bool else {each: each for each in get_args(kind)}
+    elif isinstance(kind, type) and issubclass(kind, Task):
+        words = {cls.__name__: cls() for cls in subclasses(Task) if cls.__module__.startswith("fedmpi.")}
+    else:
+        return kind
+
+    def read(word: str) -> Any:
+        if word not in words:
+            raise ArgumentTypeError(f"{word}: must be one of {', '.join(words)}")
+        return words[word]
+
+    return read
 
 
 def _say(line: str) -> None:

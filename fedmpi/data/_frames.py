@@ -1,8 +1,9 @@
-"""Columns of CSV and Parquet files. Private, because importing it imports pyarrow."""
+"""Columns of CSV, Parquet and JSON Lines files. Private, because importing it imports pyarrow."""
 
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ class Frame:
         values = self.values(name)
         if (gaps := missing(values)).any():
             count = f"{gaps.sum()} missing value{'s' * (int(gaps.sum()) > 1)}"
-            raise self.refused(name, f"has {count}, the first in {self._place(int(gaps.argmax()))}: {remedy}")
+            raise self.refused(name, f"has {count}, the first in {self.place(int(gaps.argmax()))}: {remedy}")
         return values
 
     def refused(self, name: str, reason: str) -> BadInput:
@@ -89,7 +90,7 @@ class Frame:
         known = f"the nearest name is {near[0]}" if near else f"its columns are {shown(', '.join(self.names))}"
         return BadInput(f"= {shown(name)}: {self.path} has no such column; {known}", option)
 
-    def _place(self, row: int) -> str:
+    def place(self, row: int) -> str:
         """A row in words, counted from 1 without the line of names."""
         file = int(np.searchsorted(np.cumsum(self.rows), row, side="right"))
         number = row - sum(self.rows[:file]) + 1
@@ -130,9 +131,11 @@ def read(path: Path, files: Sequence[Path], wanted: Collection[str] | None = Non
 
 
 def _head(path: Path) -> tuple[str, list[str]]:
-    """The separator of a CSV file ("" for Parquet), and the names of the columns."""
+    """The separator of a CSV file ("" for others), and the names of the columns."""
     with _said_of(path):
-        if not _is_csv(path):
+        if _format(path) == "JSON Lines":
+            separator, names = "", list(next(_objects(path), {}))
+        elif _format(path) == "Parquet":
             separator, names = "", list(parquet.read_schema(path).names)
         else:
             with path.open(encoding="utf-8-sig", newline="") as file:
@@ -140,7 +143,8 @@ def _head(path: Path) -> tuple[str, list[str]]:
                 file.seek(0)
                 names = next(csv.reader(file, delimiter=separator), [])
     if not names:
-        raise BadInput(f"{path} is empty: its first line must have the names of the columns")
+        first = "be an object" if _format(path) == "JSON Lines" else "have the names of the columns"
+        raise BadInput(f"{path} is empty: its first line must {first}")
     if "" in names:
         place = names.index("") + 1
         raise BadInput(f"{path}: column {place} has no name (row numbers of pandas? save with index=False)")
@@ -151,7 +155,9 @@ def _head(path: Path) -> tuple[str, list[str]]:
 
 def _rows(path: Path, separator: str, names: list[str]) -> pa.Table:
     with _said_of(path):
-        if not _is_csv(path):
+        if _format(path) == "JSON Lines":
+            table = _of_objects(path, names)
+        elif _format(path) == "Parquet":
             table = parquet.read_table(path, columns=names)
         else:
             table = arrow_csv.read_csv(
@@ -177,9 +183,43 @@ def _said_of(path: Path) -> Iterator[None]:
     except (pa.ArrowException, csv.Error, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # it cannot be opened
-        kind = "CSV" if _is_csv(path) else "Parquet"
-        raise BadInput(f"{path} cannot be read as {kind}: {shown(one_line(error))}") from error
+        raise BadInput(f"{path} cannot be read as {_format(path)}: {shown(one_line(error))}") from error
 
 
-def _is_csv(path: Path) -> bool:
-    return path.suffix.lower() == ".csv"
+def _of_objects(path: Path, names: list[str]) -> pa.Table:
+    columns: dict[str, list[object]] = {name: [] for name in names}
+    for each in _objects(path):
+        for name, values in columns.items():
+            values.append(each.get(name))
+    return pa.table({name: _array(path, name, values) for name, values in columns.items()})
+
+
+def _array(path: Path, name: str, values: list[object]) -> pa.Array:
+    try:
+        return pa.array(values)
+    except pa.ArrowException as error:
+        kinds = ", ".join(sorted({type(value).__name__ for value in values if value is not None}))
+        raise BadInput(f"{path}: column {name} has values of different types ({kinds})") from error
+
+
+def _objects(path: Path) -> Iterator[dict[str, object]]:
+    """The objects of a JSON Lines file; empty lines are passed over."""
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                found = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise _damaged(path, number, f"{error.msg} at character {error.pos + 1}") from None
+            if not isinstance(found, dict):
+                raise _damaged(path, number, "it is no object with the names and values of columns")
+            yield found
+
+
+def _damaged(path: Path, line: int, reason: str) -> BadInput:
+    return BadInput(f"{path} is damaged (line {line}: {reason})")
+
+
+def _format(path: Path) -> str:
+    return {".csv": "CSV", ".jsonl": "JSON Lines"}.get(path.suffix.lower(), "Parquet")

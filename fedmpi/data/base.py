@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class Arrays:
         test_users: likewise; the same number is the same user as in `train_users`.
         on_disk: whether the arrays are mapped from prepared files, which other processes can open as well.
         recorded: array name -> SHA-256 of the array as an .npy file, where that is known without reading the array.
+        remarks: lines about the samples that each run prints at its start, such as how many were cut.
     """
 
     train_x: NDArray
@@ -44,6 +45,7 @@ class Arrays:
     test_users: NDArray[np.int64] | None = None
     on_disk: bool = field(default=False, kw_only=True)
     recorded: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    remarks: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def checksum(self) -> str:
@@ -61,10 +63,15 @@ class Arrays:
 
     @classmethod
     def of_stored(
-        cls, stored: Mapping[str, NDArray], on_disk: bool = False, recorded: Mapping[str, str] | None = None
+        cls,
+        stored: Mapping[str, NDArray],
+        on_disk: bool = False,
+        recorded: Mapping[str, str] | None = None,
+        remarks: Iterable[str] = (),
     ) -> Arrays:
         """The inverse of `stored`, without a copy."""
-        return cls(**{name: as_seen(x) for name, x in stored.items()}, on_disk=on_disk, recorded=recorded or {})
+        seen = {name: as_seen(x) for name, x in stored.items()}
+        return cls(**seen, on_disk=on_disk, recorded=recorded or {}, remarks=tuple(remarks))
 
 
 class Dataset(metaclass=Configured):

@@ -82,6 +82,13 @@ def load(dataset: Dataset, progress: Progress, task: Task | None = None) -> Arra
         DamagedArrays: a prepared file is damaged, and the published files are missing.
         UnreadableArrays: a prepared file cannot be read, nor the published files.
     """
+    arrays = _loaded(dataset, progress, task)
+    for line in arrays.remarks:
+        progress(line)
+    return arrays
+
+
+def _loaded(dataset: Dataset, progress: Progress, task: Task | None) -> Arrays:
     with suppress(DamagedArrays, UnreadableArrays):
         if (arrays := open_prepared(dataset)) is not None:
             return arrays
@@ -97,7 +104,8 @@ def load(dataset: Dataset, progress: Progress, task: Task | None = None) -> Arra
             if not _has_sources(dataset):
                 raise
             progress(f"{error}; until then the arrays are decoded into memory, for this job only")
-            return Arrays.of_stored(_decode(dataset, progress, task))
+            stored, remarks = _decode(dataset, progress, task)
+            return Arrays.of_stored(stored, remarks=remarks)
         return _prepare(dataset, progress, task)
 
 
@@ -173,7 +181,7 @@ def _open(dataset: Dataset, full: bool) -> Arrays | None:
             return None
         stored = {name: _map(path.with_name(f"{name}.npy"), records[name], full) for name in records}
         recorded = {name: records[name]["sha256"] for name in records}
-        arrays = Arrays.of_stored(stored, on_disk=True, recorded=recorded)
+        arrays = Arrays.of_stored(stored, on_disk=True, recorded=recorded, remarks=manifest.get("remarks", ()))
     except BadInput:
         raise
     except (FileNotFoundError, NotADirectoryError):
@@ -283,12 +291,12 @@ def _prepare(dataset: Dataset, progress: Progress, task: Task | None) -> Arrays:
         sources = {} if folder is None else _fingerprints(dataset.sources(), folder)  # before they are read
     except OSError as error:
         raise _unreadable(dataset, error) from error
-    stored = _decode(dataset, progress, task)
-    arrays = Arrays.of_stored(stored)
+    stored, remarks = _decode(dataset, progress, task)
+    arrays = Arrays.of_stored(stored, remarks=remarks)
     if folder is None:
         return arrays
     try:
-        _write(dataset, folder, stored, sources)
+        _write(dataset, folder, stored, remarks, sources)
     except (OSError, UnreadableArrays) as error:
         reason = (error.strerror if isinstance(error, OSError) else "") or error
         progress(f"{folder} cannot be written ({reason}): the arrays stay in memory, for this job only")
@@ -297,7 +305,7 @@ def _prepare(dataset: Dataset, progress: Progress, task: Task | None) -> Arrays:
     return open_prepared(dataset) or arrays
 
 
-def _decode(dataset: Dataset, progress: Progress, task: Task | None) -> dict[str, NDArray]:
+def _decode(dataset: Dataset, progress: Progress, task: Task | None) -> tuple[dict[str, NDArray], tuple[str, ...]]:
     try:
         with globals_kept():  # the same samples for every seed, because they may be kept
             seed_globals(key(0, f"samples of {named(dataset)}"))
@@ -305,14 +313,16 @@ def _decode(dataset: Dataset, progress: Progress, task: Task | None) -> dict[str
     except OSError as error:
         raise _unreadable(dataset, error) from error
     check_arrays(dataset, decoded, task)
-    return decoded.stored()
+    return decoded.stored(), decoded.remarks
 
 
 def _unreadable(dataset: Dataset, error: OSError) -> BadInput:
     return BadInput(f"data set {type(dataset).__name__} cannot be read: {error}")
 
 
-def _write(dataset: Dataset, folder: Path, stored: dict[str, NDArray], sources: dict[str, Any]) -> None:
+def _write(
+    dataset: Dataset, folder: Path, stored: dict[str, NDArray], remarks: tuple[str, ...], sources: dict[str, Any]
+) -> None:
     new = folder / f".{FOLDER}.{uuid.uuid4().hex}"
     try:
         new.mkdir(parents=True)
@@ -331,7 +341,7 @@ def _write(dataset: Dataset, folder: Path, stored: dict[str, NDArray], sources: 
             }
         name = type(dataset).__name__
         version = {"format": FOLDER, "dataset": name, "read_version": dataset.read_version}
-        manifest = {**version, "sources": sources, "arrays": records}
+        manifest = {**version, "sources": sources, "arrays": records, "remarks": remarks}
         (new / _MANIFEST).write_text(json.dumps(manifest, indent=1))
         _install(new, dataset, folder / FOLDER)
     finally:

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.data._features import categories, one_hot, standardised
+from fedmpi.data._parts import COMPLETE, is_test_row
 from fedmpi.data.base import Arrays, Dataset, Progress
 from fedmpi.data.prepared import visible
 from fedmpi.errors import BadInput, named, require
 from fedmpi.options import null_for, shown, with_options
-from fedmpi.randomness import stream
 from fedmpi.ranges import interval
 from fedmpi.tasks import Classification, MultiLabel, Regression, Task
 from fedmpi.typing import Frame
@@ -26,7 +26,6 @@ FEWEST_PER_CLASS = 3
 #: So many categories are always accepted; more only if there are two training samples of each on average.
 FEW_CATEGORIES = 20
 LARGEST = np.finfo(np.float32).max
-COMPLETE = "fill them in, or remove these rows"
 TOO_LARGE = "numbers that are infinite, or too large for float32"
 
 
@@ -143,8 +142,8 @@ class Table(Dataset):
             self.classes = len(classes)
             numbered = ", ".join(f"{number} = {name}" for number, name in enumerate(classes[:FEW_CATEGORIES]))
             progress(f"Table: classes of {self.target}: {numbered}{', ...' * (len(classes) > FEW_CATEGORIES)}")
-            return labels, self._tests(frame, labels)
-        is_test = self._tests(frame, np.zeros(len(frame), np.int64))
+            return labels, is_test_row(frame, self.split, self.test_share, labels)
+        is_test = is_test_row(frame, self.split, self.test_share, np.zeros(len(frame), np.int64))
         if isinstance(self.task, MultiLabel):
             return np.column_stack([self._zeros_and_ones(frame, name) for name in self._targets]), is_test
         columns = [self._numbers(frame, name) for name in self._targets]
@@ -188,27 +187,6 @@ class Table(Dataset):
         if (others := values[(values != zero) & (values != one)]).size:
             raise BadInput(f"= {name}: has {shown(others[0])}, but MultiLabel needs 0 and 1", "target")
         return (values == one).astype(np.uint8)
-
-    def _tests(self, frame: Frame, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """[n] whether a sample is a test sample: as the table says, or drawn from the samples of each label."""
-        if self.split is not None:
-            parts = np.array([str(part).strip().lower() for part in frame.without_gaps(self.split, COMPLETE)])
-            is_train, is_test = parts == "train", parts == "test"
-            if (others := parts[~is_train & ~is_test]).size:
-                reason = f"has {shown(others[0])}, but only train and test are allowed"
-                raise BadInput(f"= {self.split}: {reason}", "split")
-            for part, is_part in (("train", is_train), ("test", is_test)):
-                if not is_part.any():
-                    raise BadInput(f"= {self.split}: has no row with {part}", "split")
-            return is_test
-        order = stream(0, "test samples of a table").permutation(len(labels))
-        is_test = np.zeros(len(labels), bool)
-        for label in np.unique(labels):
-            members = order[labels[order] == label]
-            is_test[members[: int(len(members) * self.test_share + 1e-9)]] = True
-        reason = f"larger, because none of {len(labels)} rows would be a test sample"
-        require(bool(is_test.any()), "test_share", self.test_share, reason)
-        return is_test
 
     def _users(self, frame: Frame) -> NDArray[np.int64] | None:
         """[n] the number of each sample's user, in sorted order."""

@@ -186,16 +186,19 @@ def compare(
 )
 @pytest.mark.usefixtures("double")
 def test_a_round_in_double_precision(model: str, settings: str) -> None:
-    """Oracle: training one by one; 1e-12 of the way."""
-    compare(Both(MODELS[model], **SETTINGS[settings]), FedAvg(), 1e-12)
+    """Oracle: training one by one; 1e-12 of the way.
+
+    AdamW divides rounding errors by their own size where gradients are zero: of biases before batch normalisation.
+    """
+    compare(Both(MODELS[model], **SETTINGS[settings]), FedAvg(), 1e-8 if settings == "adamw by step" else 1e-12)
 
 
 @pytest.mark.parametrize("model", ["unet batch", "next token"])
 @pytest.mark.parametrize("settings", ["momentum", "adamw by step"])
 @pytest.mark.usefixtures("double")
 def test_samples_of_different_weights(model: str, settings: str) -> None:
-    """Oracle: training one by one; 1e-7 of the way, because the weights of samples are float32."""
-    compare(Both(MODELS[model], **SETTINGS[settings]), FedAvg(), 1e-7)
+    """Oracle: training one by one; 1e-7 of the way (AdamW: 1e-5), because the weights of samples are float32."""
+    compare(Both(MODELS[model], **SETTINGS[settings]), FedAvg(), 1e-5 if settings == "adamw by step" else 1e-7)
 
 
 @pytest.mark.parametrize("model", MODELS)
