@@ -147,8 +147,10 @@ class SharedMean:
             total, values = self._integers[: part.stop - part.start], self._floats[: part.stop - part.start]
             if ascent:
                 ascent.take(block, total)
-            else:
+            elif terms[row]:
                 kind.total(self._sum_of(row, part), int(terms[row]), into=total)
+            else:
+                total = self._sum_of(row, part)
             if means is None:
                 continue
             if not terms[row]:
