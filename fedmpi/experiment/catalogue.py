@@ -12,6 +12,7 @@ from fedmpi.described import short_name
 from fedmpi.experiment.settings import Checkpointing
 from fedmpi.experiment.stopping import Stopping
 from fedmpi.models import Model
+from fedmpi.models.adapters import LoRA
 from fedmpi.models.generators import Generator
 from fedmpi.policies import Availability, Conditions, Sampler
 from fedmpi.policies.attacks import Attack
@@ -42,6 +43,9 @@ BY_DATA = {"task"}
 NESTED: dict[str, type] = {"algorithm.generator": Generator}
 #: Groups of options.
 GROUPS: dict[str, type] = {"local": LocalTraining, "stop": Stopping, "checkpoint": Checkpointing}
+
+#: Groups of options within the options of a class, by the name of the option.
+INNER_GROUPS: dict[str, type] = {"lora": LoRA}
 
 
 def bases() -> list[type]:

@@ -22,7 +22,7 @@ import yaml
 from fedmpi import small_yaml
 from fedmpi.described import as_yaml, import_path, short_name
 from fedmpi.errors import BadInput
-from fedmpi.experiment.catalogue import BY_DATA, COMPONENTS, GROUPS, bases, own_class
+from fedmpi.experiment.catalogue import BY_DATA, COMPONENTS, GROUPS, INNER_GROUPS, bases, own_class
 from fedmpi.experiment.experiment import Experiment
 from fedmpi.experiment.help import Help, of_one_class
 from fedmpi.experiment.messages import failed_import, flat, in_one_line, unknown_class
@@ -81,7 +81,7 @@ def parse(arguments: list[str], speaks: bool = True) -> tuple[Experiment, str]:
         if settings[group] is None:
             raise BadInput(f"--{group} = null: must be options, or a YAML file of them")
     make = partial(_make, settings.as_dict())
-    makers = [(make, base, True) for base in [*bases(), *GROUPS.values()]]
+    makers = [(make, base, True) for base in [*bases(), *GROUPS.values(), *INNER_GROUPS.values()]]
     seed_globals(key(settings["seed"], "constructors"))
     try:
         made = parser.instantiate(settings, instantiators=makers).as_dict()
@@ -305,4 +305,7 @@ def _places(settings: Mapping[str, Any], cls: type, prefix: str = "") -> Iterato
             given = value.get("init_args") or {}
             if value["class_path"].rpartition(".")[2] == cls.__name__:
                 yield f"{prefix}{name}.", given
+            for option, kind in INNER_GROUPS.items():
+                if cls is kind and option in given:
+                    yield f"{prefix}{name}.{option}.", given[option]
             yield from _places(given, cls, f"{prefix}{name}.")
