@@ -26,8 +26,16 @@ OPTIONS = {
 }
 
 
+#: Methods that need a network with low-rank adapters.
+NEED_ADAPTERS = ("FFALoRA", "FedExLoRA")
+
+
 def methods() -> dict[str, str]:
-    """Name -> options of a small run, for all methods that fedmpi ships."""
+    """Name -> options of a small run, for all methods that fedmpi ships and that take any network."""
     shipped = [cls for cls in subclasses(Algorithm) if cls.__module__.startswith("fedmpi.")]
     names = [cls.__name__ for cls in shipped if not (inspect.isabstract(cls) or cls.__name__.startswith("_"))]
-    return {name: f"{SMALL} --algorithm {name} {OPTIONS.get(name, '')}".strip() for name in names}
+    return {
+        name: f"{SMALL} --algorithm {name} {OPTIONS.get(name, '')}".strip()
+        for name in names
+        if name not in NEED_ADAPTERS
+    }
