@@ -222,6 +222,6 @@ def is_of(path: Path, options: str) -> bool:
 
 def _settings(config: str) -> dict[str, Any]:
     """Those that results depend on; where data lie is none of them."""
-    found: dict[str, Any] = yaml.safe_load(re.sub(r"^ *root: .*$", "", config, flags=re.MULTILINE))
+    found: dict[str, Any] = yaml.safe_load(re.sub(r"^ *(root|path|tokenizer): .*$", "", config, flags=re.MULTILINE))
     launch = ("output", "overwrite", "resume", "checkpoint", "device", "threads", "deadline")
     return {name: value for name, value in found.items() if name not in launch}
