@@ -170,6 +170,21 @@ def state(repeats: int, folder: Path) -> Iterator[Row]:
     yield Row("state", what, "GB", grown / 1e9, needed / 1e9, [float(b) / float(a) for a, b in found])
 
 
+def clients(repeats: int, folder: Path) -> Iterator[Row]:
+    """Memory of three ranks, and time per round beyond training, with very many clients, compared with 1,000."""
+    for number in (1_000_000, 15_000_000):
+        pairs = [
+            [output_of([*mpirun(3), "-m", "benchmarks.clients", str(each)]).split()[:2] for each in (number, 1000)]
+            for _ in range(repeats)
+        ]
+        found = np.array(pairs, dtype=np.float64)  # [repeats, 2, 2]
+        for place, (what, unit) in enumerate((("memory of 3 ranks", "GB"), ("a round beyond training", "s"))):
+            ours, reference = np.median(found[:, :, place], axis=0).tolist()
+            ratios = (found[:, 1, place] / found[:, 0, place]).tolist()
+            told = f"{number:,} clients, 100 per round: {what}, compared with 1,000 clients"
+            yield Row("clients", told, unit, ours, reference, ratios)
+
+
 def start(repeats: int, folder: Path) -> Iterator[Row]:
     """Seconds from mpirun to the first round, compared with importing torch and mpi4py on as many ranks."""
     options = "--rounds 1 --evaluate_every 0 --clients 20 --cohort 2 --local.epochs 1"
@@ -235,7 +250,7 @@ def gpu(minutes: float, folder: Path) -> Iterator[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     measures = {"null": null, "start": start, "methods": methods, "asynchronous": asynchronous}
-    measures |= {"state": state, "peers": peers}
+    measures |= {"state": state, "clients": clients, "peers": peers}
     known = [*TRAINING, *measures, "lr_mnist", "gpu"]
     parser.add_argument("rungs", nargs="*", metavar="NAME", help=f"one of {', '.join(known)} (default: all)")
     parser.add_argument("--repeats", type=int, default=3, help="repeats of every measurement (default: 3)")

@@ -35,7 +35,7 @@ def schedule_seconds(clients: int = 1000, concurrency: int = 100, buffer: int = 
         conditions=Heterogeneous(speed_spread=1),
         availability=Always(),
         weighting="uniform",
-        pool=Pool(samples, np.full((clients, 10), 6), np.arange(clients)),
+        pool=Pool(samples, lambda: np.full((clients, 10), 6)),
         costs=JobCosts(np.full(clients, 6.0), np.full(clients, 10**6), np.full(clients, 10**6)),
         seed=1,
     )

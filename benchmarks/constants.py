@@ -218,7 +218,7 @@ def books(world: World, states: StateKeeper, samples: NDArray[np.int64], size: i
     Includes drawing by samplers other than Uniform.
     """
 
-    pool = Pool(samples, samples[:, None], np.arange(len(samples)))
+    pool = Pool(samples, lambda: samples[:, None])
 
     def draw(sampler: Sampler) -> Cohort:
         return sampler.cohort(1, size, pool, "samples", 0)

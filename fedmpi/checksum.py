@@ -23,6 +23,8 @@ def checksum(*parts: NDArray[Any] | float | str) -> int:
     for part in parts:
         array = np.asarray(part)
         total = zlib.crc32(f"{array.dtype.str} {array.shape}".encode(), total)
+        if array.size > 1 and not any(array.strides):  # the same number everywhere
+            array = array[(0,) * array.ndim]
         total = zlib.crc32(np.ascontiguousarray(array).data, total)
     return total
 

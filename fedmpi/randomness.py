@@ -16,6 +16,7 @@ import sys
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from functools import cache
+from math import isqrt
 from typing import TypeVar
 
 import numpy as np
@@ -26,6 +27,8 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (30, 27, 31)
 _MASK = 2**64 - 1
+# Four suffice for large ranges.
+_FEISTEL_ROUNDS = 6
 
 T = TypeVar("T")
 
@@ -86,6 +89,32 @@ def hashed_bits(of: NDArray[np.uint64], count: int, first: int = 0) -> NDArray[n
     with np.errstate(over="ignore"):
         counters = np.uint64(_GOLDEN) * np.arange(first + 1, first + count + 1, dtype=np.uint64)
         return _mix(_mix(of[:, None] + counters) ^ of[:, None])
+
+
+def permuted(of: NDArray[np.uint64], places: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """[m] where random permutations of range(count) put these places [m]; each place has the permutation of its key.
+
+    So one place is found without the others. A place is a pair of numbers below a and b, with a b hardly above
+    `count`. In turns, a hash of one is added to the other, modulo a or b (a Feistel network, Luby and Rackoff, 1988).
+    A result of `count` or more is permuted again (Black and Rogaway, 2002).
+
+    Args:
+        of: [m] keys.
+    """
+    a = isqrt(max(count - 1, 0)) + 1
+    b = -(-count // a)
+    counters = np.uint64(_GOLDEN) * np.arange(1, _FEISTEL_ROUNDS + 1, dtype=np.uint64)
+    rounds = _mix(of + counters[:, None])
+    sizes = np.uint64(a), np.uint64(b)
+    found, outside = places.astype(np.uint64), np.arange(len(places))
+    while len(outside):
+        pair = [*np.divmod(found[outside], sizes[1])]
+        for number, keys in enumerate(rounds[:, outside]):
+            one, other = number % 2, 1 - number % 2
+            pair[one] = (pair[one] + _mix(keys ^ pair[other]) % sizes[one]) % sizes[one]
+        found[outside] = pair[0] * sizes[1] + pair[1]
+        outside = outside[found[outside] >= count]
+    return found.astype(np.int64)
 
 
 def seed_globals(key: int) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import count
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,7 +48,7 @@ class Work:
         self.network = network.to(memory_format=order).train()
         self.start = {name: tensor.detach().clone() for name, tensor in network.named_parameters()}
         self.samples = split.samples
-        self.pool = Pool(split.samples, split.label_counts, np.arange(len(split.samples)))
+        self.pool = Pool(split.samples, lambda: split.label_counts)
         x, y = torch.from_numpy(arrays.train_x), torch.from_numpy(arrays.train_y)
         # `to`, for `contiguous` would leave images of one channel as they are.
         self.shards = [((x[part].float() / 255).to(memory_format=order), y[part]) for part in split.train]

@@ -27,6 +27,7 @@ from fedmpi.data.partitions import (
     SwappedLabels,
     Users,
 )
+from fedmpi.data.repeated import Repeated
 from fedmpi.data.sentiment140 import Sentiment140, TweetCharacters
 from fedmpi.data.split import Split, make_split
 from fedmpi.data.table import Table
@@ -53,6 +54,7 @@ __all__ = [
     "Partition",
     "Permuted",
     "Progress",
+    "Repeated",
     "Rotated",
     "Sentiment140",
     "Shakespeare",

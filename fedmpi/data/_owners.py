@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Integers = NDArray[np.int64]
+from fedmpi.data.client_samples import Integers, ListedSamples
 
 NOBODY = -1
 
@@ -72,8 +72,8 @@ def top_up(owner: Integers, clients: int, least: int, rng: np.random.Generator) 
     return topped
 
 
-def by_owner(owner: Integers, clients: int) -> list[Integers]:
+def by_owner(owner: Integers, clients: int) -> ListedSamples:
     """The samples of each client in rising order; those of `NOBODY` are left out."""
     order = np.argsort(owner, kind="stable")
-    ends = np.searchsorted(owner[order], np.arange(clients + 1))
-    return [order[ends[client] : ends[client + 1]] for client in range(clients)]
+    kept = order[np.searchsorted(owner[order], 0) :]
+    return ListedSamples(kept, owner[kept], clients)

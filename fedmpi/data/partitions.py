@@ -1,20 +1,22 @@
 """How the training samples are divided among the clients (`--partition`).
 
 A partition is a pure function of the labels (or users), the number of clients and a random stream. Every sample
-belongs to at most one client, and every client gets samples. Published code draws again until every client has enough
-samples, which may take forever. Here as few samples as possible are moved from the largest clients instead
-(`top_up`).
+belongs to at most one client (but see `Repeated`), and every client gets samples. Published code draws again until
+every client has enough samples, which may take forever. Here as few samples as possible are moved from the largest
+clients instead (`top_up`).
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from math import isqrt
 from typing import Annotated
 
 import numpy as np
 
-from fedmpi.data._owners import NOBODY, Integers, apportion, by_owner, draw_classes, top_up
+from fedmpi.data._owners import NOBODY, apportion, by_owner, draw_classes, top_up
+from fedmpi.data.client_samples import Integers, ListedSamples
 from fedmpi.errors import BadInput, require
 from fedmpi.options import Configured, null_for, with_options
 from fedmpi.ranges import Allowed, NonNegativeInt, PositiveInt, interval
@@ -33,6 +35,7 @@ class Partition(metaclass=Configured):
         relabels: whether clients see other labels (`relabelled`).
         by_label: whether `split` looks at the labels. For tasks other than classification they are strata of the
             targets (`Task.strata`). A task without strata needs a partition that does not look at them.
+        shares_samples: whether several clients may have the same training sample.
         by_user: whether `split` is given the users of the samples instead of their labels. Clients then also get
             their users' test samples, if these are known.
         moved: number of samples that the last split moved to clients with too few samples.
@@ -43,11 +46,15 @@ class Partition(metaclass=Configured):
     relabels: bool = False
     by_label: bool = True
     by_user: bool = False
+    shares_samples: bool = False
     moved: int = 0
 
     @abstractmethod
-    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
+    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> Sequence[Integers]:
         """The samples of each client, as indices into `labels` (int64 [n]) in any order. No index occurs twice.
+
+        For very many clients, return a `ClientSamples` (`fedmpi.data.client_samples`), which computes a client's
+        samples when they are asked for.
 
         Args:
             labels: of the training samples; with `by_user`, the numbers of their users.
@@ -85,9 +92,11 @@ class IID(Partition):
 
     by_label = False
 
-    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
+    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> Sequence[Integers]:
         _require_samples(len(labels), clients, 1)
-        return np.array_split(rng.permutation(len(labels)), clients)
+        least, more = divmod(len(labels), clients)
+        sizes = np.where(np.arange(clients) < more, least + 1, least)
+        return ListedSamples(rng.permutation(len(labels)), np.repeat(np.arange(clients), sizes), clients)
 
 
 @with_options
@@ -104,7 +113,7 @@ class LogNormal(Partition):
 
     by_label = False
 
-    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
+    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> Sequence[Integers]:
         _require_samples(len(labels), clients, self.min_samples)
         sizes = apportion(np.exp(self.sigma * rng.standard_normal(clients)), len(labels), rng)
         owner = np.empty(len(labels), np.int64)
@@ -132,7 +141,7 @@ class Dirichlet(Partition):
     alpha: Concentration = 0.5
     min_samples: PositiveInt = 2
 
-    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
+    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> Sequence[Integers]:
         _require_samples(len(labels), clients, self.min_samples)
         owner = np.empty(len(labels), np.int64)
         for label in np.unique(labels):
@@ -163,7 +172,7 @@ class DirichletPrior(Partition):
 
     alpha: Concentration = 0.5
 
-    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
+    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> Sequence[Integers]:
         _require_samples(len(labels), clients, 1)
         _, labels, left = np.unique(labels, return_inverse=True, return_counts=True)
         supply = np.split(np.lexsort((rng.random(len(labels)), labels)), np.cumsum(left)[:-1])
@@ -189,7 +198,7 @@ class Shards(Partition):
     shards_per_client: PositiveInt = 2
     total: PositiveInt | None = None
 
-    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
+    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> Sequence[Integers]:
         _require_samples(len(labels), clients, self.shards_per_client)
         dealt = clients * self.shards_per_client
         total = dealt if self.total is None else self.total
@@ -216,7 +225,7 @@ class ClassesPerClient(Partition):
 
     classes: PositiveInt = 2
 
-    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
+    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> Sequence[Integers]:
         known, sizes = np.unique(labels, return_counts=True)
         require(self.classes <= len(known), "classes", self.classes, f"at most {len(known)}, as in the data")
         hands = self._deal(len(known), clients, rng)
@@ -260,7 +269,7 @@ class Users(Partition):
     by_label = False
     by_user = True
 
-    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
+    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> Sequence[Integers]:
         samples = np.bincount(labels)
         users = np.flatnonzero(samples >= self.min_samples)
         if clients > len(users):
@@ -288,13 +297,14 @@ class SeenDifferently(Partition):
     def __post_init__(self) -> None:
         self.by_label = self.over.by_label
         self.by_user = self.over.by_user
+        self.shares_samples = self.over.shares_samples
 
     @property
     @abstractmethod
     def ways(self) -> int:
         """Number of groups; 0: every client is a group."""
 
-    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
+    def split(self, labels: Integers, clients: int, rng: np.random.Generator) -> Sequence[Integers]:
         parts = self.over.split(labels, clients, rng)
         self.moved = self.over.moved
         return parts

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-from fedmpi.data._owners import NOBODY, Integers, apportion, by_owner
+from fedmpi.data._owners import NOBODY, apportion, by_owner
+from fedmpi.data.client_samples import ClientSamples, Integers, ListedSamples, gathered
 from fedmpi.data.partitions import Partition
 from fedmpi.errors import BadInput
 from fedmpi.randomness import globals_kept, key, seed_globals, stream
@@ -24,17 +27,18 @@ class Split:
         test: the same for its test samples. Every test sample belongs to exactly one client, so the mean of a model's
             client accuracies, weighted by test samples, is its accuracy on the whole test set.
         validation: for each client, those of its training samples that are never trained on.
-        label_counts: int64 [clients, strata] numbers of training samples, by the label that the client sees, or by
-            the stratum of its target (`Task.strata`).
+        labels: [n] of all training samples, as the client sees them, or the strata of their targets (`Task.strata`).
+        classes: number of labels or strata.
         groups: int64 [clients] the true groups, if the partition has any.
         partition: determines how clients see their samples.
         seed: seed of the partition.
     """
 
-    train: list[Integers]
-    test: list[Integers]
-    validation: list[Integers]
-    label_counts: Integers
+    train: ClientSamples
+    test: ListedSamples
+    validation: ListedSamples
+    labels: Integers
+    classes: int
     groups: Integers | None
     partition: Partition
     seed: int
@@ -42,18 +46,20 @@ class Split:
     @property
     def samples(self) -> Integers:
         """[clients] numbers of training samples."""
-        return np.asarray(self.label_counts.sum(axis=1))
+        return self.train.sizes
 
-    @property
-    def owned(self) -> list[Integers]:
-        """For each client, its training and validation samples."""
-        return [np.concatenate(both) for both in zip(self.train, self.validation, strict=True)]
+    @cached_property
+    def label_counts(self) -> Integers:
+        """int64 [clients, classes] numbers of training samples by label. Computed when it is first needed."""
+        return self.train.count_labels(self.labels, self.classes)
 
     def first(self, clients: int) -> Split:
         """The split of the first clients. The order in which they see pixels stays the same."""
+        if clients == len(self.train):
+            return self
         groups = None if self.groups is None else self.groups[:clients]
-        lists = self.train[:clients], self.test[:clients], self.validation[:clients]
-        return Split(*lists, self.label_counts[:clients], groups, self.partition, self.seed)
+        test, validation = self.test.first(clients), self.validation.first(clients)
+        return replace(self, train=self.train.first(clients), test=test, validation=validation, groups=groups)
 
     def pixels(self, client: int, count: int) -> Integers | None:
         """[count] the order in which a client sees the pixels of its samples; None: pixels are not permuted."""
@@ -64,15 +70,15 @@ class Split:
             seed_globals(key(self.seed, "pixels", client=group))
             return self.partition.pixels(group, count, stream(self.seed, "pixels", client=group))
 
-    def labels_seen(self, labels: Integers, shards: list[Integers]) -> Integers:
-        """The labels [n] as the clients with these shards see them."""
+    def labels_seen(self, labels: Integers, *parts: ClientSamples) -> Integers:
+        """The labels [n] as the clients with these parts of the samples see them."""
         if not self.partition.relabels:
             return labels
         seen = np.array(labels)
-        for client, shard in enumerate(shards):
+        for client, shard in (pair for part in parts for pair in enumerate(part)):
             group, rng = self._group(client), stream(self.seed, "labels")
             seed_globals(key(self.seed, "labels", client=group))
-            as_seen = self.partition.relabelled(group, self.label_counts.shape[1], rng)
+            as_seen = self.partition.relabelled(group, self.classes, rng)
             seen[shard] = as_seen[labels[shard]]
         return seen
 
@@ -110,36 +116,46 @@ def make_split(
     if given is None:
         raise BadInput(f"partition {type(partition).__name__}: the data set has no information about users")
     seed_globals(key(seed, "partition"))
-    train = [np.sort(part) for part in partition.split(given, clients, stream(seed, "partition"))]
-    _check(partition, train, clients)
-
-    def owners(shards: list[Integers]) -> Integers:
-        return np.repeat(np.arange(clients), list(map(len, shards)))
-
-    def count(labels: Integers, shards: list[Integers]) -> Integers:
-        cells = owners(shards) * classes + labels[np.concatenate(shards)]
-        return np.bincount(cells, minlength=clients * classes).reshape(clients, classes)
-
-    test_owner = np.full(len(test_y), NOBODY)
-    if partition.by_user and test_users is not None:
-        client_of = np.full(max(given.max(), test_users.max()) + 1, NOBODY)
-        client_of[given[np.concatenate(train)]] = owners(train)
-        test_owner = client_of[test_users]
-    label_counts = count(train_y, train)
-    test_owner = _deal_out(test_owner, label_counts, test_y, stream(seed, "test shards"))
+    owned = partition.split(given, clients, stream(seed, "partition"))
+    _check_sizes(partition, owned, clients)
+    owned = ListedSamples.of_lists(owned) if validation else gathered(owned)
+    rng = stream(seed, "test shards")
+    if isinstance(owned, ListedSamples):
+        owned = owned.sorted()
+        _check_once(partition, owned)
+        known = _owners_by_user(owned, given, test_users) if partition.by_user and test_users is not None else None
+        test_owner = np.full(len(test_y), NOBODY) if known is None else known
+        test_owner = _deal_out(test_owner, owned.count_labels(train_y, classes), test_y, rng)
+    else:
+        test_owner = _deal_at_random(len(test_y), clients, rng)
     seed_globals(key(seed, "groups"))
     groups = partition.groups(clients, stream(seed, "groups"))
-    apart = [
-        _set_apart(shard, train_y[shard], validation if client < clients - without else 0, client, seed)
-        for client, shard in enumerate(train)
-    ]
-    if validation and not any(map(len, apart)):
-        most = max(map(len, train[: clients - without]))
+    train, apart = owned, ListedSamples.nothing(clients)
+    if validation:
+        train, apart = _validating(owned, train_y, validation, clients - without, seed)
+    split = Split(train, by_owner(test_owner, clients), apart, train_y, classes, groups, partition, seed)
+    return replace(split, labels=split.labels_seen(train_y, train, apart))
+
+
+def _validating(
+    owned: Sequence[Integers], labels: Integers, share: float, clients: int, seed: int
+) -> tuple[ListedSamples, ListedSamples]:
+    """The samples of each client without its validation samples, and these.
+
+    Args:
+        owned: the samples of each client.
+        labels: of all samples.
+        share: of a client's samples, for the first `clients`; nothing is set apart of the others.
+    """
+    shares = [share if client < clients else 0 for client in range(len(owned))]
+    each = enumerate(zip(owned, shares, strict=True))
+    apart = [_set_apart(shard, labels[shard], part, client, seed) for client, (shard, part) in each]
+    if not any(map(len, apart)):
+        most = max(map(len, owned[:clients]))
         reason = f"sets nothing apart, because no client has more than {most} training samples"
-        raise BadInput(f"= {validation}: {reason}; at least one needs {LEAST_FOR_ONE}", "--validation")
-    kept = [np.setdiff1d(shard, some, assume_unique=True) for shard, some in zip(train, apart, strict=True)]
-    split = Split(kept, by_owner(test_owner, clients), apart, label_counts, groups, partition, seed)
-    return replace(split, label_counts=count(split.labels_seen(train_y, split.owned), kept))
+        raise BadInput(f"= {share}: {reason}; at least one needs {LEAST_FOR_ONE}", "--validation")
+    kept = [np.setdiff1d(shard, some, assume_unique=True) for shard, some in zip(owned, apart, strict=True)]
+    return ListedSamples.of_lists(kept), ListedSamples.of_lists(apart)
 
 
 def _set_apart(shard: Integers, labels: Integers, share: float, client: int, seed: int) -> Integers:
@@ -164,13 +180,31 @@ def _set_apart(shard: Integers, labels: Integers, share: float, client: int, see
     return np.sort(np.concatenate(parts))
 
 
-def _check(partition: Partition, train: list[Integers], clients: int) -> None:
-    name = type(partition).__name__
-    if len(train) != clients or not all(map(len, train)):
+def _check_sizes(partition: Partition, owned: Sequence[Integers], clients: int) -> None:
+    sizes = owned.sizes if isinstance(owned, ClientSamples) else np.array(list(map(len, owned)))
+    if len(owned) != clients or not sizes.all():
+        name = type(partition).__name__
         raise BadInput(f"partition {name}: it must give samples to each of the {clients} clients")
-    used = np.sort(np.concatenate(train))
+
+
+def _check_once(partition: Partition, owned: ListedSamples) -> None:
+    used = np.sort(owned.samples)
     if (used[1:] == used[:-1]).any():
-        raise BadInput(f"partition {name}: it gives the same sample to two clients")
+        raise BadInput(f"partition {type(partition).__name__}: it gives the same sample to two clients")
+
+
+def _owners_by_user(owned: ListedSamples, users: Integers, test_users: Integers) -> Integers:
+    """[n] the client of each test sample, by its user; NOBODY if the user is no client."""
+    client_of = np.full(max(users.max(), test_users.max()) + 1, NOBODY)
+    client_of[users[owned.samples]] = owned.owners
+    return client_of[test_users]
+
+
+def _deal_at_random(samples: int, clients: int, rng: np.random.Generator) -> Integers:
+    """[n] the client of each test sample: all clients get as many, or some get one each if there are too few."""
+    if samples < clients:
+        return rng.choice(clients, samples, replace=False)
+    return rng.permutation(np.arange(samples) % clients)
 
 
 def _deal_out(owner: Integers, label_counts: Integers, test_y: Integers, rng: np.random.Generator) -> Integers:

@@ -57,7 +57,7 @@ def check_set_up(
     claims: dict[str, int | None] = {
         **{claim: value for option, read in data.items() for claim, value in _samples(world, option, *read)},
         built: checksum(*(part for name, array in tensors.items() for part in (name, array))),
-        f"{splits} split the samples differently": checksum(*split.train, *split.test, split.label_counts),
+        f"{splits} split the samples differently": checksum(*_facts(split)),
         f"{splits} put clients into different groups": checksum(*(() if split.groups is None else (split.groups,))),
         f"{splits} see different labels": checksum(*labels),
         f"{splits} see pixels in different orders": checksum(*_pixel_orders(split, pixels)),
@@ -121,8 +121,15 @@ def _samples(world: World, option: str, dataset: object, arrays: Arrays) -> Iter
     yield f"{what} samples", checksum(arrays.checksum) if reads else None
 
 
+def _facts(split: Split) -> Iterator[Any]:
+    for samples in (split.train, split.test, split.validation):
+        yield from samples.facts
+
+
 def _pixel_orders(split: Split, pixels: int) -> list[NDArray[np.int64]]:
     """The order of pixels of one client per group, or of every client."""
+    if not split.partition.permutes_pixels:
+        return []
     clients = np.arange(len(split.train)) if split.groups is None else np.unique(split.groups, return_index=True)[1]
     return [order for client in clients.tolist() if (order := split.pixels(client, pixels)) is not None]
 

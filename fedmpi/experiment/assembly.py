@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from fedmpi.algorithms import Algorithm
 from fedmpi.allocator import keep_freed_memory
 from fedmpi.data import Arrays, Dataset, Split, make_split
 from fedmpi.data.base import check_targets
+from fedmpi.data.client_samples import ClientSamples, ListedSamples
 from fedmpi.errors import named, option_of
 from fedmpi.experiment import compatibility
 from fedmpi.experiment.alike import check_rebuilt, check_set_up
@@ -144,7 +145,7 @@ class _Shared:
         everyone: the samples of all clients, including held-out clients.
         split: the samples of the clients that take part in rounds.
         shards: for each client, the numbers of its training samples.
-        label_counts: [clients, strata] numbers of training samples by the labels that clients train on.
+        count_labels: gives [clients, strata], numbers of training samples by the labels that clients train on.
         triggered: test samples that carry the trigger of the attack; None: there are none.
         measures: what evaluations measure.
         pixels: the order in which a client sees the pixels of its samples.
@@ -155,8 +156,8 @@ class _Shared:
     device: torch.device
     everyone: Split
     split: Split
-    shards: list[NDArray[np.int64]]
-    label_counts: NDArray[np.int64]
+    shards: ClientSamples
+    count_labels: Callable[[], NDArray[np.int64]]
     measures: Measures
     pixels: PixelOrders
     train: Samples
@@ -195,11 +196,11 @@ class _Shared:
             trainer=make_trainer(work, choice),
             evaluator=evaluator,
             split=self.split,
-            label_counts=self.label_counts,
+            count_labels=self.count_labels,
             train=train,
             build=networks,
             rounds=rounds,
-            masses=masses(self.split.samples, experiment.weighting),
+            weighting=experiment.weighting,
             adversary=self.adversary,
             privacy=experiment.privacy,
             released=self.released,
@@ -315,8 +316,8 @@ def _put_together(
     split = everyone.first(experiment.clients)
     adversary = Adversary.of(world, experiment.attack, experiment.clients, experiment.seed)
     seen, test_labels = (
-        everyone.labels_seen(labels, shards)
-        for labels, shards in ((arrays.train_y, everyone.owned), (arrays.test_y, everyone.test))
+        everyone.labels_seen(labels, *parts)
+        for labels, *parts in ((arrays.train_y, everyone.train, everyone.validation), (arrays.test_y, everyone.test))
     )
     labels, poisoned = seen, np.zeros(len(seen), dtype=bool)
     if adversary:
@@ -344,8 +345,8 @@ def _put_together(
         device,
         everyone,
         split,
-        shards=[np.sort(np.concatenate(split.train))] if algorithm.pools_clients else everyone.train,
-        label_counts=adversary.label_counts(split, labels) if adversary else split.label_counts,
+        shards=_pooled(split.train) if algorithm.pools_clients else everyone.train,
+        count_labels=lambda: adversary.label_counts(split, labels) if adversary else split.label_counts,
         measures=measures,
         pixels=PixelOrders(everyone, train.pixels, device),
         train=train,
@@ -359,9 +360,12 @@ def _put_together(
     )
 
 
-def _triggered(
-    test: Samples, labels: NDArray[np.int64], shards: Sequence[NDArray[np.int64]], trigger: Trigger
-) -> Measured:
+def _pooled(shards: ClientSamples) -> ListedSamples:
+    """The samples of all clients as those of one client."""
+    return ListedSamples.of_lists([np.sort(np.concatenate(shards[:]))])
+
+
+def _triggered(test: Samples, labels: NDArray[np.int64], shards: ListedSamples, trigger: Trigger) -> Measured:
     """The test samples of other classes than the target, with the trigger, and with the target as their label.
 
     Args:
@@ -369,7 +373,7 @@ def _triggered(
         shards: for each client, the numbers of its test samples.
     """
     marked = test.marked(trigger.size, np.ones(len(labels), dtype=bool))
-    others = [shard[labels[shard] != trigger.target] for shard in shards]
+    others = shards.where(labels[shards.samples] != trigger.target)
     return Measured.of(marked.relabelled(np.full_like(labels, trigger.target)), others)
 
 

@@ -196,18 +196,25 @@ class Checkpoints:
         if archive:
             arrays = {name: tensor.numpy() for name, tensor in server_state(saved.algorithm).items()}
             arrays |= {f"estimates/{name}": array for name, array in engine.estimates.items()}
-            arrays["seen"] = keeper.home >= 0
+            arrays["trained"] = keeper.trained
             for name, array in arrays.items():
                 add(archive, f"{saved.name}/{name}", array)
         for name, state in keeper.states.items():
-            self._save_rows(archive, f"{saved.name}/clients/{name}", state, len(keeper.home))
+            self._save_rows(archive, f"{saved.name}/clients/{name}", state, keeper.trained)
 
-    def _save_rows(self, archive: zipfile.ZipFile | None, place: str, state: ClientState, clients: int) -> None:
+    def _save_rows(
+        self, archive: zipfile.ZipFile | None, place: str, state: ClientState, trained: NDArray[np.int64]
+    ) -> None:
         world, size = self._world, len(state.initial)
-        holders = np.zeros(clients, dtype=np.int64)  # rank + 1
-        holders[np.fromiter(state.rows, dtype=np.int64)] = world.rank + 1
+        mine = np.fromiter(state.rows, dtype=np.int64)
+        for client in np.setdiff1d(mine, trained)[:1]:
+            reason = "has not been trained: a method writes state only for the clients of `my_clients`"
+            raise RuntimeError(f"{place}: was written for client {client}, which {reason}")
+        holders = np.zeros(len(trained), dtype=np.int64)  # rank + 1
+        holders[np.searchsorted(trained, mine)] = world.rank + 1
         world.sum(holders)
-        order = np.argsort(holders, kind="stable")[np.count_nonzero(holders == 0) :]
+        in_turn = np.argsort(holders, kind="stable")[np.count_nonzero(holders == 0) :]
+        order, holders = trained[in_turn], holders[in_turn]
         if archive:
             add(archive, f"{place}/initial", state.initial.numpy())
             add(archive, f"{place}/numbers", order)
@@ -216,14 +223,14 @@ class Checkpoints:
                 shape = len(order), size
                 npy.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
             for source in range(world.size):
-                for some in _pieces(order[holders[order] == source + 1], size):
+                for some in _pieces(order[holders == source + 1], size):
                     rows = np.empty((len(some) if archive else 0, size), dtype=np.float32)
                     if source == world.rank:
-                        mine = [state.rows[client].numpy() for client in some.tolist()]
+                        own = [state.rows[client].numpy() for client in some.tolist()]
                         if archive:
-                            np.stack(mine, out=rows)
+                            np.stack(own, out=rows)
                         else:
-                            world.exchange([(0, row) for row in mine], [])
+                            world.exchange([(0, row) for row in own], [])
                     elif archive:
                         world.exchange([], [(source, row) for row in rows])
                     if archive:
@@ -249,8 +256,8 @@ class Checkpoints:
                 name: (read(f"clients/{name}/initial"), read(f"clients/{name}/numbers"))
                 for name in archive.about["states"][saved.name]
             }
-            told = kinds, estimates, read("seen"), states
-        kinds, estimates, seen, states = world.from_server(told)
+            told = kinds, estimates, read("trained"), states
+        kinds, estimates, trained, states = world.from_server(told)
         for name, (shape, dtype) in kinds.items():
             _, number, *optimizer, attribute = name.split("/")
             part = saved.algorithm.parts[int(number)]
@@ -260,12 +267,15 @@ class Checkpoints:
                 part.server_optimizer.state[attribute] = server[name]
         engine.estimates = estimates
         workers = np.array(world.workers)
-        homes = workers[np.arange(len(seen)) % len(workers)]
-        keeper.home[:] = np.where(seen, homes, -1)
+
+        def homes(clients: NDArray[np.int64]) -> NDArray[np.int64]:
+            return workers[clients % len(workers)]
+
+        keeper.settle(trained, homes(trained))
         for name, (initial, numbers) in states.items():
             device = engine.federation.device
             state = keeper.states.get(name) or keeper.create(name, torch.from_numpy(initial), device)
-            self._restore_rows(archive, f"{saved.name}/clients/{name}", state, numbers, homes)
+            self._restore_rows(archive, f"{saved.name}/clients/{name}", state, numbers, homes(numbers))
 
     def _restore_rows(
         self,
@@ -280,8 +290,7 @@ class Checkpoints:
             if archive:
                 npy.read_magic(file)
                 npy.read_array_header_1_0(file)
-            for some in _pieces(numbers, size):
-                targets = homes[some]
+            for some, targets in zip(_pieces(numbers, size), _pieces(homes, size), strict=True):
                 mine = [(client, state.empty_row()) for client in some[targets == world.rank].tolist()]
                 if archive:
                     rows = np.frombuffer(file.read(4 * size * len(some)), dtype=np.float32).reshape(-1, size)

@@ -149,6 +149,10 @@ def _arrival(chosen: Choices) -> float | None:
     return chosen.conditions.arrival(_fewest(chosen), chosen.algorithm.accepts_partial_work)
 
 
+def _changes_labels(chosen: Choices) -> bool:
+    return type(chosen.attack).poison is not Attack.poison
+
+
 def _looks_at_models(algorithm: Algorithm) -> bool:
     return algorithm.looks_at_models
 
@@ -325,7 +329,40 @@ TASKS: Sequence[Rule[Choices]] = (
         "attack",
         "one that changes labels (LabelFlip, Backdoor), with a task whose samples have no classes",
         "changes classes, which {task} does not have",
-        lambda chosen: type(chosen.attack).poison is not Attack.poison and not chosen.task.has_classes,
+        lambda chosen: _changes_labels(chosen) and not chosen.task.has_classes,
+    ),
+)
+SHARED: Sequence[Rule[Choices]] = (
+    Rule(
+        "validation",
+        "a share, with a partition whose clients share samples (Repeated)",
+        "some clients would be trained on the validation samples of others, because {partition} repeats samples",
+        lambda chosen: chosen.partition.shares_samples and chosen.validation is not None,
+    ),
+    Rule(
+        "held_out",
+        "above 0, with such a partition",
+        "held-out clients would have samples of others, because {partition} repeats samples",
+        lambda chosen: chosen.partition.shares_samples and chosen.held_out > 0,
+    ),
+    Rule(
+        "attack",
+        "one that changes labels (LabelFlip, Backdoor), with such a partition",
+        "honest clients would be trained on the labels of malicious ones, because {partition} repeats samples",
+        lambda chosen: chosen.partition.shares_samples and _changes_labels(chosen),
+    ),
+    Rule(
+        "partition",
+        "one that changes labels (SwappedLabels) over such a partition",
+        "changes the label of a sample for some clients, which others may have as well",
+        lambda chosen: chosen.partition.shares_samples and chosen.partition.relabels,
+    ),
+    Rule(
+        "partition",
+        "one whose clients share samples (Repeated)",
+        "repeats samples, and {algorithm} trains one model on the samples of all clients",
+        lambda chosen: chosen.partition.shares_samples,
+        _pools_clients,
     ),
 )
 METHODS: Sequence[Rule[Choices]] = (
@@ -594,6 +631,7 @@ SECTIONS: dict[str, Sequence[Rule[Any]]] = {
     "Privacy": PRIVATE,
     "Virtual clock": CLOCK,
     "Tasks": TASKS,
+    "Clients that share samples": SHARED,
     "Methods": METHODS,
     "Data and networks": DATA,
 }

@@ -102,12 +102,19 @@ class Recorder:
 
 
 class ResultsRecorder(Recorder):
-    """The recorder of rank 0: writes rows to the results file, and lines or a bar to the terminal."""
+    """The recorder of rank 0: writes rows to the results file, and lines or a bar to the terminal.
+
+    Args:
+        results: the results file.
+        measures: what evaluations measure.
+        experiment: its settings.
+    """
 
     is_open = True
 
     def __init__(self, results: Results, measures: Measures, experiment: Settings) -> None:
         self._results = results
+        self._every_client = experiment.records_every_client
         run = Tracked(results.path, results.started, experiment.settings)
         self._tracking = Tracking(experiment.track, run, results.rounds)
         self._shown = measures.task.main, measures.main.unit
@@ -153,12 +160,14 @@ class ResultsRecorder(Recorder):
 
     def _add_evaluation(self, round: int, found: Evaluation, outcome: Outcome) -> None:
         results, task = self._results, found.measures.task
-        columns: dict[str, NDArray] = {f"client_{task.main}": found.of_clients}
+        columns: dict[str, NDArray] = {}
         if task.has_classes:
-            columns = {"per_class_accuracy": found.class_accuracy, **columns}
+            columns["per_class_accuracy"] = found.class_accuracy
             results.set_confusion(round, found.confusion)
-        if outcome.fine_tuned:
-            columns[f"fine_tuned_{task.main}"] = outcome.fine_tuned.of_clients
+        if self._every_client:
+            columns[f"client_{task.main}"] = found.of_clients
+            if outcome.fine_tuned:
+                columns[f"fine_tuned_{task.main}"] = outcome.fine_tuned.of_clients
         results.add_evaluation(round, columns)
         if found.validation:
             column = f"validation_{task.main}"
@@ -239,9 +248,10 @@ def open_recorder(
 def _say_what_is_trained(experiment: Settings, assembled: Assembled, world: World) -> None:
     fed, choice = assembled.engine.federation, assembled.choice
     data, size = setting(settings_of(experiment.dataset, "dataset")), fed.samples
-    tested, validated = (sum(map(len, each)) for each in (fed.context.split.test, fed.context.split.validation))
+    split = fed.context.split
+    tested, validated = split.test.total, split.validation.total
     apart = f"{validated:,} validation samples, " if validated else ""
-    say(f"data: {data}, {size.sum():,} training samples, {apart}{tested:,} test samples")
+    say(f"data: {data}, {split.train.total:,} training samples, {apart}{tested:,} test samples")
     each = f"{size.min():,} to {size.max():,}" if size.min() < size.max() else f"{size.min():,}"
     say(f"clients: {fed.clients}, {experiment.cohort} per round, with {each} training samples each")
     working = f"{world.size - 1} of {world.size} ranks" if world.size > 1 else "1 rank"
@@ -264,8 +274,10 @@ def _begun(
     attributes = {**names, "seed": experiment.seed, "config": config, **assembled.checksums}
     attributes |= {**inputs.describe(config), **_after_more_rounds(experiment, assembled)}
     results = Results(experiment.output, attributes, environment, overwrite=True, confirm=lock.confirm)
-    validation = list(map(len, fed.context.split.validation)) if experiment.validation else None
-    results.set_partition(fed.context.split.label_counts, fed.samples, validation)
+    if experiment.records_every_client:
+        split = fed.context.split
+        validation = split.validation.sizes if experiment.validation else None
+        results.set_partition(split.label_counts, split.samples, validation)
     source = _source_of_frozen(experiment)
     _describe_models(results, experiment.algorithm, fed.layout, source, experiment.store_frozen)
     data, kind = experiment.dataset, "uint8" if fed.has_images else "int64" if fed.is_text else "float32"

@@ -113,7 +113,8 @@ def plan_round(experiment: Settings, engine: Engine, algorithm: Algorithm, round
     """
     fed, seed, is_private = engine.federation, experiment.seed, _is_private(experiment)
     present, waited = _reachable(experiment, engine, round)
-    pool = Pool(fed.samples, fed.label_counts, np.flatnonzero(present), may_be_empty=is_private)
+    reachable = None if present.all() else np.flatnonzero(present)
+    pool = Pool(fed.samples, lambda: fed.label_counts, reachable, may_be_empty=is_private)
     wanted = algorithm.clients_to_ask(round, experiment.cohort, experiment.clients)
     size = experiment.conditions.asked(wanted)
     drawn = experiment.sampler.cohort(round, size, pool, experiment.weighting, seed)
@@ -139,7 +140,7 @@ def plan_round(experiment: Settings, engine: Engine, algorithm: Algorithm, round
     if waited:
         row = {**row, "virtual_seconds": waited + row.get("virtual_seconds", 0.0)}
     if not isinstance(experiment.availability, Always):
-        row = {**row, "unavailable": experiment.clients - len(pool.available)}
+        row = {**row, "unavailable": experiment.clients - pool.size}
     lost = 4 * fed.layout.size * (len(drawn) - len(asked)) + plan.bytes_lost  # what others received
     return replace(plan, row=row, bytes_lost=lost)
 

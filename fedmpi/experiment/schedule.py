@@ -32,7 +32,7 @@ def timeline_of(experiment: Settings, engine: Engine) -> Timeline | None:
         conditions=experiment.conditions,
         availability=experiment.availability,
         weighting=experiment.weighting,
-        pool=Pool(fed.samples, fed.label_counts, everyone),
+        pool=Pool(fed.samples, lambda: fed.label_counts),
         costs=JobCosts(workload.work(cohort), *workload.payload(cohort)),
         seed=experiment.seed,
         max_staleness=algorithm.max_staleness,

@@ -41,6 +41,8 @@ from fedmpi.training.settings import LocalTraining
 
 #: Exit statuses of a run that `--resume` continues: the job should be queued again, or the user has interrupted it.
 REQUEUE, BY_HAND = 85, 130
+#: Up to so many clients, the results file has values of each, unless the user says otherwise.
+FEW_CLIENTS = 100_000
 
 
 @with_ranges
@@ -120,6 +122,9 @@ class Settings(metaclass=Configured):
             every evaluated round, only to be measured: its model is evaluated on its own test samples and then thrown
             away. Column fine_tuned_accuracy, over all test samples, and per client in /evaluation. This is the
             baseline of every personalised method. It costs a training of all clients per evaluation. null: none.
+        every_client: whether the results file has values of every single client: /partition, and the columns
+            client_accuracy and fine_tuned_accuracy (or those of another main metric) of /evaluation. auto: with up to
+            100,000 clients. Statistics over clients are in /rounds in any case.
         validation: share of training samples to validate on. Each client sets this share apart, at least one of ten
             samples, and never trains on it. Together they are the validation set, on which models are evaluated as on
             the test set (columns validation_loss, validation_accuracy, ...). The best round is then chosen by it, and
@@ -186,6 +191,7 @@ class Settings(metaclass=Configured):
         evaluate_means: Literal["none", "cohort", "clients", "both"] = "none",
         evaluate_local: bool = False,
         evaluate_fine_tuned: PositiveInt | None = None,
+        every_client: bool | Literal["auto"] = "auto",
         validation: Annotated[float, interval("(0, 1)", "above 0 and below 1")] | None = None,
         held_out: NonNegativeInt = 0,
         held_out_epochs: PositiveInt = 20,
@@ -237,6 +243,7 @@ class Settings(metaclass=Configured):
         self.evaluate_means: Literal["none", "cohort", "clients", "both"] = evaluate_means
         self.evaluate_local = evaluate_local
         self.evaluate_fine_tuned = evaluate_fine_tuned
+        self.every_client: bool | Literal["auto"] = every_client
         self.validation = validation
         self.held_out = held_out
         self.held_out_epochs = held_out_epochs
@@ -272,6 +279,7 @@ class Settings(metaclass=Configured):
         compatibility.check(compatibility.PRIVATE, self)
         compatibility.check(compatibility.CLOCK, self)
         compatibility.check(compatibility.TASKS, self)
+        compatibility.check(compatibility.SHARED, self)
         compatibility.check(compatibility.METHODS, self)
         _ = self.settings  # settings that YAML cannot hold are refused before anything runs
 
@@ -294,6 +302,11 @@ class Settings(metaclass=Configured):
     def evaluated(self) -> Evaluated:
         """Which rounds are evaluated."""
         return Evaluated(self.evaluate_every, self.evaluate_seconds)
+
+    @property
+    def records_every_client(self) -> bool:
+        """Whether the results file has values of every single client."""
+        return self.clients <= FEW_CLIENTS if self.every_client == "auto" else self.every_client
 
     @property
     def described_metrics(self) -> dict[str, str]:

@@ -41,6 +41,7 @@ class Adversary:
         seed_globals(key(seed, "malicious"))
         self.malicious = attack.malicious(clients, seed)
         self.colludes = isinstance(attack, Collusion)
+        self._poisons = type(attack).poison is not Attack.poison
         self._lies = self.colludes or attack.changes_updates
 
     @classmethod
@@ -58,6 +59,8 @@ class Adversary:
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """The training labels [n] as the clients with these shards see them, and which samples [n] are poisoned."""
         poisoned, chosen = np.array(labels), np.zeros(len(labels), dtype=bool)
+        if not self._poisons:
+            return poisoned, chosen
         for client in np.flatnonzero(self.malicious).tolist():
             seed_globals(key(self._seed, "poisoned labels", client=client))
             shard = shards[client]
@@ -69,9 +72,9 @@ class Adversary:
     def label_counts(self, split: Split, labels: NDArray[np.int64]) -> NDArray[np.int64]:
         """[clients, strata] numbers of training samples, of malicious clients by the labels [n] that they use."""
         counts = split.label_counts
-        if type(self._attack).poison is not Attack.poison:
+        if self._poisons:
             counts = counts.copy()
-            for client in np.flatnonzero(self.malicious):
+            for client in np.flatnonzero(self.malicious).tolist():
                 counts[client] = np.bincount(labels[split.train[client]], minlength=counts.shape[1])
         return counts
 

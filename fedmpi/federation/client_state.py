@@ -68,19 +68,31 @@ class StateKeeper:
         world: the ranks.
         clients: number of clients.
 
-    Attributes:
-        home: [clients] int64, the rank that holds a client's rows; -1 before its first round. Every rank knows this,
-            because every rank knows the placement of clients.
+    Every rank knows which rank holds a client's rows, because every rank knows the placement of clients.
     """
 
     def __init__(self, world: World, clients: int) -> None:
         self._world = world
         self.states: dict[str, ClientState] = {}
-        self.home: NDArray[np.int64] = np.full(clients, -1)
+        # The rank + 1; 0 before a client's first round. Zeros take no memory until they are written.
+        self._holder = np.zeros(clients, dtype=np.int32)
 
     def create(self, name: str, initial: Tensor, device: torch.device) -> ClientState:
         self.states[name] = ClientState(initial, device)
         return self.states[name]
+
+    def home(self, clients: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[m] the ranks that hold the rows of these clients; -1 for a client before its first round."""
+        return self._holder[clients].astype(np.int64) - 1
+
+    @property
+    def trained(self) -> NDArray[np.int64]:
+        """The clients that have taken part so far, in rising order."""
+        return np.flatnonzero(self._holder)
+
+    def settle(self, clients: NDArray[np.int64], ranks: NDArray[np.int64]) -> None:
+        """Note that these `ranks` [m] hold the rows of these clients [m]."""
+        self._holder[clients] = ranks + 1
 
     @property
     def bytes(self) -> int:
@@ -92,18 +104,16 @@ class StateKeeper:
 
         Returns: The bytes that this rank sent and received.
         """
+        before = self.home(clients)
+        self.settle(clients, ranks)
         if not self.states:
-            self.home[clients] = ranks
             return 0
         me = self._world.rank
         moves = [
             (client, source, target)
-            for client, source, target in zip(
-                clients.tolist(), self.home[clients].tolist(), ranks.tolist(), strict=True
-            )
+            for client, source, target in zip(clients.tolist(), before.tolist(), ranks.tolist(), strict=True)
             if source not in (-1, target) and me in (source, target)
         ]
-        self.home[clients] = ranks
         for state in self.states.values():
             leaving = [(to, client) for client, source, to in moves if source == me]
             arriving = [(source, client, state.empty_row()) for client, source, to in moves if to == me]

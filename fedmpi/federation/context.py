@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -27,6 +28,7 @@ from fedmpi.mpi.world import World
 from fedmpi.policies import Cohort
 from fedmpi.policies.compression import Compression
 from fedmpi.policies.privacy import Privacy, Released
+from fedmpi.policies.sampling import Weighting, masses
 from fedmpi.training.block import Block
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.layout import Columns, Layout
@@ -79,11 +81,11 @@ class Context:
         world: the ranks.
         trainer, evaluator: of this rank.
         split: the samples of each client.
-        label_counts: [clients, strata] numbers of training samples by the labels that clients train on.
+        count_labels: gives `label_counts`.
         train: the training samples of all clients.
         build: number -> a network with newly drawn weights, the same on every rank.
         rounds: number of rounds of the run.
-        masses: [clients] weight of each client in a mean.
+        weighting: of clients in a mean.
         adversary: the malicious clients; None: all are honest.
         privacy: the privacy mechanism of the server.
         released: its cost so far.
@@ -107,11 +109,11 @@ class Context:
     trainer: Trainer
     evaluator: Evaluator
     split: Split
-    label_counts: NDArray[np.int64]
+    count_labels: Callable[[], NDArray[np.int64]]
     train: Samples
     build: Callable[[int], FlatModel]
     rounds: int
-    masses: NDArray[np.int64]
+    weighting: Weighting
     adversary: Adversary | None
     privacy: Privacy
     released: Released
@@ -133,6 +135,16 @@ class Context:
     def clients(self) -> int:
         """Number of clients."""
         return len(self.split.samples)
+
+    @cached_property
+    def label_counts(self) -> NDArray[np.int64]:
+        """[clients, strata] numbers of training samples by the labels that clients train on."""
+        return self.count_labels()
+
+    @cached_property
+    def masses(self) -> NDArray[np.int64]:
+        """[clients] weight of each client in a mean."""
+        return masses(self.split.samples, self.weighting)
 
     @property
     def layout(self) -> Layout:
@@ -260,8 +272,9 @@ class Context:
         Clients without a state are distributed over the ranks that train.
         """
         workers = np.array(self.world.workers)
-        home = np.where(self.states.home < 0, workers[np.arange(self.clients) % len(workers)], self.states.home)
-        return np.flatnonzero(home == self.world.rank)
+        everyone = np.arange(self.clients)
+        home = self.states.home(everyone)
+        return np.flatnonzero(np.where(home < 0, workers[everyone % len(workers)], home) == self.world.rank)
 
     def alone(self, client: int) -> Block:
         """A block of one client."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from fedmpi.data.client_samples import ClientSamples, ListedSamples, dealt_anew
 from fedmpi.randomness import key, seed_globals
 from fedmpi.tasks import Measures, Metric, Rows
 from fedmpi.training.flat import FlatModel, Net
@@ -54,18 +55,16 @@ class Measured:
     samples: Samples
     index: NDArray[np.int64]
     owners: NDArray[np.int64]
-    shards: Sequence[NDArray[np.int64]]
+    shards: ListedSamples
 
     @classmethod
-    def of(cls, samples: Samples, shards: Sequence[NDArray[np.int64]]) -> Measured:
+    def of(cls, samples: Samples, shards: ListedSamples) -> Measured:
         """The set of the clients' samples `shards` (numbers in `samples`), in rising order of these numbers."""
-        index = np.concatenate(shards)
-        owners = np.repeat(np.arange(len(shards)), list(map(len, shards)))
+        index, owners = shards.samples, shards.owners
         order = np.argsort(index, kind="stable")
         place = np.empty(len(index), dtype=np.int64)
         place[order] = np.arange(len(index))
-        ends = np.cumsum(list(map(len, shards)))
-        return cls(samples, index[order], owners[order], np.split(place, ends[:-1]))
+        return cls(samples, index[order], owners[order], ListedSamples(place, owners, len(shards)))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -144,11 +143,20 @@ class Evaluation:
         hit = self.rows["predicted"] == self.targets[self.known]
         return float(hit.mean()) if len(hit) else math.nan
 
-    @cached_property
+    @property
     def of_clients(self) -> NDArray[np.float64]:
         """[clients] the main metric of each on its own samples; NaN for a client without evaluated samples."""
-        targets, owners = self.targets[self.known], self.owners[self.known]
-        return self.measures.main.of_owners(self.rows, targets, owners, self.clients)
+        found = np.full(self.clients, np.nan)
+        clients, values = self.of_known_clients
+        found[clients] = values
+        return found
+
+    @cached_property
+    def of_known_clients(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The clients [k] that have evaluated samples, in rising order, and the main metric of each on these."""
+        clients, places = np.unique(self.owners[self.known], return_inverse=True)
+        targets = self.targets[self.known]
+        return clients, self.measures.main.of_owners(self.rows, targets, places, len(clients))
 
     @property
     def confusion(self) -> NDArray[np.int64]:
@@ -197,7 +205,7 @@ class Evaluator:
         model: FlatModel,
         measures: Measures,
         train: Samples,
-        train_shards: list[NDArray[np.int64]],
+        train_shards: ClientSamples,
         test: Measured,
         validation: Measured | None,
         triggered: Measured | None,
@@ -208,7 +216,7 @@ class Evaluator:
         self._model = model
         self._model.module.eval()
         self._train = train
-        self._shards: Sequence[NDArray[np.int64]] = train_shards
+        self._shards = train_shards
         sets = {"test": test, "validation": validation, "triggered": triggered}
         self._sets = {name: one for name, one in sets.items() if one is not None}
         self._pixels = pixels
@@ -217,7 +225,7 @@ class Evaluator:
 
     def deal(self, shards: Sequence[NDArray[np.int64]]) -> None:
         """From now on measure training losses on these samples of the first clients."""
-        self._shards = [*shards, *self._shards[len(shards) :]]
+        self._shards = dealt_anew(self._shards, shards)
 
     def nothing(self) -> NDArray[np.float32]:
         """[S, n] zeros, which `measure` fills, and which are then added up over the ranks.

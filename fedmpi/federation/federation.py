@@ -40,9 +40,6 @@ class Federation:
     Attributes:
         clients: number of clients.
         samples: [clients] number of training samples of each client.
-        masses: [clients] weight of each client in a mean, if it is drawn once.
-        label_counts: [clients, classes] number of training samples of each client and class, or stratum of targets;
-            those of malicious clients by the labels that they train on.
         shards: for each client, int64 numbers of its training samples.
         classes: how many there are, or strata.
         task: what is learned.
@@ -69,10 +66,8 @@ class Federation:
         split, train = context.split, context.train
         self.clients = context.clients
         self.samples = split.samples
-        self.masses = context.masses
-        self.label_counts = context.label_counts
         self.shards = split.train
-        self.classes = split.label_counts.shape[1]
+        self.classes = split.classes
         self.task = context.evaluator.measures.task
         self.shape = train.shape
         self.is_text = train.is_text
@@ -114,6 +109,19 @@ class Federation:
         return randomness.stream(self.context.seed, purpose, self.round, client)
 
     # Clients
+
+    @property
+    def masses(self) -> NDArray[np.int64]:
+        """[clients] weight of each client in a mean, if it is drawn once."""
+        return self.context.masses
+
+    @property
+    def label_counts(self) -> NDArray[np.int64]:
+        """[clients, classes] number of training samples of each client and class, or stratum of targets.
+
+        Those of malicious clients are by the labels that they train on.
+        """
+        return self.context.label_counts
 
     def client_state(self, name: str, initial: Tensor) -> ClientState:
         """Give every client a vector [n] that it keeps between rounds; must be called in `Algorithm.setup`."""

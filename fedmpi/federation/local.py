@@ -235,7 +235,7 @@ class Local:
         """[m] the ranks that train the cohort's clients, the same on every rank."""
         states, costs, world = self._context.states, self._context.costs, self._context.world
         first, kept = world.workers[0], states.bytes
-        home = states.home[cohort.clients] - first if kept else None
+        home = states.home(cohort.clients) - first if kept else None
         placement, expected = costs.place(steps, home, kept)
         if costs.is_fitted:
             world.waiting.expect(float(expected.max()))

@@ -149,7 +149,7 @@ class Reports:
         self._context.round.ledger.evaluation = evaluation
         if not self._context.world.is_server:
             return
-        metric, values = evaluation.measures.main, evaluation.of_clients
+        metric, (clients, values) = evaluation.measures.main, evaluation.of_known_clients
         known = values[~np.isnan(values)]
         if len(known):
             worst_first = np.sort(known) if metric.better == "higher" else np.sort(known)[::-1]
@@ -161,13 +161,13 @@ class Reports:
                 "worst10": float(worst_first[: max(len(known) // 10, 1)].mean()),
             }
             main = evaluation.measures.task.main
-            self.log(**{f"weighted_client_{main}": weighted_mean_of(values, self._context.split.samples)})
+            self.log(**{f"weighted_client_{main}": weighted_mean_of(values, self._context.split.samples[clients])})
             self.log(**{f"client_{main}_{name}": value for name, value in figures.items()})
 
     def report_personal(self, evaluation: Evaluation) -> None:
         """See `Federation.report_personal`."""
         self.report(evaluation)
-        self.log(clients_trained=int((self._context.states.home >= 0).sum()))
+        self.log(clients_trained=len(self._context.states.trained))
 
     def report_matched(self, models: Sequence[Evaluation], choice: Tensor) -> None:
         """Report the evaluations of several models. Client k uses the model `choice[k]`; -1: none yet.

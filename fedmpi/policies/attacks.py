@@ -54,9 +54,9 @@ class Attack(metaclass=Configured):
 
     def malicious(self, clients: int, seed: int) -> NDArray[np.bool_]:
         """[clients] which clients are malicious; the same in all rounds."""
-        return np.isin(
-            np.arange(clients), stream(seed, "malicious").permutation(clients)[: round(self.share * clients)]
-        )
+        found = np.zeros(clients, dtype=bool)
+        found[stream(seed, "malicious").permutation(clients)[: round(self.share * clients)]] = True
+        return found
 
     @property
     def trigger(self) -> Trigger | None:

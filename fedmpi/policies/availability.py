@@ -56,7 +56,7 @@ class Always(Availability):
     """Every client can be reached in every round."""
 
     def present(self, round: int, clients: int, seed: int) -> NDArray[np.bool_]:
-        return np.ones(clients, dtype=bool)
+        return np.broadcast_to(np.True_, clients)
 
 
 @with_options

@@ -238,11 +238,11 @@ class OnVirtualClock(Conditions):
 
     def job(self, costs: JobCosts, seed: int) -> Job:
         profile = self.profile(np.arange(len(costs.work)), len(costs.work), seed)
-        lengths = np.maximum(to_ticks(profile.seconds(costs.work, costs.down, costs.up)), 1).tolist()
+        lengths = np.maximum(to_ticks(profile.seconds(costs.work, costs.down, costs.up)), 1)
         timeout = math.inf if self.deadline is None else max(int(to_ticks(self.deadline)), 1)
 
         def job(client: int, number: int) -> tuple[int, Fate]:
-            ticks = lengths[client]
+            ticks = int(lengths[client])
             fate: Fate = "arrives" if ticks <= timeout else "late"
             if self.dropout and randomness.uniform(seed, "dropout", number, client) < self.dropout:
                 fate = "dropped"

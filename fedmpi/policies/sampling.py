@@ -8,11 +8,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from fedmpi import randomness
 from fedmpi.checksum import checksum
@@ -21,6 +22,9 @@ from fedmpi.options import Configured, with_options
 from fedmpi.policies.lists import check_numbers, read_lists
 from fedmpi.ranges import PositiveInt
 from fedmpi.training.block import Block
+
+#: Clients that are looked at together.
+AT_ONCE = 1 << 20
 
 Weighting = Literal["samples", "uniform", "horvitz_thompson"]
 
@@ -127,17 +131,44 @@ def masses(samples: NDArray[np.int64], weighting: Weighting) -> NDArray[np.int64
 class Pool:
     """The clients that a sampler may choose from, and what it knows about them.
 
-    Attributes:
+    Where all clients can be reached, a sampler that does without `available` and `label_counts` needs no memory per
+    client.
+
+    Args:
         samples: [clients] training samples of each client.
-        label_counts: [clients, classes] training labels of each client.
-        available: [a] int64, ascending: the clients that can be reached in this round.
+        count_labels: gives `label_counts`.
+        reachable: [a] int64, ascending: the clients that can be reached in this round; None: all.
         may_be_empty: whether an empty cohort stays empty, because the cost of privacy is computed for a single draw.
     """
 
     samples: NDArray[np.int64]
-    label_counts: NDArray[np.int64]
-    available: NDArray[np.int64]
+    count_labels: Callable[[], NDArray[np.int64]]
+    reachable: NDArray[np.int64] | None = None
     may_be_empty: bool = False
+
+    @property
+    def label_counts(self) -> NDArray[np.int64]:
+        """[clients, classes] training labels of each client."""
+        return self.count_labels()
+
+    @cached_property
+    def available(self) -> NDArray[np.int64]:
+        """[a] int64, ascending: the clients that can be reached in this round."""
+        return np.arange(len(self.samples)) if self.reachable is None else self.reachable
+
+    @property
+    def size(self) -> int:
+        """Number of clients that can be reached."""
+        return len(self.samples) if self.reachable is None else len(self.reachable)
+
+    def at(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """`available[places]`"""
+        return places if self.reachable is None else self.reachable[places]
+
+    def place(self, clients: ArrayLike) -> NDArray[np.int64]:
+        """Places in `available` of the first client that is not below each of these."""
+        clients = np.asarray(clients)
+        return clients if self.reachable is None else np.searchsorted(self.reachable, clients)
 
 
 class Sampler(metaclass=Configured):
@@ -179,16 +210,15 @@ class Sampler(metaclass=Configured):
 
     def cohort(self, round: int, size: int, pool: Pool, weighting: Weighting, seed: int) -> Cohort:
         """The clients that are drawn in a round, the same on every rank; fewer than `size` if fewer are available."""
-        available = len(pool.available)
-        if not available:
+        if not pool.size:
             return Cohort.nobody()
-        size = min(size, available)
+        size = min(size, pool.size)
         drawn = self.draw(round, size, pool, randomness.stream(seed, "cohort", round))
         clients, times = np.unique(drawn, return_counts=True)
         samples = pool.samples[clients]
         mass = times * masses(samples, self.weighting or weighting)
         cohort = Cohort(clients, samples, mass)
-        chance = self.chance(size, available) if weighting == "horvitz_thompson" else None
+        chance = self.chance(size, pool.size) if weighting == "horvitz_thompson" else None
         return cohort if chance is None else cohort.expecting(Inclusion(chance, pool.available), pool.samples)
 
 
@@ -196,7 +226,7 @@ class Uniform(Sampler):
     """A fixed number of clients, uniformly, without replacement."""
 
     def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
-        return rng.choice(pool.available, size, replace=False)
+        return pool.at(rng.choice(pool.size, size, replace=False))
 
     def chance(self, size: int, of: int) -> float | None:
         return size / of
@@ -210,7 +240,11 @@ class Bernoulli(Sampler):
 
     def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
         while True:
-            chosen = pool.available[rng.random(len(pool.available)) < size / len(pool.available)]
+            parts = [
+                first + np.flatnonzero(rng.random(min(AT_ONCE, pool.size - first)) < size / pool.size)
+                for first in range(0, pool.size, AT_ONCE)
+            ]
+            chosen = pool.at(np.concatenate(parts))
             if len(chosen) or pool.may_be_empty:  # empty with probability at most 1/e, for size >= 1
                 return chosen
 
@@ -233,8 +267,8 @@ class RoundRobin(Sampler):
     """The clients in turn, by number; clients that cannot be reached are skipped."""
 
     def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
-        first = np.searchsorted(pool.available, (round - 1) * size % len(pool.samples))
-        return np.roll(pool.available, -first)[:size]
+        first = pool.place((round - 1) * size % len(pool.samples))
+        return pool.at((first + np.arange(size)) % pool.size)
 
 
 class Weighted(Sampler):
@@ -262,10 +296,9 @@ class Stratified(Sampler):
     """
 
     def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
-        available = len(pool.available)
         stratum = pool.label_counts[pool.available].argmax(1)
-        order = np.lexsort((rng.random(available), stratum))
-        places = (rng.integers(available) + available * np.arange(size)) // size
+        order = np.lexsort((rng.random(pool.size), stratum))
+        places = (rng.integers(pool.size) + pool.size * np.arange(size)) // size
         return pool.available[order[places]]
 
     def chance(self, size: int, of: int) -> float | None:
@@ -322,4 +355,4 @@ class FixedList(Sampler):
 
     def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
         named = self._rounds[(round - 1) % len(self._rounds)]
-        return named[np.isin(named, pool.available)]
+        return named if pool.reachable is None else named[np.isin(named, pool.reachable)]

@@ -207,7 +207,7 @@ class Timeline:
         self._ahead: Job | None = None  # an arrival that was taken from the heap, but not yet for a row
         self._is_free = self.pool.samples > 0  # clients with samples that are neither in flight nor in the buffer
         self._buffered: list[int] = []
-        self._jobs = [0] * self._clients  # number of jobs of each client so far
+        self._jobs = np.zeros(self._clients, dtype=np.int64)  # number of jobs of each client so far
         self._present = np.ones(self._clients, dtype=bool)
         self._present_in = -1
         self._lost = {"discarded": 0, "dropped": 0, "late": 0}
@@ -324,11 +324,11 @@ class Timeline:
         if not size:
             return
         stream = randomness.stream(self.seed, "cohort", self._events)
-        drawn = self.sampler.draw(self._events, size, Pool(self.pool.samples, self.pool.label_counts, able), stream)
+        drawn = self.sampler.draw(self._events, size, Pool(self.pool.samples, self.pool.count_labels, able), stream)
         for client in sorted(list(dict.fromkeys(drawn.tolist()))[:size]):
             self._is_free[client] = False
             self._jobs[client] += 1
-            ticks, fate = self._job(client, self._jobs[client])
+            ticks, fate = self._job(client, int(self._jobs[client]))
             if self.availability.interrupts:
                 leaves = self.availability.departure(client, self._now, self._clients, self.seed)
                 if leaves is not None and leaves < self._now + ticks:

@@ -118,8 +118,9 @@ class Run:
             raise BadInput(f"{self.path}: damaged: its config {error}") from None
         for place, value in LATER.items():
             group, _, name = place.rpartition(".")
-            if isinstance(settings.get(group), dict):
-                settings[group].setdefault(name, value)
+            there = settings.get(group) if group else settings
+            if isinstance(there, dict):
+                there.setdefault(name, value)
         return settings
 
     @cached_property

@@ -498,7 +498,8 @@ GROUPS: dict[str, Group] = {
                 "accuracy on each class, in [0, 1]; only for Classification", ("rows", "classes"), "f"
             ),
             "client_MAIN": Array(
-                "main metric on each client's own test samples; NaN for a client that has none",
+                "main metric on each client's own test samples; NaN for a client that has none; absent with more "
+                "than 100,000 clients, unless `--every_client true` was given",
                 ("rows", "clients"),
                 "f",
             ),
@@ -532,7 +533,8 @@ GROUPS: dict[str, Group] = {
         },
     ),
     "partition": Group(
-        "Training samples of the clients.",
+        "Training samples of the clients. Empty with more than 100,000 clients, unless `--every_client true` was "
+        "given.",
         {
             "label_counts": Array(
                 "training samples per client and class; for other tasks than Classification, per group of samples "
@@ -540,7 +542,7 @@ GROUPS: dict[str, Group] = {
                 ("clients", "classes"),
                 "i",
             ),
-            "samples": _always("training samples per client", "", ("clients",), "i"),
+            "samples": Array("training samples per client", ("clients",), "i"),
             "validation": Array("validation samples per client; only with a validation set", ("clients",), "i"),
             **_CLIENT,
             **_CLASS,

@@ -12,7 +12,17 @@ from fedmpi.options import printable, shown
 Settings = Mapping[str, Any]
 
 #: Top-level options that say how a run is launched. They do not describe the experiment.
-LAUNCH = ("config", "output", "overwrite", "store_frozen", "resume", "checkpoint", "deadline", "track")
+LAUNCH = (
+    "config",
+    "output",
+    "overwrite",
+    "store_frozen",
+    "resume",
+    "checkpoint",
+    "deadline",
+    "track",
+    "every_client",
+)
 #: The settings that are data sets, and for each the name of the checksum of its data.
 DATA = {"dataset": "data_sha256", "algorithm.proxy": "proxy_sha256"}
 #: The option of a data set for the folder of its files. It does not matter if the checksum of the data is known.
@@ -34,6 +44,7 @@ TASK = (
 )
 #: Options that the files of older versions lack, and the value that their runs had in effect.
 LATER = {"local.compile": "off", "local.accumulate": 1, "local.warmup": 0.0, "local.schedule_by": "round"}
+LATER |= {"every_client": "auto"}
 _CHECKSUM_SHOWN = 8  # digits of a checksum that are shown
 _LARGEST = 2**64  # larger numbers are refused
 _COMPONENTS = ("algorithm", "dataset", "model")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
+from fedmpi.data.client_samples import gathered
 from fedmpi.errors import BadInput
 from fedmpi.mpi.world import World
 from fedmpi.training.block import Hooks
@@ -105,7 +106,8 @@ def _compiles(world: World, work: LocalWork, at_once: int, trainings: int) -> bo
     if wanted == "on" and found:
         raise _agreed(BadInput(f"= on: must be off, because {found}", "--local.compile"))
     merges = work.model.normalises_batches
-    steps = np.mean([work.settings.count_steps(len(shard), merges) for shard in work.shards])
+    sizes, clients = np.unique(gathered(work.shards).sizes, return_counts=True)
+    steps = np.average([work.settings.count_steps(size, merges) for size in sizes.tolist()], weights=clients)
     pays = work.model.device.type == "cpu" and trainings * steps >= STEPS_THAT_PAY
     return found is None and (wanted == "on" or bool(pays))
 

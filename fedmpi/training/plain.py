@@ -68,7 +68,7 @@ class PlainTrainer(Trainer):
         rows = block.row(0)
         key = int(self._dropout_keys(phase, round, block.clients)[0])
         count = int(self.count_steps(block.clients, block.completed, phase)[0])
-        columns = self._prepare(phase, lone_sample=len(self._shards[client]) == 1)
+        columns = self._prepare(phase, lone_sample=bool(self._shards.sizes[client] == 1))
         seen: list[Tensor] = []  # losses of samples
         mass: list[Tensor] = []  # their weights, if they differ
         model.load(start[0])

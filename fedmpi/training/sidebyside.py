@@ -153,9 +153,8 @@ class SideBySideTrainer(Trainer):
 
     def deal(self, shards: Sequence[NDArray[np.int64]]) -> None:
         super().deal(shards)
-        self._sizes = np.array([len(shard) for shard in self._shards])
-        self._starts = np.minimum(np.cumsum(self._sizes) - self._sizes, self._sizes.sum() - 1)
-        self._shards_in_a_row = np.concatenate(self._shards)
+        self._sizes = self._shards.sizes
+        self._most = int(self._sizes.max())
 
     def train(self, block: Block, start: Tensor, hooks: Hooks, round: int, rounds: int, phase: Phase = WHOLE) -> Work:
         steps = self.count_steps(block.clients, block.completed, phase)
@@ -456,7 +455,10 @@ class SideBySideTrainer(Trainer):
             if bits is not None:
                 drawn = self._hashed(f"{phase.name}augmentation {epoch}", round, clients[which], 3 * longest)
                 bits[step, row] = drawn.reshape(-1, longest, 3)[place[:, None], chosen[step, row]]
-        index = self._shards_in_a_row[self._starts[clients, None] + chosen]
+        distinct, which = np.unique(clients, return_inverse=True)
+        theirs, ends = self._shards.of(distinct), np.cumsum(self._sizes[distinct])
+        begins = np.minimum(ends - self._sizes[distinct], len(theirs) - 1)  # of a client without samples, too
+        index = theirs[begins[which, None] + chosen]
         arrays = [index, chosen, counts, self._dropout_keys(phase, round, clients).astype(np.int64)]
         arrays += [] if bits is None else [augmentation_draws(bits)]
         there = upload(self.model.device, *arrays)
@@ -471,11 +473,10 @@ class SideBySideTrainer(Trainer):
 
     def _width(self, settings: LocalTraining) -> int:
         """The size of every step of every block, to keep bits the same. Parts of a step are equally wide, too."""
-        largest = int(self._sizes.max())
         if settings.accumulate == 1:
-            return min(settings.batch_size + int(self.model.normalises_batches), largest)
-        part = min(settings.batch_size, largest)
-        return -(-min(settings.step_size, largest) // part) * part
+            return min(settings.batch_size + int(self.model.normalises_batches), self._most)
+        part = min(settings.batch_size, self._most)
+        return -(-min(settings.step_size, self._most) // part) * part
 
     def _batch(self, clients: NDArray[np.int64], index: Tensor, draws: Tensor | None) -> Batch:
         """x and y [K, B, ...], index and weight [K, B]."""

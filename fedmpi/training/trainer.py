@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedmpi import randomness
+from fedmpi.data.client_samples import dealt_anew, gathered
 from fedmpi.tasks import Task
 from fedmpi.training.block import GRADIENT, WHOLE, Block, Hooks, Phase, Work
 from fedmpi.training.clientwise import Keyed
@@ -55,7 +56,7 @@ class LocalWork:
     task: Task
     model: FlatModel
     samples: Samples
-    shards: list[NDArray[np.int64]]
+    shards: Sequence[NDArray[np.int64]]
     pixels: PixelOrder
     settings: LocalTraining
     seed: int
@@ -78,13 +79,12 @@ class Trainer(ABC):
         self._pixels = work.pixels
         self._seed = work.seed
         self._optimizers: dict[str, Optimizer] = {}
-        self._shards: list[NDArray[np.int64]] = []
-        self.deal(work.shards)
+        self._shards = gathered(work.shards)
+        self.deal(self._shards)
 
     def deal(self, shards: Sequence[NDArray[np.int64]]) -> None:
         """Give these training samples to the first clients."""
-        self._shards = [*shards, *self._shards[len(shards) :]]
-        self._steps_in: dict[LocalTraining, NDArray[np.int64]] = {}  # of every client, by the settings of a phase
+        self._shards = dealt_anew(self._shards, shards)
 
     @abstractmethod
     def train(self, block: Block, start: Tensor, hooks: Hooks, round: int, rounds: int, phase: Phase = WHOLE) -> Work:
@@ -173,12 +173,10 @@ class Trainer(ABC):
         Args:
             completed: [K] the share of the training that each client completes; None: all of it.
         """
-        settings = phase.settings(self.settings)
-        if settings not in self._steps_in:
-            merges = self.model.normalises_batches
-            counts = [settings.count_steps(len(shard), merges) for shard in self._shards]
-            self._steps_in[settings] = np.array(counts, dtype=np.int64)
-        steps = self._steps_in[settings][clients]
+        settings, merges = phase.settings(self.settings), self.model.normalises_batches
+        sizes, places = np.unique(self._shards.sizes[clients], return_inverse=True)
+        counts = [settings.count_steps(size, merges) for size in sizes.tolist()]
+        steps = np.array(counts, dtype=np.int64)[places]
         if completed is not None:
             steps = np.maximum(np.rint(steps * completed).astype(np.int64), np.minimum(steps, 1))
         return steps

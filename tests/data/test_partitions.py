@@ -476,38 +476,42 @@ def test_swapped_labels(tasks: int, swaps: int | None, pairs: int) -> None:
     assert plain.labels_seen(labels, plain.train) is labels
 
 
-class AsSeen(Dataset):
-    """The digits as the clients of a split see them, without any word of it."""
+class Kept(Dataset):
+    """Digits that have been changed before."""
 
     classes, mean, std = Digits.classes, Digits.mean, Digits.std
 
-    def __init__(self, made: Split) -> None:
-        self.made = made
+    def __init__(self, x: NDArray, y: NDArray, test_x: NDArray, test_y: NDArray) -> None:
+        self.x = x
+        self.y = y
+        self.test_x = test_x
+        self.test_y = test_y
 
     def read(self, progress: Progress) -> Arrays:
-        arrays = read(Digits())
-        x, y = np.array(arrays.train_x), made_labels(self.made, arrays.train_y, self.made.train)
-        test_x, test_y = np.array(arrays.test_x), made_labels(self.made, arrays.test_y, self.made.test)
-        if isinstance(self.made.partition, Rotated):
-            assert self.made.groups is not None
-            for images, shards in ((x, self.made.train), (test_x, self.made.test)):
-                for shard, group in zip(shards, self.made.groups, strict=True):
-                    images[shard] = np.rot90(images[shard], group, axes=(2, 3))
-        return Arrays(x, y, test_x, test_y)
+        return Arrays(self.x, self.y, self.test_x, self.test_y)
 
 
-def made_labels(made: Split, labels: NDArray, shards: list[NDArray]) -> NDArray:
-    return np.array(made.labels_seen(labels, shards))
+def as_seen(made: Split) -> Kept:
+    """The digits as the clients of a split see them, without any word of it."""
+    arrays = read(Digits())
+    x, y = np.array(arrays.train_x), np.array(made.labels_seen(arrays.train_y, made.train))
+    test_x, test_y = np.array(arrays.test_x), np.array(made.labels_seen(arrays.test_y, made.test))
+    if isinstance(made.partition, Rotated):
+        assert made.groups is not None
+        for images, shards in ((x, made.train), (test_x, made.test)):
+            for shard, group in zip(shards, made.groups, strict=True):
+                images[shard] = np.rot90(images[shard], group, axes=(2, 3))
+    return Kept(x, y, test_x, test_y)
 
 
 class Given(Partition):
     """The training samples of a split."""
 
-    def __init__(self, made: Split) -> None:
-        self.made = made
+    def __init__(self, train: list[NDArray]) -> None:
+        self.train = train
 
     def split(self, labels: NDArray, clients: int, rng: np.random.Generator) -> list[NDArray]:
-        return self.made.train
+        return self.train
 
 
 @pytest.mark.parametrize("vectorize", ["off", 3])
@@ -518,7 +522,7 @@ def test_clients_see_their_samples(partition: Partition, vectorize: Any, tmp_pat
     made = make_split(partition, arrays.train_y, arrays.test_y, 10, 6, 3)
     settings: dict[str, Any] = {"clients": 6, "rounds": 2, "local": LocalTraining(epochs=1, vectorize=vectorize)}
     seen = run(tmp_path / "seen.h5", partition=partition, **settings)
-    plain = run(tmp_path / "plain.h5", dataset=AsSeen(made), partition=Given(made), **settings)
+    plain = run(tmp_path / "plain.h5", dataset=as_seen(made), partition=Given(made.train[:]), **settings)
     assert seen.weights_sha256 == plain.weights_sha256
     for column in ("train_loss", "test_loss", "test_accuracy"):
         np.testing.assert_array_equal(seen.rounds[column], plain.rounds[column])

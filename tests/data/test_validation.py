@@ -66,7 +66,7 @@ def test_every_client_sets_samples_apart(partition: Partition) -> None:
     np.testing.assert_array_equal(split.label_counts.sum(1), list(map(len, split.train)))
     again = split_of(partition, 0.2)
     np.testing.assert_array_equal(np.concatenate(again.validation), apart)
-    seen = split.labels_seen(DIGITS.train_y, split.owned)
+    seen = split.labels_seen(DIGITS.train_y, split.train, split.validation)
     for client, trained in enumerate(split.train):
         np.testing.assert_array_equal(split.label_counts[client], np.bincount(seen[trained], minlength=10))
 

@@ -176,7 +176,7 @@ def test_a_run_of_an_older_version(tmp_path: Path) -> None:
     )
     older = re.sub(r"class_path: (\w+)", r"class_path: fedmpi.once.upon.\1", config)
     for option in LATER:
-        older, count = re.subn(rf"^ +{option.rpartition('.')[2]}: .*\n", "", older, flags=re.MULTILINE)
+        older, count = re.subn(rf"^ *{option.rpartition('.')[2]}: .*\n", "", older, flags=re.MULTILINE)
         assert count == 1, "the older version did not have it"
     assert older.count("fedmpi.once.upon.") == len(set(COMPONENTS) - BY_DATA)
     for outcome in experiment.outcomes(Alone(), older):

@@ -31,7 +31,7 @@ from fedmpi.algorithms import (
     Median,
     Scaffnew,
 )
-from fedmpi.data import Digits, Permuted, Rotated, SwappedLabels
+from fedmpi.data import Digits, Permuted, Repeated, Rotated, SwappedLabels
 from fedmpi.errors import BadInput
 from fedmpi.experiment import compatibility
 from fedmpi.experiment.compatibility import (
@@ -42,6 +42,7 @@ from fedmpi.experiment.compatibility import (
     METHODS,
     PRIVATE,
     SECTIONS,
+    SHARED,
     STOPPING,
     TASKS,
     Loaded,
@@ -182,6 +183,33 @@ REFUSED: list[tuple[Rule[Any], dict[str, Any], str]] = [
         TASKS[5],
         {"attack": LabelFlip(), "task": Regression()},
         "attack = LabelFlip: changes classes, which Regression does not have",
+    ),
+    (
+        SHARED[0],
+        {"partition": Repeated(), "validation": 0.1},
+        "validation = 0.1: some clients would be trained on the validation samples of others, because Repeated"
+        " repeats samples",
+    ),
+    (
+        SHARED[1],
+        {"partition": Repeated(), "held_out": 2},
+        "held_out = 2: held-out clients would have samples of others, because Repeated repeats samples",
+    ),
+    (
+        SHARED[2],
+        {"partition": Repeated(), "attack": LabelFlip()},
+        "attack = LabelFlip: honest clients would be trained on the labels of malicious ones, because Repeated"
+        " repeats samples",
+    ),
+    (
+        SHARED[3],
+        {"partition": SwappedLabels(Repeated())},
+        "partition = SwappedLabels: changes the label of a sample for some clients, which others may have as well",
+    ),
+    (
+        SHARED[4],
+        {"partition": Repeated(), "algorithm": Centralized()},
+        "partition = Repeated: repeats samples, and Centralized trains one model on the samples of all clients",
     ),
     (
         METHODS[0],
@@ -410,7 +438,9 @@ def test_what_is_refused_when_the_data_are_there(settings: dict[str, Any], known
 
 
 def test_every_rule_is_here() -> None:
-    rules = [rule for section in (HELD_OUT, STOPPING, CHANCES, PRIVATE, CLOCK, TASKS, METHODS) for rule in section]
+    rules = [
+        rule for section in (HELD_OUT, STOPPING, CHANCES, PRIVATE, CLOCK, TASKS, SHARED, METHODS) for rule in section
+    ]
     assert [rule for rule, _, _ in REFUSED] == rules
     assert len(LOADED) == len(DATA)
     assert len(rules) + len(DATA) == sum(map(len, SECTIONS.values()))

@@ -85,8 +85,8 @@ def draws(sampler: Sampler, size: int, pool: Pool) -> Iterator[tuple[float, NDAr
     available = len(pool.available)
     scripts: list[tuple[float, tuple[Any, ...]]]
     if isinstance(sampler, Uniform):
-        chosen = list(combinations(pool.available.tolist(), size))
-        scripts = [(1 / len(chosen), (np.array(clients),)) for clients in chosen]
+        chosen = list(combinations(range(available), size))
+        scripts = [(1 / len(chosen), (np.array(places),)) for places in chosen]
     elif isinstance(sampler, Bernoulli):
         share = size / available
         lots = [np.array(lot) for lot in product((0.0, 1.0), repeat=available) if 0.0 in lot]
@@ -117,7 +117,7 @@ def test_exactly(sampler: Sampler, available: Any) -> None:
     """Oracle: the mean of all who can be reached, over every outcome there is."""
     samples = SAMPLES[:5]
     labels = np.eye(2, dtype=np.int64)[[0, 0, 1, 1, 1]] * samples[:, None]
-    pool = Pool(samples, labels, np.array(available))
+    pool = Pool(samples, lambda: labels, np.array(available))
     size, conditions = 2, Heterogeneous(dropout=0.3, stragglers=0.4)
     inclusion = sampler.cohort(1, size, pool, "horvitz_thompson", 0).inclusion
     assert inclusion

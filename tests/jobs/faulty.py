@@ -16,7 +16,7 @@ from fedmpi.data import IID
 from fedmpi.errors import BadInput
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -51,7 +51,7 @@ class Shares(IID):
         self.kind = kind
         self.fails = MPI.COMM_WORLD.Get_rank() in ranks
 
-    def split(self, labels: NDArray[np.int64], clients: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+    def split(self, labels: NDArray[np.int64], clients: int, rng: np.random.Generator) -> Sequence[NDArray[np.int64]]:
         if self.fails:
             fail(self.kind)
         return super().split(labels, clients, rng)

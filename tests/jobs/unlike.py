@@ -20,7 +20,7 @@ from fedmpi.policies.attacks import Attack
 from fedmpi.training.block import WHOLE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from torch import Tensor, nn
@@ -105,7 +105,7 @@ class Split(IID):
         self.what = what
         self.relabels, self.permutes_pixels = what == "labels", what == "pixels"
 
-    def split(self, labels: NDArray[np.int64], clients: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+    def split(self, labels: NDArray[np.int64], clients: int, rng: np.random.Generator) -> Sequence[NDArray[np.int64]]:
         parts = super().split(labels, clients, rng)
         if self.what == "members" and RANK == 1:  # two clients exchange samples of one class
             first, second = parts[0], parts[1]

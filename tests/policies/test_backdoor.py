@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ class ByHand(FedAvg):
     """
 
     corner: Tensor
-    shards: list[NDArray[np.int64]]
+    shards: Sequence[NDArray[np.int64]]
 
     def __init__(self, way: str) -> None:
         self.way = way

@@ -170,7 +170,7 @@ def test_nobody_may_come() -> None:
     So the accountant's chance is that of the draws. Drawn again, those of nobody would make it 1.58 in 100.
     """
     ones = np.ones(100, dtype=np.int64)
-    pool = Pool(ones, ones[:, None], np.arange(100), may_be_empty=True)
+    pool = Pool(ones, lambda: ones[:, None], may_be_empty=True)
     drawn = [Bernoulli().cohort(round, 1, pool, "uniform", 0) for round in range(1, 10_001)]
     empty, came = 0.99**100, np.concatenate([one.clients for one in drawn])
     assert abs(np.mean([len(one) == 0 for one in drawn]) - empty) < 4 * math.sqrt(empty * (1 - empty) / 10_000)

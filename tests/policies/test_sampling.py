@@ -40,7 +40,7 @@ STRATA = np.repeat([0, 1, 2], [4, 11, 15])
 def pool(samples: NDArray[np.int64] = SAMPLES, available: NDArray[np.int64] | None = None) -> Pool:
     """Clients of which all are available unless some are named; each has one label, that of its stratum."""
     labels = np.eye(3, dtype=np.int64)[STRATA[: len(samples)]] * samples[:, None]
-    return Pool(samples, labels, np.arange(len(samples)) if available is None else available)
+    return Pool(samples, lambda: labels, available)
 
 
 def cohort(sampler: Sampler, round: int, weighting: Weighting = "samples", seed: int = 0) -> Cohort:

@@ -59,7 +59,7 @@ def timeline(clients: int, concurrency: int, cohort: int, buffer: int | None = N
         "conditions": Ideal(),
         "availability": Always(),
         "weighting": "uniform",
-        "pool": Pool(samples, samples[:, None], np.arange(clients)),
+        "pool": Pool(samples, lambda: samples[:, None]),
         "costs": JobCosts(np.ones(clients), np.full(clients, 4), np.full(clients, 4)),
         "seed": 3,
     }
@@ -97,7 +97,7 @@ def test_all_at_once_are_fresh() -> None:
     line = timeline(20, 6, 6, availability=(there := Availability()))
     for round in range(1, 9):
         row = line.row(round)
-        pool = Pool(line.pool.samples, line.pool.label_counts, np.flatnonzero(there.present(round, 20, 3)))
+        pool = Pool(line.pool.samples, line.pool.count_labels, np.flatnonzero(there.present(round, 20, 3)))
         expected = Uniform().cohort(round, 6, pool, "uniform", 3)
         np.testing.assert_array_equal(row.clients, expected.clients)
         np.testing.assert_array_equal(row.mass, expected.mass)
