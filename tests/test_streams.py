@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,25 @@ def test_results_that_cannot_be_shown(capfd: pytest.CaptureFixture[str]) -> None
             patch.setattr(sys, "stdout", stream)
             assert main(["schema"]) == status
     assert capfd.readouterr().err == "standard output: No space left on device\n"
+
+
+def test_fast_rounds_are_printed_together(capfd: pytest.CaptureFixture[str]) -> None:
+    """At most ten writes per second, and no line is lost."""
+    shown = progress.Progress(500, "accuracy", "%")
+    seen, began = [], time.perf_counter()
+    for number in range(1, 501):
+        shown.show({"train_loss": 1.0, "round": number, "seconds": 0.001})
+        seen.append(capfd.readouterr().out)
+    writes, took = sum(map(bool, seen)), time.perf_counter() - began
+    assert 1 <= writes <= 1 + 10 * took
+    shown.close()
+    text = "".join(seen) + capfd.readouterr().out
+    assert [line.split("/")[0] for line in text.splitlines()] == [f"round {number:3}" for number in range(1, 501)]
+
+
+def test_a_slow_round_is_printed_at_once(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    shown = progress.Progress(2, "accuracy", "%")
+    for number, now in ((1, 100.0), (2, 100.2)):
+        monkeypatch.setattr(progress, "perf_counter", lambda now=now: now)
+        shown.show({"train_loss": 1.0, "round": number, "seconds": 0.2})
+        assert capfd.readouterr().out.startswith(f"round {number}/2")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
+from time import perf_counter
 
-from fedmpi import results
-from fedmpi.results.summary import summarize
 from fedmpi.streams import say
+
+# Lines of rounds that follow each other faster are printed together, because each write takes as long as part of a
+# round.
+SECONDS_BETWEEN_WRITES = 0.1
 
 
 class Progress:
-    """Shows each round when it has ended.
+    """Shows each round when it has ended, or some rounds together if there are more than ten per second.
 
     Args:
         rounds: number of rounds of the run.
@@ -27,6 +29,8 @@ class Progress:
         self._main = main
         self._unit = unit
         self._what = what
+        self._lines: list[str] = []
+        self._wrote = 0.0
         self._bar = None
         if sys.stdout and not sys.stdout.closed and sys.stdout.isatty():
             from tqdm import tqdm
@@ -46,17 +50,22 @@ class Progress:
             self._bar.update()
         else:
             width = len(str(self._rounds))
-            say(f"{self._what} {row['round']:{width}}/{self._rounds}  {', '.join(facts)}, {row['seconds']:.2f} s")
+            told = f"{self._what} {row['round']:{width}}/{self._rounds}  {', '.join(facts)}, {row['seconds']:.2f} s"
+            self._lines.append(told)
+            if perf_counter() - self._wrote >= SECONDS_BETWEEN_WRITES:
+                self._write()
 
     def close(self) -> None:
-        """Remove the bar."""
+        """Remove the bar, or print the lines that are left."""
         if self._bar is not None:
             self._bar.close()
+        self._write()
 
-    def end(self, path: Path) -> None:
-        """Print the summary of the finished run."""
-        self.close()
-        say("\n" + summarize(results.open(path)))
+    def _write(self) -> None:
+        if self._lines:
+            say("\n".join(self._lines))
+            self._lines.clear()
+            self._wrote = perf_counter()
 
 
 def _loss(value: float) -> str:

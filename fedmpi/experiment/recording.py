@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmpi import results
 from fedmpi.algorithms import Algorithm
 from fedmpi.described import leaves, settings_of
 from fedmpi.errors import BadInput
@@ -28,7 +29,7 @@ from fedmpi.policies.privacy import NoPrivacy
 from fedmpi.results import Results
 from fedmpi.results.schema import Status
 from fedmpi.results.settings import describe as setting
-from fedmpi.results.summary import sizes, way_of_training
+from fedmpi.results.summary import sizes, summarize, way_of_training
 from fedmpi.streams import say
 from fedmpi.tasks import Measures
 from fedmpi.training.layout import Layout
@@ -73,7 +74,7 @@ class Recorder:
         """Called when the run ends before all its rounds are done."""
 
     def end_rounds(self) -> None:
-        """Called at the end of a stage's rounds."""
+        """Called at the end of the rounds, or of a stage's rounds."""
 
     def set_initial(self, values: Mapping[str, float]) -> None:
         """Set the evaluation of the initial model, by column."""
@@ -118,7 +119,7 @@ class ResultsRecorder(Recorder):
         run = Tracked(results.path, results.started, experiment.settings)
         self._tracking = Tracking(experiment.track, run, results.rounds)
         self._shown = measures.task.main, measures.main.unit
-        self._progress: Progress
+        self._progress: Progress | None = None
         self.path = results.path
         self.started = results.started
 
@@ -136,7 +137,7 @@ class ResultsRecorder(Recorder):
 
     def add_stage_round(self, name: str, outcome: Outcome) -> None:
         self._results.add_stage_round(name, outcome.row)
-        self._progress.show(outcome.row)
+        self._show(outcome.row)
 
     def begin_rounds(self, rounds: int, done: int) -> None:
         self._progress = Progress(rounds, *self._shown, done=done)
@@ -150,12 +151,16 @@ class ResultsRecorder(Recorder):
             results.add_clusters(round, outcome.clusters)
         if outcome.evaluation is not None:
             self._add_evaluation(round, outcome.evaluation, outcome)
-        self._progress.show(outcome.row)
+        self._show(outcome.row)
         self._tracking.add(outcome.row)
+
+    def _show(self, row: Mapping[str, float]) -> None:
+        assert self._progress is not None
+        self._progress.show(row)
 
     def stop(self, reason: str) -> None:
         self._results.set_stopped(reason)
-        self._progress.close()
+        self.end_rounds()
         say(f"stopped by {reason}")
 
     def _add_evaluation(self, round: int, found: Evaluation, outcome: Outcome) -> None:
@@ -174,7 +179,8 @@ class ResultsRecorder(Recorder):
             results.keep_if_best(round, column, outcome.row[column], found.measures.main.better)
 
     def end_rounds(self) -> None:
-        self._progress.close()
+        if self._progress:
+            self._progress.close()
 
     def set_initial(self, values: Mapping[str, float]) -> None:
         self._results.set_initial(values)
@@ -193,11 +199,12 @@ class ResultsRecorder(Recorder):
         self._results.write()
 
     def finish(self, status: Status) -> None:
+        self.end_rounds()
         self._results.finish(status)
         self._tracking.close(PATIENCE if status == "finished" else HASTE)
 
     def sum_up(self) -> None:
-        self._progress.end(self.path)
+        say("\n" + summarize(results.open(self.path)))
 
     def beyond_file(self) -> dict[str, NDArray]:
         return self._results.beyond_file()

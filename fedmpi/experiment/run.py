@@ -149,6 +149,7 @@ class _Course:
             yield outcome
             is_over = self._is_over(done)
             interruptions.act_on(outcome, is_over)
+        self.recorder.end_rounds()
         if experiment.held_out:
             self._train_held_out(assembled, done)
         if experiment.checkpoint.keep:

@@ -31,7 +31,10 @@ class ClientState:
     Attributes:
         rows: [n] of each client whose row is on this rank.
         unused: [n] each, free memory for more rows.
+        enters_losses: a loss reads rows only as vectors of its block, see `fedmpi.training.compiled.fingerprint`.
     """
+
+    enters_losses = False
 
     def __init__(self, initial: Tensor, device: torch.device) -> None:
         self.initial = initial.cpu()

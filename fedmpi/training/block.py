@@ -156,7 +156,7 @@ class Work:
         loss: [K] mean over the samples seen; NaN for a client without samples.
         steps: [K] optimizer steps.
         seconds: [K]; clients that were trained together share the time in proportion to their steps.
-        is_finite: whether all weights are finite; if not, the training of some clients has diverged.
+        is_finite: whether all weights are known to be finite; if not, the training of some clients may have diverged.
         rows: the block's vectors, as a `direction` that is not elementwise has left them; else empty.
     """
 

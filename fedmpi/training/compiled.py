@@ -99,7 +99,8 @@ def lacking() -> str | None:
 def fingerprint(value: object, depth: int = 2) -> Hashable:
     """The values that an object's attributes hold, as far as they can enter compiled code.
 
-    Numbers and words count by value, tensors and other objects by identity.
+    Numbers and words count by value, tensors and other objects by identity. So do objects that say that no loss reads
+    what they hold (`enters_losses`).
 
     Args:
         depth: how many levels of attributes of attributes are looked at.
@@ -111,6 +112,8 @@ def fingerprint(value: object, depth: int = 2) -> Hashable:
     if isinstance(value, MethodType):
         return fingerprint(value.__self__, depth), value.__func__
     attributes = getattr(value, "__dict__", None)
+    if not getattr(value, "enters_losses", True):
+        return id(value)
     if depth == 0 or not isinstance(attributes, Mapping) or isinstance(value, (Tensor, nn.Module, type)):
         return id(value)
     state = getattr(value, "server_state", ())  # changes in every round, and is not for clients to read

@@ -164,7 +164,9 @@ class SideBySideTrainer(Trainer):
             return work.of(np.argsort(longest_first))
         if len(block) < self._fewest:
             filled = [*range(len(block)), *[len(block) - 1] * (self._fewest - len(block))]
-            work = self.train(block.rows(filled), start[filled], hooks, round, rounds, phase)
+            is_shared = start.stride(0) == 0  # rows of one vector, which are not copied
+            received = start[:1].expand(len(filled), -1) if is_shared else start[filled]
+            work = self.train(block.rows(filled), received, hooks, round, rounds, phase)
             kept = work.of(slice(len(block)))
             kept.seconds *= work.steps.sum() / max(kept.steps.sum(), 1)
             return kept
@@ -179,7 +181,7 @@ class SideBySideTrainer(Trainer):
         seen = torch.zeros(len(block), dtype=torch.float64, device=self.model.device)
         self._weights[: len(block)].copy_(start)
         self.model.reset_counters()
-        step_of = self._steps(block.clients, steps, round, phase)
+        step_of = self._steps(block.clients, steps, round, phase, USUALLY_AHEAD if is_whole else 0)
         both_passes = self._both_passes(hooks, block, phase)
 
         def compute(step: Step, rows: slice, weights: Tensor, statistics: list[Tensor]) -> Pass:
@@ -205,7 +207,7 @@ class SideBySideTrainer(Trainer):
         for number in range(int(steps.max(initial=0))):
             active = int((steps > number).sum())
             rows = slice(max(active, self._fewest))
-            put_back = [result[active : rows.stop].clone() for result in results]
+            put_back = [result[active : rows.stop].clone() for result in results if active < rows.stop]
             weights = self._weights[rows]
             statistics = [entry.view(weights) for entry in self._statistics]
             step, lr = step_of(number, rows.stop, 0), rate_of(number, rows)
@@ -226,7 +228,7 @@ class SideBySideTrainer(Trainer):
                     optimizer.advance()
                     for run, step_taken in zip(trained, self._clipped(runs), strict=True):
                         optimizer.step(weights[:, run], step_taken, lr, run)
-                for result, kept in zip(results, put_back, strict=True):
+                for result, kept in zip(results, put_back, strict=False):
                     result[active : rows.stop] = kept
         weights = self._weights[: len(block)]
         is_finite, (losses, count) = read(weights, total, seen)
@@ -381,7 +383,7 @@ class SideBySideTrainer(Trainer):
         return trained
 
     def _steps(
-        self, clients: NDArray[np.int64], steps: NDArray[np.int64], round: int, phase: Phase
+        self, clients: NDArray[np.int64], steps: NDArray[np.int64], round: int, phase: Phase, further: int
     ) -> Callable[[int, int, int], Step]:
         """Makes a function (number of a step, number of rows, how many steps ahead) -> step of the first clients.
 
@@ -390,6 +392,7 @@ class SideBySideTrainer(Trainer):
 
         Args:
             steps: [K] the number of steps that each client takes.
+            further: on how many later batches there usually are gradients.
         """
         settings, merges = phase.settings(self.settings), self.model.normalises_batches
         cuts = settings.count_cuts(self._sizes[clients], merges)
@@ -400,7 +403,7 @@ class SideBySideTrainer(Trainer):
         def step_of(now: int, rows: int, ahead: int) -> Step:
             number = now + ahead
             which, place = divmod(number, length)
-            if ahead > USUALLY_AHEAD:
+            if ahead > further:
                 drawn, place = self._stretch(clients[:rows], range(number, number + 1), None, round, phase), 0
             elif which in stretches:
                 drawn = stretches[which]
@@ -409,7 +412,7 @@ class SideBySideTrainer(Trainer):
                     del stretches[min(stretches)]
                 some = range(which * length, (which + 1) * length)
                 # Later steps have no more rows than this one.
-                drawn = self._stretch(clients[:rows], some, steps[:rows] + USUALLY_AHEAD, round, phase)
+                drawn = self._stretch(clients[:rows], some, steps[:rows] + further, round, phase)
                 stretches[which] = drawn
             draws = None if drawn.draws is None else drawn.draws[place, :rows]
             batch = self._batch(clients[:rows], drawn.index[place, :rows], draws)

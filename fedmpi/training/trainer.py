@@ -281,13 +281,13 @@ class Trainer(ABC):
 
 
 def read(weights: Tensor, *numbers: Tensor) -> tuple[bool, NDArray[np.float64]]:
-    """Whether all `weights` are finite, and the `numbers` [n] each, as [.., n].
+    """Whether the sum of all `weights` is finite, and the `numbers` [n] each, as [.., n].
 
-    They come from the device in one copy, because the host waits for each.
+    They come from the device in one copy, because the host waits for each. A sum takes a third of the time of a
+    minimum and a maximum. If it is finite, so are all weights. (The sum of huge weights may not be.)
     """
-    low, high = torch.aminmax(weights) if weights.numel() else weights.new_zeros(2)
-    found = torch.cat([part.double().view(-1) for part in (low, high, *numbers)]).cpu().numpy()
-    return bool(np.isfinite(found[:2]).all()), found[2:].reshape(len(numbers), -1)
+    found = torch.cat([part.double().view(-1) for part in (weights.sum(), *numbers)]).cpu().numpy()
+    return bool(np.isfinite(found[0])), found[1:].reshape(len(numbers), -1)
 
 
 def losses_of(hooks: Hooks, net: Net, start: Tensor, rows: dict[str, Tensor], batch: Batch) -> Tensor:
