@@ -192,7 +192,25 @@ def test_texts_of_ones_own(tmp_path: Path) -> None:
         assert found.last < found.initial / 2
 
 
-def test_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["tasks", "participation"])
+def test_commands_are_understood(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every option that these pages use exists, and has a value that is allowed; the slow tests run the commands."""
+    page = Page(name, tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    found = 0
+    for block in page.commands:
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("printf"):  # a file that a command reads
+                subprocess.run(line, shell=True, check=True)
+            if command := re.match(r"(?:mpirun -n \d+ )?python -m fedmpi (--.*)", line):
+                parse(shlex.split(command[1]))
+                found += 1
+    assert found >= 5
+
+
+@pytest.mark.slow
+def test_tasks(tmp_path: Path) -> None:
     """Oracles: a fit that explains something, the page's own functions, a round that validation has chosen."""
     pytest.importorskip("matplotlib")
     shorter = {"--clients 50 --rounds 40": "--clients 10 --rounds 3", "--clients 20 -": "--clients 5 -"}
@@ -213,13 +231,9 @@ def test_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page.run(page.block("python -m fedmpi --clients 20 --partition.alpha"))
     tuned = results.open(tmp_path / "runs" / "fine_tuned.h5")
     assert tuned.rounds["fine_tuned_accuracy"][-1] > tuned.rounds["test_accuracy"][-1]
-    monkeypatch.syspath_prepend(str(tmp_path))
-    for block in page.commands:
-        for line in block.replace("\\\n", " ").splitlines():
-            if line.startswith("python -m fedmpi --"):
-                parse(shlex.split(line)[3:])
 
 
+@pytest.mark.slow
 def test_slow_clients(tmp_path: Path) -> None:
     """Oracles: the clients that the page says there are, lost ones and late ones."""
     pytest.importorskip("matplotlib")
