@@ -2,7 +2,7 @@
 
 Every step allocates the same temporary tensors and frees them. By default, glibc's malloc returns freed memory to the
 operating system when some of it lies together. Then the next step pays for page faults, and for pages that the system
-fills with zeros: a sixth of the time of a small network. Other C libraries are left as they are.
+fills with zeros. Other C libraries are left as they are.
 """
 
 from __future__ import annotations

@@ -45,13 +45,13 @@ def describe(world: World, device: torch.device) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
         "mkl_cbwr": os.environ.get("MKL_CBWR"),
-        "command": shlex.join(sys.orig_argv),
-        "folder": os.getcwd(),
+        "command": _text(shlex.join(sys.orig_argv)),
+        "folder": _folder(),
         "python": platform.python_version(),
         **libraries(),
         "mpi4py": version("mpi4py"),
         "h5py": version("h5py"),
-        "packages": sorted({f"{package.name}=={package.version}" for package in distributions()}),
+        "packages": sorted({f"{package.name}=={package.version}" for package in distributions() if package.name}),
         "mpi": mpi_version(),
         "mpi_transport": by_ranks(each["transport"]),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
@@ -62,6 +62,18 @@ def describe(world: World, device: torch.device) -> dict[str, Any]:
 def libraries() -> dict[str, str]:
     """Versions of those on which the bits of results depend."""
     return {"torch": str(torch.__version__), "numpy": version("numpy")}
+
+
+def _text(name: str) -> str:
+    """The same text, where bytes that are no UTF-8 are escaped; the locale's encoding does not matter."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def _folder() -> str | None:
+    try:
+        return _text(os.getcwd())
+    except FileNotFoundError:  # it has been removed
+        return None
 
 
 def _cpu_name() -> str:
