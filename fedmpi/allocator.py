@@ -8,6 +8,7 @@ fills with zeros. Other C libraries are left as they are.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 
@@ -30,3 +31,10 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_MMAP_THRESHOLD, LARGE_BYTES) and mallopt(_TRIM_THRESHOLD, KEPT_BYTES))
+
+
+def return_freed_memory() -> None:
+    """Return all freed memory to the operating system once, for example that of a set-up, if the C library can."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

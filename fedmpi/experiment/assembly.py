@@ -12,7 +12,7 @@ from torch import nn
 
 from fedmpi import randomness
 from fedmpi.algorithms import Algorithm
-from fedmpi.allocator import keep_freed_memory
+from fedmpi.allocator import keep_freed_memory, return_freed_memory
 from fedmpi.data import Arrays, Dataset, Split, make_split
 from fedmpi.data.base import check_targets
 from fedmpi.data.client_samples import ClientSamples, ListedSamples
@@ -101,6 +101,8 @@ def assemble(experiment: Settings, world: World) -> Assembled:
         experiment.seed,
         f"--model = {named(experiment.model)}",
     )
+    if fed.layout.frozen:  # of which every network that was built had a copy at first
+        return_freed_memory()
     fed.sibling = shared.sibling
     engine = Engine(fed)
     set_up(experiment.algorithm, engine)
