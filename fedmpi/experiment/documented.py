@@ -50,7 +50,15 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
         "held_out_epochs",
     ),
     "Stopping before all rounds are done": ("stop",),
-    "Results file, checkpoints": ("output", "overwrite", "store_frozen", "resume", "checkpoint", "track"),
+    "Results file, checkpoints": (
+        "output",
+        "overwrite",
+        "every_client",
+        "store_frozen",
+        "resume",
+        "checkpoint",
+        "track",
+    ),
     "Hardware": ("device", "threads", "deadline"),
 }
 

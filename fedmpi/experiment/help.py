@@ -31,6 +31,7 @@ RARE = (
     "evaluate_fine_tuned",
     "held_out",
     "held_out_epochs",
+    "every_client",
     "init",
     "stop.metric",
     "stop.target",
