@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fedmpi.training.flat import FlatModel as FlatModel
     from fedmpi.training.flat import Net as Net
     from fedmpi.training.layout import Columns as Columns
+    from fedmpi.training.layout import Entry as Entry
     from fedmpi.training.layout import Layout as Layout
     from fedmpi.training.samples import Batch as Batch
 

@@ -29,6 +29,7 @@ from fedmpi.algorithms.feddbe import FedDBE
 from fedmpi.algorithms.feddf import FedDF
 from fedmpi.algorithms.feddisco import FedDisco
 from fedmpi.algorithms.feddyn import FedDyn
+from fedmpi.algorithms.fedexlora import FedExLoRA
 from fedmpi.algorithms.fedexp import FedExP
 from fedmpi.algorithms.fedfomo import FedFomo
 from fedmpi.algorithms.fedftg import FedFTG
@@ -45,6 +46,7 @@ from fedmpi.algorithms.fedprox import FedProx
 from fedmpi.algorithms.fedrod import FedRoD
 from fedmpi.algorithms.fedsam import FedSAM
 from fedmpi.algorithms.fesem import FeSEM
+from fedmpi.algorithms.ffalora import FFALoRA
 from fedmpi.algorithms.flhc import FLHC
 from fedmpi.algorithms.genfl import GenFL
 from fedmpi.algorithms.ifca import IFCA
@@ -77,6 +79,7 @@ __all__ = [
     "CentredClipping",
     "DistributionFusion",
     "Ditto",
+    "FFALoRA",
     "FeSEM",
     "FeatureFusion",
     "FedACG",
@@ -96,6 +99,7 @@ __all__ = [
     "FedDF",
     "FedDisco",
     "FedDyn",
+    "FedExLoRA",
     "FedExP",
     "FedFTG",
     "FedFomo",

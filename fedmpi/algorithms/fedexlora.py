@@ -16,8 +16,7 @@ from fedmpi.algorithms.toolbox.lora import ADAPTER, adapted_layers
 from fedmpi.lazy import nn, torch
 from fedmpi.options import with_options
 from fedmpi.training.block import WHOLE, Phase
-from fedmpi.training.layout import Entry
-from fedmpi.typing import Block, Cohort, Federation, Layout, Tensor, Trained, Vectors
+from fedmpi.typing import Block, Cohort, Entry, Federation, Layout, Tensor, Trained, Vectors
 
 
 @dataclass(frozen=True)

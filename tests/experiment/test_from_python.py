@@ -180,7 +180,7 @@ REFUSED: dict[str, tuple[type, dict[str, Any]]] = {
     "mu = x: must be a number": (FedProx, {"mu": "x"}),
     "mu = -1.0: must be at least 0": (FedProx, {"mu": -1}),
     "device = tpu: must be one of auto, cpu, cuda": (Experiment, {"device": "tpu"}),
-    "schedule = cosin: must be one of constant, exponential, cosine": (LocalTraining, {"schedule": "cosin"}),
+    "schedule = cosin: must be one of constant, exponential, linear, cosine": (LocalTraining, {"schedule": "cosin"}),
     "epochs = true: must be a whole number": (LocalTraining, {"epochs": True}),
     "epochs = 1.5: must be a whole number": (LocalTraining, {"epochs": 1.5}),
     "vectorize = true: must be a whole number or one of auto, off": (LocalTraining, {"vectorize": True}),
@@ -347,7 +347,7 @@ def test_what_is_refused_reserves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
             {"dataset": NoClasses()},
             "data set NoClasses: train_y needs `classes` of the data set, the number of classes, which is 0",
         ),
-        ({"model": NoNetwork()}, "--model = NoNetwork: build() returned a NoneType, which must be a torch.nn.Module"),
+        ({"model": NoNetwork()}, "NoNetwork: build() returned a NoneType, which must be a torch.nn.Module"),
     ):
         with pytest.raises(BadInput) as caught:
             Experiment(**options, clients=4, rounds=1).run()
