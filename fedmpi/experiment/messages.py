@@ -75,7 +75,7 @@ def in_one_line(message: str, parser: jsonargparse.ArgumentParser, arguments: li
             return unknown_class(option, found[1])
         return f"--{option} = {_shown(found[1])}: {_shown(found[2])}"
     if takes:
-        names = re.findall(r"<class '[^']*'>|typing\.Literal\[[^\]]*\]", takes[0])
+        names = re.findall(r"<class '[^']*'>|typing\.Literal\[[^\]]*\]|\b[Tt]uple\[[^\]]*\]", takes[0])
         given = _shown(re.findall(r"Given value: (.*)", message.rpartition("Subtypes:")[2])[0])
         return f"--{option} = {given}: must be {' or '.join(map(_type_name, names))}"
     said = flat(re.sub(r'Parser key "([^"]+)":', r"--\1:", message))
@@ -193,6 +193,7 @@ def _type_name(text: str) -> str:
         words = choices[1].replace("'", "")
         return f"one of {words}" if "," in words else words
     name = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    name = "tuple" if name.lower().startswith("tuple[") else name
     plain = {
         "int": "a whole number",
         "float": "a number",

@@ -115,7 +115,10 @@ class Model(Architecture):
             found = type(network).__name__
             raise BadInput(f"= {named(self)}: build() returned a {found}, which must be a torch.nn.Module", "--model")
         is_text = self.vocabulary is not None
-        materialise(network, torch.ones(2, *shape, dtype=torch.int64 if is_text else torch.float32))
+        try:
+            materialise(network, torch.ones(2, *shape, dtype=torch.int64 if is_text else torch.float32))
+        except BadInput as error:
+            raise BadInput(f"= {type(self).__name__}: {error.message}", "--model") from None
         if self.weights:
             self.drawn = _pretrained.load(network, self.weights, self.published())
         if self.train:

@@ -542,7 +542,7 @@ GROUPS: dict[str, Group] = {
                 ("clients", "classes"),
                 "i",
             ),
-            "samples": Array("training samples per client", ("clients",), "i"),
+            "samples": _always("training samples per client", "", ("clients",), "i"),
             "validation": Array("validation samples per client; only with a validation set", ("clients",), "i"),
             **_CLIENT,
             **_CLASS,

@@ -92,7 +92,8 @@ class PlainTrainer(Trainer):
         if is_whole:
             block.further = further
         step = self._step(block, start, hooks, settings, columns)
-        whole = int(self.count_steps(block.clients, None, phase)[0])
+        # A share of the steps follows the schedule of all of them; Centralized takes more than a client has.
+        whole = max(int(self.count_steps(block.clients, None, phase)[0]), count)
         for lr in settings.rates(round, rounds, whole)[:count].tolist():
             step(noted(), lr)
             weight = batches[0].weight

@@ -172,7 +172,7 @@ class SideBySideTrainer(Trainer):
             return kept
         began = time.perf_counter()
         settings, is_whole, trained = phase.settings(self.settings), needs_whole(hooks), self._select(phase)
-        rate_of, optimizer = self._rates(block.clients, round, rounds, phase), self._fresh_optimizer(settings)
+        rate_of, optimizer = self._rates(block.clients, steps, round, rounds, phase), self._fresh_optimizer(settings)
         # w -= lr g needs no gradient in one piece.
         is_plain = not hooks.changes_direction and settings.is_plain_sgd
         if is_whole:
@@ -252,14 +252,19 @@ class SideBySideTrainer(Trainer):
         ]
 
     def _rates(
-        self, clients: NDArray[np.int64], round: int, rounds: int, phase: Phase
+        self, clients: NDArray[np.int64], taken: NDArray[np.int64], round: int, rounds: int, phase: Phase
     ) -> Callable[[int, slice], Rate]:
-        """Makes a function (number of a step, some of the clients) -> their learning rate, or their rates [.., 1]."""
+        """Makes a function (number of a step, some of the clients) -> their learning rate, or their rates [.., 1].
+
+        Args:
+            taken: [K] the number of steps that each client takes.
+        """
         settings = phase.settings(self.settings)
         if not settings.varies_within_rounds:
             same = settings.rate(round, rounds)
             return lambda number, rows: same
-        steps = self.count_steps(clients, None, phase)
+        # A share of the steps follows the schedule of all of them; Centralized takes more than a client has.
+        steps = np.maximum(self.count_steps(clients, None, phase), taken)
         rates = np.zeros((int(steps.max(initial=0)), len(clients)))
         for count in np.unique(steps).tolist():
             rates[:count, steps == count] = settings.rates(round, rounds, count)[:, None]

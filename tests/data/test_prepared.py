@@ -668,7 +668,7 @@ def test_commands(small_mnist: Path, capsys: pytest.CaptureFixture[str]) -> None
     listed = capsys.readouterr().out
     assert [line.split()[0] for line in listed.splitlines()] == [
         *("BreastCancer", "CIFAR10", "CIFAR100", "Diabetes", "Digits", "FEMNIST", "FashionMNIST", "ImageFolder"),
-        *("MNIST", "MNISTMasks", "Sentiment140", "Shakespeare", "Subset", "Table", "TinyImageNet"),
+        *("MNIST", "MNISTMasks", "Sentiment140", "Shakespeare", "Subset", "Table", "TextTable", "TinyImageNet"),
         *("TweetCharacters", "Wine"),
     ]
 

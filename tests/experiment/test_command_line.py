@@ -290,9 +290,9 @@ def test_a_users_class_with_a_name_of_ours(user_file: Any) -> None:
 REFUSED = {
     # names
     "--clent 3": "--clent: no such option, did you mean --clients or --dataset.length (Sentiment140,"
-    " TweetCharacters)?",
+    " TextTable, TweetCharacters)?",
     "--clent=3": "--clent: no such option, did you mean --clients or --dataset.length (Sentiment140,"
-    " TweetCharacters)?",
+    " TextTable, TweetCharacters)?",
     "--lr 3": "--lr: no such option, did you mean --local.lr or --algorithm.lr (CCVR, Ditto, FedAdagrad, ...) or"
     " --server_optimizer.lr (Adagrad, Adam, Momentum, ...)?",
     "--alpha 3": "--alpha: no such option, did you mean --algorithm.alpha (APFL, FedAsync, FedCM, ...) or"
@@ -341,6 +341,7 @@ REFUSED = {
     "--clients true": "--clients = true: must be a whole number",
     "--clients null": "--clients = null: must be a whole number",
     "--clients [1,2]": "--clients = [1, 2]: must be a whole number",
+    "--model HuggingFace --model.path x --model.lora.targets 3": "--model.lora.targets = 3: must be a list or null",
     "--cohort x": "--cohort = x: must be a whole number or null",
     "--local 3": "--local = 3: must be options, or a YAML file of them",
     "--local.lr fast": "--local.lr = fast: must be a number",

@@ -14,7 +14,8 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "no such option": (
         "--clent=3",
         "unrecognized arguments: --clent=3",
-        "--clent: no such option, did you mean --clients or --dataset.length (Sentiment140, TweetCharacters)?",
+        "--clent: no such option, did you mean --clients or --dataset.length (Sentiment140, TextTable,"
+        " TweetCharacters)?",
     ),
     "a word on its own": (
         "clients",

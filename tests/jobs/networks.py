@@ -81,7 +81,7 @@ class Raw(Model):
 
     def build(self, shape: tuple[int, ...], classes: int) -> Backbone:
         count = math.prod(shape)
-        layers = nn.Flatten(), FromFirst(), Scaled(1e12), nn.BatchNorm1d(count), nn.Linear(count, 16), nn.ReLU()
+        layers = nn.Flatten(), FromFirst(), Scaled(1e9), nn.BatchNorm1d(count), nn.Linear(count, 16), nn.ReLU()
         return Backbone(nn.Sequential(*layers), nn.Linear(16, classes))
 
 

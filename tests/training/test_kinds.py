@@ -294,5 +294,5 @@ def test_a_large_running_variance_is_no_divergence(vectorize: Any, tmp_path: Pat
     local = LocalTraining(epochs=20, batch_size=64, lr=0.1, vectorize=vectorize)
     made = made_by(tmp_path / "made.h5", Raw(), local=local, partition=Cut(64, 64, 64, 64), rounds=1)
     assert made.rounds["diverged_clients"].tolist() == [0]
-    assert made.state_dict()["extractor.3.running_var"].max() > 1e22
+    assert made.state_dict()["extractor.3.running_var"].max() > 1e16
     assert np.isfinite(made.rounds["test_loss"]).all()
