@@ -25,7 +25,7 @@ def test_described() -> None:
         "/usr/lib/libm.so.6",
         "/usr/lib/libfabricated.so",
     ]
-    opened = ["/dev/hfi1_0", "/dev/null", "/tmp/dev/hfi1_0", "socket:[7]"]
+    opened = ["/dev/hfi1_0", "/dev/null", "/elsewhere/dev/hfi1_0", "socket:[7]"]
     settings = {"FI_PROVIDER": "psm2", "FI_PROVIDER_PATH": "x", "HOME": "/root", "OMPI_MCA_orte_jobid": "7"}
     said = "device ch4:ofi; loaded fabric psm2; open hfi1_0; set FI_PROVIDER=psm2"
     assert described(version, loaded, opened, settings) == said
