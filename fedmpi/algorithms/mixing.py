@@ -8,6 +8,9 @@ from fedmpi.algorithms.base import Algorithm
 from fedmpi.lazy import torch
 from fedmpi.typing import Block, Cohort, Federation, Stack, Tensor
 
+# Number of elements of a model that stay in a core's cache while they are added to several mixtures.
+CACHED = 1 << 16
+
 
 class Mixing(Algorithm):
     """Every client trains a model of its own; at the end of a round it gets a mixture of the models of the round.
@@ -59,12 +62,17 @@ class Mixing(Algorithm):
         sums = [torch.zeros(fed.layout.size, dtype=torch.float64) for _ in mine]
         totals, of_others = [0.0] * len(mine), [0.0] * len(mine)
         for position, model in models.everywhere(received * fed.layout.size):
-            exact, client = model.double(), int(cohort.clients[position])
+            client, weights = int(cohort.clients[position]), {}
             for number, block in enumerate(mine):
                 if weight := weigh(number, client, model):
-                    sums[number] += weight * exact
+                    weights[number] = weight
                     totals[number] += weight
                     of_others[number] += weight if client != block.clients[0] else 0.0
+            for first in range(0, fed.layout.size, CACHED):  # in parts that stay in a core's cache
+                some = slice(first, first + CACHED)
+                exact = model[some].double()
+                for number, weight in weights.items():
+                    sums[number][some].add_(exact, alpha=weight)
         for block, mixed, total, others in zip(mine, sums, totals, of_others, strict=True):
             fed.record(block, others=torch.tensor([others / (total or 1.0)]))
             if total:
