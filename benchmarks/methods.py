@@ -5,12 +5,14 @@ the method's round and of FedAvg's, and the work of the method's clients in unit
 method itself states, for the virtual clock.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from benchmarks.workloads import TRAINING
@@ -19,7 +21,9 @@ from fedmpi.mpi.world import World
 
 if TYPE_CHECKING:
     from fedmpi.algorithms import Algorithm
+    from fedmpi.federation.federation import Federation
     from fedmpi.federation.ledger import Outcome
+    from fedmpi.policies import Cohort
 
 #: method with its options -> further options of its runs and of FedAvg's
 METHODS = {
@@ -71,18 +75,32 @@ def main(method: str, pairs: int) -> None:
         contextlib.redirect_stdout(nowhere),  # what fedmpi says of its rounds
     ):
 
-        def outcomes(algorithm: str, name: str) -> "tuple[Algorithm, Iterator[Outcome]]":
+        def outcomes(algorithm: str, name: str) -> Iterator[tuple[Outcome, float]]:
             options = f"{TRAINING['A'].options} --algorithm {algorithm} --evaluate_every 0 --rounds {pairs + 1}"
             options += f" {(METHODS | ASYNCHRONOUS)[method]}"
             experiment, config = parse([*shlex.split(options), "--output", f"{folder}/{name}.h5"], speaks=False)
-            return experiment.algorithm, experiment.outcomes(world, config)
+            works: list[float] = []
+            experiment.algorithm.round = _counting(experiment.algorithm, works)  # type: ignore[assignment]
+            for outcome in experiment.outcomes(world, config):
+                yield outcome, works[-1]
 
-        (algorithm, others), (_, plains) = outcomes(method, "method"), outcomes("FedAvg", "fedavg")
-        for other, plain in zip(others, plains, strict=True):
+        for (other, work), (plain, plain_work) in zip(
+            outcomes(method, "method"), outcomes("FedAvg", "fedavg"), strict=True
+        ):
             if world.is_server and plain.row["round"] > 1:  # the first pair warms up
-                steps = other.clients["steps"].sum() / plain.clients["steps"].sum()
-                work = algorithm.step_cost * steps + algorithm.forward_passes / 3
-                print(other.row["seconds"], plain.row["seconds"], work, file=sys.__stdout__, flush=True)
+                found = other.row["seconds"], plain.row["seconds"], work / plain_work
+                print(*found, file=sys.__stdout__, flush=True)
+
+
+def _counting(algorithm: Algorithm, works: list[float]) -> Callable[[Federation, Cohort], None]:
+    """The method's round, which notes the work of its clients, in steps of plain training."""
+    play = algorithm.round
+
+    def round(fed: Federation, cohort: Cohort) -> None:
+        works.append(float(algorithm.count_work(fed, cohort).sum()))
+        play(fed, cohort)
+
+    return round
 
 
 if __name__ == "__main__":

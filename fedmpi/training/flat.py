@@ -121,15 +121,24 @@ class FlatModel:
     @contextmanager
     def elsewhere(self, parameters: Tensor) -> Iterator[None]:
         """While it is active, the network has these `parameters` [d]; then its state is as before."""
-        self._aside.copy_(self.weights)
+        count = self.layout.parameters
+        self._aside.copy_(parameters)
+        statistics = self.weights[0, count:].clone()
         with self.counters_kept():
-            self.weights[0, : self.layout.parameters].copy_(parameters)
+            self._bind(self._aside)
             yield
-        self.weights.copy_(self._aside)
+            self._bind(self.weights[0])
+        self.weights[0, count:].copy_(statistics)
 
     @cached_property
     def _aside(self) -> Tensor:
-        return torch.empty_like(self.weights)
+        """[d], other values of the parameters."""
+        return aligned_rows(1, self.layout.parameters, self.device)[0]
+
+    def _bind(self, vector: Tensor) -> None:
+        """Let the parameters be views of `vector` [d] or [P]."""
+        for entry, parameter in self._parameters:
+            parameter.data = entry.view(vector)
 
     def select(self, columns: tuple[slice, ...]) -> None:
         """Compute gradients only for these columns of the parameters, which are whole tensors."""
@@ -150,33 +159,36 @@ class FlatModel:
         self.backward_over([(losses, torch.full_like(losses, 1 / max(losses.numel(), 1)))])
 
     def backward_over(self, passes: Iterable[Pass]) -> None:
-        """Fill `gradient` with the gradient of a sum over passes, each of which frees its memory before the next."""
-        self.gradient.zero_()
-        self._collect(self.gradient[0])
-        self._go_back(passes)
+        """Fill `gradient` with the gradient of a sum over passes, each of which frees its memory before the next.
+
+        The parameters' own gradients are then views of it, for optimizers of PyTorch's.
+        """
+        self._fill(self.gradient[0], passes)
+        for entry, parameter in self._parameters:
+            parameter.grad = entry.view(self.gradient[0]) if parameter.requires_grad else None
 
     def further_gradient(self, passes: Iterable[Pass]) -> Tensor:
         """[1, layout.parameters], the same in new memory; `gradient` stays as it is."""
-        found = aligned_rows(1, self.layout.parameters, self.device).zero_()
-        for _, parameter in self._parameters:
-            parameter.grad = None
-        self._collect(found[0])
-        self._go_back(passes)
-        for _, parameter in self._parameters:
-            parameter.grad = None
+        found = aligned_rows(1, self.layout.parameters, self.device)
+        self._fill(found[0], passes)
         return found
 
-    def _go_back(self, passes: Iterable[Pass]) -> None:
-        for losses, shares in passes:
-            torch.autograd.backward(losses, shares)
-            self._settle()
-
-    def _collect(self, gradient: Tensor) -> None:
-        """Let the next backward pass add to `gradient` [d], unless the parameters have a place for it already."""
+    def _fill(self, gradient: Tensor, passes: Iterable[Pass]) -> None:
         self._update = None
-        for entry, parameter in self._parameters:
-            if parameter.grad is None and parameter.requires_grad:
-                parameter.grad = entry.view(gradient)
+        for number, (losses, shares) in enumerate(passes):
+            for _, parameter in self._parameters:
+                parameter.grad = None
+            torch.autograd.backward(losses, shares)
+            # A copy of new gradients moves less memory than adding them to zeros.
+            found = [(entry.view(gradient), p.grad) for entry, p in self._parameters if p.grad is not None]
+            if number == 0 and sum(part.numel() for part, _ in found) < self.layout.parameters:
+                gradient.zero_()
+            if found:
+                move = torch._foreach_add_ if number else torch._foreach_copy_
+                move([part for part, _ in found], [new.to_dense() if new.is_sparse else new for _, new in found])
+            self._settle()
+        for _, parameter in self._parameters:
+            parameter.grad = None
 
     def backward_in_parts(self, only: Pass, update: Callable[[Entry, Tensor, Tensor], None]) -> None:
         """Call `update(entry, parameter, gradient)` for every parameter, as soon as its old value is not needed.

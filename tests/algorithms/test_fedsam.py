@@ -110,12 +110,16 @@ def gradients(module: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("vectorize", ["off", 4])
 def test_statistics_are_those_of_the_first_pass(vectorize: Literal["off"] | int, tmp_path: Path) -> None:
-    """Oracle: FedAvg after one step, bit for bit, in running means and variances, but not in weights."""
+    """Oracle: FedAvg after one step, bit for bit, in running means and variances, but not in weights.
+
+    The gradients of biases before batch normalisation are rounding errors, so these may be equal or not.
+    """
     settings: dict[str, Any] = {"model": LeNet(), "local": LocalTraining(steps=1, vectorize=vectorize)}
     plain, sharp = run(tmp_path / "plain.h5", FedAvg(), **settings), run(tmp_path / "sharp.h5", FedSAM(), **settings)
     first, second = tensors(plain), tensors(sharp)
     for name, tensor in first.items():
-        assert torch.equal(second[name], tensor) == ("running" in name), name
+        if "bias" not in name:
+            assert torch.equal(second[name], tensor) == ("running" in name), name
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
