@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,10 +11,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from fedmpi.errors import BadInput
 from fedmpi.models._layers import Backbone
 from fedmpi.models.adapters import LoRA
+from fedmpi.training.clientwise import drawn_again
 
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
@@ -26,6 +30,8 @@ class Chosen(Protocol):
     dropout: float | None
     lora: LoRA
     ia3: bool
+    prompt_tokens: int | None
+    checkpointing: bool
 
     @property
     def pooling(self) -> str | None: ...
@@ -66,6 +72,7 @@ class Encoder(nn.Module):
             tokens, is_read = tokens[:, :longest], is_read[:, :longest]
         mask = None if self.is_causal else _added(is_read)
         states: Tensor = self.network(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
+        states = states[:, -tokens.shape[1] :]  # without those of vectors before the text
         if self.pooling == "first":
             return states[:, 0]
         if self.pooling == "last":
@@ -89,8 +96,37 @@ class NextTokenLogits(nn.Module):
         self.vocabulary = vocabulary
 
     def forward(self, tokens: Tensor) -> Tensor:
-        logits: Tensor = self.network(input_ids=tokens, use_cache=False).logits
-        return logits[..., : self.vocabulary]
+        logits: Tensor = self.network(input_ids=tokens, attention_mask=None, use_cache=False).logits
+        return logits[:, -tokens.shape[1] :, : self.vocabulary]
+
+
+class Prompted(nn.Module):
+    """A frozen network that reads trained vectors before each text.
+
+    Args:
+        network: the one that is frozen.
+        count: N, the number of vectors.
+    """
+
+    def __init__(self, network: Any, count: int) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False)
+        table: Tensor = network.get_input_embeddings().weight
+        self.vectors = nn.Parameter(table[torch.randint(len(table), (count,))].clone())
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, **options: Any) -> Any:
+        """The network's output for N + L places.
+
+        Args:
+            input_ids: tokens [B, L].
+            attention_mask: [B, 1, L, L] of equal rows, or None.
+        """
+        texts = self.network.get_input_embeddings()(input_ids)
+        before = self.vectors.expand(len(texts), -1, -1)
+        if attention_mask is not None:
+            row = functional.pad(attention_mask[:, :, :1], (before.shape[1], 0))
+            attention_mask = row.expand(-1, -1, row.shape[-1], -1)
+        return self.network(inputs_embeds=torch.cat([before, texts], 1), attention_mask=attention_mask, **options)
 
 
 def build(model: Chosen, vocabulary: int, length: int, outputs: int) -> nn.Module:
@@ -116,8 +152,10 @@ def build(model: Chosen, vocabulary: int, length: int, outputs: int) -> nn.Modul
     known, longest = int(config.vocab_size), int(getattr(config, "max_position_embeddings", length))
     if vocabulary > known:
         raise BadInput(f"= {model.path}: knows {known:,} tokens, and the data set has {vocabulary:,}", "path")
-    if length > longest:
-        raise BadInput(f"= {model.path}: reads at most {longest:,} tokens per text, and they have {length:,}", "path")
+    if (read := length + (model.prompt_tokens or 0)) > longest:
+        vectors = f" with {model.prompt_tokens:,} vectors before them" if model.prompt_tokens else ""
+        reason = f"reads at most {longest:,} tokens per text, and they have {read:,}{vectors}"
+        raise BadInput(f"= {model.path}: {reason}", "path")
     if pooling == "none":
         return NextTokenLogits(_adapted(model, _loaded(model, transformers.AutoModelForCausalLM, config)), vocabulary)
     network: Any = _loaded(model, transformers.AutoModel, config)
@@ -163,6 +201,13 @@ def _loaded(model: Chosen, kind: Any, config: Any) -> nn.Module:
     lacking = [name for name in found["missing_keys"] if not name.startswith("pooler.")]
     if lacking:
         raise BadInput(f"= {model.path}: its weights lack {sorted(lacking)[0]} of {type(network).__name__}", "path")
+    if model.checkpointing:
+        if not network.supports_gradient_checkpointing:
+            reason = f"must be false, because {type(network).__name__} has none"
+            raise BadInput(f"= true: {reason}", "checkpointing")
+        # The public function also computes gradients of embedded tokens, which only the reentrant form needs.
+        again = partial(checkpoint, use_reentrant=False, context_fn=drawn_again)
+        network._set_gradient_checkpointing(True, again)
     made: nn.Module = network
     return made.train()
 
@@ -171,6 +216,8 @@ def _adapted(model: Chosen, network: nn.Module) -> nn.Module:
     """The network with adapters, if there are any; then only they are trained."""
     if not model.has_adapters:
         return network
+    if model.prompt_tokens:
+        return Prompted(network, model.prompt_tokens)
     import peft  # takes seconds
 
     lora = model.lora

@@ -10,7 +10,7 @@ from fedmpi.lazy import nn
 from fedmpi.models.adapters import LoRA
 from fedmpi.models.base import Model
 from fedmpi.options import with_options
-from fedmpi.ranges import BelowOne
+from fedmpi.ranges import BelowOne, PositiveInt
 
 Pooling = Literal["mean", "first", "last", "none"]
 
@@ -40,6 +40,10 @@ class HuggingFace(Model):
         lora: low-rank adapters.
         ia3: adapters that scale keys, values and inner activations by trained vectors (Liu et al., 2022), in the
             layers that the library chooses.
+        prompt_tokens: number of trained vectors that are read before each text, as if they were embedded tokens
+            (Lester et al., 2021). They start as those of random tokens. null: none.
+        checkpointing: the backward pass computes the activations within the network's layers again, layer by layer.
+            This takes less memory and more time, and gives the same bits. Clients are then trained one by one.
     """
 
     path: Path
@@ -47,17 +51,22 @@ class HuggingFace(Model):
     dropout: BelowOne | None = None
     lora: LoRA = LoRA()
     ia3: bool = False
+    prompt_tokens: PositiveInt | None = None
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if self.has_adapters and self.train:
             raise BadInput(f"= {self.train}: must be null, because adapters and the head are trained", "train")
         if self.ia3 and self.lora.rank:
             raise BadInput("= true: must be false together with lora.rank", "ia3")
+        if self.prompt_tokens and (self.ia3 or self.lora.rank):
+            other = "ia3" if self.ia3 else "lora.rank"
+            raise BadInput(f"= {self.prompt_tokens}: must be null together with {other}", "prompt_tokens")
 
     @property
     def has_adapters(self) -> bool:
-        """Whether adapters are trained instead of the network's own layers."""
-        return self.ia3 or self.lora.rank is not None
+        """Whether adapters, or vectors before texts, are trained instead of the network's own layers."""
+        return self.ia3 or self.lora.rank is not None or self.prompt_tokens is not None
 
     def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         vocabulary = self.text(shape)

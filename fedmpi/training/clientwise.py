@@ -9,6 +9,7 @@ memory.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_batchedtensor, maybe_get_bdim
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from fedmpi.training.draws import COMPOSED, RANDOM, Draws, body_of, in_whole_vectors
 
@@ -73,6 +74,12 @@ class ClientWise(TorchFunctionMode):
     def has_drawn(self) -> bool:
         """Whether a random function was called."""
         return self._draws.count > 0
+
+    def from_here(self) -> ClientWise:
+        """Another one that draws what this one draws next, and does the same otherwise."""
+        other = copy.copy(self)
+        other._draws = copy.copy(self._draws)
+        return other
 
     def __torch_function__(
         self,
@@ -191,6 +198,15 @@ class Keyed:
         mode = ClientWise((self._key + number) & 0x7FFFFFFF)
         self._first = self._first or mode
         return mode
+
+
+def drawn_again() -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
+    """The contexts of a part of a forward pass, and of its second time in the backward pass, which draws the same.
+
+    It is the `context_fn` of `torch.utils.checkpoint`.
+    """
+    modes = [mode for mode in _get_current_function_mode_stack() if isinstance(mode, ClientWise)]
+    return nullcontext(), modes[-1].from_here() if modes else nullcontext()
 
 
 def _embedding(

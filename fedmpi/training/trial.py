@@ -34,6 +34,7 @@ _MEANINGS = {
     r"\.item\(\)|data-dependent|boolean value": "its forward pass depends on the values of tensors",
     r"in-?place|doesn't match the broadcast shape": "it changes a tensor in place",
     r"Batching rule not implemented for ([\w:]+)": r"PyTorch cannot run \1 for several clients at once",
+    r"escaped from inside": "its backward pass computes parts of the network again",
     r"dynamic shape": "the shapes of its tensors depend on their values",
 }
 

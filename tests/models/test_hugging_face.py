@@ -29,7 +29,7 @@ from tests.support.same_bits import assert_same_bits
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-LENGTH, CLASSES = 8, 10
+LENGTH, CLASSES, VECTORS = 8, 10, 3
 WORDS = Places.vocabulary
 
 
@@ -39,10 +39,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("networks")
     small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-    bert = transformers.BertConfig(vocab_size=WORDS, max_position_embeddings=LENGTH, **small)
+    bert = transformers.BertConfig(vocab_size=WORDS, max_position_embeddings=LENGTH + VECTORS, **small)
     transformers.BertModel(bert).save_pretrained(path / "bert")
-    size = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": LENGTH, "bos_token_id": 0, "eos_token_id": 0}
-    gpt2 = transformers.GPT2Config(vocab_size=WORDS + 3, **size)
+    size = {"n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+    gpt2 = transformers.GPT2Config(vocab_size=WORDS + 3, n_positions=LENGTH + VECTORS, **size)
     transformers.GPT2LMHeadModel(gpt2).save_pretrained(path / "gpt2")
     return path
 
@@ -110,12 +110,36 @@ def test_adapters_start_as_nothing(folder: Path) -> None:
     ]
 
 
+def test_vectors_before_a_text(folder: Path) -> None:
+    """Oracle: the library, given the vectors and the embedded tokens of one text without padding."""
+    for name, kind, outputs in (("bert", "BertModel", CLASSES), ("gpt2", "GPT2LMHeadModel", WORDS)):
+        ours: Any = made(folder / name, outputs, prompt_tokens=VECTORS)
+        theirs = getattr(transformers, kind).from_pretrained(folder / name).eval()
+        found = ours.extractor(tokens()) if name == "bert" else ours(tokens())
+        vectors = next(p for n, p in ours.named_parameters() if n.endswith("network.vectors"))
+        for row, text in enumerate(tokens()):
+            embedded = torch.cat([vectors, theirs.get_input_embeddings()(text[: row + 1])])
+            output = theirs(inputs_embeds=embedded[None])
+            if name == "bert":
+                torch.testing.assert_close(found[row], output.last_hidden_state[0, VECTORS:].mean(0))
+            else:
+                torch.testing.assert_close(found[row, : row + 1], output.logits[0, VECTORS:, :WORDS])
+        trained = sum(p.numel() for p in ours.parameters() if p.requires_grad)
+        assert trained == VECTORS * 16 + (CLASSES * 17 if name == "bert" else 0)
+
+
 LORA = "--model.lora.rank 2 --model.lora.targets '[query,value]' --model.lora.dropout 0.3"
 OPTIONS = "--clients 8 --cohort 4 --rounds 2 --local.steps 3 --local.lr 0.05 --local.batch_size 5"
-BERT = f"--dataset tests.jobs.texts.Places --model HuggingFace --model.path %s/bert {LORA}"
+TEXTS = "--dataset tests.jobs.texts.Places --model HuggingFace --model.path %s/bert"
+BERT = f"{TEXTS} {LORA}"
+VECTORS_BEFORE = f"{TEXTS} --model.dropout 0 --model.prompt_tokens {VECTORS} --local.optimizer adamw"
+VECTORS_BEFORE += " --local.accumulate 2 --local.warmup 0.5 --local.schedule_by step --local.steps 8 --local.lr 0.01"
 CASES = {
     "bert": f"{BERT} --local.vectorize off",
     "bert4": f"{BERT} --local.vectorize 4",
+    "again": f"{BERT} --local.vectorize off --model.checkpointing true",
+    "vectors": f"{VECTORS_BEFORE} --local.vectorize off",
+    "vectors4": f"{VECTORS_BEFORE} --local.vectorize 4",
     "exact": f"{BERT} --local.vectorize 3 --algorithm FedExLoRA",
     "gpt2": "--dataset tests.jobs.texts.NextPlace --partition IID --model HuggingFace --model.path %s/gpt2"
     " --model.lora.rank 2 --local.vectorize 4",
@@ -123,7 +147,7 @@ CASES = {
 
 
 def test_same_bits(folder: Path, tmp_path: Path) -> None:
-    """On 1 and 3 ranks, and after a kill; one client after another, and side by side, with dropout."""
+    """On 1 and 3 ranks, and from a checkpoint; one client after another, and side by side, with dropout."""
     for part in ("one", "three"):
         (tmp_path / part).mkdir()
         lines = [f"{name} {OPTIONS} {options % folder}" for name, options in CASES.items()]
@@ -134,11 +158,16 @@ def test_same_bits(folder: Path, tmp_path: Path) -> None:
         assert_same_bits(three[name], one[name])
         assert not problems(one[name].path)
         moved = one[name].state_dict()
-        assert any(tensor.any() for key, tensor in moved.items() if "lora_B" in key)
+        assert any(tensor.any() for key, tensor in moved.items() if "lora_B" in key) or "vectors" in name
     assert one["bert"].inputs["frozen_source"] == f"--model.path = {folder}/bert"
     np.testing.assert_allclose(one["bert4"].weights, one["bert"].weights, atol=1e-5)
+    assert one["again"].weights_sha256 == one["bert"].weights_sha256  # dropout draws the same again
+    np.testing.assert_allclose(one["vectors4"].weights, one["vectors"].weights, atol=1e-5)
+    assert len(one["vectors"].weights) == VECTORS * 16 + CLASSES * 17
+    assert one["vectors"].inputs["frozen_values"] == one["bert"].inputs["frozen_values"]
+    assert one["vectors"].rounds["test_loss"][-1] < one["vectors"].initial["test_loss"]
     assert one["gpt2"].rounds["test_perplexity"][-1] < one["gpt2"].initial["test_perplexity"]
-    for name in ("exact", "gpt2"):
+    for name in ("exact", "gpt2", "vectors4"):
         options = f"{OPTIONS} {CASES[name] % folder}"
         path = tmp_path / name / "run.h5"
         path.parent.mkdir()
@@ -174,12 +203,18 @@ def test_texts_that_do_not_fit(folder: Path) -> None:
     with pytest.raises(BadInput, match="knows 65 tokens, and the data set has 66"):
         model.build((LENGTH,), 2)
     model.vocabulary = WORDS
-    with pytest.raises(BadInput, match="reads at most 8 tokens per text, and they have 9"):
-        model.build((LENGTH + 1,), 2)
+    with pytest.raises(BadInput, match="reads at most 11 tokens per text, and they have 12"):
+        model.build((LENGTH + VECTORS + 1,), 2)
+    before = HuggingFace(folder / "bert", prompt_tokens=VECTORS)
+    before.vocabulary = WORDS
+    with pytest.raises(BadInput, match="at most 11 tokens per text, and they have 12 with 3 vectors before them"):
+        before.build((LENGTH + 1,), 2)
     with pytest.raises(BadInput, match="train = head: must be null, because adapters"):
         HuggingFace(folder / "bert", train="head", ia3=True)
     with pytest.raises(BadInput, match=r"ia3 = true: must be false together with lora\.rank"):
         HuggingFace(folder / "bert", lora=LoRA(2), ia3=True)
+    with pytest.raises(BadInput, match=r"prompt_tokens = 3: must be null together with lora\.rank"):
+        HuggingFace(folder / "bert", lora=LoRA(2), prompt_tokens=3)
 
 
 def test_folders_that_are_damaged(folder: Path, tmp_path: Path) -> None:
@@ -230,6 +265,22 @@ def test_what_cannot_run_side_by_side(folder: Path, tmp_path: Path) -> None:
         run(tmp_path / "a.h5", model=UsualMask(folder / "bert"), dataset=Places(), local=LocalTraining(vectorize=3))
     reason = "the network cannot run for several clients in one batched call: its forward pass depends on the values"
     assert str(caught.value) == f"--local.vectorize = 3: must be auto or off, because {reason} of tensors"
+
+
+def test_what_is_computed_again(folder: Path, tmp_path: Path) -> None:
+    """Layers are run twice in a step, and clients one by one, which the first lines of a run say."""
+    settings: dict[str, Any] = {"dataset": Places(), "local": LocalTraining(steps=1, vectorize=3)}
+    model = HuggingFace(folder / "bert", lora=LoRA(2), checkpointing=True)
+    with pytest.raises(BadInput) as caught:
+        run(tmp_path / "a.h5", model=model, **settings)
+    assert str(caught.value).endswith("its backward pass computes parts of the network again")
+    assert "--local.vectorize = 3: must be auto or off" in str(caught.value)
+    network = made(folder / "bert", lora=LoRA(2), checkpointing=True).train()
+    runs: list[nn.Module] = []
+    for layer in network.extractor.network.encoder.layer:  # type: ignore[union-attr]
+        layer.attention.register_forward_pre_hook(lambda layer, inputs: runs.append(layer))
+    network(tokens()).sum().backward()
+    assert len(runs) == 4
 
 
 def test_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
