@@ -24,14 +24,19 @@ from fedmpi.mpi.world import World
 
 
 class Tokens(Dataset):
-    """Random texts of 32 tokens."""
+    """400 random texts.
+
+    Attributes:
+        length: of each, in tokens.
+    """
 
     classes = 2
     vocabulary = 30_000
+    length = 32
 
     def read(self, progress: Progress) -> Arrays:
         rng = np.random.default_rng(0)
-        x, y = rng.integers(1, self.vocabulary, (400, 32)), rng.integers(0, 2, 400)
+        x, y = rng.integers(1, self.vocabulary, (400, self.length)), rng.integers(0, 2, 400)
         return Arrays(x[100:], y[100:], x[:100], y[:100])
 
 
