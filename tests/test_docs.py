@@ -258,7 +258,7 @@ def test_which_clients_are_trained_side_by_side() -> None:
     assert f"| on a GPU | {choice.AT_ONCE_ON_GPU} |" in table
     assert f"more than {choice.SMALL_ON_CPU:,} parameters | 1 |" in table
     assert f"fewer than {choice.WORTH_IT_ON_CPU} clients | 1 |" in table
-    assert f"`--local.precision bf16` or compiled steps | {choice.AT_ONCE_IF_FILLED} |" in table
+    assert f"`--local.precision bf16` or compiled steps | {choice.AT_ONCE_IF_FILLED}, or the size" in table
     assert f"| on a CPU | {choice.AT_ONCE_ON_CPU} |" in table
 
 

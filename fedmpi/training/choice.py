@@ -21,7 +21,7 @@ from fedmpi.training.trial import obstacle
 SMALL_ON_CPU = 50_000
 AT_ONCE_ON_CPU = 256
 # With bf16 and in compiled code every block is filled up to its full size, so smaller blocks waste less work.
-AT_ONCE_IF_FILLED = 64
+AT_ONCE_IF_FILLED = 128
 AT_ONCE_ON_GPU = 32
 # Fewer clients per round are not worth the time that importing PyTorch's vmap takes.
 WORTH_IT_ON_CPU = 32
@@ -46,7 +46,7 @@ def choose(world: World, work: LocalWork, cohort: int, rounds: int, hooks: Hooks
     wanted = rule(work.model, work.settings, cohort)
     is_compiled = _compiles(world, work, wanted.at_once, cohort * rounds)
     if is_compiled and work.settings.vectorize == "auto" and work.model.device.type == "cpu":
-        wanted = Choice(AT_ONCE_IF_FILLED, wanted.reason)
+        wanted = Choice(min(AT_ONCE_IF_FILLED, cohort), wanted.reason)
     found = obstacle(work, hooks) if wanted.at_once > 1 else None
     # Different processors may give different answers, so the first rank with an objection decides.
     found = next(filter(None, world.gather_text(found or "")), None)
@@ -77,7 +77,7 @@ def rule(model: FlatModel, settings: LocalTraining, cohort: int) -> Choice:
     if cohort < WORTH_IT_ON_CPU:
         return Choice(1, f"a round has fewer than {WORTH_IT_ON_CPU} clients, and they run on a CPU")
     return Choice(
-        AT_ONCE_IF_FILLED if settings.precision == "bf16" else AT_ONCE_ON_CPU,
+        min(AT_ONCE_IF_FILLED, cohort) if settings.precision == "bf16" else AT_ONCE_ON_CPU,
         "the network is small and runs on a CPU",
     )
 

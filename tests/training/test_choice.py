@@ -33,7 +33,8 @@ IN_BF16 = pytest.mark.skipif(not computes_bf16(), reason="this processor has no 
     ("model", "cohort", "settings", "expected"),
     [
         (LogisticRegression(), 100, {}, 256),
-        (LogisticRegression(), 100, {"precision": "bf16"}, 64),
+        (LogisticRegression(), 100, {"precision": "bf16"}, 100),
+        (LogisticRegression(), 1000, {"precision": "bf16"}, 128),
         (LogisticRegression(), 10, {}, 1),
         (LogisticRegression(), 10, {"vectorize": 7}, 7),
         (LogisticRegression(), 100, {"vectorize": "off"}, 1),
