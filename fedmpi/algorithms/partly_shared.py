@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from fedmpi.algorithms.base import Algorithm
+from fedmpi.lazy import torch
 from fedmpi.typing import Block, Cohort, Columns, Federation, Layout, Tensor, Trained, Vectors
 
 
@@ -33,8 +34,11 @@ class PartlyShared(Algorithm):
         """`own` and `shared`."""
 
     def setup(self, fed: Federation) -> None:
+        from fedmpi.training.layout import runs
+
         super().setup(fed)
         self.own, self.shared = self.split(fed.layout)
+        self.own_runs, self.shared_runs = runs(self.own), runs(self.shared)
         self.kept = fed.client_state("kept", self.weights[self.own])
 
     def payload(self, layout: Layout) -> tuple[Vectors, Vectors]:
@@ -54,8 +58,8 @@ class PartlyShared(Algorithm):
         mean = fed.weighted_mean(cohort, received, columns=self.shared)
         for block in fed.my_clients(cohort):
             local = train(block, self.personal(block, received))
-            mean.add(local.weights[:, self.shared], block)
-            self.kept[block] = local.weights[:, self.own]
+            mean.add(_taken(local.weights, self.shared_runs), block)
+            self.kept[block] = _taken(local.weights, self.own_runs)
         whole = self.weights.clone()
         whole[self.shared] = mean.reduce(empty=self.weights[self.shared])
         self.server_step(fed, whole)
@@ -68,9 +72,23 @@ class PartlyShared(Algorithm):
         """[K, P], the models of a block's clients: the kept part of each, with the received part [n]."""
         kept = self.kept[block]
         models = kept.new_empty(len(block), kept.shape[1] + len(received))
-        models[:, self.own], models[:, self.shared] = kept, received
+        _put(models, self.own_runs, kept)
+        _put(models, self.shared_runs, received)
         return models
 
     def evaluate(self, fed: Federation) -> None:
         """Each client's model on the client's test samples."""
         fed.report_personal(fed.evaluate_clients(self.weights[self.shared], self.personal))
+
+
+def _taken(models: Tensor, runs: Sequence[slice]) -> Tensor:
+    """[K, n], these columns of models [K, P]; a view of them if they are contiguous."""
+    return models[:, runs[0]] if len(runs) == 1 else torch.cat([models[:, run] for run in runs], 1)
+
+
+def _put(models: Tensor, runs: Sequence[slice], values: Tensor) -> None:
+    """Write `values` [n] or [K, n] to these columns of models [K, P]."""
+    first = 0
+    for part in (models[:, run] for run in runs):
+        part.copy_(values[..., first : first + part.shape[1]])
+        first += part.shape[1]

@@ -205,8 +205,9 @@ class Ledger:
             self._world.sum(self._of_clients)
             self._gathered = True
             self._check_records()
-        self._check_left()
-        return self._by_name()
+        records = self._by_name()
+        self._check_left(records)
+        return records
 
     def ask(self, status: int, checkpoint: bool) -> None:
         """Request an exit status and a checkpoint, see `Outcome`. The highest status of all ranks is used."""
@@ -237,9 +238,9 @@ class Ledger:
         self._ranks[self._world.rank] = list(self._spent.values())
         self._world.sum(self._ranks if self._gathered else self._counted)
         self._check_records()
-        self._check_left()
-        ranks = dict(zip(self._spent, self._ranks.T, strict=True))
         records = self._by_name()
+        self._check_left(records)
+        ranks = dict(zip(self._spent, self._ranks.T, strict=True))
         asked = int(ranks["status"].max()), bool(ranks["checkpoint"].any())
         by_rank = {**self._columns_of_ranks(ranks, of_workers), **{kind: ranks[kind] for kind in energy.measured}}
         by_client = self._columns_of_clients(records, malicious)
@@ -253,7 +254,7 @@ class Ledger:
         workers = list(self._world.workers)
         row = {
             "round": self.round,
-            "train_loss": self._train_loss(),
+            "train_loss": self._train_loss(records),
             **{name: float(ranks[name][workers].mean()) for name in SPENT_BY_WORKERS},
             "bytes_up": int(ranks["bytes_up"].sum()),
             "bytes_down": self.bytes_down + self._plan.bytes_lost,
@@ -298,15 +299,13 @@ class Ledger:
             found[name][list(self._world.workers)] = values
         return found
 
-    @property
-    def _mass_left(self) -> NDArray[np.int64]:
+    def _mass_left(self, records: Mapping[str, NDArray[np.float64]]) -> NDArray[np.int64]:
         """[m], weight of each client in the round; 0 if its training diverged."""
-        return np.where(self._by_name()["diverged"] == 1, 0, self.cohort.mass)
+        return np.where(records["diverged"] == 1, 0, self.cohort.mass)
 
-    def _train_loss(self) -> float:
+    def _train_loss(self, records: Mapping[str, NDArray[np.float64]]) -> float:
         """The mean loss of the clients that were trained; NaN if there were none."""
-        records = self._by_name()
-        cohort = replace(self.cohort, mass=np.where(records["steps"] > 0, self._mass_left, 0))
+        cohort = replace(self.cohort, mass=np.where(records["steps"] > 0, self._mass_left(records), 0))
         return _weighted(records["loss"], cohort.weights)
 
     def _check_records(self) -> None:
@@ -318,10 +317,10 @@ class Ledger:
                 " or only at the server (fed.is_server)"
             )
 
-    def _check_left(self) -> None:
-        if self.cohort.total_mass and not self._mass_left.any():
+    def _check_left(self, records: Mapping[str, NDArray[np.float64]]) -> None:
+        if self.cohort.total_mass and not self._mass_left(records).any():
             count = np.count_nonzero(self.cohort.mass)
-            row = np.flatnonzero(self._by_name()["diverged"] == 1)[0]
+            row = np.flatnonzero(records["diverged"] == 1)[0]
             at, value = self._records[row, [self._columns.index(name) for name in LOST]]
             found = f"{self._name_at(int(at))} of client {self.cohort.clients[row]} is {value:g}"
             raise Diverged(f"the training of all {count} clients diverged, {found}; {REMEDY}")
