@@ -13,7 +13,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
@@ -95,9 +95,9 @@ def training(rung: str, repeats: int) -> Iterator[Row]:
     yield Row(rung, f"{workload.title}: clients/s, plain loop", "1/s", ours, bare, [a / b for a, b in pairs])
 
 
-def bf16(repeats: int, folder: Path) -> Iterator[Row]:
+def bf16(repeats: int, rungs: Collection[str]) -> Iterator[Row]:
     """Clients per second in whole rounds of networks in bfloat16, compared with float32: a server and two workers."""
-    for rung in WORKLOADS:
+    for rung in filter(rungs.__contains__, WORKLOADS):
         workload = TRAINING[rung]
         pairs = [
             [workload.cohort / float(seconds) for seconds in line.split()]
@@ -231,13 +231,13 @@ def lr_mnist(repeats: int, folder: Path, data: Path) -> Iterator[Row]:
     yield Row("lr_mnist", what, "s", float(np.median(seconds)), 200.0, [200.0 / s for s in seconds])
 
 
-def peers(repeats: int, folder: Path) -> Iterator[Row]:
+def peers(repeats: int, rungs: Collection[str]) -> Iterator[Row]:
     """Clients per second of whole runs, with the results file: fedmpi and a peer in turn, both on two cores."""
     from benchmarks.peers.programs import FEDMPI, PEERS, course, same_work
 
     for package in dict.fromkeys(peer.package for peer in PEERS if not peer.is_installed):
         print(f"peers: {package} is not installed: pip install -e '.[bench]'", file=sys.stderr)
-    for rung in ("A", "B", "D", "E"):
+    for rung in filter(rungs.__contains__, ("A", "B", "D", "E")):
         for peer in PEERS:
             if not peer.is_installed or (peer.channels_last and TRAINING[rung].vectorised):
                 continue  # a small network has no convolutions
@@ -263,11 +263,14 @@ def gpu(minutes: float, folder: Path) -> Iterator[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    measures = {"null": null, "start": start, "methods": methods, "asynchronous": asynchronous, "bf16": bf16}
-    measures |= {"state": state, "clients": clients, "peers": peers}
-    known = [*TRAINING, *measures, "lr_mnist", "gpu"]
+    measures = {"null": null, "start": start, "methods": methods, "asynchronous": asynchronous}
+    measures |= {"state": state, "clients": clients}
+    of_workloads = {"bf16": bf16, "peers": peers}
+    known = [*TRAINING, *measures, *of_workloads, "lr_mnist", "gpu"]
     parser.add_argument("rungs", nargs="*", metavar="NAME", help=f"one of {', '.join(known)} (default: all)")
     parser.add_argument("--repeats", type=int, default=3, help="repeats of every measurement (default: 3)")
+    on = "workloads of bf16 and peers (default: all)"
+    parser.add_argument("--on", nargs="+", metavar="NAME", choices=list(TRAINING), help=on)
     parser.add_argument("--minutes", type=float, default=8, help="the time of gpu (default: 8)")
     parser.add_argument("--data", type=Path, default=Path("data"), help="root of the MNIST files (default: data)")
     parser.add_argument("--output", type=Path, default=Path("benchmarks.csv"), help="(default: benchmarks.csv)")
@@ -286,6 +289,8 @@ def main() -> None:
                 found = lr_mnist(options.repeats, Path(folder), options.data)
             elif rung == "gpu":
                 found = gpu(options.minutes, Path(folder))
+            elif rung in of_workloads:
+                found = of_workloads[rung](options.repeats, options.on or TRAINING)
             elif rung in measures:
                 found = measures[rung](options.repeats, Path(folder))
             else:

@@ -1,8 +1,8 @@
 # mypy: disable-error-code="import-not-found,import-untyped,misc"
 """fluke, as its documentation is written: python -m benchmarks.peers.fluke A 6 (workload, rounds).
 
-One process that trains one client after another; PyTorch has two threads. Evaluation is left out, as are loggers.
-Clients keep nothing between rounds (`persistency`), which saves memory. Cohorts are fedmpi's.
+One process that trains one client after another; on a busy machine, more threads of PyTorch make it slower. Evaluation
+and loggers are left out. Clients keep nothing between rounds (`persistency`), which saves memory. Cohorts are fedmpi's.
 """
 
 import time
@@ -69,7 +69,7 @@ class Method(FedAVG):
 
 
 def main(rung: str, rounds: int, channels_last: bool) -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     work = load(rung, channels_last)
     local = work.experiment.local
     FlukeENV().set_eval_cfg(server=False)

@@ -27,7 +27,7 @@ class Program:
     """What runs a workload from start to end.
 
     Attributes:
-        launcher: command that starts a module with two processes that train, or with one that has two threads.
+        launcher: command that starts a module with two processes or threads that train, or with fluke's only one.
         module: of `benchmarks.peers`.
         package: what it needs.
         short_rounds: as ROUNDS, for small networks, whose rounds are short.
@@ -59,8 +59,8 @@ PEERS = (
     Program([sys.executable], "flower", "flwr", 5),
     Program([sys.executable], "flower", "flwr", 5, channels_last=True),
     Program([sys.executable], "blaze", "blazefl", 10),  # whose own code cannot read weights in channels_last order
-    Program([sys.executable], "fluke", "fluke", 10),
-    Program([sys.executable], "fluke", "fluke", 10, channels_last=True),
+    Program([sys.executable], "fluke", "fluke", 5),
+    Program([sys.executable], "fluke", "fluke", 5, channels_last=True),
 )
 
 
