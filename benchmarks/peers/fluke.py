@@ -1,8 +1,9 @@
 # mypy: disable-error-code="import-not-found,import-untyped,misc"
 """fluke, as its documentation is written: python -m benchmarks.peers.fluke A 6 (workload, rounds).
 
-One process that trains one client after another; on a busy machine, more threads of PyTorch make it slower. Evaluation
-and loggers are left out. Clients keep nothing between rounds (`persistency`), which saves memory. Cohorts are fedmpi's.
+One process that trains one client after another, with one thread: with two it was slower on a busy machine.
+Evaluation and loggers are left out. Clients keep nothing between rounds (`persistency`), which saves memory. Cohorts
+are fedmpi's.
 """
 
 import time
