@@ -13,7 +13,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
@@ -26,6 +26,7 @@ from benchmarks.asynchronous import ARRIVALS, SPED_UP, schedule_seconds, seconds
 from benchmarks.gpu import Course
 from benchmarks.launch import mpirun, output_of
 from benchmarks.methods import ASYNCHRONOUS, METHODS
+from benchmarks.precision import WORKLOADS
 from benchmarks.workloads import TRAINING
 from fedmpi import results
 
@@ -40,6 +41,8 @@ IDLE = (
 )
 # What the engine may add to a round on one rank.
 ENGINE_MS = 0.15
+# Of fedmpi and a peer, at least: single pairs of the same two programs gave ratios from 0.87 to 1.45.
+PAIRS = 3
 
 
 def machine() -> str:
@@ -83,15 +86,27 @@ def paired(
 def training(rung: str, repeats: int) -> Iterator[Row]:
     """Clients per second in whole rounds, with the results file: a server and two workers, against a plain loop."""
     workload = TRAINING[rung]
-    words = shlex.split(workload.options)
-    cohort = int(words[words.index("--cohort") + 1])
     pairs = [
-        [cohort / float(seconds) for seconds in line.split()]
+        [workload.cohort / float(seconds) for seconds in line.split()]
         for _ in range(repeats)
         for line in output_of([*mpirun(3), "-m", "benchmarks.pairs", rung, str(workload.pairs)]).splitlines()
     ]
     ours, bare = np.median(pairs, axis=0).tolist()
     yield Row(rung, f"{workload.title}: clients/s, plain loop", "1/s", ours, bare, [a / b for a, b in pairs])
+
+
+def bf16(repeats: int, rungs: Collection[str]) -> Iterator[Row]:
+    """Clients per second in whole rounds of networks in bfloat16, compared with float32: a server and two workers."""
+    for rung in filter(rungs.__contains__, WORKLOADS):
+        workload = TRAINING[rung]
+        pairs = [
+            [workload.cohort / float(seconds) for seconds in line.split()]
+            for _ in range(repeats)
+            for line in output_of([*mpirun(3), "-m", "benchmarks.precision", rung, "4"]).splitlines()
+        ]
+        ours, plain = np.median(pairs, axis=0).tolist()
+        what = f"{rung}, {workload.title}: clients/s, float32"
+        yield Row("bf16", what, "1/s", ours, plain, [a / b for a, b in pairs])
 
 
 def balance(rung: str, repeats: int, folder: Path, rounds: int = 10) -> Iterator[Row]:
@@ -216,23 +231,22 @@ def lr_mnist(repeats: int, folder: Path, data: Path) -> Iterator[Row]:
     yield Row("lr_mnist", what, "s", float(np.median(seconds)), 200.0, [200.0 / s for s in seconds])
 
 
-def peers(repeats: int, folder: Path) -> Iterator[Row]:
-    """Clients per second of whole runs, with the results file: fedmpi and a peer in turn, both on two workers."""
-    from benchmarks.peers.programs import FEDMPI, PEERS, course
+def peers(repeats: int, rungs: Collection[str]) -> Iterator[Row]:
+    """Clients per second of whole runs, with the results file: fedmpi and a peer in turn, both on two cores."""
+    from benchmarks.peers.programs import FEDMPI, PEERS, course, same_work
 
     for package in dict.fromkeys(peer.package for peer in PEERS if not peer.is_installed):
         print(f"peers: {package} is not installed: pip install -e '.[bench]'", file=sys.stderr)
-    for rung in ("A", "B", "D", "E"):
+    for rung in filter(rungs.__contains__, ("A", "B", "D", "E")):
         for peer in PEERS:
             if not peer.is_installed or (peer.channels_last and TRAINING[rung].vectorised):
                 continue  # a small network has no convolutions
             pairs = []
-            for _ in range(repeats):
+            for _ in range(max(repeats, PAIRS)):
                 (ours, our_way), (theirs, their_way) = course(FEDMPI, rung), course(peer, rung)
-                common = min(len(our_way), len(their_way)) - 1
-                if not 0.5 < their_way[common] / our_way[common] < 2:
-                    way = f"by {their_way[common]} from the start, fedmpi by {our_way[common]}"
-                    raise SystemExit(f"{peer.title} on {rung}: round {common + 1} is {way}: not the same work")
+                if not same_work(their_way, our_way):
+                    way = f"by {their_way} from the start after each round, fedmpi by {our_way}"
+                    raise SystemExit(f"{peer.title} on {rung}: the model is {way}: not the same work")
                 pairs.append((ours, theirs))
             what = f"{rung}, {TRAINING[rung].title}: clients/s, compared with {peer.title}"
             fedmpi, reference = np.median(pairs, axis=0).tolist()
@@ -250,10 +264,13 @@ def gpu(minutes: float, folder: Path) -> Iterator[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     measures = {"null": null, "start": start, "methods": methods, "asynchronous": asynchronous}
-    measures |= {"state": state, "clients": clients, "peers": peers}
-    known = [*TRAINING, *measures, "lr_mnist", "gpu"]
+    measures |= {"state": state, "clients": clients}
+    of_workloads = {"bf16": bf16, "peers": peers}
+    known = [*TRAINING, *measures, *of_workloads, "lr_mnist", "gpu"]
     parser.add_argument("rungs", nargs="*", metavar="NAME", help=f"one of {', '.join(known)} (default: all)")
     parser.add_argument("--repeats", type=int, default=3, help="repeats of every measurement (default: 3)")
+    on = "workloads of bf16 and peers (default: all)"
+    parser.add_argument("--on", nargs="+", metavar="NAME", choices=list(TRAINING), help=on)
     parser.add_argument("--minutes", type=float, default=8, help="the time of gpu (default: 8)")
     parser.add_argument("--data", type=Path, default=Path("data"), help="root of the MNIST files (default: data)")
     parser.add_argument("--output", type=Path, default=Path("benchmarks.csv"), help="(default: benchmarks.csv)")
@@ -272,6 +289,8 @@ def main() -> None:
                 found = lr_mnist(options.repeats, Path(folder), options.data)
             elif rung == "gpu":
                 found = gpu(options.minutes, Path(folder))
+            elif rung in of_workloads:
+                found = of_workloads[rung](options.repeats, options.on or TRAINING)
             elif rung in measures:
                 found = measures[rung](options.repeats, Path(folder))
             else:

@@ -7,22 +7,18 @@ method itself states, for the virtual clock.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shlex
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from benchmarks.alternating import pairs_of_rounds
 from benchmarks.workloads import TRAINING
-from fedmpi.experiment.command_line import parse
 from fedmpi.mpi.world import World
 
 if TYPE_CHECKING:
     from fedmpi.algorithms import Algorithm
+    from fedmpi.experiment.experiment import Experiment
     from fedmpi.federation.federation import Federation
-    from fedmpi.federation.ledger import Outcome
     from fedmpi.policies import Cohort
 
 #: method with its options -> further options of its runs and of FedAvg's
@@ -69,27 +65,18 @@ ASYNCHRONOUS = {"FedBuff --algorithm.concurrency 100": "--conditions Heterogeneo
 
 def main(method: str, pairs: int) -> None:
     world = World()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        open(os.devnull, "w") as nowhere,
-        contextlib.redirect_stdout(nowhere),  # what fedmpi says of its rounds
-    ):
+    shared = f"{TRAINING['A'].options} {(METHODS | ASYNCHRONOUS)[method]}"
+    ours, reference = (f"{shared} --algorithm {name}" for name in (method, "FedAvg"))
+    of_both: list[list[float]] = []
 
-        def outcomes(algorithm: str, name: str) -> Iterator[tuple[Outcome, float]]:
-            options = f"{TRAINING['A'].options} --algorithm {algorithm} --evaluate_every 0 --rounds {pairs + 1}"
-            options += f" {(METHODS | ASYNCHRONOUS)[method]}"
-            experiment, config = parse([*shlex.split(options), "--output", f"{folder}/{name}.h5"], speaks=False)
-            works: list[float] = []
-            experiment.algorithm.round = _counting(experiment.algorithm, works)  # type: ignore[assignment]
-            for outcome in experiment.outcomes(world, config):
-                yield outcome, works[-1]
+    def count(experiment: Experiment) -> None:
+        of_both.append([])
+        experiment.algorithm.round = _counting(experiment.algorithm, of_both[-1])  # type: ignore[assignment]
 
-        for (other, work), (plain, plain_work) in zip(
-            outcomes(method, "method"), outcomes("FedAvg", "fedavg"), strict=True
-        ):
-            if world.is_server and plain.row["round"] > 1:  # the first pair warms up
-                found = other.row["seconds"], plain.row["seconds"], work / plain_work
-                print(*found, file=sys.__stdout__, flush=True)
+    for other, plain in pairs_of_rounds(world, ours, reference, pairs, count):
+        if world.is_server:
+            work, plain_work = (works[-1] for works in of_both)
+            print(other.row["seconds"], plain.row["seconds"], work / plain_work, file=sys.__stdout__, flush=True)
 
 
 def _counting(algorithm: Algorithm, works: list[float]) -> Callable[[Federation, Cohort], None]:

@@ -90,6 +90,12 @@ class Workload:
     vectorised: bool = False
     compiled: bool = False
 
+    @property
+    def cohort(self) -> int:
+        """Clients per round."""
+        words = self.options.split()
+        return int(words[words.index("--cohort") + 1])
+
 
 TRAINING = {
     "A": Workload(

@@ -139,7 +139,7 @@ def test_the_tutorial(tmp_path: Path) -> None:
 def test_a_data_set_a_partition_and_a_model_of_ones_own(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     page = Page("models_and_data", tmp_path)
-    block, users, compiled = page.commands
+    block, users, compiled, in_bf16 = page.commands
     page.run(block)
     run = results.open(tmp_path / "runs" / "own.h5")
     names = [run.settings[name]["class_path"] for name in ("model", "dataset", "partition")]
@@ -156,6 +156,8 @@ def test_a_data_set_a_partition_and_a_model_of_ones_own(tmp_path: Path) -> None:
     assert run.statistics().last > 0.8
     page.run(compiled.replace("--rounds 5000", "--rounds 2"))
     assert results.open(tmp_path / "runs" / "compiled.h5").settings["local"]["compile"] == "on"
+    page.run(in_bf16)
+    assert results.open(tmp_path / "runs" / "bf16.h5").settings["local"]["precision"] == "bf16"
 
 
 def test_the_answers(tmp_path: Path) -> None:

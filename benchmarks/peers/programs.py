@@ -27,7 +27,7 @@ class Program:
     """What runs a workload from start to end.
 
     Attributes:
-        launcher: command that starts a module with two processes that train.
+        launcher: command that starts a module with two processes or threads that train, or with fluke's only one.
         module: of `benchmarks.peers`.
         package: what it needs.
         short_rounds: as ROUNDS, for small networks, whose rounds are short.
@@ -46,7 +46,9 @@ class Program:
 
     @property
     def title(self) -> str:
-        return f"{self.package} {importlib.metadata.version(self.package)}" + self.channels_last * ", channels_last"
+        # fluke is in the distribution fluke-fl.
+        distribution = importlib.metadata.packages_distributions()[self.package][0]
+        return f"{self.package} {importlib.metadata.version(distribution)}" + self.channels_last * ", channels_last"
 
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -56,14 +58,30 @@ PEERS = (
     Program(TORCHRUN, "pfl", "pfl", 25, channels_last=True),
     Program([sys.executable], "flower", "flwr", 5),
     Program([sys.executable], "flower", "flwr", 5, channels_last=True),
+    Program([sys.executable], "blaze", "blazefl", 10),  # whose own code cannot read weights in channels_last order
+    Program([sys.executable], "fluke", "fluke", 5),
+    Program([sys.executable], "fluke", "fluke", 5, channels_last=True),
 )
 
 
-def course(program: Program, rung: str) -> tuple[float, NDArray[np.float64]]:
-    """Clients a second, the median of a run's rounds but the first; the model's distance from its start by round."""
-    rounds = 1 + (program.short_rounds if TRAINING[rung].vectorised else ROUNDS)
-    command = [*program.launcher, "-m", f"benchmarks.peers.{program.module}", rung, str(rounds)]
+def course(program: Program, rung: str, rounds: int | None = None) -> tuple[float, NDArray[np.float64]]:
+    """Run a program on a workload.
+
+    Args:
+        rounds: that are measured, after one that warms up. null: as many as the workload and the program ask for.
+
+    Returns:
+        Clients a second, the median of the rounds; the model's distance from its start, by round.
+    """
+    measured = rounds or (program.short_rounds if TRAINING[rung].vectorised else ROUNDS)
+    command = [*program.launcher, "-m", f"benchmarks.peers.{program.module}", rung, str(1 + measured)]
     lines = output_of(command + program.channels_last * ["--channels_last"], ENVIRONMENT).splitlines()
     reports = [[float(word) for word in line.split()[1:]] for line in lines if line.startswith("round ")]
     seconds, clients, moved = np.array(reports).T
     return float(np.median(clients[1:] / seconds[1:])), moved
+
+
+def same_work(moved: NDArray[np.float64], expected: NDArray[np.float64]) -> bool:
+    """Whether models have moved about as far after the last round that both have, by their distances by round."""
+    common = min(len(moved), len(expected)) - 1
+    return bool(0.5 < moved[common] / expected[common] < 2)
