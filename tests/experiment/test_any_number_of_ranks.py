@@ -246,32 +246,16 @@ RARE = [
     for name in (
         *("mofedsam", "balanced_softmax", "fedrs", "fedcm", "fedacg", "fedexp", "mimelite", "local_only", "ccvr"),
         *("fedbabu", "lgfedavg", "fedproto", "feddbe", "ditto", "fedbn", "fedper", "fedrod", "fedala"),
-        *("fedamp", "fedfomo", "fedntd", "fedrep", "perfedavg"),
+        *("fedamp", "fedfomo", "fedntd", "fedrep", "perfedavg", "pfedme", "moon", "apfl", "fedpac", "scaffnew"),
+        *("backdoor", "fedgen", "genfl", "distribution_fusion", "absent_components", "frozen_alone", "buffered"),
     )
 ]
 QUICK = [name for name in CASES if name not in RARE]
 # Those to which it matters that there are more ranks than clients.
 CROWD = ("odd_widths", "many", "power_of_choice", "client_state", "drawn")
-# One of each kind, for the numbers of ranks on which a job of all cases takes minutes.
-SOME = (
-    "batchnorm",
-    "many",
-    "conditions",
-    "power_of_choice",
-    "server_optimizer",
-    "ifca",
-    "scaffold",
-    "client_state",
-    "fedbn",
-    "genfl",
-    "fedftg",
-    "distribution_fusion",
-    "drawn",
-    "buffered",
-    "mixed",
-    "fedamp",
-)
-# Of those, what goes different ways between nodes.
+# For the numbers of ranks on which a job of all cases takes minutes.
+SOME = ("many", "conditions", "power_of_choice", "server_optimizer", "scaffold", "client_state", "drawn", "buffered")
+# What goes different ways between nodes.
 FEW = ("conditions", "power_of_choice", "scaffold", "client_state", "fedbn", "mixed", "fedamp")
 FEWER = ("scaffold", "client_state")
 TIMINGS = {"seconds", "train_seconds", "communication_seconds", "evaluation_seconds"}
@@ -292,7 +276,7 @@ class Part:
 PARTS = {
     "14": Part(0, 14, CROWD),
     "3": Part(0, 3, QUICK),
-    "2": Part(3, 2, FEW),
+    "2": Part(3, 2, FEWER),
     "5 on nodes of 2": Part(5, 5, SOME, 2),
 }
 ALL = {"16": Part(0, 16, CASES), "5 on nodes of 2": Part(0, 5, CASES, 2)}
