@@ -209,15 +209,19 @@ def is_of(path: Path, options: str) -> bool:
     from fedmpi.experiment.command_line import parse
 
     run = results.open(path)
+    if run.status != "finished":
+        return False
     _, config = parse(shlex.split(f"{options} --output x.h5"))
+    if _settings(run.config) == _settings(config):
+        return True
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        file.write(run.attributes["config"])
+        file.write(run.config)
         file.flush()
         try:
             _, theirs = parse(["--config", file.name])  # an option that did not exist yet has its default
         except BadInput:
             return False
-    return run.status == "finished" and _settings(config) == _settings(theirs)
+    return _settings(theirs) == _settings(config)
 
 
 def _settings(config: str) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import platform
 import shlex
 import subprocess
 import sys
+from email.parser import HeaderParser
+from functools import cache
 from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from fedmpi.options import spans
 
 
 def describe(world: World, device: torch.device) -> dict[str, Any]:
-    """Facts about the job, as attributes; a collective.
+    """Facts about the job, as attributes on rank 0, and nothing on other ranks; a collective.
 
     Args:
         world: the ranks, which have exchanged messages.
@@ -36,6 +38,8 @@ def describe(world: World, device: torch.device) -> dict[str, Any]:
         "transport": transport(),
     }
     ranks = [json.loads(text) for text in world.gather_text(json.dumps(mine))]
+    if not world.is_server:
+        return {}  # a thousand ranks should not all look for packages in a shared folder
     each = {key: [rank[key] for rank in ranks] for key in mine}
     return {
         "ranks": world.size,
@@ -51,7 +55,7 @@ def describe(world: World, device: torch.device) -> dict[str, Any]:
         **libraries(),
         "mpi4py": version("mpi4py"),
         "h5py": version("h5py"),
-        "packages": sorted({f"{package.name}=={package.version}" for package in distributions() if package.name}),
+        "packages": _packages(),
         "mpi": mpi_version(),
         "mpi_transport": by_ranks(each["transport"]),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
@@ -62,6 +66,22 @@ def describe(world: World, device: torch.device) -> dict[str, Any]:
 def libraries() -> dict[str, str]:
     """Versions of those on which the bits of results depend."""
     return {"torch": str(torch.__version__), "numpy": version("numpy")}
+
+
+@cache
+def _packages() -> list[str]:
+    """All that are installed, as name==version.
+
+    Only the head of their metadata is parsed, because the long descriptions below it take five times as long.
+    """
+    parse = HeaderParser().parsestr
+    found = set()
+    for package in distributions():
+        text = package.read_text("METADATA") or package.read_text("PKG-INFO") or ""
+        head = parse(text.partition("\n\n")[0])
+        if head["Name"]:
+            found.add(f"{head['Name']}=={head['Version']}")
+    return sorted(found)
 
 
 def _text(name: str) -> str:

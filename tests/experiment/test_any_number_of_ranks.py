@@ -240,15 +240,24 @@ CASES = {
     " --local.vectorize 3",
     "rarely_evaluated": f"{SMALL} --rounds 3 --evaluate_every 2 --model LogisticRegression",
 }
-# Trained side by side, these methods do nothing that the other cases do not; only the slow tests run them.
+# Only the slow tests run these. Trained side by side they do nothing that the other cases do not; one by one their
+# ranks do what those of Ditto, FedBN, FedProx or SCAFFOLD do. test_checkpoint has all methods on two ranks.
 RARE = [
-    f"side_by_side_{name}"
-    for name in (
-        *("mofedsam", "balanced_softmax", "fedrs", "fedcm", "fedacg", "fedexp", "mimelite", "local_only", "ccvr"),
-        *("fedbabu", "lgfedavg", "fedproto", "feddbe", "ditto", "fedbn", "fedper", "fedrod", "fedala"),
-        *("fedamp", "fedfomo", "fedntd", "fedrep", "perfedavg", "pfedme", "moon", "apfl", "fedpac", "scaffnew"),
-        *("backdoor", "fedgen", "genfl", "distribution_fusion", "absent_components", "frozen_alone", "buffered"),
-    )
+    *("fedper", "fedrep", "fedbabu", "lgfedavg", "fedrod", "apfl", "fedala", "perfedavg", "pfedme", "fedsam"),
+    *("mofedsam", "fedlc", "fedntd", "fedcm", "fedacg", "feddbe", "knnper", "groupnorm", "odd_batches", "alie"),
+    *("bf16_side_by_side", "side_by_side_batchnorm", "side_by_side_dropout", "side_by_side_frozen", "ifca", "large"),
+    *("power_of_choice_ifca", "side_by_side_mixed", "buffered_compressed", "fedftg_repo", "scaffold_I", "scaffnew"),
+    *("side_by_side_feature_fusion", "mixture_of_the_cohort", "absent_components", "bulyan", "centred_clipping"),
+    "side_by_side_fedsam",
+    *(
+        f"side_by_side_{name}"
+        for name in (
+            *("mofedsam", "balanced_softmax", "fedrs", "fedcm", "fedacg", "fedexp", "mimelite", "local_only", "ccvr"),
+            *("fedbabu", "lgfedavg", "fedproto", "feddbe", "ditto", "fedbn", "fedper", "fedrod", "fedala"),
+            *("fedamp", "fedfomo", "fedntd", "fedrep", "perfedavg", "pfedme", "moon", "apfl", "fedpac", "scaffnew"),
+            *("backdoor", "fedgen", "genfl", "distribution_fusion", "absent_components", "frozen_alone", "buffered"),
+        )
+    ),
 ]
 QUICK = [name for name in CASES if name not in RARE]
 # Those to which it matters that there are more ranks than clients.
@@ -400,7 +409,7 @@ def test_evaluation_on_demand(alone: dict[str, results.Run]) -> None:
 
 def test_asynchronous_updates_are_lost_or_stale(alone: dict[str, results.Run]) -> None:
     """And some of those of FedAsync are trained together, in the waves that the benchmark counts."""
-    for name in ("buffered", "buffered_compressed", "mixed", "side_by_side_mixed"):
+    for name in ("buffered", "mixed"):
         rounds = alone[name].rounds
         assert sum(rounds[column].sum() for column in ("discarded", "dropped", "late")) > 0
         assert rounds["staleness_max"].max() > 0
