@@ -5,8 +5,8 @@ accuracy of the clients' own models on their own test samples, right after local
 nothing else at clients. `client_accuracy_mean` is the aggregated model's on the same samples.
 
     permuted  the paper's experiment (c), its network on MNIST and one permutation of the pixels per client, with few
-              clients that have many samples: three clients and one held-out client with 4,000 samples, 60 rounds of
-              one local epoch in batches of 10, about as many steps as the authors' five epochs in batches of 64
+              clients that have many samples: three clients and one held-out client with 15,000 samples, 60 rounds of
+              400 steps in batches of 10. (With 4,000 samples per client FedAvg stays at 93 %.)
     classes   like experiment (a), on Fashion-MNIST in place of CIFAR-10: two classes per client, ten clients with 300
               samples, three per round, ten rounds
 
@@ -28,8 +28,8 @@ COMMON = (
     " --evaluate_local true"
 )
 EXPERIMENTS = {
-    "permuted": "--rounds 60 --dataset.over MNIST --dataset.samples 16000 --dataset.test_samples 4000"
-    " --partition Permuted --clients 3 --held_out 1 --held_out_epochs 30 --local.epochs 1 --local.batch_size 10"
+    "permuted": "--rounds 60 --dataset.over MNIST --dataset.samples 60000 --dataset.test_samples 4000"
+    " --partition Permuted --clients 3 --held_out 1 --held_out_epochs 10 --local.steps 400 --local.batch_size 10"
     " --local.lr 2e-3 --local.decay 0.99",
     "classes": "--rounds 10 --dataset.over FashionMNIST --dataset.samples 3000 --dataset.test_samples 2000"
     " --partition ClassesPerClient --clients 10 --cohort 3 --local.epochs 5 --local.batch_size 10 --local.lr 3e-3"
