@@ -8,7 +8,7 @@ import os
 import re
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -94,8 +94,9 @@ def parse(arguments: list[str], speaks: bool = True) -> tuple[Experiment, str]:
     return experiment, experiment.config
 
 
+@cache
 def make_parser() -> jsonargparse.ArgumentParser:
-    """The parser of an experiment's settings."""
+    """The parser of an experiment's settings; made once, because a sweep or a list reads many settings."""
     parser = _Parser(
         prog="python -m fedmpi",
         add_help=False,

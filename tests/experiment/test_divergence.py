@@ -88,7 +88,12 @@ def is_counted(made: results.Run) -> None:
 OTHERWISE = {Bulyan, Centralized, FedDisco, Krum, Scaffnew}
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in OTHERWISE], ids=lambda method: method.__name__)
+@pytest.mark.parametrize(
+    "method",
+    # The round of a method that inherits it leaves clients out as the other method's.
+    [pytest.param(m, marks=[] if "round" in vars(m) else pytest.mark.slow) for m in METHODS if m not in OTHERWISE],
+    ids=lambda method: method.__name__,
+)
 def test_left_out(method: type[Algorithm], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: the run in which the client is not asked in that round, up to the rounding of means."""
     other = three_rounds(tmp_path / "other.h5", short(method), without=CLIENT)
