@@ -78,7 +78,7 @@ class Cohort:
     def total_mass(self) -> int:
         return int(self.mass.sum())
 
-    @property
+    @cached_property
     def checksum(self) -> int:
         """Of everything that must be equal on all ranks."""
         columns = self.clients, self.samples, self.mass, self.completed, self.expected_mass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from torch import nn
 
 from fedmpi.data.client_samples import gathered
@@ -105,9 +104,7 @@ def _compiles(world: World, work: LocalWork, at_once: int, trainings: int) -> bo
     found = next(filter(None, world.gather_text(lacking() or "")), None)
     if wanted == "on" and found:
         raise _agreed(BadInput(f"= on: must be off, because {found}", "--local.compile"))
-    merges = work.model.normalises_batches
-    sizes, clients = np.unique(gathered(work.shards).sizes, return_counts=True)
-    steps = np.average([work.settings.count_steps(size, merges) for size in sizes.tolist()], weights=clients)
+    steps = work.settings.count_steps(gathered(work.shards).sizes, work.model.normalises_batches).mean()
     pays = work.model.device.type == "cpu" and trainings * steps >= STEPS_THAT_PAY
     return found is None and (wanted == "on" or bool(pays))
 

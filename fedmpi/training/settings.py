@@ -148,10 +148,10 @@ class LocalTraining(metaclass=Configured):
         cuts = [self.step_size * number for number in range(self.count_cuts(samples, merge_single))]
         return [slice(a, b) for a, b in zip(cuts, [*cuts[1:], samples], strict=True)] if samples else []
 
-    def count_steps(self, samples: int, merge_single: bool) -> int:
-        """Optimizer steps of a client with this number of samples."""
+    def count_steps(self, samples: Count, merge_single: bool) -> Count:
+        """Optimizer steps of a client with this number of samples, or of each of several clients."""
         a_pass = self.count_cuts(samples, merge_single)
-        return self.steps if self.steps and a_pass else self.epochs * a_pass
+        return self.steps * (a_pass > 0) if self.steps else self.epochs * a_pass
 
     def count_cuts(self, samples: Count, merge_single: bool) -> Count:
         """Number of steps in one pass over this number of samples, or over each of several numbers."""

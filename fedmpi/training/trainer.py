@@ -174,9 +174,7 @@ class Trainer(ABC):
             completed: [K] the share of the training that each client completes; None: all of it.
         """
         settings, merges = phase.settings(self.settings), self.model.normalises_batches
-        sizes, places = np.unique(self._shards.sizes[clients], return_inverse=True)
-        counts = [settings.count_steps(size, merges) for size in sizes.tolist()]
-        steps = np.array(counts, dtype=np.int64)[places]
+        steps = settings.count_steps(self._shards.sizes[clients], merges)
         if completed is not None:
             steps = np.maximum(np.rint(steps * completed).astype(np.int64), np.minimum(steps, 1))
         return steps
