@@ -112,6 +112,7 @@ def test_getting_started(tmp_path: Path) -> None:
     assert page.run(resumed).rstrip().endswith("bits      identical apart from timings")
 
 
+@pytest.mark.further
 def test_the_tutorial(tmp_path: Path) -> None:
     """Oracles: FedProx of the package, another number of ranks, and accuracies above that of no training."""
     pytest.importorskip("matplotlib")
@@ -136,6 +137,7 @@ def test_the_tutorial(tmp_path: Path) -> None:
         assert (results.open(tmp_path / "runs" / f"{name}.h5").rounds["train_loss"][1:] != plain[1:]).all()
 
 
+@pytest.mark.further
 def test_a_data_set_a_partition_and_a_model_of_ones_own(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     page = Page("models_and_data", tmp_path)
@@ -160,6 +162,7 @@ def test_a_data_set_a_partition_and_a_model_of_ones_own(tmp_path: Path) -> None:
     assert results.open(tmp_path / "runs" / "bf16.h5").settings["local"]["precision"] == "bf16"
 
 
+@pytest.mark.further
 def test_the_answers(tmp_path: Path) -> None:
     """Oracles: a run that goes on from the weights of another; one that ends when its accuracy is reached."""
     page = Page("faq", tmp_path, {f"--rounds {more}": "--rounds 1" for more in (4, 5, 10)})
@@ -176,6 +179,7 @@ def test_the_answers(tmp_path: Path) -> None:
     assert len(stopped.rounds["round"]) < 30
 
 
+@pytest.mark.further
 def test_tables_of_ones_own(tmp_path: Path) -> None:
     """Oracles: accuracies and errors that are better than those of guessing."""
     page = Page("data", tmp_path)
@@ -184,6 +188,7 @@ def test_tables_of_ones_own(tmp_path: Path) -> None:
     assert results.open(tmp_path / "runs" / "area.h5").rounds["test_r2"][-1] > 0.8
 
 
+@pytest.mark.further
 def test_texts_of_ones_own(tmp_path: Path) -> None:
     """Oracles: an accuracy, and perplexities, that are better than those of guessing."""
     page = Page("data", tmp_path)

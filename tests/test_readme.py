@@ -28,6 +28,7 @@ def command(beginning: str) -> list[str]:
     return words[words.index("python") + 1 :]
 
 
+@pytest.mark.further
 def test_a_method_a_model_and_a_data_set_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(EXAMPLE.splitlines()) < 40
     (tmp_path / "mine.py").write_text(EXAMPLE)

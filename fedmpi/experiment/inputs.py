@@ -18,6 +18,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def _add_module(name: str, found: dict[str, str], seen: set[str]) -> None:
     if name != "__main__":
         found["/".join(parts) + path.suffix] = _sha256(path)
     if path.suffix == ".py":
-        for imported in _imports(ast.parse(path.read_bytes()), ".".join(parts[:-1])):
+        for imported in _imports(path.read_bytes(), ".".join(parts[:-1])):
             _add_module(imported, found, seen)
 
 
@@ -181,9 +182,11 @@ def _file_of(name: str) -> Path | None:
     return None if any(path.is_relative_to(folder) for folder in _ELSEWHERE) else path
 
 
-def _imports(tree: ast.Module, package: str) -> Iterator[str]:
+@cache
+def _imports(source: bytes, package: str) -> list[str]:
     """The names of all modules that a module imports; some of the names may not be modules."""
-    for node in ast.walk(tree):
+    found: dict[str, None] = {}
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             full = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -195,7 +198,8 @@ def _imports(tree: ast.Module, package: str) -> Iterator[str]:
             continue
         for name in full:
             parts = name.split(".")
-            yield from (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+            found |= dict.fromkeys(".".join(parts[:count]) for count in range(1, len(parts) + 1))
+    return list(found)
 
 
 def _sha256(path: Path) -> str:

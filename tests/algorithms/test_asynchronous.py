@@ -125,6 +125,7 @@ LOSSY = (
 )
 
 
+@pytest.mark.further
 @pytest.mark.parametrize("method", ["FedBuff", "FedAsync --algorithm.mu 0.1"])
 def test_killed_and_continued(method: str, tmp_path: Path) -> None:
     """kill -9 in the middle, then on another number of ranks; and more rounds after the end: the bits of one run."""

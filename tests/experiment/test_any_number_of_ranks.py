@@ -240,26 +240,16 @@ CASES = {
     " --local.vectorize 3",
     "rarely_evaluated": f"{SMALL} --rounds 3 --evaluate_every 2 --model LogisticRegression",
 }
-# Only the slow tests run these. Trained side by side they do nothing that the other cases do not; one by one their
-# ranks do what those of Ditto, FedBN, FedProx or SCAFFOLD do. test_checkpoint has all methods on two ranks.
-RARE = [
-    *("fedper", "fedrep", "fedbabu", "lgfedavg", "fedrod", "apfl", "fedala", "perfedavg", "pfedme", "fedsam"),
-    *("mofedsam", "fedlc", "fedntd", "fedcm", "fedacg", "feddbe", "knnper", "groupnorm", "odd_batches", "alie"),
-    *("bf16_side_by_side", "side_by_side_batchnorm", "side_by_side_dropout", "side_by_side_frozen", "ifca", "large"),
-    *("power_of_choice_ifca", "side_by_side_mixed", "buffered_compressed", "fedftg_repo", "scaffold_I", "scaffnew"),
-    *("side_by_side_feature_fusion", "mixture_of_the_cohort", "absent_components", "bulyan", "centred_clipping"),
-    "side_by_side_fedsam",
-    *(
-        f"side_by_side_{name}"
-        for name in (
-            *("mofedsam", "balanced_softmax", "fedrs", "fedcm", "fedacg", "fedexp", "mimelite", "local_only", "ccvr"),
-            *("fedbabu", "lgfedavg", "fedproto", "feddbe", "ditto", "fedbn", "fedper", "fedrod", "fedala"),
-            *("fedamp", "fedfomo", "fedntd", "fedrep", "perfedavg", "pfedme", "moon", "apfl", "fedpac", "scaffnew"),
-            *("backdoor", "fedgen", "genfl", "distribution_fusion", "absent_components", "frozen_alone", "buffered"),
-        )
-    ),
-]
-QUICK = [name for name in CASES if name not in RARE]
+# What the default tests run: each way in which ranks share work, once. The further tests run all cases.
+QUICK = (
+    *("batchnorm", "odd_widths", "side_by_side", "compiled", "bilstm", "many", "noise", "users", "regression"),
+    *("validation", "bernoulli", "conditions", "power_of_choice", "horvitz_thompson", "median", "krum", "backdoor"),
+    *("server_optimizer", "local_only", "centralized", "scaffold", "top_k", "feddyn", "mimelite", "halfway", "fedma"),
+    *("private", "feature_fusion", "genfl", "client_state", "further_gradients", "fesem", "ifca_shared", "ditto"),
+    *("fedbn", "fedamp", "fedfomo", "fedproto", "fedpac", "fedftg", "distribution_fusion", "drawn", "buffered"),
+    *("mixed", "rarely_evaluated"),
+)
+RARE = [name for name in CASES if name not in QUICK]
 # Those to which it matters that there are more ranks than clients.
 CROWD = ("odd_widths", "many", "power_of_choice", "client_state", "drawn")
 # For the numbers of ranks on which a job of all cases takes minutes.
@@ -288,7 +278,11 @@ PARTS = {
     "2": Part(3, 2, FEWER),
     "5 on nodes of 2": Part(5, 5, SOME, 2),
 }
-ALL = {"16": Part(0, 16, CASES), "5 on nodes of 2": Part(0, 5, CASES, 2)}
+ALL = {
+    "3": Part(0, 3, CASES),
+    "16": Part(0, 16, CASES),
+    "5 on nodes of 2": Part(0, 5, CASES, 2),
+}
 
 
 def run_all(
@@ -330,8 +324,9 @@ def test_equal_bits(alone: dict[str, results.Run], together: dict[str, dict[str,
     _compare(alone, together[part], PARTS[part].ranks)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("part", ALL)
+@pytest.mark.parametrize(
+    "part", [pytest.param(p, marks=pytest.mark.further if p == "3" else pytest.mark.slow) for p in ALL]
+)
 def test_equal_bits_of_all(all_alone: dict[str, results.Run], part: str, tmp_path: Path) -> None:
     ranks = ALL[part].ranks
     _compare(all_alone, run_all(tmp_path, partial(mpirun, ranks), {part: ALL[part]})[part], ranks)
@@ -342,7 +337,7 @@ def test_equal_bits_of_all(all_alone: dict[str, results.Run], part: str, tmp_pat
     ("mpi", "names"),
     [
         ("mpich", FEW),
-        pytest.param("openmpi", FEWER, marks=needs_open_mpi),
+        pytest.param("openmpi", FEWER, marks=[pytest.mark.further, needs_open_mpi]),
         pytest.param("mpich", QUICK, marks=pytest.mark.slow),
         pytest.param("openmpi", QUICK, marks=[pytest.mark.slow, needs_open_mpi]),
     ],

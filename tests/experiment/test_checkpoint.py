@@ -115,6 +115,7 @@ def test_every_method_goes_on(unbroken: Path) -> None:
 UNSTEADY = {"FedFTG", "FedDF", "GenFL", "FedMA"}
 
 
+@pytest.mark.further
 def test_every_method_side_by_side(unbroken: Path, tmp_path: Path) -> None:
     """Oracle: the same method with clients trained one by one, to rounding. Three of the methods are strangers'."""
     strangers = ("Extragradient", "Halfway", "Remembering")

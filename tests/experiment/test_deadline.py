@@ -90,6 +90,7 @@ def test_more_ranks_that_do_not_come(tmp_path: Path) -> None:
         check_report(said, MORE[case])
 
 
+@pytest.mark.further
 def test_a_job_that_is_suspended_goes_on(tmp_path: Path) -> None:
     """Slurm suspends jobs, people close laptops: that time does not count. Oracle: all rounds, exit status 0."""
     options = (

@@ -249,6 +249,7 @@ def test_names_that_are_too_long(length: int, tmp_path: Path) -> None:
 # Runs
 
 
+@pytest.mark.further
 def test_a_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: the command line's file, and other numbers of ranks."""
     monkeypatch.chdir(tmp_path)

@@ -327,6 +327,7 @@ def test_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not checkpoint_beside(path).exists()
 
 
+@pytest.mark.further
 def test_held_out_clients_on_several_ranks(tmp_path: Path) -> None:
     """A signal to the launcher while they are trained; the line that is then printed, given to a shell, goes on."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

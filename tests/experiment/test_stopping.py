@@ -87,6 +87,7 @@ def test_patience() -> None:
     )
 
 
+@pytest.mark.further
 def test_where_runs_stop(whole: Run, tmp_path: Path) -> None:
     """On one rank and on three. Oracles: the rows of the whole run, and for each a run that had no more rounds."""
     accuracy, loss = (whole.rounds[column][EVERY - 1 :: EVERY] for column in ("test_accuracy", "test_loss"))

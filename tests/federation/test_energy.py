@@ -104,6 +104,7 @@ def test_counters_are_read_during_long_rounds(monkeypatch: pytest.MonkeyPatch) -
     assert counter.joules() == 210
 
 
+@pytest.mark.further
 def test_nodes(tmp_path: Path) -> None:
     """Four ranks on two nodes: in the sum only if no node is missing; of each node at its first rank."""
     for both in (True, False):

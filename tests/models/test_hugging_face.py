@@ -148,6 +148,7 @@ CASES = {
 }
 
 
+@pytest.mark.further
 def test_same_bits(folder: Path, tmp_path: Path) -> None:
     """On 1 and 3 ranks, and from a checkpoint; one client after another, and side by side, with dropout."""
     for part in ("one", "three"):

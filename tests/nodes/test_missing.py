@@ -18,6 +18,7 @@ PROGRAMS = REPOSITORY / "tests" / "jobs"
 SMALL = "--clients 4 --cohort 4 --rounds 1 --local.epochs 1 --model MLP --model.hidden [1000,600]"
 
 
+@pytest.mark.further
 def test_what_one_node_lacks(tmp_path: Path) -> None:
     """Memory, a user's module, and a file: each on the second of two nodes alone."""
     module = tmp_path / "own"

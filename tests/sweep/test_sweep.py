@@ -50,6 +50,7 @@ def running(folder: Path) -> list[results.Run]:
     return [one for path in sorted(folder.glob("*.h5")) if (one := results.open(path)).status == "running"]
 
 
+@pytest.mark.further
 def test_interrupted_and_continued(tmp_path: Path) -> None:
     """One run is killed, later all are interrupted, and the same command continues.
 

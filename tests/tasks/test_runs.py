@@ -253,6 +253,7 @@ def test_refused_in_one_line(tmp_path: Path) -> None:
         assert not path.exists()
 
 
+@pytest.mark.further
 def test_refused_by_all_ranks_together(tmp_path: Path) -> None:
     for options in (
         "--dataset Digits --task Regression",
