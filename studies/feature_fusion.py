@@ -6,7 +6,7 @@ nothing else at clients. `client_accuracy_mean` is the aggregated model's on the
 
     permuted  the paper's experiment (c), its network on MNIST and one permutation of the pixels per client, with few
               clients that have many samples: three clients and one held-out client with 15,000 samples, 60 rounds of
-              400 steps in batches of 10. (With 4,000 samples per client FedAvg stays at 93 %.)
+              400 steps in batches of 10
     classes   like experiment (a), on Fashion-MNIST in place of CIFAR-10: two classes per client, ten clients with 300
               samples, three per round, ten rounds
 
