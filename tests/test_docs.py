@@ -78,6 +78,7 @@ class Page:
         )
 
 
+@pytest.mark.further
 def test_getting_started(tmp_path: Path) -> None:
     """Word by word from the doctor on, but for fewer rounds and seeds; Ctrl-C is pressed after three rounds."""
     pytest.importorskip("matplotlib")

@@ -25,6 +25,7 @@ SHORT = {
 }
 
 
+@pytest.mark.further
 @pytest.mark.parametrize("name", SHORT)
 def test_an_example(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: the schema, classes of the example's own, and, of the one that trains long enough, an accuracy."""

@@ -147,6 +147,7 @@ def test_local(tmp_path: Path) -> None:
     assert (made.status, made.settings["rounds"], made.environment["ranks"]) == ("finished", 1, 3)
 
 
+@pytest.mark.further
 @pytest.mark.parametrize(
     ("protocols", "launched"), [("pmi2 pmix", "srun --mpi="), ("cray_shasta", "")], ids=["srun", "mpirun"]
 )

@@ -347,6 +347,7 @@ def test_packed_tweets(real: Path, pieces: Path) -> None:
     assert sum(each in text for each in texts_of(real)) > 200
 
 
+@pytest.mark.further
 @pytest.mark.parametrize("language", [False, True])
 def test_any_number_of_ranks(language: bool, real: Path, pieces: Path, tmp_path: Path) -> None:
     """Oracle: the run without MPI: the same bits. The users are the clients."""

@@ -271,18 +271,14 @@ class Part:
     ranks_a_node: int | None = None
 
 
-#: Of one job: all ranks (more than there are clients), and then side by side what else there is.
-PARTS = {
-    "14": Part(0, 14, CROWD),
-    "3": Part(0, 3, QUICK),
-    "2": Part(3, 2, FEWER),
-    "5 on nodes of 2": Part(5, 5, SOME, 2),
+#: What is run in addition to the default tests: more ranks than clients, ranks of several nodes, all cases.
+FURTHER = {
+    "all_on_3": Part(0, 3, CASES),
+    "crowd_on_14": Part(0, 14, CROWD),
+    "few_on_2": Part(0, 2, FEWER),
+    "some_on_nodes_of_2": Part(0, 5, SOME, 2),
 }
-ALL = {
-    "3": Part(0, 3, CASES),
-    "16": Part(0, 16, CASES),
-    "5 on nodes of 2": Part(0, 5, CASES, 2),
-}
+SLOW = {"all_on_16": Part(0, 16, CASES), "all_on_nodes_of_2": Part(0, 5, CASES, 2)}
 
 
 def run_all(
@@ -314,29 +310,28 @@ def all_alone(alone: dict[str, results.Run], tmp_path_factory: pytest.TempPathFa
     return alone | run_all(tmp_path_factory.mktemp("ranks"), partial(mpirun, 0), others)["alone"]
 
 
-@pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, results.Run]]:
-    return run_all(tmp_path_factory.mktemp("ranks"), partial(mpirun, 14), PARTS)
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_equal_bits(alone: dict[str, results.Run], together: dict[str, dict[str, results.Run]], part: str) -> None:
-    _compare(alone, together[part], PARTS[part].ranks)
+def test_equal_bits(alone: dict[str, results.Run], tmp_path: Path) -> None:
+    ranks = 3
+    _compare(alone, run_all(tmp_path, partial(mpirun, ranks), {"3": Part(0, ranks, QUICK)})["3"], ranks)
 
 
 @pytest.mark.parametrize(
-    "part", [pytest.param(p, marks=pytest.mark.further if p == "3" else pytest.mark.slow) for p in ALL]
+    ("name", "part"),
+    [
+        *[pytest.param(*named, marks=pytest.mark.further) for named in FURTHER.items()],
+        *[pytest.param(*named, marks=pytest.mark.slow) for named in SLOW.items()],
+    ],
 )
-def test_equal_bits_of_all(all_alone: dict[str, results.Run], part: str, tmp_path: Path) -> None:
-    ranks = ALL[part].ranks
-    _compare(all_alone, run_all(tmp_path, partial(mpirun, ranks), {part: ALL[part]})[part], ranks)
+def test_equal_bits_of_all(all_alone: dict[str, results.Run], name: str, part: Part, tmp_path: Path) -> None:
+    start = partial(mpirun, part.ranks)
+    _compare(all_alone, run_all(tmp_path, start, {name: part})[name], part.ranks)
 
 
 @needs_nodes
 @pytest.mark.parametrize(
     ("mpi", "names"),
     [
-        ("mpich", FEW),
+        pytest.param("mpich", FEW, marks=pytest.mark.further),
         pytest.param("openmpi", FEWER, marks=[pytest.mark.further, needs_open_mpi]),
         pytest.param("mpich", QUICK, marks=pytest.mark.slow),
         pytest.param("openmpi", QUICK, marks=[pytest.mark.slow, needs_open_mpi]),

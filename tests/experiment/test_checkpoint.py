@@ -84,6 +84,7 @@ def keeps_one_model(path: Path) -> bool:
     return kept == ["rounds/server/0/weights.npy"]
 
 
+@pytest.mark.further
 def test_every_method_goes_on(unbroken: Path) -> None:
     """On other ranks than before, where what the server has is on one and what clients keep on another."""
     folder, lines = unbroken / "broken", unbroken / "lines"
@@ -231,6 +232,7 @@ def test_more_rounds_without_a_checkpoint(tmp_path: Path) -> None:
     np.testing.assert_array_equal(run.held_out["accuracy"], whole.held_out["accuracy"])
 
 
+@pytest.mark.further
 def test_what_is_missing_without_a_checkpoint(unbroken: Path) -> None:
     """Oracle: by hand."""
     said = {name: str(results.open(unbroken / f"{name}.h5").attributes["missing"]) for name in CASES}

@@ -25,6 +25,7 @@ def measured(ranks: int, clients: int, *options: str) -> tuple[float, float, str
     return float(memory), float(seconds), digest
 
 
+@pytest.mark.further
 @needs_proc
 def test_a_million() -> None:
     """Oracle: a thousand clients. A list of a million clients would have 8 MB or more on each of three ranks."""

@@ -85,6 +85,7 @@ def on_ranks(ranks: int, names: tuple[str, ...], folder: Path, program: str, *ar
     succeed(mpirun(ranks, JOBS / "on_pretend_gpu.py", JOBS / program, *arguments))
 
 
+@pytest.mark.further
 @pytest.mark.parametrize("names", [ON_RANKS, pytest.param(tuple(METHODS), marks=pytest.mark.slow)], ids=len)
 def test_on_three_ranks(names: tuple[str, ...], tmp_path: Path) -> None:
     folder = tmp_path / "three"

@@ -67,6 +67,7 @@ def sha256(tmp_path_factory: pytest.TempPathFactory) -> str | None:
     return unbroken(tmp_path_factory.mktemp("unbroken"))
 
 
+@pytest.mark.further
 def test_the_server_s_node_vanishes(sha256: str | None, tmp_path: Path) -> None:
     outcome = suffered(HARDEST, "mpich", tmp_path)
     check(HARDEST, "mpich", outcome, sha256)

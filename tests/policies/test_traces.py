@@ -123,6 +123,7 @@ def test_rounds_by_the_clock(file: Path, tmp_path: Path) -> None:
     assert made.weights_sha256 == ideal.weights_sha256
 
 
+@pytest.mark.further
 def test_the_clock_of_a_resumed_run(file: Path, tmp_path: Path) -> None:
     """Oracles: an unbroken run; the same on 1 and on 3 ranks; a changed file; a finished run without a checkpoint."""
     speeds = tmp_path / "speeds.csv"

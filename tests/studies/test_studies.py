@@ -65,6 +65,7 @@ def whole(study: Study, options: str) -> str:
     return f"{options} {root}".replace("{data}", "data")
 
 
+@pytest.mark.further
 @pytest.mark.parametrize("name", STUDIES)
 def test_options_of_cells_are_known(name: str) -> None:
     """Oracle: the command line accepts every option of the study; its tables can be printed from what is kept."""
@@ -79,6 +80,7 @@ def test_options_of_cells_are_known(name: str) -> None:
     assert study.main([]) == 0
 
 
+@pytest.mark.further
 @pytest.mark.parametrize("name", KEPT_OF)
 def test_kept_files_are_of_the_study_as_it_is(name: str) -> None:
     """Oracle: the settings that the study's options amount to today."""
