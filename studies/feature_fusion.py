@@ -5,7 +5,7 @@ accuracy of the clients' own models on their own test samples, right after local
 nothing else at clients. `client_accuracy_mean` is the aggregated model's on the same samples.
 
     permuted  the paper's experiment (c), its network on MNIST and one permutation of the pixels per client, with few
-              clients that have many samples: three clients and one held-out client with 15,000 samples, 60 rounds of
+              clients that have many samples: three clients and one held-out client with 15,000 samples, 40 rounds of
               400 steps in batches of 10
     classes   like experiment (a), on Fashion-MNIST in place of CIFAR-10: two classes per client, ten clients with 300
               samples, three per round, ten rounds
@@ -28,7 +28,7 @@ COMMON = (
     " --evaluate_local true"
 )
 EXPERIMENTS = {
-    "permuted": "--rounds 60 --dataset.over MNIST --dataset.samples 60000 --dataset.test_samples 4000"
+    "permuted": "--rounds 40 --dataset.over MNIST --dataset.samples 60000 --dataset.test_samples 4000"
     " --partition Permuted --clients 3 --held_out 1 --held_out_epochs 10 --local.steps 400 --local.batch_size 10"
     " --local.lr 2e-3 --local.decay 0.99",
     "classes": "--rounds 10 --dataset.over FashionMNIST --dataset.samples 3000 --dataset.test_samples 2000"
