@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from matplotlib import rc_context
 from tqdm import tqdm
 
 from fedmpi import results
@@ -132,7 +133,8 @@ class Study:
         files = Files(chosen.results, chosen.runs, list(self.cells), chosen.format)
         if self.draw and chosen.draw:
             chosen.draw.mkdir(parents=True, exist_ok=True)
-            self.draw(files, chosen.draw)
+            with rc_context({"svg.hashsalt": self.name}):  # or a file differs from one drawing to the next
+                self.draw(files, chosen.draw)
         tables = chosen.tables or list(self.tables)
         for name in tables:
             if len(tables) > 1:

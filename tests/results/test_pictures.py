@@ -24,6 +24,16 @@ def test_pictures_are_made_in_the_format_of_their_suffix(tmp_path: Path) -> None
         assert len(content) > 5000
 
 
+def test_the_same_results_give_the_same_file(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run = str(finished(tmp_path / "run.h5"))
+    for suffix in ("svg", "pdf", "png"):
+        for name in ("one", "other"):
+            assert main(["plot", run, "-o", str(tmp_path / f"{name}.{suffix}")]) == 0
+        one, other = ((tmp_path / f"{name}.{suffix}").read_bytes() for name in ("one", "other"))
+        assert one == other, suffix
+
+
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The axes of every figure that is written."""

@@ -50,7 +50,10 @@ _STYLE: dict[Any, Any] = {
     "pdf.fonttype": 42,
     "savefig.dpi": 300,
     "svg.fonttype": "none",
+    "svg.hashsalt": "fedmpi",  # or names of parts differ from one drawing to the next
 }
+#: Without the time of the drawing, the same results give the same file.
+_METADATA = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 _LETTERS = 144  # letters per inch, times the font size in points
 _MARGIN = 0.6  # inches for what the panels share, such as a colour bar
 _NARROWEST = 0.6  # smallest width of a panel, as a fraction of its preferred width
@@ -102,7 +105,7 @@ def picture(sheet: Sheet, width: float, height: float) -> Iterator[Figure]:
         try:
             figure = Figure(figsize=(sheet.width or width, sheet.height or height), layout="constrained")
             yield figure
-            figure.savefig(sheet.output)
+            figure.savefig(sheet.output, metadata=_METADATA.get(sheet.output.suffix))
         except OSError as error:
             raise BadInput(f"{sheet.output}: {error.strerror}") from None
         except UserWarning:
