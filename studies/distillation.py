@@ -8,8 +8,8 @@ test images.
                    instead of five, a learning rate of 0.1, 100 rounds instead of 1,000, and the CNN of FedDyn's paper
                    instead of a ResNet; bfloat16, one seed
     fashion_mnist  20 such clients, 5 per round, LeNet with batch normalisation, 20 local steps at a learning rate of
-                   0.05, 40 rounds; three seeds. FedFTG is also trained with the
-                   two other ways to normalise the student.
+                   0.05, 40 rounds; three seeds. FedFTG is also trained with the two other ways to normalise the
+                   student.
 
 A cell is DATA/METHOD/SEED, such as cifar10/fedftg/0. `--draw` draws what FedFTG's generators make of Fashion-MNIST.
 """

@@ -9,7 +9,6 @@ import shlex
 import subprocess
 import sys
 from email.parser import HeaderParser
-from functools import cache
 from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,6 @@ def libraries() -> dict[str, str]:
     return {"torch": str(torch.__version__), "numpy": version("numpy")}
 
 
-@cache
 def _packages() -> list[str]:
     """All that are installed, as name==version.
 
