@@ -22,7 +22,10 @@ from pathlib import Path
 
 DOCS = Path(__file__).parents[1] / "docs"
 #: The comment, and the lines of the table or the figure below it.
-_BLOCK = re.compile(r"<!-- python -m (?P<command>(?:studies\.|fedmpi\.results ).+?) -->\n\n(?P<shown>(?:[|!].*\n)*)")
+_BLOCK = re.compile(
+    r"<!-- python -m (?P<command>(?:studies\.|fedmpi\.results ).+?) -->\n\n"
+    r"(?P<shown>(?:[|!].*\n)*)\n*"
+)
 
 
 def main(words: list[str] | None = None) -> int:
@@ -59,7 +62,8 @@ def renewed(text: str, draw: bool) -> str:
     def of(block: re.Match[str]) -> str:
         shown = block["shown"] if block["shown"].startswith("!") else ""
         printed = _run(block["command"], draw)
-        return f"<!-- python -m {block['command']} -->\n\n{shown or printed}"
+        rest = "\n" if text[block.end() :] else ""  # a line that follows a table at once is taken for a row
+        return f"<!-- python -m {block['command']} -->\n\n{shown or printed}{rest}"
 
     return _BLOCK.sub(of, text)
 

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -326,6 +327,14 @@ def test_every_method_has_a_page() -> None:
     pages = "\n".join(path.read_text() for path in [*DOCS.glob("methods*.md"), *DOCS.glob("methods/*.md")])
     missing = [name for name in known if not re.search(rf"\b{name}\b", pages)]
     assert not missing
+
+
+def test_tables_end_with_an_empty_line() -> None:
+    """A line that follows a table at once would be shown as one of its rows."""
+    for page in (*DOCS.rglob("*.md"), *DOCS.parent.glob("*.md")):
+        lines = [*page.read_text().splitlines(), ""]
+        for line, after in pairwise(lines):
+            assert not line.startswith("|") or not after or after.startswith("|"), f"{page}: {after}"
 
 
 def test_every_page_is_in_the_navigation() -> None:
