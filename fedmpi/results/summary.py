@@ -82,7 +82,9 @@ def _entries(run: Run) -> Iterator[tuple[str, str]]:
         if energy := _energy(run):
             yield "energy", energy
     if run.weights_sha256:
-        yield "sha256", run.weights_sha256
+        is_personal = "clients_trained" in run.rounds
+        note = " (of the server's model alone; the file does not have the clients' own models)" if is_personal else ""
+        yield "sha256", run.weights_sha256 + note
     yield "file", str(run.path)
 
 

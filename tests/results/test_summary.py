@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 import fedmpi.results
+from fedmpi.algorithms import FedAvg, LocalOnly
 from fedmpi.results.__main__ import main
 from fedmpi.results.summary import summarize
 from tests.results.made_runs import finished, started
+from tests.support import experiments
 
 
 def test_a_summary_says_what_the_run_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,6 +48,14 @@ def test_a_summary_fits_on_a_screen(tmp_path: Path) -> None:
     *lines, _ = text.splitlines()
     assert len(lines) < 20
     assert max(map(len, lines)) <= 80
+
+
+def test_a_summary_says_what_the_checksum_covers(tmp_path: Path) -> None:
+    """The models that clients keep are not in the file: the checksum does not tell runs of LocalOnly apart."""
+    for method in (FedAvg(), LocalOnly()):
+        made = experiments.run(tmp_path / f"{type(method).__name__}.h5", method, clients=4, cohort=4, rounds=1)
+        is_limited = f"{made.weights_sha256} (of the server's model alone; " in " ".join(summarize(made).split())
+        assert is_limited is isinstance(method, LocalOnly)
 
 
 def test_a_run_that_has_not_got_far_has_a_summary(tmp_path: Path) -> None:
