@@ -261,7 +261,8 @@ def _slurm(environment: Mapping[str, str]) -> tuple[list[str], float | None]:
     end = job_end(environment)
     left = None if end is None else end - time.time()
     limits = {"SLURM_NTASKS": "tasks", "SLURM_CPUS_PER_TASK": "cores per task", "SLURM_MEM_PER_NODE": "MiB per node"}
-    facts = [f"{environment[name]} {what}" for name, what in limits.items() if name in environment]
+    known = {what: environment[name] for name, what in limits.items() if name in environment}
+    facts = [f"{count} {what.replace('s', '', 1) if count == '1' else what}" for what, count in known.items()]
     time_left = f"{left / 60:.0f} min left" if left is not None else "time limit unknown"
     return [f"Slurm job {environment['SLURM_JOB_ID']}: {', '.join([*facts, time_left])}"], left
 

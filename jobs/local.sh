@@ -3,8 +3,9 @@
 #
 #     jobs/local.sh jobs/digits.yaml [RANKS] [--OPTION VALUE ...]
 #
-# RANKS: left out, one rank for each core and one more for the server, which sleeps while the others train. Results go to
-# runs/NAME-DATE.h5, where NAME is that of the YAML file; `output:` in that file, or --output, says otherwise.
+# Without RANKS there is one rank per core, and one more for the server, which sleeps while the others train. Results are
+# written to runs/NAME-DATE.h5, where NAME is that of the YAML file. `output:` in that file, or --output, chooses another
+# file.
 set -euo pipefail
 
 config=${1:?usage: jobs/local.sh CONFIG.yaml [RANKS] [--OPTION VALUE ...]}
@@ -15,8 +16,8 @@ if [[ ${1:-} =~ ^[0-9]+$ ]]; then
     shift
 fi
 
-# Which file that will be, and whether it is one from before that this run would go on with.
-output=$(python -c 'import sys, yaml; print(yaml.safe_load(open(sys.argv[1]))["output"] or "")' "$config" 2>/dev/null || true)
+# The name of the results file, and its time stamp if it exists already.
+output=$(python -c 'import sys, yaml; print(yaml.safe_load(open(sys.argv[1])).get("output") or "")' "$config" 2>/dev/null || true)
 output=${output:-runs/$(basename "$config" .yaml)-$(date +%Y%m%d-%H%M%S)-$$.h5}
 option='' resumes='' asks=''
 for word in "$@"; do
@@ -39,8 +40,8 @@ if [[ $asks ]]; then
     exec "${launch[@]}"
 fi
 
-# In the background, for a shell that waits hears signals; and in a process group of its own (-m), or a terminal's
-# Ctrl-C would reach it twice. mpirun passes signals on to every rank.
+# In the background, because a shell receives signals only while it waits. In a process group of its own (-m), because
+# Ctrl-C in a terminal would reach it twice otherwise. mpirun passes signals on to every rank.
 set -m
 "${launch[@]}" --output "$output" </dev/null &
 run=$!
@@ -51,12 +52,12 @@ for signal in INT TERM USR1; do
 done
 while
     status=0
-    wait "$run" || status=$? # of the signal if one came in between
+    wait "$run" || status=$? # that of the signal, if one came in between
     kill -0 "$run" 2>/dev/null
 do :; done
 wait "$run" || status=$?
 
-# mpirun may end well although a rank has left early: what the file says counts.
+# mpirun may end with 0 although a rank has left early. So the status in the file counts.
 if ((status == 0)); then
     word=$(python -m fedmpi.results status "$output") || status=1
     if [[ ! $resumes && $before && $before == $(stat --format '%i %y' "$output") ]]; then

@@ -72,7 +72,7 @@ def test_a_job_runs_in_the_image(folder: Path) -> None:
     mpi = f" --bind {sys.prefix} --env MPI4PY_LIBMPI={library}" if library else ""
     binds = f"--bind {folder} --pwd {folder} --bind {folder}/data.sqsh:/data:image-src=/{mpi}"
     assert set(told) == {f"apptainer exec {binds} {folder}/fedmpi.sif python"}
-    assert len(told) == 4, "the library's name, two ranks, and how the run ended"
+    assert len(told) == 5, "the name of the results file, the library's name, two ranks, and how the run ended"
 
 
 def test_a_folder_without_mpi(folder: Path) -> None:

@@ -306,7 +306,7 @@ def test_a_sweep_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """As the page has it, but for the number of rounds; on two ranks."""
     text = (DOCS / "python.md").read_text()
     (script,) = re.findall(r"```python\n(# sweep.py.*?)```", text, re.DOTALL)
-    assert "mpirun -n 16 python -m mpi4py sweep.py" in text
+    assert "mpirun -n 6 python -m mpi4py sweep.py" in text
     (tmp_path / "sweep.py").write_text(script.replace("rounds=5", "rounds=1"))
     monkeypatch.chdir(tmp_path)
     output = succeed(mpirun(2, "-m", "mpi4py", "sweep.py"))

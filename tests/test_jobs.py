@@ -166,6 +166,23 @@ def test_slurm(tmp_path: Path, protocols: str, launched: str) -> None:
     assert (ran_on["ranks"], ran_on["threads"], ran_on["slurm_job_id"]) == (2, 2, "4711")
 
 
+def test_the_results_file_of_a_slurm_job(tmp_path: Path) -> None:
+    """The file is that of --output, or of the YAML file, or else it is named after the job."""
+    srun = tmp_path / "srun"
+    srun.write_text('#!/usr/bin/env bash\n[[ $1 == --mpi=list ]] && echo pmi2 pmix || echo "told: $*"\n')
+    srun.chmod(0o755)
+    named = tmp_path / "named.yaml"
+    named.write_text(f"{DIGITS.read_text()}\noutput: runs/mine.h5\n")
+    granted = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "first"}
+    for config, options, output in (
+        (DIGITS, (), "runs/first-4711.h5"),
+        (named, (), "runs/mine.h5"),
+        (named, ("--output", "other.h5"), "other.h5"),
+    ):
+        said = ended("slurm.sbatch", config, *options, path=tmp_path, folder=tmp_path, **granted).stdout
+        assert re.search(rf"told: .* --output {re.escape(output)}$", said, re.MULTILINE), said
+
+
 # A launcher of nothing, which tells the limit that the run would have.
 TELLING = """#!/usr/bin/env bash
 [[ $1 == --mpi=list ]] && echo pmi2 pmix || echo "limit ${SLURM_JOB_END_TIME-none}"

@@ -27,7 +27,7 @@ class Asynchronous(Proximal, FedAvg):
         concurrency: number of clients that train at the same time; null: ten times the cohort, at most half of the
             clients.
         mu: strength of the pull towards the version that the client started from; 0: no pull.
-        max_staleness: updates of an older version are discarded, counted in server updates; null: none are.
+        max_staleness: largest staleness of an update, in server updates; staler ones are discarded; null: none are.
 
     Attributes:
         versions: [slots, P] versions that jobs in flight have started from, and the present one.

@@ -32,16 +32,17 @@ class FeatureFusion(FedAvg):
 
     Args:
         operator: the fusion operator F. conv: a 1x1 convolution over both extractors' channels. multi: a learned
-            share of E_g per channel. single: one learned share for all channels.
+            share of the frozen extractor E_g per channel. single: one learned share for all channels.
         smoothing: smoothing of the shares at the server: they become (1 - smoothing) times the clients' mean plus
             smoothing times their old values; null: 0.9. Not for conv.
         start: initial weights of conv: default, as PyTorch draws them; or average, the mean of both extractors.
             Shares start at zero, so training starts as in FedAvg.
-        evaluated_with: E_g in evaluations of the global model. previous: the extractor that the last round's clients
-            received, as in the authors' code. self: the model's own extractor, with which shares have no effect. Both
-            accuracies are columns.
-        cache_mb: memory per rank for features of E_g, in 10^6 bytes. If the clients that are trained together on a
-            rank could need more, features are computed in every step. The column cached_features says what was done.
+        evaluated_with: the frozen extractor E_g in evaluations of the global model. previous: the extractor that the
+            last round's clients received, as in the authors' code. self: the model's own extractor, with which shares
+            have no effect. Both accuracies are columns.
+        cache_mb: memory per rank for features of the frozen extractor E_g, in 10^6 bytes. If the clients that are
+            trained together on a rank could need more, features are computed in every step. The column
+            cached_features says what was done.
     """
 
     operator: Literal["conv", "multi", "single"] = "multi"

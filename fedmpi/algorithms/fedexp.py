@@ -29,7 +29,7 @@ class FedExP(FedAvg):
     It should not be small compared with the clients' |w_k - w|^2.
 
     Args:
-        epsilon: bounds eta.
+        epsilon: smallest denominator of eta; a small value allows long steps.
         epsilon_decay: factor of epsilon per round; the square of the learning rate's factor, in the authors' code.
         average: whether the model half-way between the last two is evaluated, as in the paper, because extrapolated
             models oscillate; else the last one. The results file has both of the last two.

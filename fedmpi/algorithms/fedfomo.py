@@ -58,7 +58,8 @@ class FedFomo(Mixing):
     Args:
         models: number of models that a client compares in a round: its own, and those that it receives.
         set_aside: share of a client's samples that it sets aside, rounded, but at least one if it has two.
-        fallback: the new model if no weight is positive: base is b, and keep is w_k.
+        fallback: the new model if no weight is positive. base: the client's model before this round (b). keep: the
+            model that it has just trained (w_k).
         explore: probability in the first round that a client is chosen at random.
         explore_decay: by how much it falls per round.
     """

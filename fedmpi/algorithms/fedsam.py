@@ -25,7 +25,7 @@ class FedSAM(FedAvg):
     all others. A step costs two gradients.
 
     Args:
-        rho: length of e; 0 is FedAvg.
+        rho: length of e, the step to the point at which the gradient is taken; 0 is FedAvg.
         adaptive: scale e by the weights, which is FedASAM. Its authors use rho 0.7.
         eta: smallest scale of a weight under adaptive.
     """

@@ -20,7 +20,7 @@ class MoFedSAM(FedSAM, FedCM):
 
     Args:
         alpha: weight of the gradient; 1 is FedSAM.
-        rho: length of e.
+        rho: length of e, the step to the point at which the gradient is taken.
         adaptive: scale e by the weights, as in FedASAM.
         eta: smallest scale of a weight under adaptive.
     """

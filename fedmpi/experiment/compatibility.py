@@ -636,10 +636,12 @@ SECTIONS: dict[str, Sequence[Rule[Any]]] = {
     "Data and networks": DATA,
 }
 ABOUT = (
-    "These combinations are refused; all others work. `python -m fedmpi.experiment compatibility` prints this page."
-    " A combination is refused before anything is trained, in one line that names the option and the reason. If"
-    " several rules apply, the first one on this page is named. Methods are listed with their default options. A"
-    " method that extends another one (`--algorithm.base`) may accept more or less with another base."
+    "These combinations are refused. Some methods also refuse a local optimizer, momentum, schedule or clipping"
+    " that their formulas do not cover; their pages say so. All other combinations work. `python -m"
+    " fedmpi.experiment compatibility` prints this page. A combination is refused before anything is trained, in one"
+    " line that names the option and the reason. If several rules apply, the first one on this page is named."
+    " Methods are listed with their default options. A method that extends another one (`--algorithm.base`) may"
+    " accept more or less with another base."
 )
 #: The components that a reason may name.
 NAMED = ("algorithm", "dataset", "task", "partition", "sampler", "privacy", "conditions")

@@ -266,6 +266,8 @@ def _say_what_is_trained(experiment: Settings, assembled: Assembled, world: Worl
         say(f"model: {sizes(fed.layout.size, sum(tensor.numel() for tensor in frozen.values()))}")
     if drawn := experiment.model.drawn:
         say(f"model: {experiment.model.weights} has another number of outputs: drawn instead: {', '.join(drawn)}")
+    if experiment.cohort < (train := len(world.workers)):
+        say(f"training: {train} ranks train, but a round has only {experiment.cohort} clients (--cohort)")
     way = way_of_training(choice.at_once, choice.reason)
     say(f"training: {working} on {'CPU' if fed.device.type == 'cpu' else 'GPU'}, {way}")
 

@@ -19,7 +19,7 @@ from fedmpi.experiment.workload import MethodWorkload
 from fedmpi.federation.engine import Engine
 from fedmpi.federation.evaluation import Evaluation
 from fedmpi.federation.ledger import Outcome
-from fedmpi.policies import All, Always, Cohort, Pool, RoundPlan
+from fedmpi.policies import Always, Cohort, Pool, RoundPlan
 from fedmpi.policies.clock import TICKS, to_ticks
 from fedmpi.policies.privacy import NoPrivacy
 from fedmpi.policies.timeline import Timeline
@@ -128,8 +128,7 @@ def plan_round(experiment: Settings, engine: Engine, algorithm: Algorithm, round
     asked = experiment.sampler.choose(drawn, size, losses)
     if is_private:
         # The expected number of clients, because a mean over those that came would reveal their number.
-        takes_all = isinstance(experiment.sampler, All)
-        asked = replace(asked, expected_mass=experiment.clients if takes_all else experiment.cohort)
+        asked = replace(asked, expected_mass=experiment.cohort)
     plan = experiment.conditions.plan(asked, wanted, MethodWorkload(engine, algorithm), seed)
     arrival = experiment.conditions.arrival(len(asked), algorithm.accepts_partial_work)
     if asked.inclusion and arrival is not None:

@@ -99,7 +99,8 @@ class Settings(metaclass=Configured):
         metrics: further metrics of the evaluated models. One or a list: names of metrics of the task, or import paths
             of functions (measured rows, targets, owners) -> number. Columns test_NAME.
         clients: number of clients.
-        cohort: clients per round; null: 10, or all clients if there are fewer.
+        cohort: clients per round; null: 10, or all clients if there are fewer. The samplers All and FixedList say
+            themselves how many there are.
         rounds: number of communication rounds.
         stop: when the run ends before all rounds are done.
         weighting: weight of a client in a mean. samples: its number of training samples. uniform: 1.
@@ -233,7 +234,7 @@ class Settings(metaclass=Configured):
         self.availability = availability
         self.conditions = conditions
         self.clients = clients
-        self.cohort = cohort or min(10, clients)
+        self.cohort = sampler.clients_per_round(cohort, clients)
         self.rounds = rounds
         self.stop = stop
         self.weighting: Weighting = weighting or algorithm.weighting
@@ -259,7 +260,6 @@ class Settings(metaclass=Configured):
         self.checkpoint = checkpoint
         self.deadline: float | Literal["auto"] = deadline
         self.track: TrackerName = track
-        require(cohort is None or cohort <= clients, "cohort", cohort, f"at most the number of clients, {clients}")
         compatibility.check(compatibility.HELD_OUT, self)
         compatibility.check(compatibility.STOPPING, self)
         require(output is not None or not resume, "output", "null", "given with resume")

@@ -84,8 +84,9 @@ class Model(Architecture):
 
     Args:
         weights: file with weights that the network starts from: safetensors, or a state dict that torch.save has
-            written. Names and shapes must be the network's. A last fully connected layer with another number of
-            outputs than the file's is drawn. null: all weights are drawn, or those of the model's own source.
+            written. Names and shapes must be the network's. If the last fully connected layer has another number of
+            outputs in the file, this layer starts from random weights. null: all weights are drawn, or those of the
+            model's own source.
         train: the part that is trained; all else is frozen. all: everything. head: the last fully connected layer.
             norm: normalisation layers, and the head. bias: biases, and the head. null: as the model itself says,
             which usually is everything.

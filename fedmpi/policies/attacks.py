@@ -308,7 +308,7 @@ class Hidden(Collusion):
 
 
 class MinMax(Hidden):
-    """As far from the mean as no further from any honest change than these are from one another.
+    """A change far from the mean, which is no further from any honest one than two honest ones are from each other.
 
     Shejwalkar, Houmansadr: Manipulating the Byzantine: Optimizing Model Poisoning Attacks and Defenses for Federated
     Learning. NDSS 2021. https://doi.org/10.14722/ndss.2021.24498
@@ -325,7 +325,7 @@ class MinMax(Hidden):
 
 
 class MinSum(Hidden):
-    """As far from the mean as its sum of squared distances to honest changes is no larger than any of theirs.
+    """A change far from the mean, whose squared distances to the honest ones sum up to no more than any of theirs.
 
     Shejwalkar, Houmansadr: Manipulating the Byzantine: Optimizing Model Poisoning Attacks and Defenses for Federated
     Learning. NDSS 2021. https://doi.org/10.14722/ndss.2021.24498

@@ -82,7 +82,7 @@ class Markov(Availability):
 
     Args:
         share: share of the rounds in which a client is present, in the long run; above 0.
-        absence: mean length of an absence in rounds; at least 1 / share, where rounds are independent.
+        absence: mean length of an absence in rounds; at least 1 / share. With 1 / share, rounds are independent.
     """
 
     share: UpToOne = 0.8
@@ -155,8 +155,8 @@ class Intervals(Availability):
             not be reached any more.
         assign: client: the column client has the numbers of clients, and others can never be reached. draw: it has
             numbers of devices, and for each client one of the devices in the file is drawn.
-        interrupts: in asynchronous training, whether a client that goes away during its job does not end it. If so,
-            the job counts as dropped, and another client can start at that time.
+        interrupts: in asynchronous training, whether a job is lost if the client's interval ends first. If so, the
+            job counts as dropped, and another client can start at that time.
     """
 
     path: Path

@@ -178,6 +178,15 @@ class Sampler(metaclass=Configured):
     #: twice.
     weighting: Weighting | None = None
 
+    def clients_per_round(self, cohort: int | None, clients: int) -> int:
+        """The number of clients in a round, by the option `cohort`; None: the sampler's own number.
+
+        Raises:
+            BadInput: the sampler cannot draw so many.
+        """
+        require(cohort is None or cohort <= clients, "cohort", cohort, f"at most the number of clients, {clients}")
+        return cohort or min(10, clients)
+
     def check(self, clients: int, cohort: int) -> None:
         """Raise BadInput if the options do not fit the number of clients or the size of a cohort."""
 
@@ -256,6 +265,10 @@ class Bernoulli(Sampler):
 class All(Sampler):
     """Every client in every round."""
 
+    def clients_per_round(self, cohort: int | None, clients: int) -> int:
+        require(cohort in (None, clients), "cohort", cohort, f"null or {clients}, the number of clients, with All")
+        return clients
+
     def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
         return pool.available
 
@@ -288,11 +301,11 @@ class Weighted(Sampler):
 
 
 class Stratified(Sampler):
-    """A fixed number of clients; each stratum gets a number in proportion to its size, rounded up or down.
+    """A fixed number of clients; those with the same most frequent label get a number in proportion to theirs.
 
-    A stratum is the set of clients with the same most frequent label. Every client has the same probability, cohort /
-    clients: the strata are listed one after another, shuffled within each, and every (clients / cohort)th client of
-    the list is taken, from a random start.
+    Clients with the same most frequent label are a stratum. Its number is rounded up or down. Every client has the
+    same probability, cohort / clients: the strata are listed one after another, shuffled within each, and every
+    (clients / cohort)th client of the list is taken, from a random start.
     """
 
     def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -339,7 +352,7 @@ class PowerOfChoice(Sampler):
 
 @with_options
 class FixedList(Sampler):
-    """The clients that a file names for each round, whatever `--cohort` is; at its end the file starts again.
+    """The clients that a file names for each round; at its end the file starts again.
 
     Args:
         file: text file with one line per round: the numbers of its clients; # begins a comment.
@@ -349,6 +362,12 @@ class FixedList(Sampler):
 
     def __post_init__(self) -> None:
         self._rounds = read_lists(self.file)
+
+    def clients_per_round(self, cohort: int | None, clients: int) -> int:
+        most = max(1, *(len(np.unique(named)) for named in self._rounds))
+        allowed = f"null or {most}, the most clients of a round in {self.file}"
+        require(cohort in (None, most), "cohort", cohort, allowed)
+        return most
 
     def check(self, clients: int, cohort: int) -> None:
         check_numbers(self._rounds, "sampler.file", self.file, clients)

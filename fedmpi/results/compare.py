@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -130,8 +131,8 @@ def sameness(one: Run, other: Run) -> str:
     if code := list(_changed_code(one, other)):
         lines.append(f"  files     {', '.join(code)}")
     facts = [name for name in one.environment if name not in (*_OF_EACH_RUN, "packages")]
-    pairs = {name: (str(one.environment[name]), str(other.environment.get(name))) for name in facts}
-    told = [f"{name} {_line(here)} | {_line(there)}" for name, (here, there) in pairs.items() if here != there]
+    pairs = {name: (_line(one.environment[name]), _line(other.environment.get(name))) for name in facts}
+    told = [f"{name} {here} | {there}" for name, (here, there) in pairs.items() if here != there]
     told += _changed_packages(one, other)
     if told:
         lines.append(f"  ran on    {', '.join(told)}")
@@ -270,4 +271,6 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _line(value: Any) -> str:
-    return printable(str(value).replace("\n", " "))
+    """A fact on one line. What several ranks have in common is there once, and without their numbers."""
+    lines = [re.sub(r"^ranks? [\d, -]+: ", "", line) for line in str(value).split("\n")]
+    return printable(" ".join(dict.fromkeys(lines)))

@@ -195,7 +195,7 @@ def test_evaluated_by_the_clock(tmp_path: Path) -> None:
 
 REFUSED = {
     "--algorithm.concurrency 13": "--algorithm.concurrency = 13: must be at most the number of clients, 12",
-    "--sampler All": "cannot be combined with an asynchronous method",
+    "--sampler All --cohort 12": "cannot be combined with an asynchronous method",
     "--sampler PowerOfChoice": "cannot be combined with an asynchronous method",
     "--conditions Heterogeneous --conditions.over_select 1.3": "--conditions.over_select = 1.3: must be 1",
     "--conditions Heterogeneous --conditions.stragglers 0.3 --local.epochs 3": "--conditions.stragglers = 0.3:",

@@ -168,6 +168,8 @@ def experiment(path: Path, **settings: Any) -> Experiment:
     components |= {"sampler": Uniform(), "availability": Always(), "conditions": Ideal(), "device": "cpu"}
     numbers = {"clients": CLIENTS, "cohort": COHORT, "local": LocalTraining(epochs=5), "seed": SEED, "device": "cpu"}
     chosen = {"algorithm": FedAvg(), **components, **numbers, "weighting": "horvitz_thompson", **settings}
+    if isinstance(chosen["sampler"], All):
+        del chosen["cohort"]
     return Experiment(output=path, **chosen)
 
 

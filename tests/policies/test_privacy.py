@@ -120,7 +120,8 @@ def test_the_noise(tmp_path: Path) -> None:
 def test_attackers_are_cut_short(tmp_path: Path) -> None:
     """Oracle: no mean of changes is longer than one of them may be."""
     model = FlatModel(network(LeNet("group"), SHAPE, 10), CPU)
-    settings = {**SETTINGS, "rounds": 1, "attack": SignFlip(share=1.0, scale=1000.0), "sampler": All()}
+    everyone = {"sampler": All(), "cohort": None}
+    settings = {**SETTINGS, **everyone, "rounds": 1, "attack": SignFlip(share=1.0, scale=1000.0)}
     made = run(tmp_path / "run.h5", privacy=CentralDP(0.2, 0), **settings)
     moved = made.weights.astype(float) - model.layout.canonical(model.weights[0]).double().numpy()
     assert 0.05 < np.linalg.norm(moved) <= 0.2 * (1 + 1e-4)
@@ -245,6 +246,6 @@ def test_what_cannot_be(options: str, message: str) -> None:
 
 def test_running_statistics_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(BadInput) as error:
-        run(tmp_path / "never.h5", privacy=CentralDP(), **{**SETTINGS, "model": LeNet()})
+        run(tmp_path / "never.h5", privacy=CentralDP(), **{**SETTINGS, "model": LeNet(), "sampler": Bernoulli()})
     reason = "has running statistics, which privacy does not cover: --model.norm group"
     assert str(error.value) == f"--model = LeNet: {reason}"

@@ -82,5 +82,5 @@ def test_a_job_of_site_b(site: Site) -> None:
     assert run.environment["ranks"] == 3
     assert said.startswith("module load python mpich\n")
     assert re.search(r"^3 ranks on 1 node, 2 of them for training$", said, re.MULTILINE)
-    assert f"\nSlurm job {job.number}: 3 tasks, 1 cores per task, " in said
+    assert f"\nSlurm job {job.number}: 3 tasks, 1 core per task, " in said
     assert "no problem found\n" in said
