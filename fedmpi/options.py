@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 
 class Configured(ABCMeta):
-    """The metaclass of all classes with options."""
+    """The metaclass of all classes with options. The options of an object cannot be changed once it is made."""
 
     def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> None:
         super().__init__(name, bases, namespace)
@@ -60,6 +60,9 @@ class Configured(ABCMeta):
 
     def __call__(cls: type[T], *args: Any, **options: Any) -> T:
         bound = _fitted(_constructor(cls), inspect.signature(cls), args, options)
+        first = [one for one in cls.__mro__ if isinstance(one, Configured)][-1]
+        if "__setattr__" not in vars(first):  # not before, because a frozen dataclass makes its own
+            first.__setattr__ = _set  # type: ignore[method-assign, assignment]
         made: T = super().__call__(*bound.args, **bound.kwargs)  # type: ignore[misc]
         bound.apply_defaults()
         vars(made)["_options"] = dict(_by_option(cls, bound))
@@ -132,6 +135,15 @@ def with_ranges(cls: Any, nulls: Mapping[str, Callable[[], Any]] = NONE) -> Any:
     checked.__signature__ = signature.replace(parameters=plain)  # type: ignore[attr-defined]
     cls.__init__ = checked
     return cls
+
+
+def _set(component: object, name: str, value: object) -> None:
+    """Set an attribute, but no option: the results file has the options that the object was made with."""
+    if name in vars(component).get("_options", NONE):
+        kind = type(component).__name__
+        remedy = f"make another {kind}, or keep what changes in an attribute of another name"
+        raise AttributeError(f"{name} is an option of {kind}, and cannot be changed: {remedy}")
+    object.__setattr__(component, name, value)
 
 
 def _constructor(cls: type) -> Callable[..., None]:

@@ -56,19 +56,25 @@ def check(run: Run, config: str) -> None:
     Raises:
         BadInput: names the first one that has changed.
     """
-    for kind, now in _checksums(config).items():
-        before = json.loads(run.attributes.get(kind, "null"))
-        if before is None:
-            continue
-        for name in dict.fromkeys([*now, *before]):
-            if now.get(name) != before.get(name):
-                reason = f"has changed since {run.path} was begun; --overwrite instead of --resume starts again"
-                raise BadInput(f"--resume: {name} {reason}")
+    if name := changed(run, config):
+        reason = f"has changed since {run.path} was begun; --overwrite instead of --resume starts again"
+        raise BadInput(f"--resume: {name} {reason}")
     for name, version in environment.libraries().items():
         before = run.environment.get(name, version)
         if before != version:
             said = f"{name} was {before} when {run.path} was begun, and is now {version}"
             say(f"warning: {said}; results may not be bit-identical")
+
+
+def changed(run: Run, config: str) -> str | None:
+    """The first of the user's classes and files that is not as when a run with these settings was begun."""
+    for kind, now in _checksums(config).items():
+        before = json.loads(run.attributes.get(kind, "null"))
+        names = [] if before is None else dict.fromkeys([*now, *before])
+        for name in names:
+            if now.get(name) != before.get(name):
+                return name
+    return None
 
 
 def check_data(run: Run, checksums: Mapping[str, str]) -> None:

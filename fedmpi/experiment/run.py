@@ -34,6 +34,9 @@ from fedmpi.options import shown
 from fedmpi.results import Run
 from fedmpi.streams import say
 
+#: The attribute of components that a run uses.
+RUN = "_is_used_by_a_run"
+
 
 def outcomes(
     experiment: Settings, latest: Latest, world: World, config: str | None
@@ -104,6 +107,7 @@ class _Course:
         self._config = config
         self._engine: Engine | None = None
         self._checkpoints: Checkpoints | None = None
+        self._used: list[object] = []
 
     @property
     def recorder(self) -> Recorder:
@@ -115,15 +119,18 @@ class _Course:
         return self._engine.where() if self._engine else "setting up"
 
     def close(self) -> None:
-        """Close checkpoints and release the lock."""
+        """Close checkpoints, and release the lock and the components."""
         if self._checkpoints:
             self._checkpoints.close()
         self.lock.release()
+        for component in self._used:
+            vars(component).pop(RUN, None)
 
     def outcomes(self) -> Iterator[Outcome]:
         """Run from the start, or from where the run continues, to the end."""
         experiment, interruptions = self._experiment, self.interruptions
         self._agree()
+        self._use()
         checkpoints = self._claim()
         place = self._place(checkpoints)
         if place and place.is_end:
@@ -173,6 +180,24 @@ class _Course:
                 reason = f"= {value} on rank {world.rank}: must be {wanted}, as on rank 0"
                 if value != wanted:
                     raise BadInput(reason, f"--{name}")
+
+    def _use(self) -> None:
+        """Mark the components that hold the state of the run, until it ends.
+
+        Raises:
+            BadInput: another run has not ended.
+        """
+        experiment = self._experiment
+        with self._world.agreed():
+            for name, component in (
+                *(("algorithm", part) for part in experiment.algorithm.parts),
+                ("server_optimizer", experiment.server_optimizer),
+            ):
+                if RUN in vars(component):
+                    reason = "is used by another run, which has not ended: give each run an object of its own"
+                    raise BadInput(f"= {type(component).__name__}: {reason}", name)
+                vars(component)[RUN] = True
+                self._used.append(component)
 
     def _claim(self) -> Checkpoints:
         """Lock the output, whose name all ranks then know, and return its checkpoints."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
@@ -27,6 +27,8 @@ COUNTS = ("rank", "samples", "steps", "diverged")
 # Where the model of a client whose training diverged is not finite, and what it is there; not for the results.
 LOST = ("lost_at", "lost_value")
 MISSING = -1
+# Further columns of /clients.
+KEYS = ("round", "client", "malicious")
 # What every rank counts.
 SPENT = (
     "train_seconds",
@@ -107,6 +109,8 @@ class Ledger:
         self._is_timing = False
         self._world = world
         self._name_at = name_at
+        own = [name for name in client_metrics if name in (*RECORDED, *LOST, *KEYS, *plan.clients)]
+        _refuse(own, "client_metrics", "clients")
         self._columns = [*RECORDED, *client_metrics, *LOST]
         # One buffer for all, so that one message brings it together: a sum over the ranks. So a record begins as 0,
         # and next to the records stands of each on how many ranks it was made: on none if it is missing.
@@ -259,17 +263,18 @@ class Ledger:
             "bytes_up": int(ranks["bytes_up"].sum()),
             "bytes_down": self.bytes_down + self._plan.bytes_lost,
             "diverged_clients": int(np.nansum(records["diverged"])),
-            **self._logged,
         }
+        measured = self.evaluation.columns if self.evaluation is not None else {}
+        own = {*row, *measured, *self._averaged, *self._plan.row, "seconds", "teacher_seconds", "server_seconds"}
+        _refuse([name for name in self._logged if name in own], "fed.log", "rounds")
+        row |= self._logged
         for name in self._averaged:
             known = records[name][~np.isnan(records[name])]
             row[name] = float(known.mean()) if len(known) else math.nan
         if ranks["server_seconds"].any():
             row["teacher_seconds"] = float(ranks["teacher_seconds"][workers].mean())
             row["server_seconds"] = float(ranks["server_seconds"][0])
-        if self.evaluation is not None:
-            row |= self.evaluation.columns
-        return {**row, **self._plan.row, "seconds": time.perf_counter() - self._began}
+        return {**row, **measured, **self._plan.row, "seconds": time.perf_counter() - self._began}
 
     def _columns_of_clients(
         self, records: Mapping[str, NDArray[np.float64]], malicious: NDArray[np.bool_] | None
@@ -328,6 +333,12 @@ class Ledger:
     def _by_name(self) -> dict[str, NDArray[np.float64]]:
         records = np.where(self._known > 0, self._records, np.nan)
         return {name: column for name, column in zip(self._columns, records.T, strict=True) if name not in LOST}
+
+
+def _refuse(names: Sequence[str], given: str, table: str) -> None:
+    """Raise ValueError for columns of a method that would replace fedmpi's own."""
+    if names:
+        raise ValueError(f"{given}: /{table} has a column {names[0]} already: choose another name")
 
 
 def _whole(column: NDArray[np.float64]) -> NDArray[np.int64]:

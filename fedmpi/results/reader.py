@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -19,7 +20,7 @@ from fedmpi.results.files import Unfit, group_at, opened, values
 from fedmpi.results.metrics import Direction, best_row, metrics_of
 from fedmpi.results.owner import Owner
 from fedmpi.results.schema import COLUMN, GROUPS, Array, of_metrics
-from fedmpi.results.settings import DATA, LATER, sound
+from fedmpi.results.settings import CODE, DATA, FILES, LATER, sound
 
 if TYPE_CHECKING:
     import pandas
@@ -125,13 +126,15 @@ class Run:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """The settings, and the checksums of the data that the run has read.
+        """The settings, and the checksums of the data, of the user's code and of other files that the run has read.
 
         If the file has no settings, the names of the method, the data set and the model, and the seed.
         """
         names = {name: self.attributes.get(name) for name in ("algorithm", "dataset", "model", "seed")}
         checksums = {name: str(self.attributes[name]) for name in DATA.values() if name in self.attributes}
-        return {**names, **self.settings, **checksums}
+        files = "".join(str(self.attributes.get(name, "{}")) for name in FILES).replace("{}", "")
+        code = {CODE: hashlib.sha256(files.encode()).hexdigest()} if files else {}
+        return {**names, **self.settings, **checksums, **code}
 
     @cached_property
     def clients(self) -> Table:

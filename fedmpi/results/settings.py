@@ -25,6 +25,8 @@ LAUNCH = (
 )
 #: The settings that are data sets, and for each the name of the checksum of its data.
 DATA = {"dataset": "data_sha256", "algorithm.proxy": "proxy_sha256"}
+#: The checksum of a user's code and of the files that options name, and the attributes of a results file with these.
+CODE, FILES = "code", ("user_code", "input_files")
 #: The option of a data set for the folder of its files. It does not matter if the checksum of the data is known.
 PLACE = "root"
 #: Options that define the task. All others belong to the method. Results on different tasks cannot be compared.
@@ -197,6 +199,8 @@ def by_name(settings: Settings) -> dict[str, str]:
         if checksum in settings:
             flat = {key: value for key, value in flat.items() if not _is_place(key, section)}
             flat[f"{section}.data"] = Value(settings[checksum])
+    if CODE in settings:
+        flat[CODE] = Value(settings[CODE])
     return {key: value.text for key, value in flat.items()}
 
 
@@ -238,6 +242,7 @@ def _shown(runs: Sequence[Settings]) -> list[Flat]:
     flat = [dict(_flat(settings)) for settings in runs]
     for section, checksum in DATA.items():
         flat = _with_data(flat, section, [settings.get(checksum) for settings in runs])
+    flat = _with_code(flat, [settings.get(CODE) for settings in runs])
     paths = {value.text for one in flat for value in one.values() if value.is_class}
     last = [_last_part(path) for path in paths]
     short = {path: name if last.count(name := _last_part(path)) == 1 else path for path in paths}
@@ -267,6 +272,15 @@ def _with_data(flat: Sequence[Flat], section: str, checksums: Sequence[str | Non
             one[f"{section}.data"] = Value(checksum[:_CHECKSUM_SHOWN])
         told.append(one)
     return told
+
+
+def _with_code(flat: Sequence[Flat], checksums: Sequence[str | None]) -> list[Flat]:
+    """The settings, with the checksum of the code if the other settings do not distinguish runs of different code."""
+    others = [frozenset(item for item in one.items() if item[0] != "seed") for one in flat]
+    if len({*zip(others, checksums, strict=True)}) == len({*others}):
+        return list(flat)
+    told = [{CODE: Value(checksum[:_CHECKSUM_SHOWN])} if checksum else {} for checksum in checksums]
+    return [{**one, **more} for one, more in zip(flat, told, strict=True)]
 
 
 def _is_place(key: str, section: str) -> bool:
@@ -309,7 +323,7 @@ def _options(arguments: Settings) -> Iterator[str]:
 
 def _flat(settings: Settings) -> Iterator[tuple[str, Value]]:
     """Dotted keys and values of all settings except launch options and checksums."""
-    ignored = {*LAUNCH, *DATA.values()}
+    ignored = {*LAUNCH, *DATA.values(), CODE}
     yield from _leaves({name: value for name, value in settings.items() if name not in ignored})
 
 

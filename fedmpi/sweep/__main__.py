@@ -53,6 +53,8 @@ def _run(options: argparse.Namespace, further: Sequence[str]) -> int:
     plan = read(options.path, options.seeds, options.output)
     by_setting = plan.jobs()
     jobs = [job for of_setting in by_setting for job in of_setting]
+    for job in jobs if not options.report else ():
+        job.check_code()
     unfinished = [job for job in jobs if not job.finished()]
     waiting = [job for job in unfinished if not job.is_running()]
     if not options.dry_run:

@@ -15,6 +15,7 @@ import yaml
 from fedmpi import results, small_yaml
 from fedmpi.described import as_yaml
 from fedmpi.errors import BadInput
+from fedmpi.experiment import inputs
 from fedmpi.experiment.command_line import HelpPrinted, parse
 from fedmpi.experiment.resume import check_settings
 from fedmpi.options import check_length, shown
@@ -73,6 +74,12 @@ class Job:
         run = self._found()
         is_whole = run and run.status == "finished" and run.settings["rounds"] >= self.settings["rounds"]
         return run if is_whole else None
+
+    def check_code(self) -> None:
+        """Raise BadInput if the run has finished, and the user's code or files have changed since."""
+        run = self.finished()
+        if run and (name := inputs.changed(run, as_yaml(self.settings))):
+            raise BadInput(f"{name} has changed since {self.output} was made; another --output starts a new sweep")
 
     def is_running(self) -> bool:
         """Whether another program runs it at the moment.

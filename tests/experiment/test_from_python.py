@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 import re
@@ -31,6 +32,7 @@ from fedmpi.experiment.catalogue import COMPONENTS, NESTED
 from fedmpi.experiment.command_line import HelpPrinted, make_parser, parse
 from fedmpi.experiment.ownership import Lock, claim
 from fedmpi.models import MLP, LogisticRegression, Model
+from fedmpi.policies.server_optimizers import Momentum
 from fedmpi.training.settings import LocalTraining
 from tests.support.mpi import REPOSITORY, mpirun, succeed
 from tests.support.mpi import fedmpi as command_line
@@ -370,6 +372,61 @@ def test_an_experiment_does_not_change(tmp_path: Path, monkeypatch: pytest.Monke
         experiment.rounds = 2
     with pytest.raises(AttributeError):
         experiment.output = Path("x.h5")  # type: ignore[misc]
+
+
+def test_options_do_not_change(tmp_path: Path) -> None:
+    """Else training would use other values than the results file has. Other attributes are free."""
+    copied = copy.copy(FedProx(0.1))
+    for component, name, value in (
+        (FedProx(0.1), "mu", 5.0),
+        (copied, "mu", 5.0),
+        (Dirichlet(), "alpha", -3.0),
+        (MLP(), "hidden", (8,)),
+        (Momentum(), "lr", 0.1),
+        (MNIST(), "root", "x"),
+        (Plain(3), "size", 4),
+    ):
+        with pytest.raises(AttributeError, match=f"{name} is an option of {type(component).__name__}, and cannot be"):
+            setattr(component, name, value)
+        setattr(component, "note", value)  # noqa: B010 (for the type checker, there is none)
+    assert copied.mu == 0.1
+
+
+class Plain(FedAvg):
+    """A method whose constructor is written by hand."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
+def test_runs_at_the_same_time(tmp_path: Path) -> None:
+    """A method holds the state of its run. Oracle: one run after the other."""
+    few: dict[str, Any] = {"clients": 4, "rounds": 3, "model": LogisticRegression()}
+
+    def experiments(kind: str, *algorithms: FedAvg, **more: Any) -> list[Experiment]:
+        paths = [tmp_path / f"{kind}{number}.h5" for number in range(2)]
+        pairs = zip(algorithms, paths, (0.1, 0.01), strict=True)
+        return [Experiment(one, local=LocalTraining(lr=lr), output=path, **few, **more) for one, path, lr in pairs]
+
+    shared = FedAvg()
+    runs = [each.run() for each in experiments("after", shared, shared)]
+    for _ in zip(*(each.outcomes() for each in experiments("beside", FedAvg(), FedAvg())), strict=True):
+        pass
+    for number, run in enumerate(runs):
+        assert results.open(tmp_path / f"beside{number}.h5").weights_sha256 == run.weights_sha256
+    optimizer = Momentum()
+    for name, pair in {
+        "algorithm = FedAvg": experiments("one", shared, shared),
+        "server_optimizer = Momentum": experiments("other", FedAvg(), FedAvg(), server_optimizer=optimizer),
+    }.items():
+        first, second = pair
+        rounds = first.outcomes()
+        next(rounds)
+        with pytest.raises(BadInput, match=f"{name}: is used by another run, which has not ended"):
+            second.run()
+        assert not second.output.exists()
+        assert len(list(rounds)) == 2
+        second.run()
 
 
 def test_rounds_one_by_one(tmp_path: Path) -> None:

@@ -3,8 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from fedmpi import results
+from fedmpi.algorithms import FedAvg
+from fedmpi.models import LogisticRegression
+from fedmpi.policies import Cohort, Heterogeneous
+from fedmpi.typing import Federation
+from tests.support.experiments import run
 from tests.support.mpi import REPOSITORY, mpirun, succeed
 
 PROGRAM = REPOSITORY / "tests" / "jobs" / "records.py"
@@ -41,3 +47,34 @@ def test_a_client_that_did_not_train_has_no_records(tmp_path: Path) -> None:
         "twice of client 4 was recorded on several ranks: record it where the client is trained, or only at the"
         " server (fed.is_server)"
     )
+
+
+class Logs(FedAvg):
+    """Logs a value, and records one, under names that fedmpi uses itself or not."""
+
+    def __init__(self, column: str = "mine", metric: str = "also") -> None:
+        self.column, self.client_metrics = column, (metric,)
+
+    def round(self, fed: Federation, cohort: Cohort) -> None:
+        super().round(fed, cohort)
+        fed.log(**{self.column: 77.0})
+
+
+def test_columns_of_fedmpi_cannot_be_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    for column in (
+        "round",
+        "seconds",
+        "train_loss",
+        "bytes_up",
+        "test_accuracy",
+        "server_seconds",
+        "virtual_seconds",
+    ):
+        with pytest.raises(ValueError, match=f"^fed.log: /rounds has a column {column} already: choose another name"):
+            run(path, Logs(column), clients=3, rounds=2, conditions=Heterogeneous(), overwrite=True)
+    for metric in ("loss", "round", "client", "seconds", "virtual_seconds"):
+        with pytest.raises(ValueError, match=f"^client_metrics: /clients has a column {metric} already"):
+            run(path, Logs(metric=metric), clients=3, rounds=2, conditions=Heterogeneous(), overwrite=True)
+    settings = {"clients": 3, "rounds": 2, "model": LogisticRegression(), "overwrite": True}
+    assert run(path, Logs(), **settings).rounds["mine"].tolist() == [77.0, 77.0]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import h5py
@@ -257,6 +258,20 @@ def test_runs_on_other_data_are_other_lines(tmp_path: Path, capsys: pytest.Captu
     lines = rows(capsys, *files)
     assert [(line["data"], line["runs"]) for line in lines] == [("11111111", "2"), ("22222222", "1")]
     assert [line["root"] for line in rows(capsys, *files[1:])] == ["b", "a"]
+
+
+def test_runs_of_other_code_are_other_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seeds before and after a change of the user's own class are not repetitions of one experiment."""
+    for seed, code in ((1, "a"), (2, "a"), (3, "b")):
+        with h5py.File(finished(tmp_path / f"{seed}.h5", seed=seed), "r+") as file:
+            file.attrs.update(user_code=json.dumps({"mine.py": code * 64}), input_files="{}")
+    assert main(["table", *map(str, sorted(tmp_path.iterdir()))]) == 0
+    head, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert head[:3] == ["method", "code", "runs"]
+    assert [row[2] for row in rows] == ["2", "1"]
+    assert rows[0][1] != rows[1][1]
+    assert main(["table", *(str(tmp_path / f"{seed}.h5") for seed in (1, 2))]) == 0
+    assert "code" not in capsys.readouterr().out
 
 
 def test_what_was_not_measured_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

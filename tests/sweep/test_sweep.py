@@ -320,3 +320,25 @@ def test_files_of_another_setting(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "/lr_0.1-0.h5: --stop: must be as in the run that has finished; another" in refused(capsys)
     grid.write_text(text.format("LogisticRegression", 1))
     assert main([str(grid), "--report", "--output", str(folder)]) == 0
+
+
+def test_code_that_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sweep does not add runs of other code to those that have finished. It still reports them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = tmp_path / "own_of_the_sweep.py"
+    mine.write_text("from fedmpi.algorithms import FedAvg\n\n\nclass Mine(FedAvg):\n    pass\n")
+    grid = tmp_path / "grid.yaml"
+    options = "{algorithm: own_of_the_sweep.Mine, model: LogisticRegression, clients: 4, rounds: 1}"
+    grid.write_text(f"options: {options}\ngrid: {{local.lr: [0.1]}}")
+    assert main(["grid.yaml", "--local", "1"]) == 0
+    mine.write_text(mine.read_text() + "    weighting = 'uniform'\n")
+    capsys.readouterr()
+    assert main(["grid.yaml", "--local", "1", "--seeds", "0", "1"]) == 2
+    changed = (
+        "own_of_the_sweep.py has changed since runs/grid/lr_0.1-0.h5 was made; another --output starts a new sweep"
+    )
+    assert changed in refused(capsys)
+    assert main(["grid.yaml", "--report"]) == 0
