@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,6 +63,7 @@ class Logs(FedAvg):
 
 def test_columns_of_fedmpi_cannot_be_replaced(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
+    settings: dict[str, Any] = {"clients": 3, "rounds": 2, "model": LogisticRegression(), "overwrite": True}
     for column in (
         "round",
         "seconds",
@@ -72,9 +74,8 @@ def test_columns_of_fedmpi_cannot_be_replaced(tmp_path: Path) -> None:
         "virtual_seconds",
     ):
         with pytest.raises(ValueError, match=f"^fed.log: /rounds has a column {column} already: choose another name"):
-            run(path, Logs(column), clients=3, rounds=2, conditions=Heterogeneous(), overwrite=True)
+            run(path, Logs(column), conditions=Heterogeneous(), **settings)
     for metric in ("loss", "round", "client", "seconds", "virtual_seconds"):
         with pytest.raises(ValueError, match=f"^client_metrics: /clients has a column {metric} already"):
-            run(path, Logs(metric=metric), clients=3, rounds=2, conditions=Heterogeneous(), overwrite=True)
-    settings = {"clients": 3, "rounds": 2, "model": LogisticRegression(), "overwrite": True}
+            run(path, Logs(metric=metric), conditions=Heterogeneous(), **settings)
     assert run(path, Logs(), **settings).rounds["mine"].tolist() == [77.0, 77.0]
