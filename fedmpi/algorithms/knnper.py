@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.toolbox.features import features_before_last_layer
-from fedmpi.lazy import nn, torch
+from fedmpi.lazy import functional, nn, torch
 from fedmpi.options import with_options
 from fedmpi.ranges import PositiveFloat, PositiveInt, Probability
 from fedmpi.typing import Batch, Block, Federation, Net, Tensor
@@ -57,13 +57,15 @@ class KNNPer(FedAvg):
     def interpolate(self, net: Net, batch: Batch, client: Mapping[str, Tensor]) -> Tensor:
         """[B, C] the logarithms of a client's probabilities."""
         features = net.features(batch.x)
-        probabilities = net.classify(features).softmax(1)
+        logs = functional.log_softmax(net.classify(features), 1)
         known, labels = client["features"], client["labels"]
         if len(labels):
             squared = torch.cdist(features, known, compute_mode="donot_use_mm_for_euclid_dist").square()
             # Of equally near ones the first ones count.
             nearest, places = (found[:, : self.neighbours] for found in squared.sort(stable=True, dim=1))
             weights = (nearest / (-features.shape[1] * self.scale)).softmax(1)
-            of_neighbours = torch.zeros_like(probabilities).scatter_add_(1, labels[places], weights)
-            probabilities = torch.lerp(probabilities, of_neighbours, self.share)
-        return probabilities.log()
+            of_neighbours = torch.zeros_like(logs).scatter_add_(1, labels[places], weights)
+            # Of logarithms, because the network's probabilities may be too small for float32.
+            own, theirs = logs.new_tensor([1 - self.share, self.share]).log()
+            logs = torch.logaddexp(own + logs, theirs + of_neighbours.log())
+        return logs

@@ -66,4 +66,5 @@ class LanguageModel(Task):
 
     def measure(self, output: Tensor, y: Tensor, names: tuple[str, ...]) -> Mapping[str, Tensor]:
         losses, counted = cross_entropy_of_places(output, y, -1, self.ignore)
-        return {"loss": losses.sum(1), "tokens": counted.sum(1), "hits": (output.argmax(-1) == y).sum(1)}
+        hits = (output.argmax(-1) == y) & counted.bool()  # a network may predict the token that is ignored
+        return {"loss": losses.sum(1), "tokens": counted.sum(1), "hits": hits.sum(1)}

@@ -18,8 +18,12 @@ class MultiLabel(Task):
 
     The loss is the mean over labels of the binary cross entropy. A label is predicted if its probability is at least
     a half. Metrics: map (macro mean average precision: the mean over labels), micro_map (over all decisions), f1
-    (over all decisions), loss. Labels that apply to no sample do not count in the mean over labels. Partitions by
-    label use the rarest label of a sample (by the training samples); samples without labels are a group of their own.
+    (over all decisions), loss. Labels that apply to no sample do not count in the mean over labels. Equal logits are
+    one step of the precision. Partitions by label use the rarest label of a sample (by the training samples); samples
+    without labels are a group of their own.
+
+    Measured of each sample: loss, logits [L]. For metrics that need them: scores [L] (the probabilities, which
+    float32 rounds to 1 for large logits).
     """
 
     main = "map"
@@ -48,10 +52,14 @@ class MultiLabel(Task):
         return functional.softplus((1 - 2 * y.to(output.dtype)) * output).mean(-1)
 
     def columns(self, outputs: int) -> Mapping[str, int]:
-        return {"loss": 1, "scores": outputs}
+        return {"loss": 1, "logits": outputs, "scores": outputs}
+
+    def optional(self) -> tuple[str, ...]:
+        return ("scores",)
 
     def measure(self, output: Tensor, y: Tensor, names: tuple[str, ...]) -> Mapping[str, Tensor]:
-        return {"loss": self.loss(output, y), "scores": output.sigmoid()}
+        measured = {"loss": self.loss(output, y), "logits": output}
+        return {**measured, "scores": output.sigmoid()} if "scores" in names else measured
 
     def strata(self, train_y: NDArray, test_y: NDArray, about: Described) -> Strata:
         labels = train_y.shape[1]
@@ -67,10 +75,11 @@ class MultiLabel(Task):
 def _average_precision(rows: Rows, targets: NDArray, by_label: bool) -> float:
     from sklearn.metrics import average_precision_score
 
-    scores = rows["scores"].reshape(targets.shape)
+    scores = rows["logits"].reshape(targets.shape)
     known = targets.any(0)
-    if not known.any() or not np.isfinite(scores).all():
+    if not known.any() or np.isnan(scores).any():
         return np.nan
+    scores = np.nan_to_num(scores)  # scikit-learn takes no infinity
     if by_label:
         return float(average_precision_score(targets[:, known], scores[:, known], average="macro"))
     return float(average_precision_score(targets.ravel(), scores.ravel()))
@@ -79,5 +88,5 @@ def _average_precision(rows: Rows, targets: NDArray, by_label: bool) -> float:
 def _f1(rows: Rows, targets: NDArray) -> float:
     from sklearn.metrics import f1_score
 
-    predicted = rows["scores"].reshape(targets.shape) >= 0.5
+    predicted = rows["logits"].reshape(targets.shape) >= 0
     return float(f1_score(targets.ravel(), predicted.ravel(), zero_division=0.0))

@@ -49,6 +49,17 @@ def test_two_neighbours_by_hand() -> None:
     torch.testing.assert_close(mixed, torch.tensor([[1.3 / 3, 1.7 / 3]]))
 
 
+def test_a_network_that_is_certain() -> None:
+    """Oracle: by hand: log(e^-200 / 2) for a class that no neighbour has, which is below float32's numbers."""
+    net, x, labels = Given(1, 1, 1), torch.ones(1, 4), torch.tensor([0])
+    net.logits = torch.tensor([0.0, -200, -300])
+    given: Any = net
+    for share, expected in (0.5, [0, -200 - np.log(2), -300 - np.log(2)]), (0.0, [0, -200, -300]):
+        batch = Batch(x, torch.zeros(1), torch.arange(1))
+        found = KNNPer(share=share).interpolate(given, batch, {"features": x, "labels": labels})
+        torch.testing.assert_close(found, torch.tensor([expected], dtype=torch.float32))
+
+
 def test_equal_neighbours_and_none() -> None:
     """Oracles: label shares among the first ones; without any sample, the model's own probabilities."""
     x, net = torch.ones(2, 4), Given(0.1, 0.2, 0.7)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from decimal import Decimal, localcontext
+
 import numpy as np
 import pytest
 import torch
@@ -65,6 +68,65 @@ def test_classification() -> None:
     assert found["ece"] == pytest.approx(apart, abs=1e-6)
 
 
+def better_pairs(scores: NDArray, is_own: NDArray) -> float:
+    """The share of pairs in which the sample with the label has the larger score; ties count half."""
+    return float(np.mean([(a > b) + 0.5 * (a == b) for a in scores[is_own] for b in scores[~is_own]]))
+
+
+@pytest.fixture
+def powers() -> Iterator[Callable[[NDArray], NDArray]]:
+    """e^z of logits as numbers of 400 digits, which neither round to 0 nor, beside a large one, vanish."""
+    with localcontext() as context:
+        context.prec = 400
+        yield np.vectorize(lambda logit: Decimal(float(logit)).exp(), otypes=[object])
+
+
+def test_metrics_of_networks_that_are_certain(powers: Callable[[NDArray], NDArray]) -> None:
+    """Oracle: probabilities of many digits, of which float32 rounds many to 0 and 1."""
+    logits, y = RNG.normal(scale=100, size=(120, CLASSES)).astype(np.float32), RNG.integers(0, CLASSES, 120)
+    logits[np.arange(120), y] += 100
+    probabilities = powers(logits) / powers(logits).sum(1, keepdims=True)
+    rounded = torch.from_numpy(logits).softmax(1).numpy()
+    areas = [np.mean([better_pairs(p[:, c], y == c) for c in range(CLASSES)]) for p in (probabilities, rounded)]
+    assert abs(areas[0] - areas[1]) > 0.01, "the case tells them apart"
+    found = measured(Classification(), logits, y, CLASSES, "auroc", "top_5")
+    assert found["auroc"] == pytest.approx(areas[0], abs=1e-12)
+    five = np.argsort(-probabilities, axis=1)[:, :5]
+    assert found["top_5"] == (five == y[:, None]).any(1).mean() < 1
+
+
+def test_labels_of_networks_that_are_certain(powers: Callable[[NDArray], NDArray]) -> None:
+    """Oracle: as above."""
+    y = (RNG.random((120, 3)) < 0.4).astype(np.uint8)
+    logits = (RNG.normal(loc=60, scale=30, size=y.shape) + 30 * y).astype(np.float32)
+    probabilities = powers(logits) / (1 + powers(logits))
+    found = measured(MultiLabel(), logits, y, 3)
+    assert found["map"] == pytest.approx(np.mean([average_precision(probabilities[:, c], y[:, c]) for c in range(3)]))
+    assert found["micro_map"] == pytest.approx(average_precision(probabilities.ravel(), y.ravel()))
+    rounded = torch.from_numpy(logits).sigmoid().numpy()
+    assert abs(found["micro_map"] - average_precision(rounded.ravel(), y.ravel())) > 0.01, "the case tells them apart"
+
+
+def average_precision(scores: NDArray, y: NDArray) -> float:
+    """The sum over thresholds of the precision times the rise of the recall; equal scores are one threshold."""
+    return float(sum(y[scores >= one].mean() * y[scores == one].sum() for one in set(scores)) / y.sum())
+
+
+def test_ties_and_what_is_not_a_number() -> None:
+    """Oracle: by hand. Of equal logits that of the lower class is the larger, as for accuracy."""
+    names = "auroc", "top_5"
+    y = np.arange(CLASSES)
+    found = measured(Classification(), np.zeros((CLASSES, CLASSES), np.float32), y, CLASSES, *names)
+    assert (found["accuracy"], found["top_5"], found["auroc"]) == (1 / CLASSES, 5 / CLASSES, 0.5)
+    logits = np.eye(CLASSES, dtype=np.float32)
+    logits[0, 3] = np.nan
+    found = measured(Classification(), logits, y, CLASSES, *names)
+    assert found["top_5"] == (CLASSES - 1) / CLASSES
+    assert np.isnan(found["auroc"])
+    logits[0, 3] = -np.inf  # a class that is ruled out
+    assert measured(Classification(), logits, y, CLASSES, *names)["auroc"] == 1
+
+
 def test_regression() -> None:
     output, y = RNG.normal(size=(2, N, 3)).astype(np.float32)
     found = measured(Regression(), output, y, 3)
@@ -103,6 +165,10 @@ def test_segmentation() -> None:
         sklearn_metrics.jaccard_score(true, predicted, average="macro"), rel=1e-12
     )
     assert found["pixel_accuracy"] == sklearn_metrics.accuracy_score(true, predicted)
+    background = np.where(counts, y, 0)  # a network may predict the class that is ignored
+    found_without = measured(Segmentation(ignore=0), logits, background, 3)
+    some = background > 0
+    assert found_without["pixel_accuracy"] == (logits.argmax(1) == background)[some].mean()
     loss = nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(y), ignore_index=255)
     assert found["loss"] == pytest.approx(loss.item(), rel=1e-6)
 
@@ -117,6 +183,10 @@ def test_language_model() -> None:
     assert found["loss"] == pytest.approx(loss.item(), rel=1e-6)
     assert found["perplexity"] == pytest.approx(np.exp(loss.item()), rel=1e-6)
     assert found["token_accuracy"] == (logits.argmax(-1) == y)[y >= 0].mean()
+    padded = np.where(y < 0, 0, y)  # a network may predict the token that is ignored
+    found = measured(LanguageModel(ignore=0), logits, padded, vocabulary)
+    assert (logits.argmax(-1) == padded)[padded == 0].any()
+    assert found["token_accuracy"] == (logits.argmax(-1) == padded)[padded > 0].mean()
     uniform = measured(LanguageModel(), np.zeros_like(logits), y, vocabulary)
     assert uniform["perplexity"] == pytest.approx(vocabulary, rel=1e-6)
 
