@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmpi.arrays import read_only
 from fedmpi.errors import BadInput
 from fedmpi.options import Configured
 from fedmpi.tasks import Classification, Task
@@ -149,7 +150,7 @@ def check_targets(dataset: Dataset, arrays: Arrays, task: Task) -> None:
 
 def _problems_of_targets(dataset: Dataset, arrays: Arrays, task: Task) -> Iterator[str]:
     for name, y in (("train_y", arrays.train_y), ("test_y", arrays.test_y)):
-        if problem := task.problem(y, dataset):
+        if problem := task.problem(read_only(y), dataset):
             yield f"{name} {problem}"
     if arrays.train_y.shape[1:] != arrays.test_y.shape[1:]:
         yield f"train_y has shape {arrays.train_y.shape}, but test_y {arrays.test_y.shape}"

@@ -10,6 +10,8 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmpi.arrays import read_only
+
 Integers = NDArray[np.int64]
 
 # Clients whose samples are looked at together.
@@ -84,6 +86,8 @@ class ClientSamples(Sequence[Integers]):
 class ListedSamples(ClientSamples):
     """Lists of samples that have been made for all clients. Memory depends on the number of samples.
 
+    They are read-only, because methods receive them.
+
     Args:
         samples: [n] the samples of all clients, one client after another.
         owners: [n] the client of each, in rising order.
@@ -91,7 +95,7 @@ class ListedSamples(ClientSamples):
     """
 
     def __init__(self, samples: Integers, owners: Integers, clients: int) -> None:
-        self.samples = samples
+        self.samples: Integers = read_only(samples)
         self._clients = clients
         self._known, begins = np.unique(owners, return_index=True)  # the clients that have samples
         self._ends = np.append(begins, len(samples))

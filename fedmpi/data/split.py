@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from fedmpi.arrays import read_only
 from fedmpi.data._owners import NOBODY, apportion, by_owner
 from fedmpi.data.client_samples import ClientSamples, Integers, ListedSamples, gathered
 from fedmpi.data.partitions import Partition
@@ -46,7 +47,7 @@ class Split:
     @property
     def samples(self) -> Integers:
         """[clients] numbers of training samples."""
-        return self.train.sizes
+        return read_only(self.train.sizes)
 
     @cached_property
     def label_counts(self) -> Integers:
@@ -116,7 +117,7 @@ def make_split(
     if given is None:
         raise BadInput(f"partition {type(partition).__name__}: the data set has no information about users")
     seed_globals(key(seed, "partition"))
-    owned = partition.split(given, clients, stream(seed, "partition"))
+    owned = partition.split(read_only(given), clients, stream(seed, "partition"))
     _check_sizes(partition, owned, clients)
     owned = ListedSamples.of_lists(owned) if validation else gathered(owned)
     rng = stream(seed, "test shards")

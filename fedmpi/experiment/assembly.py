@@ -13,6 +13,7 @@ from torch import nn
 from fedmpi import randomness
 from fedmpi.algorithms import Algorithm
 from fedmpi.allocator import keep_freed_memory, return_freed_memory
+from fedmpi.arrays import read_only
 from fedmpi.data import Arrays, Dataset, Split, make_split
 from fedmpi.data.base import check_targets
 from fedmpi.data.client_samples import ClientSamples, ListedSamples
@@ -275,7 +276,7 @@ def _kind(arrays: Arrays, dataset: Dataset) -> str:
 def _split(experiment: Settings, arrays: Arrays, world: World) -> Split:
     """The samples of all clients, including held-out clients."""
     train_y, test_y = arrays.train_y, arrays.test_y
-    strata = experiment.task.strata(train_y, test_y, experiment.dataset)
+    strata = experiment.task.strata(read_only(train_y), read_only(test_y), experiment.dataset)
     if strata is None:  # the partition does not look at them
         strata = Strata(np.zeros(len(train_y), np.int64), np.zeros(len(test_y), np.int64), 1)
     with option_of("partition"):
@@ -324,7 +325,7 @@ def _put_together(
     labels, poisoned = seen, np.zeros(len(seen), dtype=bool)
     if adversary:
         labels, poisoned = adversary.poison(seen, split.train, measures.outputs)
-    weights = experiment.task.weights(labels)
+    weights = experiment.task.weights(read_only(labels))
     honest = Samples(arrays.train_x, labels, dataset.mean, dataset.std, device, weights)
     trigger = adversary.trigger if adversary else None
     train = honest.marked(trigger.size, poisoned) if trigger else honest

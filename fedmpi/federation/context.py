@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmpi import randomness
+from fedmpi.arrays import read_only
 from fedmpi.data import Split
 from fedmpi.federation.adversary import Adversary
 from fedmpi.federation.client_state import StateKeeper
@@ -139,12 +140,12 @@ class Context:
     @cached_property
     def label_counts(self) -> NDArray[np.int64]:
         """[clients, strata] numbers of training samples by the labels that clients train on."""
-        return self.count_labels()
+        return read_only(self.count_labels())
 
     @cached_property
     def masses(self) -> NDArray[np.int64]:
         """[clients] weight of each client in a mean."""
-        return masses(self.split.samples, self.weighting)
+        return read_only(masses(self.split.samples, self.weighting))
 
     @property
     def layout(self) -> Layout:

@@ -39,8 +39,8 @@ class Federation:
 
     Attributes:
         clients: number of clients.
-        samples: [clients] number of training samples of each client.
-        shards: for each client, int64 numbers of its training samples.
+        samples: [clients] number of training samples of each client, read-only.
+        shards: for each client, int64 numbers of its training samples, read-only.
         classes: how many there are, or strata.
         task: what is learned.
         shape: shape of a sample, as networks take it.
@@ -112,12 +112,12 @@ class Federation:
 
     @property
     def masses(self) -> NDArray[np.int64]:
-        """[clients] weight of each client in a mean, if it is drawn once."""
+        """[clients] weight of each client in a mean, if it is drawn once; read-only."""
         return self.context.masses
 
     @property
     def label_counts(self) -> NDArray[np.int64]:
-        """[clients, classes] number of training samples of each client and class, or stratum of targets.
+        """[clients, classes] number of training samples of each client and class, or stratum of targets; read-only.
 
         Those of malicious clients are by the labels that they train on.
         """

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fedmpi import randomness
+from fedmpi.arrays import read_only
 from fedmpi.checksum import checksum
 from fedmpi.errors import require
 from fedmpi.options import Configured, with_options
@@ -154,7 +155,7 @@ class Pool:
     @cached_property
     def available(self) -> NDArray[np.int64]:
         """[a] int64, ascending: the clients that can be reached in this round."""
-        return np.arange(len(self.samples)) if self.reachable is None else self.reachable
+        return read_only(np.arange(len(self.samples)) if self.reachable is None else self.reachable)
 
     @property
     def size(self) -> int:

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmpi.arrays import read_only
 from fedmpi.options import Configured
 from fedmpi.ranges import interval
 from fedmpi.typing import Tensor
@@ -49,7 +50,7 @@ class Metric:
     """A number that says how good a model is on a set of samples. It is computed on every rank from the same numbers.
 
     Attributes:
-        compute: makes the number of the rows of these samples.
+        compute: makes the number of the rows of these samples. Its arrays are read-only.
         better: which values are better.
         unit: "%" for a share in [0, 1], else "".
         needs: measurements that are only made for metrics that need them, such as "scores".
@@ -61,8 +62,11 @@ class Metric:
     needs: tuple[str, ...] = ()
 
     def __call__(self, rows: Rows, targets: NDArray, owners: NDArray[np.int64]) -> float:
-        """The metric over all these samples; NaN if there are none."""
-        return float(self.compute(rows, targets, owners)) if len(targets) else np.nan
+        """The metric over all these samples; NaN if there are none. Other metrics read the same arrays after it."""
+        if not len(targets):
+            return np.nan
+        given = {name: read_only(row) for name, row in rows.items()}
+        return float(self.compute(given, read_only(targets), read_only(owners)))
 
     def of_owners(self, rows: Rows, targets: NDArray, owners: NDArray[np.int64], count: int) -> NDArray[np.float64]:
         """[count] the metric over the samples of each owner; NaN for an owner without samples."""

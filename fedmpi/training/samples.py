@@ -156,7 +156,7 @@ class Samples:
 
     def mass(self, index: NDArray[np.int64]) -> float:
         """The sum of the weights of the samples `index`."""
-        return len(index) if self._weights is None else self._weights[torch.from_numpy(index)].sum().item()
+        return len(index) if self._weights is None else self._weights[_tensor(index)].sum().item()
 
     def batch(
         self,
@@ -193,13 +193,18 @@ class Samples:
 def upload(device: torch.device, *arrays: NDArray[np.int64]) -> list[Tensor]:
     """Arrays on a device. They are copied together, from pinned memory, so that the host does not wait.
 
-    On the CPU they are not copied.
+    On the CPU they are not copied, unless they are read-only.
     """
     if device.type == "cpu":
-        return [torch.from_numpy(array) for array in arrays]
+        return list(map(_tensor, arrays))
     together = torch.from_numpy(np.concatenate([array.reshape(-1) for array in arrays])).pin_memory()
     parts = together.to(device, non_blocking=True).split([array.size for array in arrays])
     return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+
+def _tensor(array: NDArray[np.int64]) -> Tensor:
+    """The array without a copy; PyTorch warns of arrays that are read-only, so these are copied."""
+    return torch.from_numpy(np.require(array, requirements="W"))
 
 
 def augmentation_draws(bits: NDArray[np.uint64]) -> NDArray[np.int64]:

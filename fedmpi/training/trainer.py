@@ -145,7 +145,7 @@ class Trainer(ABC):
 
     def targets(self, block: Block, beyond: int) -> Tensor:
         """[K, n, ...]: targets of the clients' training samples, in the order of `Batch.place`; else `beyond`."""
-        shards = [torch.from_numpy(self._shards[client]).to(self.samples.y.device) for client in block.clients]
+        shards = upload(self.samples.y.device, *(self._shards[client] for client in block.clients.tolist()))
         targets = [self.samples.y[shard] for shard in shards]
         return torch.nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=beyond)
 
