@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.launch import output_of
 from benchmarks.shared_base import Tokens
@@ -51,6 +52,7 @@ def measure(folder: Path, texts: int, tokens: int, at_once: int, again: bool) ->
     settings: dict[str, Any] = {"dataset": dataset, "partition": IID(), "model": model, "local": local}
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         experiment = Experiment(FedAvg(), **settings, clients=CLIENTS, cohort=CLIENTS, device="cpu")
+        torch.set_num_threads(experiment.threads)
         federation = assemble(experiment, World()).engine.federation
     start, samples = federation.initial_weights(), federation.samples
     before = status("VmRSS")

@@ -13,11 +13,10 @@ from __future__ import annotations
 import hashlib
 import random
 import sys
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from math import isqrt
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,8 +28,6 @@ _SHIFTS = (30, 27, 31)
 _MASK = 2**64 - 1
 # Four suffice for large ranges.
 _FEISTEL_ROUNDS = 6
-
-T = TypeVar("T")
 
 
 @cache
@@ -147,15 +144,3 @@ def globals_kept() -> Iterator[None]:
             torch.set_rng_state(of_torch)
         if torch and of_gpu is not None:
             torch.cuda.set_rng_state(of_gpu)
-
-
-def apart(steps: Generator[T, None, None]) -> Iterator[T]:
-    """Iterate over a generator under `globals_kept`: the caller's random state is restored after each step."""
-    with closing(steps):
-        while True:
-            with globals_kept():
-                try:
-                    step = next(steps)
-                except StopIteration:
-                    return
-            yield step

@@ -74,7 +74,6 @@ def assemble(experiment: Settings, world: World) -> Assembled:
     Raises:
         BadInput: on every rank alike.
     """
-    torch.set_num_threads(experiment.threads)
     keep_freed_memory()
     _connect(experiment)
     removed = _remove_leftovers(world)

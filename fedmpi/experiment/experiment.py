@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from fedmpi.experiment.settings import Latest, Settings
 from fedmpi.mpi import whole_job
-from fedmpi.randomness import apart, globals_kept
+from fedmpi.own_state import apart, own_state
 
 if TYPE_CHECKING:
     from fedmpi.federation.ledger import Outcome
@@ -54,7 +54,7 @@ class Experiment(Settings):
     def complete(self, world: "World", config: str | None = None) -> int:
         """Run to the end, and return `exit_status`; arguments as for `outcomes`."""
         rounds = self._begun(world, config)
-        with globals_kept():
+        with own_state(self.threads):
             for _ in rounds:
                 pass
         return self.exit_status
@@ -64,7 +64,8 @@ class Experiment(Settings):
 
         An error other than bad input ends a job of several ranks (`fedmpi.experiment.failure.end_job`). On a single
         rank, the results file says failed, and the error is raised again. The run neither uses nor changes the state
-        of the caller's generators of `random`, `numpy.random` and `torch`.
+        of the caller: the generators of `random`, `numpy.random` and `torch`, and settings of libraries
+        (`fedmpi.own_state`).
 
         Args:
             world: the ranks; None: all of the job.
@@ -73,7 +74,7 @@ class Experiment(Settings):
         Raises:
             BadInput: on every rank alike, before anything is trained or written.
         """
-        yield from apart(self._begun(world or whole_job(), config))
+        yield from apart(self._begun(world or whole_job(), config), self.threads)
 
     def _begun(self, world: "World", config: str | None) -> "Generator[Outcome, None, None]":
         """Begin a new run, which `output` and `exit_status` then describe."""

@@ -16,12 +16,14 @@ from fedmpi.algorithms import Algorithm
 from fedmpi.checksum import sha256_of
 from fedmpi.errors import BadInput
 from fedmpi.models import Model
+from fedmpi.own_state import own_state
 from fedmpi.results import Run
 from fedmpi.results.network import Network
 from fedmpi.training.dry_run import materialise
 from fedmpi.training.samples import image_scale
 
 
+@own_state()
 def rebuild(run: Run, which: int | str | None) -> Network:
     """See `Run.network`."""
     about = run.inputs
@@ -40,6 +42,7 @@ def rebuild(run: Run, which: int | str | None) -> Network:
     return Network(network, str(about["inputs"]), *image_scale(mean, std)).eval()
 
 
+@own_state()
 def frozen_tensors(run: Run) -> dict[str, NDArray[Any]]:
     """See `Run.frozen`."""
     about = run.inputs
@@ -90,11 +93,10 @@ def _build(run: Run, about: Mapping[str, Any]) -> nn.Module:
     shape, is_text = tuple(map(int, about["shape"])), "vocabulary" in about
     model.vocabulary = int(about["vocabulary"]) if is_text else None
     example = torch.ones(2, *shape, dtype=torch.int64 if is_text else torch.float32)
-    with randomness.globals_kept():  # the caller's random numbers are not disturbed
-        randomness.seed_globals(randomness.key(int(run.attributes["seed"]), "initial weights", client=0))
-        network: nn.Module = model.make(shape, int(about["classes"]))
-        network = algorithm.extend(network, example)
-        materialise(network, example)
+    randomness.seed_globals(randomness.key(int(run.attributes["seed"]), "initial weights", client=0))
+    network: nn.Module = model.make(shape, int(about["classes"]))
+    network = algorithm.extend(network, example)
+    materialise(network, example)
     return network
 
 

@@ -152,7 +152,8 @@ class Layout:
             constant: names of the buffers that training does not change.
 
         Raises:
-            BadInput: the network has tensors of other types than float32, or nothing to train.
+            BadInput: the network has tensors of other types than float32, or that cannot be trained, or nothing to
+                train.
         """
         head = head_of(module)
 
@@ -233,6 +234,8 @@ def _is_number(tensor: Tensor) -> bool:
 
 def _check_kinds(tensors: Iterable[tuple[str, str, Tensor]]) -> None:
     for kind, name, tensor in tensors:
+        if tensor.is_inference():
+            raise BadInput(f"{kind} {name} was made in torch.inference_mode, and cannot be trained: make it outside")
         if _is_number(tensor) and tensor.dtype != torch.get_default_dtype():
             found = str(tensor.dtype).removeprefix("torch.")
             remedy = "" if tensor.is_complex() else " (call .float())"

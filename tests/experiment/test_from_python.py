@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import random
 import re
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -427,6 +429,115 @@ def test_runs_at_the_same_time(tmp_path: Path) -> None:
         assert not second.output.exists()
         assert len(list(rounds)) == 2
         second.run()
+
+
+@contextmanager
+def setting(change: Callable[[Any], Any], value: object, usual: object) -> Iterator[None]:
+    change(value)
+    try:
+        yield
+    finally:
+        change(usual)
+
+
+#: What a script may have set before it runs an experiment.
+STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "float64": lambda: setting(torch.set_default_dtype, torch.float64, torch.float32),
+    "bfloat16": lambda: setting(torch.set_default_dtype, torch.bfloat16, torch.float32),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "no_grad": torch.no_grad,
+    "no gradients at all": lambda: torch.set_grad_enabled(False),
+    "inference_mode": torch.inference_mode,
+    "a default device": lambda: setting(torch.set_default_device, "meta", None),
+    "within a device": lambda: torch.device("meta"),
+    "deterministic": lambda: setting(torch.use_deterministic_algorithms, True, False),
+    "flushing": lambda: setting(torch.set_flush_denormal, True, False),
+    "threads": lambda: setting(torch.set_num_threads, 2, torch.get_num_threads()),
+    "errors": lambda: np.errstate(all="raise"),
+}
+
+
+def state_of_the_process() -> dict[str, Any]:
+    """All that `STATES` change, and what tells it."""
+    made = torch.ones(2, 2)
+    return {
+        "type": made.dtype,
+        "device": made.device,
+        "product": (made @ made).dtype,
+        "gradients": torch.is_grad_enabled(),
+        "inference": made.is_inference(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "half of the least": sys.float_info.min / 2,
+        "threads": torch.get_num_threads(),
+        "errors": np.geterr(),
+        "random": (random.getstate(), torch.default_generator.get_state().tolist()),
+    }
+
+
+class Tiny(LogisticRegression):
+    """Its inputs have been so small that float32 keeps few of their digits, or none where they are flushed to 0."""
+
+    def build(self, shape: tuple[int, ...], classes: int) -> torch.nn.Module:
+        class Scaled(torch.nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return x * 1e-20 * 1e-20 * 1e20 * 1e20
+
+        return torch.nn.Sequential(Scaled(), super().build(shape, classes))
+
+
+LINE = "--model MLP --model.hidden [8] --clients 4 --rounds 2 --local.epochs 1 --device cpu --metrics auroc"
+
+
+@pytest.fixture(scope="module")
+def from_the_command_line(tmp_path_factory: pytest.TempPathFactory) -> results.Run:
+    file = tmp_path_factory.mktemp("line") / "line.h5"
+    succeed(command_line(0, *LINE.split(), "--output", file))
+    return results.open(file)
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_settings_of_the_process(name: str, from_the_command_line: results.Run, tmp_path: Path) -> None:
+    """Oracles: the bits of the command line; the state as it was, also after every round."""
+    tiny: dict[str, Any] = {"model": Tiny(), "clients": 4, "rounds": 1, "device": "cpu"}
+    expected = Experiment(**tiny, output=tmp_path / "plain.h5").run().weights
+    with STATES[name]():
+        parts: dict[str, Any] = {"model": MLP(hidden=(8,)), "local": LocalTraining(epochs=1), "metrics": "auroc"}
+        few: dict[str, Any] = {"clients": 4, "rounds": 2, "device": "cpu", **parts}
+        before = state_of_the_process()
+        run = Experiment(**few, output=tmp_path / "run.h5").run()
+        assert state_of_the_process() == before
+        for _ in Experiment(**few, output=tmp_path / "rounds.h5").outcomes():
+            assert state_of_the_process() == before
+        network = run.network()
+        small = Experiment(**tiny, output=tmp_path / "tiny.h5").run()
+    line = from_the_command_line
+    for made in (run, results.open(tmp_path / "rounds.h5")):
+        assert made.weights_sha256 == line.weights_sha256
+        for column in ("train_loss", "test_loss", "test_auroc"):
+            np.testing.assert_array_equal(made.rounds[column], line.rounds[column])
+    assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.float32}
+    np.testing.assert_array_equal(small.weights, expected)
+
+
+class Given(Model):
+    """A network that the script has built itself."""
+
+    network: ClassVar[torch.nn.Module]
+
+    def build(self, shape: tuple[int, ...], classes: int) -> torch.nn.Module:
+        return self.network
+
+
+def test_networks_that_were_built_under_other_settings(tmp_path: Path) -> None:
+    """Oracle: one line, on what to do."""
+    for state, message in (
+        ("float64", "is float64: networks are float32"),
+        ("inference_mode", "was made in torch.inference_mode"),
+    ):
+        with STATES[state]():
+            Given.network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        with pytest.raises(BadInput, match=message):
+            Experiment(model=Given(), clients=4, rounds=1, output=tmp_path / "x.h5").run()
 
 
 def test_rounds_one_by_one(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tests.support.experiments import run
 
 
 def test_a_metric_cannot_change_what_the_next_one_reads() -> None:
-    """Oracle: NumPy's message, also where clients have the metric of their own samples; the rows stay as they were."""
+    """Oracle: NumPy's message, also for the metric of each client; the rows stay as they were."""
 
     def largest(rows: Rows, targets: NDArray, owners: NDArray) -> float:
         rows["loss"].sort()
