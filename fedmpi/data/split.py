@@ -189,9 +189,12 @@ def _check_sizes(partition: Partition, owned: Sequence[Integers], clients: int) 
 
 
 def _check_once(partition: Partition, owned: ListedSamples) -> None:
-    used = np.sort(owned.samples)
-    if (used[1:] == used[:-1]).any():
-        raise BadInput(f"partition {type(partition).__name__}: it gives the same sample to two clients")
+    order = np.argsort(owned.samples, kind="stable")
+    used, owners = owned.samples[order], owned.owners[order]
+    if (again := np.flatnonzero(used[1:] == used[:-1])).size:
+        sample, (one, other) = used[again[0]], owners[again[0] : again[0] + 2]
+        who = f"client {one} twice" if one == other else f"clients {one} and {other}"
+        raise BadInput(f"partition {type(partition).__name__}: it gives sample {sample} to {who}")
 
 
 def _owners_by_user(owned: ListedSamples, users: Integers, test_users: Integers) -> Integers:

@@ -47,9 +47,11 @@ class Choices(Protocol):
     weighting: Weighting
     local: LocalTraining
     stop: Stopping
+    metrics: Any
     evaluate_every: int
     evaluate_seconds: float | None
     evaluate_means: Any
+    evaluate_local: bool
     evaluate_fine_tuned: int | None
     held_out: int
     init: Any
@@ -183,6 +185,26 @@ HELD_OUT: Sequence[Rule[Choices]] = (
         lambda algorithm: not algorithm.takes_held_out,
     ),
 )
+#: Options of evaluations, and the values with which nothing is evaluated.
+OF_EVALUATIONS: dict[str, Any] = {
+    "metrics": None,
+    "evaluate_means": "none",
+    "evaluate_local": False,
+    "evaluate_fine_tuned": None,
+    "validation": None,
+}
+
+
+def _for_evaluations(option: str, without: Any) -> Rule[Choices]:
+    return Rule(
+        option,
+        f"other than {shown(without)}, with --evaluate_every 0",
+        f"must be {shown(without)} with --evaluate_every 0, because there are no evaluations",
+        lambda chosen: getattr(chosen, option) != without and not chosen.evaluated,
+    )
+
+
+EVALUATIONS: Sequence[Rule[Choices]] = tuple(_for_evaluations(*each) for each in OF_EVALUATIONS.items())
 STOPPING: Sequence[Rule[Choices]] = (
     Rule(
         "stop.patience",
@@ -626,6 +648,7 @@ DATA: Sequence[Rule[Loaded]] = (
 #: In the order in which they are checked.
 SECTIONS: dict[str, Sequence[Rule[Any]]] = {
     "Held-out clients": HELD_OUT,
+    "Evaluations": EVALUATIONS,
     "Stopping early": STOPPING,
     "Horvitz-Thompson weights": CHANCES,
     "Privacy": PRIVATE,

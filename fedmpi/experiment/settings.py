@@ -261,6 +261,7 @@ class Settings(metaclass=Configured):
         self.deadline: float | Literal["auto"] = deadline
         self.track: TrackerName = track
         compatibility.check(compatibility.HELD_OUT, self)
+        compatibility.check(compatibility.EVALUATIONS, self)
         compatibility.check(compatibility.STOPPING, self)
         require(output is not None or not resume, "output", "null", "given with resume")
         if init and Path(init).resolve() == self.output.resolve():

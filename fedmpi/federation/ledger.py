@@ -130,7 +130,14 @@ class Ledger:
         self._logged.update(values)
 
     def record(self, block: Block, values: Mapping[str, ArrayLike]) -> None:
-        """Set values [K] of a block's clients."""
+        """Set values [K] of a block's clients.
+
+        Raises:
+            ValueError: there is no such column.
+        """
+        if unknown := values.keys() - set(self._columns):
+            known = ", ".join(self._columns[len(RECORDED) : -len(LOST)]) or "there are none"
+            raise ValueError(f"fed.record: {min(unknown)} is not among the client_metrics of the method: {known}")
         rows = np.searchsorted(self.cohort.clients, block.clients)
         for name, value in values.items():
             column = self._columns.index(name)

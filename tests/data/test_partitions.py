@@ -410,6 +410,13 @@ class Greedy(Halves):
         return [np.arange(len(labels))] * clients
 
 
+class Twice(Halves):
+    """The fourth client has two samples, which are the same."""
+
+    def split(self, labels: NDArray, clients: int, rng: np.random.Generator) -> list[NDArray]:
+        return [np.array([client] * (1 + (client == 3))) for client in range(clients)]
+
+
 class Idle(Halves):
     def split(self, labels: NDArray, clients: int, rng: np.random.Generator) -> list[NDArray]:
         return [np.arange(0)] * clients
@@ -417,8 +424,10 @@ class Idle(Halves):
 
 def test_a_partition_of_ones_own() -> None:
     assert split(Halves()).samples.sum() == 1000
-    with pytest.raises(BadInput, match="partition Greedy: it gives the same sample to two clients"):
+    with pytest.raises(BadInput, match="partition Greedy: it gives sample 0 to clients 0 and 1"):
         split(Greedy())
+    with pytest.raises(BadInput, match="partition Twice: it gives sample 3 to client 3 twice"):
+        split(Twice())
     with pytest.raises(BadInput, match="partition Idle: it must give samples to each of the 20 clients"):
         split(Idle())
 

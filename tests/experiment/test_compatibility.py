@@ -38,6 +38,7 @@ from fedmpi.experiment.compatibility import (
     CHANCES,
     CLOCK,
     DATA,
+    EVALUATIONS,
     HELD_OUT,
     METHODS,
     PRIVATE,
@@ -80,6 +81,22 @@ REFUSED: list[tuple[Rule[Any], dict[str, Any], str]] = [
         HELD_OUT[0],
         {"algorithm": FedBN(), "held_out": 3},
         "held_out = 3: must be 0 with FedBN, because its local training may need more than the global model",
+    ),
+    *(
+        (
+            EVALUATIONS[number],
+            {option: value, "evaluate_every": 0},
+            f"{option} = {given}: must be {without} with --evaluate_every 0, because there are no evaluations",
+        )
+        for number, (option, value, given, without) in enumerate(
+            [
+                ("metrics", "auroc", "auroc", "null"),
+                ("evaluate_means", "cohort", "cohort", "none"),
+                ("evaluate_local", True, "true", "false"),
+                ("evaluate_fine_tuned", 2, "2", "null"),
+                ("validation", 0.2, "0.2", "null"),
+            ]
+        )
     ),
     (
         STOPPING[0],
@@ -438,9 +455,8 @@ def test_what_is_refused_when_the_data_are_there(settings: dict[str, Any], known
 
 
 def test_every_rule_is_here() -> None:
-    rules = [
-        rule for section in (HELD_OUT, STOPPING, CHANCES, PRIVATE, CLOCK, TASKS, SHARED, METHODS) for rule in section
-    ]
+    sections = HELD_OUT, EVALUATIONS, STOPPING, CHANCES, PRIVATE, CLOCK, TASKS, SHARED, METHODS
+    rules = [rule for section in sections for rule in section]
     assert [rule for rule, _, _ in REFUSED] == rules
     assert len(LOADED) == len(DATA)
     assert len(rules) + len(DATA) == sum(map(len, SECTIONS.values()))

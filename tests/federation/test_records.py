@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fedmpi import results
 from fedmpi.algorithms import FedAvg
@@ -79,3 +80,17 @@ def test_columns_of_fedmpi_cannot_be_replaced(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"^client_metrics: /clients has a column {metric} already"):
             run(path, Logs(metric=metric), conditions=Heterogeneous(), **settings)
     assert run(path, Logs(), **settings).rounds["mine"].tolist() == [77.0, 77.0]
+
+
+class Misspelt(FedAvg):
+    client_metrics = ("drift",)
+
+    def round(self, fed: Federation, cohort: Cohort) -> None:
+        for block in fed.my_clients(cohort):
+            fed.record(block, drfit=torch.zeros(len(block)))
+
+
+def test_a_record_that_is_not_declared(tmp_path: Path) -> None:
+    """Oracle: the name, and where it should have been declared."""
+    with pytest.raises(ValueError, match="^fed.record: drfit is not among the client_metrics of the method: drift$"):
+        run(tmp_path / "run.h5", Misspelt())
