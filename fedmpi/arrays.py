@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 
 def read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """The same numbers, which whoever receives them cannot change: NumPy raises an error that says so.
+    """The same numbers, which the code that receives them cannot change: NumPy raises an error that says so.
 
-    Others use them later, and ranks that called other code would have other numbers.
+    They are used again afterwards, also on ranks that do not call this code.
     """
     view = np.asarray(array).view()
     view.flags.writeable = False
