@@ -92,5 +92,7 @@ class Misspelt(FedAvg):
 
 def test_a_record_that_is_not_declared(tmp_path: Path) -> None:
     """Oracle: the name, and where it should have been declared."""
-    with pytest.raises(ValueError, match="^fed.record: drfit is not among the client_metrics of the method: drift$"):
+    with pytest.raises(
+        ValueError, match=r"^fed\.record: drfit is not among the client_metrics of the method: drift$"
+    ):
         run(tmp_path / "run.h5", Misspelt())
