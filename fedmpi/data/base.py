@@ -94,7 +94,7 @@ class Dataset(metaclass=Configured):
         std: like `mean`.
         vocabulary: number of different tokens; None: no text.
         read_version: version of `read`. Raise it whenever `read` gives other arrays for the same files; they are then
-            prepared again.
+            prepared again. Changes in a user's module, and in modules that it imports, are noticed anyway.
     """
 
     task: Task = Classification()
@@ -123,7 +123,12 @@ class Dataset(metaclass=Configured):
         return []
 
     def folder(self) -> Path | None:
-        """The folder of prepared arrays; None: nothing is prepared, because `read` is fast or there is no place."""
+        """The folder that gets the prepared arrays; None: nothing is prepared: `read` is fast, or there is no place.
+
+        Arrays are prepared for each class, and for each choice of its options. Options that are paths do not count,
+        so that folders can be moved: `sources` distinguishes files. If the user's code has changed, arrays are
+        prepared again.
+        """
         return None
 
     def fetch(self) -> None:

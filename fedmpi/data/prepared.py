@@ -5,7 +5,8 @@
 The folder appears at once and complete, by a rename, so any number of jobs may prepare it at the same time. The
 manifest holds size, time and SHA-256 of the arrays and of the published files. For folders of files, and every folder
 below them, it holds the time and the SHA-256 of the names in them. Opening compares only sizes and times. If a time
-differs (a copied folder), the checksum decides.
+differs (a copied folder), the checksum decides. The manifest also holds the data set's class and options, and
+checksums of the user's code, if the class is the user's. The arrays are prepared again if one of them differs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -27,9 +29,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.data.base import Arrays, Dataset, Progress, check_arrays
+from fedmpi.described import settings_of
 from fedmpi.errors import BadInput, named
+from fedmpi.options import options_of
 from fedmpi.randomness import globals_kept, key, seed_globals
 from fedmpi.tasks import Task
+from fedmpi.user_code import user_code
 
 OURS = "fedmpi-"  # beginning of the names of everything that is kept next to published files
 FOLDER = f"{OURS}1"  # the number of the format
@@ -115,7 +120,7 @@ def open_prepared(dataset: Dataset) -> Arrays | None:
     Raises:
         DamagedArrays: a file is missing, truncated, or has changed since it was written.
         UnreadableArrays: a file cannot be read.
-        BadInput: they were made by another version of `read`, and the published files are missing.
+        BadInput: they were made by other code, and the published files are missing.
     """
     return _open(dataset, full=False)
 
@@ -133,6 +138,20 @@ def verify(dataset: Dataset) -> None:
             f"data set {type(dataset).__name__}: {dataset.folder()} has no prepared arrays of its current"
             " files: run `python -m fedmpi.data prepare`"
         )
+
+
+def place(dataset: Dataset) -> Path | None:
+    """The folder of a data set's prepared arrays, whether it exists or not; None: nothing is prepared.
+
+    The user's classes have folders of their own, for each choice of options, because their `folder` need not depend
+    on them. Then jobs with other options do not replace each other's arrays.
+    """
+    folder = dataset.folder()
+    if folder is None or _is_ours(dataset):
+        return folder and folder / FOLDER
+    origin = _origin(dataset)
+    chosen = json.dumps([origin["dataset"], origin["options"]]).encode()
+    return folder / f"{FOLDER}-{type(dataset).__name__}-{hashlib.sha256(chosen).hexdigest()[:12]}"
 
 
 def visible(folder: Path) -> list[os.DirEntry[str]]:
@@ -161,21 +180,59 @@ def folders_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
             yield from folders_below(Path(entry.path), (*above, real))
 
 
+def _is_ours(dataset: Dataset) -> bool:
+    return type(dataset).__module__.startswith("fedmpi.")
+
+
+def _origin(dataset: Dataset) -> dict[str, Any]:
+    """What the arrays depend on, besides the published files, as JSON holds it.
+
+    Paths do not count, so that folders can be moved: `sources` distinguishes files.
+    """
+    _, *wrapped = parts = list(_parts(dataset))
+    origin = {
+        "dataset": named(dataset),
+        "options": settings_of(dataset, "dataset").get("init_args", {}),
+        "read_version": dataset.read_version,
+        "wrapped": {named(part): part.read_version for part in wrapped},
+        "code": _code(*map(type, parts)),
+    }
+    found: dict[str, Any] = json.loads(json.dumps(origin, default=lambda path: None))
+    return found
+
+
+def _parts(dataset: Dataset) -> Iterator[Dataset]:
+    """A data set, and those that it wraps."""
+    yield dataset
+    for option in options_of(dataset).values():
+        if isinstance(option, Dataset):
+            yield from _parts(option)
+
+
+@cache
+def _code(*classes: type) -> dict[str, str]:
+    """Checksums of the user's code. They are kept, because more modules are known after `read` has imported them."""
+    return user_code(base for cls in classes for base in cls.__mro__)
+
+
 def _open(dataset: Dataset, full: bool) -> Arrays | None:
-    folder = dataset.folder()
-    if folder is None:
+    folder, there = dataset.folder(), place(dataset)
+    if folder is None or there is None:
         return None
-    path = folder / FOLDER / _MANIFEST
+    path = there / _MANIFEST
     try:
         text = _read(path)
         manifest = json.loads(text)
         sources, records = manifest["sources"], manifest["arrays"]
-        if manifest.get("read_version", 1) != dataset.read_version:
+        origin = _origin(dataset)
+        recorded_origin = {**origin, "read_version": 1, **manifest}  # the first versions of fedmpi recorded less
+        if any(recorded_origin[name] != value for name, value in origin.items()):
             if not sources or any(source.exists() for source in dataset.sources()):
                 return None
+            other = "another version of fedmpi" if _is_ours(dataset) else f"other code of {named(dataset)}"
             raise BadInput(
-                f"{path.parent} was decoded by another version of fedmpi in another way, and the files that it was"
-                " decoded from are missing: restore them"
+                f"{path.parent} was decoded by {other} in another way, and the files that it was decoded from are"
+                " missing: restore them"
             )
         if not _sources_unchanged(dataset, folder, sources, full):
             return None
@@ -286,22 +343,22 @@ def _alone(folder: Path | None) -> Iterator[None]:
 
 def _prepare(dataset: Dataset, progress: Progress, task: Task | None) -> Arrays:
     """Decode the published files and keep the arrays. If they cannot be kept, return them in memory."""
-    folder = dataset.folder()
+    folder, there = dataset.folder(), place(dataset)
     try:
         sources = {} if folder is None else _fingerprints(dataset.sources(), folder)  # before they are read
     except OSError as error:
         raise _unreadable(dataset, error) from error
     stored, remarks = _decode(dataset, progress, task)
     arrays = Arrays.of_stored(stored, remarks=remarks)
-    if folder is None:
+    if there is None:
         return arrays
     try:
-        _write(dataset, folder, stored, remarks, sources)
+        _write(dataset, there, stored, remarks, sources)
     except (OSError, UnreadableArrays) as error:
         reason = (error.strerror if isinstance(error, OSError) else "") or error
-        progress(f"{folder} cannot be written ({reason}): the arrays stay in memory, for this job only")
+        progress(f"{there.parent} cannot be written ({reason}): the arrays stay in memory, for this job only")
         return arrays
-    progress(f"{type(dataset).__name__}: prepared arrays are in {folder / FOLDER}")
+    progress(f"{type(dataset).__name__}: prepared arrays are in {there}")
     return open_prepared(dataset) or arrays
 
 
@@ -321,9 +378,9 @@ def _unreadable(dataset: Dataset, error: OSError) -> BadInput:
 
 
 def _write(
-    dataset: Dataset, folder: Path, stored: dict[str, NDArray], remarks: tuple[str, ...], sources: dict[str, Any]
+    dataset: Dataset, there: Path, stored: dict[str, NDArray], remarks: tuple[str, ...], sources: dict[str, Any]
 ) -> None:
-    new = folder / f".{FOLDER}.{uuid.uuid4().hex}"
+    new = there.with_name(f".{FOLDER}.{uuid.uuid4().hex}")
     try:
         new.mkdir(parents=True)
         records = {}
@@ -339,11 +396,10 @@ def _write(
                 "dtype": x.dtype.str,
                 "order": "NHWC" if x.ndim == 4 else "C",
             }
-        name = type(dataset).__name__
-        version = {"format": FOLDER, "dataset": name, "read_version": dataset.read_version}
-        manifest = {**version, "sources": sources, "arrays": records, "remarks": remarks}
+        about = {"format": FOLDER, **_origin(dataset)}
+        manifest = {**about, "sources": sources, "arrays": records, "remarks": remarks}
         (new / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-        _install(new, dataset, folder / FOLDER)
+        _install(new, dataset, there)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

@@ -1,24 +1,14 @@
 """Inputs of a run in addition to its settings: the user's code, files and data, and the libraries.
 
-The results file has checksums of them, so that a run is not resumed with others. The user's code consists of the
-modules of the classes that the settings name, and all modules that they import, except fedmpi, Python, and installed
-packages (in a folder site-packages). For a script or a notebook only the text of the named classes counts, because it
-also contains the call that resumes the run.
+The results file has checksums of them, so that a run is not resumed with others.
 """
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import importlib.util
 import inspect
 import json
 import pydoc
-import sys
-import sysconfig
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +23,7 @@ from fedmpi.models import Model
 from fedmpi.results import Run
 from fedmpi.streams import say
 from fedmpi.training.layout import Layout
-
-_ELSEWHERE = [
-    Path(__file__).parents[1].resolve(),
-    *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")),
-]
-_INSTALLED = {"site-packages", "dist-packages"}
+from fedmpi.user_code import sha256_of_file, user_code
 
 
 def describe(config: str) -> dict[str, str]:
@@ -111,21 +96,14 @@ def check_frozen(run: Run, layout: Layout) -> None:
 def _checksums(config: str) -> dict[str, dict[str, str]]:
     settings = yaml.safe_load(config) or {}
     components = list(_components(settings))
-    code: dict[str, str] = {}
-    seen: set[str] = set()
-    for _, cls, _ in components:
-        if cls.__module__ == "__main__":
-            with suppress(OSError, TypeError):  # nobody knows its text
-                code[f"class {cls.__qualname__}"] = hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()
-        _add_module(cls.__module__, code, seen)
     files = {
-        f"--{place}.{option} = {path}": _sha256(path)
+        f"--{place}.{option} = {path}": sha256_of_file(path)
         for place, cls, options in components
         for option, path in _files(cls, options)
     }
     if (initial := settings.get("init")) and Path(initial).is_file():
-        files[f"--init = {initial}"] = _sha256(Path(initial))
-    return {"user_code": code, "input_files": files}
+        files[f"--init = {initial}"] = sha256_of_file(Path(initial))
+    return {"user_code": user_code(cls for _, cls, _ in components), "input_files": files}
 
 
 def _components(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, type, Mapping[str, Any]]]:
@@ -158,59 +136,3 @@ def _files(cls: type, options: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
 def _is_read(file: Path, given: Path) -> bool:
     """Whether a file is an input: the one that an option names, or the network in the folder that it names."""
     return file.is_file() and (file == given or file.suffix in (".safetensors", ".bin") or file.name == "config.json")
-
-
-def _add_module(name: str, found: dict[str, str], seen: set[str]) -> None:
-    """Add the checksums of a module's file and of all that it imports, if they are the user's."""
-    path = None if name in seen else _file_of(name)
-    seen.add(name)
-    if path is None:
-        return
-    parts = [*name.split("."), "__init__"] if path.stem == "__init__" else name.split(".")
-    if name != "__main__":
-        found["/".join(parts) + path.suffix] = _sha256(path)
-    if path.suffix == ".py":
-        for imported in _imports(path.read_bytes(), ".".join(parts[:-1])):
-            _add_module(imported, found, seen)
-
-
-def _file_of(name: str) -> Path | None:
-    """A module's file, if it is the user's. The module need not have been imported yet."""
-    parent = name.rpartition(".")[0]
-    file = getattr(sys.modules.get(name), "__file__", None)
-    if name not in sys.modules and (not parent or parent in sys.modules):
-        with suppress(ImportError, ValueError):
-            spec = importlib.util.find_spec(name)
-            file = spec.origin if spec and spec.has_location else None
-    path = Path(file).resolve() if file else None
-    if path is None or not path.is_file() or _INSTALLED.intersection(path.parts):
-        return None
-    return None if any(path.is_relative_to(folder) for folder in _ELSEWHERE) else path
-
-
-@cache
-def _imports(source: bytes, package: str) -> list[str]:
-    """The names of all modules that a module imports; some of the names may not be modules."""
-    found: dict[str, None] = {}
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            full = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = "." * node.level + (node.module or "")
-            with suppress(ImportError):
-                base = importlib.util.resolve_name(base, package)
-            full = [f"{base}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in full:
-            parts = name.split(".")
-            found |= dict.fromkeys(".".join(parts[:count]) for count in range(1, len(parts) + 1))
-    return list(found)
-
-
-def _sha256(path: Path) -> str:
-    total = hashlib.sha256()
-    with path.open("rb") as file:  # in parts, because weights may be larger than memory
-        while part := file.read(1 << 20):
-            total.update(part)
-    return total.hexdigest()

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,10 @@ from fedmpi.data import (
 from fedmpi.data.__main__ import main
 from fedmpi.data.prepared import DamagedArrays, open_prepared, verify
 from fedmpi.errors import BadInput
+from fedmpi.options import null_for, with_options
+from fedmpi.tasks import Classification, Task
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 
 
 class Toy(Dataset):
@@ -44,9 +47,10 @@ class Toy(Dataset):
 
     classes = 3
 
-    def __init__(self, root: Path, seconds: float = 0.0) -> None:
+    seconds = 0.0
+
+    def __init__(self, root: Path) -> None:
         self.root = root
-        self.seconds = seconds
         self.reads = 0
 
     def sources(self) -> list[Path]:
@@ -70,7 +74,7 @@ class Overtaken(Toy):
     """Another user's job is faster, whose arrays this one may not read."""
 
     def read(self, progress: Progress) -> Arrays:
-        manifest = self.folder() / prepared.FOLDER / "manifest.json"
+        manifest = stored(self, "manifest.json")
         manifest.parent.mkdir(parents=True)
         manifest.touch(0)
         return super().read(progress)
@@ -119,7 +123,9 @@ def cut(path: Path) -> None:
 
 
 def stored(toy: Toy, name: str) -> Path:
-    return toy.folder() / prepared.FOLDER / name
+    folder = prepared.place(toy)
+    assert folder is not None
+    return folder / name
 
 
 def test_round_trip(toy: Toy, lines: list[str]) -> None:
@@ -198,7 +204,7 @@ def test_damaged_arrays_are_prepared_anew(toy: Toy, lines: list[str]) -> None:
     assert arrays.on_disk
     assert np.array_equal(arrays.train_x, images()[:8])
     verify(toy)
-    assert [path.name for path in toy.folder().iterdir()] == [prepared.FOLDER]
+    assert [path.name for path in toy.folder().iterdir()] == [stored(toy, "").name]
 
 
 def test_damaged_arrays_without_published_files(toy: Toy, lines: list[str]) -> None:
@@ -298,7 +304,7 @@ import sys
 from pathlib import Path
 from fedmpi.data import prepared
 from fedmpi.errors import BadInput
-import test_prepared
+from tests.data import test_prepared
 toy = getattr(test_prepared, sys.argv[2])(Path(sys.argv[1]))
 try:
     arrays = prepared.load(toy, print)
@@ -343,7 +349,8 @@ def test_arrays_that_may_not_be_read(toy: Toy, lines: list[str]) -> None:
     decoding, notice, found = unprivileged("-c", LOAD, toy.root, "Overtaken").splitlines()
     assert notice.endswith("the arrays stay in memory, for this job only")
     assert found == f"False {made.checksum}"
-    assert [path.name for path in folder.iterdir()] == ["manifest.json"], "what is another's is left alone"
+    (left,) = toy.folder().iterdir()
+    assert [path.name for path in left.iterdir()] == ["manifest.json"], "what is another's is left alone"
 
 
 def unprivileged(*arguments: str | Path) -> str:
@@ -353,7 +360,7 @@ def unprivileged(*arguments: str | Path) -> str:
         if shutil.which("setpriv") is None:
             pytest.skip("root may read everything, and setpriv, which forbids it, is missing")
         command = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", *command]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
 
 
@@ -374,7 +381,7 @@ def test_another_version_of_read(toy: Toy, lines: list[str]) -> None:
     toy.sources()[0].unlink()
     assert prepared.load(toy, lines.append).on_disk
     toy.read_version = 3
-    with pytest.raises(BadInput, match="was decoded by another version of fedmpi in another way, and the files"):
+    with pytest.raises(BadInput, match=r"was decoded by other code of .*\.Toy in another way, and the files"):
         prepared.load(toy, lines.append)
 
 
@@ -398,18 +405,18 @@ def test_jobs_that_prepare_at_once(toy: Toy, lines: list[str], before: str) -> N
         cut(stored(toy, "train_x.npy"))
     code = (
         "import sys; from pathlib import Path\n"
-        "from fedmpi.data import prepared; from test_prepared import Toy\n"
-        "arrays = prepared.load(Toy(Path(sys.argv[1]), 0.3), print)\n"
+        "from fedmpi.data import prepared; from tests.data.test_prepared import Toy\n"
+        "Toy.seconds = 0.3; arrays = prepared.load(Toy(Path(sys.argv[1])), print)\n"
         "assert arrays.on_disk; print(arrays.train_x.sum())"
     )
     command = [sys.executable, "-c", code, str(toy.root)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     jobs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(3)]
     outputs = [job.communicate(timeout=60)[0] for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0, 0]
     expected = images(1 if before == "outdated" else 0)[:8].sum()
     assert [int(output.split()[-1]) for output in outputs] == [expected] * 3
-    assert [path.name for path in toy.folder().iterdir()] == [prepared.FOLDER]
+    assert [path.name for path in toy.folder().iterdir()] == [stored(toy, "").name]
     verify(toy)
     assert sum("decoding" in output for output in outputs) == 1
 
@@ -527,6 +534,145 @@ def test_idx_files(small_mnist: Path, lines: list[str]) -> None:
     raw = (small_mnist / "MNIST" / "raw" / "t10k-images-idx3-ubyte").read_bytes()
     assert arrays.test_x.tobytes() == raw[16:]
     assert (small_mnist / "MNIST" / prepared.FOLDER / "train_x.npy").exists()
+
+
+class Shuffled(MNIST):
+    """MNIST whose training labels are in another order."""
+
+    def read(self, progress: Progress) -> Arrays:
+        read = super().read(progress)
+        return replace(read, train_y=np.random.default_rng(0).permutation(read.train_y))
+
+
+@with_options
+class Shifted(MNIST):
+    """MNIST whose labels are shifted."""
+
+    by: int = 0
+    task_of: Task = null_for(Classification)
+
+    def decode(self, progress: Progress) -> Arrays:
+        read = super().decode(progress)
+        return replace(read, train_y=(read.train_y + self.by) % 10)
+
+
+@with_options
+class Reversed(Dataset):
+    """Another data set with its training samples in reverse order, prepared in the folder that the other uses."""
+
+    over: Dataset = null_for(Digits)
+    root: Path = Path()
+
+    classes = 10
+
+    def sources(self) -> list[Path]:
+        return self.over.sources()
+
+    def folder(self) -> Path:
+        return self.root
+
+    def read(self, progress: Progress) -> Arrays:
+        read = prepared.load(self.over, progress)
+        return replace(read, train_x=read.train_x[::-1], train_y=read.train_y[::-1])
+
+
+def test_classes_and_options_do_not_share_arrays(small_mnist: Path) -> None:
+    """Oracle: the published labels, permuted, shifted and reversed by NumPy; and how often files were decoded."""
+    published = np.arange(40) % 10
+    sets: list[tuple[Dataset, NDArray]] = [
+        (MNIST(small_mnist), published),
+        (Shuffled(small_mnist), np.random.default_rng(0).permutation(published)),
+        *((Shifted(small_mnist, by), (published + by) % 10) for by in (0, 3)),
+        *((Reversed(Shifted(small_mnist, by), small_mnist / "MNIST"), (published + by)[::-1] % 10) for by in (0, 3)),
+    ]
+    lines: list[str] = []
+    for _ in range(2):
+        for dataset, expected in [*sets, *sets[::-1]]:
+            arrays = prepared.load(dataset, lines.append)
+            assert arrays.on_disk
+            np.testing.assert_array_equal(arrays.train_y, expected)
+            np.testing.assert_array_equal(arrays.test_y, np.arange(20) % 10)
+    assert len([line for line in lines if "prepared arrays are in" in line]) == len(sets), "each was prepared once"
+    moved = small_mnist.with_name("moved")
+    small_mnist.rename(moved)
+    for dataset in (Shuffled(moved), Shifted(moved, 3), Reversed(Shifted(moved, 3), moved / "MNIST")):
+        assert open_prepared(dataset) is not None
+    assert open_prepared(Shifted(moved, 4)) is None
+
+
+def test_arrays_that_another_class_left(small_mnist: Path, lines: list[str]) -> None:
+    """Oracle: the published labels, where an earlier version let any class of this folder write its arrays."""
+    prepared.load(Shuffled(small_mnist), lines.append)
+    stored_by_it = prepared.place(Shuffled(small_mnist))
+    assert stored_by_it is not None
+    shared = stored_by_it.rename(small_mnist / "MNIST" / prepared.FOLDER)
+    manifest = json.loads((shared / "manifest.json").read_text())
+    early = {name: manifest[name] for name in ("format", "read_version", "sources", "arrays", "remarks")}
+    (shared / "manifest.json").write_text(json.dumps({**early, "dataset": "Shuffled"}))
+    np.testing.assert_array_equal(prepared.load(MNIST(small_mnist), lines.append).train_y, np.arange(40) % 10)
+    manifest = json.loads((shared / "manifest.json").read_text())
+    early = {name: manifest[name] for name in (*early, "dataset")}
+    (shared / "manifest.json").write_text(json.dumps(early))
+    del lines[:]
+    np.testing.assert_array_equal(prepared.load(MNIST(small_mnist), lines.append).train_y, np.arange(40) % 10)
+    assert lines == [], "what it wrote itself is still good"
+
+
+OWN = """
+from pathlib import Path
+import numpy as np
+from fedmpi.data import Arrays, Dataset, prepared
+
+class Mine(Dataset):
+    classes = 9
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self):
+        return self.root
+
+    def sources(self):
+        return [self.root / "y.npy"]
+
+    def read(self, progress):
+        import parts.labels  # known only after the first use
+        progress("decoding")
+        x, y = np.ones((6, 2), np.float32), parts.labels.of(self.root)
+        return Arrays(x, y, x, y)
+
+if __name__ == "__main__":
+    import sys
+    from mine import Mine
+    print(*prepared.load(Mine(Path(sys.argv[1])), print).train_y)
+"""
+
+
+def test_code_of_the_user_that_has_changed(tmp_path: Path) -> None:
+    """Oracle: the labels that the module computes now, and whether they were decoded; and the refusal."""
+    (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "parts").mkdir()
+    np.save(tmp_path / "y.npy", np.arange(6))
+
+    def decoded() -> list[str]:
+        command = [sys.executable, str(tmp_path / "mine.py"), str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        return [line for line in (done.stdout + done.stderr).splitlines() if "prepared arrays are in" not in line]
+
+    module = tmp_path / "parts" / "labels.py"
+    module.write_text("import numpy as np\n\ndef of(root):\n    return np.load(root / 'y.npy')\n")
+    assert decoded() == ["decoding", "0 1 2 3 4 5"]
+    assert decoded() == ["0 1 2 3 4 5"]
+    (tmp_path / "mine.py").write_text(OWN.replace("parts.labels.of(self.root)", "parts.labels.of(self.root) + 1"))
+    assert decoded() == ["decoding", "1 2 3 4 5 6"]
+    assert decoded() == ["1 2 3 4 5 6"]
+    (tmp_path / "y.npy").unlink()
+    assert decoded() == ["1 2 3 4 5 6"]
+    (tmp_path / "mine.py").write_text(OWN)
+    reason = (
+        "was decoded by other code of mine.Mine in another way, and the files that it was decoded from are missing"
+    )
+    assert reason in decoded()[-1]
 
 
 @pytest.mark.parametrize("name", MNIST.files)
@@ -723,7 +869,7 @@ def test_imports_are_light() -> None:
         "prepared.load(Digits(), print)\n"
         "assert 'sklearn' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE.parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_options_on_the_command_line() -> None:
