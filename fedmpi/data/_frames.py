@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pyarrow import compute, parquet
 from pyarrow import csv as arrow_csv
-from pyarrow import parquet
 
 from fedmpi.data._published import one_line
 from fedmpi.errors import BadInput
@@ -24,6 +24,8 @@ from fedmpi.options import shown
 SEPARATORS = ",;\t|"
 #: pyarrow infers types from the first block only. So a file is one block, as far as pyarrow allows.
 LARGEST_BLOCK = 2**31 - 1
+#: From here on, float64 does not distinguish all whole numbers.
+LARGEST_EXACT = 2**53
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,45 @@ class Frame:
             raise self.refused(name, f"has {count}, the first in {self.place(int(gaps.argmax()))}: {remedy}")
         return values
 
+    def classes(self, name: str, gaps: str, fractions: str) -> NDArray:
+        """[rows] a column of classes: whole numbers, which are exact, or texts.
+
+        Args:
+            gaps, fractions: what can be done about missing values, and about other numbers.
+
+        Raises:
+            BadInput: there are some, or whole numbers that are not exact.
+        """
+        values, column = self.without_gaps(name, gaps), self.table.column(name)
+        if pa.types.is_integer(column.type):
+            return np.asarray(column.to_numpy())
+        if not self.is_numeric(name):
+            return values
+        if not (is_whole := values == np.floor(values)).all():
+            raise BadInput(f"= {name}: has numbers such as {values[~is_whole][0]:.6g}; {fractions}", "target")
+        if (is_large := np.abs(values) > LARGEST_EXACT).any():
+            found = f"{values[is_large][0]:.6g}, which are not exact: save them as texts"
+            raise BadInput(f"= {name}: has numbers such as {found}", "target")
+        return values.astype(np.int64)
+
+    def users(self, name: str, gaps: str) -> NDArray[np.int64]:
+        """[rows] the number of each row's user, from 0, in the order of numbers, or else of texts.
+
+        Users are distinguished by the text of the value, as a CSV file has it: 7 and 07 are two users.
+
+        Args:
+            gaps: what can be done about missing values.
+
+        Raises:
+            BadInput: there are some.
+        """
+        self.without_gaps(name, gaps)
+        texts = self.table.column(name).cast(pa.string())
+        known = sorted(texts.unique().to_pylist())
+        with suppress(ValueError):
+            known.sort(key=float)  # equal numbers stay in the order of their texts
+        return np.asarray(compute.index_in(texts, value_set=pa.array(known)).to_numpy(), np.int64)
+
     def refused(self, name: str, reason: str) -> BadInput:
         """The error that a column cannot be used."""
         return BadInput(f"{self.path}: column {name} {reason}")
@@ -102,12 +143,15 @@ def missing(values: NDArray) -> NDArray[np.bool_]:
     return np.isnan(values) if values.dtype == np.float64 else np.array([each is None for each in values.tolist()])
 
 
-def read(path: Path, files: Sequence[Path], wanted: Collection[str] | None = None) -> Frame:
+def read(
+    path: Path, files: Sequence[Path], wanted: Collection[str] | None = None, as_written: Collection[str] = ()
+) -> Frame:
     """The rows of files that have the same columns.
 
     Args:
         path: the file, or the folder of the files.
         wanted: the names of the columns that are read; None: all.
+        as_written: the names of columns that stay texts in CSV files, even if they look like numbers.
 
     Raises:
         BadInput: a file is empty or damaged, has columns without names or with the same name, or the files differ.
@@ -119,7 +163,7 @@ def read(path: Path, files: Sequence[Path], wanted: Collection[str] | None = Non
             only = file if apart[0] in others else files[0]
             raise BadInput(f"{path}: only {only.name} has a column {apart[0]}: all files must have the same columns")
     chosen = [name for name in names if wanted is None or name in wanted]
-    tables = [_rows(file, separator, chosen) for file, (separator, _) in zip(files, heads, strict=True)]
+    tables = [_rows(file, separator, chosen, as_written) for file, (separator, _) in zip(files, heads, strict=True)]
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
@@ -153,7 +197,7 @@ def _head(path: Path) -> tuple[str, list[str]]:
     return separator, names
 
 
-def _rows(path: Path, separator: str, names: list[str]) -> pa.Table:
+def _rows(path: Path, separator: str, names: list[str], as_written: Collection[str]) -> pa.Table:
     with _said_of(path):
         if _format(path) == "JSON Lines":
             table = _of_objects(path, names)
@@ -165,7 +209,11 @@ def _rows(path: Path, separator: str, names: list[str]) -> pa.Table:
                 # Without threads, pyarrow's messages have the number of the row.
                 arrow_csv.ReadOptions(use_threads=False, block_size=min(max(path.stat().st_size, 1), LARGEST_BLOCK)),
                 arrow_csv.ParseOptions(delimiter=separator, newlines_in_values=True),
-                arrow_csv.ConvertOptions(include_columns=names, strings_can_be_null=True),
+                arrow_csv.ConvertOptions(
+                    include_columns=names,
+                    column_types=dict.fromkeys(as_written, pa.string()),
+                    strings_can_be_null=True,
+                ),
             )
     for place, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):  # pandas' categories
@@ -197,6 +245,8 @@ def _of_objects(path: Path, names: list[str]) -> pa.Table:
 def _array(path: Path, name: str, values: list[object]) -> pa.Array:
     try:
         return pa.array(values)
+    except OverflowError as error:
+        raise BadInput(f"{path}: column {name} has whole numbers beyond 64 bits: save them as texts") from error
     except pa.ArrowException as error:
         kinds = ", ".join(sorted({type(value).__name__ for value in values if value is not None}))
         raise BadInput(f"{path}: column {name} has values of different types ({kinds})") from error

@@ -44,7 +44,8 @@ class Table(Dataset):
         path: file named .csv or .parquet, or folder of such files, each of which is a user.
         target: column of the targets; a list of columns for Regression with several outputs, and for MultiLabel.
         task: Classification, Regression or MultiLabel (columns of 0 and 1); null: Classification.
-        user: column with the user (or device) of each sample, for the partition Users; null: unknown.
+        user: column with the user (or device) of each sample, for the partition Users; null: unknown. Users are
+            distinguished by the text of the column: 7 and 07 are two users.
         split: column that says train or test; null: test samples are drawn, the same ones for every seed.
         test_share: share of test samples, for Classification in each class, if no column says which they are.
         standardise: which numbers are standardised by the training samples of all clients. all: features, and the
@@ -129,7 +130,7 @@ class Table(Dataset):
         except ImportError as error:
             reason = f"data set Table needs pyarrow ({error}): pip install 'fedmpi[tables]'"
             raise BadInput(reason) from error
-        frame = read(self.path, self.sources(), wanted)
+        frame = read(self.path, self.sources(), wanted, as_written=[self.user] if self.user else [])
         for option, name in self._named():
             if name not in frame.names:
                 raise frame.unknown(name, option)
@@ -156,15 +157,10 @@ class Table(Dataset):
     def _labels(self, frame: Frame) -> tuple[list[str], NDArray[np.int64]]:
         """The sorted class values as texts, and [n] the number of each sample's class."""
         (name,) = self._targets
-        values = frame.without_gaps(name, COMPLETE)
-        if is_numeric := frame.is_numeric(name):
-            if not (is_whole := values == np.floor(values)).all():
-                remedy = "set --dataset.task Regression, or choose a column of classes"
-                raise BadInput(f"= {name}: has numbers such as {values[~is_whole][0]:.6g}; {remedy}", "target")
-            values = values.astype(np.int64)
+        values = frame.classes(name, COMPLETE, "set --dataset.task Regression, or choose a column of classes")
         classes, labels = np.unique(values, return_inverse=True)
         if len(classes) * FEWEST_PER_CLASS > len(labels):
-            remedy = "set --dataset.task Regression" if is_numeric else "choose a column of classes"
+            remedy = "set --dataset.task Regression" if frame.is_numeric(name) else "choose a column of classes"
             found = f"{len(classes)} different values in {len(labels)} rows, too many for classes"
             raise BadInput(f"= {name}: has {found}; {remedy}", "target")
         if len(classes) == 1:
@@ -189,13 +185,13 @@ class Table(Dataset):
         return (values == one).astype(np.uint8)
 
     def _users(self, frame: Frame) -> NDArray[np.int64] | None:
-        """[n] the number of each sample's user, in sorted order."""
+        """[n] the number of each sample's user."""
         if self.path.is_dir():
             require(self.user is None, "user", self.user, "null, because each file of the folder is a user")
             return np.repeat(np.arange(len(frame.files)), frame.rows)
         if self.user is None:
             return None
-        return np.unique(frame.without_gaps(self.user, COMPLETE), return_inverse=True)[1].astype(np.int64)
+        return frame.users(self.user, COMPLETE)
 
     def _feature(self, frame: Frame, name: str, is_test: NDArray[np.bool_]) -> NDArray[np.float64]:
         """[n, width] the features of a column."""

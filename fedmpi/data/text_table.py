@@ -48,7 +48,8 @@ class TextTable(Dataset):
         target: column of the classes, for Classification.
         prompt: column of the prompts, for LanguageModel; null: none.
         response: column of the responses, which is used if there are prompts.
-        user: column with the user (or device) of each text, for the partition Users; null: unknown.
+        user: column with the user (or device) of each text, for the partition Users; null: unknown. Users are
+            distinguished by the text of the column: 7 and 07 are two users.
         split: column that says train or test; null: test rows are drawn, the same ones for every seed.
         test_share: share of test rows, for Classification in each class, if no column says which they are.
         length: most tokens of a text, for LanguageModel most places.
@@ -70,6 +71,8 @@ class TextTable(Dataset):
     length: PositiveInt = 128
     too_long: Literal["cut", "refuse"] = "cut"
     pack: bool = False
+
+    read_version = 2
 
     def __post_init__(self) -> None:
         known = isinstance(self.task, (Classification, LanguageModel))
@@ -131,9 +134,7 @@ class TextTable(Dataset):
             require(self.length <= longest, "length", self.length, allowed)
         progress(f"TextTable: reading {self.path}")
         frame = self._frame()
-        users = None
-        if self.user is not None:
-            users = np.unique(frame.without_gaps(self.user, COMPLETE), return_inverse=True)[1].astype(np.int64)
+        users = None if self.user is None else frame.users(self.user, COMPLETE)
         if isinstance(self.task, Classification):
             names, y, is_test = self._labels(frame)
             self.classes = len(names)
@@ -157,7 +158,8 @@ class TextTable(Dataset):
             from fedmpi.data._frames import read
         except ImportError as error:
             raise BadInput(f"data set TextTable needs pyarrow ({error}): pip install 'fedmpi[llm]'") from error
-        frame = read(self.path, [self.path], [name for _, name in self._named()])
+        as_written = [self.user] if self.user else []
+        frame = read(self.path, [self.path], [name for _, name in self._named()], as_written)
         for option, name in self._named():
             if name not in frame.names:
                 raise frame.unknown(name, option)
@@ -165,12 +167,7 @@ class TextTable(Dataset):
 
     def _labels(self, frame: Frame) -> tuple[list[str], NDArray[np.int64], NDArray[np.bool_]]:
         """The class names, and [n] the class of each row, and whether it is a test row."""
-        values = frame.without_gaps(self.target, COMPLETE)
-        if frame.is_numeric(self.target):
-            if not (is_whole := values == np.floor(values)).all():
-                found = f"numbers such as {values[~is_whole][0]:.6g}"
-                raise BadInput(f"= {self.target}: has {found}; choose a column of classes", "target")
-            values = values.astype(np.int64)
+        values = frame.classes(self.target, COMPLETE, "choose a column of classes")
         drawn = np.unique(values, return_inverse=True)[1]
         is_test = is_test_row(frame, self.split, self.test_share, drawn)
         names = np.unique(values[~is_test])

@@ -182,12 +182,52 @@ def test_a_file_per_user(tmp_path: Path) -> None:
         assert len({*arrays.train_users[train].tolist(), *arrays.test_users[test].tolist()}) == 1
 
 
+LONG = 10**16  # float64 has every second whole number from here on
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_large_numbers_stay_apart(ending: str, tmp_path: Path) -> None:
+    """Oracle: Python's whole numbers."""
+    ids = [LONG + (7 * n) % 10 for n in range(60)]
+    rows = [(n, -LONG - n % 3, person, 2**62 + n % 2) for n, person in enumerate(ids)]
+    path = write(tmp_path / f"t{ending}", ("x", "y", "person", "other"), rows)
+    said: list[str] = []
+    arrays = Table(path, "y", user="person", standardise="none", drop=("other",)).read(said.append)
+    assert said[0] == f"Table: classes of y: 0 = {-LONG - 2}, 1 = {-LONG - 1}, 2 = {-LONG}"
+    assert arrays.train_users is not None
+    rows_of = arrays.train_x[:, 0].astype(int)
+    assert arrays.train_users.tolist() == [ids[n] - LONG for n in rows_of]
+    assert arrays.train_y.tolist() == [2 - n % 3 for n in rows_of]
+    assert Table(path, "other").classes == 2
+
+
+def test_users_are_known_by_their_text(tmp_path: Path) -> None:
+    """Oracle: by hand; users in the order of their numbers, or else of their texts."""
+
+    def users(column: list[Any], name: str = "t.csv") -> list[int]:
+        rows = [(n, n % 2, "test" if n >= len(column) else "train", [*column, column[0]][n]) for n in range(13)]
+        arrays = load(Table(write(tmp_path / name, ("x", "y", "part", "user"), rows), "y", user="user", split="part"))
+        assert arrays.train_users is not None
+        return arrays.train_users.tolist()
+
+    assert users([1, "01", 10, 2, "001", 1, "01", "1.0", 9, 9, 9, 1]) == [2, 1, 6, 4, 0, 2, 1, 3, 5, 5, 5, 2]
+    assert users([1, "b", 10, 2, "a", 1, 1, 1, 1, 1, 1, 1]) == [0, 4, 1, 2, 3, 0, 0, 0, 0, 0, 0, 0]
+    assert users([5, 10, 2, -1] * 3, "t.parquet") == [2, 3, 1, 0] * 3
+    assert users(["5", "10", "05", "x"] * 3, "t.parquet") == [2, 1, 0, 3] * 3
+    assert users([0.5, 10.0, 2.0, -1.0] * 3, "t.parquet") == [1, 3, 2, 0] * 3
+
+
 LINE = "a,b\n"
 REFUSED: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
     "no numbers that are classes": (
         LINE + "1,0.5\n" * 6,
         {},
         "--dataset.target = b: has numbers such as 0.5; set --dataset.task Regression, or choose a column of classes",
+    ),
+    "numbers that are not exact": (
+        LINE + "1,99999999999999999998\n1,99999999999999999999\n" * 5,
+        {},
+        "--dataset.target = b: has numbers such as 1e+20, which are not exact: save them as texts",
     ),
     "too many classes": (
         LINE + "".join(f"1,{n}\n" for n in range(9)),

@@ -180,6 +180,22 @@ def test_packed(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_large_numbers_stay_apart(ending: str, tmp_path: Path) -> None:
+    """Oracle: Python's whole numbers. From 2^53 on, float64 has only every second one."""
+    rows = [
+        {"text": "a", "target": 2**53 + n % 2, "user": 2**53 + n % 3, "part": ["train", "test"][n > 5]}
+        for n in range(12)
+    ]
+    table = TextTable(write(tmp_path / f"t{ending}", rows), tokenizer(tmp_path / "m"), user="user", split="part")
+    said: list[str] = []
+    arrays = load(table, said)
+    assert f"TextTable: classes of target: 0 = {2**53}, 1 = {2**53 + 1}" in said
+    assert arrays.train_y.tolist() == arrays.test_y.tolist() == [0, 1] * 3
+    assert arrays.train_users is not None
+    assert arrays.train_users.tolist() == [0, 1, 2] * 2
+
+
 def test_a_changed_tokenizer_or_file_is_noticed(tmp_path: Path) -> None:
     """Oracle: what the new files say."""
     table = TextTable(write(tmp_path / "t.jsonl"), tokenizer(tmp_path / "m"), split="part")
@@ -220,6 +236,11 @@ REFUSED: list[tuple[list[dict[str, Any]] | str, dict[str, Any], str]] = [
         r"--dataset.target = target: has odd in test rows, but in no training row",
     ),
     ([{**row, "target": "one"} for row in ROWS], {}, r"--dataset.target = target: has only one value, one: choose"),
+    (
+        [{**row, "target": 2**64 + n} for n, row in enumerate(ROWS)],
+        {},
+        r".*t.jsonl: column target has whole numbers beyond 64 bits: save them as texts",
+    ),
     (ROWS, {"too_long": "refuse", "length": 5}, r".*: the text in row 3 is longer than 5: raise --dataset.length"),
     (ROWS, {"length": 600}, r"--dataset.length = 600: must be at most 512, the limit in .*tokenizer_config.json"),
     (ROWS, {"tokenizer": Path("nowhere")}, r"--dataset.tokenizer = nowhere: must be a folder with tokenizer.json"),
