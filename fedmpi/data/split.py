@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -119,6 +119,7 @@ def make_split(
     seed_globals(key(seed, "partition"))
     owned = partition.split(read_only(given), clients, stream(seed, "partition"))
     _check_sizes(partition, owned, clients)
+    _check_numbers(partition, owned, len(given))
     owned = ListedSamples.of_lists(owned) if validation else gathered(owned)
     rng = stream(seed, "test shards")
     if isinstance(owned, ListedSamples):
@@ -186,6 +187,28 @@ def _check_sizes(partition: Partition, owned: Sequence[Integers], clients: int) 
     if len(owned) != clients or not sizes.all():
         name = type(partition).__name__
         raise BadInput(f"partition {name}: it must give samples to each of the {clients} clients")
+
+
+def _check_numbers(partition: Partition, owned: Sequence[Integers], number: int) -> None:
+    """Raise BadInput unless clients get numbers of samples."""
+    allowed = f"must be numbers of training samples, 0 to {number - 1}"
+    for samples in _pieces(owned):
+        found = np.asarray(samples)
+        if found.dtype.kind not in "iu" and found.size:
+            raise BadInput(f"partition {type(partition).__name__}: it gives a client {found.dtype} values: {allowed}")
+        if found.size and not 0 <= found.min() <= found.max() < number:
+            wrong = found[(found < 0) | (found >= number)][0]
+            raise BadInput(f"partition {type(partition).__name__}: it gives a client sample {wrong}: {allowed}")
+
+
+def _pieces(owned: Sequence[Integers]) -> Iterator[Integers]:
+    """The samples of all clients, some at a time, without those that fedmpi computes when they are needed."""
+    if isinstance(owned, ListedSamples):
+        yield owned.samples
+    elif not isinstance(owned, ClientSamples):
+        yield from owned
+    elif not type(owned).__module__.startswith("fedmpi."):
+        yield from (samples for _, samples in owned.parts())
 
 
 def _check_once(partition: Partition, owned: ListedSamples) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from fedmpi.algorithms import Algorithm
 from fedmpi.checksum import REMEDY, checksum
-from fedmpi.errors import named
+from fedmpi.errors import BadInput, named
 from fedmpi.experiment.interruption import Interruptions
 from fedmpi.experiment.settings import Settings
 from fedmpi.experiment.workload import MethodWorkload
@@ -47,9 +48,11 @@ def play(
     if timeline is None:
         plan = plan_round(experiment, engine, algorithm, round)
     else:
-        plan = timeline.row(round).plan
+        claim = f"the schedule: ranks disagree; {REMEDY}"
+        with _refused_alike(engine, [claim]):
+            plan = timeline.row(round).plan
         engine.schedule = np.array(timeline.state)
-        engine.vouch({f"the schedule: ranks disagree; {REMEDY}": plan.cohort.checksum})
+        engine.vouch({claim: plan.cohort.checksum})
     clock = engine.clock + int(to_ticks(plan.row.get("virtual_seconds", 0.0)))
     is_selected = round == experiment.rounds or experiment.evaluated.selects(round, engine.clock, clock)
     is_evaluated = algorithm is experiment.algorithm and bool(experiment.evaluated) and is_selected
@@ -110,18 +113,24 @@ def plan_round(experiment: Settings, engine: Engine, algorithm: Algorithm, round
 
     Raises:
         RanksDiffer: user code made different plans. It may be raised later, see `World.vouch`.
+        BadInput: availability or sampler give what they may not; on every rank alike.
     """
     fed, seed, is_private = engine.federation, experiment.seed, _is_private(experiment)
-    present, waited = _reachable(experiment, engine, round)
+    claims = _claims(experiment)
+    with _refused_alike(engine, claims):
+        present, waited = _reachable(experiment, engine, round)
     reachable = None if present.all() else np.flatnonzero(present)
     pool = Pool(fed.samples, lambda: fed.label_counts, reachable, may_be_empty=is_private)
     wanted = algorithm.clients_to_ask(round, experiment.cohort, experiment.clients)
     size = experiment.conditions.asked(wanted)
-    drawn = experiment.sampler.cohort(round, size, pool, experiment.weighting, seed)
-    reached, chosen = checksum(present), drawn.checksum
+    reached = checksum(present)
+    with _refused_alike(engine, claims, reached):
+        drawn = experiment.sampler.cohort(round, size, pool, experiment.weighting, seed)
+    chosen = drawn.checksum
 
     def losses() -> NDArray[np.float64]:
-        engine.vouch(_claims(experiment, reached, chosen))  # before ranks exchange a number for each of those drawn
+        # before ranks exchange a number for each of those drawn
+        engine.vouch(dict(zip(claims, (reached, chosen), strict=False)))
         weights = algorithm.weights if fed.is_server else torch.empty(fed.layout.size)
         return engine.current_losses(weights, drawn.clients)
 
@@ -134,7 +143,7 @@ def plan_round(experiment: Settings, engine: Engine, algorithm: Algorithm, round
     if asked.inclusion and arrival is not None:
         thinned = plan.cohort.expecting(asked.inclusion.thinned(arrival), fed.samples)
         plan = replace(plan, cohort=thinned)
-    engine.vouch(_claims(experiment, reached, checksum(chosen, asked.checksum), plan.cohort.checksum))
+    engine.vouch(dict(zip(claims, (reached, checksum(chosen, asked.checksum), plan.cohort.checksum), strict=True)))
     row = plan.row
     if waited:
         row = {**row, "virtual_seconds": waited + row.get("virtual_seconds", 0.0)}
@@ -151,23 +160,41 @@ def _reachable(experiment: Settings, engine: Engine, round: int) -> tuple[NDArra
     """
     availability, clients, seed = experiment.availability, experiment.clients, experiment.seed
     if not availability.by_clock:
-        return availability.present(round, clients, seed), 0.0
+        return availability.reachable(round, clients, seed), 0.0
     now = engine.clock
-    present = availability.present(now, clients, seed)
-    later = None if present.any() else availability.next_arrival(now, ~present, seed)
+    present = availability.reachable(now, clients, seed)
+    later = None if present.any() else availability.arrival(now, ~present, seed)
     if later is None:
         return present, 0.0
-    return availability.present(later, clients, seed), (later - now) / TICKS
+    return availability.reachable(later, clients, seed), (later - now) / TICKS
 
 
-def _claims(experiment: Settings, *checksums: int) -> dict[str, int]:
-    """Description of a problem -> a checksum of the decisions of availability, sampler and conditions."""
+def _claims(experiment: Settings) -> list[str]:
+    """The problem if ranks differ in the decisions of availability, sampler and conditions."""
     parts = {"availability": "can be reached", "sampler": "were drawn", "conditions": "take part"}
-    claims = [
+    return [
         f"--{option} = {named(getattr(experiment, option))}: ranks disagree on which clients {what}; {REMEDY}"
         for option, what in parts.items()
     ]
-    return dict(zip(claims, checksums, strict=False))
+
+
+@contextmanager
+def _refused_alike(engine: Engine, claims: Sequence[str], *before: int) -> Iterator[None]:
+    """Run user code that decides alike on every rank, and may raise bad input.
+
+    If only some ranks raise it, or others, ranks differ in the next claim. No rank waits for a message that never
+    comes.
+
+    Args:
+        claims: what ranks vouch for, one after another.
+        before: checksums of the first ones, which were decided before.
+    """
+    try:
+        yield
+    except BadInput as error:
+        engine.vouch(dict(zip(claims, (*before, checksum(str(error))), strict=False)))
+        with engine.agreed():
+            raise
 
 
 def _is_private(experiment: Settings) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi import randomness
-from fedmpi.errors import require
+from fedmpi.errors import BadInput, named, require
 from fedmpi.options import Configured, with_options
 from fedmpi.policies.clock import to_ticks
 from fedmpi.policies.lists import check_numbers, read_lists
@@ -30,6 +30,31 @@ class Availability(metaclass=Configured):
     @abstractmethod
     def present(self, round: int, clients: int, seed: int) -> NDArray[np.bool_]:
         """[clients] whether each client can be reached in a round. Rounds are numbered from 1."""
+
+    def reachable(self, when: int, clients: int, seed: int) -> NDArray[np.bool_]:
+        """[clients] what `present` returns, for a round, or for a tick if `by_clock`.
+
+        Raises:
+            BadInput: this is no mask of the clients.
+        """
+        found = self.present(when, clients, seed)
+        kind, shape = str(getattr(found, "dtype", type(found).__name__)), np.shape(found)
+        if kind != "bool" or shape != (clients,):
+            given = f"present() returned {kind} of shape {shape}: must return a NumPy array of bool of ({clients},)"
+            raise BadInput(f"= {named(self)}: {given}", "--availability")
+        return found
+
+    def arrival(self, now: int, waiting: NDArray[np.bool_], seed: int) -> int | None:
+        """What `next_arrival` returns.
+
+        Raises:
+            BadInput: this is no later tick.
+        """
+        later = self.next_arrival(now, waiting, seed)
+        if later is not None and not later > now:
+            given = f"next_arrival() returned {later}: must return a tick after {now}, or None"
+            raise BadInput(f"= {named(self)}: {given}", "--availability")
+        return later
 
     def next_arrival(self, now: int, waiting: NDArray[np.bool_], seed: int) -> int | None:
         """The first tick after `now` at which one of the waiting clients becomes available; None: never.

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from fedmpi import randomness
 from fedmpi.arrays import read_only
 from fedmpi.checksum import checksum
-from fedmpi.errors import require
+from fedmpi.errors import BadInput, named, require
 from fedmpi.options import Configured, with_options
 from fedmpi.policies.lists import check_numbers, read_lists
 from fedmpi.ranges import PositiveInt
@@ -171,6 +171,12 @@ class Pool:
         clients = np.asarray(clients)
         return clients if self.reachable is None else np.searchsorted(self.reachable, clients)
 
+    def has(self, clients: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these numbers are of clients that can be reached."""
+        if self.reachable is None:
+            return (clients >= 0) & (clients < len(self.samples))
+        return np.searchsorted(self.reachable, clients, "left") < np.searchsorted(self.reachable, clients, "right")
+
 
 class Sampler(metaclass=Configured):
     """Base of the samplers."""
@@ -218,12 +224,34 @@ class Sampler(metaclass=Configured):
         """The probability that an available client is drawn; None: it is not the same for all."""
         return None
 
+    def drawn(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
+        """What `draw` returns.
+
+        Raises:
+            BadInput: these are not numbers of available clients.
+        """
+        found = np.asarray(self.draw(round, size, pool, rng))
+        if found.ndim != 1 or (found.dtype.kind not in "iu" and found.size):
+            given = f"{found.dtype} of shape {found.shape}: must return a list of clients' numbers"
+            raise BadInput(f"= {named(self)}: draw() returned {given}", "--sampler")
+        clients = found.astype(np.int64, copy=False)
+        if clients is not pool.reachable and not (is_there := pool.has(clients)).all():
+            wrong, count = int(clients[~is_there][0]), len(pool.samples)
+            allowed = f"0 to {count - 1}" if not 0 <= wrong < count else "a client that can be reached in this round"
+            given = f"drew client {wrong} in round {round}: must be {allowed}"
+            raise BadInput(f"= {named(self)}: {given}", "--sampler")
+        return clients
+
     def cohort(self, round: int, size: int, pool: Pool, weighting: Weighting, seed: int) -> Cohort:
-        """The clients that are drawn in a round, the same on every rank; fewer than `size` if fewer are available."""
+        """The clients that are drawn in a round, the same on every rank; fewer than `size` if fewer are available.
+
+        Raises:
+            BadInput: the sampler drew others than available clients.
+        """
         if not pool.size:
             return Cohort.nobody()
         size = min(size, pool.size)
-        drawn = self.draw(round, size, pool, randomness.stream(seed, "cohort", round))
+        drawn = self.drawn(round, size, pool, randomness.stream(seed, "cohort", round))
         clients, times = np.unique(drawn, return_counts=True)
         samples = pool.samples[clients]
         mass = times * masses(samples, self.weighting or weighting)

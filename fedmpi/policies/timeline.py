@@ -296,7 +296,7 @@ class Timeline:
                 self._end_first()
             else:
                 self._is_due = True
-                later = self.availability.next_arrival(self._now, self._is_free, self.seed)
+                later = self.availability.arrival(self._now, self._is_free, self.seed)
                 if later is None:
                     break
                 self._now = later
@@ -324,7 +324,7 @@ class Timeline:
         if not size:
             return
         stream = randomness.stream(self.seed, "cohort", self._events)
-        drawn = self.sampler.draw(self._events, size, Pool(self.pool.samples, self.pool.count_labels, able), stream)
+        drawn = self.sampler.drawn(self._events, size, Pool(self.pool.samples, self.pool.count_labels, able), stream)
         for client in sorted(list(dict.fromkeys(drawn.tolist()))[:size]):
             self._is_free[client] = False
             self._jobs[client] += 1
@@ -339,6 +339,6 @@ class Timeline:
         """[clients] whether each client can be reached in this row, or now."""
         when = self._now if self.availability.by_clock else self.rows
         if when != self._present_in:
-            self._present = self.availability.present(when, self._clients, self.seed)
+            self._present = self.availability.reachable(when, self._clients, self.seed)
             self._present_in = when
         return self._present

@@ -30,6 +30,7 @@ from fedmpi.data import (
     make_split,
 )
 from fedmpi.data._owners import apportion, draw_classes, top_up
+from fedmpi.data.repeated import RepeatedSamples
 from fedmpi.errors import BadInput
 from fedmpi.training.settings import LocalTraining
 from tests.support.experiments import read, run
@@ -420,6 +421,49 @@ class Twice(Halves):
 class Idle(Halves):
     def split(self, labels: NDArray, clients: int, rng: np.random.Generator) -> list[NDArray]:
         return [np.arange(0)] * clients
+
+
+class Named(Partition):
+    """What is given; by default as few samples as there are clients."""
+
+    def __init__(self, first: Any) -> None:
+        self.first = first
+
+    def split(self, labels: NDArray, clients: int, rng: np.random.Generator) -> list[NDArray]:
+        return [self.first, *np.arange(1, clients)[:, None]]
+
+
+class Early(RepeatedSamples):
+    """Each sample is the one before."""
+
+    def of(self, clients: NDArray) -> NDArray:
+        return super().of(clients) - 1
+
+
+class Late(Partition):
+    shares_samples = True
+
+    def split(self, labels: NDArray, clients: int, rng: np.random.Generator) -> Early:
+        return Early(len(labels), len(labels), clients, 0)
+
+
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        (np.array([0, -1]), "it gives a client sample -1: must be numbers of training samples, 0 to 1999"),
+        (np.array([2000, 0]), "it gives a client sample 2000: must be numbers of training samples, 0 to 1999"),
+        (np.array([0.0, 30.0]), "it gives a client float64 values: must be numbers of training samples, 0 to 1999"),
+        (np.arange(2000) < 1, "it gives a client bool values: must be numbers of training samples, 0 to 1999"),
+    ],
+)
+def test_what_is_no_sample(first: NDArray, said: str) -> None:
+    """Oracle: the line; also for samples that are computed when they are needed."""
+    with pytest.raises(BadInput, match=f"^partition Named: {said}$"):
+        split(Named(first))
+    assert split(Named(np.array([0, 30]))).samples.tolist() == [2, *[1] * 19]
+    assert split(Named([30, 0])).train[0].tolist() == [0, 30]
+    with pytest.raises(BadInput, match=r"^partition Late: it gives a client sample -1: must be numbers of training"):
+        split(Late())
 
 
 def test_a_partition_of_ones_own() -> None:

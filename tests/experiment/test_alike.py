@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedmpi import randomness
+from fedmpi import randomness, results
 from fedmpi.data import Digits
 from fedmpi.errors import BadInput
 from fedmpi.experiment.alike import check_rebuilt, numbers
@@ -92,6 +92,21 @@ def test_ranks_that_differ_do_not_start(name: str, refusals: dict[str, list[dict
             2,
             "--availability = unlike.Reach: ranks disagree on which clients can be reached; ",
         ),
+        (
+            "--sampler unlike.Wrong --sampler.everywhere false",
+            2,
+            "--sampler = unlike.Wrong: ranks disagree on which clients were drawn; ",
+        ),
+        (
+            "--availability unlike.Numbers --availability.everywhere false",
+            2,
+            "--availability = unlike.Numbers: ranks disagree on which clients can be reached; ",
+        ),
+        (
+            "--sampler unlike.Wrong --sampler.everywhere false --algorithm FedAsync",
+            2,
+            "the schedule: ranks disagree; ",
+        ),
         ("--conditions unlike.Lose", 1, "--conditions = unlike.Lose: ranks disagree on which clients take part; "),
         ("--algorithm unlike.Part", 1, "the method: ranks gave `my_clients` different cohorts"),
     ],
@@ -105,6 +120,30 @@ def test_ranks_that_disagree_on_a_round_stop(options: str, round: int, said: str
     assert job.stderr.count("fedmpi: failed") == 1
     assert "Traceback" not in job.stderr
     assert round == 1 or "--availability" in options or "it must not depend on rank" in job.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--sampler unlike.Wrong", r"--sampler = unlike.Wrong: drew client -\d in round 2: must be 0 to 5"),
+        (
+            "--sampler unlike.Wrong --algorithm FedAsync",
+            r"--sampler = unlike.Wrong: drew client -\d in round 2: must be 0 to 5",
+        ),
+        (
+            "--availability unlike.Numbers",
+            r"--availability = unlike.Numbers: present\(\) returned int64 of shape \(6,\): must return a NumPy array"
+            r" of bool of \(6,\)",
+        ),
+    ],
+)
+def test_what_all_ranks_do_wrong_is_one_line(options: str, said: str, tmp_path: Path) -> None:
+    """Oracle: the line and the exit status; and the file, which says that the run failed."""
+    path = tmp_path / "run.h5"
+    job = fedmpi(3, *f"{SMALL} {options} --model LogisticRegression --output {path}".split(), PYTHONPATH=PATHS)
+    assert job.returncode == 2
+    assert re.fullmatch(rf"fedmpi: error: {said}\n", job.stderr)
+    assert results.open(path).status == "failed"
 
 
 def test_nodes_have_the_same_data_and_settings(tmp_path: Path) -> None:

@@ -144,6 +144,28 @@ class Draw(Uniform):
         return pool.available[: size + self.more]
 
 
+class Wrong(Uniform):
+    """From the second round on draws clients that do not exist, on every rank or on one."""
+
+    def __init__(self, everywhere: bool = True) -> None:
+        self.everywhere = everywhere
+
+    def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
+        drawn = super().draw(round, size, pool, rng)
+        return drawn - 6 if round > 1 and (self.everywhere or RANK == 1) else drawn
+
+
+class Numbers(Always):
+    """From the second round on gives numbers of clients, and no mask, on every rank or on one."""
+
+    def __init__(self, everywhere: bool = True) -> None:
+        self.everywhere = everywhere
+
+    def present(self, round: int, clients: int, seed: int) -> NDArray[np.bool_]:
+        mask = super().present(round, clients, seed)
+        return np.flatnonzero(mask) if round > 1 and (self.everywhere or RANK == 1) else mask  # type: ignore[return-value]
+
+
 class Reach(Always):
     """Some ranks can reach nobody."""
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from fedmpi import randomness
+from fedmpi.errors import BadInput
 from fedmpi.policies import Always, Availability, Diurnal, Independent, Markov, Trace
 from tests.support.experiments import SEED, run
 
@@ -43,6 +45,49 @@ def test_independent() -> None:
     assert not Independent(0).present(1, CLIENTS, SEED).any()
     assert Independent(1).present(1, CLIENTS, SEED).all()
     assert Always().present(1, CLIENTS, SEED).all()
+
+
+class Free(Availability):
+    """Whatever is given."""
+
+    def __init__(self, mask: Any, later: Any = None) -> None:
+        self.mask = mask
+        self.later = later
+
+    def present(self, round: int, clients: int, seed: int) -> NDArray[np.bool_]:
+        return self.mask
+
+    def next_arrival(self, now: int, waiting: NDArray[np.bool_], seed: int) -> int | None:
+        return self.later
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        (np.ones(3, bool), r"bool of shape \(3,\)"),
+        (np.ones((4, 1), bool), r"bool of shape \(4, 1\)"),
+        (np.array([1, 0, 1, 1]), r"int64 of shape \(4,\)"),
+        ([True, False, True, True], r"list of shape \(4,\)"),
+        (None, r"NoneType of shape \(\)"),
+    ],
+)
+def test_what_is_no_mask(mask: Any, said: str) -> None:
+    """Oracle: the line."""
+    message = (
+        rf"^--availability = \S*test_availability\.Free: present\(\) returned {said}: must return a NumPy array of"
+    )
+    with pytest.raises(BadInput, match=message):
+        Free(mask).reachable(1, 4, SEED)
+    right = np.array([True, False, True, True])
+    assert Free(right).reachable(1, 4, SEED) is right
+
+
+def test_time_does_not_run_backwards() -> None:
+    """Oracle: the line."""
+    nobody = np.zeros(4, bool)
+    assert [Free(nobody, later).arrival(7, ~nobody, SEED) for later in (8, None)] == [8, None]
+    with pytest.raises(BadInput, match=r"Free: next_arrival\(\) returned 7: must return a tick after 7, or None$"):
+        Free(nobody, 7).arrival(7, ~nobody, SEED)
 
 
 def test_markov_looks_back_as_a_chain_runs_forward() -> None:

@@ -161,6 +161,44 @@ class Fixed(Sampler):
         return np.array(self.clients, dtype=np.int64)
 
 
+class Free(Sampler):
+    """Whatever is given."""
+
+    def __init__(self, drawn: Any) -> None:
+        self.given = drawn
+
+    def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
+        return self.given
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (np.array([1, 4, -1]), "drew client -1 in round 3: must be 0 to 9"),
+        (np.array([1, 10, 4]), "drew client 10 in round 3: must be 0 to 9"),
+        ([10**9], "drew client 1000000000 in round 3: must be 0 to 9"),
+        (np.array([4, 5, 8]), "drew client 5 in round 3: must be a client that can be reached in this round"),
+        (np.array([1.0, 4.0]), r"draw\(\) returned float64 of shape \(2,\): must return a list of clients' numbers"),
+        (np.arange(10) > 4, r"draw\(\) returned bool of shape \(10,\): must return a list of clients' numbers"),
+        (np.array([[1, 4]]), r"draw\(\) returned int64 of shape \(1, 2\): must return a list of clients' numbers"),
+        (None, r"draw\(\) returned object of shape \(\): must return a list of clients' numbers"),
+    ],
+)
+def test_what_a_sampler_may_not_draw(given: Any, said: str) -> None:
+    """Oracle: the lines. Clients 1, 4 and 8 can be reached; without this, 5 is right, too."""
+    some = pool(SAMPLES[:10], SOME[SOME < 10][[0, 1, 3]])
+    with pytest.raises(BadInput, match=rf"^--sampler = \S*test_sampling\.Free: {said}$"):
+        Free(given).cohort(3, 3, some, "samples", 0)
+    everyone = pool(SAMPLES[:10])
+    if "can be reached" in said:
+        assert Free(given).cohort(3, 3, everyone, "samples", 0).clients.tolist() == [4, 5, 8]
+    else:
+        with pytest.raises(BadInput, match=said):
+            Free(given).cohort(3, 3, everyone, "samples", 0)
+    assert Free([8, 1, 8]).cohort(3, 3, some, "uniform", 0).mass.tolist() == [1, 2]
+    assert len(Free(np.array([])).cohort(3, 3, some, "uniform", 0)) == 0
+
+
 def test_what_a_cohort_counts() -> None:
     """Oracle: by hand; clients in rising order, and one without samples never counts."""
     samples = np.array([10, 0, 30, 60])
