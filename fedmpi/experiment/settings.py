@@ -269,6 +269,7 @@ class Settings(metaclass=Configured):
         if overwrite and resume:
             raise BadInput("and --resume cannot be combined", "overwrite")
         sampler.check(clients, self.cohort)
+        attack.check(clients)
         availability.check(clients)
         conditions.check(clients, local)
         algorithm.check(self.cohort)

@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmpi.errors import require
 from fedmpi.lazy import torch
 from fedmpi.options import Configured, with_options
 from fedmpi.randomness import stream
@@ -51,6 +52,13 @@ class Attack(metaclass=Configured):
     @abstractmethod
     def __init__(self, share: Share) -> None:
         self.share = share
+
+    def check(self, clients: int) -> None:
+        """Raise BadInput if the share is rounded to no client, because such a run would look like an attacked one."""
+        is_ours = type(self).malicious is Attack.malicious
+        allowed = f"0, or above {0.5 / clients:.3g}, because it is rounded to whole clients, and there are {clients}"
+        is_right = not is_ours or self.share == 0 or round(self.share * clients) > 0
+        require(is_right, "attack.share", self.share, allowed)
 
     def malicious(self, clients: int, seed: int) -> NDArray[np.bool_]:
         """[clients] which clients are malicious; the same in all rounds."""

@@ -73,6 +73,15 @@ def test_how_many_are_malicious(clients: int, share: float, count: int) -> None:
     assert (len(set(others)) > 1) == (0 < count < clients)
 
 
+def test_an_attack_without_attackers(tmp_path: Path) -> None:
+    """Oracle: the line; Python rounds halves to even."""
+    reason = "because it is rounded to whole clients, and there are 5"
+    with pytest.raises(BadInput, match=rf"^--attack\.share = 0\.1: must be 0, or above 0\.1, {reason}$"):
+        parse(["--attack", "SignFlip", "--attack.share", "0.1", "--clients", "5"])
+    for share in ("0.11", "0", "1"):
+        parse(["--attack", "SignFlip", "--attack.share", share, "--clients", "5"])
+
+
 def sent(spy: Spy, round: int, attack: Attack) -> tuple[NDArray, NDArray, list[int]]:
     """Of a round: what the clients received, what they trained [clients, P], and who is malicious."""
     trained = np.array([spy.trained[round][client] for client in sorted(spy.trained[round])])
