@@ -157,6 +157,13 @@ def options_of(component: object) -> Mapping[str, Any]:
     return options
 
 
+def acts_as(component: object, kind: type) -> bool:
+    """Whether a component does what this class does: it is of the class, and no subclass changes anything public."""
+    order = type(component).__mro__
+    below = order[: order.index(kind)] if kind in order else ()
+    return kind in order and all(name.startswith("_") for cls in below for name in vars(cls))
+
+
 def _fitted(
     constructor: Callable[..., None], signature: inspect.Signature, args: Any, options: Any
 ) -> inspect.BoundArguments:

@@ -13,11 +13,11 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from fedmpi.algorithms import CCVR, IFCA, Algorithm, FedDisco, FedExP
 from fedmpi.data import Dataset, Partition
-from fedmpi.errors import BadInput
+from fedmpi.errors import BadInput, named
 from fedmpi.experiment.evaluated import Evaluated
 from fedmpi.experiment.stopping import Stopping, direction
 from fedmpi.models import Model
-from fedmpi.options import Configured, shown
+from fedmpi.options import Configured, acts_as, shown
 from fedmpi.policies import All, Always, Availability, Bernoulli, Conditions, Ideal, Sampler, Weighting
 from fedmpi.policies.attacks import Attack, NoAttack
 from fedmpi.policies.compression import Compression, Dense
@@ -126,7 +126,7 @@ def _is_private(chosen: Choices) -> bool:
 
 
 def _is_compressed(chosen: Choices) -> bool:
-    return not isinstance(chosen.compression, Dense)
+    return not acts_as(chosen.compression, Dense)
 
 
 def _is_held_up(chosen: Choices) -> bool:
@@ -143,7 +143,7 @@ def _is_attacked(chosen: Choices) -> bool:
 
 def _fewest(chosen: Choices) -> int:
     """The smallest number of clients that is asked in a round."""
-    is_full = isinstance(chosen.availability, Always) and not isinstance(chosen.sampler, Bernoulli)
+    is_full = acts_as(chosen.availability, Always) and not isinstance(chosen.sampler, Bernoulli)
     return chosen.cohort if is_full else 1
 
 
@@ -286,13 +286,13 @@ PRIVATE: Sequence[Rule[Choices]] = (
         "availability",
         "other than Always, with any privacy",
         "must be Always with {privacy}",
-        lambda chosen: _is_private(chosen) and not isinstance(chosen.availability, Always),
+        lambda chosen: _is_private(chosen) and not acts_as(chosen.availability, Always),
     ),
     Rule(
         "conditions",
         "other than Ideal, with any privacy",
         "must be Ideal with {privacy}",
-        lambda chosen: _is_private(chosen) and _is_held_up(chosen),
+        lambda chosen: _is_private(chosen) and not acts_as(chosen.conditions, Ideal),
     ),
 )
 CLOCK: Sequence[Rule[Choices]] = (
@@ -399,7 +399,7 @@ METHODS: Sequence[Rule[Choices]] = (
         "server_optimizer",
         "other than Replace",
         "must be Replace with {algorithm}, which has its own server update",
-        lambda chosen: not isinstance(chosen.server_optimizer, Replace),
+        lambda chosen: not acts_as(chosen.server_optimizer, Replace),
         lambda algorithm: not algorithm.takes_server_optimizer,
     ),
     Rule(
@@ -546,14 +546,14 @@ METHODS: Sequence[Rule[Choices]] = (
         "sampler",
         "other than All",
         "must be All with {algorithm}, which needs every client in every round",
-        lambda chosen: not isinstance(chosen.sampler, All),
+        lambda chosen: not acts_as(chosen.sampler, All),
         _needs_all_clients,
     ),
     Rule(
         "availability",
         "other than Always",
         "must be Always with {algorithm}, which needs every client in every round",
-        lambda chosen: not isinstance(chosen.availability, Always),
+        lambda chosen: not acts_as(chosen.availability, Always),
         _needs_all_clients,
     ),
     Rule(
@@ -701,7 +701,7 @@ def _refuse(rules: Sequence[Rule[Facts]], facts: Facts, chosen: Choices, words: 
     for rule in rules:
         if (rule.methods is None or rule.methods(chosen.algorithm)) and rule.is_broken(facts):
             value = attrgetter(rule.option)(chosen)
-            given = type(value).__name__ if isinstance(type(value), Configured) else shown(value)
+            given = named(value) if isinstance(type(value), Configured) else shown(value)
             names = {name: type(getattr(chosen, name)).__name__ for name in NAMED}
             why = rule.why.format_map({**names, "fewest": _fewest(chosen), **words})
             raise BadInput(f"= {given}: {why}", f"{prefix}{rule.option}")

@@ -14,6 +14,7 @@ from torch import Tensor
 from fedmpi import randomness
 from fedmpi.federation.adversary import Adversary
 from fedmpi.federation.client_state import ClientState
+from fedmpi.options import acts_as
 from fedmpi.policies.compression import Compression, Dense
 from fedmpi.policies.privacy import NoPrivacy, Privacy, clipped
 from fedmpi.training.block import Block
@@ -112,7 +113,7 @@ class Uplink:
         return torch.cat((allowed, vectors[:, self.parameters :]), 1)
 
     def _compressed(self, vectors: Tensor, block: Block, group: NDArray[np.int64]) -> Arrived:
-        if isinstance(self.compression, Dense) or not len(block):
+        if acts_as(self.compression, Dense) or not len(block):
             return vectors, block, group
         trained, others = vectors[:, : self.parameters], vectors[:, self.parameters :]
         start = self._starts(vectors, group)

@@ -40,7 +40,7 @@ class Availability(metaclass=Configured):
         found = self.present(when, clients, seed)
         kind, shape = str(getattr(found, "dtype", type(found).__name__)), np.shape(found)
         if kind != "bool" or shape != (clients,):
-            given = f"present() returned {kind} of shape {shape}: must return a NumPy array of bool of ({clients},)"
+            given = f"present() returned {kind} of shape {shape}: must return a bool array of shape ({clients},)"
             raise BadInput(f"= {named(self)}: {given}", "--availability")
         return found
 

@@ -18,12 +18,13 @@ from typing import Annotated, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmpi.errors import require
+from fedmpi.errors import named, require
 from fedmpi.lazy import torch
-from fedmpi.options import Configured, with_options
+from fedmpi.options import Configured, acts_as, with_options
+from fedmpi.policies.sampling import All, Bernoulli, Sampler, Uniform
 from fedmpi.randomness import stream
 from fedmpi.ranges import NonNegativeFloat, interval
-from fedmpi.typing import Sampler, Tensor
+from fedmpi.typing import Tensor
 
 # Orders of the Renyi divergences. More orders hardly change epsilon, and take seconds for sampling without
 # replacement.
@@ -105,8 +106,9 @@ class CentralDP(Privacy):
         return drawn * np.float32(self.noise_multiplier * self.clip / cohort)
 
     def check(self, sampler: Sampler) -> None:
-        kinds, kind = ["Bernoulli", "All", *(["Uniform"] if self.accountant == "rdp" else [])], type(sampler).__name__
-        require(kind in kinds, "sampler", kind, f"{' or '.join(kinds)} for accountant {self.accountant}")
+        kinds = (Bernoulli, All, Uniform) if self.accountant == "rdp" else (Bernoulli, All)
+        allowed = f"{' or '.join(kind.__name__ for kind in kinds)} for accountant {self.accountant}"
+        require(any(acts_as(sampler, kind) for kind in kinds), "sampler", named(sampler), allowed)
 
     def epsilon(self, releases: int, sampler: Sampler, cohort: int, clients: int) -> float:
         if not self.noise_multiplier:
@@ -122,13 +124,13 @@ class CentralDP(Privacy):
             from dp_accounting.rdp import RdpAccountant
         except ImportError:
             return nan
-        kind = type(sampler).__name__
-        replaces = kind == "Uniform" and cohort < clients
+        self.check(sampler)
+        replaces = isinstance(sampler, Uniform) and cohort < clients
         relation = NeighboringRelation.REPLACE_ONE if replaces else NeighboringRelation.ADD_OR_REMOVE_ONE
         accountant = PLDAccountant(relation) if self.accountant == "pld" else RdpAccountant(ORDERS, relation)
         if replaces:  # replacing a client changes the sum by up to twice the clipping norm
             event = SampledWithoutReplacementDpEvent(clients, cohort, GaussianDpEvent(self.noise_multiplier / 2))
-        elif kind == "Bernoulli":
+        elif isinstance(sampler, Bernoulli):
             event = PoissonSampledDpEvent(cohort / clients, GaussianDpEvent(self.noise_multiplier))
         else:
             event = GaussianDpEvent(self.noise_multiplier)

@@ -221,8 +221,16 @@ class Sampler(metaclass=Configured):
         return drawn
 
     def chance(self, size: int, of: int) -> float | None:
-        """The probability that an available client is drawn; None: it is not the same for all."""
+        """The probability that an available client is drawn; None: it is not the same for all, or not known.
+
+        A subclass that draws in another way does not inherit it.
+        """
         return None
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "draw" in vars(cls) and "chance" not in vars(cls):
+            cls.chance = Sampler.chance  # type: ignore[method-assign]
 
     def drawn(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
         """What `draw` returns.

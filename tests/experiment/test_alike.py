@@ -132,8 +132,8 @@ def test_ranks_that_disagree_on_a_round_stop(options: str, round: int, said: str
         ),
         (
             "--availability unlike.Numbers",
-            r"--availability = unlike.Numbers: present\(\) returned int64 of shape \(6,\): must return a NumPy array"
-            r" of bool of \(6,\)",
+            r"--availability = unlike.Numbers: present\(\) returned int64 of shape \(6,\): must return a bool array"
+            r" of shape \(6,\)",
         ),
     ],
 )

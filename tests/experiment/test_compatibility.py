@@ -159,7 +159,7 @@ REFUSED: list[tuple[Rule[Any], dict[str, Any], str]] = [
     (
         CLOCK[0],
         {"availability": ByTheClock()},
-        "availability = ByTheClock: needs a virtual clock, as that of --conditions Heterogeneous",
+        f"availability = {__name__}.ByTheClock: needs a virtual clock, as that of --conditions Heterogeneous",
     ),
     (
         CLOCK[1],

@@ -74,7 +74,7 @@ class Free(Availability):
 def test_what_is_no_mask(mask: Any, said: str) -> None:
     """Oracle: the line."""
     message = (
-        rf"^--availability = \S*test_availability\.Free: present\(\) returned {said}: must return a NumPy array of"
+        rf"^--availability = \S*test_availability\.Free: present\(\) returned {said}: must return a bool array of"
     )
     with pytest.raises(BadInput, match=message):
         Free(mask).reachable(1, 4, SEED)

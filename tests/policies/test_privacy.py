@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from fedmpi.algorithms import Algorithm
 from fedmpi.algorithms.apfl import APFL
@@ -27,7 +28,18 @@ from fedmpi.algorithms.moon import MOON
 from fedmpi.errors import BadInput
 from fedmpi.experiment.command_line import parse
 from fedmpi.models import MLP, LeNet
-from fedmpi.policies import All, Bernoulli, Pool, Uniform
+from fedmpi.policies import (
+    All,
+    Always,
+    Bernoulli,
+    Cohort,
+    Ideal,
+    Pool,
+    RoundPlan,
+    Sampler,
+    Uniform,
+    Workload,
+)
 from fedmpi.policies.attacks import SignFlip
 from fedmpi.policies.privacy import CentralDP, clipped
 from fedmpi.randomness import stream
@@ -242,6 +254,56 @@ def test_what_cannot_be(options: str, message: str) -> None:
     with pytest.raises(BadInput) as error:
         parse(["--privacy", "CentralDP", "--weighting", "uniform", *options.split()])
     assert str(error.value).startswith(message)
+
+
+class Names(Sampler):
+    """A sampler with the name of another, which always draws the first clients."""
+
+    def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
+        return pool.available[:size]
+
+
+Names.__name__ = Names.__qualname__ = "Uniform"
+
+
+class First(Bernoulli):
+    draw = Names.draw
+
+
+class Others(Uniform):
+    def chance(self, size: int, of: int) -> float:
+        return 1.0
+
+
+class Documented(Uniform):
+    """The same, explained in other words."""
+
+
+class Away(Always):
+    def present(self, round: int, clients: int, seed: int) -> NDArray[np.bool_]:
+        return np.arange(clients) > round
+
+
+class Late(Ideal):
+    def plan(self, asked: Cohort, size: int, workload: Workload, seed: int) -> RoundPlan:
+        return RoundPlan(asked.subset(np.arange(1, len(asked))))
+
+
+def test_what_only_looks_like_a_bounded_sampler(tmp_path: Path) -> None:
+    """Oracle: the lines, and the epsilon of the class that is meant."""
+    where = "tests.policies.test_privacy"
+    for sampler, name in ((Names(), "Uniform"), (First(), "First"), (Others(), "Others")):
+        with pytest.raises(
+            BadInput, match=rf"sampler = {where}\.{name}: must be Bernoulli or All or Uniform for acc"
+        ):
+            run(tmp_path / "never.h5", privacy=CentralDP(), **{**SETTINGS, "sampler": sampler})
+        with pytest.raises(BadInput, match="must be Bernoulli or All"):
+            CentralDP().epsilon(3, sampler, 4, 8)
+    assert CentralDP().epsilon(3, Documented(), 4, 8) == CentralDP().epsilon(3, Uniform(), 4, 8)
+    for option, component in (("availability", Away()), ("conditions", Late())):
+        with pytest.raises(BadInput, match=rf"{option} = {where}\.\w+: must be (Always|Ideal) with CentralDP"):
+            run(tmp_path / "never.h5", privacy=CentralDP(), **{**SETTINGS, "sampler": Bernoulli(), option: component})
+    assert not list(tmp_path.iterdir())
 
 
 def test_running_statistics_cannot_be(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedmpi.data import Digits
 from fedmpi.errors import BadInput
+from fedmpi.experiment.experiment import Experiment
 from fedmpi.models import LeNet
 from fedmpi.models.mlp import LogisticRegression
 from fedmpi.policies import (
@@ -250,6 +251,27 @@ def test_horvitz_thompson_is_unbiased(make: type[Sampler]) -> None:
     assert abs(sums.mean() - target) < 4 * sums.std() / np.sqrt(ROUNDS)
     shares = np.array([values[one.clients] @ one.weights for one in drawn])
     assert abs(shares.mean() - target) > 4 * shares.std() / np.sqrt(ROUNDS)
+
+
+class Same(Uniform):
+    """Always the same clients."""
+
+    def draw(self, round: int, size: int, pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
+        return pool.at(np.arange(size))
+
+
+class SameSaid(Same):
+    """Says with which chance."""
+
+    def chance(self, size: int, of: int) -> float | None:
+        return 0.5
+
+
+def test_another_draw_has_another_chance() -> None:
+    """Oracle: the chance is that of the base, and not that of the first clients; what a class says itself holds."""
+    assert [kind().chance(2, 8) for kind in (Uniform, Same, SameSaid)] == [0.25, None, 0.5]
+    with pytest.raises(BadInput, match="because the probability that a client is drawn is not known"):
+        Experiment(sampler=Same(), weighting="horvitz_thompson")
 
 
 def test_horvitz_thompson_of_all_is_the_whole_mean() -> None:
