@@ -39,6 +39,7 @@ from fedmpi.user_code import user_code
 OURS = "fedmpi-"  # beginning of the names of everything that is kept next to published files
 FOLDER = f"{OURS}1"  # the number of the format
 _MANIFEST = "manifest.json"
+_LOCKED: set[Path] = set()  # by this process
 #: Files that systems and programs leave in folders, in lower case. Names that begin with a dot are hidden anyway.
 _STRAYS = {
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found"),
@@ -330,14 +331,16 @@ def _alone(folder: Path | None) -> Iterator[None]:
     """Hold a lock, so that one of several jobs decodes and the others wait for it.
 
     The parent folder is locked, because the folder itself may not exist yet. If the file system has no locks, each
-    job decodes, with the same result.
+    job decodes, with the same result. A data set that wraps another one next to it already holds the lock.
     """
     with ExitStack() as stack:
         with suppress(OSError):
-            if folder is not None:
-                handle = os.open(folder.parent, os.O_RDONLY)
+            if folder is not None and (parent := folder.parent.resolve()) not in _LOCKED:
+                handle = os.open(parent, os.O_RDONLY)
                 stack.callback(os.close, handle)
                 fcntl.flock(handle, fcntl.LOCK_EX)
+                _LOCKED.add(parent)
+                stack.callback(_LOCKED.discard, parent)
         yield
 
 

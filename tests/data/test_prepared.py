@@ -577,7 +577,10 @@ class Reversed(Dataset):
 
 
 def test_classes_and_options_do_not_share_arrays(small_mnist: Path) -> None:
-    """Oracle: the published labels, permuted, shifted and reversed by NumPy; and how often files were decoded."""
+    """Oracle: the published labels, permuted, shifted and reversed by NumPy; and how often files were decoded.
+
+    The first one prepares the one that it wraps, next to itself.
+    """
     published = np.arange(40) % 10
     sets: list[tuple[Dataset, NDArray]] = [
         (MNIST(small_mnist), published),
@@ -587,7 +590,7 @@ def test_classes_and_options_do_not_share_arrays(small_mnist: Path) -> None:
     ]
     lines: list[str] = []
     for _ in range(2):
-        for dataset, expected in [*sets, *sets[::-1]]:
+        for dataset, expected in [*sets[::-1], *sets]:
             arrays = prepared.load(dataset, lines.append)
             assert arrays.on_disk
             np.testing.assert_array_equal(arrays.train_y, expected)
