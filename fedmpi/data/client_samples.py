@@ -86,8 +86,6 @@ class ClientSamples(Sequence[Integers]):
 class ListedSamples(ClientSamples):
     """Lists of samples that have been made for all clients. Memory depends on the number of samples.
 
-    They are read-only, because methods receive them.
-
     Args:
         samples: [n] the samples of all clients, one client after another.
         owners: [n] the client of each, in rising order.
@@ -95,7 +93,7 @@ class ListedSamples(ClientSamples):
     """
 
     def __init__(self, samples: Integers, owners: Integers, clients: int) -> None:
-        self.samples: Integers = read_only(samples)
+        self.samples = samples
         self._clients = clients
         self._known, begins = np.unique(owners, return_index=True)  # the clients that have samples
         self._ends = np.append(begins, len(samples))
@@ -105,6 +103,10 @@ class ListedSamples(ClientSamples):
         """A list of samples per client, in any order, which is kept."""
         samples = np.concatenate(lists, dtype=np.int64, casting="same_kind")
         return cls(samples, np.repeat(np.arange(len(lists)), list(map(len, lists))), len(lists))
+
+    def protect(self) -> None:
+        """Make the lists read-only, before methods receive them."""
+        self.samples = read_only(self.samples)
 
     @classmethod
     def nothing(cls, clients: int) -> ListedSamples:

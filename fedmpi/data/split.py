@@ -44,6 +44,11 @@ class Split:
     partition: Partition
     seed: int
 
+    def __post_init__(self) -> None:
+        for part in (self.train, self.test, self.validation):
+            if isinstance(part, ListedSamples):
+                part.protect()
+
     @property
     def samples(self) -> Integers:
         """[clients] numbers of training samples."""

@@ -137,7 +137,7 @@ def test_it_learns(tmp_path: Path) -> None:
         (
             Words(),
             {},
-            r"--algorithm.proxy = Words: has samples of int\d+ \(\d+,\) and \d+ tokens, but those of Digits",
+            r"--algorithm.proxy = tests.jobs.words.Words: has samples of int\d+ \(\d+,\) and \d+ tokens, but those",
         ),
         (
             Digits(),

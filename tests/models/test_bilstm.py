@@ -157,8 +157,7 @@ def test_without_batch_norm_a_text_gives_the_same_alone(norm: Norm) -> None:
 def test_training_is_a_plain_loop(precision: str) -> None:
     """Oracle: torch.optim.SGD on the module, under autocast for bf16; 1e-5 of the way."""
     settings = LocalTraining(epochs=1, batch_size=10, lr=0.5, precision=precision)  # type: ignore[arg-type]
-    of = model("group", embedding=5, hidden=6)
-    of.dropout = 0.0
+    of = model("group", embedding=5, hidden=6, dropout=0.0)
     y = torch.arange(20) % 3
     one, plain = Client(build(of), TOKENS.numpy(), y.numpy(), settings), build(of)
     one.train()
