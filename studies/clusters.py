@@ -35,10 +35,10 @@ METHODS = {
         "fedgroup_madc": "--algorithm FedGroup --algorithm.models 4 --algorithm.measure madc",
         "fedgrouprox": "--algorithm FedGrouProx --algorithm.models 4",
         # Both criteria off and told the size of a group, as the others are told how many there are.
-        "cfl": "--sampler All --algorithm CFL --algorithm.mean_below 1e9 --algorithm.largest_above 0"
+        "cfl": "--sampler All --cohort 40 --algorithm CFL --algorithm.mean_below 1e9 --algorithm.largest_above 0"
         " --algorithm.warmup 1 --algorithm.min_size 10",
         # The method itself: by both criteria, chosen on a run with another seed, and told nothing of the groups.
-        "cfl_criteria": "--sampler All --algorithm CFL --algorithm.mean_below 0.3 --algorithm.largest_above 0.45"
+        "cfl_criteria": "--sampler All --cohort 40 --algorithm CFL --algorithm.mean_below 0.3 --algorithm.largest_above 0.45"
         " --algorithm.warmup 1",
     },
     "shards": {
