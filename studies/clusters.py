@@ -38,8 +38,8 @@ METHODS = {
         "cfl": "--sampler All --cohort 40 --algorithm CFL --algorithm.mean_below 1e9 --algorithm.largest_above 0"
         " --algorithm.warmup 1 --algorithm.min_size 10",
         # The method itself: by both criteria, chosen on a run with another seed, and told nothing of the groups.
-        "cfl_criteria": "--sampler All --cohort 40 --algorithm CFL --algorithm.mean_below 0.3 --algorithm.largest_above 0.45"
-        " --algorithm.warmup 1",
+        "cfl_criteria": "--sampler All --cohort 40 --algorithm CFL --algorithm.mean_below 0.3"
+        " --algorithm.largest_above 0.45 --algorithm.warmup 1",
     },
     "shards": {
         "fedavg": "",
