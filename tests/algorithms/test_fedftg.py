@@ -305,7 +305,11 @@ class Flat(Dataset):
             "--algorithm.generator = ImageGenerator: cannot make text, and the data set is text",
         ),
         (FedFTG(), {"compression": Int8()}, "compression = Int8: FedFTG's server uses the models of single clients"),
-        (FedFTG(), {"attack": LabelFlip()}, "attack = LabelFlip: FedFTG's server uses the models of single clients"),
+        (
+            FedFTG(),
+            {"attack": LabelFlip(0.5)},
+            "attack = LabelFlip: FedFTG's server uses the models of single clients",
+        ),
         (
             FedFTG(FedDyn()),
             {"server_optimizer": Momentum()},

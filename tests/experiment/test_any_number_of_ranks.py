@@ -97,9 +97,9 @@ CASES = {
     "ifca": f"{SMALL} --algorithm IFCA --algorithm.models 2 --model LeNet",
     "scaffold": f"{SMALL} --rounds 3 --algorithm SCAFFOLD --model LeNet --server_optimizer Adam --weighting samples",
     "scaffold_I": f"{SMALL} --algorithm SCAFFOLD --algorithm.option I --model MLP --local.vectorize 3",
-    "scaffnew": f"{SMALL} --rounds 3 --sampler All --algorithm Scaffnew --model LeNet",
-    "side_by_side_scaffnew": f"{SIDE_BY_SIDE} --rounds 3 --sampler All --algorithm Scaffnew --algorithm.p 0.2"
-    " --model.norm batch --local.batch_size 7",
+    "scaffnew": f"{SMALL} --rounds 3 --sampler All --cohort 12 --algorithm Scaffnew --model LeNet",
+    "side_by_side_scaffnew": f"{SIDE_BY_SIDE} --rounds 3 --sampler All --cohort 12 --algorithm Scaffnew"
+    " --algorithm.p 0.2 --model.norm batch --local.batch_size 7",
     "top_k": f"{SMALL} --clients 7 --rounds 4 --algorithm SCAFFOLD --model LeNet --compression TopK"
     " --compression.share 0.1 --compression.forget_after 1",
     "qsgd": f"{SIDE_BY_SIDE} --compression QSGD --compression.levels 3",
