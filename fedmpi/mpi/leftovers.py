@@ -5,9 +5,10 @@ rank of each node writes a list of these files, next to them, and keeps the list
 when that process ends, for any reason and in any container. So an unlocked list belongs to a job that no longer
 exists.
 
-Files without a list (of other programs, or of a job that was killed while MPI started) are recognised by their names
-and by /proc, which shows the files in use. This is done only on request (`python -m fedmpi.doctor --clean`), and not
-if /proc does not show all processes that may use the same memory.
+Files without a list are recognised by their names and by /proc, which shows the files in use. They are of other
+programs, or of a job that was killed in the moment in which MPI started or created shared memory. This is done only
+on request (`python -m fedmpi.doctor --clean`), and not if /proc does not show all processes that may use the same
+memory.
 """
 
 from __future__ import annotations
