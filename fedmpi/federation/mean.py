@@ -199,8 +199,10 @@ class WeightedMean:
                     if not alone:
                         values = self._set_aside(values, weights[some], rows[some], part.columns, part.kind)
                 term = self._scratch[: values.numel()].view(values.shape)
-                # A number takes a third of the time of a tensor of one element.
-                term.copy_(values).mul_(shares[some].item() if len(values) == 1 else weights[some])
+                if len(values) == 1 and values.device.type == "cpu":  # in one pass, which PyTorch cannot do
+                    np.multiply(values.detach().numpy(), shares[some].item(), out=term.numpy(), dtype=np.float64)
+                else:
+                    term.copy_(values).mul_(weights[some])
                 if not alone:
                     term.add_(part.kind.magic)
                 _accumulate(self._rows[:, part.columns], rows[some], term.view(torch.int64))
