@@ -60,7 +60,10 @@ class CCVR(Layered):
         extended = self.base.extend(network, example)
         before, last = without_last(extended)
         if not isinstance(last, nn.Linear):
-            raise BadInput("--model: CCVR needs a Backbone or nn.Sequential that ends in a fully connected layer")
+            raise BadInput(
+                "--model: CCVR needs a Backbone or nn.Sequential that ends in a fully connected layer,"
+                " without a forward of its own"
+            )
         if is_parametrized(last) or not all(part.requires_grad for part in last.parameters()):
             raise BadInput("--model: CCVR needs a last layer that is trained, without parametrizations")
         names = {layer: name for name, layer in extended.named_modules()}

@@ -72,8 +72,11 @@ class FeatureFusion(FedAvg):
         from fedmpi.models import Backbone
         from fedmpi.models._fusion import Blend, Fused, Mix
 
-        if not isinstance(network, Backbone):
-            raise BadInput("--model: FeatureFusion needs one built as Backbone(extractor, classifier)")
+        if not isinstance(network, Backbone) or not network.is_in_two_parts:
+            raise BadInput(
+                "--model: FeatureFusion needs one built as Backbone(extractor, classifier),"
+                " without a forward of its own"
+            )
         with torch.no_grad():
             features = network.extractor.eval()(example)
         network.extractor.train()

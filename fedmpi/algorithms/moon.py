@@ -43,7 +43,9 @@ class MOON(FedAvg):
 
     def setup(self, fed: Federation) -> None:
         if not fed.at_clients.has_features:
-            raise BadInput("--model: MOON needs one built as Backbone(extractor, classifier)")
+            raise BadInput(
+                "--model: MOON needs one built as Backbone(extractor, classifier), without a forward of its own"
+            )
         super().setup(fed)
         self.previous = fed.client_state("previous", self.weights)
 

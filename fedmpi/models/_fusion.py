@@ -14,6 +14,8 @@ class Fused(nn.Module):
     Without another extractor it fuses its own features with themselves.
     """
 
+    is_in_two_parts = True
+
     def __init__(self, extractor: nn.Module, fusion: nn.Module, classifier: nn.Module) -> None:
         super().__init__()
         self.extractor = extractor

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmpi.models.base import Norm
+from fedmpi.training.layout import is_composed
 
 
 class Backbone(nn.Module):
@@ -26,6 +27,11 @@ class Backbone(nn.Module):
         logits: Tensor = self.classifier(self.extractor(x))
         return logits
 
+    @property
+    def is_in_two_parts(self) -> bool:
+        """Whether it is classifier(extractor(x)) and nothing else; a subclass may have a `forward` of its own."""
+        return is_composed(self, Backbone)
+
 
 def before_last_layer(network: nn.Module) -> Backbone | None:
     """The same network, whose features are the inputs of its last fully connected layer.
@@ -42,9 +48,9 @@ def before_last_layer(network: nn.Module) -> Backbone | None:
 
 def without_last(network: nn.Module) -> tuple[list[nn.Module], nn.Module]:
     """The layers before the last one of a sequence of layers or a `Backbone`, and the last layer."""
-    if isinstance(network, Backbone):
+    if isinstance(network, Backbone) and network.is_in_two_parts:
         parts = [network.extractor, network.classifier]
-    elif isinstance(network, nn.Sequential) and len(network):
+    elif isinstance(network, nn.Sequential) and is_composed(network, nn.Sequential) and len(network):
         parts = list(network)
     else:
         return [], network

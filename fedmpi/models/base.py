@@ -109,17 +109,19 @@ class Model(Architecture):
             BadInput: `build` returned no network, or the options do not fit it.
         """
         from fedmpi.models import _pretrained
-        from fedmpi.training.dry_run import materialise
+        from fedmpi.training.dry_run import find_head, materialise
 
         network = self.build(shape, outputs)
         if not isinstance(network, nn.Module):
             found = type(network).__name__
             raise BadInput(f"= {named(self)}: build() returned a {found}, which must be a torch.nn.Module", "--model")
         is_text = self.vocabulary is not None
+        example = torch.ones(2, *shape, dtype=torch.int64 if is_text else torch.float32)
         try:
-            materialise(network, torch.ones(2, *shape, dtype=torch.int64 if is_text else torch.float32))
+            materialise(network, example)
         except BadInput as error:
             raise BadInput(f"= {type(self).__name__}: {error.message}", "--model") from None
+        find_head(network, example)
         if self.weights:
             self.drawn = _pretrained.load(network, self.weights, self.published())
         if self.train:

@@ -1,8 +1,9 @@
-"""Facts that only a run of a network shows: the shapes of its lazy layers, and which buffers training changes."""
+"""Facts that only a run of a network shows: shapes of lazy layers, the last layer, buffers that training changes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from inspect import signature
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from fedmpi.errors import BadInput
+from fedmpi.training.layout import mark_head
 
 
 def materialise(network: nn.Module, example: Tensor) -> None:
@@ -35,6 +37,49 @@ def materialise(network: nn.Module, example: Tensor) -> None:
         network.train()
 
 
+def find_head(network: nn.Module, example: Tensor) -> None:
+    """Mark the last fully connected layer (`head_of`), if the order of definition is not that of the forward pass.
+
+    It is the layer that gives the network's output. If none does, it is the last one that runs.
+
+    Args:
+        network: is run once in evaluation mode, if it has at least two fully connected layers.
+        example: [2, ...] any inputs.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+    ran: list[tuple[nn.Linear, int]] = []
+
+    def note(layer: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(layer, nn.Linear) and isinstance(output, Tensor):
+            ran.append((layer, output.untyped_storage().data_ptr()))
+
+    if len(layers) < 2:
+        return
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    modes = [(layer, layer.training) for layer in network.modules()]
+    with torch.no_grad(), _buffers_kept(network), suppress(Exception):  # whoever runs it next will report it
+        output = network.eval()(example)
+        memory = output.untyped_storage().data_ptr() if isinstance(output, Tensor) else None
+        last = next((layer for layer, at in reversed(ran) if at == memory), ran[-1][0] if ran else layers[-1])
+        if last is not layers[-1]:
+            mark_head(last)
+    for layer, mode in modes:
+        layer.training = mode
+    for hook in hooks:
+        hook.remove()
+
+
+@contextmanager
+def _buffers_kept(network: nn.Module) -> Iterator[None]:
+    """After it, the buffers of a network are the same tensors with the same values as before."""
+    before = {name: (buffer, buffer.clone()) for name, buffer in network.named_buffers()}
+    yield
+    for name, (buffer, value) in before.items():
+        owner, _, own = name.rpartition(".")
+        network.get_submodule(owner)._buffers[own] = buffer
+        buffer.copy_(value)
+
+
 def constant_buffers(network: nn.Module, example: Tensor) -> frozenset[str]:
     """Names of the floating-point buffers that training does not change: attention masks, tables, class weights.
 
@@ -51,7 +96,7 @@ def constant_buffers(network: nn.Module, example: Tensor) -> frozenset[str]:
     if not numbers:
         return frozenset()
     before = {name: (buffer, buffer.clone(), buffer._version) for name, buffer in buffers.items()}
-    with torch.no_grad():
+    with torch.no_grad(), _buffers_kept(network):
         failed = False
         try:
             with _Statistics() as statistics:
@@ -65,12 +110,7 @@ def constant_buffers(network: nn.Module, example: Tensor) -> frozenset[str]:
             is_same = after.get(name) is buffer and buffer._version == version and id(buffer) not in statistics.seen
             return is_same and torch.equal(buffer.nan_to_num(), value.nan_to_num())
 
-        constant = frozenset() if failed else frozenset(filter(is_untouched, numbers))
-        for name, (buffer, value, _) in before.items():
-            owner, _, own = name.rpartition(".")
-            network.get_submodule(owner)._buffers[own] = buffer
-            buffer.copy_(value)
-    return constant
+        return frozenset() if failed else frozenset(filter(is_untouched, numbers))
 
 
 class _Statistics(TorchFunctionMode):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedmpi.training.layout import Entry, Layout, aligned_rows
+from fedmpi.errors import BadInput
+from fedmpi.training.layout import Entry, Layout, aligned_rows, is_composed
+
+# Marks parameters that are part of a vector.
+_MARK = "_is_in_a_vector"
 
 #: A forward pass: the losses [B] of some samples, and the share [B] of each in the loss that is minimised.
 Pass: TypeAlias = tuple[Tensor, Tensor]
@@ -31,12 +35,12 @@ class FlatModel:
     Attributes:
         weights: [1, P], the network's parameters and floating-point buffers, in the order of `layout`.
         normalises_batches: whether training needs statistics over a batch of at least two samples.
-        has_features: whether it has the two parts of a `Backbone`.
+        has_features: whether it runs the two parts of a `Backbone`, and nothing else.
         ends_in_head: whether it, or its classifier, is a sequence of layers that ends with a fully connected layer.
         in_bf16: whether `Net` runs the network in bfloat16 where that is safe.
 
     Raises:
-        BadInput: as `Layout.of`.
+        BadInput: as `Layout.of`, or another object has the network's parameters.
     """
 
     def __init__(
@@ -51,7 +55,7 @@ class FlatModel:
         self.layout = Layout.of(module, constant if shared is None else shared)
         self.weights = aligned_rows(1, self.layout.size, device)
         self.normalises_batches = any(isinstance(layer, _BatchNorm) for layer in module.modules())
-        self.has_features = {"extractor", "classifier"} <= dict(module.named_children()).keys()
+        self.has_features = bool(getattr(module, "is_in_two_parts", False))
         self.ends_in_head = _ends_in_head(module.get_submodule("classifier") if self.has_features else module)
         self.in_bf16 = False
         for layer in module.modules():
@@ -60,13 +64,13 @@ class FlatModel:
             if _writes_beyond(layer) and device.type == "cpu":
                 layer.register_forward_pre_hook(_rows_of_one_channel)
         parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+        for entry in self.layout.entries:
+            if entry.is_parameter and hasattr(parameters[entry.name], _MARK):
+                raise BadInput(f"parameter {entry.name} belongs to an earlier network: build() must make a new one")
         self._parameters = [
             (entry, parameters[entry.name]) for entry in self.layout.entries if entry.is_parameter and entry.size
         ]
-        self._hooked: set[str] = set()
-        self._updated: set[str] = set()
         self._selected: tuple[slice, ...] = (slice(0, self.layout.parameters),)
-        self._update: Callable[[Entry, Tensor, Tensor], None] | None = None
         for name, tensor in self.layout.frozen.items():
             # In memory that is aligned, as all weights are; convolutions are faster with channels last.
             order = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
@@ -77,6 +81,8 @@ class FlatModel:
             view.copy_(tensor.detach())
             # Through .data, so that parameters shared by several layers stay shared and buffers keep their place.
             tensor.data = view
+            if entry.is_parameter:
+                setattr(tensor, _MARK, True)
         in_vector = {entry.name for entry in self.layout.entries}
         self._buffers = [(*_place(module, name), tensor) for name, tensor in buffers.items()]
         self._constants = [(n, buffers[n], buffers[n]._version) for n in self.layout.frozen if n in buffers]
@@ -174,7 +180,6 @@ class FlatModel:
         return found
 
     def _fill(self, gradient: Tensor, passes: Iterable[Pass]) -> None:
-        self._update = None
         for number, (losses, shares) in enumerate(passes):
             for _, parameter in self._parameters:
                 parameter.grad = None
@@ -191,33 +196,22 @@ class FlatModel:
             parameter.grad = None
 
     def backward_in_parts(self, only: Pass, update: Callable[[Entry, Tensor, Tensor], None]) -> None:
-        """Call `update(entry, parameter, gradient)` for every parameter, as soon as its old value is not needed.
+        """Call `update(entry, parameter, gradient)` for every parameter, after the whole backward pass.
 
-        The gradient of the whole model is never stored. This saves two passes over memory: a tenth of the time of a
-        step for networks with a million parameters.
+        The gradient of the whole model is never copied into one vector, which saves two passes over memory. Updates
+        during the backward pass would be wrong for networks that read a parameter twice, for example once with
+        `detach`: PyTorch cannot see that a value which it still needs has changed.
         """
-        if self._update is None:
-            for _, parameter in self._parameters:
-                parameter.grad = None
-        for entry, parameter in self._parameters:
-            # A tensor without gradient cannot have a hook.
-            if parameter.requires_grad and entry.name not in self._hooked:
-                self._hooked.add(entry.name)
-                parameter.register_post_accumulate_grad_hook(partial(self._pass_on, entry))
-        self._update = update
-        self._updated = set()
+        for _, parameter in self._parameters:
+            parameter.grad = None
         torch.autograd.backward(*only)
-        # The gradient is zero for parameters that the losses do not depend on.
         for entry, parameter in self._parameters:
-            if parameter.requires_grad and entry.name not in self._updated:
-                update(entry, parameter.data, torch.zeros_like(parameter))
+            if parameter.requires_grad:
+                gradient, parameter.grad = parameter.grad, None
+                if gradient is None:  # the losses do not depend on it
+                    gradient = torch.zeros_like(parameter)
+                update(entry, parameter.data, gradient.to_dense() if gradient.is_sparse else gradient)
         self._settle()
-
-    def _pass_on(self, entry: Entry, parameter: Tensor) -> None:
-        if self._update is not None and parameter.grad is not None:
-            gradient, parameter.grad = parameter.grad, None
-            self._updated.add(entry.name)
-            self._update(entry, parameter.data, gradient.to_dense() if gradient.is_sparse else gradient)
 
     def _settle(self) -> None:
         """After a step: copy tensors that the network assigned to buffers (`self.mean = 0.9 * self.mean + ...`)."""
@@ -278,7 +272,7 @@ def _rows_of_one_channel(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[
 
 
 def _ends_in_head(part: nn.Module) -> bool:
-    while isinstance(part, nn.Sequential) and len(part):
+    while isinstance(part, nn.Sequential) and is_composed(part, nn.Sequential) and len(part):
         part = part[-1]
     return isinstance(part, nn.Linear)
 

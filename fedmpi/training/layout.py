@@ -3,7 +3,7 @@
 One float32 vector [P] holds a model: its parameters (the first `parameters` elements), then its floating-point
 buffers. Segments are ordered so that every part that a method handles separately is a slice:
 
-    head        parameters of the last fully connected layer
+    head        parameters of the last fully connected layer, unless another layer shares them
     body        all other parameters
     norm        parameters of normalisation layers
     statistics  floating-point buffers (running mean and variance)
@@ -31,11 +31,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedmpi.errors import BadInput
 
-NORMALISATIONS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
+NORMALISATIONS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 SEGMENTS = ("head", "body", "norm", "statistics")
+_MARK = "_is_the_head"
 
 #: Some columns of a model's vector, ascending.
 Columns: TypeAlias = slice | NDArray[np.int64]
@@ -156,6 +158,8 @@ class Layout:
                 train.
         """
         head = head_of(module)
+        if head is not None and _shares_parameters(module, head):
+            head = None
 
         def segment_of(parameter: str) -> str:
             # A parametrization (torch.nn.utils.parametrizations) keeps what the parameter is made of in a submodule.
@@ -213,8 +217,33 @@ class Layout:
 
 
 def head_of(module: nn.Module) -> nn.Linear | None:
-    """The last fully connected layer of a network; None: it has none."""
-    return next((layer for layer in reversed(list(module.modules())) if isinstance(layer, nn.Linear)), None)
+    """The last fully connected layer of a network; None: it has none.
+
+    This is the layer that `mark_head` has marked, or else the last one in the order of definition.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    marked = [layer for layer in layers if hasattr(layer, _MARK)]
+    return (marked or layers)[-1] if layers else None
+
+
+def mark_head(layer: nn.Linear) -> None:
+    """Mark the last fully connected layer of a network in which another one is defined last."""
+    setattr(layer, _MARK, True)
+
+
+def is_composed(network: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a network runs its parts as `kind` does, so that they can also be run one by one, without hooks."""
+    forward = getattr(network.forward, "__func__", None)
+    has_hooks = bool(network._forward_hooks or network._forward_pre_hooks)
+    return isinstance(network, kind) and forward is kind.forward and not has_hooks
+
+
+def _shares_parameters(module: nn.Module, layer: nn.Module) -> bool:
+    """Whether other layers of a network use parameters of this one."""
+    own = {id(parameter) for parameter in layer.parameters()}
+    inside = {id(part) for part in layer.modules()}
+    others = (part for part in module.modules() if id(part) not in inside)
+    return any(id(parameter) in own for part in others for parameter in part._parameters.values())
 
 
 def aligned_rows(count: int, size: int, device: torch.device) -> Tensor:

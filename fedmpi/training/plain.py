@@ -21,7 +21,7 @@ from fedmpi.training.samples import Batch
 from fedmpi.training.settings import LocalTraining
 from fedmpi.training.trainer import Trainer, losses_of, read
 
-# From this number of parameters on, updating tensors during the backward pass is faster than storing a flat gradient.
+# From this number of parameters on, updating tensor by tensor is faster than storing a flat gradient.
 LARGE = 100_000
 # Number of elements of a tensor that stay in a core's cache between operations of an update.
 CACHED = 1 << 17
@@ -182,4 +182,4 @@ class PlainTrainer(Trainer):
 
 
 def _mean(losses: Tensor, weights: Tensor | None) -> Tensor:
-    return losses.mean() if weights is None else (losses * weights).sum() / weights.sum().clamp(min=1)
+    return losses.mean() if weights is None else (losses * weights).sum() / weights.sum()  # NaN without weight

@@ -49,7 +49,7 @@ class Batch:
         """[B] the share of each of the losses [B] in the mean over a batch `of` which this is a part."""
         if self.weight is None or of.weight is None:
             return torch.full_like(losses, 1 / max(len(of), 1))
-        return (self.weight / of.weight.sum().clamp(min=1)).to(losses.dtype)
+        return (self.weight / divisor(of.weight.sum())).to(losses.dtype)
 
     def split(self, size: int) -> Iterator[Batch]:
         """Parts of this number of samples in their order; the last one may be smaller."""
@@ -66,6 +66,11 @@ class Batch:
     def total(self, losses: Tensor) -> float:
         """The weighted sum of losses [B] of the samples."""
         return (losses if self.weight is None else losses * self.weight).sum().item()
+
+
+def divisor(mass: Tensor) -> Tensor:
+    """What a weighted sum is divided by to give a mean: the sum of the weights, or 1 if all weights are 0."""
+    return torch.where(mass > 0, mass, 1)
 
 
 class Samples:

@@ -25,7 +25,7 @@ from fedmpi.training.compiled import Compiler, fingerprint
 from fedmpi.training.flat import Net
 from fedmpi.training.layout import Entry, aligned_rows
 from fedmpi.training.optimizers import Rate
-from fedmpi.training.samples import Batch, augmentation_draws, upload
+from fedmpi.training.samples import Batch, augmentation_draws, divisor, upload
 from fedmpi.training.settings import LocalTraining
 from fedmpi.training.trainer import LocalWork, Trainer, check_losses, read
 
@@ -424,8 +424,8 @@ class SideBySideTrainer(Trainer):
             batch.place, batch.real = drawn.place[place, :rows], drawn.real[place, :rows]
             weight = batch.real if batch.weight is None else batch.real * batch.weight
             mass = weight.sum(1)
-            # The weights of a batch may be less than 1 in all, for example 0; a number of samples is not.
-            share = weight / (mass if batch.weight is None else mass.clamp(min=1))[:, None]
+            # The weights of a batch may all be 0; its number of samples is at least 1.
+            share = weight / (mass if batch.weight is None else divisor(mass))[:, None]
             return Step(number, batch, share, mass, drawn.keys[:rows])
 
         return step_of

@@ -118,7 +118,7 @@ class Trainer(ABC):
             steps = int(self.count_steps(np.array([client]), None, phase)[0])
             for step, batch in zip(range(steps), self._batches(client, round, phase), strict=False):
                 model.backward_over(self._passes(batch, step, keyed, compute, phase))
-                result[k].add_(model.gradient[0], alpha=batch.mass / max(self.samples.mass(shard), 1))
+                result[k].add_(model.gradient[0], alpha=batch.mass / (self.samples.mass(shard) or 1))
         return result
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -70,6 +71,9 @@ def obstacle(work: LocalWork, hooks: Hooks) -> str | None:
         hooks: of the method. If its loss or direction needs vectors given to `Federation.train`, or state made by
             `setup`, it cannot be tested yet; then only the network is tested.
     """
+    for name, parameter in work.model.module.named_parameters():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            return f"the network has a hook on the gradient of {name}, which would see those of all clients"
     before = work.model.weights[0].clone()
     works = [work]
     with suppress(Exception):  # of any kind
@@ -78,14 +82,23 @@ def obstacle(work: LocalWork, hooks: Hooks) -> str | None:
         for tried, precise in product((hooks, _Plain(work.task)), works):
             start = precise.model.weights.clone()
             with _arithmetic(precise):
+                drawn = _generators()
                 try:
                     one_by_one = _both_clients(precise, tried, start)
                 except Exception:  # any kind: what cannot be trained for one client cannot be compared
                     continue
+                if _generators() != drawn:
+                    return f"{_whose(tried)} draws from random or numpy.random, which clients in one call would share"
                 return _difference(precise, tried, start, *one_by_one)
         return None
     finally:
         work.model.load(before)
+
+
+def _generators() -> tuple[object, ...]:
+    """The state of the generators that have no rule for batched calls."""
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 (it is what others draw from)
+    return random.getstate(), kind, np.asarray(keys).tobytes(), *rest
 
 
 def _both_clients(work: LocalWork, hooks: Hooks, start: Tensor) -> tuple[float, list[tuple[Tensor, float]]]:
@@ -105,10 +118,14 @@ def _both_clients(work: LocalWork, hooks: Hooks, start: Tensor) -> tuple[float, 
     return lr, done
 
 
+def _whose(hooks: Hooks) -> str:
+    return "the network or the method" if hooks.changes_loss or hooks.changes_direction else "the network"
+
+
 def _difference(
     work: LocalWork, hooks: Hooks, start: Tensor, lr: float, one_by_one: list[tuple[Tensor, float]]
 ) -> str | None:
-    whose = "the network or the method" if hooks.changes_loss or hooks.changes_direction else "the network"
+    whose = _whose(hooks)
     if not all(weights.isfinite().all() for weights, _ in one_by_one):
         return None
     try:

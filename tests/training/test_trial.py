@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -133,6 +135,20 @@ class Single(nn.Module):
         return x @ self.factors[0]
 
 
+class Dropped(nn.Module):
+    """Draws in each pass, and changes nothing unless it draws less than a number that it rarely falls below."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if random.random() >= 1e-9 else 0 * x
+
+
+def hooked(register: Callable[[Tensor, Callable[[Tensor], None]], object]) -> nn.Module:
+    """A network that reads the gradient of its first layer."""
+    network = nn.Sequential(nn.Linear(8, 16), nn.Flatten(), nn.Linear(384, 10))
+    register(network[0].weight, lambda tensor: None)  # type: ignore[arg-type]
+    return network
+
+
 class Uncopied(nn.Linear):
     """Holds on to a module, which nothing can copy."""
 
@@ -177,7 +193,7 @@ def test_in_double_precision_it_is_the_same_network() -> None:
     """Oracle: the network itself: what is frozen, constant, and neither; and nothing of it is the other's memory."""
     module = nn.Sequential(around(Constant()), nn.Linear(10, 10).requires_grad_(False), Floor(10))
     tried = task(module)
-    tried = replace(tried, model=FlatModel(module, CPU, constant=["2.floor"]))
+    tried = replace(tried, model=FlatModel(copy.deepcopy(module), CPU, constant=["2.floor"]))
     exact = trial._in_double(tried)
     assert exact.model.layout == tried.model.layout
     assert exact.model.layout.frozen.keys() == tried.model.layout.frozen.keys()
@@ -220,7 +236,10 @@ def test_rounding_would_look_like_a_fault(monkeypatch: pytest.MonkeyPatch) -> No
             nn.Sequential(around(Uncopied()), Function(lambda x: x - x.mean(0))),
             "gives other results in a batched call",
         ),
-        (around(lambda x: x * float(np.random.rand())), "gives other results in a batched call"),  # noqa: NPY002
+        (around(lambda x: x * float(np.random.rand())), "draws from random or numpy.random"),  # noqa: NPY002
+        (around(Dropped()), "draws from random or numpy.random"),
+        (hooked(Tensor.register_hook), "has a hook on the gradient of 0.weight"),
+        (hooked(Tensor.register_post_accumulate_grad_hook), "has a hook on the gradient of 0.weight"),
         (around(nn.utils.parametrizations.spectral_norm(nn.Linear(16, 16))), "PyTorch cannot run"),
         (around(lambda x: x[x[:, 0] > 0].sum(0) + x), "the shapes of its tensors depend on their values"),
         (around(lambda x: torch.zeros(16).add_(x.mean()) + x), "it changes a tensor in place"),

@@ -20,7 +20,10 @@ def features_before_last_layer(network: nn.Module, method: str) -> Backbone:
 
     split = before_last_layer(network)
     if split is None:
-        raise BadInput(f"--model: {method} needs a Backbone or nn.Sequential that ends in a fully connected layer")
+        raise BadInput(
+            f"--model: {method} needs a Backbone or nn.Sequential that ends in a fully connected layer,"
+            " without a forward of its own"
+        )
     return split
 
 
