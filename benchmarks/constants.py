@@ -38,7 +38,7 @@ from fedmpi.experiment.rounds import play
 from fedmpi.federation.client_state import StateKeeper
 from fedmpi.federation.energy import Energy
 from fedmpi.federation.ledger import Ledger
-from fedmpi.federation.mean import PARAMETER_KIND, WeightedMean
+from fedmpi.federation.mean import WeightedMean
 from fedmpi.federation.placement import CostModel
 from fedmpi.mpi.ascent import add_packed, pack
 from fedmpi.mpi.shared_mean import MOST_ELEMENTS
@@ -116,7 +116,7 @@ def of_vectors(alone: World, size: int) -> dict[str, float]:
         """One core's share of the means, out of the sums of so many ranks; for all sums of a node."""
         cores = MPI.COMM_WORLD.Get_size()
         share = size // cores
-        mean = World(MPI.COMM_SELF).shared_mean(1, share, ((share, PARAMETER_KIND),))
+        mean = World(MPI.COMM_SELF).shared_mean(1, share)
         mean.masses[:] = mean.terms[:] = 1
         mean._all_rows = [np.ones((1, share), np.int64) for _ in range(ranks)]
         mean._all_counts = [np.ones((2, 1), np.int64) for _ in range(ranks)]

@@ -122,8 +122,6 @@ def look(world: World) -> list[Rank]:
 
 def measure(world: World) -> Rates:
     """How fast ranks exchange models, as the median of several times; a collective, for nodes with enough memory."""
-    from fedmpi.mpi.shared_mean import FixedPoint
-
     vector, took = np.zeros(PARAMETERS, dtype=np.float32), []
     for _ in range(REPETITIONS):
         world.begin_round()
@@ -131,7 +129,7 @@ def measure(world: World) -> Rates:
         began = time.perf_counter()
         world.broadcast(vector)
         arrived = time.perf_counter()
-        mean = world.shared_mean(1, PARAMETERS, ((PARAMETERS, FixedPoint(2.0**-43)),))
+        mean = world.shared_mean(1, PARAMETERS)
         mean.rows.fill(0)
         mean.masses[:] = mean.terms[:] = 1
         mean.form(world.size)

@@ -216,7 +216,8 @@ class Federation:
     ) -> WeightedMean:
         """An empty mean over `cohort` of vectors [P] that its clients send, or several means (`groups`).
 
-        See `WeightedMean`, and `Uplink` for attacks, clipping and compression of sent vectors.
+        See `WeightedMean`, and `Uplink` for attacks, clipping and compression of sent vectors. A client's share of
+        the mean is rounded to a multiple of 2^-43, about 1e-13: scale vectors of much smaller numbers before.
 
         Args:
             start: [P] or [groups, P], the received vector, if the vectors are models; None: they are changes.

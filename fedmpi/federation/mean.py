@@ -3,10 +3,13 @@
 Floating-point sums depend on the order of terms, and so on the placement of clients on ranks. Here every term is
 first rounded to a multiple of a unit. The unit is so small that it is lost in float32, and so large that sums of such
 terms are exact, like sums of integers (`fedmpi.mpi.shared_mean.FixedPoint`). So the result is bit-identical for any
-order and grouping, including MPI's sum. The unit of parameters is 2^-43, for numbers below 2^8. The unit of
-floating-point buffers, such as running variances, is 2^-29, for numbers below 2^22. Larger numbers, which are rare,
-are summed separately, in classes with other units. The class of a number depends on the number alone, so the order
-does not matter there either. So any finite float32 can be averaged."""
+order and grouping, including MPI's sum. The unit is 2^-43, about 1e-13, for numbers below 2^8. Larger numbers, which
+are rare, are summed separately, in classes with other units. The class of a number depends on the number alone, so
+the order does not matter there either. So any finite float32 can be averaged.
+
+Each vector is multiplied by its client's share of the weight before it is rounded. So the error of a mean of n
+vectors is at most n / 2 units. A method that averages much smaller numbers scales them by a power of two before.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,11 @@ from torch import Tensor
 
 from fedmpi.errors import REMEDY, Diverged
 from fedmpi.federation.uplink import Uplink
-from fedmpi.mpi.shared_mean import FixedPoint
+from fedmpi.mpi.shared_mean import TERMS, FixedPoint
 from fedmpi.mpi.world import World
 from fedmpi.training.block import Block
 from fedmpi.training.samples import upload
 
-PARAMETER_KIND, BUFFER_KIND = FixedPoint(2.0**-43), FixedPoint(2.0**-29)
 # Of numbers that are too large for these, each class reaches 2^16 times as far as the one before: its numbers are
 # rounded by 2^-36 of themselves at the most, and have room for clients that count 2^-12 of all.
 CLASS_BITS = 16
@@ -39,11 +41,10 @@ Arrive = Callable[[Tensor, NDArray[np.int64], slice], Tensor]
 
 @dataclass
 class Part:
-    """Some vectors and some of their columns, which are added together: their `values` [k, c] are of one kind."""
+    """Some vectors and some of their columns, which are added together: their `values` [k, c]."""
 
     vectors: slice
     columns: slice
-    kind: FixedPoint
     values: Tensor
 
 
@@ -111,13 +112,12 @@ class WeightedMean:
         self._arrive = arrive
         self._name_at = name_at
         self._grouped = groups is not None
-        kinds = ((parameters, PARAMETER_KIND), (size, BUFFER_KIND))
-        self._shared = world.shared_mean(groups or 1, size, kinds)
+        self._shared = world.shared_mean(groups or 1, size)
         shared_rows = torch.from_numpy(self._shared.rows)
         self._rows = shared_rows if device.type == "cpu" else torch.empty_like(shared_rows, device=device)
         self._elements = BLOCK_ELEMENTS if device.type == "cpu" else BLOCK_ELEMENTS_ON_GPU
         self._scratch = torch.empty(self._elements, dtype=torch.float64, device=device)
-        self._segments = (0, parameters, PARAMETER_KIND), (parameters, size, BUFFER_KIND)
+        self._segments = (0, parameters), (parameters, size)
 
     def add(self, vectors: Tensor, block: Block, group: Tensor | NDArray[np.int64] | None = None) -> None:
         """Add `vectors` [K, P] with the block's weights, each to the mean with the number `group` [K] (default: 0).
@@ -193,18 +193,18 @@ class WeightedMean:
         weights = patterns.view(torch.float64)
         for parts in self._parts(vectors, block.clients):
             for part, (low, high) in zip(parts, _ranges([part.values for part in parts]), strict=True):
-                values, some, limit = part.values, part.vectors, part.kind.limit
+                values, some, limit = part.values, part.vectors, TERMS.limit
                 if not (-limit < low and high < limit):
                     self._check(values, block.clients[some], part.columns.start)
                     if not alone:
-                        values = self._set_aside(values, weights[some], rows[some], part.columns, part.kind)
+                        values = self._set_aside(values, weights[some], rows[some], part.columns)
                 term = self._scratch[: values.numel()].view(values.shape)
                 if len(values) == 1 and values.device.type == "cpu":  # in one pass, which PyTorch cannot do
                     np.multiply(values.detach().numpy(), shares[some].item(), out=term.numpy(), dtype=np.float64)
                 else:
                     term.copy_(values).mul_(weights[some])
                 if not alone:
-                    term.add_(part.kind.magic)
+                    term.add_(TERMS.magic)
                 _accumulate(self._rows[:, part.columns], rows[some], term.view(torch.int64))
 
     def _parts(self, vectors: Tensor, clients: NDArray[np.int64]) -> Iterator[list[Part]]:
@@ -214,8 +214,8 @@ class WeightedMean:
         the check.
         """
         parts = (
-            Part(some, columns, kind, vectors[some, columns])
-            for begin, end, kind in self._segments
+            Part(some, columns, vectors[some, columns])
+            for begin, end in self._segments
             for some, columns in _tiles(len(vectors), begin, end, self._elements)
         )
         if self._arrive:
@@ -231,13 +231,13 @@ class WeightedMean:
         for k, (place, value) in diverged(part).items():
             raise Diverged(f"client {clients[k]} diverged: {self._name_at(first + place)} is {value:g}; {REMEDY}")
 
-    def _set_aside(self, part: Tensor, weights: Tensor, rows: Tensor, columns: slice, kind: FixedPoint) -> Tensor:
+    def _set_aside(self, part: Tensor, weights: Tensor, rows: Tensor, columns: slice) -> Tensor:
         """Sum numbers that are too large for fixed point separately, and replace them by zero."""
-        beyond = part.frexp().exponent - math.frexp(kind.limit)[1]
+        beyond = part.frexp().exponent - math.frexp(TERMS.limit)[1]
         number = beyond.div(CLASS_BITS, rounding_mode="floor")  # negative: it is not too large
         for one in number.unique().tolist():
             if one >= 0:
-                magic = FixedPoint(kind.unit * 2.0 ** (CLASS_BITS * (one + 1))).magic
+                magic = FixedPoint(TERMS.unit * 2.0 ** (CLASS_BITS * (one + 1))).magic
                 term = torch.where(number == one, part, 0).double().mul_(weights)
                 rounded = term.add_(magic).sub_(magic).cpu()
                 torch.from_numpy(self._shared.class_of_larger(one, columns)).index_add_(0, rows.cpu(), rounded)

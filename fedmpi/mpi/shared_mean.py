@@ -8,7 +8,6 @@ formed on rank 0's node.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import ref
 
@@ -58,13 +57,16 @@ class FixedPoint:
         np.subtract(patterns.view(np.uint64), np.uint64(bias), out=into.view(np.uint64))
 
 
+#: Of all numbers in means. It is lost in float32 for numbers above 2^-19, and numbers below 2^8 fit.
+TERMS = FixedPoint(2.0**-43)
+
+
 class SharedMean:
     """Rows of vectors that every rank adds to, and their means over all ranks.
 
     Args:
         ranks: of the job.
         rows, columns: shape of the means.
-        kinds: end column -> representation of the columns up to it.
 
     Attributes:
         formed: [rows, columns] float32 each, memory of formed means; on rank 0's node.
@@ -76,9 +78,8 @@ class SharedMean:
             class are multiples of one unit, and their sum is below 2^53 units, so it is exact.
     """
 
-    def __init__(self, ranks: Transfers, rows: int, columns: int, kinds: Sequence[tuple[int, FixedPoint]]) -> None:
+    def __init__(self, ranks: Transfers, rows: int, columns: int) -> None:
         self._ranks = ranks
-        self._kinds = kinds
         blocks = self._divide(rows, columns)
         self._mine = list(enumerate(blocks))[ranks.node.Get_rank() :: ranks.node.Get_size()]
         self.formed: list[NDArray[np.float32]] = []
@@ -96,12 +97,12 @@ class SharedMean:
         self._marks = self._all_marks[ranks.node.Get_rank()]
         self.larger: dict[int, NDArray[np.float64]] = {}
         # The first rank's memory is that of the node's sums.
-        sums = [self._all_rows[0][row, part] for row, part, _ in blocks]
+        sums = [self._all_rows[0][row, part] for row, part in blocks]
         self._ascent = Ascent(ranks, sums, 2 * rows + marks) if ranks.nodes > 1 else None
 
-    def suits(self, rows: int, columns: int, kinds: Sequence[tuple[int, FixedPoint]]) -> bool:
+    def suits(self, rows: int, columns: int) -> bool:
         """Whether this object was made with these arguments."""
-        return self.rows.shape == (rows, columns) and self._kinds == kinds
+        return self.rows.shape == (rows, columns)
 
     def clear(self) -> None:
         """Reset this rank's sums."""
@@ -135,20 +136,20 @@ class SharedMean:
         (masses, terms), marks = np.sum(self._all_counts, axis=0), np.sum(self._all_marks, axis=0)
         if ascent:
             ascent.begin(np.concatenate([masses, terms, marks.reshape(-1)]))
-            for block, (row, part, kind) in self._mine:
+            for block, (row, part) in self._mine:
                 total = self._integers[: part.stop - part.start]
-                kind.total(self._sum_of(row, part), int(terms[row]), into=total)
+                TERMS.total(self._sum_of(row, part), int(terms[row]), into=total)
                 ascent.put(block, total)
             masses, terms, marks = np.split(ascent.counts(), (len(masses), 2 * len(masses)))
         larger = self._sum_of_larger(marks.reshape(self._marks.shape)) if marks.any() else None
         # Exactly 1 if the whole cohort was added, because weights are integers, whose sum is exact.
         scale = total_mass / np.maximum(masses, 1)
-        for block, (row, part, kind) in self._mine:
+        for block, (row, part) in self._mine:
             total, values = self._integers[: part.stop - part.start], self._floats[: part.stop - part.start]
             if ascent:
                 ascent.take(block, total)
             elif terms[row]:
-                kind.total(self._sum_of(row, part), int(terms[row]), into=total)
+                TERMS.total(self._sum_of(row, part), int(terms[row]), into=total)
             else:
                 total = self._sum_of(row, part)
             if means is None:
@@ -157,7 +158,7 @@ class SharedMean:
                 means[row, part] = total.view(np.float64)
                 continue
             np.copyto(values, total)
-            values *= kind.unit * scale[row]
+            values *= TERMS.unit * scale[row]
             if larger is not None:
                 values += larger[row, part] * scale[row]
             means[row, part] = values
@@ -193,18 +194,13 @@ class SharedMean:
         """The number of a mean that is no longer referred to; the next number if there is none."""
         return next((number for number, mean in enumerate(self._in_use) if mean() is None), len(self.formed))
 
-    def _divide(self, rows: int, columns: int) -> list[tuple[int, slice, FixedPoint]]:
-        """The blocks of the means, each of one kind: the same on all nodes."""
+    def _divide(self, rows: int, columns: int) -> list[tuple[int, slice]]:
+        """The blocks of the means, the same on all nodes."""
         ranks = max(Counter(self._ranks.node_of).values())
         fewest = FEWEST_ELEMENTS if self._ranks.nodes == 1 else FEWEST_SENT
         width = min(max(rows * columns // (4 * ranks), fewest), MOST_ELEMENTS)
-        begins = [0, *(stop for stop, _ in self._kinds)]
-        return [
-            (row, slice(first, min(first + width, stop)), kind)
-            for row in range(rows)
-            for begin, (stop, kind) in zip(begins, self._kinds, strict=False)
-            for first in range(begin, stop, width)
-        ]
+        starts = range(0, columns, width)
+        return [(row, slice(start, min(start + width, columns))) for row in range(rows) for start in starts]
 
     def _sum_of(self, row: int, part: slice) -> NDArray[np.int64]:
         """The sum over the node's ranks, modulo 2^64."""

@@ -12,7 +12,7 @@ from fedmpi.mpi.ascent import INBOX_BYTES
 from fedmpi.mpi.buffers import chunks, offset_in, reshaped_like
 from fedmpi.mpi.guard import Guard
 from fedmpi.mpi.segments import TooLittleMemory, room
-from fedmpi.mpi.shared_mean import FixedPoint, SharedMean
+from fedmpi.mpi.shared_mean import SharedMean
 from fedmpi.mpi.transfers import Transfers
 
 # Number of results of a sum in memory: the one that rank 0 still uses, and the next.
@@ -107,15 +107,15 @@ class World(Transfers):
             memories += [formed for mean in self._means for formed in mean.formed]
         return any(offset_in(array, memory) is not None for memory in memories)
 
-    def shared_mean(self, rows: int, columns: int, kinds: Sequence[tuple[int, FixedPoint]]) -> SharedMean:
+    def shared_mean(self, rows: int, columns: int) -> SharedMean:
         """An empty sum for means of this shape, for use in this round."""
         while True:
             if self._means_used == len(self._means):
                 self.meet()  # before a call of MPI that all ranks of a node make together
-                self._means.append(SharedMean(self, rows, columns, kinds))
+                self._means.append(SharedMean(self, rows, columns))
             mean = self._means[self._means_used]
             self._means_used += 1
-            if mean.suits(rows, columns, kinds):
+            if mean.suits(rows, columns):
                 mean.clear()
                 return mean
 

@@ -99,43 +99,42 @@ def test_any_grouping_over_ranks_gives_the_same_bits(reference: Tensor, tmp_path
 
 
 def test_the_mean_is_right(reference: Tensor) -> None:
-    """Oracle: math.fsum, to 64 halves of a unit: 2^-38 for parameters, 2^-24 for buffers of about 1e5."""
+    """Oracle: math.fsum, to 64 halves of a unit: 2^-38 for parameters, 2^-22 for buffers of about 1e5."""
     values, masses = means.vectors(), means.masses()
     some = torch.cat([torch.arange(1000), torch.arange(PARAMETERS - 500, PARAMETERS)])
     assert_near(reference[some], exact(values[:, some], masses), COUNT, 2.0**-43)
     some = torch.arange(PARAMETERS, PARAMETERS + 1000)
-    assert_near(reference[some], exact(values[:, some], masses), COUNT, 2.0**-29)
+    assert_near(reference[some], exact(values[:, some], masses), COUNT, 2.0**-27)
     assert reference[some].abs().median() > 1000
 
 
 def test_small_values_keep_their_unit(world: World) -> None:
-    """Oracle: math.fsum; where float32 is finer than the unit: parameters of 1e-9, buffers of 1e-5."""
+    """Oracle: math.fsum; where float32 is finer than the unit: parameters of 1e-9, buffers of 1e-7."""
     values = torch.from_numpy(np.random.default_rng(0).standard_normal((10, 1000), dtype=np.float32)) * 1e-9
-    values[:, 500:] *= 1e4
+    values[:, 500:] *= 100
     mean = weighted(world, 1000, 10, buffers=500)
     mean.add(values, block(*range(10)))
     result = mean.reduce()
-    assert_near(result[:500], exact(values[:, :500], [1] * 10), 10, 2.0**-43)
-    assert_near(result[500:], exact(values[:, 500:], [1] * 10), 10, 2.0**-29)
+    assert_near(result, exact(values, [1] * 10), 10, 2.0**-43)
 
 
 def test_sums_reach_the_limits(world: World) -> None:
-    """Oracle: math.fsum, with parameters just below 2^8 and buffers just below 2^22, all of one sign."""
-    values = torch.cat([torch.full((7, 50), 255.99), torch.full((7, 50), 4.194e6)], 1)
+    """Oracle: math.fsum, with parameters just below 2^8 and buffers just below 2^24, all of one sign."""
+    values = torch.cat([torch.full((7, 50), 255.99), torch.full((7, 50), 1.67e7)], 1)
     values -= torch.from_numpy(np.random.default_rng(0).random((7, 100), dtype=np.float32))
     masses = [1, 2, 3, 500, 7, 11, 13]
     mean = weighted(world, 100, sum(masses), buffers=50)
     mean.add(values, Block(np.arange(7), np.array(masses), np.array(masses)))
     result = mean.reduce()
     assert_near(result[:50], exact(values[:, :50], masses), 7, 2.0**-43)
-    assert_near(result[50:], exact(values[:, 50:], masses), 7, 2.0**-29)
+    assert_near(result[50:], exact(values[:, 50:], masses), 7, 2.0**-27)
 
 
 def test_large_values_do_not_swallow_small_ones(world: World) -> None:
     """Oracle: math.fsum, in all 24 orders of 4 clients: two near the limits, which cancel, and two small."""
     values = torch.from_numpy(np.random.default_rng(0).random((4, 1000), dtype=np.float32)) * 1e-8
     values[:, 500:] *= 1e4
-    values[:2] = torch.tensor([[1.0], [-1.0]]) * torch.tensor([255.0, 4.19e6]).repeat_interleave(500)
+    values[:2] = torch.tensor([[1.0], [-1.0]]) * torch.tensor([255.0, 1.67e7]).repeat_interleave(500)
     oracle = exact(values, [100] * 4)
     results = []
     for order in permutations(range(4)):
@@ -143,7 +142,7 @@ def test_large_values_do_not_swallow_small_ones(world: World) -> None:
         mean.add(values[list(order)], block(*order, mass=100))
         result = mean.reduce()
         assert_near(result[:500], oracle[:500], 2, 2.0**-43)
-        assert_near(result[500:], oracle[500:], 2, 2.0**-29)
+        assert_near(result[500:], oracle[500:], 2, 2.0**-43)
         results.append(result)
     assert all(torch.equal(result, results[0]) for result in results)
 
