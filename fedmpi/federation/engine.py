@@ -135,6 +135,8 @@ class Engine:
                     f"{name} is a broadcast vector, which is valid only in its round: keep its clone()"
                 )
         with context.doing("ending the round"):
+            for model in (context.trainer.model, context.evaluator.model):
+                model.check_constants()
             context.be_idle()
             round.ledger.ask(status, checkpoint)
             malicious = context.adversary.malicious if context.adversary else None

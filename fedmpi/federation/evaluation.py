@@ -213,8 +213,8 @@ class Evaluator:
         clients: int,
     ) -> None:
         self.measures = measures
-        self._model = model
-        self._model.module.eval()
+        self.model = model
+        self.model.module.eval()
         self._train = train
         self._shards = train_shards
         sets = {"test": test, "validation": validation, "triggered": triggered}
@@ -256,7 +256,7 @@ class Evaluator:
             weights: [P], of the network.
             predict: computes the output with the network.
         """
-        self._model.load(weights)
+        self.model.load(weights)
         for name, one, place in self._parts(into):
             counted = self._counted[name]
             for start in range(part * BLOCK, len(counted), parts * BLOCK):
@@ -272,7 +272,7 @@ class Evaluator:
         predict: Predict = by_the_network,
     ) -> None:
         """Fill in the measurements of a client's samples; arguments as for `measure`."""
-        self._model.load(weights)
+        self.model.load(weights)
         for _, one, place in self._parts(into):
             shard = one.shards[client]
             for start in range(0, len(shard), BLOCK):
@@ -286,7 +286,7 @@ class Evaluator:
         shard = test.shards[client]
         if not len(shard):
             return math.nan
-        self._model.load(weights)
+        self.model.load(weights)
         blocks = (shard[start : start + BLOCK] for start in range(0, len(shard), BLOCK))
         measured = np.concatenate([self._measured(test, block, predict) for block in blocks], axis=1)
         return self.measures.main(self.measures.rows(measured), test.targets[shard], test.owners[shard])
@@ -302,7 +302,7 @@ class Evaluator:
         index = one.index[positions]
         _seed_draws(index)
         batch = one.samples.batch(index, self._seen_pixels(one.owners[positions]))
-        return self.measures.measure(predict(Net(self._model), batch), batch.y)
+        return self.measures.measure(predict(Net(self.model), batch), batch.y)
 
     def evaluation(self, measured: NDArray[np.float32]) -> Evaluation:
         """The evaluation, from the values added up over the ranks."""
@@ -333,8 +333,8 @@ class Evaluator:
             count += batch.mass
             for number, weights in enumerate(models):
                 _seed_draws(shard[start:])
-                self._model.load(weights)
-                totals[number] += batch.total(loss(self._model.module(batch.x), batch.y))
+                self.model.load(weights)
+                totals[number] += batch.total(loss(self.model.module(batch.x), batch.y))
         return [total / count if count else math.nan for total in totals]
 
     @torch.inference_mode()
@@ -345,7 +345,7 @@ class Evaluator:
 
         Only of blocks b with b mod `parts` = `part`.
         """
-        self._model.load(weights)
+        self.model.load(weights)
         hits = np.zeros(len(shards))
         blocks = [
             (client, shard[start : start + BLOCK])
@@ -355,7 +355,7 @@ class Evaluator:
         for client, index in blocks[part::parts]:
             batch = self._train.batch(index, self._pixels(client))
             _seed_draws(index)
-            hits[client] += (self._model.module(batch.x).argmax(1) == batch.y).sum().item()
+            hits[client] += (self.model.module(batch.x).argmax(1) == batch.y).sum().item()
         return hits
 
     def _seen_pixels(self, owners: NDArray[np.int64]) -> torch.Tensor | None:

@@ -221,10 +221,14 @@ class FlatModel:
                 owner._buffers[name] = tensor
                 if found is not None:
                     tensor.copy_(found.detach())
+        self.check_constants()
+
+    def check_constants(self) -> None:
+        """Raise RuntimeError if a constant buffer was written to, by this network or by copies of it."""
         for name, tensor, version in self._constants:
             if tensor._version != version:
                 raise RuntimeError(
-                    f"buffer {name} was written to in training, but not by the network's first batch: let every batch"
+                    f"buffer {name} was written to, but not by the network's first batch in training: let every batch"
                     " write to it, or give it persistent=False, so that each client starts with its first value"
                 )
 

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedmpi.errors import BadInput
+from fedmpi.randomness import globals_kept, seed_globals
 from fedmpi.tasks import Task
 from fedmpi.training.flat import FlatModel, Net
 from fedmpi.training.samples import Batch, Samples
@@ -51,6 +52,8 @@ def check_outputs(
         model.module.train(training)
         batch = samples.batch(np.arange(size) % len(samples.y))
         mode = "training" if training else "evaluation"
+        sent = [*(entry.name for entry in model.layout.entries), *model.layout.frozen]
+        before = {n: (b, b.clone()) for n, b in model.module.named_buffers() if n in sent}
         with torch.set_grad_enabled(training):
             try:
                 output = Net(model)(batch.x)
@@ -61,6 +64,14 @@ def check_outputs(
                 raise BadInput(f"= {name}: forward fails on {inputs}: {_place(error)}", "--model") from None
             if problem := _problem(output, (size, *shape)):
                 raise BadInput(f"= {name}: gives {problem}", "--model")
+            after = dict(model.module.named_buffers())
+            written = [n for n, (b, value) in before.items() if after[n] is not b or not _is_same(b, value)]
+            if written and not training:
+                problem = f"writes to buffer {written[0]} in evaluation mode: results would depend on earlier samples"
+                raise BadInput(f"= {name}: {problem}", "--model")
+            if training and (problem := _remembered(model, batch.x)):
+                again = "gives other outputs for the same inputs the second time"
+                raise BadInput(f"= {name}: {again}: {problem}", "--model")
             trains = training and any(parameter.requires_grad for parameter in model.module.parameters())
             if trains and not output.requires_grad:
                 problem = "an output without gradient in training mode: forward must not detach it"
@@ -68,6 +79,43 @@ def check_outputs(
             predicted = _predicted(algorithm, model, batch)
             if predicted is not None and (problem := _problem(predicted, (size, *shape))):
                 raise BadInput(f"= {method}: predict gives {problem}", "--algorithm")
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    if not one.is_floating_point():
+        return one.equal(other)
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
+def _remembered(model: FlatModel, x: Tensor) -> str | None:
+    """Why a network gives other outputs for the same inputs; None: it does not do so.
+
+    Its buffers and random numbers are the same each time. An attribute that is no buffer would pass from client to
+    client, so that results depended on the number of ranks.
+    """
+    weights, outputs, seen = model.weights[0].clone(), [], []
+    with globals_kept(), torch.no_grad():
+        for _ in range(2):
+            seed_globals(0)
+            model.load(weights)
+            seen.append(dict(_numbers(model.module)))
+            outputs.append(Net(model)(x).clone())
+    if _is_same(*outputs):
+        return None
+    changed = [name for name, value in seen[1].items() if not np.array_equal(value, seen[0].get(name, np.nan))]
+    if changed:
+        return f"forward changes its attribute {changed[0]}, which must be a buffer (register_buffer)"
+    return "what it remembers must be in buffers, and random numbers must come from the global generators"
+
+
+def _numbers(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Numbers and tensors that layers hold as plain attributes, by name."""
+    for path, layer in module.named_modules():
+        for name, value in vars(layer).items():
+            if isinstance(value, Tensor):
+                yield f"{path}.{name}".strip("."), value.detach().cpu().numpy().copy()
+            elif isinstance(value, (int, float)):
+                yield f"{path}.{name}".strip("."), value
 
 
 def _predicted(algorithm: Predicting, model: FlatModel, batch: Batch) -> Any:

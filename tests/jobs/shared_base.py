@@ -19,7 +19,7 @@ weight = fed.layout.frozen["extractor.1.bias"]
 world.meet()
 weight.data[world.rank] = world.rank + 10
 world.meet()
-found = [weight, fed.context.evaluator._model.layout.frozen["extractor.1.bias"]]
+found = [weight, fed.context.evaluator.model.layout.frozen["extractor.1.bias"]]
 lines = world.gather_text(" ".join(f"{value:g}" for each in found for value in each[: world.size].tolist()))
 if world.is_server:
     print("\n".join(lines))

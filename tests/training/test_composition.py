@@ -111,7 +111,7 @@ class Late(Model):
             def __init__(self) -> None:
                 super().__init__()
                 self.classifier = nn.Linear(32, outputs)
-                self.register_buffer("calls", torch.zeros(()))
+                self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
                 self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 32), nn.ReLU())
                 self.body.eval()
 

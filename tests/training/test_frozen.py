@@ -31,6 +31,7 @@ from fedmpi.checksum import sha256_of
 from fedmpi.errors import BadInput
 from fedmpi.models import Backbone, Model
 from fedmpi.models.generators.cvae import CVAE
+from fedmpi.options import with_options
 from fedmpi.policies.attacks import Gaussian
 from fedmpi.policies.compression import QSGD, TopK
 from fedmpi.policies.privacy import CentralDP
@@ -386,25 +387,43 @@ def test_constant_buffers() -> None:
         np.testing.assert_array_equal(tensor, before[name], err_msg=name)
 
 
+@with_options
 class Late(Model):
-    """Writes to a buffer in training, but not in the first batch."""
+    """Writes to a buffer, but not in the first batches.
+
+    Args:
+        kind: when it does so: in a later batch, or in wide ones in training or in evaluation.
+    """
+
+    kind: str = "later"
 
     class Network(nn.Module):
-        def __init__(self, classes: int) -> None:
+        def __init__(self, classes: int, kind: str) -> None:
             super().__init__()
-            self.floor, self.layer, self.calls = Floor(64), nn.Linear(64, classes), 0
+            self.floor, self.layer, self.calls, self.kind = Floor(64), nn.Linear(64, classes), 0, kind
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             self.calls += 1
-            if self.training and self.calls > 2:
-                self.floor.floor.add_(1)
+            writes = {
+                "later": self.training and self.calls > 9,
+                "wide": self.training and len(x) > 5,
+                "evaluation": not self.training and len(x) > 5,
+            }
+            if writes[self.kind]:
+                with torch.no_grad():
+                    self.floor.floor.lerp_(x.flatten(1).mean(0), 0.1)
             result: torch.Tensor = self.layer(self.floor(x.flatten(1)))
             return result
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-        return self.Network(classes)
+        return self.Network(classes, self.kind)
 
 
-def test_one_that_is_written_to_later_is_no_silent_error(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"buffer floor\.floor was written to in training"):
-        made_by(tmp_path / "made.h5", model=Late())
+@pytest.mark.parametrize(
+    ("kind", "vectorize"), [("later", "off"), ("wide", "off"), ("wide", 4), ("evaluation", "off")]
+)
+def test_one_that_is_written_to_later_is_no_silent_error(kind: str, vectorize: int | str, tmp_path: Path) -> None:
+    said = r"buffer floor\.floor was written to, but not by the network's first batch in training"
+    local = LocalTraining(epochs=1, batch_size=10, vectorize=vectorize)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match=said):
+        made_by(tmp_path / "made.h5", model=Late(kind), local=local)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from fedmpi.algorithms import Algorithm
 from fedmpi.algorithms.feature_fusion import FeatureFusion
@@ -74,6 +78,80 @@ def test_what_is_no_logits_is_refused(kind: str) -> None:
     with pytest.raises(BadInput, match=rf"^--model = mine\.Net: {ODD[kind]}") as refused:
         check(unlike.Odd(kind))
     assert refused.value.option == "--model"
+
+
+def run_of(forward: Callable[[Any, Tensor], Tensor]) -> unlike.Model:
+    """A model that is logistic regression of what `forward` (network, [B, 64] inputs) gives."""
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.calls, self.seen = nn.Linear(64, 10), 0, torch.zeros(64)
+            self.register_buffer("mean", torch.zeros(64))
+            self.own = torch.Generator().manual_seed(0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(forward(self, x.flatten(1)))
+            return logits
+
+    class Made(unlike.Model):
+        def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+            return Network()
+
+    return Made()
+
+
+def counting(network: Any, x: Tensor) -> Tensor:
+    network.calls += 1
+    return x / network.calls
+
+
+def remembering(network: Any, x: Tensor) -> Tensor:
+    network.seen = 0.9 * network.seen + 0.1 * x.detach().mean(0)
+    return x - network.seen
+
+
+def drawing(network: Any, x: Tensor) -> Tensor:
+    return x + torch.rand(x.shape, generator=network.own)
+
+
+def caching(network: Any, x: Tensor) -> Tensor:
+    network.seen = x
+    network.calls += 1
+    return x + torch.rand(x.shape) + random.random()
+
+
+def moving(network: Any, x: Tensor) -> Tensor:
+    """Moves the mean in evaluation mode."""
+    if not network.training:
+        network.mean += 0.1 * x.detach().mean(0)
+    return x - network.mean
+
+
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        (
+            counting,
+            "gives other outputs .* the second time: forward changes its attribute calls, which",
+        ),
+        (
+            remembering,
+            "gives other outputs .* the second time: forward changes its attribute seen, which",
+        ),
+        (drawing, "gives other outputs .* the second time: .* must come from the global generators$"),
+        (moving, "writes to buffer mean in evaluation mode: results would depend on earlier samples$"),
+    ],
+)
+def test_what_a_network_remembers_elsewhere_is_refused(forward: Callable[[Any, Tensor], Tensor], said: str) -> None:
+    """It would pass from client to client, so that results depended on the number of ranks."""
+    with pytest.raises(BadInput, match=said):
+        check(run_of(forward))
+
+
+def test_what_a_network_only_writes_is_allowed() -> None:
+    """So are the global generators."""
+    check(run_of(caching))
 
 
 @pytest.mark.parametrize("kind", ["column", "single"])
