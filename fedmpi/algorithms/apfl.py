@@ -67,12 +67,14 @@ class APFL(PartlyShared):
         return np.flatnonzero(~is_shared), np.flatnonzero(is_shared)
 
     def setup(self, fed: Federation) -> None:
-        super().setup(fed)
         self.size = fed.layout.size
         (self.place,) = [entry.columns for entry in fed.layout.entries if entry.name == "mix.alpha"]
+        super().setup(fed)
+
+    def kept_at_first(self) -> Tensor:
         first = self.weights.clone()  # alpha is zero in the server's model, which so is the global one
         first[self.place] = self.alpha
-        self.kept = fed.client_state("kept", first[self.own])
+        return first
 
     def train_parts(self, fed: Federation, block: Block, start: Tensor) -> Trained:
         alpha = start[:, self.place]

@@ -39,7 +39,11 @@ class PartlyShared(Algorithm):
         super().setup(fed)
         self.own, self.shared = self.split(fed.layout)
         self.own_runs, self.shared_runs = runs(self.own), runs(self.shared)
-        self.kept = fed.client_state("kept", self.weights[self.own])
+        self.kept = fed.client_state("kept", self.kept_at_first()[self.own])
+
+    def kept_at_first(self) -> Tensor:
+        """[P], the model whose own part every client keeps at first."""
+        return self.weights
 
     def payload(self, layout: Layout) -> tuple[Vectors, Vectors]:
         _, shared = self.split(layout)

@@ -15,6 +15,7 @@ from fedmpi.experiment import inputs
 from fedmpi.experiment.checkpoint import Checkpoints, Place, SavedFederation, server_state
 from fedmpi.experiment.settings import Settings
 from fedmpi.experiment.stopping import Stopping, reason_to_stop
+from fedmpi.federation.client_state import INTERNAL
 from fedmpi.results import Run
 from fedmpi.results.check import check_intact
 from fedmpi.results.paths import checkpoints_beside
@@ -37,8 +38,8 @@ def missing_in_results(saved: SavedFederation) -> list[str]:
         owner = type(part.server_optimizer if optimizer else part).__name__
         if name != "server/0/weights":
             missing.append(f"the server's {attribute.replace('_', ' ')} ({owner})")
-    missing += [f"the clients' {name} ({type(algorithm).__name__})" for name in engine.states.states]
-    return missing
+    states = [name.removeprefix(INTERNAL) for name in engine.states.states]
+    return missing + [f"the clients' {name} ({type(algorithm).__name__})" for name in states]
 
 
 def restore_weights(saved: SavedFederation, output: Path) -> None:

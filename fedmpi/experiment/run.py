@@ -12,7 +12,7 @@ import numpy as np
 
 from fedmpi import results
 from fedmpi.described import leaves
-from fedmpi.errors import BadInput
+from fedmpi.errors import BadInput, named
 from fedmpi.experiment import inputs
 from fedmpi.experiment.assembly import Assembled, assemble, set_up
 from fedmpi.experiment.checkpoint import Checkpoints, Place, SavedFederation
@@ -253,12 +253,18 @@ class _Course:
         resumed = place.stage if place else None
         begin_before(engine, experiment.algorithm)
         stages = experiment.algorithm.stages(engine.federation)
+        names = {interruptions.whole.name}  # by which a checkpoint tells federations apart
         for number in count(1):
             engine.federation.context.reseed(f"stage {number}")
             stage = next(stages, None)
             if stage is None:
                 break
             name, sibling, algorithm = stage
+            if name in names:
+                with self._world.agreed():
+                    reason = f"yields a stage {name!r}, a name that is taken: choose another one for each stage"
+                    raise BadInput(f"= {named(experiment.algorithm)}: {reason}", "--algorithm")
+            names.add(name)
             if resumed and resumed != name:
                 continue  # it was finished before
             other, rounds = Engine(sibling), sibling.context.rounds

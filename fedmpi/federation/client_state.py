@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedmpi.errors import BadInput
 from fedmpi.mpi.world import World
 from fedmpi.training.block import Block
 from fedmpi.training.layout import aligned_rows
@@ -15,6 +16,8 @@ from fedmpi.training.layout import aligned_rows
 # much unused as they use. Of such a piece only the pages that were written take memory.
 PIECE_ELEMENTS = 1 << 24
 ROWS_A_PIECE = 256
+#: Names of the states that fedmpi itself creates begin like this. Those of methods may not.
+INTERNAL = "fedmpi: "
 
 
 class ClientState:
@@ -81,6 +84,13 @@ class StateKeeper:
         self._holder = np.zeros(clients, dtype=np.int32)
 
     def create(self, name: str, initial: Tensor, device: torch.device) -> ClientState:
+        """Give every client a vector.
+
+        Raises:
+            BadInput: there is one of this name already, which would be lost.
+        """
+        if name in self.states:
+            raise BadInput(f"fed.client_state: clients have a state {name!r} already: choose another name")
         self.states[name] = ClientState(initial, device)
         return self.states[name]
 

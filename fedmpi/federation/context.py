@@ -18,7 +18,7 @@ from fedmpi import randomness
 from fedmpi.arrays import read_only
 from fedmpi.data import Split
 from fedmpi.federation.adversary import Adversary
-from fedmpi.federation.client_state import StateKeeper
+from fedmpi.federation.client_state import INTERNAL, StateKeeper
 from fedmpi.federation.energy import Energy
 from fedmpi.federation.evaluation import Evaluator
 from fedmpi.federation.ledger import Ledger
@@ -246,7 +246,7 @@ class Context:
             columns: the part of the model that the vectors hold.
         """
         number, (_, parameters) = len(self.round.uplinks), self.layout.extent(columns)
-        name = f"compression {number}"  # a method sends the same vectors in every round
+        name = f"{INTERNAL}compression {number}"  # a method sends the same vectors in every round
         if name not in self.states.states and (count := self.compression.kept(parameters)):
             self.states.create(name, torch.zeros(count), self.device)
         uplink = Uplink(

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedmpi import randomness, streams
-from fedmpi.federation.client_state import ClientState
+from fedmpi.errors import BadInput
+from fedmpi.federation.client_state import INTERNAL, ClientState
 from fedmpi.federation.context import Context
 from fedmpi.federation.evaluation import Evaluation, Prediction
 from fedmpi.federation.local import Local, Trained
@@ -124,7 +125,13 @@ class Federation:
         return self.context.label_counts
 
     def client_state(self, name: str, initial: Tensor) -> ClientState:
-        """Give every client a vector [n] that it keeps between rounds; must be called in `Algorithm.setup`."""
+        """Give every client a vector [n] that it keeps between rounds; must be called in `Algorithm.setup`.
+
+        Raises:
+            BadInput: the name is taken, for example by the method that this one extends, or is reserved for fedmpi.
+        """
+        if name.startswith(INTERNAL):
+            raise BadInput(f"fed.client_state: {name!r}: must not begin with {INTERNAL!r}: choose another name")
         return self.context.states.create(name, initial, self.device)
 
     def my_clients(self, cohort: Cohort, phase: Phase = WHOLE) -> Iterator[Block]:

@@ -109,7 +109,8 @@ class Ledger:
         self._is_timing = False
         self._world = world
         self._name_at = name_at
-        own = [name for name in client_metrics if name in (*RECORDED, *LOST, *KEYS, *plan.clients)]
+        taken = (*RECORDED, *LOST, *KEYS, *plan.clients)
+        own = [name for name in client_metrics if name in taken or client_metrics.count(name) > 1]
         _refuse(own, "client_metrics", "clients")
         self._columns = [*RECORDED, *client_metrics, *LOST]
         # One buffer for all, so that one message brings it together: a sum over the ranks. So a record begins as 0,

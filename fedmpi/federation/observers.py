@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from fedmpi.federation.client_state import INTERNAL
 from fedmpi.federation.context import Context
 from fedmpi.federation.evaluation import Prediction, predict_with
 from fedmpi.policies import Cohort
@@ -45,7 +46,7 @@ class LastModels:
     def __init__(self, context: Context, everyone: Cohort, initial: Tensor) -> None:
         self._context = context
         self._everyone = everyone
-        self._models = context.states.create("last model", initial, context.device)
+        self._models = context.states.create(f"{INTERNAL}last model", initial, context.device)
 
     def trained(self, block: Block, weights: Tensor) -> None:
         self._models[block] = weights

@@ -44,7 +44,7 @@ class OwnHeads(FedALA):
 
     def setup(self, fed: Federation) -> None:
         super().setup(fed)
-        self.shares = fed.client_state("shares", torch.zeros_like(self.weights[self.head]))
+        self.shares = fed.client_state("no shares", torch.zeros_like(self.weights[self.head]))
 
 
 @pytest.mark.parametrize("vectorize", ["off", 4])

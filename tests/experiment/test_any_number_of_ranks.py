@@ -143,7 +143,9 @@ CASES = {
     "genfl": f"{SMALL} {GENFL} --algorithm.synthetic 2300 --algorithm.cas_epochs 2 --algorithm.paper_compat true"
     " --model LeNet",
     "side_by_side_genfl": f"{SIDE_BY_SIDE} {GENFL} --algorithm.synthetic 300 --algorithm.cas_epochs 0",
-    "client_state": f"{SMALL} --rounds 8 --algorithm methods.Remembering --model LogisticRegression",
+    # What the method calls its vectors is what fedmpi would call those that it keeps itself.
+    "client_state": f"{SMALL} --rounds 8 --algorithm methods.Remembering --model LogisticRegression"
+    " --evaluate_means both",
     "further_gradients": f"{SMALL} --algorithm methods.Extragradient --model LeNet --local.momentum 0.5"
     " --local.batch_size 7",
     "side_by_side_further_gradients": f"{SIDE_BY_SIDE} --algorithm methods.Extragradient --model.norm batch"

@@ -79,6 +79,8 @@ def test_columns_of_fedmpi_cannot_be_replaced(tmp_path: Path) -> None:
     for metric in ("loss", "round", "client", "seconds", "virtual_seconds"):
         with pytest.raises(ValueError, match=f"^client_metrics: /clients has a column {metric} already"):
             run(path, Logs(metric=metric), conditions=Heterogeneous(), **settings)
+    with pytest.raises(ValueError, match=r"^client_metrics: /clients has a column local_accuracy already"):
+        run(path, Logs(metric="local_accuracy"), evaluate_local=True, **settings)
     assert run(path, Logs(), **settings).rounds["mine"].tolist() == [77.0, 77.0]
 
 

@@ -88,7 +88,7 @@ class Remembering(FedAvg):
 
     def setup(self, fed: Federation) -> None:
         super().setup(fed)
-        self.last = fed.client_state("last", fed.initial_weights())
+        self.last = fed.client_state("last model", fed.initial_weights())
         self.visits = fed.client_state("visits", torch.zeros(1))
 
     def round(self, fed: Federation, cohort: Cohort) -> None:

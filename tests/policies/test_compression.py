@@ -22,7 +22,7 @@ from fedmpi.algorithms.scaffold import SCAFFOLD
 from fedmpi.components import subclasses
 from fedmpi.errors import BadInput, Diverged
 from fedmpi.experiment.command_line import parse
-from fedmpi.federation.client_state import ClientState
+from fedmpi.federation.client_state import INTERNAL, ClientState
 from fedmpi.federation.engine import Engine
 from fedmpi.federation.mean import WeightedMean
 from fedmpi.federation.uplink import Arrived, Uplink
@@ -98,7 +98,7 @@ class Sent:
 
     def left_out(self, number: int) -> dict[int, NDArray[np.float64]]:
         """What each client keeps of vector `number`."""
-        state = self.engine.states.states[f"compression {number}"]
+        state = self.engine.states.states[f"{INTERNAL}compression {number}"]
         return {client: row.double().numpy() for client, row in state.rows.items()}
 
 
