@@ -17,6 +17,7 @@ from torch import Tensor
 from fedmpi import randomness
 from fedmpi.arrays import read_only
 from fedmpi.data import Split
+from fedmpi.errors import BadInput, named
 from fedmpi.federation.adversary import Adversary
 from fedmpi.federation.client_state import INTERNAL, StateKeeper
 from fedmpi.federation.energy import Energy
@@ -28,7 +29,7 @@ from fedmpi.federation.uplink import Uplink
 from fedmpi.mpi.world import World
 from fedmpi.policies import Cohort
 from fedmpi.policies.compression import Compression
-from fedmpi.policies.privacy import Privacy, Released
+from fedmpi.policies.privacy import NoPrivacy, Privacy, Released
 from fedmpi.policies.sampling import Weighting, masses
 from fedmpi.training.block import Block
 from fedmpi.training.flat import FlatModel
@@ -180,6 +181,13 @@ class Context:
             with self.doing("writing results"):
                 self.when_idle()
 
+    def refuse_if_private(self, call: str) -> None:
+        """Raise BadInput under `--privacy`, on every rank alike, for a call whose result no noise protects."""
+        if not isinstance(self.privacy, NoPrivacy):
+            allowed = "one fed.weighted_mean per round, which gets noise"
+            with self.world.agreed():
+                raise BadInput(f"= {named(self.privacy)}: {call} is not private: must be {allowed}", "--privacy")
+
     # What is drawn
 
     def reseed(self, purpose: str | None = None) -> None:
@@ -245,6 +253,8 @@ class Context:
             start: the received vector, if the vectors are models; None: they are changes.
             columns: the part of the model that the vectors hold.
         """
+        if self.round.uplinks:  # of which clipping bounds each alone
+            self.refuse_if_private("a second mean in a round")
         number, (_, parameters) = len(self.round.uplinks), self.layout.extent(columns)
         name = f"{INTERNAL}compression {number}"  # a method sends the same vectors in every round
         if name not in self.states.states and (count := self.compression.kept(parameters)):

@@ -175,17 +175,21 @@ class Federation:
     def gather_records(self) -> dict[str, NDArray[np.float64]]:
         """The recorded values of the round's clients, on every rank: name -> [m], in the order of `cohort.clients`.
 
-        NaN if nothing was recorded, for example because a client was not trained.
+        NaN if nothing was recorded, for example because a client was not trained. Refused under `--privacy`.
         """
-        with self.context.doing("gathering records"):
-            return self.context.round.ledger.gather()
+        self.context.refuse_if_private("fed.gather_records")
+        return self._records()
 
     def undiverged(self, cohort: Cohort) -> Cohort:
         """The clients of the round's cohort whose training has not diverged.
 
         A collective; call it after all training.
         """
-        return cohort.subset(np.flatnonzero(self.gather_records()["diverged"] != 1))
+        return cohort.subset(np.flatnonzero(self._records()["diverged"] != 1))
+
+    def _records(self) -> dict[str, NDArray[np.float64]]:
+        with self.context.doing("gathering records"):
+            return self.context.round.ledger.gather()
 
     # Models
 
@@ -232,6 +236,8 @@ class Federation:
             columns: the part of the model that is sent; None: all of it.
             arrive: changes the vectors where they arrive, see `WeightedMean`.
         """
+        if groups is not None:
+            self.context.refuse_if_private("fed.weighted_mean of groups")
         uplink = self.context.uplink(cohort, start, columns)
         return self.context.mean_over(cohort, groups, columns, cohort.expected_mass, uplink, arrive)
 
@@ -242,12 +248,13 @@ class Federation:
     def stack(self, cohort: Cohort, start: Tensor, group: NDArray[np.int64] | None = None) -> Stack:
         """An empty stack for the models [P] that the clients of `cohort` send.
 
-        See `Stack`, and `Uplink` for what else becomes of what is sent.
+        See `Stack`, and `Uplink` for what else becomes of what is sent. Refused under `--privacy`.
 
         Args:
             start: [P] or [groups, P], the received models.
             group: [m] the number of the start that each client received.
         """
+        self.context.refuse_if_private("fed.stack")
         uplink, ledger = self.context.uplink(cohort, start), self.context.round.ledger
         return Stack(self.context.world, cohort, start, self.layout.parameters, uplink, ledger, group)
 
@@ -255,12 +262,14 @@ class Federation:
         """[m, n] at the server (meta tensors on other ranks): a short vector per client of the cohort, in order.
 
         The vectors are neither attacked nor compressed. NaN for a client whose vector is missing or not finite.
+        Refused under `--privacy`.
 
         Args:
             mine: client -> [n], for the clients that this rank trained.
             size: n, for example the size of a layer; whole models would take too much memory at the server.
             counts: whether the vectors count as sent. They should not if they are part of another sent vector.
         """
+        self.context.refuse_if_private("fed.gather")
         rows = Rows(self.context.world, cohort.clients, size)
         for client, vector in mine.items():
             rows.put(client, vector.cpu().numpy())

@@ -186,17 +186,24 @@ class Local:
     def total(self, terms: Sequence[Sequence[Tensor]], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """Sums over all ranks of small tensors of several kinds, one per shape; bit-identical for any placement.
 
+        Refused under `--privacy`.
+
         Args:
             terms: any number of terms of this rank. Each has one tensor of each kind.
             shapes: of the kinds.
 
         Returns: The sums in float64, in host memory, on every rank; all NaN if a term is not finite.
         """
+        self._context.refuse_if_private("fed.at_clients.total")
         with self._context.doing("summing"):
             return total(self._context.world, terms, shapes)
 
     def losses_of_all(self, clients: NDArray[np.int64], models: Tensor) -> NDArray[np.float64]:
-        """[m, M]: the same for these clients, on every rank. All ranks must have `models`."""
+        """[m, M]: the same for these clients, on every rank. All ranks must have `models`.
+
+        Refused under `--privacy`.
+        """
+        self._context.refuse_if_private("fed.at_clients.losses_of_all")
         context, world = self._context, self._context.world
         losses = np.zeros((len(clients), len(models)))
         with context.doing("measuring losses"):

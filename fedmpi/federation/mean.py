@@ -144,12 +144,15 @@ class WeightedMean:
 
         Raises:
             Diverged: as `add`, for a vector that the uplink had held back.
+            BadInput: under `--privacy`, a client was added twice; on every rank alike.
 
         Returns: The float32 mean at the server. It is in memory that the ranks of the node share, so it can be
             broadcast without a copy; do not change it in place while they may read it. On the other ranks a meta
             tensor of the same shape: it takes no memory, can be used in the server's arithmetic, and cannot be read
             by mistake.
         """
+        if self._uplink:
+            self._uplink.check(self._world)
         for late in self._uplink.late() if self._uplink else ():
             self._add(*late)
         if self._rows.device.type != "cpu":

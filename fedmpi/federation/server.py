@@ -108,7 +108,11 @@ class Server:
     # The clients' models as teachers
 
     def keep_models(self) -> None:
-        """For the rest of this round, keep the model of each client with weight on the rank that trained it."""
+        """For the rest of this round, keep the model of each client with weight on the rank that trained it.
+
+        Refused under `--privacy`.
+        """
+        self._context.refuse_if_private("fed.at_server.keep_models")
         self._context.round.observers.append(KeptModels())
 
     @property

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmpi import randomness
+from fedmpi.errors import BadInput, named
 from fedmpi.federation.adversary import Adversary
 from fedmpi.federation.client_state import ClientState
+from fedmpi.mpi.world import World
 from fedmpi.options import acts_as
 from fedmpi.policies.compression import Compression, Dense
 from fedmpi.policies.privacy import NoPrivacy, Privacy, clipped
@@ -57,6 +59,8 @@ class Uplink:
     divisor: int = 1
     bytes: int = field(default=0, init=False)
     _held: list[Arrived] = field(default_factory=list, init=False)
+    _senders: set[int] = field(default_factory=set, init=False)
+    _again: set[int] = field(default_factory=set, init=False)
 
     def send(self, vectors: Tensor, block: Block, group: NDArray[np.int64]) -> Arrived:
         """The vectors that arrive at the server, from `vectors` [K, n] that clients send, and their clients.
@@ -65,6 +69,9 @@ class Uplink:
         """
         count, size = vectors.shape
         self.bytes += count * self.compression.payload(size, self.parameters)
+        senders = {*block.clients[block.mass > 0].tolist()}
+        self._again |= self._senders & senders
+        self._senders |= senders
         liars = self.adversary.among(block).tolist() if self.adversary else []
         if self.adversary and liars:
             if self.adversary.colludes:
@@ -78,6 +85,15 @@ class Uplink:
                 vectors = vectors.clone()
                 vectors[liars, : self.parameters] = start + change
         return self._compressed(self._clipped(vectors, group), block, group)
+
+    def check(self, world: World) -> None:
+        """Raise BadInput, on every rank alike, if a client has sent more under `--privacy` than clipping bounds."""
+        if isinstance(self.privacy, NoPrivacy):
+            return
+        with world.agreed():
+            for client in sorted(self._again)[:1]:
+                reason = f"client {client} was added to a mean twice: must be one vector of each client per round"
+                raise BadInput(f"= {named(self.privacy)}: {reason}", "--privacy")
 
     def noise(self) -> Tensor | None:
         """[parameters], the noise that is added to the mean; None: no noise."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import Any
 
 import pytest
@@ -14,8 +15,32 @@ PROGRAMS = REPOSITORY / "tests" / "jobs"
 PATHS = os.pathsep.join(map(str, [REPOSITORY, PROGRAMS]))
 SMALL = "--clients 6 --cohort 3 --rounds 3 --local.steps 1 --model LogisticRegression"
 TAKEN = "a name that is taken: choose another one for each stage"
+#: What tells the server more than a private mean does, and how the line names it.
+TELLING = {
+    "stack": "fed.stack",
+    "gather": "fed.gather",
+    "records": "fed.gather_records",
+    "total": "fed.at_clients.total",
+    "losses": "fed.at_clients.losses_of_all",
+    "keep_models": "fed.at_server.keep_models",
+    "groups": "fed.weighted_mean of groups",
+    "second mean": "a second mean in a round",
+}
+PRIVATE = "--sampler Bernoulli --weighting uniform --privacy CentralDP --algorithm careless.Telling --algorithm.what"
 #: Options, and the whole line.
 REFUSED = {
+    **{
+        what.replace(" ", "_"): (
+            f"{PRIVATE} '{what}'",
+            f"--privacy = CentralDP: {named} is not private: must be one fed.weighted_mean per round,"
+            " which gets noise",
+        )
+        for what, named in TELLING.items()
+    },
+    "twice": (
+        f"{PRIVATE} twice",
+        "--privacy = CentralDP: client CLIENT was added to a mean twice: must be one vector of each client per round",
+    ),
     "same_state": (
         "--algorithm careless.Personal",
         "fed.client_state: clients have a state 'personal' already: choose another name",
@@ -49,6 +74,6 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[st
 def test_one_line_on_every_rank(name: str, refusals: dict[str, list[dict[str, Any]]]) -> None:
     """Oracle: the line, which rank 0 alone prints; the same exit status on every rank."""
     first, *others = refusals[name]
-    assert first["err"] == f"fedmpi: error: {REFUSED[name][1]}\n"
+    assert re.sub(r"client \d ", "client CLIENT ", first["err"]) == f"fedmpi: error: {REFUSED[name][1]}\n"
     assert [seen["status"] for seen in (first, *others)] == [2] * 3
     assert [seen["err"] for seen in others] == [""] * 2

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from fedmpi.algorithms import Algorithm
     from fedmpi.federation.federation import Federation
+    from fedmpi.policies import Cohort
 
 
 class Personal(Ditto):
@@ -41,3 +42,40 @@ class Staged(FedAvg):
     def stages(self, fed: Federation) -> Iterator[tuple[str, Federation, Algorithm]]:
         for name in self.names:
             yield name, fed.sibling(lambda: torch.nn.Linear(64, 10), fed.local, 0, name), FedAvg()
+
+
+class Telling(FedAvg):
+    """Tells the server of single clients, in one of several ways, and averages their models.
+
+    Args:
+        what: the way.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def round(self, fed: Federation, cohort: Cohort) -> None:
+        start, size = fed.broadcast(self.weights), fed.layout.size
+        if self.what == "stack":
+            fed.stack(cohort, start)
+        if self.what == "keep_models":
+            fed.at_server.keep_models()
+        if self.what == "losses":
+            fed.at_clients.losses_of_all(cohort.clients, start[None])
+        mean = fed.weighted_mean(cohort, start, groups=2 if self.what == "groups" else None)
+        if self.what == "second mean":
+            fed.weighted_mean(cohort, start)
+        sent: dict[int, torch.Tensor] = {}
+        for block in fed.my_clients(cohort):
+            trained = fed.train(block, start, self).weights
+            sent |= {client: row.clone() for client, row in zip(block.clients.tolist(), trained, strict=True)}
+            mean.add(trained, block)
+            if self.what == "twice":
+                mean.add(trained, block)
+        if self.what == "gather":
+            fed.gather(cohort, sent, size)
+        if self.what == "records":
+            fed.gather_records()
+        if self.what == "total":
+            fed.at_clients.total([[row] for row in sent.values()], [(size,)])
+        self.server_step(fed, mean.reduce(empty=self.weights))

@@ -45,8 +45,9 @@ from fedmpi.policies.privacy import CentralDP, clipped
 from fedmpi.randomness import stream
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
+from tests.algorithms.test_payload import METHODS
 from tests.support.digits import SHAPE, Few
-from tests.support.experiments import CPU, SEED, Spy, network, run
+from tests.support.experiments import CPU, SEED, Spy, network, run, shortened
 
 SETTINGS: dict[str, Any] = {
     "model": LeNet("group"),
@@ -127,6 +128,15 @@ def test_the_noise(tmp_path: Path) -> None:
         assert abs(noise.mean()) < 4 * noise.std() / math.sqrt(len(noise))
     correlations = np.corrcoef(noises) - np.eye(3)
     assert np.abs(correlations).max() < 0.05
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m.takes_privacy], ids=lambda method: method.__name__)
+def test_methods_that_say_so_send_one_mean(method: type[Algorithm], tmp_path: Path) -> None:
+    """Oracle: they are not refused, and a round costs what one mean does."""
+    quick = {**SETTINGS, "model": MLP((30,)), "rounds": 1, "sampler": Uniform(), "local": LocalTraining(steps=1)}
+    privacy = CentralDP(0.1, 2.0)
+    made = run(tmp_path / "run.h5", shortened(method), privacy=privacy, **quick)
+    assert made.rounds["epsilon"].tolist() == [privacy.epsilon(1, Uniform(), 4, 8)]
 
 
 def test_attackers_are_cut_short(tmp_path: Path) -> None:
