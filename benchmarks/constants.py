@@ -119,7 +119,7 @@ def of_vectors(alone: World, size: int) -> dict[str, float]:
         mean = World(MPI.COMM_SELF).shared_mean(1, share)
         mean.masses[:] = mean.terms[:] = 1
         mean._all_rows = [np.ones((1, share), np.int64) for _ in range(ranks)]
-        mean._all_counts = [np.ones((2, 1), np.int64) for _ in range(ranks)]
+        mean._all_counts = [np.array([[1], [1], [0]]) for _ in range(ranks)]
         return seconds(times, lambda: mean.form(2)) * cores
 
     numbers, memory = np.full(MOST_ELEMENTS, 1 << 40), np.empty(8 * MOST_ELEMENTS, np.uint8)

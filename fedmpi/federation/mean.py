@@ -184,21 +184,47 @@ class WeightedMean:
             vectors, groups, block = vectors[counted], groups[counted], block.rows(counted.tolist())
         if not len(block):
             return
-        # A client that is the whole cohort is passed through as it is.
-        alone = bool((block.mass == self._total_mass).any())
+        # A client that is the whole cohort is passed through as it is, unless it is added again.
+        alone = bool((block.mass == self._total_mass).any() and not self._shared.masses[groups].any())
         for row in np.unique(groups).tolist():
             if not self._shared.masses[row]:
                 self._rows[row].zero_()
+            if self._shared.unrounded[row]:
+                self._round(row)
             self._shared.masses[row] += block.mass[groups == row].sum()
+            self._shared.unrounded[row] = alone
             self._shared.terms[row] += 0 if alone else (groups == row).sum()
         shares = block.mass[:, None] / self._total_mass
+        self._sum(self._parts(vectors, block.clients, self._arrive), block.clients, shares, groups, alone)
+
+    def _round(self, row: int) -> None:
+        """Turn the unrounded term of a row into a rounded one, to which others can be added."""
+        vector = self._rows[row].view(torch.float64).float()
+        self._rows[row].zero_()
+        self._shared.unrounded[row], self._shared.terms[row] = 0, 1
+        one = np.ones(1, dtype=np.int64)
+        self._sum(self._parts(vector[None], one, None), one, np.ones((1, 1)), one * row, alone=False)
+
+    def _sum(
+        self,
+        parts: Iterator[list[Part]],
+        clients: NDArray[np.int64],
+        shares: NDArray[np.float64],
+        groups: NDArray[np.int64],
+        alone: bool,
+    ) -> None:
+        """Add parts of vectors to the rows of their groups, each times the share [K, 1] of its client.
+
+        Args:
+            alone: whether the numbers are stored unrounded.
+        """
         patterns, rows = upload(self._rows.device, shares.view(np.int64), groups)
         weights = patterns.view(torch.float64)
-        for parts in self._parts(vectors, block.clients):
-            for part, (low, high) in zip(parts, _ranges([part.values for part in parts]), strict=True):
+        for together in parts:
+            for part, (low, high) in zip(together, _ranges([part.values for part in together]), strict=True):
                 values, some, limit = part.values, part.vectors, TERMS.limit
                 if not (-limit < low and high < limit):
-                    self._check(values, block.clients[some], part.columns.start)
+                    self._check(values, clients[some], part.columns.start)
                     if not alone:
                         values = self._set_aside(values, weights[some], rows[some], part.columns)
                 term = self._scratch[: values.numel()].view(values.shape)
@@ -210,7 +236,7 @@ class WeightedMean:
                     term.add_(TERMS.magic)
                 _accumulate(self._rows[:, part.columns], rows[some], term.view(torch.int64))
 
-    def _parts(self, vectors: Tensor, clients: NDArray[np.int64]) -> Iterator[list[Part]]:
+    def _parts(self, vectors: Tensor, clients: NDArray[np.int64], arrive: Arrive | None) -> Iterator[list[Part]]:
         """All parts of the vectors, in lists that are checked at once.
 
         On a CPU one by one, because the check brings a part into the cache. On a GPU all, because the host waits for
@@ -221,8 +247,7 @@ class WeightedMean:
             for begin, end in self._segments
             for some, columns in _tiles(len(vectors), begin, end, self._elements)
         )
-        if self._arrive:
-            arrive = self._arrive
+        if arrive:
             parts = (replace(p, values=arrive(p.values, clients[p.vectors], p.columns)) for p in parts)
         if self._rows.device.type == "cpu":
             for part in parts:

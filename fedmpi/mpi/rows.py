@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedmpi.errors import BadInput
 from fedmpi.mpi.world import World
 
 # Size of other ranks' vectors that a rank holds at a time (4 MiB); largest and smallest number of columns.
@@ -41,19 +42,30 @@ class Rows:
         self._size = size
         self._positions = {client: position for position, client in enumerate(clients.tolist())}
         self._mine: dict[int, NDArray[np.float32]] = {}
+        self._clients = clients
         # The rank that holds a vector, plus 1; -1: the vector is not finite; 0: there is none.
-        self._holders = np.zeros(len(clients))
+        # Beside it, how many vectors there are of the client.
+        self._told = np.zeros((2, len(clients)))
+        self._holders, self._counts = self._told
 
     def put(self, client: int, vector: NDArray[np.float32]) -> None:
         """Keep a copy of a client's vector [n], unless it is not finite."""
         position, is_finite = self._positions[client], bool(np.isfinite(vector).all())
         self._holders[position] = self._world.rank + 1 if is_finite else -1
+        self._counts[position] += 1
         if is_finite:
             self._mine[position] = vector.copy()
 
     def close(self) -> None:
-        """Finish the collection: all ranks learn which rank holds which vector; a collective."""
-        self._world.sum(self._holders)
+        """Finish the collection: all ranks learn which rank holds which vector; a collective.
+
+        Raises:
+            BadInput: a client has several vectors; on every rank alike.
+        """
+        self._world.sum(self._told)
+        for client in self._clients[self._counts > 1][:1].tolist():
+            with self._world.agreed():
+                raise BadInput(f"fed.stack: client {client} was added twice: must be one vector of each client")
         self.present = np.flatnonzero(self._holders > 0)
         self.rejected = int((self._holders < 0).sum())
 

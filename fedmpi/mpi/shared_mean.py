@@ -14,6 +14,7 @@ from weakref import ref
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmpi.errors import BadInput
 from fedmpi.mpi.ascent import Ascent
 from fedmpi.mpi.segments import Segments
 from fedmpi.mpi.transfers import Transfers
@@ -23,6 +24,8 @@ from fedmpi.mpi.transfers import Transfers
 MOST_ELEMENTS, FEWEST_ELEMENTS = 1 << 16, 1 << 13
 # Number that make up for the overhead of a message between nodes.
 FEWEST_SENT = 1 << 15
+# Numbers that each row has beside its sums: masses, terms, unrounded.
+COUNTS = 3
 # Number of size classes for terms that are too large for fixed point, and number of columns at a time.
 CLASSES, TOGETHER = 8, 1 << 17
 
@@ -73,7 +76,8 @@ class SharedMean:
         rows: [rows, columns] int64, this rank's sums of bit patterns as in `FixedPoint`; undefined while nothing has
             been added. If a row has a single term in total, its float64 bits are stored unrounded.
         masses: [rows] int64, this rank's sums of weights.
-        terms: [rows] int64, this rank's numbers of terms; 0 if a row has a single term in total.
+        terms: [rows] int64, this rank's numbers of rounded terms.
+        unrounded: [rows] int64, 1 if this rank has a row's single term in total; else 0.
         larger: class -> [rows, columns] float64, this rank's sums of terms that are too large for `rows`. Terms of a
             class are multiples of one unit, and their sum is below 2^53 units, so it is exact.
     """
@@ -84,21 +88,21 @@ class SharedMean:
         self._mine = list(enumerate(blocks))[ranks.node.Get_rank() :: ranks.node.Get_size()]
         self.formed: list[NDArray[np.float32]] = []
         marks = CLASSES * -(-columns // TOGETHER)
-        self._sums = ranks.allocate(rows * (columns + 2) + marks, np.int64)
-        self._all_rows = [array[2 * rows : -marks or None].reshape(rows, columns) for array in self._sums]
-        self._all_counts = [array[: 2 * rows].reshape(2, rows) for array in self._sums]
+        self._sums = ranks.allocate(rows * (columns + COUNTS) + marks, np.int64)
+        self._all_rows = [array[COUNTS * rows : -marks or None].reshape(rows, columns) for array in self._sums]
+        self._all_counts = [array[: COUNTS * rows].reshape(COUNTS, rows) for array in self._sums]
         # Which classes have terms among which columns.
         self._all_marks = [array[len(array) - marks :].reshape(CLASSES, -1) for array in self._sums]
         self._in_use: list[ref[NDArray[np.float32]]] = []
         self._integers = np.empty(min(MOST_ELEMENTS, columns), dtype=np.int64)
         self._floats = np.empty(self._integers.shape)
         self.rows: NDArray[np.int64] = self._all_rows[ranks.node.Get_rank()]
-        self.masses, self.terms = self._all_counts[ranks.node.Get_rank()]
+        self.masses, self.terms, self.unrounded = self._counts = self._all_counts[ranks.node.Get_rank()]
         self._marks = self._all_marks[ranks.node.Get_rank()]
         self.larger: dict[int, NDArray[np.float64]] = {}
         # The first rank's memory is that of the node's sums.
         sums = [self._all_rows[0][row, part] for row, part in blocks]
-        self._ascent = Ascent(ranks, sums, 2 * rows + marks) if ranks.nodes > 1 else None
+        self._ascent = Ascent(ranks, sums, COUNTS * rows + marks) if ranks.nodes > 1 else None
 
     def suits(self, rows: int, columns: int) -> bool:
         """Whether this object was made with these arguments."""
@@ -106,8 +110,7 @@ class SharedMean:
 
     def clear(self) -> None:
         """Reset this rank's sums."""
-        self.masses.fill(0)
-        self.terms.fill(0)
+        self._counts.fill(0)
         self._marks.fill(0)
         self.larger.clear()
 
@@ -128,20 +131,26 @@ class SharedMean:
             On rank 0's node, [rows, columns] float32: each row's sum times total_mass / its weight (undefined without
                 weight), in shared memory that is not reused while rank 0 refers to it. None on other nodes.
             [rows] weights.
+
+        Raises:
+            BadInput: a row has an unrounded term on one rank and another term elsewhere; on every rank alike.
         """
         ranks, ascent = self._ranks, self._ascent
         compared = ranks.comparing()
         (number,) = ranks.meet_node(self._unused())
         means = self._memory(number) if ranks.node_of[ranks.rank] == ranks.node_of[0] else None
-        (masses, terms), marks = np.sum(self._all_counts, axis=0), np.sum(self._all_marks, axis=0)
+        counts, marks = np.sum(self._all_counts, axis=0), np.sum(self._all_marks, axis=0)
+        masses, terms, unrounded = counts
         if ascent:
-            ascent.begin(np.concatenate([masses, terms, marks.reshape(-1)]))
+            ascent.begin(np.concatenate([counts.reshape(-1), marks.reshape(-1)]))
             for block, (row, part) in self._mine:
                 total = self._integers[: part.stop - part.start]
                 TERMS.total(self._sum_of(row, part), int(terms[row]), into=total)
                 ascent.put(block, total)
-            masses, terms, marks = np.split(ascent.counts(), (len(masses), 2 * len(masses)))
+            counts, marks = np.split(ascent.counts(), [counts.size])
+            masses, terms, unrounded = counts.reshape(COUNTS, -1)
         larger = self._sum_of_larger(marks.reshape(self._marks.shape)) if marks.any() else None
+        is_mixed = bool((unrounded * (unrounded + terms) > 1).any())
         # Exactly 1 if the whole cohort was added, because weights are integers, whose sum is exact.
         scale = total_mass / np.maximum(masses, 1)
         for block, (row, part) in self._mine:
@@ -152,7 +161,7 @@ class SharedMean:
                 TERMS.total(self._sum_of(row, part), int(terms[row]), into=total)
             else:
                 total = self._sum_of(row, part)
-            if means is None:
+            if means is None or is_mixed:
                 continue
             if not terms[row]:
                 means[row, part] = total.view(np.float64)
@@ -166,6 +175,10 @@ class SharedMean:
         if ascent:
             ascent.until(lambda: ascent.is_over() and compared())
         ranks.await_node()
+        if is_mixed:
+            with ranks.agreed():
+                reason = "a client that is the whole cohort was added on several ranks: must be added in one loop"
+                raise BadInput(f"fed.weighted_mean: {reason} over fed.my_clients")
         return means, masses
 
     def _memory(self, number: int) -> NDArray[np.float32]:

@@ -49,6 +49,15 @@ REFUSED = {
         "--algorithm careless.Reserved --evaluate_means clients",
         "fed.client_state: 'fedmpi: last model': must not begin with 'fedmpi: ': choose another name",
     ),
+    "stack_twice": (
+        "--algorithm careless.Everywhere --algorithm.to stack --cohort 1",
+        "fed.stack: client CLIENT was added twice: must be one vector of each client",
+    ),
+    "everywhere": (
+        "--algorithm careless.Everywhere --algorithm.to mean --cohort 1",
+        "fed.weighted_mean: a client that is the whole cohort was added on several ranks: must be added in one loop"
+        " over fed.my_clients",
+    ),
     "same_stage": (
         "--algorithm careless.Staged --algorithm.names '[one, two, one]'",
         f"--algorithm = careless.Staged: yields a stage 'one', {TAKEN}",

@@ -160,6 +160,34 @@ def test_sole_client_passes_through(world: World) -> None:
         assert torch.equal(mean.reduce().view(torch.int32), vector.view(torch.int32))
 
 
+@pytest.mark.parametrize("total", [7, 8])
+@pytest.mark.parametrize("scale", [1.0, 1e30])
+def test_a_client_is_added_again(world: World, total: int, scale: float) -> None:
+    """Oracle: math.fsum, to float32's digits, whether the client is the whole cohort or another one is lost."""
+    values = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 300), dtype=np.float32))
+    values[:, ::7] *= scale
+    mean = weighted(world, 300, total, buffers=50)
+    for row in values:
+        mean.add(row[None], block(5, mass=7))
+    oracle = exact(values, [7, 7, 7])
+    limits = np.abs(values.double().numpy()).max(0) * 2.0**-23 + 2.0**-28
+    assert (np.abs(mean.reduce().double().numpy() - oracle) <= limits).all()
+    assert mean.mass == 21
+
+
+def test_a_client_is_added_to_several_groups(world: World) -> None:
+    """Oracle: by hand: the first mean has its vector bit for bit, the second that of two vectors."""
+    values, first = torch.full((3, 4), 0.1), np.array([0])
+    mean = weighted(world, 4, 7, groups=2)
+    for vector, group in zip(
+        values * torch.tensor([[1.0], [2.0], [4.0]]), (first, first + 1, first + 1), strict=True
+    ):
+        mean.add(vector[None], block(5, mass=7), group)
+    result = mean.reduce()
+    assert torch.equal(result[0], values[0])
+    torch.testing.assert_close(result[1], values[0] * 3)
+
+
 # Who counts
 
 

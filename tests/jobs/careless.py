@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from fedmpi.algorithms.ditto import Ditto
@@ -79,3 +80,27 @@ class Telling(FedAvg):
         if self.what == "total":
             fed.at_clients.total([[row] for row in sent.values()], [(size,)])
         self.server_step(fed, mean.reduce(empty=self.weights))
+
+
+class Everywhere(FedAvg):
+    """Adds the only client of a round to a mean, or to a stack, on one rank after another.
+
+    Args:
+        to: a mean, or a stack.
+    """
+
+    def __init__(self, to: str) -> None:
+        self.to = to
+
+    def round(self, fed: Federation, cohort: Cohort) -> None:
+        start = fed.broadcast(self.weights)
+        for number in range(2):
+            for block in fed.my_clients(cohort):
+                fed.train(block, start, self)
+            if number == 0:
+                mean, stack = fed.weighted_mean(cohort, start), fed.stack(cohort, start)
+            if fed.context.world.rank == number + 1:
+                one = cohort.block(np.array([0]))
+                (mean if self.to == "mean" else stack).add(start[None], one)
+        mean.reduce()
+        stack.close()

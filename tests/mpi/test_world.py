@@ -165,7 +165,7 @@ def test_traffic_of_a_round(counted: Path, nodes: int) -> None:
 
     On one node, nothing. Between three nodes a round is: the model in float32 from rank 0 to each other node, and
     with it the word that ranks vouch for, and its complement; the sums of each node with 6 bytes per number; a small
-    sum of the total weight, the number of terms and a mark for each class of large numbers; and one small sum of the
+    sum of the total weight, the numbers of terms and a mark for each class of large numbers; and one small sum of the
     books. Nodes meet at no other time. Never a pickle.
     """
     for rank in range(3):
@@ -182,7 +182,7 @@ def test_traffic_of_a_round(counted: Path, nodes: int) -> None:
         assert three_rounds.pop("Ibcast 16") == 3
         # Memory is there for 8 bytes of each, from two nodes.
         assert three_rounds.pop(f"{'Isend' if rank else 'Irecv'} {650 * (6 if rank else 8)}") == (3 if rank else 6)
-        assert three_rounds.pop(f"Iallreduce {(2 + 8) * 8}") == 3
+        assert three_rounds.pop(f"Iallreduce {(3 + 8) * 8}") == 3
         (small, times), *rest = three_rounds.items()
         name, size = small.split()
         assert (name, times, rest) == ("Iallreduce", 3, [])
