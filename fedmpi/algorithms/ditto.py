@@ -46,10 +46,11 @@ class Ditto(FedAvg):
         start = fed.broadcast(self.weights)
         mean = fed.weighted_mean(cohort, start)
         for block in fed.my_clients(cohort):
-            local = fed.train(block, start, self)
-            mean.add(local.weights, block)
+            trained = fed.train(block, start, self).weights.clone()
             received = start[: fed.layout.parameters]
             own = fed.train(block, self.personal[block], hooks, personal, received=received)
+            # Now it is known whose trainings have both gone well: of the others nothing is used.
+            mean.add(trained, block)
             self.personal[block] = own.weights
         self.server_step(fed, mean.reduce(empty=self.weights))
 

@@ -14,12 +14,14 @@ from fedmpi import results
 from fedmpi.algorithms import Algorithm
 from fedmpi.algorithms.bulyan import Bulyan
 from fedmpi.algorithms.centralized import Centralized
+from fedmpi.algorithms.ditto import Ditto
 from fedmpi.algorithms.fedavg import FedAvg
 from fedmpi.algorithms.feddf import FedDF
 from fedmpi.algorithms.feddisco import FedDisco
 from fedmpi.algorithms.fedftg import FedFTG
 from fedmpi.algorithms.fedma import FedMA
 from fedmpi.algorithms.fednova import FedNova
+from fedmpi.algorithms.fedper import FedRep
 from fedmpi.algorithms.localonly import LocalOnly
 from fedmpi.algorithms.robust import Krum, Median
 from fedmpi.algorithms.scaffnew import Scaffnew
@@ -40,12 +42,18 @@ ROUND, CLIENT = 2, 3  # which diverges, and when
 train = PlainTrainer.train
 
 
-def diverge(monkeypatch: pytest.MonkeyPatch, clients: set[int], value: float = np.nan) -> None:
-    """Let one weight of what these clients train in round 2 become another number."""
+def diverge(
+    monkeypatch: pytest.MonkeyPatch, clients: set[int], value: float = np.nan, phase: str | None = None
+) -> None:
+    """Let one weight of what these clients train in round 2 become another number.
+
+    Args:
+        phase: the name of the only training in which it does; None: it does in all.
+    """
 
     def trained(self: PlainTrainer, block: Block, *arguments: Any, **options: Any) -> Work:
         work = train(self, block, *arguments, **options)
-        if arguments[2] == ROUND and int(block.clients[0]) in clients:
+        if arguments[2] == ROUND and int(block.clients[0]) in clients and phase in (None, arguments[4].name):
             work.weights[0, 5] = value
             work.loss[0] = np.nan
             return replace(work, is_finite=False)
@@ -101,6 +109,20 @@ def test_left_out(method: type[Algorithm], tmp_path: Path, monkeypatch: pytest.M
     made = three_rounds(tmp_path / "made.h5", short(method))
     is_counted(made)
     assert not other.rounds["diverged_clients"].any()
+    np.testing.assert_allclose(made.weights, other.weights, rtol=1e-3, atol=1e-3)
+    for column in ("train_loss", "test_loss"):
+        np.testing.assert_allclose(made.rounds[column], other.rounds[column], rtol=1e-3, err_msg=column)
+
+
+@pytest.mark.parametrize(("method", "phase"), [(Ditto, ""), (Ditto, "personal"), (FedRep, "head"), (FedRep, "body")])
+def test_one_of_several_trainings(
+    method: type[Algorithm], phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the run in which the client is not asked in that round, for the server's model and those of clients."""
+    other = three_rounds(tmp_path / "other.h5", method(), without=CLIENT)
+    diverge(monkeypatch, {CLIENT}, phase=phase)
+    made = three_rounds(tmp_path / "made.h5", method())
+    is_counted(made)
     np.testing.assert_allclose(made.weights, other.weights, rtol=1e-3, atol=1e-3)
     for column in ("train_loss", "test_loss"):
         np.testing.assert_allclose(made.rounds[column], other.rounds[column], rtol=1e-3, err_msg=column)
