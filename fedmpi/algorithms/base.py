@@ -73,7 +73,7 @@ class Algorithm(metaclass=Configured):
     #: Whether the server uses the models of single clients, in addition to means.
     looks_at_models: bool = False
     #: Whether a client trains one model per round, by one call of `Federation.train` (not counting a `Phase` with a
-    #: name), so that `--evaluate_means` can average these models.
+    #: name, unless all have one: then it is the last), so that `--evaluate_means` can average these models.
     averages_models: bool = False
     #: Names of those of `server_state` that are no models of the method, and so are not written to /model.
     hidden_state: tuple[str, ...] = ()

@@ -37,6 +37,7 @@ def train_held_out(
     fed, context = engine.federation, engine.federation.context
     engine.begin(rounds)
     engine.invite(RoundPlan(held_out))
+    context.observers.clear()  # of the clients of rounds
     received = context.distribute(algorithm.weights if fed.is_server else torch.empty(fed.layout.size))
     accuracy = np.full((len(held_out), epochs + 1), np.nan) if known is None else known
     waiting, workers = np.flatnonzero(np.isnan(accuracy[:, 0])), list(context.world.workers)

@@ -117,8 +117,9 @@ class Settings(metaclass=Configured):
             cohort_mean_accuracy). clients: the mean over all clients' last models (column clients_mean_accuracy;
             needs memory for one model per client).
         evaluate_local: also evaluate client models before aggregation. After local training, each client's model is
-            evaluated on the client's own test samples. Columns: local_accuracy of /clients, and its mean over the
-            cohort in /rounds.
+            evaluated on the client's own test samples. Of several trainings in a round it is the one without a name
+            (the global model of Ditto), or the last one (the body of FedRep). Columns: local_accuracy of /clients,
+            and its mean over the cohort in /rounds.
         evaluate_fine_tuned: epochs for which each client fine-tunes the global model on its own training samples, in
             every evaluated round, only to be measured: its model is evaluated on its own test samples and then thrown
             away. Column fine_tuned_accuracy, over all test samples, and per client in /evaluation. This is the

@@ -55,6 +55,8 @@ class Round:
         purpose, seedings: purpose of the current random numbers, and how often the generators were seeded for it.
         uplinks: number of kinds of vectors that clients have sent so far.
         observers: observers of the models trained in this round.
+        observed: clients whose models were shown to observers.
+        unobserved: a block of clients and what they have trained in a phase with a name, perhaps not their last.
         has_idled: whether the server has done its work for the time in which others train.
         began: start of the round, by `time.perf_counter`.
         ledger: record of the work; it exists as soon as clients are invited.
@@ -66,6 +68,8 @@ class Round:
     seedings: int = 0
     uplinks: list[Uplink] = field(default_factory=list)
     observers: list[Observer] = field(default_factory=list)
+    observed: set[int] = field(default_factory=set)
+    unobserved: tuple[Block, Tensor] | None = None
     has_idled: bool = False
     began: float = field(default_factory=time.perf_counter)
     ledger: Ledger = field(init=False)

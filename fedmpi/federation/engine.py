@@ -138,6 +138,7 @@ class Engine:
             for model in (context.trainer.model, context.evaluator.model):
                 model.check_constants()
             context.be_idle()
+            self.federation.at_clients.show_last()
             round.ledger.ask(status, checkpoint)
             malicious = context.adversary.malicious if context.adversary else None
             outcome = round.ledger.close(
@@ -163,6 +164,7 @@ class Engine:
     def evaluate_means(self) -> None:
         """Evaluate the means of client models, and log the results."""
         fed = self.federation
+        fed.at_clients.show_last()
         if self._cohort_mean is not None:
             fed.log(**{f"cohort_mean_{fed.task.main}": fed.evaluate(self._cohort_mean.reduce()).main})
         if self._last_models is not None:

@@ -93,6 +93,7 @@ class Local:
             began = time.perf_counter()
             context.turn_to(int(cohort.clients[some[0]]))
             yield cohort.block(some)
+            self.show_last()
             took, me = time.perf_counter() - began, world.rank - world.workers[0]
             ledger.observe(took, context.costs.observation(me, steps[some], took))
         context.reseed()
@@ -109,11 +110,18 @@ class Local:
         lost = {int(block.clients[k]): found for k, found in lost.items()}
         block.diverged |= lost.keys()
         ledger.record_work(block, work, lost)
-        if not phase.name:
-            for observer in (*context.observers, *context.round.observers):
-                observer.trained(block, work.weights)
+        self._show(block, work.weights, phase)
         self._trained = Trained(work.loss, work.steps, work.rows, work.weights)
         return self._trained
+
+    def show_last(self) -> None:
+        """Show observers what clients have trained last in this round, if all their phases have names."""
+        round = self._context.round
+        if round.unobserved:
+            block, weights = round.unobserved
+            round.unobserved = None
+            if not round.observed.issuperset(block.clients.tolist()):
+                self._observe(block, weights)
 
     def forget_trained(self) -> None:
         """Mark the last trained weights as invalid, because their memory is reused."""
@@ -231,6 +239,24 @@ class Local:
             BadInput: the model calls a function that is not supported.
         """
         return self._context.trainer.unit_groups()
+
+    def _show(self, block: Block, weights: Tensor, phase: Phase) -> None:
+        """Show observers the models [K, P], at once if they are of a phase without a name."""
+        context, round = self._context, self._context.round
+        if not (context.observers or round.observers):
+            return
+        clients = {*block.clients.tolist()}
+        if round.unobserved and clients.isdisjoint(round.unobserved[0].clients.tolist()):
+            self.show_last()
+        round.unobserved = (block, weights.clone()) if phase.name else None
+        if not phase.name:
+            self._observe(block, weights)
+
+    def _observe(self, block: Block, weights: Tensor) -> None:
+        context, round = self._context, self._context.round
+        round.observed.update(block.clients.tolist())
+        for observer in (*context.observers, *round.observers):
+            observer.trained(block, weights)
 
     def _shared_out(self, clients: NDArray[np.int64]) -> NDArray[np.int64]:
         """Positions of those of `clients` whose samples this rank looks at, where no rank has a state of theirs."""

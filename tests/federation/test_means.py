@@ -9,18 +9,24 @@ import numpy as np
 import pytest
 import torch
 
+from fedmpi.algorithms import Algorithm
 from fedmpi.algorithms.ditto import Ditto
 from fedmpi.algorithms.fedavg import FedAvg
+from fedmpi.algorithms.fedgroup import FedGroup
 from fedmpi.algorithms.fedopt import FedAvgM
-from fedmpi.data import Digits, Dirichlet
+from fedmpi.algorithms.fedpac import FedPAC
+from fedmpi.algorithms.fedper import FedRep
+from fedmpi.data import IID, Digits, Dirichlet, make_split
 from fedmpi.errors import BadInput
 from fedmpi.experiment.command_line import parse
+from fedmpi.federation.federation import Federation
 from fedmpi.models import LeNet, LogisticRegression
-from fedmpi.policies import Uniform
+from fedmpi.policies import Cohort, Uniform
 from fedmpi.results.summary import summarize
+from fedmpi.training.block import Phase
 from fedmpi.training.flat import FlatModel
 from fedmpi.training.settings import LocalTraining
-from tests.support.experiments import CPU, Spy, network, normalised, read, run
+from tests.support.experiments import CPU, SEED, Spy, network, normalised, read, run
 
 CLIENTS, COHORT, ROUNDS = 7, 3, 4
 DIGITS = read(Digits())
@@ -90,6 +96,49 @@ def test_a_second_training_is_no_part_in_the_round(tmp_path: Path) -> None:
     assert (made.rounds["test_accuracy"] != plain.rounds["test_accuracy"]).all(), "else nothing is tested"
     for column in ("cohort_mean_accuracy", "clients_mean_accuracy", "local_accuracy"):
         np.testing.assert_array_equal(made.rounds[column], plain.rounds[column], err_msg=column)
+
+
+class Named(FedAvg):
+    """FedAvg of what clients have trained in two phases, which both have names, or only the first."""
+
+    def __init__(self, last: str, in_the_loop: bool = True) -> None:
+        self.last, self.in_the_loop = last, in_the_loop
+
+    def round(self, fed: Federation, cohort: Cohort) -> None:
+        start = fed.broadcast(self.weights)
+        mean = fed.weighted_mean(cohort, start)
+        for block in fed.my_clients(cohort) if self.in_the_loop else list(fed.my_clients(cohort)):
+            first = fed.train(block, start, self, Phase("first"))
+            mean.add(fed.train(block, first.weights.clone(), self, Phase(self.last)).weights, block)
+        self.server_step(fed, mean.reduce(empty=self.weights))
+
+
+@pytest.mark.parametrize(("last", "in_the_loop"), [("", True), ("last", True), ("last", False)])
+def test_phases_with_names(last: str, in_the_loop: bool, tmp_path: Path) -> None:
+    """Oracle: the server's model, which is the mean of what clients have trained last."""
+    chosen = {**SETTINGS, "model": LogisticRegression(), "evaluate_local": True, "evaluate_means": "both"}
+    made = run(tmp_path / "run.h5", Named(last, in_the_loop), held_out=2, held_out_epochs=1, **chosen)
+    assert np.isfinite(made.clients["local_accuracy"]).all()
+    assert np.isfinite(made.rounds["local_accuracy"]).all()
+    np.testing.assert_array_equal(made.rounds["cohort_mean_accuracy"], made.rounds["test_accuracy"])
+    assert (made.rounds["clients_mean_accuracy"] > made.initial["test_accuracy"]).all()
+
+
+@pytest.mark.parametrize("method", [FedRep, FedPAC, FedGroup], ids=lambda method: method.__name__)
+def test_local_models_of_methods_with_phases(method: type[Algorithm], spy: Spy, tmp_path: Path) -> None:
+    """Oracle: PyTorch's accuracies of what each client trained last, on its own test samples."""
+    chosen = {**SETTINGS, "evaluate_local": True, "clients": 3, "cohort": 3, "rounds": 2, "partition": IID()}
+    made = run(tmp_path / "run.h5", method(), **chosen)
+    split = make_split(IID(), DIGITS.train_y, DIGITS.test_y, 10, 3, SEED)
+    model = FlatModel(network(LeNet(), (1, 8, 8), 10), CPU)
+    x, y = normalised(DIGITS.test_x, Digits()), torch.tensor(DIGITS.test_y)
+    expected = []
+    for trained in spy.trained[1:]:
+        for client, shard in enumerate(map(torch.tensor, split.test)):
+            model.load(torch.from_numpy(trained[client]).float())
+            with torch.inference_mode():
+                expected.append((model.module.eval()(x[shard]).argmax(1) == y[shard]).double().mean().item())
+    np.testing.assert_allclose(made.clients["local_accuracy"], expected, atol=0.006)
 
 
 def test_summary(tmp_path: Path) -> None:
