@@ -292,6 +292,9 @@ class Timeline:
                 break
             if self._is_due:
                 self._fill()
+            while self._heap and (later := self._next_comer()) is not None and later < self._heap[0].end:
+                self._now = later
+                self._fill()
             if self._heap:
                 self._end_first()
             else:
@@ -301,6 +304,12 @@ class Timeline:
                     break
                 self._now = later
         return self._ahead
+
+    def _next_comer(self) -> int | None:
+        """When the next client comes for whom a slot is free; None: there is no such client, or no such slot."""
+        if not self.availability.by_clock or len(self._heap) >= self.concurrency:
+            return None
+        return self.availability.arrival(self._now, self._is_free, self.seed)
 
     def _end_first(self) -> None:
         """End the first job in the heap."""

@@ -356,6 +356,43 @@ def test_availability_by_the_clock(tmp_path: Path) -> None:
     assert [row[0][0] for row in events(again, 10)][5:] == [21, 22, 23, 31, 32]
 
 
+def test_a_free_slot_is_filled_when_a_client_comes(tmp_path: Path) -> None:
+    """Oracle: by hand. Client 0 trains for 100 s. Client 1 is there till 1.5 s, 2 from 5 s, and 3 from 5.5 s on.
+
+    With two slots, client 3 finds none: at the end of each job of 2 the sampler prefers 2.
+    """
+    file = tmp_path / "times.csv"
+    file.write_text("client,begin,end\n0,0,900\n1,0,1.5\n2,5,900\n3,5.5,900\n")
+    settings: dict[str, Any] = {
+        "availability": Intervals(file),
+        "conditions": Lasting(100, 1, 1, 4),
+        "sampler": First(),
+    }
+    line = timeline(4, 2, 1, **settings)
+    rows = [line.row(number) for number in range(1, 6)]
+    assert [row.clients.tolist() for row in rows] == [[1], [1], [2], [2], [2]]
+    assert [row.arrived_at.tolist() for row in rows] == [[1.0], [2.0], [6.0], [7.0], [8.0]]
+    assert [row.version.tolist() for row in rows] == [[0], [1], [2], [3], [4]]
+    found = events(timeline(4, 3, 1, **settings), 8)
+    assert [row[0] for row in found] == [
+        (1.0, 1, 0, 0),
+        (2.0, 1, 1, 0),
+        *[(6.0 + n, 2, 2 + n, 0) for n in range(3)],
+        (9.0, 2, 5, 0),
+        (9.5, 3, 2, 4),
+        (10.0, 2, 6, 1),
+    ]
+    file.write_text("client,begin,end\n0,3,900\n1,4,900\n")
+    both = timeline(2, 2, 1, availability=Intervals(file), conditions=Lasting(3, 3), sampler=First())
+    assert [both.row(number).arrived_at.tolist() for number in (1, 2)] == [[6.0], [7.0]]
+    other = timeline(4, 3, 1, **settings)
+    other.row(8)
+    again = timeline(4, 3, 1, **settings)
+    for number in range(1, 9):
+        again.row(number)
+    assert other.state == again.state
+
+
 def test_a_client_that_goes_away_loses_its_job(tmp_path: Path) -> None:
     """Oracle: by hand. Jobs take 4 s. Those across the end of an interval are lost there, and the next one starts."""
     file = tmp_path / "times.csv"
