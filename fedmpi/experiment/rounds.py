@@ -20,9 +20,11 @@ from fedmpi.experiment.workload import MethodWorkload
 from fedmpi.federation.engine import Engine
 from fedmpi.federation.evaluation import Evaluation
 from fedmpi.federation.ledger import Outcome
+from fedmpi.options import acts_as
 from fedmpi.policies import Always, Cohort, Pool, RoundPlan
 from fedmpi.policies.clock import TICKS, to_ticks
 from fedmpi.policies.privacy import NoPrivacy
+from fedmpi.policies.server_optimizers import Replace
 from fedmpi.policies.timeline import Timeline
 from fedmpi.training.block import Block
 from fedmpi.training.flat import Net
@@ -64,7 +66,8 @@ def play(
         engine.observe_cohort(cohort)
     # Without clients there is nothing to do, unless a private mean must hide this, or a schedule goes on.
     if cohort.total_mass or _is_private(experiment) or timeline is not None:
-        algorithm.round(fed, cohort)
+        with _by_server_optimizer(experiment, engine, algorithm):
+            algorithm.round(fed, cohort)
     if is_evaluated:
         with fed.context.doing("evaluation"):
             algorithm.evaluate(fed)
@@ -77,6 +80,39 @@ def play(
     engine.clock = clock
     kept = {name: value for part in algorithm.parts for name, value in vars(part).items()}
     return engine.finish(kept, *interruptions.asks(round))
+
+
+@contextmanager
+def _by_server_optimizer(experiment: Settings, engine: Engine, algorithm: Algorithm) -> Iterator[None]:
+    """Run a round of the method, which changes the global model only by the server optimizer that was asked for.
+
+    Raises:
+        BadInput: it changed the model without a step of the optimizer; on every rank alike.
+    """
+    optimizer = experiment.server_optimizer
+    if algorithm is not experiment.algorithm or acts_as(optimizer, Replace):
+        yield
+        return
+    step, is_server, is_used = optimizer.step, engine.federation.is_server, False
+
+    def noting_step(weights: Tensor, mean: Tensor, parameters: int) -> Tensor:
+        nonlocal is_used
+        is_used = True
+        return step(weights, mean, parameters)
+
+    before = algorithm.weights.clone() if is_server else None
+    vars(optimizer)["step"] = noting_step
+    try:
+        yield
+    finally:
+        del vars(optimizer)["step"]
+    with engine.agreed():
+        if before is not None and not is_used and not torch.equal(before, algorithm.weights):
+            round, method = engine.federation.round, named(algorithm)
+            reason = (
+                f"{method} changed the model in round {round} without it: must be Replace, or the method must call"
+            )
+            raise BadInput(f"= {named(optimizer)}: {reason} self.server_step", "--server_optimizer")
 
 
 class FineTuning:

@@ -49,6 +49,14 @@ REFUSED = {
         "--algorithm careless.Reserved --evaluate_means clients",
         "fed.client_state: 'fedmpi: last model': must not begin with 'fedmpi: ': choose another name",
     ),
+    **{
+        f"optimizer_{round}": (
+            f"--algorithm careless.Halving --algorithm.after {round - 1} --server_optimizer Adam",
+            f"--server_optimizer = Adam: careless.Halving changed the model in round {round} without it: must be"
+            " Replace, or the method must call self.server_step",
+        )
+        for round in (1, 2)
+    },
     "stack_twice": (
         "--algorithm careless.Everywhere --algorithm.to stack --cohort 1",
         "fed.stack: client CLIENT was added twice: must be one vector of each client",

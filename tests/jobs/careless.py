@@ -104,3 +104,14 @@ class Everywhere(FedAvg):
                 (mean if self.to == "mean" else stack).add(start[None], one)
         mean.reduce()
         stack.close()
+
+
+class Halving(FedAvg):
+    """Goes half of the way to the mean of the clients' models, from a given round on."""
+
+    def __init__(self, after: int = 0) -> None:
+        self.after = after
+
+    def server_step(self, fed: Federation, mean: torch.Tensor) -> None:
+        if fed.round > self.after:
+            self.weights = (self.weights + mean) / 2

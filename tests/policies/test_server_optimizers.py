@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
+from fedmpi.algorithms import Algorithm
 from fedmpi.errors import BadInput
+from fedmpi.models import LeNet
 from fedmpi.policies.server_optimizers import Adagrad, Adam, Momentum, Replace, ServerOptimizer, Yogi
+from fedmpi.training.settings import LocalTraining
+from tests.algorithms.test_payload import METHODS
+from tests.support.experiments import run, shortened
 
 Vector = NDArray[np.float64]
 PARAMETERS, SIZE, ROUNDS = 40, 50, 12
@@ -145,3 +152,12 @@ def test_values_that_cannot_be(make: Callable[[], ServerOptimizer], message: str
     with pytest.raises(BadInput) as error:
         make()
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    "method", [m for m in METHODS if m.takes_server_optimizer], ids=lambda method: method.__name__
+)
+def test_methods_that_say_so_call_it(method: type[Algorithm], tmp_path: Path) -> None:
+    """Oracle: no round changes the model without it, which would be refused."""
+    chosen: dict[str, Any] = {"model": LeNet(), "local": LocalTraining(steps=1), "rounds": 3, "clients": 7}
+    run(tmp_path / "run.h5", shortened(method), server_optimizer=Momentum(0.5), evaluate_every=3, **chosen)
