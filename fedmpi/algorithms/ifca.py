@@ -6,6 +6,8 @@ https://arxiv.org/abs/2006.04088
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 
 from fedmpi.algorithms.clustered import Clustered
@@ -64,6 +66,10 @@ class IFCA(Clustered):
         require(self.models <= fed.clients, "models", self.models, f"at most the number of clients, {fed.clients}")
         self.own, self.shared = self.split(fed.layout)
         self.centers = self.draw(fed, 0)
+        for one, other in combinations(range(self.models), 2):
+            if torch.equal(self.centers[one], self.centers[other]):
+                reason = f"IFCA needs one whose initial weights are drawn: its models {one} and {other} start equal"
+                raise BadInput(f"--model: {reason}, and would stay so (perhaps all come from --model.weights)")
 
     def draw(self, fed: Federation, attempt: int) -> Tensor:
         """[M, P], the initial models; different for each attempt."""

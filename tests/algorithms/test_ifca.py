@@ -220,6 +220,30 @@ def test_first_models_differ(tmp_path: Path) -> None:
         np.testing.assert_array_equal(made.model["centers"][number], vectors[number])
 
 
+class Zeros(Model):
+    """Logistic regression that starts from zeros."""
+
+    def build(self, shape: tuple[int, ...], classes: int) -> torch.nn.Module:
+        network = LogisticRegression().build(shape, classes)
+        for parameter in network.parameters():
+            torch.nn.init.zeros_(parameter)
+        return network
+
+
+def test_first_models_that_are_equal(tmp_path: Path) -> None:
+    """Oracle: the line. Models of a file whose last layer has another number of outputs differ there."""
+    torch.save(network(LeNet(), SHAPE, 10).state_dict(), tmp_path / "ten.pt")
+    torch.save(network(LeNet(), SHAPE, 7).state_dict(), tmp_path / "seven.pt")
+    for model in (LeNet(weights=tmp_path / "ten.pt"), Zeros()):
+        with pytest.raises(
+            BadInput, match=r"^--model: IFCA needs one whose initial weights are drawn: its models 0 and"
+        ):
+            run(tmp_path / "run.h5", IFCA(2), model=model)
+    assert run(tmp_path / "one.h5", IFCA(1), model=Zeros()).status == "finished"
+    centers = run(tmp_path / "run.h5", IFCA(2), model=LeNet(weights=tmp_path / "seven.pt")).model["centers"]
+    assert (centers[0] != centers[1]).any()
+
+
 def test_bytes(tmp_path: Path) -> None:
     """Oracle: 650 parameters of 4 bytes; all 3 models down to, and one up from, each of 5 clients."""
     made = run(tmp_path / "run.h5", IFCA(3), sampler=Uniform(), clients=8, cohort=5, rounds=2)
