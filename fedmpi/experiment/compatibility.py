@@ -396,6 +396,13 @@ METHODS: Sequence[Rule[Choices]] = (
         lambda algorithm: algorithm.has_stages,
     ),
     Rule(
+        "sampler",
+        "one that chooses by the model's losses (PowerOfChoice)",
+        "{algorithm} has no global model by whose losses this sampler could choose",
+        lambda chosen: type(chosen.sampler).choose is not Sampler.choose,
+        lambda algorithm: not algorithm.has_global_model,
+    ),
+    Rule(
         "server_optimizer",
         "other than Replace",
         "must be Replace with {algorithm}, which has its own server update",

@@ -75,7 +75,6 @@ CASES = {
     " --conditions Heterogeneous --conditions.dropout 0.2 --conditions.over_select 1.5 --conditions.stragglers 0.4"
     " --rounds 6 --conditions.deadline 2",
     "power_of_choice": f"{SMALL} --model LogisticRegression --sampler PowerOfChoice --sampler.candidates 9",
-    "power_of_choice_ifca": f"{SMALL} --model LogisticRegression --sampler PowerOfChoice --algorithm IFCA",
     "horvitz_thompson": f"{SMALL} --model LeNet --weighting horvitz_thompson --sampler Stratified"
     " --availability Independent --conditions Heterogeneous --conditions.dropout 0.3 --rounds 4",
     "median": f"{SMALL} --algorithm Median --model LeNet --attack SignFlip --attack.share 0.3",
