@@ -29,6 +29,27 @@ _MASK = 2**64 - 1
 # Four suffice for large ranges.
 _FEISTEL_ROUNDS = 6
 
+# Purposes for which fedmpi itself draws, without the numbers at their end, and what others begin with.
+_OWN = frozenset(
+    {
+        *("attack", "cohort", "constructors", "download", "dropout", "evaluation", "generator's noise"),
+        *("generator's own draws", "groups", "imports", "initial weights", "labels", "lesson", "malicious"),
+        *("partition", "pixels", "poisoned labels", "poisoned samples", "privacy", "seconds per step"),
+        *("test samples of a table", "test shards", "training at the server", "upload", "validation"),
+    }
+)
+_OF_METHODS = "method: "
+_BEGINNINGS = ("own: ", "samples of ", "subset ", _OF_METHODS)
+
+
+def of_method(purpose: str) -> str:
+    """The purpose for which a method draws that calls it so: never one for which fedmpi itself draws.
+
+    It is another one only where it must be, so that the numbers of methods stay what they are.
+    """
+    is_taken = purpose.startswith(_BEGINNINGS) or purpose.rstrip("0123456789").rstrip() in _OWN
+    return _OF_METHODS + purpose if is_taken else purpose
+
 
 @cache
 def _purpose_bits(seed: int, purpose: str) -> int:

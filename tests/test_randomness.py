@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
+import re
 
 import numpy as np
 import pytest
 
 from fedmpi import randomness
+from tests.support.mpi import REPOSITORY
 
 
 def test_numbers_stay_what_they_are() -> None:
@@ -102,3 +105,22 @@ def test_no_sample_comes_first_more_often_than_another() -> None:
     places = randomness.hashed_bits(randomness.keys(0, "order 0", 1, np.arange(4000)), 50).argsort(1).argsort(1)
     deviation = places.mean(0) - 24.5
     assert np.abs(deviation).max() < 4 * np.sqrt((50**2 - 1) / 12 / 4000)
+
+
+def test_methods_never_draw_what_fedmpi_draws() -> None:
+    """Oracle: the purposes of all draws in its code, but for those that methods name; names that methods have."""
+    purposes = set()
+    for path in (REPOSITORY / "fedmpi").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            draws = ("key", "stream", "randomness.key", "randomness.stream", "standard_normal")
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in draws and node.args[1:]:
+                purposes.add(ast.unparse(node.args[1]))
+    names = {purpose for purpose in purposes if "'" not in purpose}
+    # Of attacks, of conditions, and of siblings, whose key is the seed of other draws.
+    assert names == {"purpose", "name", "randomness.of_method(purpose)"}
+    fixed = {eval(re.sub(r"\{.*?\}", "7", purpose)) for purpose in purposes - names}
+    assert len(fixed) > 20
+    for purpose in (*fixed, "attack 3", "download", "upload", "method: mine"):
+        assert randomness.of_method(purpose) == f"method: {purpose}"
+    for purpose in ("clusters", "cohort of mine", "FedDF proxies", "generator", "slices", "3"):
+        assert randomness.of_method(purpose) == purpose

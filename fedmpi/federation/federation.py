@@ -106,8 +106,11 @@ class Federation:
         return self.local.rate(self.round, self.context.rounds)
 
     def stream(self, purpose: str, client: int = 0) -> np.random.Generator:
-        """A random generator for a purpose in this round (and a client, if given); the same on every rank."""
-        return randomness.stream(self.context.seed, purpose, self.round, client)
+        """A random generator for a purpose in this round (and a client, if given); the same on every rank.
+
+        Its numbers are others than those that fedmpi itself draws, whatever the purpose is called.
+        """
+        return randomness.stream(self.context.seed, randomness.of_method(purpose), self.round, client)
 
     # Clients
 

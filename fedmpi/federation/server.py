@@ -81,7 +81,8 @@ class Server:
 
     def build(self, make: Callable[[], nn.Module], purpose: str) -> FlatModel:
         """A new network with weights drawn for this purpose and round, the same on every rank."""
-        randomness.seed_globals(randomness.key(self._context.seed, purpose, self._context.round.number))
+        key = randomness.key(self._context.seed, randomness.of_method(purpose), self._context.round.number)
+        randomness.seed_globals(key)
         return FlatModel(make(), self._context.device)
 
     def model(self, weights: Tensor) -> FlatModel | None:

@@ -14,8 +14,9 @@ import torch
 
 from fedmpi.algorithms import FedAvg
 from fedmpi.federation.federation import Federation
-from fedmpi.policies import Cohort
-from tests.support.experiments import run
+from fedmpi.policies import Cohort, Uniform
+from fedmpi.randomness import stream
+from tests.support.experiments import SEED, run
 
 
 class Drawing(FedAvg):
@@ -65,3 +66,25 @@ def test_no_number_twice(tmp_path: Path) -> None:
     for mine, others in zip(zip(*one, strict=True), zip(*other, strict=True), strict=True):
         assert not {*mine} & {*others}
     assert drawn("again", 1) == one
+
+
+class Own(FedAvg):
+    """Draws for a purpose of the sampler's."""
+
+    def __init__(self) -> None:
+        self.own: list[list[int]] = []
+        self.cohorts: list[list[int]] = []
+
+    def round(self, fed: Federation, cohort: Cohort) -> None:
+        self.own.append(fed.stream("cohort").choice(fed.clients, len(cohort), replace=False).tolist())
+        self.cohorts.append(cohort.clients.tolist())
+        super().round(fed, cohort)
+
+
+def test_the_samplers_numbers_are_not_those_of_a_method(tmp_path: Path) -> None:
+    """Oracle: the cohorts, which the same draws would give."""
+    method = Own()
+    run(tmp_path / "run.h5", method, sampler=Uniform(), clients=50, cohort=6, rounds=3)
+    drawn = [sorted(stream(SEED, "cohort", r).choice(50, 6, replace=False).tolist()) for r in (1, 2, 3)]
+    assert method.cohorts == drawn
+    assert all(sorted(own) != cohort for own, cohort in zip(method.own, drawn, strict=True))
