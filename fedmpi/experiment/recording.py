@@ -19,7 +19,7 @@ from fedmpi.experiment.checkpoint import Checkpoints, Place, SavedFederation
 from fedmpi.experiment.environment import describe
 from fedmpi.experiment.ownership import Lock
 from fedmpi.experiment.progress import Progress
-from fedmpi.experiment.resume import missing_in_results
+from fedmpi.experiment.resume import UNDECLARED, missing_in_results
 from fedmpi.experiment.settings import Settings
 from fedmpi.experiment.tracking import HASTE, PATIENCE, Tracked, Tracking
 from fedmpi.federation.evaluation import Evaluation
@@ -72,6 +72,9 @@ class Recorder:
 
     def stop(self, reason: str) -> None:
         """Called when the run ends before all its rounds are done."""
+
+    def note_undeclared(self, names: str) -> None:
+        """Record attributes that keep something between rounds and that no checkpoint has."""
 
     def end_rounds(self) -> None:
         """Called at the end of the rounds, or of a stage's rounds."""
@@ -177,6 +180,10 @@ class ResultsRecorder(Recorder):
         if found.validation:
             column = f"validation_{task.main}"
             results.keep_if_best(round, column, outcome.row[column], found.measures.main.better)
+
+    def note_undeclared(self, names: str) -> None:
+        self._results.set_undeclared(names)
+        say(f"note: {UNDECLARED.format(names)}; this run cannot be resumed, and may depend on the number of ranks")
 
     def end_rounds(self) -> None:
         if self._progress:

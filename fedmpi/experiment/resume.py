@@ -28,6 +28,12 @@ FREE = {"rounds", "threads", "device", "deadline", "track", "dataset.root", "alg
 FREE |= {f"stop.{one.name}" for one in fields(Stopping)}
 
 
+#: What is said of attributes that keep state.
+UNDECLARED = (
+    "{} keeps something from round to round that no checkpoint has: declare it (server_state, or fed.client_state)"
+)
+
+
 def missing_in_results(saved: SavedFederation) -> list[str]:
     """What a run needs to continue that its results file does not contain, in words."""
     algorithm, engine = saved.algorithm, saved.engine
@@ -78,6 +84,9 @@ def find(experiment: Settings, config: str, checkpoints: Checkpoints) -> Place |
         raise BadInput(f"--resume: {error}") from None
     check_settings(run, config)
     done, is_over = len(run.rounds.get("round", ())), run.status == "finished"
+    if names := run.attributes.get("undeclared_state"):
+        again = "--overwrite instead of --resume starts again"
+        raise BadInput(f"--resume: {output}: {UNDECLARED.format(names)}; {again}")
     if not (kept or is_over):
         say(f"{output}: has no checkpoint yet, starting a new run")
         return None

@@ -21,11 +21,12 @@ from fedmpi.experiment.held_out import train_held_out
 from fedmpi.experiment.interruption import Interrupted, Interruptions
 from fedmpi.experiment.ownership import Lock, claim
 from fedmpi.experiment.recording import Recorder, open_recorder
-from fedmpi.experiment.resume import continuation, find, restore_weights
+from fedmpi.experiment.resume import UNDECLARED, continuation, find, restore_weights
 from fedmpi.experiment.rounds import begin_before, evaluate_start, play
 from fedmpi.experiment.schedule import replay
 from fedmpi.experiment.settings import BY_HAND, Latest, Settings
 from fedmpi.experiment.stopping import reason_to_stop
+from fedmpi.experiment.undeclared import Undeclared
 from fedmpi.federation.engine import Engine
 from fedmpi.federation.ledger import Outcome
 from fedmpi.mpi.failures import Silence
@@ -108,6 +109,7 @@ class _Course:
         self._engine: Engine | None = None
         self._checkpoints: Checkpoints | None = None
         self._used: list[object] = []
+        self._undeclared: set[str] = set()
 
     @property
     def recorder(self) -> Recorder:
@@ -148,10 +150,14 @@ class _Course:
             self._measure_start(engine)
             interruptions.pause()
         self.recorder.begin_rounds(experiment.rounds, done)
+        undeclared = Undeclared(self._used)
         is_over = self._is_over(done)
         while not is_over:
             done += 1
-            outcome = play(experiment, engine, experiment.algorithm, done, interruptions, assembled.timeline)
+            with undeclared.round() as is_watched:
+                outcome = play(experiment, engine, experiment.algorithm, done, interruptions, assembled.timeline)
+            if is_watched:
+                self._report(undeclared, is_resumed=place is not None)
             self.recorder.add_round(outcome)
             yield outcome
             is_over = self._is_over(done)
@@ -316,6 +322,24 @@ class _Course:
         if reason is not None:
             self.recorder.stop(reason)
         return bool(stops)
+
+    def _report(self, undeclared: Undeclared, is_resumed: bool) -> None:
+        """Say what the run keeps from round to round that no checkpoint has; a collective.
+
+        Raises:
+            BadInput: there is such state, and the run was resumed, so that it is another run than without an
+                interruption; on every rank alike.
+        """
+        texts = self._world.gather_text("\n".join(undeclared.found))
+        undeclared.found.clear()
+        found = sorted({line for text in texts for line in text.splitlines()} - self._undeclared)
+        if not found:
+            return
+        if is_resumed:
+            with self._world.agreed():
+                raise BadInput(f"--resume: {UNDECLARED.format(', '.join(found))}; begin anew with --overwrite")
+        self._undeclared |= {*found}
+        self.recorder.note_undeclared(", ".join(sorted(self._undeclared)))
 
     def _train_held_out(self, assembled: Assembled, last: int) -> None:
         """Train the held-out clients after the last round."""

@@ -234,6 +234,8 @@ GROUPS: dict[str, Group] = {
             "user_code": "a JSON object: the SHA-256 of each file of the user's own classes, and of what they import",
             "input_files": "a JSON object: the SHA-256 of each file that settings name, such as `--sampler.file`",
             "missing": "the state that further rounds need and that only a checkpoint has, one item per line",
+            "undeclared_state": "attributes of the user's own components that keep something between rounds, and "
+            "that no checkpoint has; such a run cannot be resumed",
             "depends_on_rounds": "the settings by which results depend on the number of rounds; if there are any, no "
             "rounds can be added later",
             "task": f"name of the task's class; absent: {DEFAULTS['task']}",

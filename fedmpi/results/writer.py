@@ -346,6 +346,11 @@ class Results:
             self._best = None
         self._lacks = True
 
+    def set_undeclared(self, names: str) -> None:
+        """Set the attributes that the run keeps between rounds and that no checkpoint has."""
+        self._attributes["undeclared_state"] = names
+        self._lacks = True
+
     def write_if_due(self) -> None:
         """Write the file if the last write is so long ago that writes take at most two percent of the run time.
 

@@ -65,6 +65,7 @@ def run(path: Path, algorithm: Algorithm | None = None, **settings: Any) -> resu
     }
     finished = Experiment(algorithm, output=path, **few | settings).run()
     assert finished.status == "finished"
+    assert "undeclared_state" not in finished.attributes
     return finished
 
 
