@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cached_property
@@ -55,7 +57,8 @@ class Run:
 
     The tables that can be large (`clients`, `ranks`, `clusters`, `partition`, `model`) are read when they are first
     used, from the file as it is at that time. If the run is still running, they can have more rounds than `rounds`.
-    Everything else is read when the object is created. No file is kept open.
+    Everything else is read when the object is created. No file is kept open. If another run has replaced the file by
+    then, reading them raises BadInput.
 
     Args:
         path: the results file.
@@ -363,7 +366,7 @@ class Run:
 
     def _read_frozen(self, network: str) -> Table:
         found: dict[str, h5py.Dataset] = {}
-        with opened(self.path) as file:
+        with self._opened() as file:
             if group := group_at(file, f"{network}/frozen"):
                 group.visititems(
                     lambda name, item: found.update({name: item} if isinstance(item, h5py.Dataset) else {})
@@ -371,9 +374,17 @@ class Run:
             return {name: values(tensor) for name, tensor in found.items()}
 
     def _read(self, name: str) -> Table:
-        with opened(self.path) as file:
+        with self._opened() as file:
             group = group_at(file, name)
             return table_of(group, self._groups) if group else {}
+
+    @contextmanager
+    def _opened(self) -> Iterator[h5py.File]:
+        """The file, which must still be that of this run."""
+        with opened(self.path) as file:
+            if str(file.attrs.get("started")) != str(self.attributes.get("started")):
+                raise BadInput(f"{self.path}: another run has replaced the file since it was opened; open it again")
+            yield file
 
 
 def open(path: str | Path) -> Run:

@@ -15,7 +15,7 @@ import pytest
 import fedmpi.results
 from fedmpi.errors import BadInput
 from fedmpi.results.owner import Owner
-from tests.results.made_runs import NAMES, OFFSETS, SHAPES, finished, started, weights
+from tests.results.made_runs import NAMES, OFFSETS, SHAPES, add_round, finished, started, weights
 
 
 def change(path: Path, **attributes: Any) -> None:
@@ -193,6 +193,28 @@ def test_a_file_that_somebody_has_locked_is_read_all_the_same(tmp_path: Path) ->
         command = [sys.executable, "-m", "fedmpi.results", "check", str(path)]
         assert "valid (schema" in subprocess.check_output(command, text=True, env=environment)
         holder.communicate()
+
+
+def test_another_run_in_the_same_file_is_not_mixed_in(tmp_path: Path) -> None:
+    """Oracle: what was read before stays, and a line in place of the other run's tables; the run itself may go on."""
+    path = tmp_path / "run.h5"
+    results = started(path)
+    add_round(results, 1)
+    results.write()
+    run = fedmpi.results.open(path)
+    add_round(results, 2)
+    results.finish("finished")
+    assert run.clients["round"].tolist() == [1] * 4 + [2] * 4, "read when it was used"
+    started(path, overwrite=True).finish("finished")
+    for name in ("weights", "frozen", "partition", "ranks", "best", "held_out"):
+        with pytest.raises(
+            BadInput, match=f"^{path}: another run has replaced the file since it was opened; open it"
+        ):
+            getattr(run, name)
+    with pytest.raises(BadInput, match="another run has replaced"):
+        run.stage("generator")
+    assert len(run.clients["round"]) == 8
+    assert fedmpi.results.open(path).ranks == {}
 
 
 @pytest.mark.parametrize("part", ["rounds", "status"])
