@@ -25,6 +25,7 @@ from fedmpi.federation.server import Server
 from fedmpi.federation.stack import Stack
 from fedmpi.mpi.rows import Rows
 from fedmpi.policies import Cohort
+from fedmpi.results.writer import check_kept
 from fedmpi.training.block import WHOLE, Block, Hooks, Phase
 from fedmpi.training.layout import Columns, Layout
 from fedmpi.training.settings import LocalTraining
@@ -342,6 +343,11 @@ class Federation:
             streams.say(line)
 
     def keep(self, name: str, arrays: Mapping[str, NDArray]) -> None:
-        """Store the server's arrays as a group of this name in the results file."""
+        """Store the server's arrays as a group of this name in the results file. They replace those from before.
+
+        Raises:
+            BadInput: this is the name of a group of fedmpi's own, or there are no numbers in an array.
+        """
+        check_kept(name, arrays if self.is_server else {})
         if self.is_server:
             self.context.keep(name, arrays)

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fedmpi import __version__
 from fedmpi.checksum import sha256_of
-from fedmpi.errors import BadInput
+from fedmpi.errors import BadInput, require
 from fedmpi.results.axes import columns, name_axes
 from fedmpi.results.columns import Columns
 from fedmpi.results.files import unlocked
@@ -37,6 +37,8 @@ from fedmpi.results.storage import Packed, Storage, image
 _TABLES = ("rounds", "clients", "ranks", "evaluation", "partition")
 # Other groups that a file may have. All further groups are arrays that were stored by `Results.keep`.
 _OTHERS = {"environment", "clusters", "held_out", "stages", "model", "best", "networks"}
+# The group of `Results.set_confusion`.
+_CONFUSION = "confusion"
 _FIRST_ROUND = 360.0  # seconds between two writes that readers should expect before the first round has ended
 
 Weights = Callable[[], NDArray[np.float32]]
@@ -225,7 +227,7 @@ class Results:
             round: the round of the evaluation.
             counts: [classes, classes] numbers of samples; rows are true classes, columns predicted classes.
         """
-        self._kept["confusion"] = {"round": Packed(np.array([round])), "counts": Packed(counts)}
+        self._kept[_CONFUSION] = {"round": Packed(np.array([round])), "counts": Packed(counts)}
 
     def begin_stage(self, stage: str, round: int) -> None:
         """Begin or continue a stage. Later rounds of an interrupted job are dropped.
@@ -517,6 +519,17 @@ def _records(columns: Mapping[str, NDArray]) -> NDArray:
     for name, values in columns.items():
         records[name] = values
     return records
+
+
+def check_kept(name: str, arrays: Mapping[str, NDArray]) -> None:
+    """Raise BadInput if a method cannot store these arrays as a group of this name (`Results.keep`)."""
+    taken = {*_TABLES, *_OTHERS, _CONFUSION}
+    allowed = f"a name without / that is not a group of fedmpi's own ({', '.join(sorted(taken))})"
+    require(bool(name.strip(".")) and "/" not in name and name not in taken, "fed.keep: name", name, allowed)
+    for array, values in arrays.items():
+        require(bool(array.strip(".")) and "/" not in array, f"fed.keep: {name}: name", array, "a name without /")
+        kind = np.asarray(values).dtype
+        require(kind.kind in "biuf", f"fed.keep: {name}: {array}: type", kind, "of numbers")
 
 
 def _now() -> str:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 
-from tests.support.mpi import REPOSITORY, mpirun, succeed
+from fedmpi import results
+from fedmpi.errors import BadInput
+from tests.jobs.careless import Keeping
+from tests.support.experiments import run
+from tests.support.mpi import REPOSITORY, fedmpi, mpirun, succeed
 
 PROGRAMS = REPOSITORY / "tests" / "jobs"
 PATHS = os.pathsep.join(map(str, [REPOSITORY, PROGRAMS]))
@@ -94,3 +100,40 @@ def test_one_line_on_every_rank(name: str, refusals: dict[str, list[dict[str, An
     assert re.sub(r"client \d ", "client CLIENT ", first["err"]) == f"fedmpi: error: {REFUSED[name][1]}\n"
     assert [seen["status"] for seen in (first, *others)] == [2] * 3
     assert [seen["err"] for seen in others] == [""] * 2
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        ({"group": "partition"}, "fed.keep: name = partition: must be a name without / that is not a group of"),
+        ({"group": "confusion"}, "fed.keep: name = confusion: must be a name without / that is not a group of"),
+        ({"group": "mine/1"}, "fed.keep: name = mine/1: must be a name without / that is not a group of"),
+        ({"group": ""}, "fed.keep: name = : must be a name without / that is not a group of"),
+        ({"array": "a/b"}, "fed.keep: mine: name = a/b: must be a name without /"),
+        ({"texts": True}, "fed.keep: mine: numbers: type = <U1: must be of numbers"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_kept(chosen: dict[str, Any], said: str, tmp_path: Path) -> None:
+    """Oracle: the line, before the first round."""
+    with pytest.raises(BadInput, match=f"^{re.escape(said)}"):
+        run(tmp_path / "run.h5", Keeping(**chosen))
+    assert results.open(tmp_path / "run.h5").status == "failed"
+
+
+def test_what_can_be_kept(tmp_path: Path) -> None:
+    """Oracle: the array of the last round."""
+    run(tmp_path / "run.h5", Keeping(), rounds=2)
+    with h5py.File(tmp_path / "run.h5") as file:
+        assert file["mine/numbers"][()].tolist() == [0, 1, 2, 3]
+
+
+def test_what_cannot_be_kept_on_two_ranks(tmp_path: Path) -> None:
+    """Oracle: a report of one line."""
+    options = f"{SMALL} --algorithm careless.Keeping --algorithm.group clients --output {tmp_path}/run.h5"
+    job = fedmpi(2, *options.split(), PYTHONPATH=PATHS)
+    assert job.returncode == 1
+    assert re.search(
+        r"^fedmpi: failed on rank \d of 2: .*: fed.keep: name = clients: must be a name", job.stderr, re.M
+    )
+    assert "Traceback" not in job.stderr
