@@ -25,15 +25,18 @@ class TooLarge(yaml.YAMLError):
     """A text is larger than settings can be; the message says in which way."""
 
 
-def load(text: str) -> Any:
+def load(text: str, loader: Any = LOADER) -> Any:
     """The value of a text.
 
+    Args:
+        loader: a class of PyYAML that makes the value.
+
     Raises:
-        yaml.YAMLError: it is not YAML, or too large.
+        yaml.YAMLError: it is not YAML, too large, or gives a key twice.
     """
     check(text)
     try:
-        return yaml.load(text, LOADER)
+        return yaml.load(text, loader)
     except yaml.YAMLError:
         raise
     except Exception as error:  # of what looks like a time or a number and is none
@@ -41,26 +44,31 @@ def load(text: str) -> Any:
 
 
 def check(text: str) -> None:
-    """Check that a text is not too large, without loading it.
+    """Check that a text is not too large and gives no key twice, without loading it.
 
     Raises:
-        yaml.YAMLError: it is too large, or not YAML.
+        yaml.YAMLError: it is too large, not YAML, or gives a key twice.
     """
     if len(text) > LONGEST:
         raise TooLarge(f"more than {LONGEST >> 20} MiB")
     count = 0
     sizes: dict[str, int] = {}  # of what has an anchor
     begun: list[tuple[str | None, int]] = []  # of what is not over: its anchor, and how much came before it
+    keys: list[_Keys | None] = [None]  # of the mappings that are not over; None for a list
     for event in yaml.parse(text, LOADER):
+        if keys[-1] and isinstance(event, yaml.NodeEvent):
+            keys[-1].see(event)
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes:  # it is the parser's matter whether there is such an anchor at all
                 raise TooLarge("a value that holds itself, or an alias of nothing")
             count += sizes[event.anchor]
         elif isinstance(event, yaml.CollectionStartEvent):
             begun.append((event.anchor, count))
+            keys.append(_Keys() if isinstance(event, yaml.MappingStartEvent) else None)
             count += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, before = begun.pop()
+            keys.pop()
             sizes |= {anchor: count - before} if anchor else {}
         elif isinstance(event, yaml.ScalarEvent):
             if LONG_NUMBER.fullmatch(event.value.lstrip("+-")):
@@ -71,6 +79,22 @@ def check(text: str) -> None:
             raise TooLarge(f"lists or mappings in one another, more than {DEEPEST} deep")
         if count > len(text) + MOST_REPEATED:
             raise TooLarge("aliases that stand for far more than the text")
+
+
+class _Keys:
+    """The keys of one mapping, whose keys and values come by turns."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+        self._is_key = True
+
+    def see(self, event: yaml.NodeEvent) -> None:
+        """Take the beginning of a key or of a value; raises yaml.YAMLError at a key that has come before."""
+        if self._is_key and isinstance(event, yaml.ScalarEvent):
+            if event.value in self._seen:
+                raise yaml.MarkedYAMLError(problem=f"{event.value} is given twice", problem_mark=event.start_mark)
+            self._seen.add(event.value)
+        self._is_key = not self._is_key
 
 
 def reason(error: yaml.YAMLError) -> str:

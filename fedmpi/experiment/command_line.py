@@ -10,7 +10,6 @@ from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -22,6 +21,7 @@ import yaml
 from fedmpi import small_yaml
 from fedmpi.described import as_yaml, import_path, short_name
 from fedmpi.errors import BadInput
+from fedmpi.experiment import config_file
 from fedmpi.experiment.catalogue import BY_DATA, COMPONENTS, GROUPS, INNER_GROUPS, bases, own_class
 from fedmpi.experiment.experiment import Experiment
 from fedmpi.experiment.help import Help, of_one_class
@@ -31,8 +31,6 @@ from fedmpi.randomness import globals_kept, key, seed_globals
 
 #: The name of this module's YAML loader in jsonargparse.
 PARSER_MODE = "fedmpi"
-#: Words that YAML 1.1 reads as true or false.
-WORD = re.compile(r"\b(?:off|no|on|yes)\b", re.IGNORECASE)
 #: Options that stand alone.
 FLAGS = ("--overwrite", "--resume")
 
@@ -155,27 +153,11 @@ _replace(jsonargparse._typehints, "discard_init_args_on_class_path_change", _for
 
 
 def _load_yaml(text: str) -> Any:
-    """Load YAML like jsonargparse, but keep words such as off, which YAML 1.1 reads as false.
-
-    A word that is the whole text is not kept, because jsonargparse loads it alone for options that are true or false.
-    """
+    """Load YAML like jsonargparse, but keep words such as off."""
     if re.search("[\udc80-\udcff]", text):
         return text  # a path with letters that the locale does not know, which YAML does not either
     small_yaml.check(text)
-    if WORD.search(text):
-        for start, end in sorted(_words(yaml.compose(text, yaml.SafeLoader)), reverse=True):
-            text = f"{text[:start]}'{text[start:end]}'{text[end:]}"
-    return jsonargparse.get_loader("yaml")(text)
-
-
-def _words(node: yaml.Node | None) -> Iterator[tuple[int, int]]:
-    """The positions of such words in the text of a node."""
-    if isinstance(node, yaml.CollectionNode):
-        inside = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
-        for child in inside:
-            if isinstance(child, yaml.ScalarNode) and child.style is None and WORD.fullmatch(child.value):
-                yield child.start_mark.index, child.end_mark.index
-            yield from _words(child)
+    return jsonargparse.get_loader("yaml")(config_file.with_words(text))
 
 
 def _dump_yaml(settings: dict[str, Any]) -> str:
@@ -222,24 +204,10 @@ def _checked_config(given: str) -> str:
     """The path of a file of settings, after checking it, because jsonargparse's messages would not name the file."""
     try:
         path = expanded(given)
-        settings = small_yaml.load(_text_of(path))
     except BadInput as error:
         raise BadInput(f"--config {error.message}") from None
-    except OSError as error:
-        raise BadInput(f"--config = {given}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise BadInput(f"--config = {given}: is not UTF-8 (byte {error.start})") from None
-    except yaml.YAMLError as error:
-        raise BadInput(f"--config = {given}: {small_yaml.reason(error)}") from None
-    if not isinstance(settings, dict) or not settings:
-        raise BadInput(f"--config = {given}: must hold settings, as in `clients: 100`")
+    config_file.read(path, given)
     return str(path)
-
-
-def _text_of(path: Path) -> str:
-    """The text of a file of settings; of a file that is too long only the beginning."""
-    with path.open(encoding="utf-8-sig") as file:
-        return file.read(small_yaml.LONGEST + 1)
 
 
 class _Exit(BaseException):
@@ -248,11 +216,13 @@ class _Exit(BaseException):
 
 class _Parser(jsonargparse.ArgumentParser):
     def parse_path(self, path: str | os.PathLike[str], *args: Any, **options: Any) -> jsonargparse.Namespace:
-        """Parse a file as UTF-8, whatever the locale. Files that it names are looked for in its folder."""
+        """Parse a file of settings. Files that it names are looked for in its folder."""
         here = os.getcwd()
-        text = _text_of(Path(path))
+        settings = config_file.read(Path(path), os.fspath(path))
         os.chdir(Path(path).parent)
         try:
+            # In quotes, or a text would be read again as what it looks like.
+            text = yaml.safe_dump(settings, default_style='"')
             return self.parse_string(text, os.path.basename(path), *args, **options)
         finally:
             os.chdir(here)

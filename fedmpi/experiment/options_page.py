@@ -18,7 +18,9 @@ contents as this page.
 - Later options override earlier ones. Name a class before its options: `--algorithm FedProx --algorithm.mu 0.1`.
 - Instead of a name, give the import path of your own class: `--model mine.Small` ([tutorial](tutorial.md)).
 - Lists are written as `[64,32]`, and yes or no as `true` or `false`. What `null` means is said at each option.
-- `--config FILE` reads a YAML file of settings. `--print_config` prints the settings as such a file and exits.
+- `--config FILE` reads a YAML file of settings. `--print_config` prints the settings as such a file and exits. A file
+  may also have the dotted names of options: `algorithm: FedProx` and `algorithm.mu: 0.1`. The order of its keys does
+  not matter. An option that is given twice is refused.
 - `--overwrite` and `--resume` need no value.
 - Some combinations are refused: [what goes with what](compatibility.md).
 """

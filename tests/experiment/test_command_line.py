@@ -189,6 +189,45 @@ def test_yaml_with_options_of_classes(write: Callable[[str, str], str]) -> None:
     assert (partition.permutations, partition.over.alpha) == (2, 0.3)
 
 
+NESTED = {
+    "algorithm: {class_path: FedProx, init_args: {mu: 0.3}}": ["algorithm: FedProx", "algorithm.mu: 0.3"],
+    "partition: {class_path: Dirichlet, init_args: {alpha: 3}}": ["partition: Dirichlet", "partition.alpha: 3"],
+    "local: {epochs: 2, lr: 0.3, vectorize: off}": ["local: {epochs: 2}", "local.lr: 0.3", "local.vectorize: off"],
+    "partition: {class_path: Permuted, init_args: {over: {class_path: Shards, init_args: {total: 9}}}}": [
+        "partition: Permuted",
+        "partition.over: Shards",
+        "partition.over.total: 9",
+    ],
+    "algorithm: {class_path: FedFTG, init_args: {base: {class_path: FedProx, init_args: {mu: 2}}, decay: 0.5}}": [
+        "algorithm: {class_path: FedFTG, init_args: {base.mu: 2, base: FedProx}}",
+        "algorithm.decay: 0.5",
+    ],
+    "model: {class_path: HuggingFace, init_args: {path: x, lora: {rank: 4, alpha: 2}}}": [
+        "model: HuggingFace",
+        "model.path: x",
+        "model.lora: {rank: 4}",
+        "model.lora.alpha: 2",
+    ],
+    "seed: 4\nclients: 9": ["config: FOLDER/other.yaml", "seed: 4"],
+}
+
+
+@pytest.mark.parametrize("whole", NESTED)
+def test_the_order_of_a_files_keys_does_not_matter(whole: str, write: Callable[[str, str], str]) -> None:
+    """Dotted names are options of what the file names elsewhere. Oracle: the nested form."""
+    folder = Path(write("other.yaml", "seed: 33\nclients: 9\n")).parent
+    expected = without_output(parse(["--config", write("nested.yaml", whole)])[1])
+    for lines in (NESTED[whole], NESTED[whole][::-1]):
+        path = write("dotted.yaml", "\n".join(lines).replace("FOLDER", str(folder)))
+        made = without_output(parse(["--config", path])[1])
+        assert made == expected, lines
+
+
+def test_texts_in_a_file_stay_texts(write: Callable[[str, str], str]) -> None:
+    assert experiment("--config " + write("a.yaml", "output: '1e3'")).output == Path("1e3")
+    assert experiment("--config " + write("a.yaml", "output: off")).output == Path("off")
+
+
 def test_file_and_options_in_the_order_they_are_given(write: Callable[[str, str], str]) -> None:
     first = write("first.yaml", "clients: 11\nrounds: 3\n")
     second = write("second.yaml", "clients: 22\n")
@@ -642,6 +681,36 @@ YAML = {
     "type in local": ("local: {lr: x}\n", "--local.lr = x: must be a number"),
     "range": ("local: {lr: -1}\n", "--local.lr = -1.0: must be above 0"),
     "missing file": ("local: other.yaml\n", "--local = other.yaml: must be options, or a YAML file of them"),
+    "key given twice": ("rounds: 3\nrounds: 4\n", "--config = FILE: is not YAML (line 2: rounds is given twice)"),
+    "quoted key given twice": ("rounds: 3\n'rounds': 4\n", "--config = FILE: is not YAML (line 2: rounds is given"),
+    "nested key given twice": ("local: {lr: 1, lr: 2}\n", "--config = FILE: is not YAML (line 1: lr is given twice)"),
+    "group given twice": ("local: {lr: 3}\nlocal: {epochs: 7}\n", "--config = FILE: is not YAML (line 2: local is"),
+    "option given in two ways": ("local.lr: 3\nlocal: {lr: 3}\n", "--config = FILE: local.lr: is given twice"),
+    "option of a class given in two ways": (
+        "algorithm: {class_path: FedProx, init_args: {mu: 1}}\nalgorithm.mu: 2\n",
+        "--config = FILE: algorithm.mu: is given twice",
+    ),
+    "inner option given in two ways": (
+        "algorithm: {class_path: FedFTG, init_args: {base: {class_path: FedProx, init_args: {mu: 1}}, base.mu: 2}}\n",
+        "--config = FILE: algorithm.base.mu: is given twice",
+    ),
+    "file of options beside one": (
+        "local: other.yaml\nlocal.lr: 3\n",
+        "--config = FILE: local.lr: local = other.yaml is given, too, and has no such option",
+    ),
+    "option of no class": (
+        "algorithm: null\nalgorithm.mu: 3\n",
+        "--config = FILE: algorithm.mu: algorithm = null is given, too, and has no such option",
+    ),
+    "number for a group": ("local: 3\n", "--local = 3: must be options, or a YAML file of them"),
+    "list for a group": ("local: []\n", "--local = []: must be options, or a YAML file of them"),
+    "truth for a group": ("checkpoint: false\n", "--checkpoint = false: must be options, or a YAML file of them"),
+    "number as a name": ("1: 3\n", "--config = FILE: 1: must be the name of an option"),
+    "number as a name in a group": ("local: {1: 3}\n", "--config = FILE: local.1: must be the name of an option"),
+    "part of a name missing": ("local..lr: 3\n", "--config = FILE: local..lr: must be the name of an option"),
+    "two words as a name": ("a b: 3\n", "--config = FILE: a b: must be the name of an option"),
+    "name alone": ("rounds:\n", "--rounds = null: must be a whole number"),
+    "help": ("help: all\n", "--config = FILE: help is no setting; it is an option of the command line"),
 }
 
 
