@@ -90,7 +90,7 @@ def _options_at(settings: dict[str, Any], places: Sequence[str], name: str) -> d
         if isinstance(there, str) and place not in (*GROUPS, *INNER_GROUPS):
             there = settings[place] = {"class_path": there}
         if not isinstance(there, dict):
-            raise BadInput(f"{name}: {place} = {shown(there)} is given, too, and has no such option")
+            raise BadInput(f"{place} = {shown(there)}: must hold options, because {name} is given, too")
         has_class = "class_path" in there or "init_args" in there
         settings = there.setdefault("init_args", {}) if has_class else there
     return settings

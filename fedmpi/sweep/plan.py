@@ -17,6 +17,7 @@ from fedmpi.described import as_yaml
 from fedmpi.errors import BadInput
 from fedmpi.experiment import inputs
 from fedmpi.experiment.command_line import HelpPrinted, parse
+from fedmpi.experiment.config_file import by_depth, nested
 from fedmpi.experiment.resume import check_settings
 from fedmpi.options import check_length, shown
 from fedmpi.results import Run
@@ -230,6 +231,7 @@ def _grid(text: str) -> tuple[list[Setting], Any]:
     settings = []
     for values in product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
+        nested({**options, **chosen})  # an option that is given twice is refused: the setting's name would be wrong
         varied = {names[option]: _shown(value) for option, value in chosen.items() if len(grid[option]) > 1}
         name = "-".join(_part(names[option], value) for option, value in chosen.items())
         settings.append(Setting(name, _arguments({**options, **chosen}), varied))
@@ -282,8 +284,7 @@ def _shown(value: Any) -> str:
 
 def _arguments(options: Mapping[str, Any]) -> list[str]:
     """The options as arguments: a YAML file first, and a class before its own options."""
-    ordered = sorted(options, key=lambda option: (option != "config", option.count(".")))
-    return [f"--{option}={_word(options[option])}" for option in ordered]
+    return [f"--{option}={_word(options[option])}" for option in by_depth(options)]
 
 
 def _word(value: Any) -> str:

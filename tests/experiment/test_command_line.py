@@ -696,11 +696,11 @@ YAML = {
     ),
     "file of options beside one": (
         "local: other.yaml\nlocal.lr: 3\n",
-        "--config = FILE: local.lr: local = other.yaml is given, too, and has no such option",
+        "--config = FILE: local = other.yaml: must hold options, because local.lr is given, too",
     ),
     "option of no class": (
         "algorithm: null\nalgorithm.mu: 3\n",
-        "--config = FILE: algorithm.mu: algorithm = null is given, too, and has no such option",
+        "--config = FILE: algorithm = null: must hold options, because algorithm.mu is given, too",
     ),
     "number for a group": ("local: 3\n", "--local = 3: must be options, or a YAML file of them"),
     "list for a group": ("local: []\n", "--local = []: must be options, or a YAML file of them"),
