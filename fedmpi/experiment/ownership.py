@@ -42,6 +42,8 @@ from fedmpi.streams import say
 
 #: Number of attempts, and seconds between them, while a lock is being released.
 TRIES, PAUSE = 100, 0.05
+#: What messages of `InUse` say.
+IN_USE = "is in use by"
 
 
 class InUse(BadInput):
@@ -196,7 +198,7 @@ def _put(made: Path, lock: Path, name: str, output: Path) -> Owner | None:
         if found is None:
             time.sleep(PAUSE)
         gone = found or gone
-    raise InUse(f"{output}: is in use by other runs")
+    raise InUse(f"{output}: {IN_USE} other runs")
 
 
 def _evict(lock: Path, mine: Path, output: Path) -> Owner | None:
@@ -226,7 +228,7 @@ def _evict(lock: Path, mine: Path, output: Path) -> Owner | None:
         owner = Owner.parse(text)
         if not owner.is_gone(silence):
             heard = f", last sign of life {max(silence, 0):.0f} s ago (taken over after {SILENCE:.0f} s)"
-            raise InUse(f"{output}: is in use by {owner}{'' if owner.is_near else heard}; its lock is {lock}")
+            raise InUse(f"{output}: {IN_USE} {owner}{'' if owner.is_near else heard}; its lock is {lock}")
         record.unlink(missing_ok=True)
         gone = owner
     return gone

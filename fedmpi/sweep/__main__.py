@@ -1,7 +1,7 @@
 """`python -m fedmpi.sweep GRID.yaml`: run a grid of settings, or a list of runs, with several seeds; compare them.
 
 The same command continues: finished runs are skipped, and all others are started or continued. Exit status 1: runs
-have not finished.
+have not finished; 130 or 85: runs were interrupted.
 """
 
 from __future__ import annotations

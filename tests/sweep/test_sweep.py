@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from itertools import product
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from fedmpi import results
 from fedmpi.experiment.command_line import parse
+from fedmpi.experiment.ownership import Lock
 from fedmpi.sweep.__main__ import main
 from tests.slurm.cluster import until
 from tests.support.mpi import REPOSITORY, environment
@@ -40,10 +42,14 @@ seeds: [0, 3]
 NAMES = [f"lr_{lr}-alpha_{alpha}-{seed}" for lr, alpha, seed in product(("0.01", "1e-1"), ("0.1", "10"), (0, 3))]
 
 
-def sweep(*words: str | Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "fedmpi.sweep", *map(str, words)]
-    path = f"{environment()['PYTHONPATH']}{os.pathsep}{PROGRAMS}"
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
+def sweep(*words: str | Path, **variables: str) -> subprocess.Popen[str]:
+    return started("-m", "fedmpi.sweep", *map(str, words), **variables)
+
+
+def started(*words: str, **variables: str) -> subprocess.Popen[str]:
+    """A Python program that finds the classes of tests/jobs."""
+    around = {**os.environ, "PYTHONPATH": f"{environment()['PYTHONPATH']}{os.pathsep}{PROGRAMS}", **variables}
+    return subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True, env=around)
 
 
 def running(folder: Path) -> list[results.Run]:
@@ -116,6 +122,87 @@ def test_interrupted_and_continued(tmp_path: Path) -> None:
         if number == best:
             said = f"best on validation: lr {lr}, alpha {alpha}: test accuracy {texts[1]} % (seeds: 2)"
             assert printed.splitlines()[-1] == said
+
+
+def test_an_allocation_that_ends(tmp_path: Path) -> None:
+    """A run that ends before the time limit is no failure. No other one is started, and no setting is the best."""
+    folder, listed = tmp_path / "runs", tmp_path / "two.list"
+    small = "--model LogisticRegression --clients 4 --local.epochs 1 --rounds 3"
+    listed.write_text(f"one {small}\ntwo {small} --local.lr 0.2\n")
+    command = listed, "--local", "1", "--ranks", "2", "--output", folder
+    process = sweep(*command, SLURM_JOB_ID="1", SLURM_JOB_END_TIME=str(int(time.time()) + 15))
+    printed, _ = process.communicate(timeout=240)
+    assert printed.splitlines()[1:] == ["1/2  one-0  interrupted; the same command continues"]
+    assert process.returncode == 85
+    assert [path.name for path in folder.glob("*.h5")] == ["one-0.h5"]
+    process = sweep(*command)
+    printed, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, printed
+    assert results.open(folder / "one-0.h5").rounds["round"].tolist() == [1, 2, 3]
+
+
+def test_runs_of_another_program(tmp_path: Path) -> None:
+    """What another program runs or has run since the sweep began is left alone, and is no failure."""
+    folder, listed = tmp_path / "runs", tmp_path / "four.list"
+    holds = {name: tmp_path / name for name in ("one", "two")}
+    small = "--model LogisticRegression --clients 4 --local.epochs 1 --rounds 99"
+    patient = "--algorithm patient.Patient --algorithm.hold"
+    lines = [f"{name} {small} {patient} {hold}" for name, hold in holds.items()]
+    lines += [f"{name} {small} --local.lr {lr}" for name, lr in (("three", 0.1), ("four", 0.2))]
+    listed.write_text("\n".join(lines))
+    for hold in holds.values():
+        hold.touch()
+    process = sweep(listed, "--local", "1", "--output", folder)
+    until(lambda: len(running(folder)) == 1)
+    others = [
+        started("-m", "fedmpi", *row.split()[1:], "--seed=0", f"--output={folder}/{row.split()[0]}-0.h5", "--resume")
+        for row in listed.read_text().splitlines()[1:3]
+    ]
+    others[1].communicate(timeout=240)
+    until(lambda: len(running(folder)) == 2)
+    lock = Lock()
+    lock.take(folder / "four-0.h5")  # as a run does before its file exists
+    holds["one"].unlink()
+    printed, _ = process.communicate(timeout=240)
+    lock.release()
+    said = [line.split("  ", 2) for line in printed.splitlines()[1:5]]
+    assert said[0][2].startswith("finished in ")
+    assert said[1:] == [
+        ["2/4", "two-0", "running elsewhere"],
+        ["3/4", "three-0", "finished elsewhere"],
+        ["4/4", "four-0", "running elsewhere"],
+    ]
+    assert process.returncode == 1
+    holds["two"].unlink()
+    others[0].communicate(timeout=240)
+    assert results.open(folder / "two-0.h5").status == "finished"
+
+
+NOTE = """
+import atexit
+from fedmpi.algorithms import FedAvg
+from fedmpi.errors import BadInput
+
+atexit.register(print, "good", "bye")
+
+
+class Leaving(FedAvg):
+    def setup(self, fed):
+        raise BadInput("no licence")
+"""
+
+
+def test_the_reason_of_a_failure(tmp_path: Path) -> None:
+    """It is the line of the error, whatever the log has after it and had before."""
+    (tmp_path / "note_of_the_sweep.py").write_text(NOTE)
+    listed, folder = tmp_path / "one.list", tmp_path / "runs"
+    listed.write_text("bad --model LogisticRegression --clients 4 --algorithm note_of_the_sweep.Leaving\n")
+    folder.mkdir()
+    (folder / "bad-0.log").write_text("fedmpi: error: of another time\n")
+    process = sweep(listed, "--local", "1", "--output", folder, PYTHONPATH=f"{REPOSITORY}{os.pathsep}{tmp_path}")
+    printed, _ = process.communicate(timeout=240)
+    assert printed.splitlines()[1] == f"1/1  bad-0  failed (fedmpi: error: no licence), see {folder}/bad-0.log"
+    assert (folder / "bad-0.log").read_text().splitlines()[-1] == "good bye"
 
 
 def test_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
