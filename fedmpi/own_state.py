@@ -25,14 +25,15 @@ def own_state(threads: int | None = None) -> Iterator[None]:
 
     They are: PyTorch's default type and default device, autocast, modes without gradients, whether tiny numbers are
     flushed to 0, its threads, and what NumPy does about floating-point errors. The caller's random generators are
-    restored as well (`globals_kept`).
+    restored as well (`globals_kept`). One thread of the process computes at a time, and others wait.
 
     Args:
         threads: of PyTorch; None: those of the caller.
     """
-    kind, its_threads, flushes = torch.get_default_dtype(), torch.get_num_threads(), sys.float_info.min / 2 == 0
     with ExitStack() as stack:
-        for context in (globals_kept(), torch.inference_mode(False), torch.enable_grad()):
+        stack.enter_context(globals_kept())  # first, because another thread may have settings of its own until then
+        kind, its_threads, flushes = torch.get_default_dtype(), torch.get_num_threads(), sys.float_info.min / 2 == 0
+        for context in (torch.inference_mode(False), torch.enable_grad()):
             stack.enter_context(context)
         for device in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(device, enabled=False))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import random
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -28,6 +29,8 @@ _SHIFTS = (30, 27, 31)
 _MASK = 2**64 - 1
 # Four suffice for large ranges.
 _FEISTEL_ROUNDS = 6
+# Held by the thread that uses the global generators, because all threads of a process share them.
+_GLOBALS = threading.RLock()
 
 # Purposes for which fedmpi itself draws, without the numbers at their end, and what others begin with.
 _OWN = frozenset(
@@ -151,17 +154,21 @@ def seed_globals(key: int) -> None:
 
 @contextmanager
 def globals_kept() -> Iterator[None]:
-    """Restore the state of the generators of `seed_globals` afterwards; takes 0.2 ms."""
+    """Restore the state of the generators of `seed_globals` afterwards; takes 0.2 ms.
+
+    One thread does so at a time, and others wait. Otherwise the seeds of one would change the numbers of another.
+    """
     torch = sys.modules.get("torch")
-    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    of_torch = torch.get_rng_state() if torch else None
-    of_gpu = torch.cuda.get_rng_state() if torch and torch.cuda.is_initialized() else None
-    try:
-        yield
-    finally:
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)  # noqa: NPY002
-        if torch and of_torch is not None:
-            torch.set_rng_state(of_torch)
-        if torch and of_gpu is not None:
-            torch.cuda.set_rng_state(of_gpu)
+    with _GLOBALS:
+        of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+        of_torch = torch.get_rng_state() if torch else None
+        of_gpu = torch.cuda.get_rng_state() if torch and torch.cuda.is_initialized() else None
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)  # noqa: NPY002
+            if torch and of_torch is not None:
+                torch.set_rng_state(of_torch)
+            if torch and of_gpu is not None:
+                torch.cuda.set_rng_state(of_gpu)

@@ -519,6 +519,31 @@ def test_settings_of_the_process(name: str, from_the_command_line: results.Run, 
     np.testing.assert_array_equal(small.weights, expected)
 
 
+def test_threads(tmp_path: Path) -> None:
+    """Runs in several threads take turns, whole or by rounds. Oracle: each run alone."""
+
+    def made(seed: int, name: str) -> Experiment:
+        few: dict[str, Any] = {"clients": 6, "rounds": 3, "local": LocalTraining(epochs=1), "device": "cpu"}
+        return Experiment(model=MLP(hidden=(8,)), **few, seed=seed, output=tmp_path / f"{name}-{seed}.h5")
+
+    def by_rounds(experiment: Experiment) -> None:
+        for _ in experiment.outcomes():
+            first.network()
+
+    first = made(0, "alone").run()
+    alone = [first.weights_sha256, *(made(seed, "alone").run().weights_sha256 for seed in (1, 2, 3))]
+    experiments = [made(seed, "thread") for seed in range(4)]
+    before = state_of_the_process()
+    works: list[Callable[[Experiment], Any]] = [Experiment.run, by_rounds, Experiment.run, by_rounds]
+    threads = [threading.Thread(target=work, args=(one,)) for work, one in zip(works, experiments, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [results.open(one.output).weights_sha256 for one in experiments] == alone
+    assert state_of_the_process() == before
+
+
 class Given(Model):
     """A network that the script has built itself."""
 
