@@ -20,6 +20,7 @@ from fedmpi.data.client_samples import ClientSamples, ListedSamples
 from fedmpi.errors import named, option_of
 from fedmpi.experiment import compatibility
 from fedmpi.experiment.alike import check_rebuilt, check_set_up
+from fedmpi.experiment.checkpoint import declared
 from fedmpi.experiment.initial_model import read_initial_model
 from fedmpi.experiment.networks import Networks, networks_of
 from fedmpi.experiment.samples import PixelOrders, load_shared
@@ -133,10 +134,10 @@ def set_up(algorithm: Algorithm, engine: Engine) -> None:
     with engine.agreed(), option_of("algorithm"):
         fed.context.reseed("setup")
         algorithm.setup(fed)
+        state = [(part, name, declared(part, name)) for part in algorithm.parts for name in part.server_state]
     if not fed.is_server:
-        for part in algorithm.parts:
-            for name in part.server_state:
-                setattr(part, name, getattr(part, name).to("meta"))
+        for part, name, tensor in state:
+            setattr(part, name, tensor.to("meta"))
 
 
 @dataclass(frozen=True)

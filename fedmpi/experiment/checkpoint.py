@@ -307,11 +307,27 @@ def server_state(algorithm: Algorithm) -> dict[str, Tensor]:
     """The server's state of a method: `server/PART/NAME`, and for its optimizer `server/PART/optimizer/NAME`."""
     found: dict[str, Tensor] = {}
     for number, part in enumerate(algorithm.parts):
-        found |= {f"server/{number}/{name}": getattr(part, name) for name in part.server_state}
+        found |= {f"server/{number}/{name}": declared(part, name) for name in part.server_state}
         if "server_optimizer" in vars(part):
             kept = part.server_optimizer.state.items()
             found |= {f"server/{number}/optimizer/{name}": tensor for name, tensor in kept}
     return found
+
+
+def declared(part: Algorithm, name: str) -> Tensor:
+    """An attribute of a method that `server_state` names.
+
+    Raises:
+        BadInput: there is none, or a checkpoint could not hold it.
+    """
+    value, place = getattr(part, name, None), f"--algorithm = {type(part).__name__}: server_state names {name}"
+    if not isinstance(value, Tensor):
+        given = f"is of type {type(value).__name__}" if hasattr(part, name) else "does not exist after setup"
+        raise BadInput(f"{place}, which {given}: must be a tensor, such as torch.tensor(0)")
+    if value.requires_grad or value.layout != torch.strided or value.dtype == torch.bfloat16:
+        given = "requires gradients" if value.requires_grad else f"is {value.layout}, {value.dtype}"
+        raise BadInput(f"{place}, which {given}: must be a plain tensor, without gradients and not of bfloat16")
+    return value
 
 
 def _pieces(clients: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:

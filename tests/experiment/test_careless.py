@@ -33,6 +33,15 @@ TELLING = {
     "second mean": "a second mean in a round",
 }
 PRIVATE = "--sampler Bernoulli --weighting uniform --privacy CentralDP --algorithm careless.Telling --algorithm.what"
+#: States of a server that a checkpoint could not hold, and what is said of them.
+STATES = {
+    "missing": "does not exist after setup: must be a tensor, such as torch.tensor(0)",
+    "number": "is of type int: must be a tensor, such as torch.tensor(0)",
+    "array": "is of type ndarray: must be a tensor, such as torch.tensor(0)",
+    "list": "is of type list: must be a tensor, such as torch.tensor(0)",
+    "parameter": "requires gradients: must be a plain tensor, without gradients and not of bfloat16",
+    "bfloat16": "is torch.strided, torch.bfloat16: must be a plain tensor, without gradients and not of bfloat16",
+}
 #: Options, and the whole line.
 REFUSED = {
     **{
@@ -62,6 +71,13 @@ REFUSED = {
             " Replace, or the method must call self.server_step",
         )
         for round in (1, 2)
+    },
+    **{
+        f"state_{kind}": (
+            f"--algorithm careless.Declared --algorithm.kind {kind}",
+            f"--algorithm = Declared: server_state names n, which {said}",
+        )
+        for kind, said in STATES.items()
     },
     "stack_twice": (
         "--algorithm careless.Everywhere --algorithm.to stack --cohort 1",

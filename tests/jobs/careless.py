@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -43,6 +43,33 @@ class Staged(FedAvg):
     def stages(self, fed: Federation) -> Iterator[tuple[str, Federation, Algorithm]]:
         for name in self.names:
             yield name, fed.sibling(lambda: torch.nn.Linear(64, 10), fed.local, 0, name), FedAvg()
+
+
+class Declared(FedAvg):
+    """Names a state of its server that a checkpoint could not hold.
+
+    Args:
+        kind: of the state.
+    """
+
+    server_state = ("weights", "n")
+    n: Any
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def setup(self, fed: Federation) -> None:
+        super().setup(fed)
+        if self.kind == "number":
+            self.n = 0
+        elif self.kind == "array":
+            self.n = np.zeros(3)
+        elif self.kind == "list":
+            self.n = [torch.zeros(3)]
+        elif self.kind == "parameter":
+            self.n = torch.nn.Parameter(torch.zeros(3))
+        elif self.kind == "bfloat16":
+            self.n = torch.zeros(3, dtype=torch.bfloat16)
 
 
 class Telling(FedAvg):
