@@ -337,7 +337,7 @@ class _Course:
             return
         if is_resumed:
             with self._world.agreed():
-                raise BadInput(f"--resume: {UNDECLARED.format(', '.join(found))}; begin anew with --overwrite")
+                raise BadInput(f"--resume: {UNDECLARED.format(', '.join(found))}; start again with --overwrite")
         self._undeclared |= {*found}
         self.recorder.note_undeclared(", ".join(sorted(self._undeclared)))
 

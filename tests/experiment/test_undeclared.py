@@ -147,5 +147,5 @@ def test_a_run_that_was_resumed_too_early_ends(tmp_path: Path) -> None:
     path = tmp_path / "made.h5"
     Experiment(**FEW, algorithm=Interrupted(), rounds=6, output=path).run()
     assert (results.open(path).status, len(results.open(path).rounds["round"])) == ("interrupted", 1)
-    with pytest.raises(BadInput, match=r"^--resume: momentum \(Interrupted\) keeps something .*; begin anew"):
+    with pytest.raises(BadInput, match=r"^--resume: momentum \(Interrupted\) keeps something .*; start again"):
         Experiment(**FEW, algorithm=Interrupted(), rounds=6, output=path, resume=True).run()
