@@ -52,6 +52,7 @@ class ClientState:
         return rows
 
     def __setitem__(self, block: Block, rows: Tensor) -> None:
+        block.check(rows)
         clients = block.clients.tolist()
         for k in block.undiverged():
             if clients[k] not in self.rows:

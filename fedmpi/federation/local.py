@@ -16,7 +16,7 @@ from fedmpi.federation.mean import diverged, total
 from fedmpi.federation.placement import CostModel
 from fedmpi.policies import Cohort
 from fedmpi.randomness import globals_kept
-from fedmpi.training.block import GRADIENT, WHOLE, Block, Hooks, Phase
+from fedmpi.training.block import GRADIENT, OVERWRITTEN, WHOLE, Block, Hooks, Phase
 from fedmpi.training.symmetry import Group
 from fedmpi.training.trainer import Features
 
@@ -26,25 +26,27 @@ class Trained:
     """The result of `Federation.train`: K models, and their mean training losses [K] and optimizer steps [K].
 
     The next clients are trained in the memory of `weights` [K, P]: use or clone it before the next call of `train`.
-    Reading it later raises an error. A `direction` that is not elementwise may change the named vectors [K, ...] of
-    the block in place; then `rows` has them after the training. Otherwise it is empty.
+    Reading, averaging or keeping it later raises an error. A `direction` that is not elementwise may change the named
+    vectors [K, ...] of the block in place; then `rows` has them after the training. Otherwise it is empty.
     """
 
     loss: NDArray[np.float64]
     steps: NDArray[np.int64]
     rows: Mapping[str, Tensor]
     _weights: Tensor
+    _block: Block
     _is_current: bool = True
 
     @property
     def weights(self) -> Tensor:
         if not self._is_current:
-            raise RuntimeError("these weights were overwritten by a later train(); use or clone them before it")
+            raise RuntimeError(OVERWRITTEN)
         return self._weights
 
     def expire(self) -> None:
         """Mark the weights as invalid, because their memory is reused."""
         self._is_current = False
+        self._block.expired = self._weights
 
 
 class Local:
@@ -111,7 +113,8 @@ class Local:
         block.diverged |= lost.keys()
         ledger.record_work(block, work, lost)
         self._show(block, work.weights, phase)
-        self._trained = Trained(work.loss, work.steps, work.rows, work.weights)
+        block.expired = None
+        self._trained = Trained(work.loss, work.steps, work.rows, work.weights, block)
         return self._trained
 
     def show_last(self) -> None:

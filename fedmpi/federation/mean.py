@@ -126,7 +126,9 @@ class WeightedMean:
 
         Raises:
             Diverged: a vector is not finite.
+            RuntimeError: they are weights that a later training has overwritten.
         """
+        block.check(vectors)
         groups = np.zeros(len(vectors), dtype=np.int64) if group is None else torch.as_tensor(group).cpu().numpy()
         if block.diverged:
             left = block.undiverged()

@@ -60,6 +60,7 @@ class Stack:
 
     def add(self, vectors: Tensor, block: Block) -> None:
         """Add a copy of `vectors` [K, P], one row per client of the block; reject those of diverged clients."""
+        block.check(vectors)
         if block.diverged:
             for client in block.diverged:
                 self._rows.put(client, np.full(self._size, np.nan, dtype=np.float32))

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from fedmpi.training.settings import LocalOptimizer, LocalTraining, changed
 from fedmpi.typing import Batch, Net, Tensor
 
+#: What is said where weights are read too late.
+OVERWRITTEN = "these weights were overwritten by a later train(); use or clone them before it"
+
 
 class Hooks(Protocol):
     """The parts of a local step that an algorithm may change; see `fedmpi.algorithms.Algorithm`."""
@@ -47,6 +50,7 @@ class Block:
         completed: [K] float64, the share of the local training that each client completes; None: all of it.
         diverged: clients whose training has diverged in this round. Nothing of theirs is used or kept.
         further: computes `gradient`, within `direction`.
+        expired: weights that were trained for these clients, in memory that has been overwritten since; None: none.
     """
 
     clients: NDArray[np.int64]
@@ -56,6 +60,7 @@ class Block:
     completed: NDArray[np.float64] | None = None
     diverged: set[int] = field(default_factory=set)
     further: Callable[[Tensor, int], Tensor] | None = field(default=None, repr=False, compare=False)
+    expired: Tensor | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.clients)
@@ -92,6 +97,13 @@ class Block:
         if ahead < 0:
             raise ValueError(f"ahead = {ahead}: must be at least 0")
         return self.further(weights, ahead)
+
+    def check(self, vectors: Tensor) -> None:
+        """Raise RuntimeError if vectors of these clients are in memory that now has other clients' weights."""
+        if self.expired is not None:
+            memory, overwritten = vectors.untyped_storage(), self.expired.untyped_storage()
+            if memory.data_ptr() == overwritten.data_ptr():
+                raise RuntimeError(OVERWRITTEN)
 
     def row(self, k: int) -> dict[str, Tensor]:
         """The vectors of one client that the hooks may read."""
