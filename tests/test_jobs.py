@@ -388,15 +388,56 @@ def test_the_way_back_into_the_queue(tmp_path: Path, state: str, array: dict[str
 
 
 def test_slurm_array(tmp_path: Path) -> None:
-    """Task 3 of two lines with two seeds each is the second line with seed 1; later options win; one file a task."""
+    """Task 3 of two lines with two seeds each is the second line with seed 1; later options win; one file a task.
+
+    The list is as editors on Windows save it.
+    """
     (tmp_path / "jobs").symlink_to(JOBS)
     listed = tmp_path / "two.list"
-    listed.write_text(f"# two rows\n\nfirst {DIGITS}\n  second {DIGITS} --rounds 9 --algorithm FedProx\n")
+    rows = f"first {DIGITS}\n\n# two rows\n  second {DIGITS} --rounds 9 --algorithm FedProx\n"
+    listed.write_bytes(rows.replace("\n", "\r\n").encode("utf-8-sig"))
     granted = {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "4714", "SLURM_ARRAY_TASK_ID": "3"}
     run("slurm_array.sbatch", listed, "2", "--rounds", "1", "--clients", "20", path=None, folder=tmp_path, **granted)
     made = results.open(tmp_path / "runs" / "two" / "second-1.h5")
     assert (made.attributes["algorithm"], made.settings["seed"], made.settings["rounds"]) == ("FedProx", 1, 1)
     assert [path.name for path in (tmp_path / "runs" / "two").iterdir()] == ["second-1.h5"]
+
+
+def test_lists_of_windows(tmp_path: Path) -> None:
+    """Oracle: the same words as of other lists; a run is started for each line, with its name."""
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "slurm.sbatch").write_text("printf '<%s>' \"$@\"\n")
+    listed = tmp_path / "two.list"
+    rows = "\nfirst c.yaml --output runs/a.h5\n# none\nsecond c.yaml --algorithm FedAvg"
+    for text in (rows, rows.replace("\n", "\r\n")):
+        for mark in ("utf-8", "utf-8-sig"):
+            listed.write_bytes(text.encode(mark))
+            for task, words in enumerate(("c.yaml --output runs/a.h5", "c.yaml --algorithm FedAvg")):
+                started = _array(listed, tmp_path, SLURM_ARRAY_TASK_ID=str(task))
+                assert started.stdout == "".join(f"<{word}>" for word in words.split()), started.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["2", "--seed", "5"], "one: --seed cannot"),
+        (["2", "--seed=5"], "one: --seed=5 cannot"),
+        (["--output", "x.h5"], "one: --output cannot"),
+        (["2"], "one: --seed=3 cannot"),
+    ],
+)
+def test_what_each_task_of_an_array_has_itself(words: list[str], message: str, tmp_path: Path) -> None:
+    """Every file would be of one seed, or every task would write to one file. Oracle: one line."""
+    listed = tmp_path / "one.list"
+    listed.write_text("one c.yaml --seed=3\n")
+    ended = _array(listed, tmp_path, *words, SLURM_ARRAY_TASK_ID="0")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == f"{listed}: {message} be given here: each task has its own\n"
+
+
+def _array(listed: Path, folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command: list[str | Path] = ["bash", JOBS / "slurm_array.sbatch", listed, *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, **variables})
 
 
 @pytest.mark.parametrize(
