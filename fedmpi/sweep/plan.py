@@ -17,7 +17,7 @@ from fedmpi.described import as_yaml
 from fedmpi.errors import BadInput
 from fedmpi.experiment import inputs
 from fedmpi.experiment.command_line import HelpPrinted, parse
-from fedmpi.experiment.config_file import by_depth, nested
+from fedmpi.experiment.config_file import by_depth, nested, with_words
 from fedmpi.experiment.resume import check_settings
 from fedmpi.options import check_length, shown
 from fedmpi.results import Run
@@ -212,7 +212,7 @@ def _listed(text: str) -> Iterator[Setting]:
 
 def _grid(text: str) -> tuple[list[Setting], Any]:
     """The settings of a grid file, and its seeds, which are not checked yet."""
-    given = small_yaml.load(text)
+    given = small_yaml.load(with_words(text))  # as in a file for --config
     if not isinstance(given, dict) or "grid" not in given:
         raise BadInput("must hold a grid, as in `grid: {local.lr: [0.01, 0.1]}`")
     for key in given:
@@ -227,7 +227,12 @@ def _grid(text: str) -> tuple[list[Setting], Any]:
             raise BadInput(f"{option}: must be either in options or in grid")
         if not isinstance(values, list) or not values:
             raise BadInput(f"grid: {option} = {shown(values)}: must be a list of values, as in [0.01, 0.1]")
-        _refuse_repeated(f"grid: {option}", [_part(names[option], value) for value in values])
+        parts = [_part(names[option], value) for value in values]
+        for number, part in enumerate(parts):
+            if (other := values[parts.index(part)]) != values[number]:
+                both = f"{_shown(other)} and {_shown(values[number])}"
+                raise BadInput(f"grid: {option}: {both} would have the same file name {part}: use two grid files")
+        _refuse_repeated(f"grid: {option}", parts)
     settings = []
     for values in product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))

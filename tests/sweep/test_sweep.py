@@ -18,6 +18,7 @@ from fedmpi import results
 from fedmpi.experiment.command_line import parse
 from fedmpi.experiment.ownership import Lock
 from fedmpi.sweep.__main__ import main
+from fedmpi.sweep.plan import read
 from tests.slurm.cluster import until
 from tests.support.mpi import REPOSITORY, environment
 from tests.test_jobs import JOBS
@@ -323,6 +324,9 @@ GOOD = "grid: {local.lr: [0.1, 0.2]}"
             "algorithm.mu: is given twice",
         ),
         (f"options: {{local: a.yaml}}\n{GOOD}", [], "local = a.yaml: must hold options, because local.lr is given"),
+        ('grid: {text: ["a b", "a,b"]}', [], "grid: text: a b and a,b would have the same file name text_a_b"),
+        ("grid: {text: [a b, a b]}", [], "grid: text: text_a_b is given twice"),
+        ("grid: {local.vectorize: [off, on]}", [], "setting vectorize_on: --local.vectorize = on: must be"),
         ("grid: {local.lr: [1], local.lr: [2]}", [], "is not YAML (line 1: local.lr is given twice)"),
         (f"options: {{1: 2}}\n{GOOD}", [], "options = {1: 2}: must hold options"),
         ("grid: {seed: [0, 1]}", [], "grid: seed cannot be given here: use the sweep's seeds"),
@@ -358,6 +362,23 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
     assert error.endswith("\n")
     assert error.count("\n") == 1
     return error.removeprefix(prefix)
+
+
+def test_words_of_a_grid(tmp_path: Path) -> None:
+    """Off, no, on and yes are words that options take, as on the command line and in other files; 1e-2 is 0.01."""
+    grid = tmp_path / "words.yaml"
+    grid.write_text(
+        "options: {partition.min_samples: 1, local.compile: off}\n"
+        "grid: {local.vectorize: [off, 8], evaluate_local: [on, no], local.lr: [1e-2]}\n"
+    )
+    plan = read(grid, None, tmp_path)
+    made = [job.settings for (job,) in plan.jobs()]
+    chosen = [(one["local"]["vectorize"], one["evaluate_local"], one["local"]["lr"]) for one in made]
+    assert chosen == [("off", True, 0.01), ("off", False, 0.01), (8, True, 0.01), (8, False, 0.01)]
+    assert [setting.values for setting in plan.settings][:2] == [
+        {"vectorize": "off", "evaluate_local": "on"},
+        {"vectorize": "off", "evaluate_local": "no"},
+    ]
 
 
 def test_refusals_of_lists(
