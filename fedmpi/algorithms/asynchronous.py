@@ -40,6 +40,7 @@ class Asynchronous(Proximal, FedAvg):
 
     server_state = ("weights", "versions")
     hidden_state = ("versions",)
+    recomputed = ("slots",)
     weighting = "uniform"
     is_asynchronous = True
     averages_models = takes_privacy = False

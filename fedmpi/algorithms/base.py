@@ -48,8 +48,10 @@ class Algorithm(metaclass=Configured):
 
     #: Names of the attributes that hold the server's state.
     server_state: tuple[str, ...] = ("weights",)
+    #: Names of attributes that change from round to round and need no checkpoint, because they are computed again.
+    recomputed: tuple[str, ...] = ()
     #: Whether `direction` is elementwise. It is then called for parts of the parameters (with the block's rows of
-    #: length d cut in the same way), while the gradient is still in the processor's cache.
+    #: length d cut in the same way), which stay in the processor's cache from one operation to the next.
     direction_is_elementwise: bool = False
     #: Whether the global model is updated by `server_step`, so that `--server_optimizer` applies.
     takes_server_optimizer: bool = False

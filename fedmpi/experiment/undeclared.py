@@ -87,7 +87,7 @@ def _attributes(component: object) -> dict[str, Any]:
     cls, own = type(component), vars(component)
     skipped = {"_options", *own["_options"], *(name for name in own if name.startswith("_is_used"))}
     if isinstance(component, Algorithm):
-        skipped |= {*component.server_state, "server_optimizer", "task"}
+        skipped |= {*component.server_state, *component.recomputed, "server_optimizer", "task"}
     if isinstance(component, ServerOptimizer):
         skipped.add("state")
     return {
