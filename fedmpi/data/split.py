@@ -188,9 +188,12 @@ def _set_apart(shard: Integers, labels: Integers, share: float, client: int, see
 
 
 def _check_sizes(partition: Partition, owned: Sequence[Integers], clients: int) -> None:
+    name, listed = type(partition).__name__, isinstance(owned, ClientSamples)
+    if not listed and not (hasattr(owned, "__len__") and all(hasattr(samples, "__len__") for samples in owned)):
+        found = "nothing" if owned is None else f"a {type(owned).__name__}"
+        raise BadInput(f"partition {name}: split returned {found}: must be a list with an array for each client")
     sizes = owned.sizes if isinstance(owned, ClientSamples) else np.array(list(map(len, owned)))
     if len(owned) != clients or not sizes.all():
-        name = type(partition).__name__
         raise BadInput(f"partition {name}: it must give samples to each of the {clients} clients")
 
 

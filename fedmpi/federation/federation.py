@@ -174,6 +174,11 @@ class Federation:
 
     def record(self, block: Block, **values: Tensor) -> None:
         """Record values [K] of a block's clients, under names that the algorithm lists in `client_metrics`."""
+        for name, value in values.items():
+            if not isinstance(value, Tensor) or value.shape != (len(block),):
+                given = f"{list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+                allowed = f"must be a tensor [{len(block)}], a value per client"
+                raise ValueError(f"fed.record: {name} is {given}: {allowed}")
         self.context.round.ledger.record(block, {name: value.cpu().numpy() for name, value in values.items()})
 
     def gather_records(self) -> dict[str, NDArray[np.float64]]:

@@ -127,7 +127,13 @@ class Ledger:
         self._waited, self._transferred = world.waiting.seconds, world.transferred
 
     def log(self, values: Mapping[str, float]) -> None:
-        """Add columns to the round's row."""
+        """Add columns to the round's row.
+
+        Raises:
+            ValueError: the results file cannot have a column of this name.
+        """
+        if wrong := [name for name in values if not name or "/" in name or "\0" in name]:
+            raise ValueError(f"fed.log: {wrong[0]!r}: must be a name without /, of at least one letter")
         self._logged.update(values)
 
     def record(self, block: Block, values: Mapping[str, ArrayLike]) -> None:

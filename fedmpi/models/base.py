@@ -115,6 +115,9 @@ class Model(Architecture):
         if not isinstance(network, nn.Module):
             found = type(network).__name__
             raise BadInput(f"= {named(self)}: build() returned a {found}, which must be a torch.nn.Module", "--model")
+        if any(isinstance(layer, torch.jit.ScriptModule) for layer in network.modules()):
+            reason = "build() returned TorchScript, which must be the torch.nn.Module that it was made from"
+            raise BadInput(f"= {named(self)}: {reason}", "--model")
         is_text = self.vocabulary is not None
         example = torch.ones(2, *shape, dtype=torch.int64 if is_text else torch.float32)
         try:

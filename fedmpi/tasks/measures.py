@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedmpi.errors import BadInput
 from fedmpi.lazy import torch
-from fedmpi.tasks.base import Metric, Rows, Task
+from fedmpi.tasks.base import Compute, Metric, Rows, Task
 from fedmpi.typing import Tensor
 
 
@@ -93,4 +94,17 @@ def _imported(path: str, task: Task) -> Metric:
         raise BadInput(f"= {path}: cannot be imported ({error}); must be {known}", "metrics") from None
     if not callable(made):
         raise BadInput(f"= {path}: is a {type(made).__name__}; must be {known}", "metrics")
-    return made if isinstance(made, Metric) else Metric(made)
+    metric = made if isinstance(made, Metric) else Metric(made)
+    if not _takes_three(metric.compute):
+        raise BadInput(f"= {path}: must be a function of (rows, targets, owners)", "metrics")
+    return metric
+
+
+def _takes_three(function: Compute) -> bool:
+    try:
+        inspect.signature(function).bind({}, (), ())
+    except ValueError:
+        return True  # a function in C may not tell what it takes
+    except TypeError:
+        return False
+    return True

@@ -19,7 +19,7 @@ from fedmpi.training.flat import Net, Pass
 from fedmpi.training.layout import Entry
 from fedmpi.training.samples import Batch
 from fedmpi.training.settings import LocalTraining
-from fedmpi.training.trainer import Trainer, losses_of, read
+from fedmpi.training.trainer import Trainer, direction_of, losses_of, read
 
 # From this number of parameters on, updating tensor by tensor is faster than storing a flat gradient.
 LARGE = 100_000
@@ -134,7 +134,7 @@ class PlainTrainer(Trainer):
         def direct(piece: Piece, gradient: Tensor) -> Tensor:
             if not has_direction:
                 return gradient
-            return hooks.direction(gradient, piece.weights, piece.start, piece.block)
+            return direction_of(hooks, gradient, piece.weights, piece.start, piece.block)
 
         whole = Piece(slice(count), weights, start, block)
         runs = [whole] if is_whole else [cut(columns) for columns in trained]

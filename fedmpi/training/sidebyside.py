@@ -27,7 +27,7 @@ from fedmpi.training.layout import Entry, aligned_rows
 from fedmpi.training.optimizers import Rate
 from fedmpi.training.samples import Batch, augmentation_draws, divisor, upload
 from fedmpi.training.settings import LocalTraining
-from fedmpi.training.trainer import LocalWork, Trainer, check_losses, read
+from fedmpi.training.trainer import LocalWork, Trainer, check_losses, direction_of, read
 
 # Further gradients may be on later batches, usually so many later at the most. How many stretches are in memory then.
 USUALLY_AHEAD, STRETCHES_KEPT = 2, 3
@@ -242,12 +242,14 @@ class SideBySideTrainer(Trainer):
     ) -> list[Tensor]:
         """The steps [K, n] of the runs of columns that are trained; the other arguments are whole, [K, d]."""
         if needs_whole(hooks):
-            whole = hooks.direction(gradient, weights, start, block)
+            whole = direction_of(hooks, gradient, weights, start, block)
             return [whole[:, run] for run in trained]
         if not hooks.changes_direction:
             return [gradient[:, run] for run in trained]
         return [
-            hooks.direction(gradient[:, run], weights[:, run], start[:, run], block.columns(run, gradient.shape[1]))
+            direction_of(
+                hooks, gradient[:, run], weights[:, run], start[:, run], block.columns(run, gradient.shape[1])
+            )
             for run in trained
         ]
 

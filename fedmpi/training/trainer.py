@@ -295,5 +295,19 @@ def losses_of(hooks: Hooks, net: Net, start: Tensor, rows: dict[str, Tensor], ba
 
 def check_losses(losses: Tensor, targets: Tensor) -> None:
     """Raise ValueError unless there is one loss per sample."""
-    if losses.shape != targets.shape[:1]:
-        raise ValueError(f"loss returned {list(losses.shape)}, not a loss for each of {len(targets)} samples")
+    if not isinstance(losses, Tensor) or losses.shape != targets.shape[:1]:
+        raise ValueError(f"loss returned {_returned(losses)}, not a loss for each of {len(targets)} samples")
+
+
+def direction_of(hooks: Hooks, gradient: Tensor, weights: Tensor, start: Tensor, block: Block) -> Tensor:
+    """The direction of a method; raises ValueError unless it is of the gradient's shape."""
+    shape, step = gradient.shape, hooks.direction(gradient, weights, start, block)
+    if not isinstance(step, Tensor) or step.shape != shape:
+        raise ValueError(f"direction returned {_returned(step)}, not a tensor {list(shape)} like the gradient")
+    return step
+
+
+def _returned(value: object) -> str:
+    if isinstance(value, Tensor):
+        return str(list(value.shape))
+    return "nothing" if value is None else f"a {type(value).__name__}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -464,6 +465,23 @@ def test_what_is_no_sample(first: NDArray, said: str) -> None:
     assert split(Named([30, 0])).train[0].tolist() == [0, 30]
     with pytest.raises(BadInput, match=r"^partition Late: it gives a client sample -1: must be numbers of training"):
         split(Late())
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (lambda shards: (shard for shard in shards), "a generator"),
+        (lambda shards: None, "nothing"),
+        (lambda shards: range(len(shards)), "a range"),
+    ],
+)
+def test_what_is_no_list(returned: Callable[[Any], Any], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the line, in place of a traceback."""
+    usual = IID.split
+    monkeypatch.setattr(IID, "split", lambda *arguments: returned(usual(*arguments)))
+    message = f"^partition IID: split returned {said}: must be a list with an array for each client$"
+    with pytest.raises(BadInput, match=message):
+        split(IID())
 
 
 def test_a_partition_of_ones_own() -> None:

@@ -326,6 +326,7 @@ def test_names_are_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert list(name.parent.iterdir()) == [third]
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 def test_what_is_refused_reserves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
@@ -345,7 +346,12 @@ def test_what_is_refused_reserves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         def build(self, shape: tuple[int, ...], classes: int) -> torch.nn.Module:
             return None  # type: ignore[return-value]
 
+    class Scripted(Model):
+        def build(self, shape: tuple[int, ...], classes: int) -> torch.nn.Module:
+            return torch.nn.Sequential(torch.jit.script(torch.nn.Flatten()), torch.nn.Linear(64, classes))
+
     for options, message in (
+        ({"model": Scripted()}, "Scripted: build() returned TorchScript, which must be the torch.nn.Module that"),
         ({"dataset": Tuples()}, "data set Tuples: read() returned a tuple: it must return Arrays(train_x,"),
         ({"dataset": Nothing()}, "data set Nothing: read() returned a NoneType: it must return Arrays("),
         (

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,41 @@ def test_columns_of_fedmpi_cannot_be_replaced(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^client_metrics: /clients has a column local_accuracy already"):
         run(path, Logs(metric="local_accuracy"), evaluate_local=True, **settings)
     assert run(path, Logs(), **settings).rounds["mine"].tolist() == [77.0, 77.0]
+
+
+class Records(FedAvg):
+    """Records and logs what is no value for each client, or under no name.
+
+    Args:
+        value: that is recorded.
+        name: of a column of the round.
+    """
+
+    client_metrics = ("drift",)
+
+    def __init__(self, value: Any = None, name: str = "mine") -> None:
+        self.value, self.name = value, name
+
+    def round(self, fed: Federation, cohort: Cohort) -> None:
+        for block in fed.my_clients(cohort):
+            if self.value is not None:
+                fed.record(block, drift=self.value)
+        fed.log(**{self.name: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("value", "given"), [(3.0, "a float"), ([1.0], "a list"), ("x", "a str"), (torch.zeros(2), "[2]")]
+)
+def test_records_have_a_value_for_each_client(value: Any, given: str, tmp_path: Path) -> None:
+    message = f"^{re.escape(f'fed.record: drift is {given}: must be a tensor [1], a value per client')}$"
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "run.h5", Records(value), rounds=1)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a\0"])
+def test_logged_columns_have_names(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"fed.log: {name!r}: must be a name without /")):
+        run(tmp_path / "run.h5", Records(name=name), rounds=1)
 
 
 class Misspelt(FedAvg):

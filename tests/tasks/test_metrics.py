@@ -305,6 +305,10 @@ def accuracy(rows: Rows, targets: NDArray, owners: NDArray) -> float:
     return 0.0
 
 
+def of_two(rows: Rows, targets: NDArray) -> float:
+    return 0.0
+
+
 def test_named_metrics() -> None:
     task, here = Classification(), __name__
     found = named_metrics(task, ("macro_f1", f"{here}.brier", f"{here}.worst_owner", "accuracy"))
@@ -319,6 +323,7 @@ def test_named_metrics() -> None:
         f"{here}.nothing": "cannot be imported",
         "no_module.at_all": "cannot be imported",
         f"{here}.N": "is a int; must be a metric",
+        f"{here}.of_two": "must be a function of (rows, targets, owners)",
         f"{here}.accuracy": "there is a metric of this name already",
     }.items():
         with pytest.raises(BadInput, match=f"metrics = {name}: ") as error:
