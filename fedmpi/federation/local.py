@@ -112,8 +112,8 @@ class Local:
         lost = {int(block.clients[k]): found for k, found in lost.items()}
         block.diverged |= lost.keys()
         ledger.record_work(block, work, lost)
-        self._show(block, work.weights, phase)
         block.expired = None
+        self._show(block, work.weights, phase)
         self._trained = Trained(work.loss, work.steps, work.rows, work.weights, block)
         return self._trained
 
