@@ -110,7 +110,7 @@ def _both_clients(work: LocalWork, hooks: Hooks, start: Tensor) -> tuple[float, 
     """
     trainer = PlainTrainer(_small(work, 1.0))
     largest = trainer.gradients(_block(0), start, hooks, round=1).abs().max().item()
-    lr = LONGEST_STEP / largest
+    lr = LONGEST_STEP / largest if largest else 1.0
     trainer = PlainTrainer(_small(work, lr))
     done = []
     for client in range(len(SIZES)):

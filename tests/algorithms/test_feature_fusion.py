@@ -433,7 +433,10 @@ class Sequences(Model):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Noisy(), "--model: FeatureFusion needs one built as Backbone(extractor, classifier)"),
+        (
+            Noisy(),
+            "--model: FeatureFusion needs one built as Backbone(extractor, classifier), without a forward of its own",
+        ),
         (Sequences(), "--model: FeatureFusion needs features [B, C] or [B, C, H, W], not [2, 8, 8]"),
     ],
 )

@@ -137,8 +137,9 @@ def test_a_momentum_that_is_not_declared_works_without_interruption(tmp_path: Pa
 
 
 def test_what_is_no_state_is_not_named(tmp_path: Path) -> None:
-    """Oracle: FedAvg, bit for bit; `run` checks that nothing is said."""
+    """Oracle: FedAvg, bit for bit."""
     tidy = run(tmp_path / "tidy.h5", Tidy(), rounds=4)
+    assert "undeclared_state" not in tidy.attributes
     assert tidy.weights_sha256 == run(tmp_path / "plain.h5", rounds=4).weights_sha256
 
 

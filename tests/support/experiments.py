@@ -65,7 +65,8 @@ def run(path: Path, algorithm: Algorithm | None = None, **settings: Any) -> resu
     }
     finished = Experiment(algorithm, output=path, **few | settings).run()
     assert finished.status == "finished"
-    assert "undeclared_state" not in finished.attributes
+    is_ours = type(algorithm).__module__.startswith("fedmpi.")
+    assert not is_ours or "undeclared_state" not in finished.attributes
     return finished
 
 
