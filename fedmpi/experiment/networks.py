@@ -17,7 +17,7 @@ from fedmpi.models import Model
 from fedmpi.mpi.shared import share_aligned
 from fedmpi.mpi.world import World
 from fedmpi.training.dry_run import constant_buffers, materialise
-from fedmpi.training.flat import FlatModel
+from fedmpi.training.flat import FlatModel, in_a_vector
 
 
 class Networks:
@@ -56,6 +56,8 @@ class Networks:
         randomness.seed_globals(randomness.key(self._seed, "initial weights", client=number))
         network = self._make()
         with self._said_of():
+            if name := in_a_vector(network):
+                raise BadInput(f"parameter {name} belongs to an earlier network: build() must make a new one")
             constants = self._constants(network) if self._frozen is None else ()
             model = FlatModel(network, self._device, constants, self._frozen)
         if number == 0 and self._initial:

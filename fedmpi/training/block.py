@@ -71,14 +71,8 @@ class Block:
     def give(self, vectors: Mapping[str, Tensor]) -> None:
         """Set vectors that the hooks may read: [K, ...], one row per client, or [n], the same for all.
 
-        Raises:
-            ValueError: a vector has as many numbers as there are clients, so that it could be either.
+        One number per client is [K, 1].
         """
-        if unclear := [name for name, v in vectors.items() if v.dim() == 1 and len(v) == len(self) > 1]:
-            raise ValueError(
-                f"fed.train({unclear[0]}=...): a vector of {len(self)} numbers for {len(self)} clients: give [K, 1]"
-                " for one number per client, or [1, n] expanded to [K, n] for the same numbers for all"
-            )
         self.vectors = {name: v.expand(len(self), -1) if v.dim() == 1 else v for name, v in vectors.items()}
 
     def gradient(self, weights: Tensor, ahead: int = 0) -> Tensor:

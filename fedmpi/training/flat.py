@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedmpi.errors import BadInput
 from fedmpi.training.layout import Entry, Layout, aligned_rows, is_composed
 
 # Marks parameters that are part of a vector.
@@ -40,7 +39,7 @@ class FlatModel:
         in_bf16: whether `Net` runs the network in bfloat16 where that is safe.
 
     Raises:
-        BadInput: as `Layout.of`, or another object has the network's parameters.
+        BadInput: as `Layout.of`.
     """
 
     def __init__(
@@ -64,9 +63,6 @@ class FlatModel:
             if _writes_beyond(layer) and device.type == "cpu":
                 layer.register_forward_pre_hook(_rows_of_one_channel)
         parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
-        for entry in self.layout.entries:
-            if entry.is_parameter and hasattr(parameters[entry.name], _MARK):
-                raise BadInput(f"parameter {entry.name} belongs to an earlier network: build() must make a new one")
         self._parameters = [
             (entry, parameters[entry.name]) for entry in self.layout.entries if entry.is_parameter and entry.size
         ]
@@ -259,6 +255,11 @@ class FlatModel:
             return copy.deepcopy(self.module, memory).eval()
         except Exception as error:  # of any kind; most methods do well without
             return error
+
+
+def in_a_vector(module: nn.Module) -> str | None:
+    """The name of a parameter of a network that a `FlatModel` has bound to its vector; None: there is none."""
+    return next((name for name, parameter in module.named_parameters() if hasattr(parameter, _MARK)), None)
 
 
 def _writes_beyond(layer: nn.Module) -> bool:
