@@ -55,7 +55,8 @@ class Undeclared:
                 for component, before in zip(self._components, self._at_first, strict=True):
                     now = _attributes(component)
                     changed = {name for name, value in now.items() if name not in before or before[name] != value}
-                    stack.enter_context(self._watching(component, changed))
+                    if changed:
+                        stack.enter_context(self._watching(component, changed))
             yield is_watched
 
     @contextmanager
