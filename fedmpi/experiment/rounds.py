@@ -16,6 +16,7 @@ from fedmpi.checksum import REMEDY, checksum
 from fedmpi.errors import BadInput, named
 from fedmpi.experiment.interruption import Interruptions
 from fedmpi.experiment.settings import Settings
+from fedmpi.experiment.undeclared import Undeclared
 from fedmpi.experiment.workload import MethodWorkload
 from fedmpi.federation.engine import Engine
 from fedmpi.federation.evaluation import Evaluation
@@ -38,11 +39,13 @@ def play(
     round: int,
     interruptions: Interruptions,
     timeline: Timeline | None = None,
+    undeclared: Undeclared | None = None,
 ) -> Outcome:
     """Play a round of the experiment, or of a stage.
 
     Args:
         timeline: the schedule of an asynchronous method; None: the method is synchronous.
+        undeclared: what this rank has found; None: nothing is watched.
     """
     fed = engine.federation
     interruptions.begin_round()
@@ -79,7 +82,7 @@ def play(
         engine.account(experiment.sampler, experiment.cohort)
     engine.clock = clock
     kept = {name: value for part in algorithm.parts for name, value in vars(part).items()}
-    return engine.finish(kept, *interruptions.asks(round))
+    return engine.finish(kept, *interruptions.asks(round), bool(undeclared and undeclared.found))
 
 
 @contextmanager

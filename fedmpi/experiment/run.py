@@ -154,9 +154,11 @@ class _Course:
         is_over = self._is_over(done)
         while not is_over:
             done += 1
-            with undeclared.round() as is_watched:
-                outcome = play(experiment, engine, experiment.algorithm, done, interruptions, assembled.timeline)
-            if is_watched:
+            with undeclared.round():
+                outcome = play(
+                    experiment, engine, experiment.algorithm, done, interruptions, assembled.timeline, undeclared
+                )
+            if outcome.hearing:
                 self._report(undeclared, is_resumed=place is not None)
             self.recorder.add_round(outcome)
             yield outcome

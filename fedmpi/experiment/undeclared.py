@@ -46,8 +46,8 @@ class Undeclared:
         self._rounds = 0
 
     @contextmanager
-    def round(self) -> Iterator[bool]:
-        """The context of a round; gives whether it is watched."""
+    def round(self) -> Iterator[None]:
+        """The context of a round."""
         self._rounds += 1
         is_watched = 1 < self._rounds <= 1 + WATCHED
         with ExitStack() as stack:
@@ -57,7 +57,7 @@ class Undeclared:
                     changed = {name for name, value in now.items() if name not in before or before[name] != value}
                     if changed:
                         stack.enter_context(self._watching(component, changed))
-            yield is_watched
+            yield
 
     @contextmanager
     def _watching(self, component: Any, names: set[str]) -> Iterator[None]:

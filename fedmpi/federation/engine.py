@@ -114,12 +114,14 @@ class Engine:
         )
         context.reseed("method")
 
-    def finish(self, kept: Mapping[str, object], status: int = 0, checkpoint: bool = False) -> Outcome:
+    def finish(
+        self, kept: Mapping[str, object], status: int = 0, checkpoint: bool = False, hearing: bool = False
+    ) -> Outcome:
         """End a round.
 
         Args:
             kept: the algorithm's attributes.
-            status, checkpoint: requests of this rank, see `Outcome`.
+            status, checkpoint, hearing: requests of this rank, see `Outcome`.
 
         Raises:
             RuntimeError: an attribute is a broadcast vector, which the next round would overwrite.
@@ -139,7 +141,7 @@ class Engine:
                 model.check_constants()
             context.be_idle()
             self.federation.at_clients.show_last()
-            round.ledger.ask(status, checkpoint)
+            round.ledger.ask(status, checkpoint, hearing)
             malicious = context.adversary.malicious if context.adversary else None
             outcome = round.ledger.close(
                 sum(uplink.bytes for uplink in round.uplinks), context.costs.columns(), malicious, context.energy

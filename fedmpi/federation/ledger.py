@@ -43,8 +43,8 @@ SPENT = (
     CPU,
     GPU,
 )
-# What a rank asks for when the round is over: to end the run with an exit status, and a checkpoint.
-ASKED = ("status", "checkpoint")
+# What a rank asks for when the round is over: to end the run with an exit status, a checkpoint, and to be heard.
+ASKED = ("status", "checkpoint", "hearing")
 SPENT_BY_WORKERS = SPENT[:3]
 BUSY = ("train_seconds", "evaluation_seconds", "teacher_seconds", "server_seconds")
 
@@ -57,7 +57,8 @@ class Outcome:
 
     Attributes:
         status: exit status with which the run ends after the round; 0: it continues. The same on every rank, like
-        checkpoint: whether a checkpoint is written.
+        checkpoint: whether a checkpoint is written, and
+        hearing: whether a rank has something to tell.
     """
 
     row: dict[str, float]
@@ -68,6 +69,7 @@ class Outcome:
     fine_tuned: Evaluation | None = None
     status: int = 0
     checkpoint: bool = False
+    hearing: bool = False
 
 
 class Ledger:
@@ -227,9 +229,9 @@ class Ledger:
         self._check_left(records)
         return records
 
-    def ask(self, status: int, checkpoint: bool) -> None:
-        """Request an exit status and a checkpoint, see `Outcome`. The highest status of all ranks is used."""
-        self._spent |= {"status": status, "checkpoint": checkpoint}
+    def ask(self, status: int, checkpoint: bool, hearing: bool) -> None:
+        """Request what `Outcome` says. The highest status of all ranks is used."""
+        self._spent |= {"status": status, "checkpoint": checkpoint, "hearing": hearing}
 
     def close(
         self,
@@ -259,7 +261,7 @@ class Ledger:
         records = self._by_name()
         self._check_left(records)
         ranks = dict(zip(self._spent, self._ranks.T, strict=True))
-        asked = int(ranks["status"].max()), bool(ranks["checkpoint"].any())
+        asked = int(ranks["status"].max()), bool(ranks["checkpoint"].any()), bool(ranks["hearing"].any())
         by_rank = {**self._columns_of_ranks(ranks, of_workers), **{kind: ranks[kind] for kind in energy.measured}}
         by_client = self._columns_of_clients(records, malicious)
         row = self._row(ranks, records)
