@@ -84,9 +84,6 @@ def find(experiment: Settings, config: str, checkpoints: Checkpoints) -> Place |
         raise BadInput(f"--resume: {error}") from None
     check_settings(run, config)
     done, is_over = len(run.rounds.get("round", ())), run.status == "finished"
-    if names := run.attributes.get("undeclared_state"):
-        again = "--overwrite instead of --resume starts again"
-        raise BadInput(f"--resume: {output}: {UNDECLARED.format(names)}; {again}")
     if not (kept or is_over):
         say(f"{output}: has no checkpoint yet, starting a new run")
         return None
@@ -97,6 +94,9 @@ def find(experiment: Settings, config: str, checkpoints: Checkpoints) -> Place |
     if is_over and (stopped_by := _stopped_by(experiment, run)):
         say(f"{output}: the run has finished, nothing to do (stopped by {stopped_by})")
         return Place(run.attributes["started"], done, is_end=True)
+    if names := run.attributes.get("undeclared_state"):
+        again = "--overwrite instead of --resume starts again"
+        raise BadInput(f"--resume: {output}: {UNDECLARED.format(names)}; {again}")
     _check_rounds(run, rounds)
     if not kept:
         place = _after_the_end(run, done)

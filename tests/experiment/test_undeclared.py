@@ -125,6 +125,7 @@ def test_a_run_says_what_it_keeps(
     assert made.attributes["undeclared_state"] == name
     assert f"note: {name} keeps something from round to round that no checkpoint has: " in capsys.readouterr().out
     said = rf"^--resume: .*made\.h5: {name.split()[0]} \(.*\) keeps something .*; --overwrite instead of --resume"
+    assert Experiment(**FEW, **settings, rounds=4, output=path, resume=True).run().status == "finished"
     with pytest.raises(BadInput, match=said):
         Experiment(**FEW, **settings, rounds=6, output=path, resume=True).run()
 
